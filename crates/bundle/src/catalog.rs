@@ -1,0 +1,37 @@
+//! Published models whose recommended settings are known.
+
+use crate::geometry::PixelSize;
+use crate::settings::{Recommended, ScheduleKind, SolverKind};
+use crate::spec::DenoiserSpec;
+
+/// The negative prompt that Wan is published with.
+pub const OFFICIAL_NEGATIVE_PROMPT: &str = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
+
+/// A published model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownModel {
+    /// Its name.
+    pub name: &'static str,
+    /// What its authors recommend.
+    pub recommended: Recommended,
+}
+
+/// Finds the published model that a denoiser with this many experts belongs to.
+pub fn identify(denoiser: &DenoiserSpec, experts: usize) -> Option<KnownModel> {
+    let dims = (denoiser.width(), denoiser.layers, denoiser.in_channels, experts);
+    (dims == (5120, 40, 16, 2)).then(|| KnownModel {
+        name: "Wan2.2-T2V-A14B",
+        recommended: Recommended {
+            size: Some(PixelSize { width: 1280, height: 720 }),
+            frames: Some(81),
+            fps: Some(16),
+            steps: Some(40),
+            guidance: Some(vec![4.0, 3.0]),
+            // Its scheduler_config.json says 3, which gives a different trajectory and worse clips.
+            shift: Some(12.0),
+            sampler: Some(SolverKind::UniPc),
+            schedule: Some(ScheduleKind::Official),
+            negative: Some(OFFICIAL_NEGATIVE_PROMPT.into()),
+        },
+    })
+}

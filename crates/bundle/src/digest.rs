@@ -1,0 +1,31 @@
+//! Digests of weights: part of graph names, so that two experts of one topology are never taken for each other.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A BLAKE3 digest, and whether every byte went into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    /// 64 hexadecimal digits.
+    pub blake3: String,
+    /// True when every weight byte was read; false when only headers and the first 4 KiB of each tensor were.
+    pub whole: bool,
+}
+
+impl Digest {
+    /// The first 12 digits, used in file names.
+    pub fn short(&self) -> &str {
+        self.blake3.get(..12).unwrap_or(&self.blake3)
+    }
+
+    /// From a finished hash.
+    pub fn new(hash: blake3::Hash, whole: bool) -> Self {
+        Self { blake3: hash.to_hex().to_string(), whole }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.short(), if self.whole { "" } else { " (headers only)" })
+    }
+}

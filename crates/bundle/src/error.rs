@@ -1,0 +1,128 @@
+//! Errors of the contract: values out of range, a `bundle.json` that does not hold, files that cannot be written.
+
+use crate::dtype::ElementType;
+use crate::{Diagnose, Report};
+use std::path::{Path, PathBuf};
+
+/// What can be wrong with a value or a bundle.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value that a user gave lies outside what is possible.
+    Value {
+        /// The name of the value, as the user knows it (`--size`).
+        name: &'static str,
+        /// What was given.
+        given: String,
+        /// The rule that it breaks.
+        rule: String,
+        /// Values that would do.
+        fix: String,
+    },
+    /// A file could not be read or written.
+    File {
+        /// What was being done: `read`, `write`, `create`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// `bundle.json` is absent.
+    NotABundle {
+        /// The folder that was given.
+        path: PathBuf,
+    },
+    /// `bundle.json` cannot be understood.
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The bundle has no graph for what was asked.
+    NoGraph {
+        /// Which component.
+        component: String,
+        /// What was asked for, as dialect and precision.
+        asked: String,
+        /// What there is.
+        available: Vec<String>,
+    },
+    /// A graph's inputs or outputs are not what the contract says.
+    Signature {
+        /// Which graph.
+        graph: String,
+        /// Which tensor.
+        tensor: String,
+        /// What the contract says.
+        expected: String,
+        /// What the graph has.
+        found: String,
+    },
+}
+
+impl Error {
+    /// Adds the path and the action to an I/O error.
+    pub fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// A value that breaks a rule.
+    pub fn value(
+        name: &'static str,
+        given: impl ToString,
+        rule: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self::Value { name, given: given.to_string(), rule: rule.into(), fix: fix.into() }
+    }
+
+    pub(crate) fn element(graph: &str, tensor: &str, expected: ElementType, found: ElementType) -> Self {
+        Self::Signature {
+            graph: graph.into(),
+            tensor: tensor.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+}
+
+impl Diagnose for Error {
+    fn report(&self) -> Report {
+        match self {
+            Self::Value { name, given, rule, fix } => {
+                Report::bad_input(format!("{name} cannot be {given}"), rule.clone(), fix.clone())
+            }
+            Self::File { action, path, source } => Report::bad_input(
+                format!("cannot {action} {}", path.display()),
+                source.to_string(),
+                "check that the path exists, that there is room and that you may write there",
+            ),
+            Self::NotABundle { path } => Report::bad_input(
+                format!("{} is not a bundle", path.display()),
+                "it has no bundle.json",
+                "make one with `rushes export CHECKPOINT --out BUNDLE`",
+            ),
+            Self::Manifest { path, why } => Report::bad_input(
+                format!("{} cannot be understood", path.display()),
+                why.clone(),
+                "export the checkpoint again with this version of rushes",
+            ),
+            Self::NoGraph { component, asked, available } => Report::bad_input(
+                format!("the bundle has no {asked} graph of {component}"),
+                format!("it has {}", available.join(", ")),
+                "choose one of these with --precision and --ep, or export the checkpoint for that target",
+            ),
+            Self::Signature { graph, tensor, expected, found } => Report::bad_input(
+                format!("the graph {graph} does not keep the contract at `{tensor}`"),
+                format!("expected {expected}, found {found}"),
+                "export the checkpoint again with this version of rushes",
+            ),
+        }
+    }
+}
+
+crate::display_as_report!(Error);

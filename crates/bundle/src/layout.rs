@@ -1,0 +1,49 @@
+//! File names of a bundle.
+//!
+//! ```text
+//! BUNDLE/bundle.json
+//!        tokenizer.json
+//!        text_encoder/cpu-f32.<digest>.onnx            + weights/*.safetensors
+//!        experts/high_noise/cpu-f32.<digest>.onnx      + weights/*.safetensors
+//!        experts/low_noise/cpu-f32.<digest>.onnx       + weights/*.safetensors
+//!        decoder/first.cpu-f32.<digest>.onnx
+//!        decoder/next.cpu-f32.<digest>.onnx            + weights/*.safetensors
+//! ```
+//!
+//! A graph lies above its weights because ONNX Runtime refuses external data outside the folder of the graph.
+
+use crate::digest::Digest;
+use crate::dtype::{Dialect, Precision};
+use crate::manifest::{Component, Part};
+
+/// Name of the manifest; written last, so that a folder that has it is whole.
+pub const MANIFEST: &str = "bundle.json";
+/// Name of the tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// Folder of a component's weights, beside its graphs.
+pub const WEIGHTS: &str = "weights";
+
+/// Folder of a component, relative to the bundle.
+pub fn component_folder(component: &Component) -> String {
+    match component {
+        Component::TextEncoder => "text_encoder".into(),
+        Component::Expert(name) => format!("experts/{name}"),
+        Component::Decoder => "decoder".into(),
+    }
+}
+
+/// File of a graph, relative to the bundle.
+pub fn graph_file(
+    component: &Component,
+    part: Part,
+    dialect: Dialect,
+    precision: Precision,
+    digest: &Digest,
+) -> String {
+    let prefix = match part {
+        Part::Whole => "",
+        Part::First => "first.",
+        Part::Next => "next.",
+    };
+    format!("{}/{prefix}{dialect}-{precision}.{}.onnx", component_folder(component), digest.short())
+}

@@ -1,0 +1,27 @@
+//! The contract between export and run.
+//!
+//! A *bundle* is the folder that `rushes export` writes and every other command reads: ONNX graphs, their weights and
+//! `bundle.json`. This crate says what may be in it and in which units, and knows no graph, session, thread or clock.
+//!
+//! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
+//! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
+//! they come from), [`signature`] (the interface of each graph), [`manifest`] and [`layout`] (`bundle.json` and file
+//! names), [`digest`], [`atomic`].
+
+pub mod atomic;
+pub mod catalog;
+pub mod diagnose;
+pub mod digest;
+pub mod dtype;
+mod error;
+pub mod geometry;
+pub mod layout;
+pub mod manifest;
+pub mod routing;
+pub mod settings;
+pub mod signature;
+pub mod spec;
+pub mod units;
+
+pub use diagnose::{Diagnose, ErrorClass, Report};
+pub use error::Error;

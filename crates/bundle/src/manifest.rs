@@ -1,0 +1,249 @@
+//! `bundle.json`: what the bundle holds.
+
+use crate::digest::Digest;
+use crate::dtype::{Dialect, Precision, WeightType};
+use crate::layout;
+use crate::routing::{ExpertName, Routing};
+use crate::settings::Defaults;
+use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use crate::units::ByteCount;
+use crate::{Error, atomic};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The version of the layout of bundles; a reader refuses others.
+pub const FORMAT: u32 = 1;
+
+/// A part of the model that has weights of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Component {
+    /// Prompt to text states.
+    TextEncoder,
+    /// One denoiser of the routing table.
+    Expert(ExpertName),
+    /// Latent to frames.
+    Decoder,
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TextEncoder => f.write_str("the text encoder"),
+            Self::Expert(name) => write!(f, "the {name} expert"),
+            Self::Decoder => f.write_str("the decoder"),
+        }
+    }
+}
+
+/// Which graph of a component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// The only one.
+    Whole,
+    /// The decoder's graph for the first latent frame.
+    First,
+    /// The decoder's graph for every later latent frame.
+    Next,
+}
+
+/// One graph file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GraphEntry {
+    /// Which graph of the component.
+    pub part: Part,
+    /// Operators it is written in.
+    pub dialect: Dialect,
+    /// What it computes in.
+    pub precision: Precision,
+    /// Path relative to the bundle.
+    pub file: String,
+}
+
+/// One file of weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WeightFile {
+    /// Path relative to the bundle.
+    pub file: String,
+    /// Size.
+    pub bytes: ByteCount,
+}
+
+/// A component's graphs and weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ComponentEntry {
+    /// Which component.
+    pub component: Component,
+    /// Its graphs.
+    pub graphs: Vec<GraphEntry>,
+    /// Files its graphs read.
+    pub weights: Vec<WeightFile>,
+    /// How the weights are stored.
+    pub weight_type: WeightType,
+    /// Digest over all its weights.
+    pub digest: Digest,
+}
+
+impl ComponentEntry {
+    /// Bytes of all its weights on disk.
+    pub fn weight_bytes(&self) -> ByteCount {
+        self.weights.iter().map(|file| file.bytes).sum()
+    }
+
+    /// The graph of a part in a dialect and precision.
+    ///
+    /// # Errors
+    /// Says which graphs there are when there is none like that.
+    pub fn graph(&self, part: Part, dialect: Dialect, precision: Precision) -> Result<&GraphEntry, Error> {
+        self.graphs
+            .iter()
+            .find(|graph| (graph.part, graph.dialect, graph.precision) == (part, dialect, precision))
+            .ok_or_else(|| {
+                let mut available: Vec<_> = self
+                    .graphs
+                    .iter()
+                    .map(|graph| format!("{} {}", graph.dialect, graph.precision))
+                    .collect();
+                available.dedup();
+                Error::NoGraph {
+                    component: self.component.to_string(),
+                    asked: format!("{dialect} {precision}"),
+                    available,
+                }
+            })
+    }
+}
+
+/// `bundle.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// Version of the writer.
+    pub rushes: String,
+    /// Name of the model, for people.
+    pub model: String,
+    /// Text encoder.
+    pub text_encoder: TextEncoderSpec,
+    /// All experts.
+    pub denoiser: DenoiserSpec,
+    /// VAE.
+    pub vae: VaeSpec,
+    /// Which expert at which noise level.
+    pub routing: Routing,
+    /// Resolved defaults.
+    pub defaults: Defaults,
+    /// Graphs and weights.
+    pub components: Vec<ComponentEntry>,
+}
+
+impl Manifest {
+    /// The entry of a component.
+    ///
+    /// # Errors
+    /// When the bundle lacks it.
+    pub fn component(&self, component: &Component) -> Result<&ComponentEntry, Error> {
+        self.components.iter().find(|entry| entry.component == *component).ok_or_else(|| Error::NoGraph {
+            component: component.to_string(),
+            asked: "any".into(),
+            available: self.components.iter().map(|entry| entry.component.to_string()).collect(),
+        })
+    }
+
+    /// Precisions for which every component has graphs in `dialect`.
+    pub fn precisions(&self, dialect: Dialect) -> Vec<Precision> {
+        Precision::ALL
+            .into_iter()
+            .filter(|precision| {
+                self.components.iter().all(|entry| {
+                    entry.graphs.iter().any(|graph| (graph.dialect, graph.precision) == (dialect, *precision))
+                })
+            })
+            .collect()
+    }
+}
+
+/// A bundle on disk.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its `bundle.json`.
+    pub manifest: Manifest,
+}
+
+impl Bundle {
+    /// Reads `bundle.json` and checks that every file it names is there and as long as it says.
+    ///
+    /// # Errors
+    /// A folder without `bundle.json`, one of another format, or a file that is missing or of another length.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(layout::MANIFEST);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NotABundle { path: folder.to_owned() });
+            }
+            Err(source) => return Err(Error::File { action: "read", path, source }),
+        };
+        let wrong = |why: String| Error::Manifest { path: path.clone(), why };
+        let format = serde_json::from_slice::<serde_json::Value>(&text)
+            .map_err(|error| wrong(error.to_string()))?
+            .get("format")
+            .and_then(serde_json::Value::as_u64);
+        if format != Some(u64::from(FORMAT)) {
+            let found = format.map_or("none".into(), |format| format.to_string());
+            return Err(wrong(format!("its format is {found} and this version reads format {FORMAT}")));
+        }
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        let bundle = Self { folder: folder.to_owned(), manifest };
+        bundle.check_files()?;
+        Ok(bundle)
+    }
+
+    fn check_files(&self) -> Result<(), Error> {
+        for entry in &self.manifest.components {
+            for graph in &entry.graphs {
+                let path = self.path(&graph.file);
+                std::fs::metadata(&path).map_err(Error::file("read", &path))?;
+            }
+            for weights in &entry.weights {
+                let path = self.path(&weights.file);
+                let found = std::fs::metadata(&path).map_err(Error::file("read", &path))?.len();
+                if found != weights.bytes.0 {
+                    return Err(Error::Manifest {
+                        path,
+                        why: format!("it has {found} bytes and should have {}", weights.bytes.0),
+                    });
+                }
+            }
+        }
+        let tokenizer = self.tokenizer();
+        std::fs::metadata(&tokenizer).map_err(Error::file("read", &tokenizer))?;
+        Ok(())
+    }
+
+    /// Absolute or working-directory path of a file that `bundle.json` names.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// Path of the tokenizer.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.folder.join(layout::TOKENIZER)
+    }
+}
+
+/// Writes `bundle.json` into `folder`; the last file of an export, so that a folder that has it is whole.
+///
+/// # Errors
+/// The path that could not be written.
+pub fn write(folder: &Path, manifest: &Manifest) -> Result<(), Error> {
+    let path = folder.join(layout::MANIFEST);
+    let mut text = serde_json::to_vec_pretty(manifest)
+        .map_err(|error| Error::Manifest { path: path.clone(), why: error.to_string() })?;
+    text.push(b'\n');
+    atomic::write_atomic(&path, &text)
+}

@@ -1,0 +1,247 @@
+//! What a clip is made with when the user says nothing, and where each value comes from.
+
+use crate::Error;
+use crate::geometry::PixelSize;
+use crate::units::{FrameRate, GuidanceScale, Shift};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The update rule that turns velocities into the next latent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SolverKind {
+    /// UniPC of order 2, B(h) form, predicting x0.
+    UniPc,
+    /// DPM-Solver++ 2M, midpoint.
+    DpmPp,
+    /// Euler.
+    Euler,
+}
+
+/// Which code base's sigma grid is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// The grid of the official Wan2.2 code.
+    Official,
+    /// The grid of diffusers.
+    Diffusers,
+}
+
+macro_rules! named {
+    ($kind:ty, $flag:literal, $($name:literal => $variant:ident),+) => {
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $name),+ })
+            }
+        }
+        impl std::str::FromStr for $kind {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self, Error> {
+                match text {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(Error::value(
+                        $flag, format!("`{text}`"), "there is none of that name",
+                        concat!("use one of:" $(, " ", $name)+),
+                    )),
+                }
+            }
+        }
+    };
+}
+named!(SolverKind, "--sampler", "unipc" => UniPc, "dpmpp" => DpmPp, "euler" => Euler);
+named!(ScheduleKind, "--schedule", "official" => Official, "diffusers" => Diffusers);
+
+/// Where a default comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// `rushes.json` beside the checkpoint's `model_index.json`.
+    Checkpoint,
+    /// The catalogue of known models.
+    Catalogue,
+    /// The checkpoint's scheduler config.
+    SchedulerConfig,
+    /// Nothing said anything: the tool's own choice.
+    Fallback,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Checkpoint => "rushes.json",
+            Self::Catalogue => "catalogue",
+            Self::SchedulerConfig => "scheduler config",
+            Self::Fallback => "built in",
+        })
+    }
+}
+
+/// A default and its origin.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Default<T> {
+    /// The value.
+    pub value: T,
+    /// Where it comes from.
+    pub from: Origin,
+}
+
+/// The resolved defaults of a bundle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Defaults {
+    /// Size of the picture.
+    pub size: Default<PixelSize>,
+    /// Frames of the clip.
+    pub frames: Default<usize>,
+    /// Rate at which the frames are played.
+    pub fps: Default<FrameRate>,
+    /// Denoising steps.
+    pub steps: Default<usize>,
+    /// Guidance scale of each expert, from the noisiest down.
+    pub guidance: Default<Vec<GuidanceScale>>,
+    /// Shift of the sigma grid.
+    pub shift: Default<Shift>,
+    /// Solver.
+    pub sampler: Default<SolverKind>,
+    /// Sigma grid.
+    pub schedule: Default<ScheduleKind>,
+    /// Negative prompt.
+    pub negative: Default<String>,
+}
+
+/// Recommended settings: what `rushes.json` holds; what is absent is looked up elsewhere.
+#[derive(Debug, Clone, PartialEq, std::default::Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recommended {
+    /// Size of the picture.
+    pub size: Option<PixelSize>,
+    /// Frames of the clip.
+    pub frames: Option<usize>,
+    /// Rate at which the frames are played.
+    pub fps: Option<u32>,
+    /// Denoising steps.
+    pub steps: Option<usize>,
+    /// Guidance scale of each expert, from the noisiest down.
+    pub guidance: Option<Vec<f32>>,
+    /// Shift of the sigma grid.
+    pub shift: Option<f64>,
+    /// Solver.
+    pub sampler: Option<SolverKind>,
+    /// Sigma grid.
+    pub schedule: Option<ScheduleKind>,
+    /// Negative prompt.
+    pub negative: Option<String>,
+}
+
+impl Defaults {
+    /// Resolves every default: the first of `sources` that has a value wins, else the built-in one.
+    ///
+    /// # Errors
+    /// A recommended value that is out of range.
+    pub fn resolve(sources: &[(Origin, &Recommended)], experts: usize) -> Result<Self, Error> {
+        fn first<T>(
+            sources: &[(Origin, &Recommended)],
+            get: impl Fn(&Recommended) -> Option<T>,
+            otherwise: T,
+        ) -> Default<T> {
+            sources
+                .iter()
+                .find_map(|(from, source)| get(source).map(|value| Default { value, from: *from }))
+                .unwrap_or(Default { value: otherwise, from: Origin::Fallback })
+        }
+        fn checked<T, U>(
+            default: Default<T>,
+            check: impl FnOnce(T) -> Result<U, Error>,
+        ) -> Result<Default<U>, Error> {
+            Ok(Default { value: check(default.value)?, from: default.from })
+        }
+        let steps = first(sources, |s| s.steps, 40);
+        let frames = first(sources, |s| s.frames, 81);
+        let guidance = first(sources, |s| s.guidance.clone(), vec![5.0]);
+        Ok(Self {
+            size: first(sources, |s| s.size, PixelSize { width: 832, height: 480 }),
+            frames: checked(frames, |n| crate::geometry::FrameCount::try_new(n).map(|n| n.get()))?,
+            fps: checked(first(sources, |s| s.fps, 16), FrameRate::try_new)?,
+            steps: checked(steps, check_steps)?,
+            guidance: checked(guidance, |scales| {
+                per_expert(&scales.into_iter().map(GuidanceScale).collect::<Vec<_>>(), experts)
+            })?,
+            shift: checked(first(sources, |s| s.shift, 5.0), Shift::try_new)?,
+            sampler: first(sources, |s| s.sampler, SolverKind::UniPc),
+            schedule: first(sources, |s| s.schedule, ScheduleKind::Diffusers),
+            negative: first(sources, |s| s.negative.clone(), String::new()),
+        })
+    }
+}
+
+/// The most denoising steps that are accepted: one per training timestep.
+pub const MAX_STEPS: usize = 1000;
+
+/// Checks a number of denoising steps.
+///
+/// # Errors
+/// 0, or more than [`MAX_STEPS`].
+pub fn check_steps(steps: usize) -> Result<usize, Error> {
+    if (1..=MAX_STEPS).contains(&steps) {
+        Ok(steps)
+    } else {
+        Err(Error::value(
+            "--steps",
+            steps,
+            format!("a clip is denoised in 1 to {MAX_STEPS} steps"),
+            "use the default by leaving it out",
+        ))
+    }
+}
+
+/// One guidance scale per expert: a single one holds for all.
+///
+/// # Errors
+/// A number of scales that is neither 1 nor the number of experts.
+pub fn per_expert(scales: &[GuidanceScale], experts: usize) -> Result<Vec<GuidanceScale>, Error> {
+    match scales {
+        [one] => Ok(vec![*one; experts]),
+        all if all.len() == experts => Ok(all.to_vec()),
+        other => Err(Error::value(
+            "--guidance",
+            format!("{} scales", other.len()),
+            format!("this model has {experts} expert{}", if experts == 1 { "" } else { "s" }),
+            "give one scale for all experts, or one for each",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_source_wins_and_is_named() {
+        let own = Recommended { steps: Some(20), ..Recommended::default() };
+        let known = Recommended { steps: Some(40), shift: Some(12.0), ..Recommended::default() };
+        let sources = [(Origin::Checkpoint, &own), (Origin::Catalogue, &known)];
+        let defaults = Defaults::resolve(&sources, 2).unwrap();
+        assert_eq!(defaults.steps, Default { value: 20, from: Origin::Checkpoint });
+        assert_eq!(defaults.shift, Default { value: Shift(12.0), from: Origin::Catalogue });
+        assert_eq!(defaults.fps.from, Origin::Fallback);
+        assert_eq!(defaults.guidance.value.len(), 2);
+    }
+
+    #[test]
+    fn a_recommendation_out_of_range_is_refused() {
+        for wrong in [
+            Recommended { steps: Some(0), ..Recommended::default() },
+            Recommended { frames: Some(0), ..Recommended::default() },
+            Recommended { shift: Some(-1.0), ..Recommended::default() },
+            Recommended { guidance: Some(vec![1.0, 2.0, 3.0]), ..Recommended::default() },
+        ] {
+            assert!(Defaults::resolve(&[(Origin::Checkpoint, &wrong)], 2).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_known_ones() {
+        insta::assert_snapshot!("ddim".parse::<SolverKind>().unwrap_err(), @"--sampler cannot be `ddim`: there is none of that name (use one of: unipc dpmpp euler)");
+        assert_eq!("official".parse::<ScheduleKind>().unwrap(), ScheduleKind::Official);
+    }
+}

@@ -1,0 +1,229 @@
+//! The interface of each graph, written down once and checked whenever a graph is opened.
+//!
+//! | graph | inputs | outputs |
+//! |---|---|---|
+//! | text encoder | `ids [1,S]` i64 | `states [1,S,D]` |
+//! | step | `latent [B,Cin,F,H,W]`, `timestep [R]`, `text [B,512,D]`, `cos` and `sin [L,head/2]` | `velocity [B,C,F,H,W]` |
+//! | decoder, first | `latent [1,C,1,h,w]` | `frames [1,3,8h,8w]` in -1..1, `next_cache.NN` |
+//! | decoder, next | `latent [1,C,1,h,w]`, `cache.NN` | `frames [4,3,8h,8w]`, `next_cache.NN` |
+//!
+//! `R` is 1, or one row for each distinct timestep when conditioning needs it. The latent of the decoder is at model
+//! scale: the graph undoes the normalisation. Its caches are whatever the graph lists, in the order of their numbers.
+
+use crate::Error;
+use crate::dtype::ElementType;
+use crate::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Prefix of the decoder's cache inputs.
+pub const CACHE_INPUT: &str = "cache.";
+/// Prefix of the decoder's cache outputs; the rest of the name is that of the input they feed next time.
+pub const CACHE_OUTPUT: &str = "next_cache.";
+
+/// One extent of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extent {
+    /// Known when the graph was made.
+    Fixed(usize),
+    /// Known when the graph runs.
+    Dynamic(String),
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(f, "{size}"),
+            Self::Dynamic(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Name, number format and shape of an input or output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorSpec {
+    /// Name in the graph.
+    pub name: String,
+    /// Number format.
+    pub element: ElementType,
+    /// Extents.
+    pub shape: Vec<Extent>,
+}
+
+impl fmt::Display for TensorSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shape: Vec<String> = self.shape.iter().map(Extent::to_string).collect();
+        write!(f, "{} {} [{}]", self.name, self.element, shape.join(","))
+    }
+}
+
+/// All inputs and outputs of a graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// Inputs.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs.
+    pub outputs: Vec<TensorSpec>,
+}
+
+fn tensor(name: &str, element: ElementType, shape: &[Dim<'_>]) -> TensorSpec {
+    let shape = shape
+        .iter()
+        .map(|dim| match dim {
+            Dim::Of(size) => Extent::Fixed(*size),
+            Dim::Any(name) => Extent::Dynamic((*name).into()),
+        })
+        .collect();
+    TensorSpec { name: name.into(), element, shape }
+}
+
+enum Dim<'a> {
+    Of(usize),
+    Any(&'a str),
+}
+use Dim::{Any, Of};
+
+impl Signature {
+    /// The contract of a text encoder.
+    pub fn of_text_encoder(spec: &TextEncoderSpec) -> Self {
+        Self {
+            inputs: vec![tensor("ids", ElementType::I64, &[Of(1), Any("S")])],
+            outputs: vec![tensor("states", ElementType::F32, &[Of(1), Any("S"), Of(spec.width)])],
+        }
+    }
+
+    /// The contract of a denoising step.
+    pub fn of_step(spec: &DenoiserSpec) -> Self {
+        let video = |name, channels| {
+            tensor(name, ElementType::F32, &[Any("B"), Of(channels), Any("F"), Any("H"), Any("W")])
+        };
+        let half = spec.head_width / 2;
+        Self {
+            inputs: vec![
+                video("latent", spec.in_channels),
+                tensor("timestep", ElementType::F32, &[Any("R")]),
+                tensor("text", ElementType::F32, &[Any("B"), Of(TEXT_ROWS), Of(spec.text_width)]),
+                tensor("cos", ElementType::F32, &[Any("L"), Of(half)]),
+                tensor("sin", ElementType::F32, &[Any("L"), Of(half)]),
+            ],
+            outputs: vec![video("velocity", spec.out_channels)],
+        }
+    }
+
+    /// The contract of a decoder call; caches come on top.
+    pub fn of_decoder(spec: &VaeSpec) -> Self {
+        Self {
+            inputs: vec![tensor(
+                "latent",
+                ElementType::F32,
+                &[Of(1), Of(spec.latent_channels), Of(1), Any("h"), Any("w")],
+            )],
+            outputs: vec![tensor("frames", ElementType::F32, &[Any("N"), Of(3), Any("H"), Any("W")])],
+        }
+    }
+
+    /// Checks that `found` has what this contract asks, and nothing more but decoder caches.
+    ///
+    /// # Errors
+    /// The first tensor that is missing, unknown, or of another number format or shape.
+    pub fn check(&self, graph: &str, found: &Self) -> Result<(), Error> {
+        check_side(graph, &self.inputs, &found.inputs, CACHE_INPUT)?;
+        check_side(graph, &self.outputs, &found.outputs, CACHE_OUTPUT)
+    }
+}
+
+fn check_side(
+    graph: &str,
+    expected: &[TensorSpec],
+    found: &[TensorSpec],
+    cache_prefix: &str,
+) -> Result<(), Error> {
+    for want in expected {
+        let Some(have) = found.iter().find(|tensor| tensor.name == want.name) else {
+            return Err(Error::Signature {
+                graph: graph.into(),
+                tensor: want.name.clone(),
+                expected: want.to_string(),
+                found: "no tensor of that name".into(),
+            });
+        };
+        if want.element != have.element {
+            return Err(Error::element(graph, &want.name, want.element, have.element));
+        }
+        let fits = want.shape.len() == have.shape.len()
+            && want.shape.iter().zip(&have.shape).all(|pair| match pair {
+                (Extent::Fixed(a), Extent::Fixed(b)) => a == b,
+                (Extent::Fixed(_), Extent::Dynamic(_)) => false,
+                // A graph may fix what the contract leaves open.
+                (Extent::Dynamic(_), _) => true,
+            });
+        if !fits {
+            return Err(Error::Signature {
+                graph: graph.into(),
+                tensor: want.name.clone(),
+                expected: want.to_string(),
+                found: have.to_string(),
+            });
+        }
+    }
+    let unknown = found.iter().find(|tensor| {
+        !tensor.name.starts_with(cache_prefix) && expected.iter().all(|want| want.name != tensor.name)
+    });
+    match unknown {
+        None => Ok(()),
+        Some(tensor) => Err(Error::Signature {
+            graph: graph.into(),
+            tensor: tensor.name.clone(),
+            expected: "no such tensor".into(),
+            found: tensor.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Patch;
+
+    fn contract() -> Signature {
+        Signature::of_step(&DenoiserSpec {
+            heads: 2,
+            head_width: 12,
+            layers: 1,
+            feed_forward: 8,
+            in_channels: 16,
+            out_channels: 16,
+            patch: Patch { time: 1, height: 2, width: 2 },
+            text_width: 32,
+            frequency_width: 256,
+            epsilon: 1e-6,
+        })
+    }
+
+    #[test]
+    fn a_graph_that_keeps_the_contract_passes_also_with_fixed_shapes() {
+        let mut found = contract();
+        assert!(contract().check("step", &found).is_ok());
+        found.inputs[0].shape[0] = Extent::Fixed(1);
+        assert!(contract().check("step", &found).is_ok());
+    }
+
+    #[test]
+    fn every_departure_is_named() {
+        let break_with = |change: fn(&mut Signature)| {
+            let mut found = contract();
+            change(&mut found);
+            contract().check("step", &found).unwrap_err().to_string()
+        };
+        let message = break_with(|s| s.inputs[2].shape[1] = Extent::Fixed(226));
+        insta::assert_snapshot!(message, @"the graph step does not keep the contract at `text`: expected text f32 [B,512,32], found text f32 [B,226,32] (export the checkpoint again with this version of rushes)");
+        assert!(break_with(|s| s.inputs[0].element = ElementType::F16).contains("found f16"));
+        assert!(
+            break_with(|s| {
+                s.inputs.remove(1);
+            })
+            .contains("timestep")
+        );
+        assert!(break_with(|s| s.outputs.push(tensor("extra", ElementType::F32, &[]))).contains("extra"));
+    }
+}
