@@ -70,8 +70,8 @@ fn tensor(name: &str, element: ElementType, shape: &[Dim<'_>]) -> TensorSpec {
     let shape = shape
         .iter()
         .map(|dim| match dim {
-            Dim::Of(size) => Extent::Fixed(*size),
-            Dim::Any(name) => Extent::Dynamic((*name).into()),
+            Of(size) => Extent::Fixed(*size),
+            Any(name) => Extent::Dynamic((*name).into()),
         })
         .collect();
     TensorSpec { name: name.into(), element, shape }

@@ -1,0 +1,372 @@
+//! Makes nodes out of tensors and refuses shapes that do not fit.
+
+use crate::dim::show;
+use crate::model::data_type;
+use crate::proto::{
+    AttributeProto, AttributeType, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
+    ValueInfoProto,
+};
+use crate::{Dim, Error, ExternalData, Model, Tensor};
+use bundle::dtype::ElementType;
+use std::collections::BTreeMap;
+
+/// Standard operators: 23 is the first with `RMSNormalization`; ONNX Runtime 1.31 reads up to 26.
+const OPSET: i64 = 23;
+/// ONNX Runtime 1.31 reads up to 13.
+const IR_VERSION: i64 = 11;
+/// Domain of ONNX Runtime's own operators.
+pub(crate) const MICROSOFT: &str = "com.microsoft";
+
+/// Builds one graph. Node names carry the scope they were made in, so that errors and profiles can be read.
+#[derive(Debug, Default)]
+pub struct GraphBuilder {
+    name: String,
+    scopes: Vec<String>,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+    /// Constants and weights by what they are, so that each is declared once.
+    declared: BTreeMap<String, Tensor>,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    counts: BTreeMap<String, usize>,
+}
+
+/// A node before it is added: operator, domain and attributes.
+#[derive(Debug, Clone)]
+pub(crate) struct Operator {
+    op_type: &'static str,
+    domain: &'static str,
+    attributes: Vec<AttributeProto>,
+}
+
+impl Operator {
+    pub(crate) fn new(op_type: &'static str) -> Self {
+        Self { op_type, domain: "", attributes: Vec::new() }
+    }
+
+    pub(crate) fn microsoft(op_type: &'static str) -> Self {
+        Self { domain: MICROSOFT, ..Self::new(op_type) }
+    }
+
+    fn attribute(
+        mut self,
+        name: &str,
+        r#type: AttributeType,
+        fill: impl FnOnce(&mut AttributeProto),
+    ) -> Self {
+        let mut attribute =
+            AttributeProto { name: name.into(), r#type: r#type.into(), ..AttributeProto::default() };
+        fill(&mut attribute);
+        self.attributes.push(attribute);
+        self
+    }
+
+    pub(crate) fn int(self, name: &str, value: usize) -> Self {
+        self.attribute(name, AttributeType::Int, |a| a.i = signed(value))
+    }
+
+    /// The same for a value that may be negative, like an axis counted from the end.
+    pub(crate) fn signed_int(self, name: &str, value: i64) -> Self {
+        self.attribute(name, AttributeType::Int, |a| a.i = value)
+    }
+
+    pub(crate) fn float(self, name: &str, value: f32) -> Self {
+        self.attribute(name, AttributeType::Float, |a| a.f = value)
+    }
+
+    pub(crate) fn text(self, name: &str, value: &str) -> Self {
+        self.attribute(name, AttributeType::String, |a| a.s = value.as_bytes().to_vec())
+    }
+
+    pub(crate) fn ints(self, name: &str, values: &[usize]) -> Self {
+        self.attribute(name, AttributeType::Ints, |a| a.ints = values.iter().map(|v| signed(*v)).collect())
+    }
+}
+
+/// ONNX counts with i64; sizes of tensors are far below its largest.
+pub(crate) fn signed(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl GraphBuilder {
+    /// An empty graph.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Runs `build` with `scope` in front of the names of what it makes.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn scoped<T, E>(
+        &mut self,
+        scope: &str,
+        build: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.scopes.push(scope.into());
+        let result = build(self);
+        self.scopes.pop();
+        result
+    }
+
+    /// Declares an input.
+    pub fn input(&mut self, name: &str, element: ElementType, shape: &[Dim]) -> Tensor {
+        let tensor = Tensor::new(name, element, shape.to_vec());
+        self.inputs.push(tensor.clone());
+        tensor
+    }
+
+    /// Declares an output under a name of its own.
+    ///
+    /// # Errors
+    /// Never for a tensor of this graph.
+    pub fn output(&mut self, name: &str, tensor: &Tensor) -> Result<(), Error> {
+        let identity = Operator::new("Identity");
+        let node = self.node_name("Identity");
+        let output = Tensor::new(name, tensor.element(), tensor.shape().to_vec());
+        self.push(node, identity, &[Some(tensor)], std::slice::from_ref(&output));
+        self.outputs.push(output);
+        Ok(())
+    }
+
+    /// A weight that lies in a file. The same weight asked for twice is declared once.
+    ///
+    /// # Errors
+    /// A span that is not inside the graph's folder or not as long as the shape needs.
+    pub fn external(
+        &mut self,
+        name: &str,
+        element: ElementType,
+        shape: &[usize],
+        data: &ExternalData,
+    ) -> Result<Tensor, Error> {
+        data.check(name, shape.iter().product::<usize>() * element.bytes())?;
+        let tensor = Tensor::new(name, element, shape.iter().map(|size| Dim::from(*size)).collect());
+        if let Some(declared) = self.declared.get(name) {
+            return if *declared == tensor {
+                Ok(tensor)
+            } else {
+                Err(self.mismatch("weight", format!("one shape for `{name}`"), &[declared, &tensor]))
+            };
+        }
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        self.initializers.push(TensorProto {
+            dims: shape.iter().map(|size| signed(*size)).collect(),
+            data_type: data_type(element),
+            name: name.into(),
+            external_data: vec![
+                entry("location", data.location.clone()),
+                entry("offset", data.offset.to_string()),
+                entry("length", data.length.to_string()),
+            ],
+            data_location: 1,
+            ..TensorProto::default()
+        });
+        self.declared.insert(name.into(), tensor.clone());
+        Ok(tensor)
+    }
+
+    /// An f32 constant inside the graph.
+    ///
+    /// # Errors
+    /// A number of values that is not what the shape needs.
+    pub fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<Tensor, Error> {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.inline(name, ElementType::F32, shape, values.len(), bytes)
+    }
+
+    /// An i64 constant inside the graph.
+    ///
+    /// # Errors
+    /// A number of values that is not what the shape needs.
+    pub fn integers(&mut self, name: &str, shape: &[usize], values: &[i64]) -> Result<Tensor, Error> {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.inline(name, ElementType::I64, shape, values.len(), bytes)
+    }
+
+    fn inline(
+        &mut self,
+        name: &str,
+        element: ElementType,
+        shape: &[usize],
+        count: usize,
+        bytes: Vec<u8>,
+    ) -> Result<Tensor, Error> {
+        let tensor = Tensor::new(name, element, shape.iter().map(|size| Dim::from(*size)).collect());
+        if shape.iter().product::<usize>() != count {
+            return Err(self.mismatch("constant", format!("{count} elements"), &[&tensor]));
+        }
+        if let Some(declared) = self.declared.get(name) {
+            let same = self.initializers.iter().any(|known| known.name == name && known.raw_data == bytes);
+            return if same && *declared == tensor {
+                Ok(tensor)
+            } else {
+                Err(self.mismatch("constant", format!("one value for `{name}`"), &[declared, &tensor]))
+            };
+        }
+        self.initializers.push(TensorProto {
+            dims: shape.iter().map(|size| signed(*size)).collect(),
+            data_type: data_type(element),
+            name: name.into(),
+            raw_data: bytes,
+            ..TensorProto::default()
+        });
+        self.declared.insert(name.into(), tensor.clone());
+        Ok(tensor)
+    }
+
+    /// Adds a node with one output.
+    pub(crate) fn node(
+        &mut self,
+        operator: Operator,
+        inputs: &[Option<&Tensor>],
+        element: ElementType,
+        shape: Vec<Dim>,
+    ) -> Tensor {
+        let name = self.node_name(operator.op_type);
+        let output = Tensor::new(&name, element, shape);
+        self.push(name, operator, inputs, std::slice::from_ref(&output));
+        output
+    }
+
+    fn push(&mut self, name: String, operator: Operator, inputs: &[Option<&Tensor>], outputs: &[Tensor]) {
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|input| input.map_or(String::new(), |t| t.name().into())).collect(),
+            output: outputs.iter().map(|output| output.name().into()).collect(),
+            name,
+            op_type: operator.op_type.into(),
+            attribute: operator.attributes,
+            domain: operator.domain.into(),
+        });
+    }
+
+    fn node_name(&mut self, op_type: &str) -> String {
+        let scope = self.scopes.join("/");
+        let base = if scope.is_empty() { op_type.to_owned() } else { format!("{scope}/{op_type}") };
+        let count = self.counts.entry(base.clone()).or_default();
+        *count += 1;
+        if *count == 1 { base } else { format!("{base}.{count}") }
+    }
+
+    /// The error of operands that do not fit.
+    pub(crate) fn mismatch(&self, op_type: &str, expected: impl Into<String>, found: &[&Tensor]) -> Error {
+        let found: Vec<String> = found.iter().map(|tensor| tensor.to_string()).collect();
+        Error::Shape { node: self.place(op_type), expected: expected.into(), found: found.join(" and ") }
+    }
+
+    fn place(&self, op_type: &str) -> String {
+        let mut place = self.scopes.clone();
+        place.push(op_type.into());
+        format!("`{}`", place.join("/"))
+    }
+
+    /// The size of a dimension as a one-element i64 tensor, read from inputs where it is not a number.
+    ///
+    /// # Errors
+    /// A symbol that no input tells.
+    pub(crate) fn dim_size(&mut self, dim: &Dim) -> Result<Tensor, Error> {
+        if let Some(size) = dim.fixed() {
+            return self.integers(&format!("integer {size}"), &[1], &[signed(size)]);
+        }
+        if let Some(size) = self.read_extent(dim) {
+            return Ok(size);
+        }
+        let factor = dim.factor();
+        let mut product: Option<Tensor> = None;
+        if factor != 1 {
+            product = Some(self.integers(&format!("integer {factor}"), &[1], &[signed(factor)])?);
+        }
+        for symbol in dim.symbols() {
+            let size = self.symbol_size(symbol)?;
+            product = Some(match product {
+                None => size,
+                Some(product) => self.integer_node("Mul", &product, &size),
+            });
+        }
+        product.ok_or_else(|| Error::UnknownSymbol { node: self.place("Shape"), symbol: dim.to_string() })
+    }
+
+    /// The size of a symbol, read from an input that has it alone, or with a number in front.
+    fn symbol_size(&mut self, symbol: &str) -> Result<Tensor, Error> {
+        let extents = self.inputs.iter().flat_map(|input| input.shape().to_vec());
+        let with_factor =
+            extents.filter(|dim| matches!(dim.symbols(), [one] if **one == *symbol)).min_by_key(Dim::factor);
+        let dim = with_factor.unwrap_or_else(|| Dim::symbol(symbol));
+        let size = self
+            .read_extent(&dim)
+            .ok_or_else(|| Error::UnknownSymbol { node: self.place("Shape"), symbol: symbol.into() })?;
+        if dim.factor() == 1 {
+            return Ok(size);
+        }
+        let divisor = self.integers(&format!("integer {}", dim.factor()), &[1], &[signed(dim.factor())])?;
+        Ok(self.integer_node("Div", &size, &divisor))
+    }
+
+    /// The extent of the first input that has exactly this dimension.
+    fn read_extent(&mut self, dim: &Dim) -> Option<Tensor> {
+        let key = format!("size of {dim}");
+        if let Some(known) = self.declared.get(&key) {
+            return Some(known.clone());
+        }
+        let (input, axis) = self.inputs.iter().find_map(|input| {
+            Some((input.clone(), input.shape().iter().position(|extent| extent == dim)?))
+        })?;
+        let read = Operator::new("Shape").int("start", axis).int("end", axis + 1);
+        let size = self.node(read, &[Some(&input)], ElementType::I64, vec![Dim::from(1)]);
+        self.declared.insert(key, size.clone());
+        Some(size)
+    }
+
+    fn integer_node(&mut self, op_type: &'static str, a: &Tensor, b: &Tensor) -> Tensor {
+        self.node(Operator::new(op_type), &[Some(a), Some(b)], ElementType::I64, vec![Dim::from(1)])
+    }
+
+    /// Closes the graph.
+    pub fn finish(self) -> Model {
+        let value = |tensor: &Tensor| ValueInfoProto {
+            name: tensor.name().into(),
+            r#type: Some(TypeProto {
+                tensor_type: Some(TensorTypeProto {
+                    elem_type: data_type(tensor.element()),
+                    shape: Some(TensorShapeProto { dim: tensor.shape().iter().map(dimension).collect() }),
+                }),
+            }),
+        };
+        let graph = GraphProto {
+            input: self.inputs.iter().map(value).collect(),
+            output: self.outputs.iter().map(value).collect(),
+            node: self.nodes,
+            name: self.name,
+            initializer: self.initializers,
+        };
+        let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
+        Model {
+            proto: ModelProto {
+                ir_version: IR_VERSION,
+                producer_name: "rushes".into(),
+                producer_version: env!("CARGO_PKG_VERSION").into(),
+                graph: Some(graph),
+                opset_import: vec![opset("", OPSET), opset(MICROSOFT, 1)],
+            },
+        }
+    }
+}
+
+fn dimension(dim: &Dim) -> DimensionProto {
+    DimensionProto {
+        value: Some(match dim.fixed() {
+            Some(size) => DimensionValue::DimValue(signed(size)),
+            None => DimensionValue::DimParam(dim.to_string()),
+        }),
+    }
+}
+
+/// A shape for error messages.
+pub(crate) fn shape_text(shape: &[Dim]) -> String {
+    show(shape)
+}
+
+#[cfg(test)]
+#[path = "builder_tests.rs"]
+mod tests;

@@ -1,0 +1,35 @@
+//! Where the bytes of a weight are.
+
+use crate::Error;
+
+/// A span of a file, relative to the folder of the graph.
+///
+/// Source: ONNX external data; `location` is a relative path with `/` and without `..`, which ONNX Runtime enforces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalData {
+    /// Path relative to the folder of the graph.
+    pub location: String,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+}
+
+impl ExternalData {
+    /// Checks that the span lies inside the folder and holds exactly `bytes`.
+    ///
+    /// # Errors
+    /// A path that leaves the folder, or a length that is not `bytes`.
+    pub(crate) fn check(&self, tensor: &str, bytes: usize) -> Result<(), Error> {
+        let wrong = |why: String| Err(Error::ExternalData { tensor: tensor.into(), why });
+        let inside = !self.location.is_empty()
+            && self.location.split('/').all(|part| !part.is_empty() && part != ".." && part != ".");
+        if !inside {
+            return wrong(format!("its file `{}` is not below the graph's folder", self.location));
+        }
+        match u64::try_from(bytes) {
+            Ok(bytes) if bytes == self.length => Ok(()),
+            _ => wrong(format!("its shape needs {bytes} bytes and {} are stored", self.length)),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Attention and rotary embedding in ONNX Runtime's fused form.
+
+use crate::builder::Operator;
+use crate::{Dim, Error, GraphBuilder, Tensor};
+
+/// What one attention does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Number of heads; the widths of q, k and v are heads × head width.
+    pub heads: usize,
+    /// Factor on `q·kᵀ` before the softmax.
+    pub scale: f32,
+}
+
+impl GraphBuilder {
+    /// `softmax(scale·q·kᵀ + bias)·v` for each head: `q [B,L,n·hd]`, `k [B,S,n·hd]`, `v [B,S,n·vd]`, and `bias`
+    /// `[1,n,L,S]`. Gives `[B,L,n·vd]`.
+    ///
+    /// Without a bias the CPU provider runs it block by block and never holds the L×S scores.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or widths that the heads do not divide.
+    pub fn attention(
+        &mut self,
+        attention: Attention,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let divides =
+            |x: &Tensor| x.from_last(1).fixed().is_some_and(|width| width.is_multiple_of(attention.heads));
+        let fits = q.rank() == 3
+            && k.rank() == 3
+            && v.rank() == 3
+            && q.shape()[0] == k.shape()[0]
+            && k.shape()[..2] == v.shape()[..2]
+            && q.shape()[2] == k.shape()[2]
+            && [q, v].into_iter().all(divides)
+            && bias.is_none_or(|bias| {
+                bias.shape() == [1.into(), attention.heads.into(), q.shape()[1].clone(), k.shape()[1].clone()]
+            });
+        if !fits {
+            let mut operands = vec![q, k, v];
+            operands.extend(bias);
+            let expected =
+                format!("q [B,L,d], k and v [B,S,d] for {} heads, bias [1,n,L,S]", attention.heads);
+            return Err(self.mismatch("MultiHeadAttention", expected, &operands));
+        }
+        let operator = Operator::microsoft("MultiHeadAttention")
+            .int("num_heads", attention.heads)
+            .float("scale", attention.scale);
+        let mut inputs = vec![Some(q), Some(k), Some(v)];
+        if bias.is_some() {
+            inputs.extend([None, None, bias]);
+        }
+        let shape = vec![q.shape()[0].clone(), q.shape()[1].clone(), v.shape()[2].clone()];
+        Ok(self.node(operator, &inputs, q.element(), shape))
+    }
+
+    /// Rotary embedding over interleaved pairs `(x[2j], x[2j+1])`, the same angles for all heads: `x [B,L,n·hd]`,
+    /// `cos` and `sin [L,hd/2]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn rotate_interleaved(
+        &mut self,
+        heads: usize,
+        x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+    ) -> Result<Tensor, Error> {
+        let half = x.from_last(1).fixed().map(|width| Dim::from(width / heads / 2));
+        let fits = x.rank() == 3
+            && cos.shape() == sin.shape()
+            && cos.rank() == 2
+            && cos.shape()[0] == x.shape()[1]
+            && half.is_some_and(|half| half == cos.shape()[1] && half.times(2 * heads) == x.shape()[2]);
+        if !fits {
+            return Err(self.mismatch(
+                "RotaryEmbedding",
+                "x [B,L,n·hd], cos and sin [L,hd/2]",
+                &[x, cos, sin],
+            ));
+        }
+        let operator = Operator::microsoft("RotaryEmbedding").int("interleaved", 1).int("num_heads", heads);
+        let first_position = self.integers("integer 0", &[1], &[0])?;
+        let inputs = [Some(x), Some(&first_position), Some(cos), Some(sin)];
+        Ok(self.node(operator, &inputs, x.element(), x.shape().to_vec()))
+    }
+}

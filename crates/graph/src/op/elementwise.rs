@@ -1,0 +1,144 @@
+//! Arithmetic and activations, element by element with broadcasting.
+
+use crate::builder::Operator;
+use crate::dim::broadcast;
+use crate::{Dim, Error, GraphBuilder, Tensor};
+use bundle::dtype::ElementType;
+
+impl GraphBuilder {
+    fn binary(&mut self, op_type: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        match broadcast(a.shape(), b.shape()) {
+            Some(shape) if a.element() == b.element() => {
+                Ok(self.node(Operator::new(op_type), &[Some(a), Some(b)], a.element(), shape))
+            }
+            _ => Err(self.mismatch(op_type, "two shapes that broadcast and one number format", &[a, b])),
+        }
+    }
+
+    fn unary(&mut self, operator: Operator, x: &Tensor) -> Tensor {
+        self.node(operator, &[Some(x)], x.element(), x.shape().to_vec())
+    }
+
+    /// `a + b`.
+    ///
+    /// # Errors
+    /// Shapes that do not broadcast.
+    pub fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        self.binary("Add", a, b)
+    }
+
+    /// `a - b`.
+    ///
+    /// # Errors
+    /// Shapes that do not broadcast.
+    pub fn subtract(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        self.binary("Sub", a, b)
+    }
+
+    /// `a · b`.
+    ///
+    /// # Errors
+    /// Shapes that do not broadcast.
+    pub fn multiply(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        self.binary("Mul", a, b)
+    }
+
+    /// `a / b`.
+    ///
+    /// # Errors
+    /// Shapes that do not broadcast.
+    pub fn divide(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        self.binary("Div", a, b)
+    }
+
+    /// The larger of `a` and `b`.
+    ///
+    /// # Errors
+    /// Shapes that do not broadcast.
+    pub fn maximum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        self.binary("Max", a, b)
+    }
+
+    /// `x` kept within `low..=high`.
+    ///
+    /// # Errors
+    /// Never for an f32 tensor of this graph.
+    pub fn clamp(&mut self, x: &Tensor, low: f32, high: f32) -> Result<Tensor, Error> {
+        let low = self.constant(&format!("{low:?}"), &[], &[low])?;
+        let high = self.constant(&format!("{high:?}"), &[], &[high])?;
+        Ok(self.node(
+            Operator::new("Clip"),
+            &[Some(x), Some(&low), Some(&high)],
+            x.element(),
+            x.shape().to_vec(),
+        ))
+    }
+
+    /// Cosine of an angle in radians.
+    pub fn cos(&mut self, x: &Tensor) -> Tensor {
+        self.unary(Operator::new("Cos"), x)
+    }
+
+    /// Sine of an angle in radians.
+    pub fn sin(&mut self, x: &Tensor) -> Tensor {
+        self.unary(Operator::new("Sin"), x)
+    }
+
+    /// `x · sigmoid(x)`; ONNX Runtime fuses the two nodes into one pass.
+    ///
+    /// # Errors
+    /// Never for a tensor of this graph.
+    pub fn silu(&mut self, x: &Tensor) -> Result<Tensor, Error> {
+        let gate = self.unary(Operator::new("Sigmoid"), x);
+        self.multiply(x, &gate)
+    }
+
+    /// GELU in its tanh form.
+    pub fn gelu_tanh(&mut self, x: &Tensor) -> Tensor {
+        self.unary(Operator::new("Gelu").text("approximate", "tanh"), x)
+    }
+
+    /// The same values in another number format.
+    pub fn cast(&mut self, x: &Tensor, element: ElementType) -> Tensor {
+        if x.element() == element {
+            return x.clone();
+        }
+        let to = crate::model::data_type(element);
+        self.node(
+            Operator::new("Cast").signed_int("to", i64::from(to)),
+            &[Some(x)],
+            element,
+            x.shape().to_vec(),
+        )
+    }
+
+    /// Rows of `table [N, …]` picked by `indices` (any shape, i64).
+    ///
+    /// # Errors
+    /// Indices that are no integers.
+    pub fn gather(&mut self, table: &Tensor, indices: &Tensor) -> Result<Tensor, Error> {
+        if indices.element() != ElementType::I64 || table.rank() == 0 {
+            return Err(self.mismatch("Gather", "a table and i64 indices", &[table, indices]));
+        }
+        let shape: Vec<Dim> = indices.shape().iter().chain(&table.shape()[1..]).cloned().collect();
+        Ok(self.node(
+            Operator::new("Gather").int("axis", 0),
+            &[Some(table), Some(indices)],
+            table.element(),
+            shape,
+        ))
+    }
+
+    /// `0, 1, … size-1` as i64 `[size]`.
+    ///
+    /// # Errors
+    /// A symbol that no input tells.
+    pub fn range(&mut self, size: &Dim) -> Result<Tensor, Error> {
+        let limit = self.dim_size(size)?;
+        let limit = self.reshape(&limit, &[])?;
+        let zero = self.integers("integer scalar 0", &[], &[0])?;
+        let one = self.integers("integer scalar 1", &[], &[1])?;
+        let inputs = [Some(&zero), Some(&limit), Some(&one)];
+        Ok(self.node(Operator::new("Range"), &inputs, ElementType::I64, vec![size.clone()]))
+    }
+}

@@ -1,0 +1,8 @@
+//! Typed constructors of nodes: each checks its operands and knows the shape of its result.
+
+pub(crate) mod attention;
+mod convolution;
+mod elementwise;
+mod linear;
+mod normalization;
+mod shape;

@@ -1,0 +1,68 @@
+//! Normalisations over the last axis, and over channels.
+
+use crate::builder::Operator;
+use crate::{Dim, Error, GraphBuilder, Tensor};
+
+impl GraphBuilder {
+    /// Layer normalisation over the last axis, then `· scale + shift`, both `[d]`; they may come from weights or be
+    /// computed in the graph.
+    ///
+    /// # Errors
+    /// A scale or shift that is not as wide as the last axis.
+    pub fn layer_norm(
+        &mut self,
+        x: &Tensor,
+        scale: &Tensor,
+        shift: &Tensor,
+        epsilon: f64,
+    ) -> Result<Tensor, Error> {
+        let width = [x.from_last(1)];
+        if scale.shape() != width || shift.shape() != width {
+            return Err(self.mismatch(
+                "LayerNormalization",
+                "a scale and shift of the last axis",
+                &[x, scale, shift],
+            ));
+        }
+        let norm =
+            Operator::new("LayerNormalization").signed_int("axis", -1).float("epsilon", narrow(epsilon));
+        Ok(self.node(norm, &[Some(x), Some(scale), Some(shift)], x.element(), x.shape().to_vec()))
+    }
+
+    /// `x / sqrt(mean(x²) + ε) · gain` over the last axis; `gain [d]`.
+    ///
+    /// # Errors
+    /// A gain that is not as wide as the last axis.
+    pub fn rms_norm(&mut self, x: &Tensor, gain: &Tensor, epsilon: f64) -> Result<Tensor, Error> {
+        if gain.shape() != [x.from_last(1)] {
+            return Err(self.mismatch("RMSNormalization", "a gain of the last axis", &[x, gain]));
+        }
+        let norm = Operator::new("RMSNormalization").signed_int("axis", -1).float("epsilon", narrow(epsilon));
+        Ok(self.node(norm, &[Some(x), Some(gain)], x.element(), x.shape().to_vec()))
+    }
+
+    /// `x / max(‖x‖₂, 1e-12)` over the channels of `x [N,C,H,W]`, times `gain`, which broadcasts to `x`.
+    ///
+    /// # Errors
+    /// A gain that does not broadcast.
+    pub fn channel_norm(&mut self, x: &Tensor, gain: &Tensor) -> Result<Tensor, Error> {
+        let mut shape = x.shape().to_vec();
+        if shape.len() != 4 {
+            return Err(self.mismatch("ReduceL2", "four axes", &[x]));
+        }
+        shape[1] = Dim::from(1);
+        let channels = self.integers("integer 1", &[1], &[1])?;
+        let norm = self.node(Operator::new("ReduceL2"), &[Some(x), Some(&channels)], x.element(), shape);
+        let floor = self.constant("1e-12", &[], &[1e-12])?;
+        let norm = self.maximum(&norm, &floor)?;
+        let unit = self.divide(x, &norm)?;
+        self.multiply(&unit, gain)
+    }
+}
+
+/// ONNX holds floating-point attributes as f32.
+fn narrow(value: f64) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "the format of the attribute")]
+    let value = value as f32;
+    value
+}
