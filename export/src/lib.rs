@@ -1,1 +1,15 @@
-//! placeholder
+//! Checkpoints in, graphs and bundles out. No ONNX Runtime in here.
+//!
+//! In reading order: [`checkpoint`] (read and checked as a whole), [`weights`] (scanned, then linked or converted into
+//! their place), [`model`] (the graphs over them), [`defaults`] (what a clip is made with when nobody says anything),
+//! and [`export`], which puts the bundle together.
+
+mod bundle_writer;
+pub mod checkpoint;
+pub mod defaults;
+mod error;
+pub mod model;
+pub mod weights;
+
+pub use bundle_writer::{ExportEvent, ExportReport, ExportRequest, export};
+pub use error::Error;

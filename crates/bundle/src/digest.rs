@@ -18,6 +18,16 @@ impl Digest {
         self.blake3.get(..12).unwrap_or(&self.blake3)
     }
 
+    /// Digest of a list of byte strings, each with its length in front.
+    pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        Self::new(hasher.finalize(), true)
+    }
+
     /// From a finished hash.
     pub fn new(hash: blake3::Hash, whole: bool) -> Self {
         Self { blake3: hash.to_hex().to_string(), whole }

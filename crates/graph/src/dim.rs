@@ -117,6 +117,6 @@ mod tests {
         assert_eq!(broadcast(&batch, &[one.clone(), three.clone()]), Some(batch.clone()));
         assert_eq!(broadcast(&batch, std::slice::from_ref(&three)), Some(batch));
         assert_eq!(broadcast(&[b, three.clone()], &[Dim::symbol("C"), one]), None);
-        assert_eq!(broadcast(&[], &[three.clone()]), Some(vec![three]));
+        assert_eq!(broadcast(&[], std::slice::from_ref(&three)), Some(vec![three]));
     }
 }

@@ -1,0 +1,225 @@
+//! Writes a bundle: weights into their place, graphs over them, `bundle.json` last.
+
+use crate::checkpoint::Checkpoint;
+use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
+use crate::weights::scan::{Verify, scan};
+use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, place};
+use crate::{Error, defaults};
+use bundle::digest::Digest;
+use bundle::dtype::{Dialect, Precision, WeightType};
+use bundle::layout;
+use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part};
+use bundle::units::ByteCount;
+use graph::Model;
+use std::path::{Path, PathBuf};
+
+/// What to export, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExportRequest {
+    /// A folder in the diffusers layout.
+    pub checkpoint: PathBuf,
+    /// The folder to make; it must not exist, or be empty.
+    pub out: PathBuf,
+    /// What the graphs are for.
+    pub targets: Vec<Dialect>,
+    /// How weights are stored; none takes what the targets compute in.
+    pub weights: Option<WeightType>,
+    /// Whether every weight is read, for its digest and for values that are not finite.
+    pub verify: bool,
+    /// Whether a large file may be copied where it cannot be linked.
+    pub allow_copy: bool,
+}
+
+impl ExportRequest {
+    /// A verified export for the CPU.
+    pub fn new(checkpoint: &Path, out: &Path) -> Self {
+        Self {
+            checkpoint: checkpoint.to_owned(),
+            out: out.to_owned(),
+            targets: vec![Dialect::Cpu],
+            weights: None,
+            verify: true,
+            allow_copy: false,
+        }
+    }
+}
+
+/// What an export tells while it goes on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ExportEvent {
+    /// The weights of a component are being read.
+    Reading {
+        /// Which component.
+        component: Component,
+        /// Their bytes.
+        bytes: ByteCount,
+    },
+    /// Its weights and graphs are being written.
+    Writing {
+        /// Which component.
+        component: Component,
+    },
+}
+
+/// What an export made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExportReport {
+    /// The bundle.
+    pub folder: PathBuf,
+    /// Its `bundle.json`.
+    pub manifest: Manifest,
+    /// Bytes of weights that are shared with the checkpoint by hard links.
+    pub linked: ByteCount,
+    /// Bytes of weights that were copied or converted.
+    pub written: ByteCount,
+}
+
+/// Exports a checkpoint. The folder gets its name when it is whole; a failed export leaves nothing.
+///
+/// # Errors
+/// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken or cannot be written.
+pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) -> Result<ExportReport, Error> {
+    let checkpoint = Checkpoint::open(&request.checkpoint)?;
+    let (model, defaults) = defaults::resolve(&checkpoint)?;
+    refuse_taken(&request.out)?;
+    let part = part_folder(&request.out)?;
+    let written = write_components(request, &checkpoint, &part, on_event).and_then(|written| {
+        let tokenizer = part.join(layout::TOKENIZER);
+        std::fs::copy(&checkpoint.tokenizer, &tokenizer).map_err(Error::file("write", &tokenizer))?;
+        let manifest = Manifest {
+            format: manifest::FORMAT,
+            rushes: env!("CARGO_PKG_VERSION").into(),
+            model,
+            text_encoder: checkpoint.text_encoder.clone(),
+            denoiser: checkpoint.denoiser.clone(),
+            vae: checkpoint.vae.clone(),
+            routing: checkpoint.routing.clone(),
+            defaults,
+            components: written.entries,
+        };
+        manifest::write(&part, &manifest)?;
+        // An empty folder may stand where the bundle goes; a rename replaces it.
+        std::fs::rename(&part, &request.out).map_err(Error::file("create", &request.out))?;
+        Ok(ExportReport {
+            folder: request.out.clone(),
+            manifest,
+            linked: written.linked,
+            written: written.written,
+        })
+    });
+    if written.is_err() {
+        // The first error is the one worth telling.
+        let _ = std::fs::remove_dir_all(&part);
+    }
+    written
+}
+
+fn refuse_taken(out: &Path) -> Result<(), Error> {
+    let taken = match std::fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    };
+    if taken { Err(Error::OutTaken { path: out.to_owned() }) } else { Ok(()) }
+}
+
+/// An empty folder beside the one to make, on the same file system.
+fn part_folder(out: &Path) -> Result<PathBuf, Error> {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".part.{}", std::process::id()));
+    let part = out.with_file_name(name);
+    std::fs::create_dir_all(&part).map_err(Error::file("create", &part))?;
+    Ok(part)
+}
+
+#[derive(Default)]
+struct Written {
+    entries: Vec<ComponentEntry>,
+    linked: ByteCount,
+    written: ByteCount,
+}
+
+fn write_components(
+    request: &ExportRequest,
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    on_event: &mut dyn FnMut(ExportEvent),
+) -> Result<Written, Error> {
+    let mut all = Written::default();
+    // Every target that there is computes in f32.
+    let weight_type = request.weights.unwrap_or(WeightType::F32);
+    let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
+    let copy_limit = (!request.allow_copy).then_some(COPY_LIMIT);
+    for source in &checkpoint.sources {
+        let component = &source.component;
+        let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
+        on_event(ExportEvent::Reading { component: component.clone(), bytes });
+        let digest = scan(&source.shards, verify)?;
+        on_event(ExportEvent::Writing { component: component.clone() });
+        let placed = place(source, weight_type, Destination { bundle: folder, component, copy_limit })?;
+        for file in &placed.files {
+            if is_linked(&folder.join(&file.file))? {
+                all.linked = all.linked + file.bytes;
+            } else {
+                all.written = all.written + file.bytes;
+            }
+        }
+        let writer =
+            GraphWriter { checkpoint, component, placed: &placed, weight_type, digest: &digest, folder };
+        let graphs =
+            request.targets.iter().map(|dialect| writer.write(*dialect)).collect::<Result<Vec<_>, _>>()?;
+        all.entries.push(ComponentEntry {
+            component: component.clone(),
+            graphs: graphs.into_iter().flatten().collect(),
+            weights: placed.files,
+            weight_type,
+            digest,
+        });
+    }
+    Ok(all)
+}
+
+/// Whether a file in the bundle shares its bytes with the checkpoint.
+fn is_linked(path: &Path) -> Result<bool, Error> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).map_err(Error::file("read", path))?;
+    Ok(metadata.nlink() > 1)
+}
+
+/// Writes the graphs of one component.
+struct GraphWriter<'a> {
+    checkpoint: &'a Checkpoint,
+    component: &'a Component,
+    placed: &'a PlacedWeights,
+    weight_type: WeightType,
+    digest: &'a Digest,
+    folder: &'a Path,
+}
+
+impl GraphWriter<'_> {
+    fn write(&self, dialect: Dialect) -> Result<Vec<GraphEntry>, Error> {
+        let precision = Precision::from(self.weight_type);
+        self.graphs(dialect)?
+            .into_iter()
+            .map(|(part, model)| {
+                let file = layout::graph_file(self.component, part, dialect, precision, self.digest);
+                model.write(&self.folder.join(&file))?;
+                Ok(GraphEntry { part, dialect, precision, file })
+            })
+            .collect()
+    }
+
+    fn graphs(&self, dialect: Dialect) -> Result<Vec<(Part, Model)>, Error> {
+        let weights = GraphWeights::new(self.placed);
+        let Checkpoint { text_encoder, denoiser, vae, .. } = self.checkpoint;
+        match dialect {
+            Dialect::Cpu => Ok(match self.component {
+                Component::TextEncoder => vec![(Part::Whole, text_encoder_graph(text_encoder, weights)?)],
+                Component::Expert(_) => vec![(Part::Whole, step_graph(denoiser, weights)?)],
+                Component::Decoder => vec![
+                    (Part::First, decoder_graph(vae, Chunk::First, weights)?),
+                    (Part::Next, decoder_graph(vae, Chunk::Next, weights)?),
+                ],
+            }),
+        }
+    }
+}

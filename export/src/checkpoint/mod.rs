@@ -1,0 +1,355 @@
+//! Checkpoints: a folder in the diffusers layout, read and checked as a whole before anything is made of it.
+//!
+//! ```text
+//! CHECKPOINT/model_index.json, rushes.json (recommended settings; may be absent)
+//!            scheduler/scheduler_config.json
+//!            tokenizer/tokenizer.json
+//!            text_encoder/   config.json and weights
+//!            transformer/    config.json and weights: the only expert, or the one for high noise
+//!            transformer_2/  config.json and weights: the expert for low noise
+//!            vae/            config.json and weights
+//! ```
+//!
+//! In reading order: [`names`] (official names to canonical ones), `header` and [`shards`] (weight files), `config` and
+//! [`scheduler`] (settings), [`inventory`] (which weights belong to which settings).
+
+mod config;
+mod header;
+pub mod inventory;
+pub mod names;
+#[cfg(test)]
+pub(crate) mod samples;
+pub mod scheduler;
+pub mod shards;
+
+use crate::Error;
+use bundle::manifest::Component;
+use bundle::routing::Routing;
+use bundle::settings::Recommended;
+use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use bundle::units::Timestep;
+use config::{DenoiserConfig, ModelIndex, TextEncoderConfig, VaeConfig, read_json};
+use inventory::Required;
+use names::Family;
+use scheduler::{Scheduler, SchedulerConfig};
+use serde::Serialize;
+use shards::Shards;
+use std::path::{Path, PathBuf};
+
+/// A model of the checkpoint that becomes a component of the bundle.
+#[derive(Debug)]
+pub struct Source {
+    /// The component that it becomes.
+    pub component: Component,
+    /// Its weights.
+    pub shards: Shards,
+    /// The weights that its graphs read; [`Shards`] may hold more, such as the encoder of the VAE.
+    pub required: Vec<Required>,
+}
+
+/// A checkpoint whose configs are supported and agree with each other and with the weights.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Name of its folder, for people.
+    pub name: String,
+    /// Hyper-parameters of the text encoder.
+    pub text_encoder: TextEncoderSpec,
+    /// Hyper-parameters of every expert.
+    pub denoiser: DenoiserSpec,
+    /// Hyper-parameters of the VAE.
+    pub vae: VaeSpec,
+    /// Which expert at which noise level.
+    pub routing: Routing,
+    /// Contents of `rushes.json`; empty when there is none.
+    pub recommended: Recommended,
+    /// What the scheduler config recommends.
+    pub scheduler: Scheduler,
+    /// Path of `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// Text encoder, experts in the order of the routing table, decoder.
+    pub sources: Vec<Source>,
+}
+
+/// Weights that checkpoints may hold and the text encoder does not need: the other half of umT5, and a second copy of
+/// the embedding.
+const UNUSED_BY_TEXT_ENCODER: [&str; 3] = ["decoder.", "lm_head.", "encoder.embed_tokens."];
+/// The half of the VAE that turns frames into latents.
+const UNUSED_BY_DECODER: [&str; 2] = ["encoder.", "quant_conv."];
+
+impl Checkpoint {
+    /// Reads every config and every header; no weight is read yet.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, a setting that is not supported, configs that disagree with each other or
+    /// with the weights; each names the file and the key or weight.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let index_path = folder.join("model_index.json");
+        let boundary = read_json::<ModelIndex>(&index_path)?.boundary(&index_path)?;
+        let routing = match boundary {
+            None => Routing::single(),
+            #[expect(clippy::cast_possible_truncation, reason = "timesteps are compared in f32")]
+            Some(boundary) => Routing::pair(Timestep(boundary as f32))?,
+        };
+        let path = folder.join("scheduler/scheduler_config.json");
+        let scheduler = read_json::<SchedulerConfig>(&path)?.scheduler(&path)?;
+        let text_path = folder.join("text_encoder/config.json");
+        let text_encoder = read_json::<TextEncoderConfig>(&text_path)?.spec(&text_path)?;
+        let vae_path = folder.join("vae/config.json");
+        let vae = read_json::<VaeConfig>(&vae_path)?.spec(&vae_path)?;
+        let expert_folders = &["transformer", "transformer_2"][..routing.routes().len()];
+        let denoiser = read_denoisers(folder, expert_folders)?;
+        check_widths(
+            &folder.join("transformer/config.json"),
+            &denoiser,
+            &text_path,
+            &text_encoder,
+            &vae_path,
+            &vae,
+        )?;
+
+        let mut checkpoint = Self {
+            name: name_of(folder),
+            text_encoder,
+            denoiser,
+            vae,
+            routing,
+            recommended: read_recommended(&folder.join("rushes.json"))?,
+            scheduler,
+            tokenizer: find_tokenizer(folder)?,
+            sources: Vec::new(),
+        };
+        checkpoint.sources = checkpoint.open_weights(folder, expert_folders)?;
+        Ok(checkpoint)
+    }
+
+    fn open_weights(&self, folder: &Path, expert_folders: &[&str]) -> Result<Vec<Source>, Error> {
+        let source = |component, part: &str, family, required: Vec<Required>, unused: &[&str]| {
+            let shards = Shards::open(&folder.join(part), family)?;
+            shards.check(&required, unused)?;
+            Ok::<_, Error>(Source { component, shards, required })
+        };
+        let required = inventory::text_encoder(&self.text_encoder);
+        let text_encoder = source(
+            Component::TextEncoder,
+            "text_encoder",
+            Family::TextEncoder,
+            required,
+            &UNUSED_BY_TEXT_ENCODER,
+        )?;
+        let mut sources = vec![text_encoder];
+        for (route, part) in self.routing.routes().iter().zip(expert_folders) {
+            let required = inventory::denoiser(&self.denoiser);
+            let component = Component::Expert(route.expert.clone());
+            sources.push(source(component, part, Family::Denoiser, required, &[])?);
+        }
+        let family = Family::Vae { residual_blocks: self.vae.residual_blocks };
+        let required = inventory::decoder(&self.vae);
+        sources.push(source(Component::Decoder, "vae", family, required, &UNUSED_BY_DECODER)?);
+        Ok(sources)
+    }
+}
+
+/// Reads the configs of all experts, which must be equal.
+fn read_denoisers(folder: &Path, parts: &[&str]) -> Result<DenoiserSpec, Error> {
+    let mut first: Option<(PathBuf, DenoiserSpec)> = None;
+    for part in parts {
+        let path = folder.join(part).join("config.json");
+        let spec = read_json::<DenoiserConfig>(&path)?.spec(&path)?;
+        match &first {
+            None => first = Some((path, spec)),
+            Some((first_path, first_spec)) => check_equal(first_path, first_spec, &path, &spec)?,
+        }
+    }
+    first
+        .map(|(_, spec)| spec)
+        .ok_or_else(|| Error::config(&folder.join("model_index.json"), "it lists no denoiser"))
+}
+
+fn check_equal(
+    first_path: &Path,
+    first: &DenoiserSpec,
+    path: &Path,
+    spec: &DenoiserSpec,
+) -> Result<(), Error> {
+    let fields = |spec: &DenoiserSpec| serde_json::to_value(spec).unwrap_or_default();
+    let (left, right) = (fields(first), fields(spec));
+    let differing =
+        left.as_object().into_iter().flatten().find(|(key, value)| right.get(key) != Some(*value));
+    match differing {
+        None => Ok(()),
+        Some((key, value)) => Err(differ(key, (first_path, value), (path, right.get(key)))),
+    }
+}
+
+/// Checks that latents and text states are as wide as the models that they pass between say.
+fn check_widths(
+    denoiser_path: &Path,
+    denoiser: &DenoiserSpec,
+    text_path: &Path,
+    text: &TextEncoderSpec,
+    vae_path: &Path,
+    vae: &VaeSpec,
+) -> Result<(), Error> {
+    if denoiser.text_width != text.width {
+        return Err(differ("text_dim", (denoiser_path, denoiser.text_width), (text_path, text.width)));
+    }
+    if denoiser.out_channels != vae.latent_channels {
+        let latent = (vae_path, vae.latent_channels);
+        return Err(differ("out_channels", (denoiser_path, denoiser.out_channels), latent));
+    }
+    if denoiser.in_channels != denoiser.out_channels {
+        let setting = format!("in_channels = {}", denoiser.in_channels);
+        let why = format!(
+            "a latent has {} channels; conditioning channels (image to video) are not supported",
+            denoiser.out_channels
+        );
+        return Err(Error::unsupported(denoiser_path, setting, why));
+    }
+    Ok(())
+}
+
+fn differ(key: &str, first: (&Path, impl Serialize), second: (&Path, impl Serialize)) -> Error {
+    let show = |value: Result<serde_json::Value, _>| value.unwrap_or_default().to_string();
+    Error::ConfigsDiffer {
+        key: key.to_owned(),
+        first: (first.0.to_owned(), show(serde_json::to_value(first.1))),
+        second: (second.0.to_owned(), show(serde_json::to_value(second.1))),
+    }
+}
+
+fn read_recommended(path: &Path) -> Result<Recommended, Error> {
+    match std::fs::exists(path) {
+        Ok(false) => Ok(Recommended::default()),
+        _ => read_json(path),
+    }
+}
+
+fn find_tokenizer(folder: &Path) -> Result<PathBuf, Error> {
+    let path = folder.join("tokenizer/tokenizer.json");
+    std::fs::metadata(&path).map_err(Error::file("read", &path))?;
+    Ok(path)
+}
+
+fn name_of(folder: &Path) -> String {
+    let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::settings::SolverKind;
+    use serde_json::{Value, json};
+
+    /// A sample checkpoint with one value of a JSON file replaced.
+    fn changed(file: &str, key: &str, value: Value) -> Result<Checkpoint, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        samples::write_checkpoint(folder.path());
+        let path = folder.path().join(file);
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[key] = value;
+        std::fs::write(&path, config.to_string()).unwrap();
+        Checkpoint::open(folder.path())
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_as_a_whole() {
+        let (_folder, checkpoint) = samples::checkpoint();
+        assert_eq!(checkpoint.denoiser.width(), 12);
+        assert_eq!(checkpoint.vae.stride().space, 2);
+        assert_eq!(checkpoint.recommended.steps, Some(4));
+        assert_eq!(checkpoint.scheduler, Scheduler { solver: Some(SolverKind::UniPc), shift: 3.0 });
+        let routes: Vec<_> = checkpoint
+            .routing
+            .routes()
+            .iter()
+            .map(|route| (route.expert.0.as_str(), route.from_timestep))
+            .collect();
+        assert_eq!(routes, [("high_noise", 900.0), ("low_noise", 0.0)]);
+        let components: Vec<_> =
+            checkpoint.sources.iter().map(|source| source.component.to_string()).collect();
+        assert_eq!(
+            components,
+            ["the text encoder", "the high_noise expert", "the low_noise expert", "the decoder"]
+        );
+    }
+
+    #[test]
+    fn experts_of_different_size_are_refused() {
+        let error = changed("transformer_2/config.json", "num_layers", json!(3)).unwrap_err();
+        match error {
+            Error::ConfigsDiffer { key, first, second } => {
+                assert_eq!((key.as_str(), first.1.as_str(), second.1.as_str()), ("layers", "2", "3"));
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_config_that_disagrees_with_its_weights_is_refused() {
+        let missing = changed("text_encoder/config.json", "num_layers", json!(2)).unwrap_err();
+        assert!(
+            matches!(&missing, Error::MissingTensor { name, .. } if name.starts_with("encoder.block.1.")),
+            "{missing}"
+        );
+        let shape = changed("text_encoder/config.json", "d_ff", json!(13)).unwrap_err();
+        assert!(matches!(&shape, Error::WrongShape { .. }), "{shape}");
+        let folder = tempfile::tempdir().unwrap();
+        samples::write_checkpoint(folder.path());
+        for part in ["transformer", "transformer_2"] {
+            let path = folder.path().join(part).join("config.json");
+            let config = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, config.replace("\"num_layers\":2", "\"num_layers\":1")).unwrap();
+        }
+        let extra = Checkpoint::open(folder.path()).unwrap_err();
+        assert!(
+            matches!(&extra, Error::UnexpectedTensor { name, .. } if name.starts_with("blocks.1.")),
+            "{extra}"
+        );
+    }
+
+    #[test]
+    fn models_that_do_not_fit_each_other_are_refused() {
+        let text = changed("text_encoder/config.json", "d_model", json!(10)).unwrap_err();
+        assert!(matches!(&text, Error::ConfigsDiffer { key, .. } if key == "text_dim"), "{text}");
+        let folder = tempfile::tempdir().unwrap();
+        samples::write_checkpoint(folder.path());
+        for part in ["transformer", "transformer_2"] {
+            let path = folder.path().join(part).join("config.json");
+            let config = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, config.replace("\"in_channels\":4", "\"in_channels\":9")).unwrap();
+        }
+        let image = Checkpoint::open(folder.path()).unwrap_err();
+        assert!(
+            matches!(&image, Error::Unsupported { setting, .. } if setting == "in_channels = 9"),
+            "{image}"
+        );
+    }
+
+    #[test]
+    fn unknown_recommendations_are_refused_and_none_are_fine() {
+        let error = changed("rushes.json", "stepz", json!(4)).unwrap_err();
+        assert!(matches!(&error, Error::Config { why, .. } if why.contains("stepz")), "{error}");
+        let (folder, _) = samples::checkpoint();
+        std::fs::remove_file(folder.path().join("rushes.json")).unwrap();
+        assert_eq!(Checkpoint::open(folder.path()).unwrap().recommended, Recommended::default());
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        for file in [
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "transformer_2/config.json",
+            "vae/config.json",
+            "tokenizer/tokenizer.json",
+        ] {
+            let (folder, _) = samples::checkpoint();
+            let path = folder.path().join(file);
+            std::fs::remove_file(&path).unwrap();
+            let error = Checkpoint::open(folder.path()).unwrap_err();
+            assert!(matches!(&error, Error::File { path: found, .. } if *found == path), "{error}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Convolutions over time that look back two frames, on frames laid out as `[t,C,h,w]`.
+//!
+//! A 3×3×3 kernel `[out,in,3,kh,kw]` has time as the fastest index after the channel, so its bytes are also a 2-D
+//! kernel `[out,3·in,kh,kw]` over three frames stacked behind each channel: the weight is used where it lies.
+
+use super::graph_weights::GraphWeights;
+use crate::Error;
+use bundle::dtype::ElementType;
+use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
+use graph::{Dim, GraphBuilder, Tensor};
+
+/// Which latent frames a decoder graph is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chunk {
+    /// The first latent frame of a clip: nothing lies before it.
+    First,
+    /// Any later one: the frames before it come as caches.
+    Next,
+}
+
+/// The caches of a decoder graph, in the order in which they are used.
+#[derive(Debug)]
+pub(super) struct Caches {
+    chunk: Chunk,
+    count: usize,
+}
+
+impl Caches {
+    pub(super) fn new(chunk: Chunk) -> Self {
+        Self { chunk, count: 0 }
+    }
+
+    pub(super) fn chunk(&self) -> Chunk {
+        self.chunk
+    }
+
+    fn next_number(&mut self) -> String {
+        self.count += 1;
+        format!("{:02}", self.count - 1)
+    }
+
+    /// Declares a cache that the first chunk leaves empty: two frames of zeros like `frame [1,C,h,w]`.
+    pub(super) fn leave_empty(&mut self, g: &mut GraphBuilder, frame: &Tensor) -> Result<(), Error> {
+        let number = self.next_number();
+        let zeros = g.zeros(&history_shape(frame))?;
+        Ok(g.output(&format!("{CACHE_OUTPUT}{number}"), &zeros)?)
+    }
+}
+
+fn history_shape(frames: &Tensor) -> Vec<Dim> {
+    let mut shape = frames.shape().to_vec();
+    shape[0] = 2.into();
+    shape
+}
+
+/// The kernel of a causal convolution: channels out and in, and its side in space (1 or 3). Its depth in time is 3.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    pub(super) out: usize,
+    pub(super) channels: usize,
+    pub(super) side: usize,
+}
+
+/// Convolves `x [t,C,h,w]` with `name.weight [out,C,3,side,side]`; reads and writes its cache of two frames.
+pub(super) fn causal_convolution(
+    g: &mut GraphBuilder,
+    weights: GraphWeights<'_>,
+    caches: &mut Caches,
+    name: &str,
+    x: &Tensor,
+    kernel: Kernel,
+) -> Result<Tensor, Error> {
+    let Kernel { out, channels, side } = kernel;
+    let number = caches.next_number();
+    let shape = [out, channels, 3, side, side];
+    let bias = weights.load(g, &format!("{name}.bias"), &[out])?;
+    let output = format!("{CACHE_OUTPUT}{number}");
+    match caches.chunk {
+        Chunk::First => {
+            // Only the newest of the three taps meets anything but zeros. ONNX Runtime cuts it out once, on opening.
+            let weight = weights.load(g, &format!("{name}.weight"), &shape)?;
+            let newest = g.slice(&weight, 2, 2, 3)?;
+            let newest = g.reshape(&newest, &[out.into(), channels.into(), side.into(), side.into()])?;
+            let zeros = g.zeros(x.shape())?;
+            let history = g.concat(&[&zeros, x], 0)?;
+            g.output(&output, &history)?;
+            Ok(g.convolve(x, &newest, &bias)?)
+        }
+        Chunk::Next => {
+            let view = [out, 3 * channels, side, side];
+            let weight = weights.load_view(g, &format!("{name}.weight"), &shape, &view)?;
+            let cache = g.input(&format!("{CACHE_INPUT}{number}"), ElementType::F32, &history_shape(x));
+            let history = g.concat(&[&cache, x], 0)?; // [t+2,C,h,w]
+            let frames = x.shape()[0].fixed().unwrap_or(1);
+            let stacked = stack_taps(g, &history, frames)?;
+            let newest = g.slice(&history, 0, frames, frames + 2)?;
+            g.output(&output, &newest)?;
+            Ok(g.convolve(&stacked, &weight, &bias)?)
+        }
+    }
+}
+
+/// `history [t+2,C,h,w]` to `[t,3C,h,w]`: behind each channel of a frame, its value two frames back, one back, now.
+fn stack_taps(g: &mut GraphBuilder, history: &Tensor, frames: usize) -> Result<Tensor, Error> {
+    let [_, channels, height, width] = history.shape() else {
+        return Ok(history.clone());
+    };
+    let (channels, height, width) = (channels.clone(), height.clone(), width.clone());
+    let tap_shape = [frames.into(), channels.clone(), 1.into(), height.clone(), width.clone()];
+    let mut taps = Vec::with_capacity(3);
+    for tap in 0..3 {
+        let window = g.slice(history, 0, tap, tap + frames)?;
+        taps.push(g.reshape(&window, &tap_shape)?);
+    }
+    let stacked = g.concat(&[&taps[0], &taps[1], &taps[2]], 2)?;
+    Ok(g.reshape(&stacked, &[frames.into(), channels.times(3), height, width])?)
+}

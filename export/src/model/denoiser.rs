@@ -1,0 +1,145 @@
+//! One denoising step: a latent, a timestep and text states to a velocity.
+
+use super::denoiser_block::{Conditions, block};
+use super::graph_weights::GraphWeights;
+use crate::Error;
+use bundle::dtype::ElementType;
+use bundle::spec::{DenoiserSpec, TEXT_ROWS};
+use graph::{Dim, GraphBuilder, Model, Tensor};
+
+/// Builds the step graph of one expert.
+///
+/// # Errors
+/// A weight that is missing or does not fit the spec.
+pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Model, Error> {
+    let mut graph = GraphBuilder::new("step");
+    let g = &mut graph;
+    let batch = Dim::symbol("B");
+    let grid = [Dim::symbol("frames"), Dim::symbol("rows"), Dim::symbol("columns")];
+    let patch = [spec.patch.time, spec.patch.height, spec.patch.width];
+    let tokens = Dim::product(&grid);
+    let [frames, height, width] = [0, 1, 2].map(|axis| grid[axis].times(patch[axis]));
+    let half_head = spec.head_width / 2;
+    let d = spec.width();
+
+    let latent_shape = [batch.clone(), spec.in_channels.into(), frames, height, width];
+    let latent = g.input("latent", ElementType::F32, &latent_shape);
+    let timestep = g.input("timestep", ElementType::F32, &[1.into()]);
+    let text_shape = [batch.clone(), TEXT_ROWS.into(), spec.text_width.into()];
+    let text = g.input("text", ElementType::F32, &text_shape);
+    let cos = g.input("cos", ElementType::F32, &[tokens.clone(), half_head.into()]);
+    let sin = g.input("sin", ElementType::F32, &[tokens.clone(), half_head.into()]);
+
+    let kernel = [d, spec.in_channels, patch[0], patch[1], patch[2]];
+    let weight = weights.load(g, "patch_embedding.weight", &kernel)?;
+    let bias = weights.load(g, "patch_embedding.bias", &[d])?;
+    let x = g.patch_convolution(&latent, &weight, &bias, &grid)?;
+    let x = g.reshape(&x, &[batch.clone(), d.into(), tokens])?;
+    let mut x = g.transpose(&x, &[0, 2, 1])?; // [B,L,d]
+
+    let time = g.scoped("time", |g| time_embedding(g, spec, weights, &timestep))?;
+    let modulation = g.scoped("time", |g| {
+        let active = g.silu(&time)?;
+        let projected = weights.linear(g, "condition_embedder.time_proj", &active, [6 * d, d])?;
+        Ok::<_, Error>(g.reshape(&projected, &[1.into(), 6.into(), d.into()])?)
+    })?;
+    let text = g.scoped("text", |g| {
+        let h =
+            weights.linear(g, "condition_embedder.text_embedder.linear_1", &text, [d, spec.text_width])?;
+        let h = g.gelu_tanh(&h);
+        weights.linear(g, "condition_embedder.text_embedder.linear_2", &h, [d, d])
+    })?;
+
+    let conditions = Conditions { modulation, text, cos, sin };
+    for index in 0..spec.layers {
+        x = g.scoped(&format!("block.{index}"), |g| block(g, spec, weights, index, &x, &conditions))?;
+    }
+
+    let velocity = g.scoped("head", |g| {
+        let patches = head(g, spec, weights, &x, &time)?;
+        unpatchify(g, spec, &patches, &latent, &grid)
+    })?;
+    g.output("velocity", &velocity)?;
+    Ok(graph.finish())
+}
+
+/// `timestep [1]` in 0..=1000 to the time embedding `[1,d]`.
+///
+/// Source: sinusoid of `10000^(-i/half)`, cosines first, in f32 as diffusers computes it.
+fn time_embedding(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    timestep: &Tensor,
+) -> Result<Tensor, Error> {
+    let half = spec.frequency_width / 2;
+    #[expect(clippy::cast_precision_loss, reason = "indices of a few hundred frequencies")]
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| (-(10_000.0_f32.ln()) * i as f32 / half as f32).exp()).collect();
+    let frequencies = g.constant("frequencies", &[1, half], &frequencies)?;
+    let timestep = g.reshape(timestep, &[1.into(), 1.into()])?;
+    let angles = g.multiply(&timestep, &frequencies)?;
+    let (cos, sin) = (g.cos(&angles), g.sin(&angles));
+    let sinusoid = g.concat(&[&cos, &sin], 1)?;
+    let d = spec.width();
+    let embedder = "condition_embedder.time_embedder";
+    let h = weights.linear(g, &format!("{embedder}.linear_1"), &sinusoid, [d, spec.frequency_width])?;
+    let h = g.silu(&h)?;
+    weights.linear(g, &format!("{embedder}.linear_2"), &h, [d, d])
+}
+
+/// Tokens `[B,L,d]` to the velocities of their patches `[B,L,pt·ph·pw·C]`, channel fastest.
+fn head(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    x: &Tensor,
+    time: &Tensor,
+) -> Result<Tensor, Error> {
+    let d = spec.width();
+    let table = weights.load(g, "scale_shift_table", &[1, 2, d])?;
+    let time = g.reshape(time, &[1.into(), 1.into(), d.into()])?;
+    let rows = g.add(&table, &time)?;
+    let (shift, scale) = (row(g, &rows, 0, d)?, one_plus_row(g, &rows, 1, d)?);
+    let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
+    let patch = spec.patch.time * spec.patch.height * spec.patch.width;
+    weights.linear(g, "proj_out", &h, [spec.out_channels * patch, d])
+}
+
+/// Patches of every token back to a video with the latent's frames and sides.
+fn unpatchify(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    patches: &Tensor,
+    latent: &Tensor,
+    grid: &[Dim; 3],
+) -> Result<Tensor, Error> {
+    let patch = [spec.patch.time, spec.patch.height, spec.patch.width];
+    let mut split = vec![latent.shape()[0].clone()];
+    split.extend_from_slice(grid);
+    split.extend(patch.map(Dim::from));
+    split.push(spec.out_channels.into());
+    let h = g.reshape(patches, &split)?; // [B,F,R,C,pt,ph,pw,c]
+    let h = g.transpose(&h, &[0, 7, 1, 4, 2, 5, 3, 6])?;
+    let mut shape = latent.shape().to_vec();
+    shape[1] = spec.out_channels.into();
+    Ok(g.reshape(&h, &shape)?)
+}
+
+/// Row `index` of a modulation table `[1,rows,d]`, as `[d]`.
+pub(super) fn row(g: &mut GraphBuilder, table: &Tensor, index: usize, d: usize) -> Result<Tensor, Error> {
+    let row = g.slice(table, 1, index, index + 1)?;
+    Ok(g.reshape(&row, &[d.into()])?)
+}
+
+/// `1 +` row `index` of a modulation table, as `[d]`.
+pub(super) fn one_plus_row(
+    g: &mut GraphBuilder,
+    table: &Tensor,
+    index: usize,
+    d: usize,
+) -> Result<Tensor, Error> {
+    let one = g.constant("1.0", &[], &[1.0])?;
+    let row = row(g, table, index, d)?;
+    Ok(g.add(&row, &one)?)
+}

@@ -1,0 +1,111 @@
+//! One block of the denoiser: self attention, cross attention to the text, feed-forward.
+
+use super::denoiser::{one_plus_row, row};
+use super::graph_weights::GraphWeights;
+use crate::Error;
+use bundle::spec::DenoiserSpec;
+use graph::{Attention, GraphBuilder, Tensor};
+
+/// What every block is told besides the tokens.
+#[derive(Debug)]
+pub(super) struct Conditions {
+    /// Shift, scale and gate of self attention, then of the feed-forward layer: `[1,6,d]`.
+    pub(super) modulation: Tensor,
+    /// Text states after their projection, `[B,512,d]`.
+    pub(super) text: Tensor,
+    /// Cosines of the rotary embedding, `[L,head/2]`.
+    pub(super) cos: Tensor,
+    /// Sines of the rotary embedding, `[L,head/2]`.
+    pub(super) sin: Tensor,
+}
+
+/// Block `index` over tokens `x [B,L,d]`.
+pub(super) fn block(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    index: usize,
+    x: &Tensor,
+    conditions: &Conditions,
+) -> Result<Tensor, Error> {
+    let d = spec.width();
+    let of = |part: &str| format!("blocks.{index}.{part}");
+    let table = weights.load(g, &of("scale_shift_table"), &[1, 6, d])?;
+    let table = g.add(&table, &conditions.modulation)?;
+
+    let (shift, scale, gate) = (row(g, &table, 0, d)?, one_plus_row(g, &table, 1, d)?, row(g, &table, 2, d)?);
+    let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
+    let attended = self_attention(g, spec, weights, &of("attn1"), &h, conditions)?;
+    let gated = g.multiply(&attended, &gate)?;
+    let x = g.add(x, &gated)?;
+
+    let scale = weights.load(g, &of("norm2.weight"), &[d])?;
+    let shift = weights.load(g, &of("norm2.bias"), &[d])?;
+    let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
+    let attended = cross_attention(g, spec, weights, &of("attn2"), &h, &conditions.text)?;
+    let x = g.add(&x, &attended)?;
+
+    let (shift, scale, gate) = (row(g, &table, 3, d)?, one_plus_row(g, &table, 4, d)?, row(g, &table, 5, d)?);
+    let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
+    let h = weights.linear(g, &of("ffn.net.0.proj"), &h, [spec.feed_forward, d])?;
+    let h = g.gelu_tanh(&h);
+    let h = weights.linear(g, &of("ffn.net.2"), &h, [d, spec.feed_forward])?;
+    let gated = g.multiply(&h, &gate)?;
+    Ok(g.add(&x, &gated)?)
+}
+
+/// A projection followed by RMS norm over the full width, before the heads are split.
+fn normed_projection(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    [projection, norm]: [&str; 2],
+    x: &Tensor,
+) -> Result<Tensor, Error> {
+    let d = spec.width();
+    let projected = weights.linear(g, projection, x, [d, d])?;
+    let gain = weights.load(g, &format!("{norm}.weight"), &[d])?;
+    Ok(g.rms_norm(&projected, &gain, spec.epsilon)?)
+}
+
+fn head_attention(spec: &DenoiserSpec) -> Attention {
+    #[expect(clippy::cast_precision_loss, reason = "head widths are small")]
+    let scale = 1.0 / (spec.head_width as f32).sqrt();
+    Attention { heads: spec.heads, scale }
+}
+
+fn self_attention(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    name: &str,
+    x: &Tensor,
+    conditions: &Conditions,
+) -> Result<Tensor, Error> {
+    let d = spec.width();
+    let of = |part: &str| format!("{name}.{part}");
+    let q = normed_projection(g, spec, weights, [&of("to_q"), &of("norm_q")], x)?;
+    let k = normed_projection(g, spec, weights, [&of("to_k"), &of("norm_k")], x)?;
+    let v = weights.linear(g, &of("to_v"), x, [d, d])?;
+    let q = g.rotate_interleaved(spec.heads, &q, &conditions.cos, &conditions.sin)?;
+    let k = g.rotate_interleaved(spec.heads, &k, &conditions.cos, &conditions.sin)?;
+    let mixed = g.attention(head_attention(spec), &q, &k, &v, None)?;
+    weights.linear(g, &of("to_out.0"), &mixed, [d, d])
+}
+
+fn cross_attention(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    name: &str,
+    x: &Tensor,
+    text: &Tensor,
+) -> Result<Tensor, Error> {
+    let d = spec.width();
+    let of = |part: &str| format!("{name}.{part}");
+    let q = normed_projection(g, spec, weights, [&of("to_q"), &of("norm_q")], x)?;
+    let k = normed_projection(g, spec, weights, [&of("to_k"), &of("norm_k")], text)?;
+    let v = weights.linear(g, &of("to_v"), text, [d, d])?;
+    let mixed = g.attention(head_attention(spec), &q, &k, &v, None)?;
+    weights.linear(g, &of("to_out.0"), &mixed, [d, d])
+}

@@ -1,0 +1,15 @@
+//! The models, written once as graphs over named weights: text encoder, denoiser, decoder.
+//!
+//! Names of weights are those of diffusers; sizes come from the specs alone.
+
+mod causal_convolution;
+mod decoder;
+mod denoiser;
+mod denoiser_block;
+mod graph_weights;
+mod text_encoder;
+
+pub use decoder::{Chunk, decoder_graph};
+pub use denoiser::step_graph;
+pub use graph_weights::GraphWeights;
+pub use text_encoder::text_encoder_graph;

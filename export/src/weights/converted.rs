@@ -1,0 +1,307 @@
+//! Weights in another number format: streamed, tensor by tensor and in parallel, into a new safetensors file.
+//!
+//! Every tensor begins at a multiple of 4 KiB, so that it can be mapped and read directly. The format allows no gaps,
+//! so padding is made of tensors of its own, `__pad.N`; their bytes are holes in the file and take no room on disk.
+
+use super::number_format::{element_at, first_non_finite, narrow, widen};
+use super::{Destination, ExternalTensor, PlacedWeights, location, part_of};
+use crate::Error;
+use crate::checkpoint::inventory::Required;
+use crate::checkpoint::shards::{Shards, StoredTensor};
+use bundle::dtype::{ElementType, WeightType};
+use rayon::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Every tensor begins at a multiple of this.
+const ALIGNMENT: usize = 4096;
+/// Elements that are converted at a time; a thread holds two buffers of them.
+const BLOCK: usize = 1 << 18;
+
+/// Writes the required weights of a component into one new file, stored as `weights`. Weights that are stored like that
+/// already are copied. Memory: a few MB per thread.
+///
+/// # Errors
+/// A weight that is missing, no floating-point number or too large for the number format; a file that cannot be written.
+/// Nothing is left of the file then.
+pub fn place(
+    shards: &Shards,
+    required: &[Required],
+    weights: WeightType,
+    destination: Destination<'_>,
+) -> Result<PlacedWeights, Error> {
+    let mut tensors = required
+        .iter()
+        .map(|required| shards.tensor(&required.name))
+        .collect::<Result<Vec<StoredTensor<'_>>, _>>()?;
+    let float = [ElementType::F32, ElementType::F16, ElementType::Bf16];
+    if let Some(tensor) = tensors.iter().find(|tensor| !float.contains(&tensor.element)) {
+        return Err(Error::WrongType { name: tensor.name.to_owned(), found: tensor.element });
+    }
+    // In the order in which they are read.
+    tensors.sort_by(|a, b| (a.file.path(), a.offset).cmp(&(b.file.path(), b.offset)));
+
+    let name = format!("{}.safetensors", weights.element());
+    let path = destination.create_folder()?.join(&name);
+    let part = part_of(&path);
+    let layout = Layout::of(&tensors, weights, &path)?;
+    let written = layout
+        .write(&tensors, weights, &part)
+        .and_then(|()| std::fs::rename(&part, &path).map_err(Error::file("write", &path)));
+    if let Err(error) = written {
+        // The first error is the one worth telling; a leftover that cannot be removed is seen by its name.
+        let _ = std::fs::remove_file(&part);
+        return Err(error);
+    }
+    let placed: BTreeMap<_, _> = tensors
+        .iter()
+        .zip(&layout.offsets)
+        .map(|(tensor, offset)| {
+            let external = ExternalTensor {
+                location: location(&name),
+                offset: *offset as u64,
+                length: stored_bytes(tensor, weights) as u64,
+                element: weights.element(),
+                shape: tensor.shape.to_vec(),
+            };
+            (tensor.name.to_owned(), external)
+        })
+        .collect();
+    let files = vec![destination.entry(&name, layout.bytes as u64)];
+    Ok(PlacedWeights { tensors: placed, files, from: shards.folder().to_owned() })
+}
+
+fn stored_bytes(tensor: &StoredTensor<'_>, weights: WeightType) -> usize {
+    tensor.bytes.len() / tensor.element.bytes() * weights.element().bytes()
+}
+
+/// Where everything goes in the new file.
+struct Layout {
+    /// Length and JSON, padded to [`ALIGNMENT`].
+    header: Vec<u8>,
+    /// Position of each tensor in the file.
+    offsets: Vec<usize>,
+    /// Length of the file.
+    bytes: usize,
+}
+
+impl Layout {
+    fn of(tensors: &[StoredTensor<'_>], weights: WeightType, path: &Path) -> Result<Self, Error> {
+        let dtype = match weights {
+            WeightType::F32 => Dtype::F32,
+            WeightType::F16 => Dtype::F16,
+            WeightType::Bf16 => Dtype::BF16,
+        };
+        let mut entries = Vec::with_capacity(2 * tensors.len());
+        let mut begins = Vec::with_capacity(tensors.len());
+        let mut end = 0;
+        for tensor in tensors {
+            let begin = usize::next_multiple_of(end, ALIGNMENT);
+            if begin > end {
+                let pad =
+                    TensorInfo { dtype: Dtype::U8, shape: vec![begin - end], data_offsets: (end, begin) };
+                entries.push((format!("__pad.{}", begins.len()), pad));
+            }
+            end = begin + stored_bytes(tensor, weights);
+            begins.push(begin);
+            let info = TensorInfo { dtype, shape: tensor.shape.to_vec(), data_offsets: (begin, end) };
+            entries.push((tensor.name.to_owned(), info));
+        }
+        let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let unwritable = |why: String| Error::header(path, format!("its header cannot be written: {why}"));
+        let metadata = Metadata::new(Some(format), entries).map_err(|error| unwritable(error.to_string()))?;
+        let mut header = vec![0; 8];
+        serde_json::to_writer(&mut header, &metadata).map_err(|error| unwritable(error.to_string()))?;
+        header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+        let length = header.len() as u64 - 8;
+        header[..8].copy_from_slice(&length.to_le_bytes());
+        let offsets = begins.iter().map(|begin| header.len() + begin).collect();
+        Ok(Self { offsets, bytes: header.len() + end, header })
+    }
+
+    /// Writes the whole file and flushes it to disk.
+    fn write(&self, tensors: &[StoredTensor<'_>], weights: WeightType, path: &Path) -> Result<(), Error> {
+        let io = || Error::file("write", path);
+        let file = File::create(path).map_err(io())?;
+        file.set_len(self.bytes as u64).map_err(io())?;
+        file.write_all_at(&self.header, 0).map_err(io())?;
+        let blocks: Vec<(usize, usize)> = tensors
+            .iter()
+            .enumerate()
+            .flat_map(|(index, tensor)| {
+                let elements = tensor.bytes.len() / tensor.element.bytes();
+                (0..elements).step_by(BLOCK).map(move |start| (index, start))
+            })
+            .collect();
+        blocks.into_par_iter().try_for_each_init(Buffers::default, |buffers, (index, start)| {
+            let tensor = &tensors[index];
+            let bytes = buffers.convert(tensor, start, weights)?;
+            let offset = self.offsets[index] + start * weights.element().bytes();
+            file.write_all_at(bytes, offset as u64).map_err(io())
+        })?;
+        file.sync_all().map_err(io())
+    }
+}
+
+/// What a thread converts with.
+#[derive(Default)]
+struct Buffers {
+    values: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+impl Buffers {
+    /// The block of a tensor that begins with element `start`, stored as `weights`.
+    fn convert<'a>(
+        &'a mut self,
+        tensor: &StoredTensor<'a>,
+        start: usize,
+        weights: WeightType,
+    ) -> Result<&'a [u8], Error> {
+        let (from, to) = (tensor.element, weights.element());
+        let source = &tensor.bytes[start * from.bytes()..];
+        let source = &source[..source.len().min(BLOCK * from.bytes())];
+        if from == to {
+            return Ok(source);
+        }
+        let elements = source.len() / from.bytes();
+        self.values.resize(elements, 0.0);
+        self.bytes.resize(elements * to.bytes(), 0);
+        widen(from, source, &mut self.values);
+        narrow(to, &self.values, &mut self.bytes);
+        if let Some(index) = first_non_finite(to, &self.bytes) {
+            let value = element_at(from, source, index).unwrap_or(f32::NAN);
+            let (name, index) = (tensor.name.to_owned(), start + index);
+            return Err(if value.is_finite() {
+                Error::OutOfRange { name, index, value, weights }
+            } else {
+                Error::NotFinite { name, path: tensor.file.path().to_owned(), index, value }
+            });
+        }
+        Ok(&self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::names::Family;
+    use crate::checkpoint::samples::{bytes_of, write_shard};
+    use bundle::manifest::Component;
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+    use safetensors::SafeTensors;
+
+    fn required(names: &[(&str, &[usize])]) -> Vec<Required> {
+        names.iter().map(|(name, shape)| Required { name: (*name).into(), shape: shape.to_vec() }).collect()
+    }
+
+    /// Converts one tensor of these values; gives the new file.
+    fn converted(values: &[f32], weights: WeightType) -> Result<(PlacedWeights, Vec<u8>), Error> {
+        let (folder, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let small = bytes_of(&[0.5]);
+        let tensors: [(&str, &[usize], &[u8]); 3] = [
+            ("a.bias", &[1], &small),
+            ("b.weight", &[values.len()], &bytes_of(values)),
+            ("unused", &[1], &small),
+        ];
+        write_shard(&folder.path().join("m.safetensors"), &tensors);
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        let destination =
+            Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit: None };
+        let required = required(&[("b.weight", &[values.len()]), ("a.bias", &[1])]);
+        let placed = place(&shards, &required, weights, destination);
+        let weights: Vec<_> = std::fs::read_dir(bundle.path().join("decoder/weights"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        match placed {
+            Ok(placed) => {
+                assert_eq!(weights, [bundle.path().join(&placed.files[0].file)], "no part is left");
+                Ok((placed, std::fs::read(&weights[0]).unwrap()))
+            }
+            Err(error) => {
+                assert!(weights.is_empty(), "nothing is left of a failed conversion");
+                Err(error)
+            }
+        }
+    }
+
+    #[test]
+    fn the_new_file_is_a_safetensors_file_of_aligned_tensors() {
+        let values: Vec<f32> = (0..BLOCK + 5).map(|i| f32::from(u16::try_from(i % 4000).unwrap())).collect();
+        let (placed, file) = converted(&values, WeightType::Bf16).unwrap();
+        let read = SafeTensors::deserialize(&file).unwrap();
+        let expected: Vec<u8> =
+            values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
+        assert_eq!(read.tensor("b.weight").unwrap().data(), expected);
+        assert_eq!(read.tensor("a.bias").unwrap().data(), bf16::from_f32(0.5).to_le_bytes());
+        assert!(read.tensor("unused").is_err());
+        assert_eq!(placed.tensors.len(), 2);
+        for tensor in placed.tensors.values() {
+            assert_eq!(tensor.offset % 4096, 0);
+            assert_eq!(tensor.location, "weights/bf16.safetensors");
+        }
+        let weight = placed.expect("b.weight", &[values.len()]).unwrap();
+        let start = usize::try_from(weight.offset).unwrap();
+        assert_eq!(file[start..start + expected.len()], expected);
+        assert_eq!(weight.length, expected.len() as u64);
+        assert_eq!(placed.files[0].bytes.0, file.len() as u64);
+    }
+
+    #[test]
+    fn weights_of_the_right_format_are_copied() {
+        let (placed, file) = converted(&[1.5, -2.5], WeightType::F32).unwrap();
+        let start = usize::try_from(placed.expect("b.weight", &[2]).unwrap().offset).unwrap();
+        assert_eq!(file[start..start + 8], bytes_of(&[1.5, -2.5]));
+    }
+
+    #[test]
+    fn a_value_too_large_for_the_format_is_refused_with_its_place() {
+        let mut values = vec![1.0; BLOCK + 3];
+        values[BLOCK + 1] = 70_000.0;
+        let error = converted(&values, WeightType::F16).unwrap_err();
+        assert!(
+            matches!(&error, Error::OutOfRange { name, index, value, .. }
+                if name == "b.weight" && *index == BLOCK + 1 && *value == 70_000.0),
+            "{error}"
+        );
+        assert!(converted(&values, WeightType::Bf16).is_ok());
+        values[0] = f32::NAN;
+        let error = converted(&values[..1], WeightType::F16).unwrap_err();
+        assert!(matches!(&error, Error::NotFinite { index: 0, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_required_weight_that_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        write_shard(&folder.path().join("m.safetensors"), &[("a", &[1], &bytes_of(&[1.0]))]);
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        let destination =
+            Destination { bundle: folder.path(), component: &Component::Decoder, copy_limit: None };
+        let error = place(&shards, &required(&[("z", &[1])]), WeightType::F16, destination).unwrap_err();
+        assert!(matches!(&error, Error::MissingTensor { name, .. } if name == "z"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn converted_values_equal_those_of_the_half_crate(
+            values in proptest::collection::vec(-60000.0_f32..60000.0, 1..300),
+        ) {
+            for (weights, convert) in [
+                (WeightType::F16, (|value| f16::from_f32(value).to_le_bytes()) as fn(f32) -> [u8; 2]),
+                (WeightType::Bf16, |value| bf16::from_f32(value).to_le_bytes()),
+            ] {
+                let (_, file) = converted(&values, weights).unwrap();
+                let read = SafeTensors::deserialize(&file).unwrap();
+                let expected: Vec<u8> = values.iter().flat_map(|value| convert(*value)).collect();
+                prop_assert_eq!(read.tensor("b.weight").unwrap().data(), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Weights that stay as they are: their files become part of the bundle by hard links.
+
+use super::{Destination, ExternalTensor, PlacedWeights, location, part_of};
+use crate::Error;
+use crate::checkpoint::shards::Shards;
+use bundle::units::ByteCount;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Links every weight file of a component into the bundle, or copies it when the file system refuses.
+///
+/// A link and its original are one file: overwriting the checkpoint in place later changes the bundle too; replacing or
+/// deleting it does not.
+///
+/// # Errors
+/// [`Error::CopyRefused`] when links are refused and the copies would be over the destination's limit; a file that
+/// cannot be written.
+pub fn place(shards: &Shards, destination: Destination<'_>) -> Result<PlacedWeights, Error> {
+    place_with(shards, destination, |original, link| std::fs::hard_link(original, link))
+}
+
+/// [`place`] with another way to make a link.
+fn place_with(
+    shards: &Shards,
+    destination: Destination<'_>,
+    link: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<PlacedWeights, Error> {
+    let folder = destination.create_folder()?;
+    let mut files = Vec::with_capacity(shards.files().len());
+    let mut to_copy: Vec<(PathBuf, PathBuf)> = Vec::new();
+    let mut bytes = ByteCount(0);
+    let mut refusal = None;
+    for file in shards.files() {
+        let name = file_name(file.path())?;
+        // Download caches hold symbolic links; a hard link must be to the file itself.
+        let original = std::fs::canonicalize(file.path()).map_err(Error::file("read", file.path()))?;
+        let target = folder.join(name);
+        files.push(destination.entry(name, file.bytes()));
+        if is_same_file(&original, &target) {
+            continue;
+        }
+        remove_if_there(&target)?;
+        if let Err(source) = link(&original, &target) {
+            bytes = bytes + ByteCount(file.bytes());
+            refusal.get_or_insert(source);
+            to_copy.push((original, target));
+        }
+    }
+    if let (Some(source), Some((path, _))) = (refusal, to_copy.first()) {
+        if let Some(limit) = destination.copy_limit.filter(|limit| bytes > *limit) {
+            let path = path.clone();
+            return Err(Error::CopyRefused { path, target: folder, bytes, limit, source });
+        }
+        tracing::info!(%bytes, %source, "hard links are refused; weights are copied");
+    }
+    to_copy.iter().try_for_each(|(original, target)| copy(original, target))?;
+
+    let tensors = shards
+        .tensors()
+        .map(|tensor| {
+            let placed = ExternalTensor {
+                location: location(file_name(tensor.file.path())?),
+                offset: tensor.offset,
+                length: tensor.bytes.len() as u64,
+                element: tensor.element,
+                shape: tensor.shape.to_vec(),
+            };
+            Ok((tensor.name.to_owned(), placed))
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(PlacedWeights { tensors, files, from: shards.folder().to_owned() })
+}
+
+fn file_name(path: &Path) -> Result<&str, Error> {
+    path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        let source = io::Error::new(io::ErrorKind::InvalidFilename, "the name is not valid UTF-8");
+        Error::File { action: "link", path: path.to_owned(), source }
+    })
+}
+
+fn is_same_file(original: &Path, target: &Path) -> bool {
+    std::fs::canonicalize(target).is_ok_and(|target| target == original)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("replace", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn copy(original: &Path, target: &Path) -> Result<(), Error> {
+    let part = part_of(target);
+    std::fs::copy(original, &part).and_then(|_| std::fs::rename(&part, target)).map_err(|source| {
+        // The first error is the one worth telling; a leftover that cannot be removed is seen by its name.
+        let _ = std::fs::remove_file(&part);
+        Error::File { action: "copy into", path: target.to_owned(), source }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::names::Family;
+    use crate::checkpoint::samples::{bytes_of, write_shard};
+    use bundle::manifest::Component;
+    use std::os::unix::fs::MetadataExt;
+    use tempfile::TempDir;
+
+    const FILE: &str = "m.safetensors";
+
+    fn checkpoint() -> (TempDir, Shards) {
+        let folder = tempfile::tempdir().unwrap();
+        let values = bytes_of(&[1.0, 2.0, 3.0]);
+        let tensors: [(&str, &[usize], &[u8]); 2] =
+            [("head.modulation", &[3], &values), ("blocks.0.norm3.bias", &[1, 2], &values[4..])];
+        write_shard(&folder.path().join(FILE), &tensors);
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        (folder, shards)
+    }
+
+    fn destination(bundle: &TempDir, copy_limit: Option<u64>) -> Destination<'_> {
+        let copy_limit = copy_limit.map(ByteCount);
+        Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit }
+    }
+
+    fn inode(path: &Path) -> u64 {
+        std::fs::metadata(path).unwrap().ino()
+    }
+
+    #[test]
+    fn files_are_linked_and_mapped_names_found_in_them() {
+        let (folder, shards) = checkpoint();
+        let bundle = tempfile::tempdir().unwrap();
+        // Twice, since a second export into the same folder must work.
+        for _ in 0..2 {
+            let placed = place(&shards, destination(&bundle, Some(0))).unwrap();
+            let file = bundle.path().join(&placed.files[0].file);
+            assert_eq!(placed.files[0].file, "decoder/weights/m.safetensors");
+            assert_eq!(inode(&file), inode(&folder.path().join(FILE)));
+            let tensor = placed.expect("blocks.0.norm2.bias", &[1, 2]).unwrap();
+            let (start, length) =
+                (usize::try_from(tensor.offset).unwrap(), usize::try_from(tensor.length).unwrap());
+            let stored = std::fs::read(bundle.path().join("decoder").join(&tensor.location)).unwrap();
+            assert_eq!(stored[start..start + length], bytes_of(&[2.0, 3.0]));
+        }
+    }
+
+    #[test]
+    fn a_symbolic_link_is_followed_before_it_is_linked() {
+        let (folder, _) = checkpoint();
+        let cache = tempfile::tempdir().unwrap();
+        std::fs::rename(folder.path().join(FILE), cache.path().join("blob")).unwrap();
+        std::os::unix::fs::symlink(cache.path().join("blob"), folder.path().join(FILE)).unwrap();
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        let bundle = tempfile::tempdir().unwrap();
+        place(&shards, destination(&bundle, Some(0))).unwrap();
+        let placed = bundle.path().join("decoder/weights/m.safetensors");
+        assert!(std::fs::symlink_metadata(&placed).unwrap().is_file());
+        assert_eq!(inode(&placed), inode(&cache.path().join("blob")));
+    }
+
+    #[test]
+    fn a_refused_link_becomes_a_copy_up_to_the_limit() {
+        let (folder, shards) = checkpoint();
+        let refuse = |_: &Path, _: &Path| Err(io::ErrorKind::CrossesDevices.into());
+        let size = shards.files()[0].bytes();
+        let bundle = tempfile::tempdir().unwrap();
+        let error = place_with(&shards, destination(&bundle, Some(size - 1)), refuse).unwrap_err();
+        assert!(matches!(&error, Error::CopyRefused { bytes, .. } if bytes.0 == size), "{error}");
+        assert_eq!(std::fs::read_dir(bundle.path().join("decoder/weights")).unwrap().count(), 0);
+        for limit in [Some(size), None] {
+            let placed = place_with(&shards, destination(&bundle, limit), refuse).unwrap();
+            let file = bundle.path().join(&placed.files[0].file);
+            assert_ne!(inode(&file), inode(&folder.path().join(FILE)));
+            assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(folder.path().join(FILE)).unwrap());
+        }
+        assert_eq!(std::fs::read_dir(bundle.path().join("decoder/weights")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn weights_that_are_in_their_place_already_are_left_alone() {
+        let bundle = tempfile::tempdir().unwrap();
+        let folder = bundle.path().join("decoder/weights");
+        std::fs::create_dir_all(&folder).unwrap();
+        write_shard(&folder.join(FILE), &[("x", &[1], &bytes_of(&[1.0]))]);
+        let shards = Shards::open(&folder, Family::Denoiser).unwrap();
+        place(&shards, destination(&bundle, Some(0))).unwrap();
+        assert!(folder.join(FILE).is_file());
+    }
+
+    #[test]
+    fn an_unwritable_destination_is_named() {
+        let (_folder, shards) = checkpoint();
+        let bundle = tempfile::tempdir().unwrap();
+        std::fs::write(bundle.path().join("decoder"), "a file is in the way").unwrap();
+        let error = place(&shards, destination(&bundle, None)).unwrap_err();
+        assert!(matches!(&error, Error::File { action: "create", .. }), "{error}");
+    }
+}
