@@ -1,0 +1,138 @@
+"""Schedulers of diffusers on the two sigma grids, and vectors of both for unit tests.
+
+The `diffusers` schedule is what the diffusers class computes by itself. The `official` one is the grid of the
+Wan2.2 repository (of Wan2.2-Lightning for Euler) handed to the same solver.
+"""
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+SAMPLERS = ["unipc", "dpmpp", "euler"]
+SCHEDULES = ["diffusers", "official"]
+TRAIN_STEPS = 1000
+# The official UniPC code takes its largest sigma from an f32 table.
+OFFICIAL_SIGMA_MAX = float(np.float32(0.999))
+
+
+def shifted(sigmas, shift):
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def formula(sampler: str, schedule: str, steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sigmas `[N+1]` f32 and timesteps `[N]`, written out without diffusers."""
+    match sampler, schedule:
+        case "unipc", "official":
+            base = np.linspace(OFFICIAL_SIGMA_MAX, 0, steps + 1)[:-1]
+        case "unipc", "diffusers":
+            base = np.linspace(1, 1 / TRAIN_STEPS, steps + 1)[:-1]
+        case "dpmpp", "official":
+            base = np.linspace(1, 0, steps + 1)[:-1]
+        case "dpmpp", "diffusers":
+            base = (1.0 - np.linspace(1, 1 / TRAIN_STEPS, steps + 1))[::-1][:-1]
+        case "euler", "official":
+            base = np.linspace(TRAIN_STEPS, 0, steps + 1, dtype=np.float32)[:-1] / np.float32(TRAIN_STEPS)
+        case "euler", "diffusers":
+            table = np.arange(1, TRAIN_STEPS + 1, dtype=np.float32) / np.float32(TRAIN_STEPS)
+            table = shifted(table, np.float32(shift))
+            base = np.linspace(float(table[-1]) * TRAIN_STEPS, float(table[0]) * TRAIN_STEPS, steps) / TRAIN_STEPS
+        case other:
+            raise ValueError(f"unknown sampler and schedule {other}")
+    sigmas = shifted(base, base.dtype.type(shift))
+    if (sampler, schedule) == ("unipc", "diffusers") and abs(sigmas[0] - 1) < 1e-6:
+        sigmas[0] -= 1e-6
+    stored = np.append(sigmas, 0).astype(np.float32)
+    if sampler == "euler":
+        return stored, stored[:-1] * np.float32(TRAIN_STEPS)
+    return stored, np.trunc(sigmas * TRAIN_STEPS)
+
+
+class OfficialUniPC(UniPCMultistepScheduler):
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(device=device, sigmas=np.linspace(OFFICIAL_SIGMA_MAX, 0, num_inference_steps + 1)[:-1])
+
+
+class OfficialDPM(DPMSolverMultistepScheduler):
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps, device=device)
+        sigmas, timesteps = formula("dpmpp", "official", num_inference_steps, self.config.flow_shift)
+        self.sigmas = torch.from_numpy(sigmas)
+        self.timesteps = torch.from_numpy(timesteps).to(device=device, dtype=torch.int64)
+
+
+class OfficialEuler(FlowMatchEulerDiscreteScheduler):
+    def set_timesteps(self, num_inference_steps, device=None):
+        base = np.linspace(TRAIN_STEPS, 0, num_inference_steps + 1, dtype=np.float32)[:-1] / np.float32(TRAIN_STEPS)
+        super().set_timesteps(device=device, sigmas=base)
+
+
+def scheduler(sampler: str, schedule: str, shift: float):
+    """The diffusers scheduler for the sampler and schedule as our command line names them."""
+    official = schedule == "official"
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    match sampler:
+        case "unipc":
+            return (OfficialUniPC if official else UniPCMultistepScheduler)(**flow)
+        case "dpmpp":
+            dpm = OfficialDPM if official else DPMSolverMultistepScheduler
+            return dpm(**flow, algorithm_type="dpmsolver++", solver_type="midpoint", solver_order=2)
+        case "euler":
+            return (OfficialEuler if official else FlowMatchEulerDiscreteScheduler)(shift=shift)
+        case other:
+            raise ValueError(f"unknown sampler {other}")
+
+
+def trajectory(sampler: str, schedule: str, steps: int, shift: float) -> dict:
+    """The schedule, and the states of the solver on the field `v = x/2 + (t/1000)·[1,-2,0.25]` from a fixed start."""
+    solver = scheduler(sampler, schedule, shift)
+    solver.set_timesteps(steps)
+    solver.set_begin_index(0)
+    sigmas, timesteps = formula(sampler, schedule, steps, shift)
+    name = f"{sampler} {schedule} N={steps} shift={shift}"
+    np.testing.assert_array_equal(solver.timesteps.numpy().astype(np.float64), timesteps.astype(np.float64), name)
+    np.testing.assert_array_equal(solver.sigmas.numpy(), sigmas, name)
+    x = torch.tensor([[[1.0, -0.5, 0.25]]])
+    direction = torch.tensor([[[1.0, -2.0, 0.25]]])
+    states = []
+    for t in solver.timesteps:
+        velocity = 0.5 * x + (float(t) / TRAIN_STEPS) * direction
+        x = solver.step(velocity, t, x, return_dict=False)[0]
+        assert torch.isfinite(x).all(), name
+        states.append(decimals(x.flatten()))
+    return {
+        "sampler": sampler,
+        "schedule": schedule,
+        "steps": steps,
+        "shift": shift,
+        "sigmas": decimals(sigmas),
+        "timesteps": decimals(timesteps),
+        "states": states if steps <= 10 else states[-1:],
+    }
+
+
+def vectors() -> list[dict]:
+    settings = [(1, 3.0), (2, 5.0), (3, 1.0), (4, 5.0), (6, 12.0), (8, 3.0), (20, 12.0), (40, 12.0), (50, 5.0)]
+    made = [trajectory(a, b, n, s) for a in SAMPLERS for b in SCHEDULES for n, s in settings]
+    for sampler, schedule, steps, shift, last in KNOWN_LAST_STATES:
+        [entry] = [
+            e
+            for e in made
+            if (e["sampler"], e["schedule"], e["steps"], e["shift"]) == (sampler, schedule, steps, shift)
+        ]
+        np.testing.assert_allclose(entry["states"][-1], last, atol=5e-7, err_msg=f"{sampler} {schedule}")
+    return made
+
+
+# Last states of an independent implementation (NumPy, f64) on the same field.
+KNOWN_LAST_STATES = [
+    ("unipc", "official", 6, 12.0, [-0.0936129, 1.0241976, -0.0234032]),
+    ("unipc", "diffusers", 6, 12.0, [-0.0956413, 1.0278918, -0.0239103]),
+    ("unipc", "diffusers", 4, 5.0, [-0.0215356, 0.8954412, -0.0053839]),
+    ("dpmpp", "official", 6, 12.0, [-0.0955146, 1.0275655, -0.0238786]),
+    ("euler", "official", 4, 5.0, [-0.0410517, 0.9304494, -0.0102629]),
+]
+
+
+def decimals(values) -> list[float]:
+    """Numbers with the nine digits that identify an f32."""
+    return [float(f"{float(v):.9g}") for v in values]
