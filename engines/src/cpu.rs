@@ -1,0 +1,139 @@
+//! What the processor can do, from the kernel's description of it.
+
+/// The processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpu {
+    /// The name that it gives itself.
+    pub name: String,
+    /// Threads of execution that this process may use.
+    pub threads: usize,
+    /// Which of the instruction sets that matter for inference it has.
+    pub instruction_sets: Vec<(InstructionSet, bool)>,
+}
+
+/// An instruction set that kernels are chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstructionSet {
+    /// 256-bit vectors.
+    Avx2,
+    /// 512-bit vectors.
+    Avx512,
+    /// 8-bit integer products on 512-bit vectors.
+    Avx512Vnni,
+    /// 16-bit brain float products on 512-bit vectors.
+    Avx512Bf16,
+    /// 8-bit integer products on tiles.
+    AmxInt8,
+    /// 16-bit brain float products on tiles.
+    AmxBf16,
+    /// 8-bit integer dot products of Arm.
+    DotProduct,
+    /// 8-bit integer matrix products of Arm.
+    I8mm,
+    /// 16-bit brain float products of Arm.
+    Bf16,
+}
+
+impl InstructionSet {
+    /// Those of x86-64.
+    pub const X86: [Self; 6] =
+        [Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::AmxInt8, Self::AmxBf16];
+    /// Those of Arm.
+    pub const ARM: [Self; 3] = [Self::DotProduct, Self::I8mm, Self::Bf16];
+
+    /// The name by which it is known; on x86 also the kernel's, except for AVX-512 itself.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512_vnni",
+            Self::Avx512Bf16 => "avx512_bf16",
+            Self::AmxInt8 => "amx_int8",
+            Self::AmxBf16 => "amx_bf16",
+            Self::DotProduct => "dotprod",
+            Self::I8mm => "i8mm",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The kernel's word for it.
+    fn kernel_name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512f",
+            Self::DotProduct => "asimddp",
+            other => other.name(),
+        }
+    }
+}
+
+impl std::fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Cpu {
+    /// The processor of this machine.
+    pub fn of_machine() -> Self {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        Self::from_cpuinfo(&text, threads)
+    }
+
+    fn from_cpuinfo(text: &str, threads: usize) -> Self {
+        let value = |name: &str| {
+            let (_, value) =
+                text.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == name)?;
+            Some(value.trim())
+        };
+        let (sets, words): (&[InstructionSet], _) = match (value("flags"), value("Features")) {
+            (Some(flags), _) => (&InstructionSet::X86, flags),
+            (None, Some(features)) => (&InstructionSet::ARM, features),
+            (None, None) => (&[], ""),
+        };
+        let has = |set: InstructionSet| words.split_whitespace().any(|word| word == set.kernel_name());
+        Self {
+            name: value("model name").unwrap_or("unknown").to_owned(),
+            threads,
+            instruction_sets: sets.iter().map(|&set| (set, has(set))).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sets(text: &str) -> String {
+        let cpu = Cpu::from_cpuinfo(text, 2);
+        let words: Vec<String> = cpu
+            .instruction_sets
+            .iter()
+            .map(|(set, has)| format!("{}{set}", if *has { "+" } else { "-" }))
+            .collect();
+        format!("{} {}", cpu.name, words.join(" "))
+    }
+
+    #[test]
+    fn words_are_matched_whole() {
+        let text = "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu avx avx2 avx512f avx512_vnni\n\
+                    \nprocessor\t: 1\nmodel name\t: other\nflags\t\t: amx_int8\n";
+        insta::assert_snapshot!(sets(text), @"AMD EPYC 9B14 +avx2 +avx512 +avx512_vnni -avx512_bf16 -amx_int8 -amx_bf16");
+    }
+
+    #[test]
+    fn arm_has_its_own_words() {
+        insta::assert_snapshot!(sets("processor : 0\nFeatures : fp asimd asimddp i8mm\n"), @"unknown +dotprod +i8mm -bf16");
+        assert_eq!(sets(""), "unknown ");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_kernel_and_the_processor_agree() {
+        let cpu = Cpu::of_machine();
+        let has = |wanted| cpu.instruction_sets.iter().any(|&(set, has)| set == wanted && has);
+        assert_eq!(has(InstructionSet::Avx2), std::is_x86_feature_detected!("avx2"));
+        assert_eq!(has(InstructionSet::Avx512), std::is_x86_feature_detected!("avx512f"));
+        assert_eq!(has(InstructionSet::Avx512Vnni), std::is_x86_feature_detected!("avx512vnni"));
+    }
+}

@@ -1,0 +1,218 @@
+//! An open graph: signature in, named tensors through.
+
+use crate::inputs;
+use crate::ort_error;
+use crate::value::element_type;
+use crate::{Cancel, Error, GraphError, OnnxRuntime, TensorError, Value};
+use bundle::signature::{Extent, Signature, TensorSpec};
+use ort::logging::LogLevel;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{RunOptions, Session, SessionInputValue};
+use ort::value::{Outlet, ValueType};
+use std::borrow::Cow;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a graph is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenOptions {
+    /// Threads that share each operator; by default as many as the process may use.
+    pub threads: Option<NonZeroUsize>,
+    /// Where the weights lie while the graph is open.
+    pub weights: WeightMemory,
+}
+
+/// Where the weights of an open graph lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightMemory {
+    /// In the page cache, mapped from their file: opening takes no time, the system may drop pages when memory is
+    /// short, and closing returns everything. Kernels rearrange them anew in every call, which makes f32 products up
+    /// to a fifth slower than with prepacked weights.
+    Mapped,
+    /// Copied into the layout that each kernel likes best, in anonymous memory as large as the weights.
+    Prepacked,
+}
+
+/// An open graph.
+///
+/// Dropping it returns its weights and its memory pool, the pool only once the last output is dropped too (see
+/// [`Value`]).
+#[derive(Debug)]
+pub struct Engine {
+    graph: String,
+    signature: Signature,
+    session: Session,
+}
+
+impl OnnxRuntime {
+    /// Opens the graph in the file `graph` and holds it to `contract`. Its weights are found beside it.
+    ///
+    /// # Errors
+    /// The file or its weights are absent or damaged, ONNX Runtime cannot run it, memory is short, or its interface
+    /// is not the contract's.
+    pub fn open(&self, graph: &Path, contract: &Signature, options: &OpenOptions) -> Result<Engine, Error> {
+        let name = graph.display().to_string();
+        if let Err(source) = std::fs::File::open(graph) {
+            return Err(GraphError::Unreadable { path: graph.to_owned(), source }.into());
+        }
+        let session =
+            open_session(self, graph, options).map_err(|error| ort_error::at_open(graph, &error))?;
+        let signature = Signature {
+            inputs: session.inputs().iter().map(|outlet| spec(&name, outlet)).collect::<Result<_, _>>()?,
+            outputs: session.outputs().iter().map(|outlet| spec(&name, outlet)).collect::<Result<_, _>>()?,
+        };
+        contract.check(&name, &signature)?;
+        tracing::debug!(graph = name, ?options, "graph is open");
+        Ok(Engine { graph: name, signature, session })
+    }
+}
+
+fn open_session(runtime: &OnnxRuntime, graph: &Path, options: &OpenOptions) -> ort::Result<Session> {
+    // Counted here because the library counts the cores of the whole machine, whatever share the process has.
+    let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
+    Session::builder(runtime.environment())?
+        .with_log_level(LogLevel::Warning)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(threads.map_or(1, NonZeroUsize::get))?
+        .with_inter_threads(1)?
+        .with_prepacking(options.weights == WeightMemory::Prepacked)?
+        .commit_from_file(graph)
+}
+
+/// What the open session says of one input or output.
+fn spec(graph: &str, outlet: &Outlet) -> Result<TensorSpec, GraphError> {
+    let unsupported = || GraphError::UnsupportedTensor {
+        graph: graph.into(),
+        tensor: outlet.name().into(),
+        found: outlet.dtype().to_string(),
+    };
+    let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
+        return Err(unsupported());
+    };
+    let extent = |(index, &size): (usize, &i64)| match (usize::try_from(size), dimension_symbols.get(index)) {
+        (Ok(size), _) => Extent::Fixed(size),
+        (Err(_), Some(symbol)) if !symbol.is_empty() => Extent::Dynamic(symbol.clone()),
+        (Err(_), _) => Extent::Dynamic("?".into()),
+    };
+    Ok(TensorSpec {
+        name: outlet.name().into(),
+        element: element_type(*ty).ok_or_else(unsupported)?,
+        shape: shape.iter().enumerate().map(extent).collect(),
+    })
+}
+
+impl Engine {
+    /// The graph's inputs and outputs, as it was opened.
+    pub fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// Runs the graph on named inputs, in any order.
+    ///
+    /// # Errors
+    /// An input is missing, unknown or of another number format or shape (found before anything runs), an operator
+    /// fails, memory is short, or `cancel` was requested, also when that was during the last operator.
+    pub fn run(&mut self, inputs: &[(&str, &Value)], cancel: &Cancel) -> Result<Outputs, Error> {
+        inputs::check(&self.graph, &self.signature, inputs)?;
+        let cancelled = || Error::Cancelled { graph: self.graph.clone() };
+        let failed = |error: ort::Error| ort_error::at_run(&self.graph, &error);
+
+        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        let feeds = inputs
+            .iter()
+            .map(|(name, value)| Ok((Cow::from(*name), value.as_input()?)))
+            .collect::<ort::Result<Vec<(Cow<'_, str>, SessionInputValue<'_>)>>>()
+            .map_err(failed)?;
+        let Some(_watch) = cancel.watch(&options) else { return Err(cancelled()) };
+        let outputs = self.session.run_with_options(feeds, &*options);
+        if cancel.is_cancelled() {
+            return Err(cancelled());
+        }
+        let values = outputs
+            .map_err(failed)?
+            .into_iter()
+            .map(|(name, tensor)| {
+                Ok((name.to_owned(), Value::from_output(&self.graph, name, tensor, inputs)?))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(Outputs { graph: self.graph.clone(), values })
+    }
+}
+
+/// What a run gave, by name.
+#[derive(Debug)]
+pub struct Outputs {
+    graph: String,
+    values: Vec<(String, Value)>,
+}
+
+impl Outputs {
+    /// Takes the output `name` out.
+    ///
+    /// # Errors
+    /// There is none of that name, or it was taken already.
+    pub fn take(&mut self, name: &str) -> Result<Value, TensorError> {
+        match self.values.iter().position(|(known, _)| known == name) {
+            Some(index) => Ok(self.values.remove(index).1),
+            None => Err(TensorError::MissingOutput {
+                graph: self.graph.clone(),
+                output: name.into(),
+                available: self.values.iter().map(|(known, _)| known.clone()).collect(),
+            }),
+        }
+    }
+}
+
+/// The outputs that were not taken, in the order of the graph.
+impl IntoIterator for Outputs {
+    type Item = (String, Value);
+    type IntoIter = std::vec::IntoIter<(String, Value)>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.values.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::dtype::ElementType;
+    use ndarray::{Array2, arr0};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_run_that_would_never_end_is_stopped_from_another_thread() {
+        let tensor = |name: &str, element, shape: &[usize]| TensorSpec {
+            name: name.into(),
+            element,
+            shape: shape.iter().copied().map(Extent::Fixed).collect(),
+        };
+        let contract = Signature {
+            inputs: vec![tensor("rounds", ElementType::I64, &[]), tensor("x", ElementType::F32, &[64, 64])],
+            outputs: vec![tensor("y", ElementType::F32, &[64, 64])],
+        };
+        let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/loop.onnx");
+        let options = OpenOptions { threads: NonZeroUsize::new(1), weights: WeightMemory::Mapped };
+        let runtime = OnnxRuntime::load(None).unwrap_or_else(|error| panic!("{error}"));
+        let mut engine = runtime.open(&graph, &contract, &options).unwrap();
+
+        let cancel = Cancel::new();
+        let (sender, receiver) = mpsc::channel();
+        let of_run = cancel.clone();
+        std::thread::spawn(move || {
+            let rounds = Value::from_i64(arr0(i64::MAX));
+            let x = Value::from_f32(Array2::<f32>::eye(64));
+            let result = engine.run(&[("rounds", &rounds), ("x", &x)], &of_run);
+            sender.send(result.map(drop)).unwrap();
+        });
+        while cancel.runs_in_flight() == 0 {
+            std::thread::yield_now();
+        }
+        cancel.cancel();
+        let result = receiver.recv_timeout(Duration::from_secs(60)).expect("the run went on");
+        assert!(matches!(result, Err(Error::Cancelled { .. })), "{result:?}");
+        assert_eq!(cancel.runs_in_flight(), 0);
+    }
+}

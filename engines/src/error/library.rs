@@ -1,0 +1,101 @@
+//! ONNX Runtime cannot be had.
+
+use super::list;
+use crate::library::{OLDEST_VERSION, Origin};
+use bundle::{Diagnose, Report};
+use std::path::PathBuf;
+
+/// Why ONNX Runtime cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LibraryError {
+    /// It is in none of the places where it may be.
+    NotFound {
+        /// Every file that was looked for, in order; a bare name stands for the system's loader.
+        tried: Vec<PathBuf>,
+    },
+    /// The path that was given leads to no file, or to a folder without the library.
+    Absent {
+        /// Who gave it.
+        origin: Origin,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system's loader refuses the file.
+    Unloadable {
+        /// The file.
+        path: PathBuf,
+        /// What the loader said.
+        why: String,
+    },
+    /// The file is a library, but another one.
+    NotOnnxRuntime {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The library is older than what is needed.
+    TooOld {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// The process has loaded another library already.
+    AnotherIsLoaded {
+        /// The one that is loaded.
+        loaded: PathBuf,
+        /// The one that was asked for.
+        asked: PathBuf,
+    },
+    /// The library is loaded but does not start.
+    DoesNotStart {
+        /// What it said.
+        why: String,
+    },
+}
+
+impl Diagnose for LibraryError {
+    fn report(&self) -> Report {
+        const GET_IT: &str =
+            "get it with `make setup` in the checkout, or name the file with --onnxruntime PATH";
+        match self {
+            Self::NotFound { tried } => Report::missing(
+                "ONNX Runtime was not found",
+                format!("looked for {}", list(tried.iter().map(|path| path.display().to_string()))),
+                GET_IT,
+            ),
+            Self::Absent { origin, path } => Report::missing(
+                format!("ONNX Runtime is not at {}", path.display()),
+                format!("{origin} names that path, and there is no libonnxruntime.so"),
+                GET_IT,
+            ),
+            Self::Unloadable { path, why } => Report::missing(
+                format!("{} cannot be loaded", path.display()),
+                why.clone(),
+                "use a build of ONNX Runtime for this machine: `make setup` in the checkout gets one",
+            ),
+            Self::NotOnnxRuntime { path } => Report::missing(
+                format!("{} is not ONNX Runtime", path.display()),
+                "it is a library without the function OrtGetApiBase",
+                GET_IT,
+            ),
+            Self::TooOld { path, found } => Report::missing(
+                format!("ONNX Runtime at {} is too old", path.display()),
+                format!("it is version {found}, and {OLDEST_VERSION} or newer is needed"),
+                GET_IT,
+            ),
+            Self::AnotherIsLoaded { loaded, asked } => Report::bad_input(
+                format!("ONNX Runtime cannot be loaded from {}", asked.display()),
+                format!("this process has loaded {} already", loaded.display()),
+                "use one library per process",
+            ),
+            Self::DoesNotStart { why } => Report::missing(
+                "ONNX Runtime does not start",
+                why.clone(),
+                "use the version that `make setup` in the checkout gets",
+            ),
+        }
+    }
+}
+
+bundle::display_as_report!(LibraryError);

@@ -1,0 +1,304 @@
+//! Finds the ONNX Runtime library.
+//!
+//! In order: the path that the user gave, the path in `ORT_DYLIB_PATH`, the folders beside the running program (a
+//! package puts the library beside the program or into `lib`; `make setup` puts it into `target/onnxruntime`, one or
+//! two levels above the programs that cargo builds), and last the system's loader. A path that was given and does not
+//! exist is an error: nothing else is tried in its place.
+
+use crate::LibraryError;
+use ort::environment::EnvironmentBuilder;
+use std::ffi::{CStr, CString, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The first version with the API level that `ort` is built for.
+pub(crate) const OLDEST_VERSION: &str = "1.24";
+
+/// The environment variable that names the library.
+const VARIABLE: &str = "ORT_DYLIB_PATH";
+
+/// What the library is called, before its version.
+const NAME: &str = "libonnxruntime.so";
+
+/// What the system's loader is asked for; the second is the library's own name for itself.
+const SYSTEM_NAMES: [&str; 2] = [NAME, "libonnxruntime.so.1"];
+
+/// Folders, from that of the program, in which the library may lie.
+const FOLDERS: [&str; 5] = [".", "lib", "../lib", "../onnxruntime", "../../onnxruntime"];
+
+/// Who named the path of the library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The user, by a flag.
+    Flag,
+    /// The environment variable `ORT_DYLIB_PATH`.
+    Variable,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Flag => "--onnxruntime",
+            Self::Variable => VARIABLE,
+        })
+    }
+}
+
+/// Everything that decides where the library is looked for.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    /// Given by a flag: the library or its folder.
+    pub flag: Option<PathBuf>,
+    /// Given by `ORT_DYLIB_PATH`: the library or its folder.
+    pub variable: Option<PathBuf>,
+    /// The folder of the running program.
+    pub program: Option<PathBuf>,
+}
+
+impl Places {
+    /// The places of this process.
+    pub(crate) fn of_process(flag: Option<&Path>) -> Self {
+        let program = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
+        let variable = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+        Self { flag: flag.map(Path::to_owned), variable, program }
+    }
+}
+
+/// Where the library is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Located {
+    /// In this file.
+    File(PathBuf),
+    /// In none of these files; the system's loader may still know it.
+    Nowhere { tried: Vec<PathBuf> },
+}
+
+/// Looks through the places in order.
+///
+/// # Errors
+/// A path that was given does not lead to a library.
+pub(crate) fn locate(places: &Places) -> Result<Located, LibraryError> {
+    let given = [(Origin::Flag, &places.flag), (Origin::Variable, &places.variable)];
+    for (origin, path) in given {
+        if let Some(path) = path {
+            let found = if path.is_dir() { library_in(path) } else { path.is_file().then(|| path.clone()) };
+            return match found {
+                Some(file) => Ok(Located::File(file)),
+                None => Err(LibraryError::Absent { origin, path: path.clone() }),
+            };
+        }
+    }
+    let mut tried = Vec::new();
+    for folder in places.program.iter().flat_map(|program| FOLDERS.map(|folder| joined(program, folder))) {
+        match library_in(&folder) {
+            Some(file) => return Ok(Located::File(file)),
+            None => tried.push(folder.join(NAME)),
+        }
+    }
+    Ok(Located::Nowhere { tried })
+}
+
+/// `folder` from `program`, with the leading `..` resolved so that a person can read it.
+fn joined(program: &Path, folder: &str) -> PathBuf {
+    let mut path = program.to_owned();
+    for part in folder.split('/').filter(|part| *part != ".") {
+        if part == ".." {
+            path.pop();
+        } else {
+            path.push(part);
+        }
+    }
+    path
+}
+
+/// The library in a folder: under its plain name, else the newest version.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let plain = folder.join(NAME);
+    if plain.is_file() {
+        return Some(plain);
+    }
+    let version = |name: &OsString| -> Option<Vec<u32>> {
+        let digits = name.to_str()?.strip_prefix(NAME)?.strip_prefix('.')?;
+        digits.split('.').map(|part| part.parse().ok()).collect()
+    };
+    std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| entry.ok().map(|entry| entry.file_name()))
+        .filter_map(|name| version(&name).map(|version| (version, name)))
+        .max()
+        .map(|(_, name)| folder.join(name))
+}
+
+/// Loads the library into the process; gives also the name by which the loader knows it.
+///
+/// # Errors
+/// It cannot be loaded, is not ONNX Runtime, or is too old.
+pub(crate) fn load(located: Located) -> Result<(EnvironmentBuilder, PathBuf), LibraryError> {
+    match located {
+        Located::File(path) => match ort::init_from(&path) {
+            Ok(builder) => Ok((builder, path)),
+            Err(error) => Err(unusable(error)),
+        },
+        Located::Nowhere { mut tried } => {
+            for name in SYSTEM_NAMES {
+                match ort::init_from(name) {
+                    Ok(builder) => return Ok((builder, name.into())),
+                    Err(error) if is_unknown_to_loader(name, &error) => tried.push(name.into()),
+                    Err(error) => return Err(unusable(error)),
+                }
+            }
+            Err(LibraryError::NotFound { tried })
+        }
+    }
+}
+
+/// Whether the loader found no file of that name, as against a library that it found and could not load.
+fn is_unknown_to_loader(name: &str, error: &ort::LoadDynamicError) -> bool {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => {
+            let text =
+                std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+            text.starts_with(&format!("{name}: cannot open shared object file"))
+        }
+        _ => false,
+    }
+}
+
+fn unusable(error: ort::LoadDynamicError) -> LibraryError {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, path } => {
+            LibraryError::Unloadable { path, why: error.to_string() }
+        }
+        ort::LoadDynamicError::MissingApi { path } => LibraryError::NotOnnxRuntime { path },
+        ort::LoadDynamicError::BadVersion { version_str, path } => {
+            LibraryError::TooOld { path, found: version_str }
+        }
+        ort::LoadDynamicError::InvalidVersionString => {
+            LibraryError::DoesNotStart { why: "the library gives its version in no readable form".into() }
+        }
+    }
+}
+
+/// Path and version of the library that is loaded, as the loader and the library give them.
+#[expect(unsafe_code, reason = "the version stands only in the library's own table of functions")]
+pub(crate) fn identify(file: &Path) -> Option<(PathBuf, String)> {
+    let file = CString::new(file.as_os_str().as_bytes()).ok()?;
+    // SAFETY: `file` and the symbol name are NUL-terminated. RTLD_NOLOAD only looks up what is loaded already.
+    let symbol = unsafe {
+        let handle = libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
+        if handle.is_null() {
+            return None;
+        }
+        libc::dlsym(handle, c"OrtGetApiBase".as_ptr())
+    };
+    if symbol.is_null() {
+        return None;
+    }
+    // SAFETY: `symbol` lies in a loaded library, and Dl_info is plain data that dladdr fills when it returns non-zero;
+    // its file name lives as long as the library, which is never unloaded.
+    let path = unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(symbol, &raw mut info) == 0 || info.dli_fname.is_null() {
+            return None;
+        }
+        CStr::from_ptr(info.dli_fname)
+    };
+    // SAFETY: `ort` has loaded this library and used this function with this type; it returns a table of functions
+    // with static lifetime, whose version is a static NUL-terminated string.
+    let version = unsafe {
+        let api_base: unsafe extern "C" fn() -> *const ort::sys::OrtApiBase = std::mem::transmute(symbol);
+        let base = api_base();
+        if base.is_null() {
+            return None;
+        }
+        CStr::from_ptr(((*base).GetVersionString)())
+    };
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(path.to_bytes()));
+    Some((path, version.to_string_lossy().into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::{Diagnose, ErrorClass};
+    use std::fs;
+
+    fn touch(path: &Path) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+    }
+
+    #[test]
+    fn the_flag_comes_before_the_variable_and_both_before_the_program() {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("target/release");
+        let file = |name: &str| root.path().join(name).join(NAME);
+        for folder in ["flag", "variable", "target/onnxruntime"] {
+            touch(&file(folder));
+        }
+        let mut places = Places {
+            flag: Some(file("flag")),
+            variable: Some(root.path().join("variable")),
+            program: Some(program),
+        };
+        assert_eq!(locate(&places).unwrap(), Located::File(file("flag")));
+        places.flag = None;
+        assert_eq!(locate(&places).unwrap(), Located::File(file("variable")));
+        places.variable = None;
+        assert_eq!(locate(&places).unwrap(), Located::File(file("target/onnxruntime")));
+    }
+
+    #[test]
+    fn the_library_of_make_setup_is_found_from_every_program_that_cargo_builds() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("target/onnxruntime/libonnxruntime.so.1.31.1");
+        touch(&file);
+        for program in ["target/release", "target/debug", "target/debug/deps", "target/debug/examples"] {
+            let places = Places { program: Some(root.path().join(program)), ..Places::default() };
+            assert_eq!(locate(&places).unwrap(), Located::File(file.clone()), "{program}");
+        }
+    }
+
+    #[test]
+    fn the_newest_version_is_taken_and_other_files_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.31.1", "libonnxruntime.so.1.31.1.part"] {
+            touch(&root.path().join(name));
+        }
+        assert_eq!(library_in(root.path()), Some(root.path().join("libonnxruntime.so.1.31.1")));
+    }
+
+    #[test]
+    fn a_given_path_that_is_absent_is_an_error_even_when_another_place_has_the_library() {
+        let root = tempfile::tempdir().unwrap();
+        touch(&root.path().join("variable").join(NAME));
+        let places = Places {
+            flag: Some("/nowhere/libonnxruntime.so".into()),
+            variable: Some(root.path().join("variable")),
+            program: None,
+        };
+        let error = locate(&places).unwrap_err();
+        assert_eq!(error.report().class, ErrorClass::MissingOnMachine);
+        insta::assert_snapshot!(error, @"ONNX Runtime is not at /nowhere/libonnxruntime.so: --onnxruntime names that path, and there is no libonnxruntime.so (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+    }
+
+    #[test]
+    fn every_place_is_in_the_message() {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("opt/rushes/bin");
+        let places = Places { program: Some(program), ..Places::default() };
+        let Located::Nowhere { tried } = locate(&places).unwrap() else { panic!("found in an empty folder") };
+        let text = LibraryError::NotFound { tried }.to_string();
+        insta::assert_snapshot!(text.replace(&root.path().display().to_string(), ""), @"ONNX Runtime was not found: looked for /opt/rushes/bin/libonnxruntime.so, /opt/rushes/bin/lib/libonnxruntime.so, /opt/rushes/lib/libonnxruntime.so, /opt/rushes/onnxruntime/libonnxruntime.so, /opt/onnxruntime/libonnxruntime.so (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+    }
+
+    #[test]
+    fn a_library_that_is_too_old_is_named_with_its_version() {
+        let error = unusable(ort::LoadDynamicError::BadVersion {
+            version_str: "1.17.3".into(),
+            path: "/usr/lib/libonnxruntime.so".into(),
+        });
+        assert_eq!(error.report().class, ErrorClass::MissingOnMachine);
+        insta::assert_snapshot!(error, @"ONNX Runtime at /usr/lib/libonnxruntime.so is too old: it is version 1.17.3, and 1.24 or newer is needed (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+    }
+}

@@ -1,0 +1,179 @@
+//! How much memory there is, and giving back what was freed.
+//!
+//! Everything is read from the kernel's text files; where they are absent the answer is `None`.
+
+use bundle::units::ByteCount;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Memory of the machine, or of the control group that this process is held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub total: ByteCount,
+    /// What can be used without pushing others out.
+    pub available: ByteCount,
+}
+
+/// The memory that this process may use: the machine's, or less where a control group (as of a container) limits it.
+pub fn memory() -> Option<Memory> {
+    let machine = of_machine(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(limited(machine, &limits(&groups, Path::new("/sys/fs/cgroup"))))
+}
+
+/// Anonymous memory of this process that lies in RAM: what it allocated, without mapped files.
+pub fn resident_anonymous() -> Option<ByteCount> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
+}
+
+/// Returns memory that was freed and that the allocator keeps for later to the system.
+///
+/// Worth its few milliseconds after something large was closed. Does nothing with other C libraries than glibc.
+pub fn return_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[expect(unsafe_code, reason = "a call into the C library")]
+    // SAFETY: malloc_trim takes the allocator's own locks and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// The smallest of what the machine and its control groups give.
+fn limited(machine: Memory, limits: &[Memory]) -> Memory {
+    limits.iter().fold(machine, |least, limit| Memory {
+        total: least.total.min(limit.total),
+        available: least.available.min(limit.available),
+    })
+}
+
+/// Reads `/proc/meminfo`.
+fn of_machine(meminfo: &str) -> Option<Memory> {
+    Some(Memory { total: field(meminfo, "MemTotal:")?, available: field(meminfo, "MemAvailable:")? })
+}
+
+/// A line like `MemTotal:   24684284 kB`.
+fn field(text: &str, name: &str) -> Option<ByteCount> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?.trim();
+    let kibibytes: u64 = value.strip_suffix("kB")?.trim().parse().ok()?;
+    Some(ByteCount(kibibytes * 1024))
+}
+
+/// File names of one version of control groups.
+struct Names {
+    limit: &'static str,
+    usage: &'static str,
+    /// Prefix of the counters of cached file pages, which the kernel drops when the group needs room.
+    counters: &'static str,
+}
+
+const V2: Names = Names { limit: "memory.max", usage: "memory.current", counters: "" };
+const V1: Names =
+    Names { limit: "memory.limit_in_bytes", usage: "memory.usage_in_bytes", counters: "total_" };
+
+/// The limits of every group that `/proc/self/cgroup` lists and of the groups around them.
+fn limits(groups: &str, root: &Path) -> Vec<Memory> {
+    groups
+        .lines()
+        .filter_map(|line| {
+            let (_, line) = line.split_once(':')?;
+            let (controllers, path) = line.split_once(':')?;
+            let path = path.trim_start_matches('/');
+            match controllers {
+                "" => Some((root.to_owned(), path, V2)),
+                _ if controllers.split(',').any(|name| name == "memory") => {
+                    Some((root.join("memory"), path, V1))
+                }
+                _ => None,
+            }
+        })
+        .flat_map(|(root, path, names)| {
+            let folders: Vec<PathBuf> = Path::new(path).ancestors().map(|folder| root.join(folder)).collect();
+            folders.into_iter().filter_map(move |folder| limit(&folder, &names))
+        })
+        .collect()
+}
+
+fn limit(folder: &Path, names: &Names) -> Option<Memory> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    // Without a limit it is the word `max`, or a number beyond any memory.
+    let total: u64 = read(names.limit)?.trim().parse().ok()?;
+    let used: u64 = read(names.usage)?.trim().parse().ok()?;
+    let counters = read("memory.stat").unwrap_or_default();
+    let cached: u64 = ["active_file", "inactive_file"]
+        .iter()
+        .filter_map(|name| {
+            let name = format!("{}{name} ", names.counters);
+            counters.lines().find_map(|line| line.strip_prefix(&name))?.trim().parse::<u64>().ok()
+        })
+        .sum();
+    let available = total.saturating_sub(used.saturating_sub(cached));
+    Some(Memory { total: ByteCount(total), available: ByteCount(available) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACHINE: Memory = Memory { total: ByteCount(24 << 30), available: ByteCount(20 << 30) };
+
+    fn write(folder: &Path, files: &[(&str, &str)]) {
+        fs::create_dir_all(folder).unwrap();
+        for (name, text) in files {
+            fs::write(folder.join(name), text).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_machine_is_read_in_kibibytes() {
+        let text = "MemTotal:       24684284 kB\nMemFree:        1 kB\nMemAvailable:   22650880 kB\n";
+        let memory = of_machine(text).unwrap();
+        assert_eq!(memory.total, ByteCount(24_684_284 * 1024));
+        assert_eq!(memory.available, ByteCount(22_650_880 * 1024));
+        assert_eq!(of_machine("MemTotal: 5 kB\n"), None);
+    }
+
+    #[test]
+    fn a_group_around_this_one_limits_too_and_cached_files_count_as_free() {
+        let root = tempfile::tempdir().unwrap();
+        write(
+            &root.path().join("pods"),
+            &[
+                ("memory.max", "8589934592\n"),
+                ("memory.current", "6442450944\n"),
+                ("memory.stat", "anon 1\nactive_file 1073741824\ninactive_file 1073741824\n"),
+            ],
+        );
+        write(&root.path().join("pods/job"), &[("memory.max", "max\n"), ("memory.current", "17\n")]);
+        let limits = limits("0::/pods/job\n", root.path());
+        let expected = Memory { total: ByteCount(8 << 30), available: ByteCount(4 << 30) };
+        assert_eq!(limited(MACHINE, &limits), expected);
+    }
+
+    #[test]
+    fn the_older_layout_of_control_groups_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        write(
+            &root.path().join("memory/box"),
+            &[
+                ("memory.limit_in_bytes", "4294967296\n"),
+                ("memory.usage_in_bytes", "3221225472\n"),
+                ("memory.stat", "inactive_file 5\ntotal_inactive_file 1073741824\n"),
+            ],
+        );
+        let limits = limits("9:name=systemd:/\n4:cpu,memory:/box\n0::/\n", root.path());
+        let expected = Memory { total: ByteCount(4 << 30), available: ByteCount(2 << 30) };
+        assert_eq!(limited(MACHINE, &limits), expected);
+    }
+
+    #[test]
+    fn without_a_limit_the_machine_counts() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(limited(MACHINE, &limits("0::/\n", root.path())), MACHINE);
+        write(
+            &root.path().join("memory"),
+            &[("memory.limit_in_bytes", "9223372036854771712\n"), ("memory.usage_in_bytes", "1\n")],
+        );
+        assert_eq!(limited(MACHINE, &limits("4:memory:/gone\n", root.path())), MACHINE);
+    }
+}

@@ -1,0 +1,122 @@
+//! ONNX Runtime in this process.
+
+use crate::LibraryError;
+use crate::library::{self, Located, Places};
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use std::ffi::{CStr, c_char};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// ONNX Runtime, loaded. Clones are the same one.
+///
+/// A process has at most one: ONNX Runtime allows one environment and `ort` one library. It is never unloaded.
+#[derive(Debug, Clone)]
+pub struct OnnxRuntime {
+    loaded: Arc<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    environment: Environment,
+    path: PathBuf,
+    version: String,
+    providers: Vec<String>,
+}
+
+/// The one of this process. A global because the limit of one is the process's, whoever asks.
+static OF_PROCESS: Mutex<Option<OnnxRuntime>> = Mutex::new(None);
+
+impl OnnxRuntime {
+    /// Finds and loads the library; gives what is loaded already when it is the same.
+    ///
+    /// `explicit` is the library or its folder, as the user named it. Telemetry is turned off, for which the
+    /// environment variable `ORT_DISABLE_TELEMETRY` is set unless it is already `1`: call this before starting
+    /// threads that read the environment through C.
+    ///
+    /// # Errors
+    /// The library is nowhere, is not ONNX Runtime 1.24 or newer, or is another than the one that is loaded.
+    pub fn load(explicit: Option<&Path>) -> Result<Self, LibraryError> {
+        let mut of_process = OF_PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = &*of_process {
+            return loaded.same_as(explicit);
+        }
+        turn_telemetry_off();
+        let located = library::locate(&Places::of_process(explicit))?;
+        let (builder, file) = library::load(located)?;
+        let start = |error: ort::Error| LibraryError::DoesNotStart { why: error.message().to_owned() };
+        let environment = builder.with_name("rushes").with_telemetry(false).build().map_err(start)?;
+        environment.set_log_level(LogLevel::Warning);
+        let (path, version) = library::identify(&file).unwrap_or((file, "unknown".into()));
+        let providers = available_providers().map_err(start)?;
+        tracing::debug!(path = %path.display(), version, "ONNX Runtime is loaded");
+        let loaded = Self { loaded: Arc::new(Loaded { environment, path, version, providers }) };
+        *of_process = Some(loaded.clone());
+        Ok(loaded)
+    }
+
+    fn same_as(&self, explicit: Option<&Path>) -> Result<Self, LibraryError> {
+        let Some(explicit) = explicit else { return Ok(self.clone()) };
+        let places = Places { flag: Some(explicit.to_owned()), ..Places::default() };
+        let is_same = match library::locate(&places)? {
+            Located::File(path) => path.canonicalize().ok() == self.path().canonicalize().ok(),
+            Located::Nowhere { .. } => false,
+        };
+        if is_same {
+            Ok(self.clone())
+        } else {
+            Err(LibraryError::AnotherIsLoaded { loaded: self.path().to_owned(), asked: explicit.to_owned() })
+        }
+    }
+
+    /// Version of the library, like `1.31.1`.
+    pub fn version(&self) -> &str {
+        &self.loaded.version
+    }
+
+    /// File of the library.
+    pub fn path(&self) -> &Path {
+        &self.loaded.path
+    }
+
+    /// Execution providers that this build of the library has, by ONNX Runtime's names for them; having one does not
+    /// mean that its own libraries and its device are there.
+    pub fn providers(&self) -> &[String] {
+        &self.loaded.providers
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.loaded.environment
+    }
+}
+
+/// Official builds since 1.29 send usage data unless this variable is set before the library is loaded.
+#[expect(
+    unsafe_code,
+    reason = "the library reads the variable while it is being loaded; there is no other switch"
+)]
+fn turn_telemetry_off() {
+    const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(VARIABLE).is_none_or(|value| value != "1") {
+        // SAFETY: readers in Rust are serialised by the standard library. The library, which reads it from C, is not
+        // loaded yet, and `load` tells its callers to come before other threads that read the environment from C.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
+}
+
+#[expect(unsafe_code, reason = "`ort` can ask for one provider by name, and not list them")]
+fn available_providers() -> ort::Result<Vec<String>> {
+    let api = ort::api();
+    let mut names: *mut *mut c_char = std::ptr::null_mut();
+    let mut count = 0;
+    // SAFETY: on success ONNX Runtime gives an array of `count` NUL-terminated strings, which is read here and given
+    // back once with the same count.
+    unsafe {
+        ort::Error::result_from_status((api.GetAvailableProviders)(&raw mut names, &raw mut count))?;
+        let providers = (0..usize::try_from(count).unwrap_or(0))
+            .map(|index| CStr::from_ptr(*names.add(index)).to_string_lossy().into_owned())
+            .collect();
+        ort::Error::result_from_status((api.ReleaseAvailableProviders)(names, count))?;
+        Ok(providers)
+    }
+}

@@ -1,0 +1,90 @@
+//! Which execution provider computes a graph.
+
+use crate::Error;
+use bundle::dtype::Dialect;
+use std::fmt;
+use std::str::FromStr;
+
+/// What computes: the value of `--ep`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Provider {
+    /// The best that this machine and the bundle have.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU through CUDA.
+    Cuda,
+    /// An NVIDIA GPU through TensorRT.
+    TensorRt,
+}
+
+impl Provider {
+    const ALL: [Self; 4] = [Self::Auto, Self::Cpu, Self::Cuda, Self::TensorRt];
+
+    /// The name used in flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+        }
+    }
+
+    /// The dialect whose graphs this provider runs.
+    ///
+    /// # Errors
+    /// No graphs are exported for this provider. It is refused: falling back to the CPU would hide it.
+    pub fn dialect(self) -> Result<Dialect, Error> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(Dialect::Cpu),
+            Self::Cuda | Self::TensorRt => Err(Error::NoGraphsForProvider { provider: self }),
+        }
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Provider {
+    type Err = bundle::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|provider| provider.name() == text).ok_or_else(|| {
+            bundle::Error::value(
+                "--ep",
+                format!("`{text}`"),
+                "it is no execution provider",
+                "use auto, cpu, cuda or tensorrt",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::{Diagnose, ErrorClass};
+
+    #[test]
+    fn names_read_back_and_others_are_refused() {
+        for provider in Provider::ALL {
+            assert_eq!(provider.to_string().parse::<Provider>().unwrap(), provider);
+        }
+        insta::assert_snapshot!("gpu".parse::<Provider>().unwrap_err(), @"--ep cannot be `gpu`: it is no execution provider (use auto, cpu, cuda or tensorrt)");
+    }
+
+    #[test]
+    fn a_provider_without_graphs_is_refused_rather_than_replaced() {
+        assert_eq!(Provider::Auto.dialect().unwrap(), Dialect::Cpu);
+        assert_eq!(Provider::Cpu.dialect().unwrap(), Dialect::Cpu);
+        let error = Provider::TensorRt.dialect().unwrap_err();
+        assert_eq!(error.report().class, ErrorClass::BadInput);
+        insta::assert_snapshot!(error, @"--ep tensorrt cannot be used: bundles hold graphs for the CPU alone (use --ep cpu, or leave it out)");
+        assert!(Provider::Cuda.dialect().is_err());
+    }
+}

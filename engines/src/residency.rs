@@ -1,0 +1,274 @@
+//! What may be open at once: a pure plan over predicted bytes.
+//!
+//! A clip uses its components one after the other: text encoder, the experts from the noisiest down, decoder. Either
+//! all of them stay open, so that the next clip finds them there, or each leaves before the next is opened.
+
+use crate::{Error, Remedy};
+use bundle::units::ByteCount;
+use std::fmt;
+use std::str::FromStr;
+
+/// What the user wants: the value of `--residency`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Residency {
+    /// All resident when it fits, else one at a time.
+    #[default]
+    Auto,
+    /// Every component stays open.
+    All,
+    /// One component at a time.
+    One,
+}
+
+impl Residency {
+    const ALL: [Self; 3] = [Self::Auto, Self::All, Self::One];
+
+    /// The name used in flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::All => "all",
+            Self::One => "one",
+        }
+    }
+}
+
+impl fmt::Display for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Residency {
+    type Err = bundle::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|residency| residency.name() == text).ok_or_else(|| {
+            bundle::Error::value(
+                "--residency",
+                format!("`{text}`"),
+                "components stay all, one at a time, or as memory allows",
+                "use auto, all or one",
+            )
+        })
+    }
+}
+
+/// The memory that one component is predicted to take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footprint {
+    /// Name of the component, as in the bundle.
+    pub component: String,
+    /// Bytes of its weights, held while it is open.
+    pub weights: ByteCount,
+    /// Peak of its activations, held while it runs.
+    pub activations: ByteCount,
+}
+
+/// Which components are open together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Every component, from its first use on.
+    AllResident,
+    /// One: each is closed before the next is opened.
+    OneAtATime,
+}
+
+impl Mode {
+    /// The most memory that these components take at any moment.
+    pub fn peak(self, components: &[Footprint]) -> ByteCount {
+        match self {
+            Self::AllResident => {
+                let weights: ByteCount = components.iter().map(|component| component.weights).sum();
+                let activations = components.iter().map(|component| component.activations).max();
+                weights + activations.unwrap_or_default()
+            }
+            Self::OneAtATime => components
+                .iter()
+                .map(|component| component.weights + component.activations)
+                .max()
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResidencyPlan {
+    /// Which components are open together.
+    pub mode: Mode,
+    /// The predicted peak, never above the budget.
+    pub peak: ByteCount,
+}
+
+/// Decides which components may be open together so that the peak stays within `budget`.
+///
+/// # Errors
+/// [`Error::DoesNotFit`], with the largest parts and what would make it fit.
+pub fn plan(wanted: Residency, components: &[Footprint], budget: ByteCount) -> Result<ResidencyPlan, Error> {
+    let modes: &[Mode] = match wanted {
+        Residency::Auto => &[Mode::AllResident, Mode::OneAtATime],
+        Residency::All => &[Mode::AllResident],
+        Residency::One => &[Mode::OneAtATime],
+    };
+    let fits = |mode: Mode| {
+        let peak = mode.peak(components);
+        (peak <= budget).then_some(ResidencyPlan { mode, peak })
+    };
+    modes.iter().copied().find_map(fits).ok_or_else(|| {
+        // The least demanding mode that was allowed.
+        let mode = if wanted == Residency::All { Mode::AllResident } else { Mode::OneAtATime };
+        Error::DoesNotFit {
+            needed: mode.peak(components),
+            budget,
+            largest: largest_parts(mode, components),
+            remedy: match fits(Mode::OneAtATime) {
+                Some(plan) => Remedy::OneAtATime(plan.peak),
+                None if components.iter().all(|component| component.weights < budget) => Remedy::SmallerClip,
+                None => Remedy::MoreMemory,
+            },
+        }
+    })
+}
+
+/// The three largest parts of the peak, largest first.
+fn largest_parts(mode: Mode, components: &[Footprint]) -> Vec<(String, ByteCount)> {
+    let peak = |component: &&Footprint| component.weights + component.activations;
+    let in_peak: Vec<&Footprint> = match mode {
+        Mode::AllResident => components.iter().collect(),
+        Mode::OneAtATime => components.iter().max_by_key(peak).into_iter().collect(),
+    };
+    let mut parts: Vec<(String, ByteCount)> = in_peak
+        .iter()
+        .flat_map(|component| {
+            [
+                (format!("the weights of {}", component.component), component.weights),
+                (format!("the activations of {}", component.component), component.activations),
+            ]
+        })
+        .collect();
+    parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    parts.truncate(3);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::{Diagnose, ErrorClass};
+    use proptest::prelude::*;
+
+    const GB: u64 = 1_000_000_000;
+
+    fn component(name: &str, weights: u64, activations: u64) -> Footprint {
+        Footprint { component: name.into(), weights: ByteCount(weights), activations: ByteCount(activations) }
+    }
+
+    fn a14b() -> Vec<Footprint> {
+        vec![
+            component("text_encoder", 22 * GB, GB),
+            component("experts/high", 57 * GB, 10 * GB),
+            component("experts/low", 57 * GB, 10 * GB),
+            component("decoder", GB, 6 * GB),
+        ]
+    }
+
+    #[test]
+    fn auto_keeps_all_when_it_fits_and_else_one() {
+        let all = plan(Residency::Auto, &a14b(), ByteCount(147 * GB)).unwrap();
+        assert_eq!(all, ResidencyPlan { mode: Mode::AllResident, peak: ByteCount(147 * GB) });
+        let one = plan(Residency::Auto, &a14b(), ByteCount(147 * GB - 1)).unwrap();
+        assert_eq!(one, ResidencyPlan { mode: Mode::OneAtATime, peak: ByteCount(67 * GB) });
+    }
+
+    #[test]
+    fn what_does_not_fit_names_the_setting_that_would() {
+        let error = plan(Residency::All, &a14b(), ByteCount(80 * GB)).unwrap_err();
+        assert_eq!(error.report().class, ErrorClass::DoesNotFit);
+        insta::assert_snapshot!(error, @"147.0 GB are needed and 80.0 GB may be used: the largest parts are the weights of experts/high 57.0 GB, the weights of experts/low 57.0 GB, the weights of text_encoder 22.0 GB (use --residency one, which needs 67.0 GB)");
+        for wanted in [Residency::Auto, Residency::One] {
+            let activations = plan(wanted, &a14b(), ByteCount(60 * GB)).unwrap_err();
+            let weights = plan(wanted, &a14b(), ByteCount(24 * GB)).unwrap_err();
+            insta::allow_duplicates! {
+                insta::assert_snapshot!(activations, @"67.0 GB are needed and 60.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (use a smaller --size or fewer --frames, or allow more with --memory-budget)");
+                insta::assert_snapshot!(weights, @"67.0 GB are needed and 24.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (allow more with --memory-budget where there is more, or use a smaller model)");
+            }
+        }
+    }
+
+    #[test]
+    fn names_read_back_and_others_are_refused() {
+        for residency in Residency::ALL {
+            assert_eq!(residency.to_string().parse::<Residency>().unwrap(), residency);
+        }
+        insta::assert_snapshot!("both".parse::<Residency>().unwrap_err(), @"--residency cannot be `both`: components stay all, one at a time, or as memory allows (use auto, all or one)");
+    }
+
+    prop_compose! {
+        fn any_component()(weights in 0..100 * GB, activations in 0..20 * GB) -> Footprint {
+            component("any", weights, activations)
+        }
+    }
+
+    /// Peak of opening and running the components in order, byte by byte as an executor would.
+    fn simulated(mode: Mode, components: &[Footprint]) -> u64 {
+        let (mut held, mut peak) = (0, 0);
+        for component in components {
+            held += component.weights.0;
+            peak = peak.max(held + component.activations.0);
+            if mode == Mode::OneAtATime {
+                held -= component.weights.0;
+            }
+        }
+        peak
+    }
+
+    proptest! {
+        #[test]
+        fn no_plan_is_over_budget_when_carried_out(
+            components in prop::collection::vec(any_component(), 0..6),
+            budget in 0..500 * GB,
+            wanted in prop::sample::select(&Residency::ALL[..]),
+        ) {
+            let budget = ByteCount(budget);
+            match plan(wanted, &components, budget) {
+                Ok(plan) => {
+                    prop_assert!(plan.peak <= budget);
+                    prop_assert!(simulated(plan.mode, &components) <= plan.peak.0);
+                    prop_assert!(wanted != Residency::All || plan.mode == Mode::AllResident);
+                    prop_assert!(wanted != Residency::One || plan.mode == Mode::OneAtATime);
+                }
+                Err(Error::DoesNotFit { needed, remedy, .. }) => {
+                    prop_assert!(needed > budget);
+                    let one = plan_peak(Residency::One, &components, budget);
+                    prop_assert_eq!(one.map(Remedy::OneAtATime), match remedy {
+                        Remedy::OneAtATime(_) => Some(remedy),
+                        _ => None,
+                    });
+                    prop_assert!(wanted == Residency::All || one.is_none());
+                }
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+
+        #[test]
+        fn auto_fits_whenever_anything_does_and_prefers_all(
+            components in prop::collection::vec(any_component(), 0..6),
+            budget in 0..500 * GB,
+        ) {
+            let budget = ByteCount(budget);
+            let all = plan_peak(Residency::All, &components, budget);
+            let one = plan_peak(Residency::One, &components, budget);
+            prop_assert_eq!(plan_peak(Residency::Auto, &components, budget), all.or(one));
+        }
+
+        #[test]
+        fn one_at_a_time_never_needs_more(components in prop::collection::vec(any_component(), 0..6)) {
+            prop_assert!(Mode::OneAtATime.peak(&components) <= Mode::AllResident.peak(&components));
+        }
+    }
+
+    fn plan_peak(wanted: Residency, components: &[Footprint], budget: ByteCount) -> Option<ByteCount> {
+        plan(wanted, components, budget).ok().map(|plan| plan.peak)
+    }
+}

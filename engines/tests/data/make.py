@@ -1,0 +1,123 @@
+"""Makes the small graphs that the tests of `engines` open: `python make.py` (needs the package onnx) writes them beside itself.
+
+Each stays under 2 kB. Large weights are external data in `weights.bin`, which the tests create as a sparse file.
+"""
+
+from pathlib import Path
+
+from onnx import TensorProto, checker, helper, save
+
+HERE = Path(__file__).parent
+F32, I64 = TensorProto.FLOAT, TensorProto.INT64
+# Wide enough for 200 MB of weights, and not aligned, as tensors in a safetensors file.
+WIDE_SHAPE, WIDE_OFFSET = (5120, 10240), 73
+
+
+def value(name, element, shape):
+    return helper.make_tensor_value_info(name, element, shape)
+
+
+def external(name, shape, offset):
+    tensor = TensorProto(name=name, data_type=F32, dims=shape, data_location=TensorProto.EXTERNAL)
+    length = 4
+    for extent in shape:
+        length *= extent
+    for key, entry in (("location", "weights.bin"), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=entry)
+    return tensor
+
+
+def write(name, nodes, inputs, outputs, initializers=()):
+    graph = helper.make_graph(nodes, name, inputs, outputs, list(initializers))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in initializers):
+        checker.check_model(model, full_check=True)
+    path = HERE / f"{name}.onnx"
+    save(model, path)
+    assert path.stat().st_size < 2048, path
+
+
+write(
+    "add",
+    [helper.make_node("Add", ["a", "b"], ["sum"])],
+    [value("a", F32, ["N", 3]), value("b", F32, ["N", 3])],
+    [value("sum", F32, ["N", 3])],
+)
+
+write(
+    "double_precision",
+    [helper.make_node("Add", ["a", "a"], ["sum"])],
+    [value("a", TensorProto.DOUBLE, ["N"])],
+    [value("sum", TensorProto.DOUBLE, ["N"])],
+)
+
+write(
+    "linear",
+    [helper.make_node("Gemm", ["x", "weight"], ["y"], transB=1)],
+    [value("x", F32, ["N", 3])],
+    [value("y", F32, ["N", 2])],
+    [external("weight", (2, 3), 8)],
+)
+
+# A decoder in small: what it has seen so far is a cache that goes in and out.
+write(
+    "running_sum",
+    [
+        helper.make_node("Add", ["latent", "cache.00"], ["next_cache.00"]),
+        helper.make_node("Neg", ["next_cache.00"], ["frames"]),
+    ],
+    [value("latent", F32, ["N"]), value("cache.00", F32, ["N"])],
+    [value("frames", F32, ["N"]), value("next_cache.00", F32, ["N"])],
+)
+
+# An output that is an input.
+write(
+    "passthrough",
+    [helper.make_node("Neg", ["x"], ["negated"])],
+    [value("x", F32, ["N"])],
+    [value("negated", F32, ["N"]), value("x", F32, ["N"])],
+)
+
+# Runs as long as it is told to: `rounds` products in a row.
+write(
+    "loop",
+    [
+        helper.make_node(
+            "Loop",
+            ["rounds", "", "x"],
+            ["y"],
+            body=helper.make_graph(
+                [
+                    helper.make_node("MatMul", ["state", "state"], ["product"]),
+                    helper.make_node("Tanh", ["product"], ["next_state"]),
+                    helper.make_node("Identity", ["keep_going"], ["still_going"]),
+                ],
+                "body",
+                [
+                    value("round", I64, []),
+                    value("keep_going", TensorProto.BOOL, []),
+                    value("state", F32, [64, 64]),
+                ],
+                [value("still_going", TensorProto.BOOL, []), value("next_state", F32, [64, 64])],
+            ),
+        )
+    ],
+    [value("rounds", I64, []), value("x", F32, [64, 64])],
+    [value("y", F32, [64, 64])],
+)
+
+# Asks for as much memory as the shape says.
+write(
+    "fill",
+    [helper.make_node("ConstantOfShape", ["shape"], ["filled"])],
+    [value("shape", I64, [2])],
+    [value("filled", F32, ["A", "B"])],
+)
+
+write(
+    "wide",
+    [helper.make_node("Gemm", ["x", "weight"], ["y"], transB=1)],
+    [value("x", F32, ["N", WIDE_SHAPE[1]])],
+    [value("y", F32, ["N", WIDE_SHAPE[0]])],
+    [external("weight", WIDE_SHAPE, WIDE_OFFSET)],
+)
