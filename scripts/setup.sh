@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Installs what is missing to build and run Rushes on Debian 12, and says nothing when all is there.
+#
+#   scripts/setup.sh          what `make preview` needs
+#   scripts/setup.sh tests    that, and what `make test` needs besides
+#
+# System packages come from apt. The ONNX Runtime library comes from its Python wheel, as pip is configured, and lies in
+# target/onnxruntime of the checkout, with its licence; pip keeps nothing elsewhere.
+set -euo pipefail
+
+# What is fetched, and the SHA-256 of the wheel and of the library in it, per architecture.
+onnxruntime=1.31.1
+library=libonnxruntime.so.$onnxruntime
+machine=$(uname -m)
+case $machine in
+x86_64)
+    wheel_sha256=5752bd508126ae7c49894d3b9d2e83f0c3d487319246d04c444b393308d7ad7f
+    library_sha256=fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3
+    ;;
+aarch64)
+    wheel_sha256=da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3
+    library_sha256=8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467
+    ;;
+*) wheel_sha256='' library_sha256='' ;;
+esac
+oldest_rust=1.92
+oldest_gstreamer=1.22
+
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+# fail WHAT WHY FIX
+fail() {
+    printf 'setup: %s: %s (%s)\n' "$1" "$2" "$3" >&2
+    exit 4
+}
+have() { command -v "$1" >/dev/null; }
+
+# Each line of checks: does it work, and the Debian package to get if it does not.
+has_library() { pkg-config --exists "$1 >= $oldest_gstreamer"; }
+has_plugin() { [[ -e $(pkg-config --variable=pluginsdir gstreamer-1.0 2>/dev/null)/libgst$1.so ]]; }
+has_pip() { python3 -m pip --version >/dev/null 2>&1 || python3 -c 'import ensurepip, venv' 2>/dev/null; }
+has_c_compiler() { have cc && printf '#include <stdio.h>\n' | cc -E - >/dev/null 2>&1; }
+
+missing_packages() {
+    has_c_compiler || echo gcc libc6-dev
+    if have pkg-config; then
+        has_library gstreamer-1.0 || echo libgstreamer1.0-dev
+        { has_library gstreamer-app-1.0 && has_library gstreamer-video-1.0; } || echo libgstreamer-plugins-base1.0-dev
+        has_plugin app || echo gstreamer1.0-plugins-base
+        has_plugin isomp4 || echo gstreamer1.0-plugins-good
+        has_plugin x264 || echo gstreamer1.0-plugins-ugly
+    else
+        echo pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
+        echo gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
+    fi
+    library_is_there || has_pip || echo python3-venv
+    [[ $1 != tests ]] || { have ffmpeg && have ffprobe; } || echo ffmpeg
+}
+
+install_packages() {
+    local packages sudo=()
+    packages=$(missing_packages "$1" | xargs)
+    [[ -n $packages ]] || return 0
+    have apt-get || fail "missing: $packages" "this machine has no apt-get" "install the same with its own packages"
+    if [[ $(id -u) != 0 ]]; then
+        have sudo || fail "missing: $packages" "neither root nor sudo is at hand" \
+            "run as root: apt-get install $packages"
+        sudo=(sudo)
+    fi
+    say "installing $packages"
+    local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+    apt+=(-o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
+    "${apt[@]}" update || say "apt-get update failed; going on with the package lists that are there"
+    local log=$target/setup-apt.log
+    mkdir -p "$target"
+    # shellcheck disable=SC2086 # one word per package
+    "${apt[@]}" install -y --no-install-recommends $packages >"$log" || fail "apt-get could not install $packages" \
+        "see its message above and $log" "put its sources right and run this again"
+    packages=$(missing_packages "$1" | xargs)
+    [[ -z $packages ]] || fail "still missing: $packages" "Debian 12 has what is needed in these packages" \
+        "check for an older version or another place of the same software"
+}
+
+has_sha256() { printf '%s  %s\n' "$2" "$1" | sha256sum --check --status 2>/dev/null; }
+
+library_is_there() {
+    local folder=$target/onnxruntime
+    [[ -e $folder/LICENSE && -e $folder/ThirdPartyNotices.txt ]] && has_sha256 "$folder/$library" "$library_sha256"
+}
+
+# Prints the command of a pip that works.
+pip_command() {
+    if python3 -m pip --version >/dev/null 2>&1; then
+        echo python3
+    else
+        [[ -x $target/setup-venv/bin/pip ]] || python3 -m venv --clear "$target/setup-venv" >&2
+        echo "$target/setup-venv/bin/python"
+    fi
+}
+
+install_onnxruntime() {
+    library_is_there && return
+    [[ -n $wheel_sha256 ]] || fail "no ONNX Runtime for $machine" "its wheels are for x86_64 and aarch64" \
+        "build $library yourself and name it with ORT_DYLIB_PATH"
+    say "fetching ONNX Runtime $onnxruntime"
+    local folder=$target/onnxruntime fetched=$target/onnxruntime.part python
+    rm -rf "$fetched"
+    mkdir -p "$fetched"
+    python=$(pip_command)
+    # The wheel for Python 3.11 whatever is installed here: only the library in it is used, and its hash is known.
+    "$python" -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps --dest "$fetched" \
+        --only-binary=:all: --implementation cp --python-version 3.11 \
+        --platform "manylinux_2_27_$machine" --platform "manylinux_2_28_$machine" "onnxruntime==$onnxruntime" >&2 ||
+        fail "pip could not fetch onnxruntime $onnxruntime" "see its message above" \
+            "check the network and pip's settings (pip config list) and run this again"
+    local wheel=("$fetched"/*.whl)
+    has_sha256 "${wheel[0]}" "$wheel_sha256" || fail "${wheel[0]##*/} is not what was published" \
+        "expected SHA-256 $wheel_sha256, found $(sha256sum "${wheel[0]}" | cut -d' ' -f1)" \
+        "check where pip gets its packages from"
+    python3 -m zipfile -e "${wheel[0]}" "$fetched"
+    mkdir -p "$folder"
+    mv "$fetched"/onnxruntime/{LICENSE,ThirdPartyNotices.txt} "$folder/"
+    mv "$fetched/onnxruntime/capi/$library" "$folder/"
+    rm -rf "$fetched"
+    library_is_there || fail "$folder/$library is not what was published" "its SHA-256 differs" "run this again"
+}
+
+check_rust() {
+    have cargo || fail "there is no cargo" "Rushes is built from source" \
+        "install Rust $oldest_rust or newer, for instance with rustup"
+    local version
+    version=$(cargo --version | cut -d' ' -f2)
+    [[ $(printf '%s\n' "$oldest_rust" "$version" | sort -V | head -1) == "$oldest_rust" ]] ||
+        fail "cargo $version is too old" "Rushes needs $oldest_rust" "run: rustup update"
+    [[ $1 == tests ]] || return 0
+    { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 ||
+        fail "cargo lacks fmt or clippy" "the tests check format and lints" "run: rustup component add rustfmt clippy"
+}
+
+purpose=${1:-run}
+[[ $purpose == run || $purpose == tests ]] || {
+    printf 'usage: scripts/setup.sh [tests]\n' >&2
+    exit 2
+}
+have python3 || fail "there is no python3" "it unpacks the ONNX Runtime library" "run: apt-get install python3"
+check_rust "$purpose"
+install_packages "$purpose"
+install_onnxruntime
