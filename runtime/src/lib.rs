@@ -1,1 +1,26 @@
-//! placeholder
+//! From a prompt to a clip: the library behind the binary `rushes`.
+//!
+//! The pipeline has three parts that can be used apart: [`text_encoder`] (prompt to text states), [`denoise`] (noise and
+//! text states to a clean latent) and [`decode`] (latent to frames, chunk by chunk). [`pipeline`] runs them in a row,
+//! [`plan`] says what will be made before anything is loaded, [`model`] is a bundle and how to run it.
+//!
+//! Below them: [`prompt`] (cleaning, tokens), [`sampler`] (schedules, solvers, guidance, noise; pure), [`media`] (video
+//! out), [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`mini`] (the embedded model). [`cli`]
+//! is the command line.
+
+pub mod cli;
+pub mod decode;
+pub mod denoise;
+mod error;
+pub mod footprint;
+pub mod media;
+pub mod mini;
+pub mod model;
+pub mod pipeline;
+pub mod plan;
+pub mod prompt;
+pub mod sampler;
+pub mod text_encoder;
+pub mod trace;
+
+pub use error::Error;

@@ -1,0 +1,149 @@
+//! The command line as it is typed; values are parsed into types right here.
+
+use bundle::dtype::{Dialect, Precision, WeightType};
+use bundle::geometry::PixelSize;
+use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::units::ByteCount;
+use clap::{Args, Parser, Subcommand};
+use engines::Provider;
+use engines::residency::Residency;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Wan2.2 text-to-video on one machine, without Python.
+#[derive(Debug, Parser)]
+#[command(name = "rushes", bin_name = "rushes", version, max_term_width = 100)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+    #[command(flatten)]
+    pub(super) everywhere: Everywhere,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Everywhere {
+    /// The ONNX Runtime library to load [default: found beside the program, or by the system]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) onnxruntime: Option<PathBuf>,
+    /// Where things that can be made again are kept [default: the user's cache folder]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
+    /// Print results and errors as JSON lines on standard output
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a clip from a prompt
+    Generate(Box<GenerateArgs>),
+    /// Turn a checkpoint into a bundle
+    Export(ExportArgs),
+    /// Show what a bundle holds
+    Inspect(InspectArgs),
+    /// Show what this machine can run, and what it lacks
+    Doctor,
+}
+
+/// `rushes generate`.
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// What the clip shows
+    pub(super) prompt: String,
+    /// The bundle to use [default: the embedded model, mini]
+    #[arg(long, value_name = "DIR")]
+    pub(super) bundle: Option<PathBuf>,
+    /// The clip to write, an .mp4
+    #[arg(short, long, value_name = "FILE", default_value = "out.mp4")]
+    pub(super) output: PathBuf,
+    /// What the clip should not show [default: the model's]
+    #[arg(long, value_name = "TEXT")]
+    pub(super) negative: Option<String>,
+    /// Width and height in pixels [default: the model's]
+    #[arg(long, value_name = "WxH")]
+    pub(super) size: Option<PixelSize>,
+    /// Frames of the clip [default: the model's]
+    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    pub(super) frames: Option<usize>,
+    /// Length of the clip
+    #[arg(long, allow_negative_numbers = true, value_name = "S")]
+    pub(super) seconds: Option<f64>,
+    /// Frames per second at which the clip is played [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(super) fps: Option<u32>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(super) steps: Option<usize>,
+    /// Guidance scale, one for all experts or one for each from the noisiest down [default: the model's]
+    #[arg(long, allow_negative_numbers = true, value_name = "HIGH[,LOW]")]
+    pub(super) guidance: Option<String>,
+    /// Shift of the noise levels towards high noise [default: the model's]
+    #[arg(long, allow_negative_numbers = true, value_name = "F")]
+    pub(super) shift: Option<f64>,
+    /// Solver: unipc, dpmpp or euler [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub(super) sampler: Option<SolverKind>,
+    /// Noise levels of which code base: official or diffusers [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub(super) schedule: Option<ScheduleKind>,
+    /// Seed of the noise; the same seed makes the same clip [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// A safetensors file whose tensor `noise` [C,T,h,w] replaces the seeded noise
+    #[arg(long, value_name = "FILE")]
+    pub(super) noise: Option<PathBuf>,
+    /// Write text states, the latent after each step and the frames to a safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub(super) trace: Option<PathBuf>,
+    /// Which variant of the graphs: f32, f16, bf16, int8 or fp8 [default: the best that the bundle has]
+    #[arg(long, value_name = "NAME")]
+    pub(super) precision: Option<Precision>,
+    /// Execution provider: auto, cpu, cuda or tensorrt
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) ep: Provider,
+    /// What stays in memory: auto, all or one
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) residency: Residency,
+    /// Memory that may be used, like 8GB [default: what is free]
+    #[arg(long, value_name = "BYTES")]
+    pub(super) memory_budget: Option<ByteCount>,
+    /// Threads [default: every core]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Factor on the initial noise; 0.85 makes calmer clips
+    #[arg(long, allow_negative_numbers = true, value_name = "F", default_value_t = 1.0)]
+    pub(super) noise_scale: f32,
+    /// Progress: auto, bar, json or none
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) progress: super::progress::ProgressKind,
+}
+
+/// `rushes export`.
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// A folder in the diffusers layout
+    pub(super) checkpoint: PathBuf,
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
+    /// What the graphs are for; may be given more than once
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub(super) target: Vec<Dialect>,
+    /// How weights are stored: f32, f16 or bf16 [default: what the target computes in]
+    #[arg(long, value_name = "NAME")]
+    pub(super) weights: Option<WeightType>,
+    /// Do not read every weight for its digest and for broken values
+    #[arg(long)]
+    pub(super) no_verify: bool,
+    /// Copy weights over 1 GB where the file system refuses hard links
+    #[arg(long)]
+    pub(super) copy: bool,
+}
+
+/// `rushes inspect`.
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// The bundle
+    pub(super) bundle: PathBuf,
+}

@@ -1,0 +1,51 @@
+//! `rushes export`: a checkpoint to a bundle.
+
+use super::args::{Everywhere, ExportArgs};
+use super::render;
+use crate::Error;
+use export::{ExportEvent, ExportRequest};
+use serde_json::json;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Runs the command.
+pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let started = Instant::now();
+    let request = ExportRequest {
+        targets: args.target.clone(),
+        weights: args.weights,
+        verify: !args.no_verify,
+        allow_copy: args.copy,
+        ..ExportRequest::new(&args.checkpoint, &args.out)
+    };
+    let as_json = everywhere.json;
+    let report = export::export(&request, &mut |event| {
+        if !as_json {
+            render::note(&describe(&event));
+        }
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let value = json!({
+        "event": "exported",
+        "bundle": report.folder,
+        "model": report.manifest.model,
+        "linked_bytes": report.linked,
+        "written_bytes": report.written,
+        "seconds": seconds,
+    });
+    let text = format!(
+        "{}: {} linked, {} written, {seconds:.1} s",
+        report.folder.display(),
+        report.linked,
+        report.written
+    );
+    render::result(as_json, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(event: &ExportEvent) -> String {
+    match event {
+        ExportEvent::Reading { component, bytes } => format!("{component}: reading {bytes}"),
+        ExportEvent::Writing { component } => format!("{component}: writing weights and graphs"),
+    }
+}

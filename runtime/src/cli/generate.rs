@@ -1,0 +1,267 @@
+//! `rushes generate`: a prompt to an mp4.
+
+use super::args::{Everywhere, GenerateArgs};
+use super::progress::Progress;
+use super::render;
+use crate::footprint::footprints;
+use crate::media::{self, ClipFormat, Kept, Mp4Writer, OutputTarget, Tags};
+use crate::model::{Model, ModelOptions};
+use crate::pipeline::{Event, Pipeline, scaled_noise, seeded_noise};
+use crate::plan::{GenerateRequest, GenerationPlan, Length};
+use crate::prompt::Cut;
+use crate::trace::{Trace, read_noise};
+use crate::{Error, mini};
+use bundle::manifest::Bundle;
+use bundle::units::{ByteCount, GuidanceScale, Seed};
+use engines::{Cancel, OnnxRuntime, WeightMemory, residency};
+use ndarray::{Array4, Axis, Slice};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Runs the command. Everything that can be refused is refused before anything is loaded.
+pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let started = Instant::now();
+    let request = request(args)?;
+    let folder = match &args.bundle {
+        Some(folder) => folder.clone(),
+        None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
+    };
+    let bundle = Bundle::open(&folder)?;
+    let plan = GenerationPlan::new(&bundle.manifest, &request)?;
+    let (mode, weights) = plan_memory(args, &bundle, &plan)?;
+    let noise = match &args.noise {
+        Some(path) => scaled_noise(read_noise(path, plan.latent)?, &plan),
+        None => seeded_noise(&plan),
+    };
+    let trace = args.trace.as_deref().map(Trace::create).transpose()?;
+    let target = media::check_output(&args.output)?;
+    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let options =
+        ModelOptions { precision: args.precision, provider: args.ep, threads: args.threads, weights };
+    let model = Model::new(bundle, onnx, options)?;
+
+    if !everywhere.json {
+        render::note(&plan.to_string());
+        if weights == WeightMemory::Mapped {
+            render::note(
+                "memory is short: weights are read from their files again and again, which is slower",
+            );
+        }
+    }
+    let cancel = cancel_on_interrupt();
+    let mut clip = Clip {
+        plan: &plan,
+        target: &target,
+        tags: Tags {
+            title: Some(plan.prompt.clone()),
+            model: model.manifest().model.clone(),
+            seed: plan.seed,
+        },
+        progress: Progress::new(args.progress),
+        writer: None,
+        trace,
+        made: 0,
+        seconds: BTreeMap::new(),
+    };
+    let mut pipeline = Pipeline::new(&model, mode);
+    let outcome = pipeline.run(&plan, noise, &cancel, &mut |event| clip.on_event(event));
+    match outcome {
+        Ok(()) => clip.finish(&model, everywhere.json, started),
+        Err(error) => Err(clip.stop(error)),
+    }
+}
+
+fn request(args: &GenerateArgs) -> Result<GenerateRequest, Error> {
+    let length = match (args.frames, args.seconds) {
+        (Some(frames), _) => Some(Length::Frames(frames)),
+        (None, seconds) => seconds.map(Length::Seconds),
+    };
+    Ok(GenerateRequest {
+        prompt: args.prompt.clone(),
+        negative: args.negative.clone(),
+        size: args.size,
+        length,
+        fps: args.fps,
+        steps: args.steps,
+        guidance: args.guidance.as_deref().map(GuidanceScale::parse_list).transpose()?,
+        shift: args.shift,
+        sampler: args.sampler,
+        schedule: args.schedule,
+        seed: args.seed.map_or_else(any_seed, Seed),
+        noise_scale: args.noise_scale,
+    })
+}
+
+/// A seed that was not used before; short enough to be typed again.
+fn any_seed() -> Seed {
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    Seed(random >> 32)
+}
+
+/// Refuses a clip that does not fit, and decides what may stay in memory. Where copies of the weights do not fit, they
+/// are used from their files: slower, but it runs.
+fn plan_memory(
+    args: &GenerateArgs,
+    bundle: &Bundle,
+    plan: &GenerationPlan,
+) -> Result<(residency::Mode, WeightMemory), Error> {
+    let free = engines::memory::memory().map(|memory| memory.available);
+    let budget = args.memory_budget.or(free).unwrap_or(ByteCount(u64::MAX));
+    let mode_with = |weights| {
+        let footprints = footprints(&bundle.manifest, plan, weights);
+        residency::plan(args.residency, &footprints, budget).map(|plan| (plan.mode, weights))
+    };
+    mode_with(WeightMemory::Prepacked).or_else(|_| Ok(mode_with(WeightMemory::Mapped)?))
+}
+
+/// The first Ctrl-C stops the run in order; a second one ends the process at once.
+fn cancel_on_interrupt() -> Cancel {
+    let cancel = Cancel::new();
+    let handler = cancel.clone();
+    let installed = ctrlc::set_handler(move || {
+        if handler.is_cancelled() {
+            std::process::exit(i32::from(bundle::ErrorClass::Interrupted.exit_code()));
+        }
+        handler.cancel();
+    });
+    if let Err(error) = installed {
+        tracing::warn!(%error, "Ctrl-C will end the process at once");
+    }
+    cancel
+}
+
+/// A clip on its way to the file.
+struct Clip<'a> {
+    plan: &'a GenerationPlan,
+    target: &'a OutputTarget,
+    tags: Tags,
+    progress: Progress,
+    writer: Option<Mp4Writer>,
+    trace: Option<Trace>,
+    /// Frames that the decoder has made.
+    made: usize,
+    /// Seconds that each finished phase took.
+    seconds: BTreeMap<&'static str, f64>,
+}
+
+impl Clip<'_> {
+    fn on_event(&mut self, event: Event<'_>) -> Result<(), Error> {
+        match event {
+            Event::Encoding => self.begin("text", 1),
+            Event::Encoded { prompt, negative } => {
+                self.progress.advance(1, "");
+                if let Some(cut) = &prompt.cut {
+                    self.progress.clear();
+                    render::note(&cut_warning(cut));
+                }
+                if let Some(trace) = &mut self.trace {
+                    trace.text(prompt, negative);
+                }
+            }
+            Event::Denoising => self.begin("denoise", self.plan.schedule.steps()),
+            Event::Step(step) => {
+                self.progress.advance(step.step + 1, &step.expert.0);
+                if let Some(trace) = &mut self.trace {
+                    trace.latent(step.latent);
+                }
+            }
+            Event::Decoding => self.begin("decode", self.plan.frames.get()),
+            Event::Frames(frames) => self.write(frames)?,
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, phase: &'static str, parts: usize) {
+        self.end_phase();
+        self.progress.begin(phase, parts);
+    }
+
+    fn end_phase(&mut self) {
+        self.seconds.insert(self.progress.phase(), self.progress.elapsed().as_secs_f64());
+    }
+
+    /// Encodes those of the frames that were asked for; the trace keeps all.
+    fn write(&mut self, frames: &Array4<f32>) -> Result<(), Error> {
+        if let Some(trace) = &mut self.trace {
+            trace.frames(frames);
+        }
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            None => {
+                let (size, rate, frames) = (self.plan.size, self.plan.rate, self.plan.frames.get());
+                let format = ClipFormat { size, rate, frames };
+                self.writer.insert(Mp4Writer::create(self.target, format, &self.tags)?)
+            }
+        };
+        let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.made);
+        writer.write(frames.slice_axis(Axis(0), Slice::from(..wanted)))?;
+        self.made += wanted;
+        self.progress.advance(self.made, "");
+        Ok(())
+    }
+
+    fn finish(mut self, model: &Model, as_json: bool, started: Instant) -> Result<ExitCode, Error> {
+        self.end_phase();
+        self.progress.clear();
+        let Some(writer) = self.writer.take() else {
+            unreachable!("a clip has at least one frame, and its first made the writer");
+        };
+        let clip = writer.finish()?;
+        let trace = self.trace.take().map(Trace::write).transpose()?;
+        let total = started.elapsed().as_secs_f64();
+        let phases: serde_json::Map<String, serde_json::Value> =
+            self.seconds.iter().map(|(phase, seconds)| ((*phase).to_owned(), json!(seconds))).collect();
+        let value = json!({
+            "event": "done",
+            "output": clip.path,
+            "trace": trace,
+            "frames": clip.frames,
+            "bytes": clip.bytes,
+            "size": self.plan.size,
+            "fps": self.plan.rate,
+            "seed": self.plan.seed,
+            "steps": self.plan.schedule.steps(),
+            "model": model.manifest().model,
+            "precision": model.precision(),
+            "seconds": phases,
+            "total_seconds": total,
+        });
+        let text = format!(
+            "{}: {} frames, {:.1} s in all (seed {})",
+            clip.path.display(),
+            clip.frames,
+            total,
+            self.plan.seed.0
+        );
+        render::result(as_json, &value, &text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Closes the file of a run that was stopped or failed, and says what is left of it.
+    fn stop(mut self, error: Error) -> Error {
+        self.progress.clear();
+        let kept = self.writer.take().map_or(Kept::Nothing, Mp4Writer::interrupt);
+        if !error.is_cancelled() {
+            return error;
+        }
+        let phase = match self.progress.phase() {
+            "denoise" => "denoising",
+            "decode" => "decoding",
+            _ => "encoding the text",
+        };
+        Error::Interrupted { phase, kept: kept.to_string() }
+    }
+}
+
+fn cut_warning(cut: &Cut) -> String {
+    format!(
+        "warning: the prompt is longer than {} tokens; {} tokens are left out, from here on: …{} | {}…",
+        bundle::spec::TEXT_ROWS,
+        cut.dropped,
+        cut.before,
+        cut.after
+    )
+}

@@ -1,0 +1,83 @@
+//! `rushes inspect`: what a bundle holds.
+
+use super::args::{Everywhere, InspectArgs};
+use super::render;
+use crate::Error;
+use bundle::manifest::{Bundle, Manifest};
+use serde_json::json;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// Runs the command.
+pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let bundle = Bundle::open(&args.bundle)?;
+    let value = json!({"event": "bundle", "bundle": bundle.manifest});
+    render::result(everywhere.json, &value, &describe(&bundle.manifest))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The bundle as a person reads it.
+pub(super) fn describe(manifest: &Manifest) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let mut line = |line: String| {
+        let _ = writeln!(text, "{line}");
+    };
+    let Manifest { text_encoder, denoiser, vae, routing, defaults, .. } = manifest;
+    line(format!(
+        "{} (bundle format {}, made by rushes {})",
+        manifest.model, manifest.format, manifest.rushes
+    ));
+    line(format!(
+        "text encoder  {} layers, width {}, {} heads, vocabulary {}",
+        text_encoder.layers, text_encoder.width, text_encoder.heads, text_encoder.vocabulary
+    ));
+    line(format!(
+        "denoiser      {} layers, width {}, {} heads of {}, feed-forward {}",
+        denoiser.layers,
+        denoiser.width(),
+        denoiser.heads,
+        denoiser.head_width,
+        denoiser.feed_forward
+    ));
+    let stride = vae.stride();
+    line(format!(
+        "decoder       base {}, {} latent channels, {} frames and {}x{} pixels per latent position",
+        vae.base, vae.latent_channels, stride.time, stride.space, stride.space
+    ));
+    for route in routing.routes() {
+        line(format!("expert        {} from timestep {}", route.expert, route.from_timestep));
+    }
+    line(String::new());
+    line("defaults".into());
+    let mut default = |name: &str, value: String, from: bundle::settings::Origin| {
+        line(format!("  {name:<10} {value} ({from})"));
+    };
+    default("size", defaults.size.value.to_string(), defaults.size.from);
+    default("frames", defaults.frames.value.to_string(), defaults.frames.from);
+    default("fps", defaults.fps.value.per_second().to_string(), defaults.fps.from);
+    default("steps", defaults.steps.value.to_string(), defaults.steps.from);
+    let scales: Vec<String> = defaults.guidance.value.iter().map(|scale| scale.0.to_string()).collect();
+    default("guidance", scales.join(","), defaults.guidance.from);
+    default("shift", defaults.shift.value.0.to_string(), defaults.shift.from);
+    default("sampler", defaults.sampler.value.to_string(), defaults.sampler.from);
+    default("schedule", defaults.schedule.value.to_string(), defaults.schedule.from);
+    default("negative", format!("\"{}\"", defaults.negative.value), defaults.negative.from);
+    for entry in &manifest.components {
+        line(String::new());
+        line(format!(
+            "{}: {} of {} weights, digest {}",
+            entry.component,
+            entry.weight_bytes(),
+            entry.weight_type.element(),
+            entry.digest
+        ));
+        for graph in &entry.graphs {
+            line(format!("  graph   {}", graph.file));
+        }
+        for weights in &entry.weights {
+            line(format!("  weights {} ({})", weights.file, weights.bytes));
+        }
+    }
+    text
+}

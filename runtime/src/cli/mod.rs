@@ -1,0 +1,79 @@
+//! The command line: arguments in, one command, an exit code out.
+
+mod args;
+mod doctor;
+mod export;
+mod generate;
+mod inspect;
+mod progress;
+mod render;
+
+use crate::Error;
+use args::{Cli, Command};
+use bundle::Report;
+use clap::Parser;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs one command line, program name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error, arguments.iter().any(|argument| argument == "--json")),
+    };
+    start_log();
+    let everywhere = &cli.everywhere;
+    let result = match &cli.command {
+        Command::Generate(args) => generate::run(args, everywhere),
+        Command::Export(args) => export::run(args, everywhere),
+        Command::Inspect(args) => inspect::run(args, everywhere),
+        Command::Doctor => doctor::run(everywhere),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => fail(&error, everywhere.json),
+    }
+}
+
+fn fail(error: &Error, as_json: bool) -> ExitCode {
+    let report = render::report(error);
+    render::error(as_json, &report);
+    ExitCode::from(report.class.exit_code())
+}
+
+/// Arguments that clap or one of our types refuses. `--help` and `--version` come this way too.
+fn refuse(error: &clap::Error, as_json: bool) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody reads a help text whose pipe is closed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let own = std::error::Error::source(error).and_then(|source| source.downcast_ref::<bundle::Error>());
+    let report = match own {
+        Some(own) => bundle::Diagnose::report(own),
+        None => foreign(error),
+    };
+    render::error(as_json, &report);
+    ExitCode::from(report.class.exit_code())
+}
+
+/// clap's own words as a report: its first sentence, the rest, and where to look.
+fn foreign(error: &clap::Error) -> Report {
+    let text = error.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let what = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let why: Vec<&str> = lines.filter(|line| !line.starts_with("For more information")).collect();
+    let why =
+        if why.is_empty() { "the command line cannot be understood".to_owned() } else { why.join("; ") };
+    Report::bad_input(what, why, "see `rushes --help` or `rushes COMMAND --help`")
+}
+
+/// Messages of libraries go to standard error; `RUST_LOG` chooses which.
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    // Fails only if a log was started before, as a test that runs two commands does.
+    let _ = log.try_init();
+}

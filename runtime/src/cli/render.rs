@@ -1,0 +1,54 @@
+//! All that is printed: results, warnings, errors. The one place that writes to the terminal.
+
+use crate::Error;
+use bundle::{Diagnose, Report};
+use serde_json::{Value, json};
+use std::io::Write;
+
+/// Prints text for people, or a JSON line, to standard output.
+///
+/// # Errors
+/// Standard output is closed.
+pub(super) fn result(as_json: bool, value: &Value, text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    let written = if as_json { writeln!(out, "{value}") } else { writeln!(out, "{}", text.trim_end()) };
+    written.and_then(|()| out.flush()).map_err(Error::Stdout)
+}
+
+/// One JSON line on standard error.
+pub(super) fn line_on_stderr(value: &Value) {
+    say(&value.to_string());
+}
+
+/// Something the user should know, on standard error.
+pub(super) fn note(text: &str) {
+    say(text);
+}
+
+/// An error: three sentences for people on standard error, or a JSON line on standard output.
+pub(super) fn error(as_json: bool, report: &Report) {
+    if as_json {
+        let line = json!({
+            "event": "error",
+            "class": report.class,
+            "what": report.what,
+            "why": report.why,
+            "fix": report.fix,
+            "exit_code": report.class.exit_code(),
+        });
+        // When standard output is gone too, the exit code is all that is left to tell.
+        let _ = result(true, &line, "");
+    } else {
+        say(&format!("error: {}\n  why: {}\n  fix: {}", report.what, report.why, report.fix));
+    }
+}
+
+/// The report of any error.
+pub(super) fn report(error: &Error) -> Report {
+    error.report()
+}
+
+/// A closed standard error is no reason to stop a run.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,5 @@
+//! A clean latent to frames, chunk by chunk: the third of the three parts of the pipeline.
+
+mod video_decoder;
+
+pub use video_decoder::VideoDecoder;

@@ -1,0 +1,75 @@
+//! Streams a latent through the decoder: the first latent frame, then each later one with the caches of the last.
+
+use crate::Error;
+use crate::model::{Model, take_array};
+use bundle::manifest::{Component, Part};
+use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
+use engines::{Cancel, Engine, Outputs, Value};
+use ndarray::{Array4, ArrayView4, Axis, Slice};
+
+/// The decoder of a model. Its graphs are opened when they are first needed.
+#[derive(Debug)]
+pub struct VideoDecoder {
+    model: Model,
+    next: Option<Engine>,
+}
+
+impl VideoDecoder {
+    /// Opens nothing yet.
+    pub fn new(model: &Model) -> Self {
+        Self { model: model.clone(), next: None }
+    }
+
+    /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` gets each chunk as it is made: `[N,3,8h,8w]` in -1..1,
+    /// one frame first, then as many as the VAE's stride in time for each later latent frame.
+    ///
+    /// # Errors
+    /// A graph that cannot be opened or fails, a cancelled run, or an error of `on_frames`.
+    pub fn decode(
+        &mut self,
+        latent: ArrayView4<'_, f32>,
+        cancel: &Cancel,
+        on_frames: &mut dyn FnMut(Array4<f32>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut caches: Vec<(String, Value)> = Vec::new();
+        for index in 0..latent.len_of(Axis(1)) {
+            let frame = latent.slice_axis(Axis(1), Slice::from(index..index + 1)).insert_axis(Axis(0));
+            let frame = Value::from_f32(frame.to_owned());
+            let mut inputs = vec![("latent", &frame)];
+            let mut outputs = if index == 0 {
+                // Used once for each clip, so it does not stay.
+                self.open(Part::First)?.run(&inputs, cancel)?
+            } else {
+                inputs.extend(caches.iter().map(|(name, cache)| (name.as_str(), cache)));
+                self.next()?.run(&inputs, cancel)?
+            };
+            let frames = take_array(&mut outputs, "frames")?;
+            caches = caches_of(outputs);
+            on_frames(frames)?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, part: Part) -> Result<Engine, Error> {
+        let contract = Signature::of_decoder(&self.model.manifest().vae);
+        self.model.engine(&Component::Decoder, part, &contract)
+    }
+
+    fn next(&mut self) -> Result<&mut Engine, Error> {
+        let opened = match self.next.take() {
+            Some(open) => open,
+            None => self.open(Part::Next)?,
+        };
+        Ok(self.next.insert(opened))
+    }
+}
+
+/// Every cache that a run gave, under the name of the input that it feeds next. They stay in ONNX Runtime's memory.
+fn caches_of(outputs: Outputs) -> Vec<(String, Value)> {
+    outputs
+        .into_iter()
+        .filter_map(|(name, value)| {
+            name.strip_prefix(CACHE_OUTPUT).map(|number| (format!("{CACHE_INPUT}{number}"), value))
+        })
+        .collect()
+}

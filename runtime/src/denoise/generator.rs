@@ -1,0 +1,219 @@
+//! Runs the steps of one clip, each on the expert that its noise level is routed to.
+
+use super::rope::RotaryTables;
+use crate::Error;
+use crate::model::{Model, take_array};
+use crate::sampler::{Sampler, guide};
+use crate::text_encoder::TextStates;
+use bundle::geometry::LatentShape;
+use bundle::manifest::{Component, Part};
+use bundle::routing::{ExpertIndex, ExpertName};
+use bundle::signature::Signature;
+use bundle::units::{GuidanceScale, Sigma, Timestep};
+use engines::{Cancel, Engine, Value, residency};
+use ndarray::{Array1, Array4, Array5, ArrayView4, Axis, stack};
+use std::collections::BTreeMap;
+
+/// Up to this many tokens both passes of guidance run as one batch of two: one call costs less than two. Above, a
+/// batch only needs more memory.
+pub const BATCHED_TOKENS_MAX: usize = 2048;
+
+/// What a clip is made of: text states, and how strongly each expert follows them.
+#[derive(Debug, Clone, Copy)]
+pub struct Guided<'a> {
+    /// The prompt.
+    pub prompt: &'a TextStates,
+    /// The negative prompt; without one there is no guidance, whatever the scales say.
+    pub negative: Option<&'a TextStates>,
+    /// Guidance scale of each expert, from the noisiest down.
+    pub scales: &'a [GuidanceScale],
+}
+
+/// A finished step.
+#[derive(Debug)]
+pub struct StepDone<'a> {
+    /// Number of the step, from 0.
+    pub step: usize,
+    /// How many steps there are.
+    pub steps: usize,
+    /// The expert that ran.
+    pub expert: &'a ExpertName,
+    /// The noise level that the step began at.
+    pub sigma: Sigma,
+    /// What the expert was told of it.
+    pub timestep: Timestep,
+    /// The latent after the step, `[C,T,h,w]`, model scale.
+    pub latent: &'a Array4<f32>,
+    /// The velocity that the step followed, `[C,T,h,w]`.
+    pub velocity: &'a Array4<f32>,
+}
+
+/// The experts of a model. Each is opened when a step first needs it.
+#[derive(Debug)]
+pub struct Generator {
+    model: Model,
+    mode: residency::Mode,
+    open: BTreeMap<ExpertIndex, Engine>,
+}
+
+impl Generator {
+    /// Opens nothing yet. With [`residency::Mode::OneAtATime`] an expert leaves before the next one is opened.
+    pub fn new(model: &Model, mode: residency::Mode) -> Self {
+        Self { model: model.clone(), mode, open: BTreeMap::new() }
+    }
+
+    /// Denoises `noise [C,T,h,w]` to a clean latent of the same shape, model scale. `on_step` hears of every step.
+    ///
+    /// # Errors
+    /// An expert that cannot be opened or fails, a cancelled run, or a latent that is no longer finite.
+    pub fn denoise(
+        &mut self,
+        noise: Array4<f32>,
+        text: Guided<'_>,
+        mut sampler: Sampler,
+        cancel: &Cancel,
+        on_step: &mut dyn FnMut(StepDone<'_>) -> Result<(), Error>,
+    ) -> Result<Array4<f32>, Error> {
+        let conditions = Conditions::new(&self.model, noise.view(), text);
+        let schedule = sampler.schedule().clone();
+        let steps = schedule.steps();
+        let mut latent = noise;
+        for (step, (timestep, sigma)) in schedule.timesteps().iter().zip(schedule.sigmas()).enumerate() {
+            let expert = self.model.manifest().routing.expert_at(*timestep);
+            let scale = text.scales.get(expert.0).copied().unwrap_or(GuidanceScale(1.0));
+            let engine = self.resident(expert)?;
+            let velocity = conditions.velocity(engine, latent.view(), *timestep, scale, cancel)?;
+            latent = sampler.step(&latent, &velocity);
+            let name = self.model.manifest().routing.name(expert);
+            if !latent.iter().all(|value| value.is_finite()) {
+                return Err(Error::NotFinite { step: step + 1, steps, expert: name.clone() });
+            }
+            let done = StepDone {
+                step,
+                steps,
+                expert: name,
+                sigma: *sigma,
+                timestep: *timestep,
+                latent: &latent,
+                velocity: &velocity,
+            };
+            on_step(done)?;
+        }
+        Ok(latent)
+    }
+
+    /// Closes every expert and gives its memory back.
+    pub fn close(&mut self) {
+        self.open.clear();
+        engines::memory::return_freed_memory();
+    }
+
+    /// Experts that are open now, from the noisiest down.
+    pub fn open_experts(&self) -> Vec<ExpertIndex> {
+        self.open.keys().copied().collect()
+    }
+
+    /// The engine of an expert, opened if it is not; others leave first where only one may stay.
+    fn resident(&mut self, expert: ExpertIndex) -> Result<&mut Engine, Error> {
+        if self.mode == residency::Mode::OneAtATime && self.open.keys().any(|open| *open != expert) {
+            self.open.retain(|open, _| *open == expert);
+            engines::memory::return_freed_memory();
+        }
+        match self.open.entry(expert) {
+            std::collections::btree_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let manifest = self.model.manifest();
+                let component = Component::Expert(manifest.routing.name(expert).clone());
+                let contract = Signature::of_step(&manifest.denoiser);
+                Ok(entry.insert(self.model.engine(&component, Part::Whole, &contract)?))
+            }
+        }
+    }
+}
+
+/// What stays the same through all steps of a clip.
+struct Conditions {
+    prompt: Value,
+    negative: Option<Negative>,
+    cos: Value,
+    sin: Value,
+}
+
+/// How the second pass of guidance runs.
+enum Negative {
+    /// In one batch with the first: text states of prompt and negative prompt.
+    Batched(Value),
+    /// After the first: text states of the negative prompt.
+    Apart(Value),
+}
+
+impl Conditions {
+    fn new(model: &Model, noise: ArrayView4<'_, f32>, text: Guided<'_>) -> Self {
+        let spec = &model.manifest().denoiser;
+        let (channels, frames, height, width) = noise.dim();
+        let shape = LatentShape { channels, frames, height, width };
+        let tables = RotaryTables::new(spec, shape);
+        let batch = |states: &TextStates| states.rows.clone().insert_axis(Axis(0));
+        let negative = text.negative.map(|negative| {
+            if shape.tokens(spec.patch) > BATCHED_TOKENS_MAX {
+                return Negative::Apart(Value::from_f32(batch(negative)));
+            }
+            let both = stack(Axis(0), &[text.prompt.rows.view(), negative.rows.view()])
+                .unwrap_or_else(|_| unreachable!("text states of one model have one shape"));
+            Negative::Batched(Value::from_f32(both))
+        });
+        Self {
+            prompt: Value::from_f32(batch(text.prompt)),
+            negative,
+            cos: Value::from_f32(tables.cos),
+            sin: Value::from_f32(tables.sin),
+        }
+    }
+
+    /// The guided velocity `[C,T,h,w]` at a latent.
+    fn velocity(
+        &self,
+        engine: &mut Engine,
+        latent: ArrayView4<'_, f32>,
+        timestep: Timestep,
+        scale: GuidanceScale,
+        cancel: &Cancel,
+    ) -> Result<Array4<f32>, Error> {
+        let mut run = |latent: &Value, text: &Value| self.run(engine, latent, text, timestep, cancel);
+        let single = || Value::from_f32(latent.insert_axis(Axis(0)).to_owned());
+        let pick = |batch: &Array5<f32>, index: usize| batch.index_axis(Axis(0), index).to_owned();
+        let (conditional, unconditional) = match &self.negative {
+            Some(Negative::Batched(both)) if scale.applies() => {
+                let pair = stack(Axis(0), &[latent, latent])
+                    .unwrap_or_else(|_| unreachable!("a latent has the shape of itself"));
+                let velocities = run(&Value::from_f32(pair), both)?;
+                (pick(&velocities, 0), pick(&velocities, 1))
+            }
+            Some(Negative::Apart(negative)) if scale.applies() => {
+                let latent = single();
+                (pick(&run(&latent, &self.prompt)?, 0), pick(&run(&latent, negative)?, 0))
+            }
+            _ => return Ok(pick(&run(&single(), &self.prompt)?, 0)),
+        };
+        Ok(guide(&unconditional, &conditional, scale))
+    }
+
+    fn run(
+        &self,
+        engine: &mut Engine,
+        latent: &Value,
+        text: &Value,
+        timestep: Timestep,
+        cancel: &Cancel,
+    ) -> Result<Array5<f32>, Error> {
+        let timestep = Value::from_f32(Array1::from_elem(1, timestep.0));
+        let inputs = [
+            ("latent", latent),
+            ("timestep", &timestep),
+            ("text", text),
+            ("cos", &self.cos),
+            ("sin", &self.sin),
+        ];
+        take_array(&mut engine.run(&inputs, cancel)?, "velocity")
+    }
+}

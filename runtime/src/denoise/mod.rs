@@ -1,0 +1,7 @@
+//! Noise and text states to a clean latent: the second of the three parts of the pipeline.
+
+mod generator;
+mod rope;
+
+pub use generator::{BATCHED_TOKENS_MAX, Generator, Guided, StepDone};
+pub use rope::RotaryTables;

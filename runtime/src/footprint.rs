@@ -1,0 +1,77 @@
+//! Predicted memory of each component for one clip, from sizes alone.
+
+use crate::denoise::BATCHED_TOKENS_MAX;
+use crate::plan::GenerationPlan;
+use bundle::dtype::ElementType;
+use bundle::manifest::{Component, ComponentEntry, Manifest};
+use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
+use bundle::units::ByteCount;
+use engines::WeightMemory;
+use engines::residency::Footprint;
+
+/// Bytes of one f32.
+const F32: usize = 4;
+
+/// What each component needs for a clip, in the order in which they are used.
+///
+/// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
+pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, weights: WeightMemory) -> Vec<Footprint> {
+    let batch = if plan.is_guided() && plan.tokens <= BATCHED_TOKENS_MAX { 2 } else { 1 };
+    manifest
+        .components
+        .iter()
+        .map(|entry| {
+            let activations = match &entry.component {
+                Component::TextEncoder => encoding(&manifest.text_encoder),
+                Component::Expert(_) => step(&manifest.denoiser, plan.tokens, batch),
+                Component::Decoder => decoding(&manifest.vae, plan.latent.height * plan.latent.width),
+            };
+            Footprint {
+                component: entry.component.to_string(),
+                weights: resident_weights(entry, weights),
+                activations: ByteCount(activations as u64),
+            }
+        })
+        .collect()
+}
+
+/// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored.
+fn resident_weights(entry: &ComponentEntry, weights: WeightMemory) -> ByteCount {
+    let stored = entry.weight_type.element();
+    if weights == WeightMemory::Mapped && stored == ElementType::F32 {
+        return ByteCount(0);
+    }
+    let widening = (F32 / stored.bytes()) as u64;
+    ByteCount(entry.weight_bytes().0 * widening)
+}
+
+/// Peak of the text encoder: a full prompt's position bias of two layers and the gated feed-forward.
+fn encoding(spec: &TextEncoderSpec) -> usize {
+    F32 * (3 * spec.heads * TEXT_ROWS * TEXT_ROWS + TEXT_ROWS * (3 * spec.feed_forward + 6 * spec.width))
+}
+
+/// Peak of a step: the feed-forward layer before and after its activation, beside the residual stream and its branch.
+fn step(spec: &DenoiserSpec, tokens: usize, batch: usize) -> usize {
+    let tokens = batch * tokens;
+    let text = batch * TEXT_ROWS;
+    F32 * (tokens * (2 * spec.feed_forward + 4 * spec.width()) + text * 4 * spec.width())
+}
+
+/// Peak of a decoder call over `positions = h·w`: caches before and after, and the widest layer at full resolution
+/// with its frames stacked for a causal convolution.
+fn decoding(spec: &VaeSpec, positions: usize) -> usize {
+    let stride = spec.stride();
+    let widest = spec.base * spec.multipliers.iter().copied().max().unwrap_or(1);
+    let mut caches = 2 * spec.latent_channels + 8 * widest;
+    let mut area = 1;
+    let levels = spec.multipliers.len();
+    for (level, width) in spec.multipliers.iter().rev().enumerate() {
+        caches += 2 * area * 2 * (spec.residual_blocks + 1) * width * spec.base;
+        if level + 1 < levels {
+            area *= 4;
+        }
+    }
+    let frames = stride.time * stride.space * stride.space;
+    let working = frames * spec.base * (3 + 3 + 2);
+    F32 * positions * (2 * caches + working)
+}

@@ -1,0 +1,78 @@
+//! What goes into a clip and what comes out.
+
+use bundle::geometry::PixelSize;
+use bundle::units::FrameRate;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What a clip is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClipFormat {
+    /// Size of each frame.
+    pub size: PixelSize,
+    /// How fast they are played.
+    pub rate: FrameRate,
+    /// How many there are.
+    pub frames: usize,
+}
+
+/// A clip that is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenClip {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its frames.
+    pub frames: usize,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// What is left of a clip that was stopped before its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// No frame had been written; there is no file.
+    Nothing,
+    /// The part file plays and holds every frame that was given.
+    Whole {
+        /// The part file.
+        part: PathBuf,
+        /// Its frames.
+        frames: usize,
+    },
+    /// The part file was not closed, but plays up to its last whole fragment.
+    UpTo {
+        /// The part file.
+        part: PathBuf,
+        /// The most frames it can hold.
+        frames: usize,
+    },
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = |frames: &usize| if *frames == 1 { "" } else { "s" };
+        match self {
+            Self::Nothing => write!(f, "no frame was written, nothing was kept"),
+            Self::Whole { part, frames } => {
+                write!(f, "kept the first {frames} frame{} in {}", plural(frames), part.display())
+            }
+            Self::UpTo { part, frames } => {
+                write!(f, "kept up to {frames} frame{} in {}", plural(frames), part.display())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_is_told_in_one_line() {
+        let part = PathBuf::from("clip.part.mp4");
+        assert_eq!(Kept::Nothing.to_string(), "no frame was written, nothing was kept");
+        let kept = Kept::Whole { part: part.clone(), frames: 1 };
+        assert_eq!(kept.to_string(), "kept the first 1 frame in clip.part.mp4");
+        assert_eq!(Kept::UpTo { part, frames: 12 }.to_string(), "kept up to 12 frames in clip.part.mp4");
+    }
+}

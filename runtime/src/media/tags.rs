@@ -1,0 +1,89 @@
+//! What a file says about itself: made by a model, by which one, with which seed.
+
+use super::encoder::H264Encoder;
+use bundle::units::Seed;
+use gstreamer as gst;
+use gstreamer::prelude::*;
+
+/// The mark that tells people and machines that no camera took this.
+pub const AI_MARK: &str = "AI-generated";
+
+/// Characters of a title that are kept.
+const TITLE_LENGTH: usize = 200;
+
+/// The metadata of a clip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tags {
+    /// The title, usually the prompt; cut after 200 characters.
+    pub title: Option<String>,
+    /// Name of the model.
+    pub model: String,
+    /// Seed of the initial noise.
+    pub seed: Seed,
+}
+
+impl Tags {
+    /// The comment that carries the AI mark, the program, the model and the seed.
+    pub fn comment(&self) -> String {
+        let version = env!("CARGO_PKG_VERSION");
+        format!("{AI_MARK}: Rushes {version}, model {}, seed {}", one_line(&self.model), self.seed.0)
+    }
+
+    /// The title as it is written: one line, cut with an ellipsis.
+    fn short_title(&self) -> Option<String> {
+        let title = one_line(self.title.as_deref()?);
+        let mut kept: String = title.chars().take(TITLE_LENGTH).collect();
+        if kept.len() < title.len() {
+            kept.push('…');
+        }
+        (!kept.is_empty()).then_some(kept)
+    }
+
+    /// Gives the tags to a muxer. They replace what the encoder says of itself.
+    pub(super) fn apply(&self, muxer: &gst::Element, encoder: H264Encoder) {
+        let Some(setter) = muxer.dynamic_cast_ref::<gst::TagSetter>() else { return };
+        let version = env!("CARGO_PKG_VERSION");
+        setter.set_tag_merge_mode(gst::TagMergeMode::Replace);
+        let replace = gst::TagMergeMode::Replace;
+        setter.add_tag::<gst::tags::Comment>(&self.comment().as_str(), replace);
+        setter.add_tag::<gst::tags::Keywords>(&AI_MARK, replace);
+        setter.add_tag::<gst::tags::Encoder>(
+            &format!("Rushes {version} ({})", encoder.element()).as_str(),
+            replace,
+        );
+        if let Some(title) = self.short_title() {
+            setter.add_tag::<gst::tags::Title>(&title.as_str(), replace);
+        }
+    }
+}
+
+/// The text with every run of white space or control characters made one space.
+fn one_line(text: &str) -> String {
+    let words: Vec<_> =
+        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(title: &str) -> Tags {
+        Tags { title: Some(title.into()), model: "Wan2.2-T2V-A14B".into(), seed: Seed(42) }
+    }
+
+    #[test]
+    fn the_comment_marks_the_clip_and_names_model_and_seed() {
+        let comment = tags("").comment();
+        assert!(comment.starts_with("AI-generated: Rushes "), "{comment}");
+        assert!(comment.ends_with(", model Wan2.2-T2V-A14B, seed 42"), "{comment}");
+    }
+
+    #[test]
+    fn titles_are_one_short_line() {
+        assert_eq!(tags("a cat\n\truns\0").short_title().as_deref(), Some("a cat runs"));
+        assert_eq!(tags(" \n ").short_title(), None);
+        let long = tags(&"猫".repeat(201)).short_title().unwrap();
+        assert_eq!(long, format!("{}…", "猫".repeat(200)));
+    }
+}

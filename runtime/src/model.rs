@@ -1,0 +1,121 @@
+//! A bundle and how to run it.
+
+use crate::Error;
+use bundle::dtype::{Dialect, Precision};
+use bundle::manifest::{Bundle, Component, Manifest, Part};
+use bundle::signature::Signature;
+use engines::{Engine, OnnxRuntime, OpenOptions, Outputs, Provider, WeightMemory};
+use ndarray::{Array, Dimension};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How graphs are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Which variant of the graphs; none takes the first that the bundle has.
+    pub precision: Option<Precision>,
+    /// Where they run.
+    pub provider: Provider,
+    /// Threads of one graph; none takes every core.
+    pub threads: Option<NonZeroUsize>,
+    /// Whether weights are copied into memory, which makes steps faster, or used from the file.
+    pub weights: WeightMemory,
+}
+
+impl Default for ModelOptions {
+    /// The bundle's first variant on the CPU with every core, weights in memory.
+    fn default() -> Self {
+        Self { precision: None, provider: Provider::Auto, threads: None, weights: WeightMemory::Prepacked }
+    }
+}
+
+/// A bundle, an ONNX Runtime and how to run the one on the other. Cheap to clone; opens nothing by itself.
+#[derive(Debug, Clone)]
+pub struct Model {
+    bundle: Arc<Bundle>,
+    onnx: OnnxRuntime,
+    dialect: Dialect,
+    precision: Precision,
+    engine_options: OpenOptions,
+}
+
+impl Model {
+    /// A model over an opened bundle.
+    ///
+    /// # Errors
+    /// A provider or precision that the bundle has no graphs for.
+    pub fn new(bundle: Bundle, onnx: OnnxRuntime, options: ModelOptions) -> Result<Self, Error> {
+        let dialect = options.provider.dialect()?;
+        let precision = choose_precision(&bundle.manifest, dialect, options.precision)?;
+        let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
+        Ok(Self { bundle: Arc::new(bundle), onnx, dialect, precision, engine_options })
+    }
+
+    /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.
+    ///
+    /// # Errors
+    /// No bundle, no library, or no graphs for what was asked.
+    pub fn open(folder: &Path, options: ModelOptions) -> Result<Self, Error> {
+        let bundle = Bundle::open(folder)?;
+        Self::new(bundle, OnnxRuntime::load(None)?, options)
+    }
+
+    /// What the bundle holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.bundle.manifest
+    }
+
+    /// The bundle itself.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The variant that runs.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Opens one graph and checks it against its contract.
+    pub(crate) fn engine(
+        &self,
+        component: &Component,
+        part: Part,
+        contract: &Signature,
+    ) -> Result<Engine, Error> {
+        let graph = self.manifest().component(component)?.graph(part, self.dialect, self.precision)?;
+        Ok(self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)?)
+    }
+}
+
+fn choose_precision(
+    manifest: &Manifest,
+    dialect: Dialect,
+    asked: Option<Precision>,
+) -> Result<Precision, Error> {
+    let available = manifest.precisions(dialect);
+    let chosen = match asked {
+        Some(asked) => available.iter().find(|precision| **precision == asked),
+        None => available.first(),
+    };
+    chosen.copied().ok_or_else(|| {
+        Error::Contract(bundle::Error::NoGraph {
+            component: "the whole model".into(),
+            asked: asked.map_or(dialect.to_string(), |asked| format!("{dialect} {asked}")),
+            available: available.iter().map(|precision| format!("{dialect} {precision}")).collect(),
+        })
+    })
+}
+
+/// Takes an f32 output of a known number of axes out of ONNX Runtime's memory.
+pub(crate) fn take_array<D: Dimension>(
+    outputs: &mut Outputs,
+    name: &'static str,
+) -> Result<Array<f32, D>, Error> {
+    let array = outputs.take(name)?.to_f32()?;
+    let found = array.ndim();
+    let Ok(array) = array.into_dimensionality() else {
+        return Err(Error::Rank { tensor: name, expected: D::NDIM.unwrap_or(found), found });
+    };
+    Ok(array)
+}

@@ -1,0 +1,124 @@
+//! The three parts in a row: text, denoising, decoding.
+
+use crate::Error;
+use crate::decode::VideoDecoder;
+use crate::denoise::{Generator, Guided, StepDone};
+use crate::model::Model;
+use crate::plan::GenerationPlan;
+use crate::sampler::{Sampler, torch_normal};
+use crate::text_encoder::{TextEncoder, TextStates};
+use engines::{Cancel, residency};
+use ndarray::Array4;
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The text encoder is being opened and run.
+    Encoding,
+    /// Prompt and, where guidance needs it, negative prompt are encoded.
+    Encoded {
+        /// The prompt's states.
+        prompt: &'a TextStates,
+        /// The negative prompt's states.
+        negative: Option<&'a TextStates>,
+    },
+    /// The first step begins.
+    Denoising,
+    /// A step is done.
+    Step(StepDone<'a>),
+    /// The decoder begins.
+    Decoding,
+    /// A chunk of frames is made: `[N,3,H,W]` in -1..1.
+    Frames(&'a Array4<f32>),
+}
+
+/// Everything that makes clips of one model.
+#[derive(Debug)]
+pub struct Pipeline {
+    model: Model,
+    mode: residency::Mode,
+    encoder: Option<TextEncoder>,
+    generator: Generator,
+    decoder: VideoDecoder,
+}
+
+impl Pipeline {
+    /// Opens nothing yet.
+    pub fn new(model: &Model, mode: residency::Mode) -> Self {
+        Self {
+            model: model.clone(),
+            mode,
+            encoder: None,
+            generator: Generator::new(model, mode),
+            decoder: VideoDecoder::new(model),
+        }
+    }
+
+    /// Makes the clip of a plan out of `noise [C,T,h,w]`; `on_event` gets the frames, among what else happens.
+    ///
+    /// With [`residency::Mode::OneAtATime`] each part leaves memory when its phase is over.
+    ///
+    /// # Errors
+    /// What any part meets, a cancelled run, or an error of `on_event`.
+    pub fn run(
+        &mut self,
+        plan: &GenerationPlan,
+        noise: Array4<f32>,
+        cancel: &Cancel,
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        on_event(Event::Encoding)?;
+        let (prompt, negative) = self.encode(plan, cancel)?;
+        on_event(Event::Encoded { prompt: &prompt, negative: negative.as_ref() })?;
+
+        on_event(Event::Denoising)?;
+        let text = Guided { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
+        let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
+        let latent =
+            self.generator.denoise(noise, text, sampler, cancel, &mut |step| on_event(Event::Step(step)))?;
+
+        if self.mode == residency::Mode::OneAtATime {
+            self.generator.close();
+        }
+        on_event(Event::Decoding)?;
+        self.decoder.decode(latent.view(), cancel, &mut |frames| on_event(Event::Frames(&frames)))
+    }
+
+    fn encode(
+        &mut self,
+        plan: &GenerationPlan,
+        cancel: &Cancel,
+    ) -> Result<(TextStates, Option<TextStates>), Error> {
+        let mut encoder = match self.encoder.take() {
+            Some(open) => open,
+            None => TextEncoder::open(&self.model)?,
+        };
+        let prompt = encoder.encode(&plan.prompt, cancel)?;
+        let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;
+        match self.mode {
+            residency::Mode::AllResident => self.encoder = Some(encoder),
+            residency::Mode::OneAtATime => {
+                drop(encoder);
+                engines::memory::return_freed_memory();
+            }
+        }
+        Ok((prompt, negative))
+    }
+}
+
+/// The seeded noise of a plan, `[C,T,h,w]`: the values that torch's CPU generator gives for the seed, scaled.
+pub fn seeded_noise(plan: &GenerationPlan) -> Array4<f32> {
+    let (channels, frames, height, width) = plan.latent.dims();
+    let values = torch_normal(plan.seed, channels * frames * height * width);
+    let noise = Array4::from_shape_vec(plan.latent.dims(), values)
+        .unwrap_or_else(|_| unreachable!("as many values as the latent has"));
+    scaled_noise(noise, plan)
+}
+
+/// Noise times the plan's noise scale.
+pub fn scaled_noise(mut noise: Array4<f32>, plan: &GenerationPlan) -> Array4<f32> {
+    if plan.noise_scale != 1.0 {
+        noise *= plan.noise_scale;
+    }
+    noise
+}

@@ -1,0 +1,45 @@
+//! DPM-Solver++ 2M in its midpoint form (Lu et al. 2022, arXiv:2211.01095), for flow matching.
+//!
+//! The first step and the last are of order 1: before the first there is nothing to draw a line through, and on the last
+//! `h` is infinite. That is what the official code and diffusers do whenever the final sigma is 0, at any number of steps
+//! (their `lower_order_final` and `euler_at_final` then change nothing at order 2).
+
+use super::solver::{Solver, Span, Update};
+use bundle::units::Sigma;
+
+/// Extrapolates the predicted clean latent along λ from the last two.
+#[derive(Debug, Clone, Copy)]
+pub struct DpmPp;
+
+impl Solver for DpmPp {
+    fn update(&self, sigmas: &[Sigma], step: usize) -> Update {
+        let span = Span::new(sigmas[step], sigmas[step + 1]);
+        let advance = match step.checked_sub(1) {
+            Some(before) => span.midpoint(&Span::new(sigmas[before], sigmas[step])),
+            None => span.first_order(),
+        };
+        Update { correction: None, advance }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIGMAS: [Sigma; 4] = [Sigma(0.9), Sigma(0.6), Sigma(0.3), Sigma(0.0)];
+
+    #[test]
+    fn only_steps_between_the_first_and_the_last_look_back() {
+        let looks_back = |step| DpmPp.update(&SIGMAS, step).advance.predictions[1] != 0.0;
+        assert_eq!([0, 1, 2].map(looks_back), [false, true, false]);
+    }
+
+    #[test]
+    fn the_weights_of_a_clean_latent_that_stays_the_same_sum_to_its_share() {
+        for step in 0..3 {
+            let weights = DpmPp.update(&SIGMAS, step).advance;
+            let share = 1.0 - f64::from(SIGMAS[step + 1].0) / f64::from(SIGMAS[step].0);
+            assert!((weights.predictions.iter().sum::<f64>() - share).abs() < 1e-14);
+        }
+    }
+}

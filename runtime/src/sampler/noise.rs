@@ -1,0 +1,147 @@
+//! The noise that a run starts from, the same as PyTorch's CPU generator draws for that seed.
+//!
+//! PyTorch draws small tensors and others in two different ways; both are followed. Logarithm, sine and cosine are
+//! computed in f64, so that a seed means the same noise on every machine. PyTorch computes them in f32, differently for
+//! each instruction set; against its AVX2 and AVX-512 builds some values differ by one unit in the last place.
+
+use bundle::units::Seed;
+use rand_mt::Mt;
+use std::f64::consts::TAU;
+
+/// From this many values on PyTorch fills tensors in blocks of this size.
+const BLOCK: usize = 16;
+
+/// `count` normal values, as `torch.randn(count, generator=torch.Generator("cpu").manual_seed(seed))`.
+///
+/// A latent `[C,T,h,w]` takes them in row-major order. The generator uses the lower 32 bits of the seed.
+pub fn torch_normal(seed: Seed, count: usize) -> Vec<f32> {
+    #[expect(clippy::cast_possible_truncation, reason = "so does PyTorch")]
+    let mut generator = Mt::new(seed.0 as u32);
+    if count < BLOCK { one_by_one(&mut generator, count) } else { in_blocks(&mut generator, count) }
+}
+
+/// Box-Muller in f64; each pair of uniforms gives two values.
+fn one_by_one(generator: &mut Mt, count: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let (angle, radius) = (TAU * uniform_f64(generator), uniform_f64(generator));
+        let radius = (-2.0 * (-radius).ln_1p()).sqrt();
+        #[expect(clippy::cast_possible_truncation, reason = "noise is f32")]
+        values.extend([(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]);
+    }
+    values.truncate(count);
+    values
+}
+
+/// Fills everything with uniforms, then turns block after block into normal values. A last block that is not whole is
+/// drawn again as the last 16 values, over those that are there.
+fn in_blocks(generator: &mut Mt, count: usize) -> Vec<f32> {
+    let mut values: Vec<f32> = (0..count).map(|_| uniform_f32(generator)).collect();
+    values.chunks_exact_mut(BLOCK).for_each(to_normal);
+    if !count.is_multiple_of(BLOCK) {
+        let last = &mut values[count - BLOCK..];
+        last.fill_with(|| uniform_f32(generator));
+        to_normal(last);
+    }
+    values
+}
+
+/// Box-Muller on a block of uniforms: the first half are radii, the second angles.
+fn to_normal(block: &mut [f32]) {
+    let (radii, angles) = block.split_at_mut(BLOCK / 2);
+    for (first, second) in radii.iter_mut().zip(angles) {
+        #[expect(clippy::cast_possible_truncation, reason = "PyTorch rounds to f32 in these places")]
+        let (radius, angle) =
+            ((-2.0 * f64::from(1.0 - *first).ln()).sqrt() as f32, f64::from(TAU as f32 * *second));
+        #[expect(clippy::cast_possible_truncation, reason = "noise is f32")]
+        let (sin, cos) = (angle.sin() as f32, angle.cos() as f32);
+        (*first, *second) = (radius * cos, radius * sin);
+    }
+}
+
+/// A uniform value in 0..1 from the low 24 bits of one draw.
+#[expect(clippy::cast_precision_loss, reason = "24 bits are exact")]
+fn uniform_f32(generator: &mut Mt) -> f32 {
+    (generator.next_u32() & 0x00ff_ffff) as f32 / (1_u32 << 24) as f32
+}
+
+/// A uniform value in 0..1 from the low 53 bits of two draws, the first of which is the upper word.
+#[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+fn uniform_f64(generator: &mut Mt) -> f64 {
+    let (high, low) = (u64::from(generator.next_u32()), u64::from(generator.next_u32()));
+    (((high << 32) | low) & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks the first values, and the last ones, of a draw.
+    #[track_caller]
+    fn assert_drawn(seed: u64, count: usize, first: &[f32], last: &[f32]) {
+        let drawn = torch_normal(Seed(seed), count);
+        assert_eq!(drawn.len(), count);
+        let ends = drawn.iter().zip(first).chain(drawn[count - last.len()..].iter().zip(last));
+        for (found, expected) in ends {
+            let unit = f32::EPSILON * expected.abs().max(0.5);
+            assert!(
+                (found - expected).abs() <= unit,
+                "seed {seed}, {count} values: {found} is not {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn few_values_are_those_of_torch() {
+        assert_drawn(0, 1, &[1.540_996_1], &[]);
+        assert_drawn(0, 2, &[1.540_996_1, -0.293_428_9], &[]);
+        assert_drawn(
+            0,
+            15,
+            &[1.540_996_1, -0.293_428_9, -2.178_789_4],
+            &[0.182_036_49, -0.856_674_6, 1.100_604_2, -1.071_187_4],
+        );
+    }
+
+    #[test]
+    fn whole_blocks_are_those_of_torch() {
+        #[rustfmt::skip]
+        assert_drawn(0, 16, &[
+            -1.125_839_8, -1.152_360_2, -0.250_578_58, -0.433_878_8, 0.848_710_36, 0.692_009_15, -0.316_012_77,
+            -2.115_219_4, 0.322_274_92, -1.263_334_8, 0.349_983_2, 0.308_133_93, 0.119_841_51, 1.237_657_9,
+            1.116_777_2, -0.247_278_15,
+        ], &[]);
+    }
+
+    #[test]
+    fn a_block_that_is_not_whole_is_drawn_again() {
+        #[rustfmt::skip]
+        assert_drawn(0, 17, &[
+            -1.125_839_8, -1.695_931_2, 0.566_650_6, 0.793_508_35, 0.598_839_46, -1.555_095_1,
+        ], &[0.183_477_94, 1.389_366_2, 1.586_334_2, 0.946_298_36, -0.843_676_75, 0.931_826_6]);
+        #[rustfmt::skip]
+        assert_drawn(42, 40, &[1.926_915_3, 1.487_284_1, 0.900_717_2, -2.105_521, 0.678_418_46, -1.234_544_9], &[
+            0.049_905_386, 2.266_718, 1.178_951, -0.434_454_4, -1.386_365_5, -1.286_215_5,
+        ]);
+        #[rustfmt::skip]
+        assert_drawn(1_234_567, 1000, &[-1.462_022_2, -0.282_395_87, 2.455_863_2, 1.610_924_1, 0.362_932_77], &[
+            0.179_409_73, 0.153_847_14, 0.155_147_87, -0.189_224_66, 0.206_844_9, 0.420_335,
+        ]);
+    }
+
+    #[test]
+    fn the_upper_half_of_a_seed_is_not_used() {
+        let upper_bits = (1 << 63) + 5;
+        assert_drawn(upper_bits, 3, &[-0.486_780_76, -0.603_821_6, -0.558_096_2], &[]);
+        assert_eq!(torch_normal(Seed((1 << 32) + 7), 16), torch_normal(Seed(7), 16));
+        assert_drawn(7, 16, &[-0.820_134_5, 0.395_631_16, 0.898_908_5, -1.388_403_9], &[1.090_165_1]);
+    }
+
+    #[test]
+    fn many_values_are_normal() {
+        let drawn = torch_normal(Seed(3), 100_000);
+        let moment = |power| drawn.iter().map(|x| f64::from(*x).powi(power)).sum::<f64>() / 1e5;
+        assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.02 && (moment(4) - 3.0).abs() < 0.15);
+        assert!(torch_normal(Seed(3), 0).is_empty());
+    }
+}

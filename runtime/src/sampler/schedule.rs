@@ -1,0 +1,147 @@
+//! The sigma grids of the official Wan code and of diffusers.
+//!
+//! Every grid is a falling line that the shift bends towards high noise, with a final 0. The code bases differ in where
+//! the line begins and ends, in the precision it is computed in, and in what the denoiser is told. The differences are
+//! small, but the timesteps of a bundle's experts are trained for one of them.
+
+use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::units::{Shift, Sigma, Timestep};
+
+/// Timesteps that the denoisers are trained on.
+const TRAIN_STEPS: u16 = 1000;
+
+/// The largest sigma of the official UniPC: it comes from a table in f32.
+const OFFICIAL_SIGMA_MAX: f32 = 0.999;
+
+/// diffusers keeps UniPC's first sigma this far from 1, where `ln(1-σ)` is infinite.
+const DIFFUSERS_EPSILON: f64 = 1e-6;
+
+/// Noise levels of a run of N steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    /// N+1 values; the last is 0.
+    sigmas: Vec<Sigma>,
+    /// N values.
+    timesteps: Vec<Timestep>,
+}
+
+impl Schedule {
+    /// The grid on which `kind`'s code base runs `solver`.
+    ///
+    /// Where the rounding of the shift gives a little over 1, the sigma is 1. A run of 0 steps has the one sigma 0:
+    /// nothing is denoised.
+    pub fn new(solver: SolverKind, kind: ScheduleKind, steps: usize, shift: Shift) -> Self {
+        match (kind, solver) {
+            (ScheduleKind::Official, SolverKind::UniPc) => {
+                Self::truncated(shifted(line(f64::from(OFFICIAL_SIGMA_MAX), 0.0, steps), shift))
+            }
+            (ScheduleKind::Official, SolverKind::DpmPp) => {
+                Self::truncated(shifted(line(1.0, 0.0, steps), shift))
+            }
+            (ScheduleKind::Official, SolverKind::Euler) => Self::continuous(distilled_euler(steps, shift)),
+            (ScheduleKind::Diffusers, SolverKind::UniPc) => Self::truncated(diffusers_unipc(steps, shift)),
+            (ScheduleKind::Diffusers, SolverKind::DpmPp) => Self::truncated(diffusers_dpmpp(steps, shift)),
+            (ScheduleKind::Diffusers, SolverKind::Euler) => Self::continuous(diffusers_euler(steps, shift)),
+        }
+    }
+
+    /// Noise levels between the steps: N+1 values that fall to 0.
+    pub fn sigmas(&self) -> &[Sigma] {
+        &self.sigmas
+    }
+
+    /// What the denoiser is told at each step: N values that never rise.
+    pub fn timesteps(&self) -> &[Timestep] {
+        &self.timesteps
+    }
+
+    /// The number of steps, N.
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// The denoiser is told whole numbers. They come from the sigmas before these are rounded to f32.
+    #[expect(clippy::cast_possible_truncation, reason = "sigmas are stored in f32")]
+    fn truncated(sigmas: Vec<f64>) -> Self {
+        let sigmas = || sigmas.iter().map(|sigma| sigma.min(1.0));
+        Self {
+            timesteps: sigmas()
+                .map(|sigma| Timestep((sigma * f64::from(TRAIN_STEPS)).trunc() as f32))
+                .collect(),
+            sigmas: sigmas().chain([0.0]).map(|sigma| Sigma(sigma as f32)).collect(),
+        }
+    }
+
+    /// The denoiser is told `1000·σ`.
+    fn continuous(sigmas: Vec<f32>) -> Self {
+        let sigmas = || sigmas.iter().map(|sigma| sigma.min(1.0));
+        Self {
+            timesteps: sigmas().map(|sigma| Timestep(sigma * f32::from(TRAIN_STEPS))).collect(),
+            sigmas: sigmas().chain([0.0]).map(Sigma).collect(),
+        }
+    }
+}
+
+/// `steps` values from `from` towards `to`, without `to` itself: NumPy's `linspace(from, to, steps + 1)[:-1]`.
+#[expect(clippy::cast_precision_loss, reason = "nobody takes 2^53 steps")]
+fn line(from: f64, to: f64, steps: usize) -> Vec<f64> {
+    let stride = (to - from) / steps as f64;
+    (0..steps).map(|i| i as f64 * stride + from).collect()
+}
+
+fn shifted(sigmas: Vec<f64>, shift: Shift) -> Vec<f64> {
+    sigmas.into_iter().map(|sigma| shift.apply(sigma)).collect()
+}
+
+/// [`Shift::apply`] as it rounds on f32 tensors.
+#[expect(clippy::cast_possible_truncation, reason = "this is the rounding that is meant")]
+fn shifted_in_f32(sigma: f32, shift: Shift) -> f32 {
+    shift.0 as f32 * sigma / (1.0 + (shift.0 - 1.0) as f32 * sigma)
+}
+
+/// `UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`. Shifts so large that a later sigma would lie above
+/// the first, which are of no use, keep it level.
+fn diffusers_unipc(steps: usize, shift: Shift) -> Vec<f64> {
+    let mut sigmas = shifted(line(1.0, 1.0 / f64::from(TRAIN_STEPS), steps), shift);
+    if sigmas.first().is_some_and(|first| (first - 1.0).abs() < DIFFUSERS_EPSILON) {
+        let first = sigmas[0] - DIFFUSERS_EPSILON;
+        sigmas[0] = first;
+        sigmas.iter_mut().for_each(|sigma| *sigma = sigma.min(first));
+    }
+    sigmas
+}
+
+/// `DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`: the line is drawn through `1-σ` and begins at
+/// its far end, so the largest sigma before the shift is 0.999.
+fn diffusers_dpmpp(steps: usize, shift: Shift) -> Vec<f64> {
+    let alpha_min = 1.0 / f64::from(TRAIN_STEPS);
+    let rising_from_one = line(1.0, alpha_min, steps);
+    let alphas = rising_from_one.into_iter().skip(1).chain((steps > 0).then_some(alpha_min));
+    let mut sigmas = shifted(alphas.map(|alpha| 1.0 - alpha).collect(), shift);
+    sigmas.reverse();
+    sigmas
+}
+
+/// `FlowMatchEulerDiscreteScheduler(shift=shift)`: its ends are shifted when it is made, and the line between them a
+/// second time when the steps are set. Unlike the others it reaches the smallest sigma before the final 0.
+#[expect(clippy::cast_possible_truncation, reason = "sigmas are stored in f32")]
+fn diffusers_euler(steps: usize, shift: Shift) -> Vec<f32> {
+    let train_steps = f64::from(TRAIN_STEPS);
+    let end = |sigma: f32| f64::from(shifted_in_f32(sigma, shift)) * train_steps;
+    let (first, last) = (end(1.0), end(1.0 / f32::from(TRAIN_STEPS)));
+    let mut timesteps = line(first, last, steps.saturating_sub(1).max(1));
+    if steps > 1 {
+        timesteps.push(last);
+    }
+    timesteps.truncate(steps);
+    timesteps.into_iter().map(|timestep| shift.apply(timestep / train_steps) as f32).collect()
+}
+
+/// The Euler scheduler that the four-step distilled checkpoints (Wan2.2-Lightning) come with, in f32.
+#[expect(clippy::cast_possible_truncation, reason = "this is the rounding that is meant")]
+fn distilled_euler(steps: usize, shift: Shift) -> Vec<f32> {
+    line(f64::from(TRAIN_STEPS), 0.0, steps)
+        .into_iter()
+        .map(|timestep| shifted_in_f32(timestep as f32 / f32::from(TRAIN_STEPS), shift))
+        .collect()
+}

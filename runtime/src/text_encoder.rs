@@ -1,0 +1,62 @@
+//! Prompt to text states: the first of the three parts of the pipeline.
+
+use crate::Error;
+use crate::model::Model;
+use crate::prompt::{self, Cut, PromptTokenizer};
+use bundle::manifest::{Component, Part};
+use bundle::signature::Signature;
+use bundle::spec::TEXT_ROWS;
+use engines::{Cancel, Engine, Value};
+use ndarray::{Array2, s};
+
+/// What a denoiser is told of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextStates {
+    /// `[512,D]`: one row per token, then zeros. A denoiser attends to all rows.
+    pub rows: Array2<f32>,
+    /// How many rows are tokens, the closing `</s>` included.
+    pub tokens: usize,
+    /// Where the prompt was cut, if it had more than 512 tokens.
+    pub cut: Option<Cut>,
+}
+
+/// Tokenizer and text encoder of a model.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: PromptTokenizer,
+    engine: Engine,
+    width: usize,
+}
+
+impl TextEncoder {
+    /// Opens tokenizer and graph.
+    ///
+    /// # Errors
+    /// A tokenizer or graph that cannot be opened, or that do not belong together.
+    pub fn open(model: &Model) -> Result<Self, Error> {
+        let spec = &model.manifest().text_encoder;
+        let tokenizer = PromptTokenizer::open(&model.bundle().tokenizer())?;
+        if tokenizer.vocabulary() > spec.vocabulary {
+            return Err(Error::Vocabulary { tokenizer: tokenizer.vocabulary(), encoder: spec.vocabulary });
+        }
+        let engine = model.engine(&Component::TextEncoder, Part::Whole, &Signature::of_text_encoder(spec))?;
+        Ok(Self { tokenizer, engine, width: spec.width })
+    }
+
+    /// Encodes a prompt, or the empty text.
+    ///
+    /// # Errors
+    /// A cancelled run, or one that fails.
+    pub fn encode(&mut self, text: &str, cancel: &Cancel) -> Result<TextStates, Error> {
+        let prompt = self.tokenizer.encode(&prompt::clean(text))?;
+        let tokens = prompt.ids.len();
+        let ids = Array2::from_shape_vec((1, tokens), prompt.ids)
+            .unwrap_or_else(|_| unreachable!("one row of as many ids"));
+        let mut outputs = self.engine.run(&[("ids", &Value::from_i64(ids))], cancel)?;
+        let states = outputs.take("states")?;
+        let states = states.view_f32()?;
+        let mut rows = Array2::zeros((TEXT_ROWS, self.width));
+        rows.slice_mut(s![..tokens, ..]).assign(&states.slice(s![0, .., ..]));
+        Ok(TextStates { rows, tokens, cut: prompt.cut })
+    }
+}
