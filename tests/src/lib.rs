@@ -1,1 +1,9 @@
-//! placeholder
+//! What the cross-crate tests share: golden cases, comparisons, edits of checkpoints, the binary.
+//!
+//! The tests themselves are in `tests/tests`: `golden` (parity with diffusers, and mutations that must break it),
+//! `checkpoint_faults`, `command_line`, `interruption`, `residency`, `mini`, `tidy`.
+
+pub mod compare;
+pub mod edit;
+pub mod golden;
+pub mod program;

@@ -1,0 +1,225 @@
+//! Golden cases: tiny checkpoints and what diffusers computes with them (`tests/golden/README.md`).
+
+use bundle::geometry::PixelSize;
+use bundle::manifest::Bundle;
+use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::units::{GuidanceScale, Seed};
+use engines::{Cancel, OnnxRuntime, residency::Mode};
+use export::ExportRequest;
+use ndarray::{Array2, Array4, ArrayD, Axis, concatenate};
+use runtime::model::{Model, ModelOptions};
+use runtime::pipeline::{Event, Pipeline};
+use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// Settings of a case: `case.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Case {
+    /// Name, also of its folder.
+    pub name: String,
+    /// Prompt.
+    pub prompt: String,
+    /// Negative prompt.
+    pub negative: String,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Frames.
+    pub frames: usize,
+    /// Steps.
+    pub steps: usize,
+    /// Guidance scale for high and for low noise.
+    pub guidance: Vec<f32>,
+    /// Shift.
+    pub shift: f64,
+    /// Solver.
+    pub sampler: SolverKind,
+    /// Sigma grid.
+    pub schedule: ScheduleKind,
+    /// Seed.
+    pub seed: u64,
+    /// How many experts there are.
+    pub experts: usize,
+    /// The folder of the expert of each step.
+    pub experts_by_step: Vec<String>,
+}
+
+/// Folder of all golden data.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+/// Every case, by name.
+///
+/// # Panics
+/// A case that cannot be read: the tests cannot go on without it.
+pub fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = std::fs::read_dir(folder())
+        .expect("tests/golden exists")
+        .filter_map(|entry| std::fs::read(entry.expect("a readable entry").path().join("case.json")).ok())
+        .map(|text| serde_json::from_slice(&text).expect("case.json has the fields of a case"))
+        .collect();
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    cases
+}
+
+/// The case of a name.
+///
+/// # Panics
+/// There is none.
+pub fn case(name: &str) -> Case {
+    cases().into_iter().find(|case| case.name == name).expect("a case of that name")
+}
+
+impl Case {
+    /// Its checkpoint.
+    pub fn checkpoint(&self) -> PathBuf {
+        folder().join(&self.name).join("checkpoint")
+    }
+
+    /// What diffusers computed.
+    pub fn reference(&self) -> Tensors {
+        Tensors::read(&folder().join(&self.name).join("reference.safetensors"))
+    }
+
+    /// The same settings as a request.
+    pub fn request(&self) -> GenerateRequest {
+        let scales = self.guidance.iter().take(self.experts).copied().map(GuidanceScale).collect();
+        GenerateRequest {
+            negative: Some(self.negative.clone()),
+            size: Some(PixelSize { width: self.width, height: self.height }),
+            length: Some(Length::Frames(self.frames)),
+            steps: Some(self.steps),
+            guidance: Some(scales),
+            shift: Some(self.shift),
+            sampler: Some(self.sampler),
+            schedule: Some(self.schedule),
+            ..GenerateRequest::new(self.prompt.clone(), Seed(self.seed))
+        }
+    }
+}
+
+/// The f32 tensors of a safetensors file.
+#[derive(Debug, Clone)]
+pub struct Tensors(BTreeMap<String, ArrayD<f32>>);
+
+impl Tensors {
+    /// Reads all f32 tensors.
+    ///
+    /// # Panics
+    /// A file that cannot be read.
+    pub fn read(path: &Path) -> Self {
+        let bytes = std::fs::read(path).expect("a readable safetensors file");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tensors = file.tensors().into_iter().filter(|(_, view)| view.dtype() == Dtype::F32);
+        Self(
+            tensors
+                .map(|(name, view)| {
+                    let values = view
+                        .data()
+                        .chunks_exact(4)
+                        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                        .collect();
+                    (
+                        name,
+                        ArrayD::from_shape_vec(view.shape(), values)
+                            .expect("as many values as the shape needs"),
+                    )
+                })
+                .collect(),
+        )
+    }
+
+    /// A tensor, if there is one of that name.
+    pub fn get(&self, name: &str) -> Option<&ArrayD<f32>> {
+        self.0.get(name)
+    }
+
+    /// A tensor.
+    ///
+    /// # Panics
+    /// There is none of that name.
+    pub fn expect(&self, name: &str) -> &ArrayD<f32> {
+        self.get(name).unwrap_or_else(|| panic!("no tensor `{name}` among {:?}", self.0.keys()))
+    }
+
+    /// A tensor of four axes.
+    ///
+    /// # Panics
+    /// There is none, or it has other axes.
+    pub fn latent(&self, name: &str) -> Array4<f32> {
+        self.expect(name).clone().into_dimensionality().expect("four axes")
+    }
+}
+
+/// A bundle in a temporary folder.
+#[derive(Debug)]
+pub struct Exported {
+    /// The model over it.
+    pub model: Model,
+    /// Keeps the folder.
+    pub folder: TempDir,
+}
+
+/// Exports a checkpoint for the CPU and opens it.
+///
+/// # Errors
+/// What the export or the opening meets.
+///
+/// # Panics
+/// No temporary folder.
+pub fn export(checkpoint: &Path) -> Result<Exported, runtime::Error> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("bundle");
+    export::export(&ExportRequest::new(checkpoint, &out), &mut |_| ())?;
+    let model = Model::new(Bundle::open(&out)?, OnnxRuntime::load(None)?, ModelOptions::default())?;
+    Ok(Exported { model, folder })
+}
+
+/// Everything that a run computes.
+#[derive(Debug, Default)]
+pub struct Computed {
+    /// `[512,D]`.
+    pub prompt: Array2<f32>,
+    /// `[512,D]`, where guidance needs it.
+    pub negative: Option<Array2<f32>>,
+    /// The latent after each step.
+    pub latents: Vec<Array4<f32>>,
+    /// The expert of each step.
+    pub experts: Vec<String>,
+    /// `[F,H,W,3]` in 0..1.
+    pub frames: Array4<f32>,
+}
+
+/// Runs a case on its reference noise.
+///
+/// # Errors
+/// What the pipeline meets.
+pub fn compute(model: &Model, case: &Case, noise: Array4<f32>) -> Result<Computed, runtime::Error> {
+    let plan = GenerationPlan::new(model.manifest(), &case.request())?;
+    let mut computed = Computed::default();
+    let mut chunks = Vec::new();
+    Pipeline::new(model, Mode::AllResident).run(&plan, noise, &Cancel::new(), &mut |event| {
+        match event {
+            Event::Encoded { prompt, negative } => {
+                computed.prompt = prompt.rows.clone();
+                computed.negative = negative.map(|states| states.rows.clone());
+            }
+            Event::Step(step) => {
+                computed.latents.push(step.latent.clone());
+                computed.experts.push(step.expert.0.clone());
+            }
+            Event::Frames(frames) => chunks.push(runtime::media::frames::pictures(frames.view())),
+            Event::Encoding | Event::Denoising | Event::Decoding => {}
+        }
+        Ok(())
+    })?;
+    let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
+    computed.frames = concatenate(Axis(0), &views).unwrap_or_default();
+    Ok(computed)
+}

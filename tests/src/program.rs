@@ -1,0 +1,35 @@
+//! The binary `rushes`, as a user runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Path of the binary, which cargo builds with the tests.
+///
+/// # Panics
+/// It is not there.
+pub fn path() -> PathBuf {
+    let test = std::env::current_exe().expect("a path of the test itself");
+    let beside = test.ancestors().map(|folder| folder.join("rushes-under-test")).find(|path| path.is_file());
+    beside.expect("the program beside the tests")
+}
+
+/// A command in a working folder.
+pub fn rushes(folder: &Path) -> Command {
+    let mut command = Command::new(path());
+    command.current_dir(folder).env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// The JSON line of an event on standard output.
+///
+/// # Panics
+/// There is none.
+pub fn event(output: &Output, event: &str) -> serde_json::Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|line| line["event"] == event)
+        .unwrap_or_else(|| {
+            panic!("no `{event}` in:\n{text}\nstandard error:\n{}", String::from_utf8_lossy(&output.stderr))
+        })
+}

@@ -1,0 +1,67 @@
+//! With one expert at a time, the memory of the one that leaves is really given back.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::dtype::WeightType;
+use bundle::manifest::Bundle;
+use bundle::units::{ByteCount, GuidanceScale, Seed};
+use engines::memory::resident_anonymous;
+use engines::residency::Mode;
+use engines::{Cancel, OnnxRuntime};
+use export::ExportRequest;
+use runtime::model::{Model, ModelOptions};
+use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use std::path::Path;
+
+/// mini with f16 weights: ONNX Runtime widens them, so that every expert takes memory of its own.
+fn model(folder: &Path) -> (Model, ByteCount) {
+    let out = folder.join("bundle");
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
+    let request = ExportRequest { weights: Some(WeightType::F16), ..ExportRequest::new(&checkpoint, &out) };
+    let report = export::export(&request, &mut |_| ()).unwrap();
+    let expert =
+        report.manifest.components.iter().find(|entry| entry.component.to_string().contains("high_noise"));
+    let widened = ByteCount(expert.unwrap().weight_bytes().0 * 2);
+    let model =
+        Model::new(Bundle::open(&out).unwrap(), OnnxRuntime::load(None).unwrap(), ModelOptions::default())
+            .unwrap();
+    (model, widened)
+}
+
+/// Anonymous memory of the process after the last step, when the low-noise expert has just run.
+fn memory_at_last_step(model: &Model, mode: Mode) -> u64 {
+    let request = GenerateRequest {
+        length: Some(Length::Frames(1)),
+        steps: Some(4),
+        guidance: Some(vec![GuidanceScale(1.0)]),
+        ..GenerateRequest::new("a red ball", Seed(1))
+    };
+    let plan = GenerationPlan::new(model.manifest(), &request).unwrap();
+    assert!(plan.expert_steps.iter().all(|(_, steps)| *steps > 0), "the plan does not cross the boundary");
+    let mut at_last_step = 0;
+    let mut pipeline = Pipeline::new(model, mode);
+    pipeline
+        .run(&plan, seeded_noise(&plan), &Cancel::new(), &mut |event| {
+            if let Event::Step(step) = event {
+                at_last_step = resident_anonymous().unwrap().0;
+                assert_eq!(step.steps, 4);
+            }
+            Ok(())
+        })
+        .unwrap();
+    drop(pipeline);
+    engines::memory::return_freed_memory();
+    at_last_step
+}
+
+#[test]
+fn an_expert_that_leaves_gives_its_memory_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, expert) = model(folder.path());
+    // The first run pays for what ONNX Runtime keeps once and for all.
+    memory_at_last_step(&model, Mode::OneAtATime);
+    let one = memory_at_last_step(&model, Mode::OneAtATime);
+    let all = memory_at_last_step(&model, Mode::AllResident);
+    let saved = all.saturating_sub(one);
+    assert!(saved as f64 > 0.8 * expert.0 as f64, "{saved} bytes saved of an expert of {expert}");
+}

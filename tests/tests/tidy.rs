@@ -1,0 +1,126 @@
+//! Rules of the repository that no compiler checks: which crate may use which, what the map names, what is not said.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Files that git tracks or would track.
+fn files() -> Vec<PathBuf> {
+    let output = Command::new("git")
+        .current_dir(root())
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .output()
+        .expect("git");
+    assert!(output.status.success(), "{output:?}");
+    let names = String::from_utf8(output.stdout).unwrap();
+    names.lines().map(|name| root().join(name)).filter(|path| path.is_file()).collect()
+}
+
+/// The crates of ours that a manifest lists under `[dependencies]`.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join(manifest).join("Cargo.toml")).unwrap();
+    let section = text.split("[dependencies]").nth(1).unwrap_or_default();
+    let section = section.split("\n[").next().unwrap_or_default();
+    let ours = ["bundle", "graph", "export", "engines", "calibration", "runtime", "tests", "benches"];
+    let names = section.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
+    names.filter(|name| ours.contains(name)).map(str::to_owned).collect()
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let allowed: [(&str, &[&str]); 6] = [
+        ("crates/bundle", &[]),
+        ("crates/graph", &["bundle"]),
+        ("export", &["bundle", "graph"]),
+        ("engines", &["bundle"]),
+        ("calibration", &["bundle", "engines", "graph"]),
+        ("runtime", &["bundle", "calibration", "engines", "export"]),
+    ];
+    for (folder, may_use) in allowed {
+        for used in dependencies(folder) {
+            assert!(may_use.contains(&used.as_str()), "{folder} must not use {used}");
+        }
+    }
+    // An empty answer would make the test above pass whatever stands in the manifests.
+    assert!(dependencies("runtime").contains("engines"));
+}
+
+#[test]
+fn only_engines_names_onnx_runtimes_crate() {
+    for path in files().iter().filter(|path| path.ends_with("Cargo.toml")) {
+        let is_engines = path.ends_with("engines/Cargo.toml");
+        let text = fs::read_to_string(path).unwrap();
+        let uses = text.lines().any(|line| line.starts_with("ort.") || line.starts_with("ort ="));
+        let is_root = text.contains("[workspace.dependencies]");
+        assert_eq!(uses, is_engines || is_root, "{}", path.display());
+    }
+}
+
+/// Paths in backticks in the map, and the crates of the workspace.
+#[test]
+fn the_map_names_what_is_there() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let quoted = map.split('`').skip(1).step_by(2);
+    let mut checked = 0;
+    for name in quoted.filter(|name| name.contains('/') && !name.contains([' ', '*', '<', '[', '{'])) {
+        if name.ends_with('/') || name.starts_with("target/") {
+            continue;
+        }
+        assert!(root().join(name).exists(), "ARCHITECTURE.md names {name}, which is not there");
+        checked += 1;
+    }
+    assert!(checked >= 20, "only {checked} paths were checked");
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = workspace.split("members = [").nth(1).unwrap().split(']').next().unwrap();
+    for member in members.split('"').skip(1).step_by(2) {
+        assert!(map.contains(&format!("`{member}")), "ARCHITECTURE.md does not name {member}");
+    }
+}
+
+#[test]
+fn every_dependency_is_named_with_its_reason() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let section = workspace.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let names =
+        section.lines().filter(|line| !line.contains("path =")).filter_map(|line| line.split(" = ").next());
+    for name in names.filter(|name| !name.is_empty()) {
+        assert!(map.contains(&format!("`{name}`")), "ARCHITECTURE.md gives no reason for {name}");
+    }
+}
+
+#[test]
+fn source_files_hold_one_idea() {
+    for path in files().iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+        let lines = fs::read_to_string(path).unwrap().lines().count();
+        assert!(lines <= 600, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn the_repository_is_small_and_speaks_of_the_project_alone() {
+    // In two parts, so that this file does not find itself.
+    let unwanted = [
+        ["/wo", "rk/"],
+        ["/ro", "ot/"],
+        ["TO", "DO"],
+        ["FIX", "ME"],
+        ["todo", "!("],
+        ["unimpl", "emented!("],
+    ];
+    let unwanted = unwanted.map(|parts| parts.concat());
+    for path in files() {
+        let size = path.metadata().unwrap().len();
+        assert!(size < 50_000_000, "{} has {size} bytes", path.display());
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        for words in &unwanted {
+            assert!(!text.contains(words), "{} says {words}", path.display());
+        }
+    }
+}
