@@ -77,6 +77,10 @@ fn open_session(runtime: &OnnxRuntime, graph: &Path, options: &OpenOptions) -> o
         .with_intra_threads(threads.map_or(1, NonZeroUsize::get))?
         .with_inter_threads(1)?
         .with_prepacking(options.weights == WeightMemory::Prepacked)?
+        // Rearranging weights on all cores opens a large graph three to four times faster.
+        .with_config_entry("session.prepack.enable_parallel", "1")?
+        // A pattern plans one more block of the size of all activations, beside those of the first run.
+        .with_memory_pattern(false)?
         .commit_from_file(graph)
 }
 

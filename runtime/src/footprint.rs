@@ -57,8 +57,11 @@ fn step(spec: &DenoiserSpec, tokens: usize, batch: usize) -> usize {
     F32 * (tokens * (2 * spec.feed_forward + 4 * spec.width()) + text * 4 * spec.width())
 }
 
-/// Peak of a decoder call over `positions = h·w`: caches before and after, and the widest layer at full resolution
-/// with its frames stacked for a causal convolution.
+/// Full-resolution layers that a decoder call holds at once, as measured: frames stacked for a causal convolution, the
+/// same in the layout of the convolution, its result, and what ONNX Runtime's pool cannot use again.
+const DECODER_LAYERS_HELD: usize = 30;
+
+/// Peak of a decoder call over `positions = h·w`: caches before and after, and the layers at full resolution.
 fn decoding(spec: &VaeSpec, positions: usize) -> usize {
     let stride = spec.stride();
     let widest = spec.base * spec.multipliers.iter().copied().max().unwrap_or(1);
@@ -72,6 +75,6 @@ fn decoding(spec: &VaeSpec, positions: usize) -> usize {
         }
     }
     let frames = stride.time * stride.space * stride.space;
-    let working = frames * spec.base * (3 + 3 + 2);
+    let working = DECODER_LAYERS_HELD * frames * spec.base;
     F32 * positions * (2 * caches + working)
 }

@@ -1,0 +1,109 @@
+//! Small vectors from the references: cleaned prompts, token ids, sigma grids, solver states, torch's noise.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::units::{Seed, Shift};
+use ndarray::Array4;
+use runtime::prompt::{PromptTokenizer, clean};
+use runtime::sampler::{Sampler, Schedule, torch_normal};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tests::golden;
+
+fn vectors<T: DeserializeOwned>(file: &str) -> T {
+    serde_json::from_slice(&std::fs::read(golden::folder().join(file)).unwrap()).unwrap()
+}
+
+#[test]
+fn prompts_are_cleaned_as_diffusers_cleans_them() {
+    let pairs: Vec<(String, String)> = vectors("clean.json");
+    assert!(pairs.len() > 300);
+    for (raw, cleaned) in pairs {
+        assert_eq!(clean(&raw), cleaned, "{raw:?}");
+    }
+}
+
+#[test]
+fn token_ids_are_those_of_the_reference() {
+    for case in golden::cases() {
+        let bytes = std::fs::read(golden::folder().join(&case.name).join("reference.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tokenizer = PromptTokenizer::open(&case.checkpoint().join("tokenizer/tokenizer.json")).unwrap();
+        for (text, name) in [(&case.prompt, "prompt_ids"), (&case.negative, "negative_ids")] {
+            let view = file.tensor(name).unwrap();
+            let ids =
+                view.data().chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            let ours = tokenizer.encode(&clean(text)).unwrap();
+            assert_eq!(ours.ids, ids.collect::<Vec<_>>(), "{} of {}", name, case.name);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Trajectory {
+    sampler: SolverKind,
+    schedule: ScheduleKind,
+    steps: usize,
+    shift: f64,
+    sigmas: Vec<f32>,
+    timesteps: Vec<f32>,
+    states: Vec<[f32; 3]>,
+}
+
+/// The field that every trajectory was computed in: `v = 0.5·x + (t/1000)·[1, -2, 0.25]`.
+fn field(latent: &Array4<f32>, timestep: f32) -> Array4<f32> {
+    let direction = Array4::from_shape_vec(latent.dim(), vec![1.0, -2.0, 0.25]).unwrap();
+    latent * 0.5 + direction * (timestep / 1000.0)
+}
+
+#[test]
+fn every_grid_and_solver_follows_the_reference() {
+    let all: Vec<Trajectory> = vectors("schedules.json");
+    assert!(all.len() > 50);
+    for expected in all {
+        let name =
+            format!("{} {} {} {}", expected.sampler, expected.schedule, expected.steps, expected.shift);
+        let shift = Shift::try_new(expected.shift).unwrap();
+        let schedule = Schedule::new(expected.sampler, expected.schedule, expected.steps, shift);
+        let sigmas: Vec<f32> = schedule.sigmas().iter().map(|sigma| sigma.0).collect();
+        let timesteps: Vec<f32> = schedule.timesteps().iter().map(|timestep| timestep.0).collect();
+        assert_eq!(sigmas, expected.sigmas, "{name}");
+        assert_eq!(timesteps, expected.timesteps, "{name}");
+        let mut sampler = Sampler::new(schedule, expected.sampler);
+        let mut latent = Array4::from_shape_vec((3, 1, 1, 1), vec![1.0, -0.5, 0.25]).unwrap();
+        // Of long runs the last states are recorded.
+        let unrecorded = expected.steps - expected.states.len();
+        for (step, timestep) in timesteps.iter().enumerate() {
+            latent = sampler.step(&latent, &field(&latent, *timestep));
+            let Some(state) = step.checked_sub(unrecorded).map(|recorded| &expected.states[recorded]) else {
+                continue;
+            };
+            for (ours, theirs) in latent.iter().zip(state) {
+                assert!((ours - theirs).abs() < 2e-6, "{name}: {latent} {state:?}");
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Randn {
+    seed: u64,
+    size: usize,
+    first: Vec<f32>,
+    last: Vec<f32>,
+}
+
+#[test]
+fn noise_is_that_of_torchs_cpu_generator() {
+    let all: Vec<Randn> = vectors("randn.json");
+    assert!(all.len() > 50);
+    for expected in all {
+        let ours = torch_normal(Seed(expected.seed), expected.size);
+        assert_eq!(ours.len(), expected.size);
+        let ends = ours.iter().zip(&expected.first).chain(ours.iter().rev().zip(expected.last.iter().rev()));
+        for (ours, theirs) in ends {
+            assert!((ours - theirs).abs() < 1e-6, "seed {} size {}", expected.seed, expected.size);
+        }
+    }
+}
