@@ -1,9 +1,10 @@
 //! The three graphs at the sizes that are timed.
 
 use crate::random_weights::{self, Random};
+use bundle::catalog::wan21_vae;
 use bundle::geometry::{LatentShape, Patch};
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
-use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
+use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value};
 use export::checkpoint::inventory::{self, Required};
 use export::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
@@ -29,19 +30,6 @@ pub fn denoiser(layers: usize) -> DenoiserSpec {
         text_width: 4096,
         frequency_width: 256,
         epsilon: 1e-6,
-    }
-}
-
-/// The VAE of Wan2.1.
-pub fn vae() -> VaeSpec {
-    VaeSpec {
-        base: 96,
-        latent_channels: 16,
-        multipliers: vec![1, 2, 4, 4],
-        residual_blocks: 2,
-        temporal_downsample: vec![false, true, true],
-        latents_mean: vec![0.0; 16],
-        latents_std: vec![1.0; 16],
     }
 }
 
@@ -148,7 +136,7 @@ impl Decode {
     /// # Errors
     /// No ONNX Runtime, no room for the weights, or a graph that cannot be opened.
     pub fn new([frames, height, width]: [usize; 3], options: &OpenOptions) -> Outcome<Self> {
-        let spec = vae();
+        let spec = wan21_vae();
         let (folder, placed) = weights(&inventory::decoder(&spec))?;
         let contract = Signature::of_decoder(&spec);
         let graph = |chunk| decoder_graph(&spec, chunk, GraphWeights::new(&placed));

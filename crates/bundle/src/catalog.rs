@@ -2,7 +2,7 @@
 
 use crate::geometry::PixelSize;
 use crate::settings::{Recommended, ScheduleKind, SolverKind};
-use crate::spec::DenoiserSpec;
+use crate::spec::{DenoiserSpec, VaeSpec};
 
 /// The negative prompt that Wan is published with.
 pub const OFFICIAL_NEGATIVE_PROMPT: &str = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
@@ -34,4 +34,23 @@ pub fn identify(denoiser: &DenoiserSpec, experts: usize) -> Option<KnownModel> {
             negative: Some(OFFICIAL_NEGATIVE_PROMPT.into()),
         },
     })
+}
+
+/// The VAE that the A14B models share with Wan2.1.
+pub fn wan21_vae() -> VaeSpec {
+    VaeSpec {
+        base: 96,
+        latent_channels: 16,
+        multipliers: vec![1, 2, 4, 4],
+        residual_blocks: 2,
+        temporal_downsample: vec![false, true, true],
+        latents_mean: vec![
+            -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632,
+            -0.1922, -0.9497, 0.2503, -0.2921,
+        ],
+        latents_std: vec![
+            2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382,
+            1.1253, 2.8251, 1.9160,
+        ],
+    }
 }

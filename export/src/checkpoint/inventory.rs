@@ -137,6 +137,7 @@ fn residual_block(all: &mut Inventory, block: &str, input: usize, output: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bundle::catalog::wan21_vae;
     use bundle::geometry::Patch;
     use std::collections::BTreeMap;
 
@@ -184,15 +185,6 @@ mod tests {
 
     #[test]
     fn the_decoder_has_the_published_tensors() {
-        let spec = VaeSpec {
-            base: 96,
-            latent_channels: 16,
-            multipliers: vec![1, 2, 4, 4],
-            residual_blocks: 2,
-            temporal_downsample: vec![false, true, true],
-            latents_mean: vec![0.0; 16],
-            latents_std: vec![1.0; 16],
-        };
         let published: BTreeMap<String, Vec<usize>> = include_str!("wan21-vae-tensors.txt")
             .lines()
             .map(|line| line.split(' ').collect::<Vec<_>>())
@@ -202,7 +194,7 @@ mod tests {
             })
             .collect();
         let ours: BTreeMap<_, _> =
-            decoder(&spec).into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+            decoder(&wan21_vae()).into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
         assert_eq!(ours, published);
     }
 }

@@ -21,7 +21,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Runs the command. Everything that can be refused is refused before anything is loaded.
+/// Runs the command. Everything that can be refused is refused before a graph is opened.
 pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = request(args)?;
@@ -37,8 +37,9 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         None => seeded_noise(&plan),
     };
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
-    let target = media::check_output(&args.output)?;
+    // Before GStreamer starts threads: loading may set an environment variable.
     let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let target = media::check_output(&args.output)?;
     let options =
         ModelOptions { precision: args.precision, provider: args.ep, threads: args.threads, weights };
     let model = Model::new(bundle, onnx, options)?;
