@@ -146,6 +146,7 @@ fn largest_parts(mode: Mode, components: &[Footprint]) -> Vec<(String, ByteCount
                 (format!("the activations of {}", component.component), component.activations),
             ]
         })
+        .filter(|(_, bytes)| bytes.0 > 0)
         .collect();
     parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     parts.truncate(3);

@@ -78,3 +78,36 @@ fn decoding(spec: &VaeSpec, positions: usize) -> usize {
     let working = DECODER_LAYERS_HELD * frames * spec.base;
     F32 * positions * (2 * caches + working)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::catalog::wan21_vae;
+
+    #[test]
+    fn a_decode_is_predicted_within_a_quarter_of_what_was_measured() {
+        // 6.6 GB beside the weights, at 30x52 latents (docs/benchmarks.md).
+        let predicted = decoding(&wan21_vae(), 30 * 52);
+        assert!((5_000_000_000..8_300_000_000).contains(&predicted), "{predicted}");
+    }
+
+    #[test]
+    fn more_positions_and_tokens_need_more() {
+        let vae = wan21_vae();
+        assert_eq!(decoding(&vae, 2 * 1560), 2 * decoding(&vae, 1560));
+        let spec = DenoiserSpec {
+            heads: 12,
+            head_width: 128,
+            layers: 30,
+            feed_forward: 8960,
+            in_channels: 16,
+            out_channels: 16,
+            patch: bundle::geometry::Patch { time: 1, height: 2, width: 2 },
+            text_width: 4096,
+            frequency_width: 256,
+            epsilon: 1e-6,
+        };
+        assert_eq!(step(&spec, 1950, 2), 2 * step(&spec, 1950, 1));
+        assert!(step(&spec, 3900, 1) > step(&spec, 1950, 1));
+    }
+}

@@ -42,7 +42,9 @@ mod embedded {
             return Ok(folder);
         }
         std::fs::create_dir_all(cache).map_err(bundle::Error::file("create", cache))?;
-        let checkpoint = cache.join(format!("mini-checkpoint.{}", std::process::id()));
+        let staging = cache.join(format!("mini-checkpoint.{}", std::process::id()));
+        // The model is called after its folder.
+        let checkpoint = staging.join("mini");
         let exported = write(&checkpoint).and_then(|()| {
             // The folder is unusable, or Bundle::open would have taken it.
             if folder.exists() {
@@ -51,13 +53,13 @@ mod embedded {
             let request = ExportRequest::new(&checkpoint, &folder);
             Ok(export::export(&request, &mut |_| ()).map(|_| ())?)
         });
-        let removed = std::fs::remove_dir_all(&checkpoint);
+        let removed = std::fs::remove_dir_all(&staging);
         match exported {
             // Another process may have been faster; what it made serves as well.
             Err(_) if Bundle::open(&folder).is_ok() => Ok(folder),
             Err(error) => Err(error),
             Ok(()) => {
-                removed.map_err(bundle::Error::file("remove", &checkpoint))?;
+                removed.map_err(bundle::Error::file("remove", &staging))?;
                 Ok(folder)
             }
         }

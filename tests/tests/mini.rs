@@ -45,7 +45,8 @@ fn a_copied_binary_makes_a_clip_and_exports_its_model_once() {
     let output = generate(&copy, folder.path());
     assert!(output.status.success(), "{output:?}");
     assert_eq!(fs::metadata(bundle.join("bundle.json")).unwrap().modified().unwrap(), made);
-    assert_eq!(event(&output, "done")["steps"], 2);
+    let done = event(&output, "done");
+    assert_eq!((&done["steps"], &done["model"]), (&2.into(), &"mini".into()));
 
     // A damaged cache is made again.
     fs::remove_file(bundle.join("tokenizer.json")).unwrap();
