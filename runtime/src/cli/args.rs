@@ -24,13 +24,13 @@ pub(super) struct Cli {
 #[derive(Debug, Clone, Args)]
 pub(super) struct Everywhere {
     /// The ONNX Runtime library to load [default: found beside the program, or by the system]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "For every command")]
     pub(super) onnxruntime: Option<PathBuf>,
     /// Where things that can be made again are kept [default: the user's cache folder]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "For every command")]
     pub(super) cache_dir: Option<PathBuf>,
     /// Print results and errors as JSON lines on standard output
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "For every command")]
     pub(super) json: bool,
 }
 
