@@ -1,8 +1,8 @@
 //! The three graphs at the sizes that are timed.
 
 use crate::random_weights::{self, Random};
-use bundle::catalog::wan21_vae;
-use bundle::geometry::{LatentShape, Patch};
+use bundle::catalog::{wan_denoiser, wan21_vae};
+use bundle::geometry::LatentShape;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
 use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value};
@@ -19,18 +19,7 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// The denoiser of the 1.3B shape with fewer layers: every layer costs the same.
 pub fn denoiser(layers: usize) -> DenoiserSpec {
-    DenoiserSpec {
-        heads: 12,
-        head_width: 128,
-        layers,
-        feed_forward: 8960,
-        in_channels: 16,
-        out_channels: 16,
-        patch: Patch { time: 1, height: 2, width: 2 },
-        text_width: 4096,
-        frequency_width: 256,
-        epsilon: 1e-6,
-    }
+    wan_denoiser(12, layers, 8960)
 }
 
 /// The encoder of umT5-XXL with fewer layers and a small vocabulary: neither changes the cost of a layer.

@@ -82,7 +82,7 @@ fn decoding(spec: &VaeSpec, positions: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bundle::catalog::wan21_vae;
+    use bundle::catalog::{wan_denoiser, wan21_vae};
 
     #[test]
     fn a_decode_is_predicted_within_a_quarter_of_what_was_measured() {
@@ -95,18 +95,7 @@ mod tests {
     fn more_positions_and_tokens_need_more() {
         let vae = wan21_vae();
         assert_eq!(decoding(&vae, 2 * 1560), 2 * decoding(&vae, 1560));
-        let spec = DenoiserSpec {
-            heads: 12,
-            head_width: 128,
-            layers: 30,
-            feed_forward: 8960,
-            in_channels: 16,
-            out_channels: 16,
-            patch: bundle::geometry::Patch { time: 1, height: 2, width: 2 },
-            text_width: 4096,
-            frequency_width: 256,
-            epsilon: 1e-6,
-        };
+        let spec = wan_denoiser(12, 30, 8960);
         assert_eq!(step(&spec, 1950, 2), 2 * step(&spec, 1950, 1));
         assert!(step(&spec, 3900, 1) > step(&spec, 1950, 1));
     }

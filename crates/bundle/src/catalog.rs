@@ -1,6 +1,6 @@
 //! Published models whose recommended settings are known.
 
-use crate::geometry::PixelSize;
+use crate::geometry::{Patch, PixelSize};
 use crate::settings::{Recommended, ScheduleKind, SolverKind};
 use crate::spec::{DenoiserSpec, VaeSpec};
 
@@ -34,6 +34,23 @@ pub fn identify(denoiser: &DenoiserSpec, experts: usize) -> Option<KnownModel> {
             negative: Some(OFFICIAL_NEGATIVE_PROMPT.into()),
         },
     })
+}
+
+/// A text-to-video denoiser of Wan, whose heads are 128 wide. The published ones: 12 heads, 30 layers, 8960 (1.3B), and 40,
+/// 40, 13824 (A14B).
+pub fn wan_denoiser(heads: usize, layers: usize, feed_forward: usize) -> DenoiserSpec {
+    DenoiserSpec {
+        heads,
+        head_width: 128,
+        layers,
+        feed_forward,
+        in_channels: 16,
+        out_channels: 16,
+        patch: Patch { time: 1, height: 2, width: 2 },
+        text_width: 4096,
+        frequency_width: 256,
+        epsilon: 1e-6,
+    }
 }
 
 /// The VAE that the A14B models share with Wan2.1.

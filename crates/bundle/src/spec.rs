@@ -117,27 +117,13 @@ impl VaeSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn denoiser(heads: usize, head_width: usize, layers: usize, feed_forward: usize) -> DenoiserSpec {
-        DenoiserSpec {
-            heads,
-            head_width,
-            layers,
-            feed_forward,
-            in_channels: 16,
-            out_channels: 16,
-            patch: Patch { time: 1, height: 2, width: 2 },
-            text_width: 4096,
-            frequency_width: 256,
-            epsilon: 1e-6,
-        }
-    }
+    use crate::catalog::{wan_denoiser, wan21_vae};
 
     #[test]
     fn rotary_split_of_wan_is_44_42_42_and_always_even() {
-        assert_eq!(denoiser(40, 128, 40, 13824).rotary_split(), [44, 42, 42]);
+        assert_eq!(wan_denoiser(40, 40, 13824).rotary_split(), [44, 42, 42]);
         for head in (2..=256).step_by(2) {
-            let split = denoiser(1, head, 1, 1).rotary_split();
+            let split = DenoiserSpec { head_width: head, ..wan_denoiser(1, 1, 1) }.rotary_split();
             assert_eq!(split.iter().sum::<usize>(), head);
             assert!(split.iter().all(|axis| axis % 2 == 0), "{head}: {split:?}");
         }
@@ -145,12 +131,12 @@ mod tests {
 
     #[test]
     fn a_step_of_a14b_at_720p_costs_6_52_petaflop() {
-        let flops = denoiser(40, 128, 40, 13824).step_flops(75_600);
+        let flops = wan_denoiser(40, 40, 13824).step_flops(75_600);
         assert!((flops / 6.52e15 - 1.0).abs() < 0.005, "{flops:e}");
     }
 
     #[test]
     fn the_stride_follows_from_the_levels() {
-        assert_eq!(crate::catalog::wan21_vae().stride(), VaeStride { time: 4, space: 8 });
+        assert_eq!(wan21_vae().stride(), VaeStride { time: 4, space: 8 });
     }
 }

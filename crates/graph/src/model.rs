@@ -46,11 +46,6 @@ impl Model {
         Signature { inputs: side(graph.map(|g| &g.input)), outputs: side(graph.map(|g| &g.output)) }
     }
 
-    /// How many nodes there are of an operator.
-    pub fn count(&self, operator: &str) -> usize {
-        self.proto.graph.iter().flat_map(|graph| &graph.node).filter(|node| node.op_type == operator).count()
-    }
-
     /// Every weight that lies outside the graph.
     pub fn external_data(&self) -> Vec<ExternalData> {
         let graph = self.proto.graph.iter();

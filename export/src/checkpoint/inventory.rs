@@ -137,8 +137,7 @@ fn residual_block(all: &mut Inventory, block: &str, input: usize, output: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bundle::catalog::wan21_vae;
-    use bundle::geometry::Patch;
+    use bundle::catalog::{wan_denoiser, wan21_vae};
     use std::collections::BTreeMap;
 
     fn parameters(all: &[Required]) -> usize {
@@ -164,22 +163,9 @@ mod tests {
 
     #[test]
     fn the_denoisers_have_the_published_numbers_of_parameters() {
-        let mut spec = DenoiserSpec {
-            heads: 40,
-            head_width: 128,
-            layers: 40,
-            feed_forward: 13_824,
-            in_channels: 16,
-            out_channels: 16,
-            patch: Patch { time: 1, height: 2, width: 2 },
-            text_width: 4096,
-            frequency_width: 256,
-            epsilon: 1e-6,
-        };
-        let all = denoiser(&spec);
+        let all = denoiser(&wan_denoiser(40, 40, 13824));
         assert_eq!((all.len(), parameters(&all)), (1095, 14_288_491_584));
-        (spec.heads, spec.layers, spec.feed_forward) = (12, 30, 8960);
-        let all = denoiser(&spec);
+        let all = denoiser(&wan_denoiser(12, 30, 8960));
         assert_eq!((all.len(), parameters(&all)), (825, 1_418_996_800));
     }
 

@@ -108,11 +108,6 @@ impl Generator {
         engines::memory::return_freed_memory();
     }
 
-    /// Experts that are open now, from the noisiest down.
-    pub fn open_experts(&self) -> Vec<ExpertIndex> {
-        self.open.keys().copied().collect()
-    }
-
     /// The engine of an expert, opened if it is not; others leave first where only one may stay.
     fn resident(&mut self, expert: ExpertIndex) -> Result<&mut Engine, Error> {
         if self.mode == residency::Mode::OneAtATime && self.open.keys().any(|open| *open != expert) {

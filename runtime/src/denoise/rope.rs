@@ -55,22 +55,11 @@ impl RotaryTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bundle::geometry::Patch;
+    use bundle::catalog::wan_denoiser;
 
     #[test]
     fn angles_are_those_of_wan() {
-        let spec = DenoiserSpec {
-            heads: 1,
-            head_width: 128,
-            layers: 1,
-            feed_forward: 1,
-            in_channels: 16,
-            out_channels: 16,
-            patch: Patch { time: 1, height: 2, width: 2 },
-            text_width: 1,
-            frequency_width: 2,
-            epsilon: 1e-6,
-        };
+        let spec = wan_denoiser(1, 1, 1);
         let latent = LatentShape { channels: 16, frames: 2, height: 4, width: 6 };
         let tables = RotaryTables::new(&spec, latent);
         assert_eq!(tables.cos.dim(), (12, 64));
