@@ -3,7 +3,12 @@
 Flow matching: x = (1-s) x0 + s e, and the network predicts v = e - x0. Sigmas follow the grid that sampling uses (uniform
 steps shifted by 5), mixed with uniform ones, which give the last steps enough to learn from.
 
-  python denoiser.py RUN --minutes 75 [--until TIME]
+Stills first: a clip's first latent frame is a picture of its own and a fifth of the tokens, so batches of such stills teach what
+things look like at a fifth of the price. They are most of the batches at the start and few at the end.
+
+  python denoiser.py RUN --minutes 75 [--until TIME] [--start CHECKPOINT]
+
+`--start` begins with the experts of a finished checkpoint, averaged, instead of random weights.
 """
 
 import argparse
@@ -12,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import WanTransformer3DModel
 from torch import nn
+from transformers import UMT5EncoderModel
 
 import architecture
 import attention
@@ -21,8 +28,10 @@ import text
 import tokenizer
 import world
 from export import SHIFT
+from vae import STILLS_FROM
 
 BATCH = 16
+STILLS_BATCH = 64
 PEAK = 1e-3
 UNIFORM_SHARE = 0.3
 MASK_WEIGHT = 2.0
@@ -48,25 +57,28 @@ class Latents:
     """The shards written so far; new ones are picked up as they appear."""
 
     def __init__(self, run):
-        self.folder, self.first, self.latents, self.covers = run / "latents", [], [], []
+        self.folder, self.shards = run / "latents", {}
         self.refresh()
 
     def refresh(self):
-        for path in sorted(self.folder.glob("*.npz"))[len(self.first) :]:
-            shard = np.load(path)
-            self.first.append(int(path.stem))
-            self.latents.append(torch.from_numpy(shard["latents"]))
-            self.covers.append(torch.from_numpy(shard["covers"]))
+        for path in self.folder.glob("*.npz"):
+            if int(path.stem) not in self.shards:
+                shard = np.load(path)
+                self.shards[int(path.stem)] = torch.from_numpy(shard["latents"]), torch.from_numpy(shard["covers"])
+        self.clips = [first for first in self.shards if first < STILLS_FROM]
 
-    def draw(self, rng, count):
-        """Scenes, latents f32 `[B,16,T,h,w]`, and the subject's share of each latent cell f32 `[B,1,T,h,w]`."""
+    def draw(self, rng, count, still=False):
+        """Scenes, latents f32 `[B,16,T,h,w]`, and the subject's share of each latent cell f32 `[B,1,T,h,w]`; T is 1 for stills."""
         scenes, latents, covers = [], [], []
+        frames = slice(0, 1) if still else slice(None)
         for _ in range(count):
-            shard = rng.randrange(len(self.first))
-            row = rng.randrange(len(self.latents[shard]))
-            scenes.append(world.numbered(self.first[shard] + row))
-            latents.append(self.latents[shard][row])
-            covers.append(self.covers[shard][row])
+            # The first latent frame of a clip is a still as well.
+            first = rng.choice(list(self.shards) if still else self.clips)
+            shard, share = self.shards[first]
+            row = rng.randrange(len(shard))
+            scenes.append(world.numbered(first + row))
+            latents.append(shard[row][:, frames])
+            covers.append(share[row][frames])
         return scenes, torch.stack(latents).float(), torch.stack(covers).float().unsqueeze(1)
 
 
@@ -98,11 +110,23 @@ def velocity_loss(denoiser, processor, batch, states, lengths, low=0.0, high=1.0
     return (weight * error).mean() / weight.mean(), error.detach().mean()
 
 
+def is_still(stage):
+    """Whether this step's batch is of stills: three of four in the first third, then one of six."""
+    return stage.step % 4 != 0 if stage.share() < 0.33 else stage.step % 6 == 0
+
+
+def started_from(checkpoint):
+    """The mean of a checkpoint's two experts, and its text encoder."""
+    high, low = (WanTransformer3DModel.from_pretrained(checkpoint / name).state_dict() for name in ("transformer", "transformer_2"))
+    mean = {name: (value.float() + low[name].float()) / 2 for name, value in high.items()}
+    return mean, UMT5EncoderModel.from_pretrained(checkpoint / "text_encoder").float().state_dict()
+
+
 def move(state, where):
     return {name: value.to(where) for name, value in state.items()}
 
 
-def train(run, minutes, until):
+def train(run, minutes, until, checkpoint=None):
     """Trains denoiser and text encoder; the state is `RUN/denoiser.pt`, with averages of both."""
     torch.manual_seed(1)
     where = loop.device()
@@ -113,6 +137,8 @@ def train(run, minutes, until):
     start = torch.load(run / "text.pt", map_location="cpu", weights_only=True)["state"]
     encoder.load_state_dict(start["encoder"])
     readout.load_state_dict(start["readout"])
+    if checkpoint:
+        denoiser.load_state_dict(started_from(checkpoint)[0])
     processor = attention.install(denoiser, compiled=True)
     for module in (denoiser, encoder, readout):
         module.to(where).train()
@@ -148,7 +174,8 @@ def train(run, minutes, until):
             group["lr"] = loop.rate(stage, group["peak"], warm_up=200, hold=0.4)
         if stage.step % 200 == 0:
             data.refresh()
-        scenes, *batch = data.draw(rng, BATCH)
+        still = is_still(stage)
+        scenes, *batch = data.draw(rng, STILLS_BATCH if still else BATCH, still)
         ids, lengths, told = text.draw_batch(scenes, rng, pieces, where)
         with torch.autocast(where.type, torch.bfloat16):
             states = text.encode(encoder, ids, lengths)
@@ -161,7 +188,8 @@ def train(run, minutes, until):
         optimizer.step()
         averages[0].update(denoiser, stage.step)
         averages[1].update(encoder, stage.step)
-        stage.tick({"loss": loss, "velocity": plain, "right": right}, snapshot)
+        names = ("still_loss", "still_velocity") if still else ("loss", "velocity")
+        stage.tick({**dict(zip(names, (loss, plain))), "right": right}, snapshot)
     stage.save(snapshot())
 
 
@@ -170,8 +198,9 @@ def main():
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--until", type=loop.moment)
+    parser.add_argument("--start", type=Path)
     args = parser.parse_args()
-    train(args.run, args.minutes, args.until)
+    train(args.run, args.minutes, args.until, args.start)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""The tiny decoder of previews, in the published `taew2_1` layout, trained against the VAE's latents.
+
+  python tiny.py RUN --minutes 8         after `vae.py latents`; writes RUN/tiny_decoder/taew2_1.safetensors
+
+It reads latents at the scale that the denoiser works on. Half of them are softened and speckled: a preview shows an early
+guess at the clip, which is both.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+import loop
+from vae import SHARD
+
+WIDTHS = (32, 24, 16, 16)
+BATCH = 4
+PEAK = 2e-3
+
+
+class SoftClamp(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x / 3) * 3
+
+
+class MemoryBlock(nn.Module):
+    """Sees its input now and one frame earlier (zeros before the first)."""
+
+    def __init__(self, width):
+        super().__init__()
+        layers = [nn.Conv2d(inner, width, 3, padding=1) for inner in (2 * width, width, width)]
+        self.conv = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+    def forward(self, x, past):
+        return F.relu(self.conv(torch.cat([x, past], 1)) + x)
+
+
+class TimeGrowth(nn.Module):
+    """One frame to `times` frames, the first group of channels being the earliest."""
+
+    def __init__(self, width, times):
+        super().__init__()
+        self.times = times
+        self.conv = nn.Conv2d(width, width * times, 1, bias=False)
+
+    def forward(self, x):
+        frames, width, height, columns = x.shape
+        return self.conv(x).reshape(frames * self.times, width, height, columns)
+
+
+class TinyDecoder(nn.Module):
+    """Latents `[B,16,T,h,w]` to frames `[B,1+4(T-1),3,8h,8w]` in 0..1; module names give the layout's own keys."""
+
+    def __init__(self):
+        super().__init__()
+        a, b, c, d = WIDTHS
+
+        def stage(width, following, times):
+            blocks = [MemoryBlock(width) for _ in range(3)]
+            widen = nn.Conv2d(width, following, 3, padding=1, bias=False)
+            return [*blocks, nn.Upsample(scale_factor=2), TimeGrowth(width, times), widen]
+
+        begin = [SoftClamp(), nn.Conv2d(16, a, 3, padding=1), nn.ReLU()]
+        end = [nn.ReLU(), nn.Conv2d(d, 3, 3, padding=1)]
+        self.decoder = nn.Sequential(*begin, *stage(a, b, 1), *stage(b, c, 2), *stage(c, d, 2), *end)
+
+    def forward(self, latents):
+        batch = len(latents)
+        x = latents.transpose(1, 2).flatten(0, 1)
+        for layer in self.decoder:
+            if isinstance(layer, MemoryBlock):
+                frames = x.unflatten(0, (batch, -1))
+                past = F.pad(frames, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+                x = layer(x, past.flatten(0, 1))
+            else:
+                x = layer(x)
+        # A latent frame gives four pictures; the first latent frame stands for one.
+        return x.unflatten(0, (batch, -1))[:, 3:]
+
+
+def worn(latents, rng):
+    """Latents as a denoiser guesses them half-way."""
+    if rng.random() < 0.5:
+        return latents
+    if rng.random() < 0.5:
+        soft = F.avg_pool3d(latents, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+        latents = torch.lerp(latents, soft, rng.uniform(0.2, 0.8))
+    return latents + rng.uniform(0, 0.3) * torch.randn_like(latents)
+
+
+def difference(made, wanted):
+    """Mean absolute difference, of pixels and of edges and, for the colours, of blurred pictures."""
+    e = made - wanted
+    edge = (e[..., 1:] - e[..., :-1]).abs().mean() + (e[..., 1:, :] - e[..., :-1, :]).abs().mean()
+    return e.abs().mean() + 0.3 * edge + 0.5 * F.avg_pool2d(e.flatten(0, 1), 6, 3).abs().mean()
+
+
+def train(run, minutes):
+    torch.manual_seed(4)
+    where = loop.device()
+    clips = np.load(run / "clips.npy", mmap_mode="r")
+    shards = {int(path.stem): np.load(path)["latents"] for path in (run / "latents").glob("*.npz")}
+    shards = {first: latents for first, latents in shards.items() if first + SHARD <= len(clips)}
+    decoder = TinyDecoder().to(where).train()
+    stage = loop.Stage(run, "tiny", minutes)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=PEAK, weight_decay=0, betas=(0.9, 0.99))
+    average = loop.Average(decoder, 300)
+    if state := stage.resume():
+        decoder.load_state_dict(state["decoder"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.values = {name: value.to(where) for name, value in state["average"].items()}
+
+    def snapshot():
+        return {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values}
+
+    rng = random.Random(stage.step)
+    while stage.share() < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = loop.rate(stage, PEAK)
+        rows = [(first, rng.randrange(SHARD)) for first in rng.choices(list(shards), k=BATCH)]
+        latents = torch.from_numpy(np.stack([shards[first][row] for first, row in rows])).float()
+        wanted = torch.from_numpy(np.stack([clips[first + row] for first, row in rows])).permute(0, 1, 4, 2, 3)
+        wanted = wanted.to(where).float() / 255
+        made = decoder(worn(latents, rng).to(where).contiguous())
+        loss = difference(made, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        average.update(decoder, stage.step)
+        psnr = -10 * torch.log10(((made.detach().clamp(0, 1) - wanted) ** 2).mean())
+        stage.tick({"loss": loss, "psnr": psnr}, snapshot)
+    stage.save(snapshot())
+    folder = run / "tiny_decoder"
+    folder.mkdir(exist_ok=True)
+    tensors = {name: value.half().cpu().contiguous() for name, value in average.values.items()}
+    save_file(tensors, folder / "taew2_1.safetensors")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=8)
+    args = parser.parse_args()
+    train(args.run, args.minutes)
+
+
+if __name__ == "__main__":
+    main()
