@@ -20,11 +20,12 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from maker import check, checkpoint, cleaning, reference, schedules, tokenizer, vectors
+from maker import check, checkpoint, cleaning, mini, reference, schedules, tokenizer, vectors
 from maker.cases import CASES, Case
 
 HERE = Path(__file__).resolve().parent
 SIZE_LIMIT = 8_000_000
+NAMES = [case.name for case in CASES] + [mini.NAME]
 
 
 def main() -> int:
@@ -36,9 +37,9 @@ def main() -> int:
     if sys.argv[1:2] == ["check"]:
         return 0 if check.main(check_arguments(sys.argv[2:])) else 1
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(case.name for case in CASES))
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(NAMES))
     chosen = parser.parse_args().cases
-    if unknown := set(chosen) - {case.name for case in CASES}:
+    if unknown := set(chosen) - set(NAMES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     reference.require_ftfy()
     if not chosen:
@@ -49,6 +50,12 @@ def main() -> int:
     for case in CASES:
         if not chosen or case.name in chosen:
             make(case, raw_tokenizer, HERE / case.name)
+    if not chosen or mini.NAME in chosen:
+        run = mini.run()
+        (HERE / mini.NAME).mkdir(exist_ok=True)
+        save_file(run.tensors, HERE / mini.NAME / "reference.safetensors")
+        write_json(HERE / mini.NAME / "case.json", mini.description(run), indent=2)
+        print(f"{mini.NAME}: {run.experts}, {list(run.tensors['frames'].shape)}")
     check_token_ids([case for case in CASES if (HERE / case.name).is_dir()])
     total = sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     print(f"{total / 1e6:.2f} MB in {HERE.name}/")

@@ -47,6 +47,9 @@ pub struct Case {
     pub experts: usize,
     /// The folder of the expert of each step.
     pub experts_by_step: Vec<String>,
+    /// Where the checkpoint is, from the root of the repository, if it does not lie beside the case.
+    #[serde(default, rename = "checkpoint")]
+    shipped_checkpoint: Option<PathBuf>,
 }
 
 /// Folder of all golden data.
@@ -79,7 +82,10 @@ pub fn case(name: &str) -> Case {
 impl Case {
     /// Its checkpoint.
     pub fn checkpoint(&self) -> PathBuf {
-        folder().join(&self.name).join("checkpoint")
+        match &self.shipped_checkpoint {
+            Some(path) => Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path),
+            None => folder().join(&self.name).join("checkpoint"),
+        }
     }
 
     /// What diffusers computed.
