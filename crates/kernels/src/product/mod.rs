@@ -1,0 +1,324 @@
+//! Linear layers: `y[l][n] = Σ x[l][k]·w[n][k] + b[n]`, with what comes after it done while the sums are in registers.
+
+mod finish;
+mod tile;
+
+pub use finish::{Gate, Output, Residual};
+use tile::{Bytes, Dot, Halves, PANEL, Sums, TileInput, multiply};
+
+use crate::Kernels;
+use crate::packing::{Bf16Weights, GROUP, Int8Weights, STEP, SizeError, check};
+use crate::rows::RowScale;
+use crate::shared::Chunks;
+use crate::simd::{Operation, Simd};
+use crate::workers::Workers;
+use finish::Finish;
+use half::bf16;
+use std::borrow::Cow;
+
+/// Rows of one task, about: few enough for a task on each of many cores, and enough to use a panel of weights well.
+const TASK_ROWS: usize = 246;
+
+/// Quantised rows: codes `[L,K]` and a scale for each row.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantisedRows<'a> {
+    codes: &'a [u8],
+    scales: &'a [RowScale],
+}
+
+impl<'a> QuantisedRows<'a> {
+    /// Rows of `codes [L,K]`; `L` is the number of `scales`.
+    ///
+    /// # Errors
+    /// Codes that do not make whole rows.
+    pub fn new(codes: &'a [u8], scales: &'a [RowScale]) -> Result<Self, SizeError> {
+        let width = codes.len().checked_div(scales.len()).unwrap_or(0);
+        check("codes of the activations", codes.len(), width * scales.len())?;
+        Ok(Self { codes, scales })
+    }
+}
+
+impl Kernels {
+    /// A linear layer on quantised activations and weights, `bias [N]`.
+    ///
+    /// The sums of products are exact integers, the same on every path.
+    ///
+    /// # Errors
+    /// Lengths that do not fit together.
+    pub fn linear_int8(
+        self,
+        workers: &dyn Workers,
+        x: QuantisedRows<'_>,
+        weights: Int8Weights<'_>,
+        bias: &[f32],
+        to: Output<'_>,
+    ) -> Result<(), SizeError> {
+        let shape = weights.shape;
+        let rows = x.scales.len();
+        check("codes of the activations", x.codes.len(), rows * shape.inputs)?;
+        check("bias", bias.len(), shape.outputs)?;
+        let finish = Finish::new(to, rows, shape.outputs)?;
+        let values = Int8Values { scales: x.scales, weights, bias };
+        let codes = whole_steps(x.codes, shape.inputs, STEP);
+        let operands = Operands {
+            x: codes.as_ptr(),
+            stride: shape.inputs.div_ceil(STEP) * STEP,
+            weights: weights.packed.as_ptr().cast(),
+            rows,
+            outputs: shape.outputs,
+        };
+        self.each_panel(workers, operands, &values, &finish);
+        Ok(())
+    }
+
+    /// The sums of products alone, `Σ (code[l][k] - zero[l])·w[n][k]`, into `[L,N]`: what the tests compare.
+    ///
+    /// # Errors
+    /// Lengths that do not fit together.
+    pub fn accumulate_int8(
+        self,
+        workers: &dyn Workers,
+        x: QuantisedRows<'_>,
+        weights: Int8Weights<'_>,
+        to: &mut [i32],
+    ) -> Result<(), SizeError> {
+        let zeros = vec![0.0; weights.shape.outputs];
+        self.linear_int8(workers, x, weights, &zeros, Output::Accumulators(to))
+    }
+
+    /// A linear layer on bf16 activations `[L,K]` and weights, `bias [N]`; the sums are f32.
+    ///
+    /// # Errors
+    /// Lengths that do not fit together.
+    pub fn linear_bf16(
+        self,
+        workers: &dyn Workers,
+        x: &[bf16],
+        weights: Bf16Weights<'_>,
+        bias: &[f32],
+        to: Output<'_>,
+    ) -> Result<(), SizeError> {
+        let shape = weights.shape;
+        let rows = x.len().checked_div(shape.inputs).unwrap_or(0);
+        check("activations", x.len(), rows * shape.inputs)?;
+        check("bias", bias.len(), shape.outputs)?;
+        let finish = Finish::new(to, rows, shape.outputs)?;
+        let x = whole_steps(x, shape.inputs, STEP / 2);
+        let operands = Operands {
+            x: x.as_ptr().cast(),
+            stride: shape.inputs.div_ceil(STEP / 2) * STEP,
+            weights: weights.packed.as_ptr().cast(),
+            rows,
+            outputs: shape.outputs,
+        };
+        self.each_panel(workers, operands, &HalfValues { bias }, &finish);
+        Ok(())
+    }
+
+    fn each_panel<V: Values>(
+        self,
+        workers: &dyn Workers,
+        operands: Operands,
+        values: &V,
+        finish: &Finish<'_>,
+    ) {
+        // Whole tiles in all tasks but the last, for tiles of six and of four rows.
+        const MULTIPLE: usize = 12;
+        let parts = operands.rows.div_ceil(TASK_ROWS).max(1);
+        let size = operands.rows.div_ceil(parts).next_multiple_of(MULTIPLE);
+        let chunks = Chunks { rows: operands.rows, size };
+        let panels = operands.outputs.div_ceil(PANEL);
+        // Neighbouring tasks share a panel of weights, which is what comes from memory.
+        workers.run(panels * chunks.count(), &|task| {
+            let (panel, chunk) = (task / chunks.count(), task % chunks.count());
+            let rows = chunks.range(chunk);
+            self.run(Panel { operands, values, finish, rows, first: panel * PANEL });
+        });
+    }
+}
+
+/// The rows padded with zeros to whole steps; borrowed where they are whole already.
+fn whole_steps<T: Copy + Default>(x: &[T], width: usize, step: usize) -> Cow<'_, [T]> {
+    if width.is_multiple_of(step) {
+        return Cow::Borrowed(x);
+    }
+    let stride = width.next_multiple_of(step);
+    let mut padded = vec![T::default(); x.len() / width * stride];
+    for (to, from) in padded.chunks_mut(stride).zip(x.chunks(width)) {
+        to[..width].copy_from_slice(from);
+    }
+    Cow::Owned(padded)
+}
+
+/// Where the operands of a product lie, whatever their format. Both are made of whole steps of four bytes.
+#[derive(Debug, Clone, Copy)]
+struct Operands {
+    x: *const u8,
+    /// Bytes from one row of activations to the next.
+    stride: usize,
+    weights: *const u8,
+    rows: usize,
+    outputs: usize,
+}
+
+// SAFETY: both are only read.
+#[expect(unsafe_code, reason = "pointers to what all tasks read")]
+unsafe impl Send for Operands {}
+// SAFETY: both are only read.
+#[expect(unsafe_code, reason = "pointers to what all tasks read")]
+unsafe impl Sync for Operands {}
+
+/// What belongs to the columns of one panel, with zeros beyond the last.
+#[derive(Debug, Clone)]
+#[repr(align(64))]
+struct Columns {
+    /// Which columns of the result they are.
+    range: std::ops::Range<usize>,
+    scales: [f32; PANEL],
+    bias: [f32; PANEL],
+    gate: [f32; PANEL],
+    sums: [i32; PANEL],
+}
+
+/// How the sums of a product become values.
+trait Values: Sync {
+    type Product: Dot;
+
+    /// Takes over what belongs to the columns `range` of the result.
+    fn columns(&self, range: std::ops::Range<usize>) -> Columns;
+
+    /// The vector at `at` of the tile's row `in_tile`, which is row `row` of the result.
+    fn value<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::F;
+
+    /// The same without a scale, where the sums are integers.
+    fn integer<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::I;
+}
+
+/// A vector of the result.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Row of the result.
+    row: usize,
+    /// Row of the tile.
+    in_tile: usize,
+    /// First column of the panel.
+    at: usize,
+}
+
+struct Int8Values<'a> {
+    scales: &'a [RowScale],
+    weights: Int8Weights<'a>,
+    bias: &'a [f32],
+}
+
+impl Values for Int8Values<'_> {
+    type Product = Bytes;
+
+    fn columns(&self, range: std::ops::Range<usize>) -> Columns {
+        let mut columns = bias_columns(self.bias, range.clone());
+        columns.scales[..range.len()].copy_from_slice(&self.weights.scales[range.clone()]);
+        columns.sums[..range.len()].copy_from_slice(&self.weights.sums[range]);
+        columns
+    }
+
+    #[inline(always)]
+    fn value<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::F {
+        let sum = s.to_f32(self.integer(s, columns, sums, place));
+        let scale = s.mul(s.load(&columns.scales[place.at..]), s.splat(self.scales[place.row].scale));
+        s.mul_add(sum, scale, s.load(&columns.bias[place.at..]))
+    }
+
+    #[inline(always)]
+    fn integer<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::I {
+        #[expect(clippy::cast_possible_truncation, reason = "a zero point is a whole number in 0..=255")]
+        let zero = self.scales[place.row].zero as i32;
+        let of_zero = s.mul_i32(s.load_i32(&columns.sums[place.at..]), s.splat_i32(zero));
+        s.sub_i32(s.load_i32(&sums.integers(place.in_tile)[place.at..]), of_zero)
+    }
+}
+
+struct HalfValues<'a> {
+    bias: &'a [f32],
+}
+
+impl Values for HalfValues<'_> {
+    type Product = Halves;
+
+    fn columns(&self, range: std::ops::Range<usize>) -> Columns {
+        bias_columns(self.bias, range)
+    }
+
+    #[inline(always)]
+    fn value<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::F {
+        s.add(s.load(&sums.floats(place.in_tile)[place.at..]), s.load(&columns.bias[place.at..]))
+    }
+
+    #[inline(always)]
+    fn integer<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::I {
+        s.to_i32(self.value(s, columns, sums, place))
+    }
+}
+
+fn bias_columns(bias: &[f32], range: std::ops::Range<usize>) -> Columns {
+    let mut columns = Columns {
+        range: range.clone(),
+        scales: [0.0; PANEL],
+        bias: [0.0; PANEL],
+        gate: [0.0; PANEL],
+        sums: [0; PANEL],
+    };
+    columns.bias[..range.len()].copy_from_slice(&bias[range]);
+    columns
+}
+
+/// One task: up to 64 columns of some rows.
+struct Panel<'a, V> {
+    operands: Operands,
+    values: &'a V,
+    finish: &'a Finish<'a>,
+    rows: std::ops::Range<usize>,
+    /// First column.
+    first: usize,
+}
+
+impl<V: Values> Operation for Panel<'_, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Operands { x, stride, weights, outputs, .. } = self.operands;
+        let end = outputs.min(self.first + PANEL);
+        let groups = (end - self.first).div_ceil(GROUP);
+        let weights = weights.wrapping_add(self.first / GROUP * stride * GROUP);
+        let mut columns = self.values.columns(self.first..end);
+        self.finish.gate(self.first..end, &mut columns.gate);
+        let mut sums = Sums::new();
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let rows = S::ROWS.min(self.rows.end - row);
+            let input = TileInput {
+                x: x.wrapping_add(row * stride),
+                stride,
+                weights,
+                group: stride * GROUP,
+                steps: stride / STEP,
+                lines: self.finish.lines(row, self.first, end),
+            };
+            // SAFETY: the drivers checked that there are `rows × stride` bytes of activations, and as many groups of
+            // `16 × stride` bytes of weights as the outputs need.
+            #[expect(unsafe_code, reason = "the innermost loop reads through bare pointers")]
+            unsafe {
+                multiply::<S, V::Product>(s, input, rows, groups, &mut sums);
+            }
+            for in_tile in 0..rows {
+                let place = Place { row: row + in_tile, in_tile, at: 0 };
+                self.finish.row(s, self.values, &columns, &sums, place);
+            }
+            row += rows;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../product_tests.rs"]
+mod tests;

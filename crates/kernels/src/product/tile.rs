@@ -1,0 +1,249 @@
+//! The innermost loop of every product: a few rows times a few vectors of columns, with all sums in registers.
+#![expect(
+    unsafe_code,
+    reason = "the innermost loop reads through bare pointers, whose bounds the drivers keep"
+)]
+
+use crate::packing::{GROUP, STEP};
+use crate::simd::{Operation, Simd, unrolled};
+use std::marker::PhantomData;
+
+/// Columns of a panel of weights.
+pub(crate) const PANEL: usize = 4 * GROUP;
+/// Rows of the largest tile.
+pub(crate) const TALLEST: usize = 6;
+
+/// Sums of one tile, as the bits of i32 or f32.
+#[derive(Debug, Clone)]
+#[repr(align(64))]
+pub(crate) struct Sums(pub(crate) [[i32; PANEL]; TALLEST]);
+
+impl Sums {
+    pub(crate) fn new() -> Self {
+        Self([[0; PANEL]; TALLEST])
+    }
+
+    /// The sums of a row, which are integers.
+    #[inline(always)]
+    pub(crate) fn integers(&self, row: usize) -> &[i32; PANEL] {
+        &self.0[row]
+    }
+
+    /// The sums of a row, which are floats.
+    #[inline(always)]
+    pub(crate) fn floats(&self, row: usize) -> &[f32; PANEL] {
+        // SAFETY: both have as many elements of 32 bits, and every pattern is a float.
+        unsafe { &*(&raw const self.0[row]).cast() }
+    }
+}
+
+/// What one step of a product does with four bytes of activations and four of weights in each lane.
+pub(crate) trait Dot: Copy + Send + Sync {
+    type Sum<S: Simd>: Copy;
+
+    fn zero<S: Simd>(s: S) -> Self::Sum<S>;
+    fn step<S: Simd>(s: S, sum: Self::Sum<S>, a: S::I, w: S::I) -> Self::Sum<S>;
+    /// # Safety
+    /// `LANES` times 32 bits can be written at `to`.
+    unsafe fn store<S: Simd>(s: S, sum: Self::Sum<S>, to: *mut i32);
+}
+
+/// u8 times s8 to i32.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bytes;
+
+impl Dot for Bytes {
+    type Sum<S: Simd> = S::I;
+
+    #[inline(always)]
+    fn zero<S: Simd>(s: S) -> S::I {
+        s.splat_i32(0)
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(s: S, sum: S::I, a: S::I, w: S::I) -> S::I {
+        s.dot_u8(sum, a, w)
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, sum: S::I, to: *mut i32) {
+        // SAFETY: the caller's.
+        unsafe { s.store_i32_at(sum, to) }
+    }
+}
+
+/// bf16 times bf16 to f32.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Halves;
+
+impl Dot for Halves {
+    type Sum<S: Simd> = S::F;
+
+    #[inline(always)]
+    fn zero<S: Simd>(s: S) -> S::F {
+        s.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(s: S, sum: S::F, a: S::I, w: S::I) -> S::F {
+        s.dot_bf16(sum, a, w)
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, sum: S::F, to: *mut i32) {
+        // SAFETY: the caller's.
+        unsafe { s.store_at(sum, to.cast()) }
+    }
+}
+
+/// Cache lines that will be written when the tile is done: asked for during the product, a few at a time, so that they
+/// are there in time and the stream of weights is not held up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OutputLines {
+    pub(crate) start: *const u8,
+    /// Bytes from one row to the next.
+    pub(crate) stride: usize,
+    /// Bytes of a row.
+    pub(crate) width: usize,
+}
+
+impl OutputLines {
+    const LINE: usize = 64;
+    /// Steps of the product from one pair of lines to the next.
+    const INTERVAL: usize = 16;
+}
+
+/// Operands of [`multiply`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TileInput {
+    /// First byte of the first row of activations.
+    pub(crate) x: *const u8,
+    /// Bytes from one row to the next.
+    pub(crate) stride: usize,
+    /// First byte of the first group of weights.
+    pub(crate) weights: *const u8,
+    /// Bytes from one group of sixteen columns to the next.
+    pub(crate) group: usize,
+    /// Steps of four bytes.
+    pub(crate) steps: usize,
+    pub(crate) lines: OutputLines,
+}
+
+struct Tile<'a, D, const R: usize, const C: usize> {
+    input: TileInput,
+    sums: &'a mut Sums,
+    /// First column of the tile in its panel.
+    column: usize,
+    dot: PhantomData<D>,
+}
+
+impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let TileInput { stride, group, steps, lines, .. } = self.input;
+        let (mut x, mut weights) = (self.input.x, self.input.weights);
+        let mut sums = [[D::zero(s); C]; R];
+        // A macro and not a closure, whose code might be compiled apart, without the instructions of `S`.
+        macro_rules! step {
+            () => {
+                // SAFETY: `multiply` was promised `steps` steps of each row and each group.
+                unsafe {
+                    let mut w = [s.splat_i32(0); C];
+                    unrolled!(c < C, {
+                        let (of_group, in_group) = (c * S::LANES / GROUP, c * S::LANES % GROUP);
+                        w[c] = s.load_bytes_at(weights.add(of_group * group + in_group * STEP));
+                    });
+                    unrolled!(r < R, {
+                        let a = s.broadcast_bytes_at(x.add(r * stride));
+                        unrolled!(c < C, {
+                            sums[r][c] = D::step(s, sums[r][c], a, w[c]);
+                        });
+                    });
+                    x = x.add(STEP);
+                    weights = weights.add(GROUP * STEP);
+                }
+            };
+        }
+        let (mut row, mut line) = (0, 0);
+        for _ in 0..steps / OutputLines::INTERVAL {
+            for _ in 0..OutputLines::INTERVAL {
+                step!();
+            }
+            for _ in 0..2 {
+                if row < R {
+                    s.prefetch_to_write(lines.start.wrapping_add(row * lines.stride + line));
+                    line += OutputLines::LINE;
+                    if line >= lines.width {
+                        (row, line) = (row + 1, 0);
+                    }
+                }
+            }
+        }
+        for _ in 0..steps % OutputLines::INTERVAL {
+            step!();
+        }
+        unrolled!(r < R, {
+            unrolled!(c < C, {
+                let at = &mut self.sums.0[r][self.column + c * S::LANES..][..S::LANES];
+                // SAFETY: the slice has as many as there are lanes.
+                unsafe { D::store(s, sums[r][c], at.as_mut_ptr()) };
+            });
+        });
+    }
+}
+
+/// `rows` (at most [`TALLEST`]) rows of activations times `groups` (at most four) groups of columns.
+///
+/// # Safety
+/// `steps` steps can be read in each of `rows` rows and each of `groups` groups.
+#[inline(always)]
+pub(crate) unsafe fn multiply<S: Simd, D: Dot>(
+    s: S,
+    input: TileInput,
+    rows: usize,
+    groups: usize,
+    sums: &mut Sums,
+) {
+    if rows == S::ROWS {
+        if S::ROWS == TALLEST {
+            tiles::<S, D, TALLEST>(s, input, groups, sums);
+        } else {
+            tiles::<S, D, 4>(s, input, groups, sums);
+        }
+        return;
+    }
+    for row in 0..rows {
+        let mut one = Sums::new();
+        let lines =
+            OutputLines { start: input.lines.start.wrapping_add(row * input.lines.stride), ..input.lines };
+        let input = TileInput { x: input.x.wrapping_add(row * input.stride), lines, ..input };
+        tiles::<S, D, 1>(s, input, groups, &mut one);
+        sums.0[row] = one.0[0];
+    }
+}
+
+/// All columns of one tile of rows.
+#[inline(always)]
+fn tiles<S: Simd, D: Dot, const R: usize>(s: S, input: TileInput, groups: usize, sums: &mut Sums) {
+    let columns = groups * GROUP;
+    let mut column = 0;
+    while column < columns {
+        let tile = TileInput {
+            weights: input.weights.wrapping_add(column / GROUP * input.group),
+            lines: OutputLines { width: if column == 0 { input.lines.width } else { 0 }, ..input.lines },
+            ..input
+        };
+        if S::COLUMNS == 4 && columns - column >= 4 * S::LANES {
+            s.vectorize(Tile::<D, R, 4> { input: tile, sums, column, dot: PhantomData });
+            column += 4 * S::LANES;
+        } else if S::LANES == GROUP {
+            s.vectorize(Tile::<D, R, 1> { input: tile, sums, column, dot: PhantomData });
+            column += GROUP;
+        } else {
+            s.vectorize(Tile::<D, R, 2> { input: tile, sums, column, dot: PhantomData });
+            column += GROUP;
+        }
+    }
+}

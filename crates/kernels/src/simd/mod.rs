@@ -1,0 +1,237 @@
+//! Vectors as a trait, so that every kernel is written once and compiled for each instruction set.
+//!
+//! A value of a type that implements [`Simd`] is the proof that the processor has its instructions: only
+//! [`crate::Kernels`] makes one, after asking the processor. So the arithmetic is safe to call; what stays unsafe is
+//! reading and writing through bare pointers, in the innermost loops.
+
+#![expect(
+    unsafe_code,
+    reason = "reads and writes through bare pointers are the trait's, checked here for slices"
+)]
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx256;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+mod math;
+pub(crate) mod portable;
+
+pub(crate) use math::{exp2_polynomial, gelu_tanh};
+
+use half::bf16;
+
+/// Elements of the widest vector there is; scratch rows are padded to it.
+pub(crate) const WIDEST: usize = 16;
+
+/// Work that is compiled once for each instruction set.
+pub(crate) trait Operation {
+    type Output;
+
+    /// Does it. Implementations are `#[inline(always)]`, so that the code is compiled for the instructions of `S`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Vectors of 32-bit floats and of 32-bit integers with the same number of lanes.
+#[expect(dead_code, reason = "some of the vectors' operations are for attention, which comes next")]
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// 32-bit floats.
+    type F: Copy;
+    /// 32-bit integers; also four bytes or two bf16 for each lane.
+    type I: Copy;
+
+    /// Lanes of a vector: 16 or 8.
+    const LANES: usize;
+    /// Rows of a product's tile.
+    const ROWS: usize;
+    /// Vectors of columns of a product's tile; `ROWS × COLUMNS` accumulators stay in registers.
+    const COLUMNS: usize;
+
+    /// Runs `operation` compiled for this instruction set.
+    fn vectorize<O: Operation>(self, operation: O) -> O::Output;
+
+    fn splat(self, value: f32) -> Self::F;
+    /// # Safety
+    /// `LANES` floats can be read at `from`.
+    unsafe fn load_at(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// `LANES` floats can be written at `to`.
+    unsafe fn store_at(self, value: Self::F, to: *mut f32);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a·b + c`.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// `1/a` to at least 14 bits.
+    fn reciprocal(self, a: Self::F) -> Self::F;
+    /// `2^a` to 1e-4 of its value; 0 far below and infinity or a huge number far above.
+    fn exp2(self, a: Self::F) -> Self::F;
+    fn sum(self, a: Self::F) -> f32;
+    fn largest(self, a: Self::F) -> f32;
+    /// Swaps neighbours: lanes 1, 0, 3, 2, ….
+    fn swap_pairs(self, a: Self::F) -> Self::F;
+
+    /// # Safety
+    /// `LANES` values can be read at `from`.
+    unsafe fn load_bf16_at(self, from: *const bf16) -> Self::F;
+    /// Rounds to nearest even.
+    ///
+    /// # Safety
+    /// `LANES` values can be written at `to`.
+    unsafe fn store_bf16_at(self, value: Self::F, to: *mut bf16);
+
+    fn splat_i32(self, value: i32) -> Self::I;
+    /// # Safety
+    /// `4·LANES` bytes can be read at `from`.
+    unsafe fn load_bytes_at(self, from: *const u8) -> Self::I;
+    /// The four bytes at `from` in every lane.
+    ///
+    /// # Safety
+    /// Four bytes can be read at `from`.
+    unsafe fn broadcast_bytes_at(self, from: *const u8) -> Self::I;
+    /// # Safety
+    /// `LANES` integers can be written at `to`.
+    unsafe fn store_i32_at(self, value: Self::I, to: *mut i32);
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn to_f32(self, a: Self::I) -> Self::F;
+    /// Rounds to nearest even.
+    fn to_i32(self, a: Self::F) -> Self::I;
+    /// The low byte of each lane, after clamping to 0..=255.
+    ///
+    /// # Safety
+    /// `LANES` bytes can be written at `to`.
+    unsafe fn store_u8_at(self, value: Self::I, to: *mut u8);
+    /// The low byte of each lane, after clamping to -128..=127.
+    ///
+    /// # Safety
+    /// `LANES` bytes can be written at `to`.
+    unsafe fn store_i8_at(self, value: Self::I, to: *mut i8);
+    /// Four vectors clamped to bytes 0..=255, in the order of [`quad_order`](Self::quad_order).
+    ///
+    /// # Safety
+    /// `4·LANES` bytes can be written at `to`.
+    unsafe fn store_u8_quads_at(self, values: [Self::I; 4], to: *mut u8);
+    /// Which quad of the `4·LANES` elements [`store_u8_quads_at`](Self::store_u8_quads_at) puts at a position.
+    fn quad_order(position: usize) -> usize;
+
+    /// `acc + Σ a[j]·w[j]` over the four bytes of each lane, `a` unsigned and `w` signed; exact.
+    fn dot_u8(self, acc: Self::I, a: Self::I, w: Self::I) -> Self::I;
+    /// `acc + a[0]·w[0] + a[1]·w[1]` over the two bf16 of each lane.
+    fn dot_bf16(self, acc: Self::F, a: Self::I, w: Self::I) -> Self::F;
+    /// Asks for the cache line at `at`, to be written soon. Any address is allowed.
+    fn prefetch_to_write(self, at: *const u8);
+
+    /// The first lanes of `from`, and zeros.
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> Self::F {
+        if from.len() >= Self::LANES {
+            // SAFETY: the slice has that many.
+            return unsafe { self.load_at(from.as_ptr()) };
+        }
+        let mut whole = [0.0; WIDEST];
+        whole[..from.len()].copy_from_slice(from);
+        // SAFETY: the array has `WIDEST` floats, and no vector more.
+        unsafe { self.load_at(whole.as_ptr()) }
+    }
+
+    /// The first lanes of `from`, and zeros.
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> Self::F {
+        if from.len() >= Self::LANES {
+            // SAFETY: the slice has that many.
+            return unsafe { self.load_bf16_at(from.as_ptr()) };
+        }
+        let mut whole = [bf16::ZERO; WIDEST];
+        whole[..from.len()].copy_from_slice(from);
+        // SAFETY: the array has `WIDEST` values, and no vector more.
+        unsafe { self.load_bf16_at(whole.as_ptr()) }
+    }
+
+    /// The first lanes of `from`, and zeros.
+    #[inline(always)]
+    fn load_i32(self, from: &[i32]) -> Self::I {
+        if from.len() >= Self::LANES {
+            // SAFETY: the slice has that many.
+            return unsafe { self.load_bytes_at(from.as_ptr().cast()) };
+        }
+        let mut whole = [0; WIDEST];
+        whole[..from.len()].copy_from_slice(from);
+        // SAFETY: the array has `WIDEST` integers, and no vector more.
+        unsafe { self.load_bytes_at(whole.as_ptr().cast()) }
+    }
+
+    /// As many lanes as `to` has room for.
+    #[inline(always)]
+    fn store_i32(self, value: Self::I, to: &mut [i32]) {
+        if to.len() >= Self::LANES {
+            // SAFETY: the slice has that many.
+            unsafe { self.store_i32_at(value, to.as_mut_ptr()) };
+            return;
+        }
+        let mut whole = [0; WIDEST];
+        // SAFETY: the array has `WIDEST` integers, and no vector more.
+        unsafe { self.store_i32_at(value, whole.as_mut_ptr()) };
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+
+    /// As many lanes as `to` has room for.
+    #[inline(always)]
+    fn store(self, value: Self::F, to: &mut [f32]) {
+        if to.len() >= Self::LANES {
+            // SAFETY: the slice has that many.
+            unsafe { self.store_at(value, to.as_mut_ptr()) };
+            return;
+        }
+        let mut whole = [0.0; WIDEST];
+        // SAFETY: the array has `WIDEST` floats, and no vector more.
+        unsafe { self.store_at(value, whole.as_mut_ptr()) };
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+
+    /// As many lanes as `to` has room for, rounded to nearest even.
+    #[inline(always)]
+    fn store_bf16(self, value: Self::F, to: &mut [bf16]) {
+        if to.len() >= Self::LANES {
+            // SAFETY: the slice has that many.
+            unsafe { self.store_bf16_at(value, to.as_mut_ptr()) };
+            return;
+        }
+        let mut whole = [bf16::ZERO; WIDEST];
+        // SAFETY: the array has `WIDEST` values, and no vector more.
+        unsafe { self.store_bf16_at(value, whole.as_mut_ptr()) };
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+
+    /// As many lanes as `to` has room for, clamped to 0..=255.
+    #[inline(always)]
+    fn store_u8(self, value: Self::I, to: &mut [u8]) {
+        if to.len() >= Self::LANES {
+            // SAFETY: the slice has that many.
+            unsafe { self.store_u8_at(value, to.as_mut_ptr()) };
+            return;
+        }
+        let mut whole = [0; WIDEST];
+        // SAFETY: the array has `WIDEST` bytes, and no vector more.
+        unsafe { self.store_u8_at(value, whole.as_mut_ptr()) };
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+}
+
+/// Repeats a block for `$index` = 0, 1, … below a constant of at most 6, without a loop: arrays of accumulators that are
+/// only indexed by constants stay in registers.
+macro_rules! unrolled {
+    ($index:ident < $count:expr, $body:block) => {
+        $crate::simd::unrolled!(@ $index $count, $body; 0 1 2 3 4 5)
+    };
+    (@ $index:ident $count:expr, $body:block; $($value:literal)*) => {
+        $(if $value < $count {
+            let $index: usize = $value;
+            $body
+        })*
+    };
+}
+pub(crate) use unrolled;
