@@ -6,7 +6,7 @@ use crate::value::element_type;
 use crate::{Cancel, Error, GraphError, OnnxRuntime, TensorError, Value};
 use bundle::signature::{Extent, Signature, TensorSpec};
 use ort::logging::LogLevel;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 use std::borrow::Cow;
@@ -56,22 +56,34 @@ impl OnnxRuntime {
         if let Err(source) = std::fs::File::open(graph) {
             return Err(GraphError::Unreadable { path: graph.to_owned(), source }.into());
         }
-        let session =
-            open_session(self, graph, options).map_err(|error| ort_error::at_open(graph, &error))?;
-        let signature = Signature {
-            inputs: session.inputs().iter().map(|outlet| spec(&name, outlet)).collect::<Result<_, _>>()?,
-            outputs: session.outputs().iter().map(|outlet| spec(&name, outlet)).collect::<Result<_, _>>()?,
-        };
-        contract.check(&name, &signature)?;
-        tracing::debug!(graph = name, ?options, "graph is open");
-        Ok(Engine { graph: name, signature, session })
+        let session = builder(self, options)
+            .and_then(|mut builder| builder.commit_from_file(graph))
+            .map_err(|error| ort_error::at_open(graph, &error))?;
+        Engine::new(name, session, contract)
+    }
+
+    /// Opens a graph that is in memory, weights included, and holds it to `contract`. Errors call it `name`.
+    ///
+    /// # Errors
+    /// The same as of [`open`](Self::open).
+    pub fn open_in_memory(
+        &self,
+        name: &str,
+        graph: &[u8],
+        contract: &Signature,
+        options: &OpenOptions,
+    ) -> Result<Engine, Error> {
+        let session = builder(self, options)
+            .and_then(|mut builder| builder.commit_from_memory(graph))
+            .map_err(|error| ort_error::at_open(Path::new(name), &error))?;
+        Engine::new(name.to_owned(), session, contract)
     }
 }
 
-fn open_session(runtime: &OnnxRuntime, graph: &Path, options: &OpenOptions) -> ort::Result<Session> {
+fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionBuilder> {
     // Counted here because the library counts the cores of the whole machine, whatever share the process has.
     let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
-    Session::builder(runtime.environment())?
+    let builder = Session::builder(runtime.environment())?
         .with_log_level(LogLevel::Warning)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(threads.map_or(1, NonZeroUsize::get))?
@@ -80,8 +92,8 @@ fn open_session(runtime: &OnnxRuntime, graph: &Path, options: &OpenOptions) -> o
         // Rearranging weights on all cores opens a large graph three to four times faster.
         .with_config_entry("session.prepack.enable_parallel", "1")?
         // A pattern plans one more block of the size of all activations, beside those of the first run.
-        .with_memory_pattern(false)?
-        .commit_from_file(graph)
+        .with_memory_pattern(false)?;
+    Ok(builder)
 }
 
 /// What the open session says of one input or output.
@@ -107,6 +119,16 @@ fn spec(graph: &str, outlet: &Outlet) -> Result<TensorSpec, GraphError> {
 }
 
 impl Engine {
+    fn new(graph: String, session: Session, contract: &Signature) -> Result<Self, Error> {
+        let signature = Signature {
+            inputs: session.inputs().iter().map(|outlet| spec(&graph, outlet)).collect::<Result<_, _>>()?,
+            outputs: session.outputs().iter().map(|outlet| spec(&graph, outlet)).collect::<Result<_, _>>()?,
+        };
+        contract.check(&graph, &signature)?;
+        tracing::debug!(graph, "graph is open");
+        Ok(Self { graph, signature, session })
+    }
+
     /// The graph's inputs and outputs, as it was opened.
     pub fn signature(&self) -> &Signature {
         &self.signature

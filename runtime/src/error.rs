@@ -18,6 +18,8 @@ pub enum Error {
     Prompt(#[from] crate::prompt::Error),
     /// A clip cannot be written.
     Media(#[from] crate::media::Error),
+    /// A model cannot be judged.
+    Judge(#[from] crate::judge::Error),
     /// The tokenizer knows tokens that the text encoder does not.
     Vocabulary {
         /// Tokens of the tokenizer.
@@ -28,7 +30,7 @@ pub enum Error {
     /// A graph gave a tensor with another number of axes than its contract says.
     Rank {
         /// The tensor.
-        tensor: &'static str,
+        tensor: String,
         /// Axes in the contract.
         expected: usize,
         /// Axes found.
@@ -80,6 +82,7 @@ impl Diagnose for Error {
             Self::Export(error) => error.report(),
             Self::Prompt(error) => error.report(),
             Self::Media(error) => error.report(),
+            Self::Judge(error) => error.report(),
             Self::Vocabulary { tokenizer, encoder } => Report::bad_input(
                 "the tokenizer does not belong to the text encoder",
                 format!("it has {tokenizer} tokens and the encoder knows {encoder}"),

@@ -5,14 +5,15 @@
 //! [`plan`] says what will be made before anything is loaded, [`model`] is a bundle and how to run it.
 //!
 //! Below them: [`prompt`] (cleaning, tokens), [`sampler`] (schedules, solvers, guidance, noise; pure), [`media`] (video
-//! out), [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`mini`] (the embedded model). [`cli`]
-//! is the command line.
+//! out), [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`mini`] (the embedded model), [`judge`]
+//! (how well a model follows its prompts). [`cli`] is the command line.
 
 pub mod cli;
 pub mod decode;
 pub mod denoise;
 mod error;
 pub mod footprint;
+pub mod judge;
 pub mod media;
 pub mod mini;
 pub mod model;

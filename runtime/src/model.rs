@@ -108,14 +108,11 @@ fn choose_precision(
 }
 
 /// Takes an f32 output of a known number of axes out of ONNX Runtime's memory.
-pub(crate) fn take_array<D: Dimension>(
-    outputs: &mut Outputs,
-    name: &'static str,
-) -> Result<Array<f32, D>, Error> {
+pub(crate) fn take_array<D: Dimension>(outputs: &mut Outputs, name: &str) -> Result<Array<f32, D>, Error> {
     let array = outputs.take(name)?.to_f32()?;
     let found = array.ndim();
     let Ok(array) = array.into_dimensionality() else {
-        return Err(Error::Rank { tensor: name, expected: D::NDIM.unwrap_or(found), found });
+        return Err(Error::Rank { tensor: name.to_owned(), expected: D::NDIM.unwrap_or(found), found });
     };
     Ok(array)
 }

@@ -42,6 +42,8 @@ pub(super) enum Command {
     Export(ExportArgs),
     /// Show what a bundle holds
     Inspect(InspectArgs),
+    /// Measure a model or this machine
+    Bench(super::bench::BenchArgs),
     /// Show what this machine can run, and what it lacks
     Doctor,
 }

@@ -119,7 +119,7 @@ fn plan_memory(
 }
 
 /// The first Ctrl-C stops the run in order; a second one ends the process at once.
-fn cancel_on_interrupt() -> Cancel {
+pub(super) fn cancel_on_interrupt() -> Cancel {
     let cancel = Cancel::new();
     let handler = cancel.clone();
     let installed = ctrlc::set_handler(move || {

@@ -1,6 +1,7 @@
 //! The command line: arguments in, one command, an exit code out.
 
 mod args;
+mod bench;
 mod doctor;
 mod export;
 mod generate;
@@ -28,6 +29,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Generate(args) => generate::run(args, everywhere),
         Command::Export(args) => export::run(args, everywhere),
         Command::Inspect(args) => inspect::run(args, everywhere),
+        Command::Bench(args) => bench::run(args, everywhere),
         Command::Doctor => doctor::run(everywhere),
     };
     match result {
