@@ -49,14 +49,16 @@ missing_packages() {
         has_library gstreamer-1.0 || echo libgstreamer1.0-dev
         { has_library gstreamer-app-1.0 && has_library gstreamer-video-1.0; } || echo libgstreamer-plugins-base1.0-dev
         has_plugin app || echo gstreamer1.0-plugins-base
-        has_plugin isomp4 || echo gstreamer1.0-plugins-good
+        { has_plugin isomp4 && has_plugin matroska && has_plugin vpx; } || echo gstreamer1.0-plugins-good
         has_plugin x264 || echo gstreamer1.0-plugins-ugly
     else
         echo pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
         echo gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
     fi
     library_is_there || has_pip || echo python3-venv
-    [[ $1 != tests ]] || { have ffmpeg && have ffprobe; } || echo ffmpeg
+    [[ $1 == tests ]] || return 0
+    { have ffmpeg && have ffprobe; } || echo ffmpeg
+    { have webpinfo && have webpmux; } || echo webp
 }
 
 install_packages() {

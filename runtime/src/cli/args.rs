@@ -1,5 +1,6 @@
 //! The command line as it is typed; values are parsed into types right here.
 
+use crate::media::OutputSpec;
 use bundle::dtype::{Dialect, Precision, WeightType};
 use bundle::geometry::PixelSize;
 use bundle::settings::{ScheduleKind, SolverKind};
@@ -9,6 +10,8 @@ use engines::Provider;
 use engines::residency::Residency;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 /// Wan2.2 text-to-video on one machine, without Python.
 #[derive(Debug, Parser)]
@@ -56,9 +59,14 @@ pub(super) struct GenerateArgs {
     /// The bundle to use [default: the embedded model, mini]
     #[arg(long, value_name = "DIR")]
     pub(super) bundle: Option<PathBuf>,
-    /// The clip to write, an .mp4
-    #[arg(short, long, value_name = "FILE", default_value = "out.mp4")]
-    pub(super) output: PathBuf,
+    /// Where the clip goes; may be given more than once: a file ending in .mp4, .webm, .mkv, .gif, .webp or .y4m, a
+    /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME,
+    /// whip:URL or window
+    #[arg(short, long, value_name = "WHERE", default_value = "out.mp4", help_heading = "Outputs")]
+    pub(super) output: Vec<OutputSpec>,
+    /// Seconds after which an output that does not go on is given up
+    #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
+    pub(super) patience: Patience,
     /// What the clip should not show [default: the model's]
     #[arg(long, value_name = "TEXT")]
     pub(super) negative: Option<String>,
@@ -119,6 +127,26 @@ pub(super) struct GenerateArgs {
     /// Progress: auto, bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) progress: super::progress::ProgressKind,
+}
+
+/// How long an output may stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Patience(pub(super) Duration);
+
+impl FromStr for Patience {
+    type Err = bundle::Error;
+
+    fn from_str(text: &str) -> Result<Self, bundle::Error> {
+        let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
+        seconds.map(|seconds| Self(Duration::from_secs_f64(seconds))).ok_or_else(|| {
+            bundle::Error::value(
+                "--patience",
+                format!("`{text}`"),
+                "it is a number of seconds from 0.1 to 86400",
+                "use 30, or more for a slow network disk",
+            )
+        })
+    }
 }
 
 /// `rushes export`.

@@ -3,7 +3,7 @@
 use super::args::Everywhere;
 use super::render;
 use crate::Error;
-use crate::media::plugins;
+use crate::media::{FileFormat, OutputSpec, plugins};
 use bundle::{Diagnose, ErrorClass, Report};
 use engines::doctor::{Examination, examine};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ pub(super) fn run(everywhere: &Everywhere) -> Result<ExitCode, Error> {
     let video = plugins::survey();
     let onnx_problem = machine.onnx_runtime.as_ref().err().map(Diagnose::report);
     let video_problem = match &video {
-        Ok(survey) => survey.ready().err().map(|error| error.report()),
+        Ok(survey) => survey.ready(&default_output()).err().map(|error| error.report()),
         Err(error) => Some(error.report()),
     };
     let problems: Vec<&Report> = onnx_problem.iter().chain(&video_problem).collect();
@@ -25,6 +25,11 @@ pub(super) fn run(everywhere: &Everywhere) -> Result<ExitCode, Error> {
     render::result(everywhere.json, &value, &text)?;
     let code = if problems.is_empty() { 0 } else { ErrorClass::MissingOnMachine.exit_code() };
     Ok(ExitCode::from(code))
+}
+
+/// What `generate` writes when no output is named.
+fn default_output() -> OutputSpec {
+    OutputSpec::File { path: "out.mp4".into(), format: FileFormat::Mp4 }
 }
 
 fn as_json(machine: &Examination, video: Option<&plugins::Survey>, problems: &[&Report]) -> Value {

@@ -1,10 +1,10 @@
-//! `rushes generate`: a prompt to an mp4.
+//! `rushes generate`: a prompt to a clip, in as many places as were asked for.
 
 use super::args::{Everywhere, GenerateArgs};
 use super::progress::Progress;
 use super::render;
 use crate::footprint::footprints;
-use crate::media::{self, ClipFormat, Kept, Mp4Writer, OutputTarget, Tags};
+use crate::media::{self, ClipFormat, Kept, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, scaled_noise, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
@@ -39,7 +39,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     // Before GStreamer starts threads: loading may set an environment variable.
     let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
-    let target = media::check_output(&args.output)?;
+    let targets = OutputTarget::claim_all(&args.output)?;
     let options =
         ModelOptions { precision: args.precision, provider: args.ep, threads: args.threads, weights };
     let model = Model::new(bundle, onnx, options)?;
@@ -55,14 +55,20 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let cancel = cancel_on_interrupt();
     let mut clip = Clip {
         plan: &plan,
-        target: &target,
-        tags: Tags {
-            title: Some(plan.prompt.clone()),
-            model: model.manifest().model.clone(),
-            seed: plan.seed,
+        targets: &targets,
+        options: OutputOptions {
+            format: ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) },
+            tags: Tags {
+                title: Some(plan.prompt.clone()),
+                model: model.manifest().model.clone(),
+                seed: plan.seed,
+            },
+            patience: args.patience.0,
+            cancel: cancel.clone(),
         },
         progress: Progress::new(args.progress),
-        writer: None,
+        outputs: None,
+        told: 0,
         trace,
         made: 0,
         seconds: BTreeMap::new(),
@@ -134,13 +140,15 @@ pub(super) fn cancel_on_interrupt() -> Cancel {
     cancel
 }
 
-/// A clip on its way to the file.
+/// A clip on its way to its outputs.
 struct Clip<'a> {
     plan: &'a GenerationPlan,
-    target: &'a OutputTarget,
-    tags: Tags,
+    targets: &'a [OutputTarget],
+    options: OutputOptions,
     progress: Progress,
-    writer: Option<Mp4Writer>,
+    outputs: Option<Outputs>,
+    /// Outputs whose failure the user was told of.
+    told: usize,
     trace: Option<Trace>,
     /// Frames that the decoder has made.
     made: usize,
@@ -189,16 +197,18 @@ impl Clip<'_> {
         if let Some(trace) = &mut self.trace {
             trace.frames(frames);
         }
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            None => {
-                let (size, rate, frames) = (self.plan.size, self.plan.rate, self.plan.frames.get());
-                let format = ClipFormat { size, rate, frames };
-                self.writer.insert(Mp4Writer::create(self.target, format, &self.tags)?)
-            }
+        let outputs = match &mut self.outputs {
+            Some(outputs) => outputs,
+            None => self.outputs.insert(Outputs::start(self.targets, &self.options)?),
         };
         let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.made);
-        writer.write(frames.slice_axis(Axis(0), Slice::from(..wanted)))?;
+        let written = outputs.write(frames.slice_axis(Axis(0), Slice::from(..wanted)));
+        for failed in &outputs.failed()[self.told..] {
+            self.progress.clear();
+            render::note(&format!("warning: {}; {}; the other outputs go on", failed.error, failed.kept));
+        }
+        self.told = outputs.failed().len();
+        written?;
         self.made += wanted;
         self.progress.advance(self.made, "");
         Ok(())
@@ -207,20 +217,23 @@ impl Clip<'_> {
     fn finish(mut self, model: &Model, as_json: bool, started: Instant) -> Result<ExitCode, Error> {
         self.end_phase();
         self.progress.clear();
-        let Some(writer) = self.writer.take() else {
-            unreachable!("a clip has at least one frame, and its first made the writer");
+        let Some(outputs) = self.outputs.take() else {
+            unreachable!("a clip has at least one frame, and its first started the outputs");
         };
-        let clip = writer.finish()?;
+        let first_encoded = outputs.first_encoded();
+        let outcome = outputs.finish();
         let trace = self.trace.take().map(Trace::write).transpose()?;
         let total = started.elapsed().as_secs_f64();
         let phases: serde_json::Map<String, serde_json::Value> =
             self.seconds.iter().map(|(phase, seconds)| ((*phase).to_owned(), json!(seconds))).collect();
+        let first = outcome.written.first();
         let value = json!({
             "event": "done",
-            "output": clip.path,
+            "output": first.map(|clip| place(&clip.output)),
+            "outputs": outputs_as_json(&outcome),
             "trace": trace,
-            "frames": clip.frames,
-            "bytes": clip.bytes,
+            "frames": self.plan.frames.get(),
+            "bytes": first.and_then(|clip| clip.bytes),
             "size": self.plan.size,
             "fps": self.plan.rate,
             "seed": self.plan.seed,
@@ -228,23 +241,37 @@ impl Clip<'_> {
             "model": model.manifest().model,
             "precision": model.precision(),
             "seconds": phases,
+            "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),
             "total_seconds": total,
         });
+        let places: Vec<String> = outcome.written.iter().map(|clip| clip.output.to_string()).collect();
         let text = format!(
-            "{}: {} frames, {:.1} s in all (seed {})",
-            clip.path.display(),
-            clip.frames,
-            total,
+            "{}: {} frames, {total:.1} s in all (seed {})",
+            places.join(", "),
+            self.plan.frames.get(),
             self.plan.seed.0
         );
-        render::result(as_json, &value, &text)?;
-        Ok(ExitCode::SUCCESS)
+        let stdout_is_taken = self.targets.iter().any(|target| *target.spec() == OutputSpec::Stdout);
+        if !outcome.written.is_empty() {
+            if stdout_is_taken {
+                render::note(&if as_json { value.to_string() } else { text });
+            } else {
+                render::result(as_json, &value, &text)?;
+            }
+        }
+        match outcome.failed.into_iter().next() {
+            None => Ok(ExitCode::SUCCESS),
+            Some(first) => {
+                let whole = if places.is_empty() { None } else { Some(places.join(", ")) };
+                Err(media::Error::Partly { first: first.error, kept: first.kept, whole }.into())
+            }
+        }
     }
 
     /// Closes the file of a run that was stopped or failed, and says what is left of it.
     fn stop(mut self, error: Error) -> Error {
         self.progress.clear();
-        let kept = self.writer.take().map_or(Kept::Nothing, Mp4Writer::interrupt);
+        let kept = self.outputs.take().map_or(vec![], Outputs::interrupt);
         if !error.is_cancelled() {
             return error;
         }
@@ -253,8 +280,33 @@ impl Clip<'_> {
             "decode" => "decoding",
             _ => "encoding the text",
         };
-        Error::Interrupted { phase, kept: kept.to_string() }
+        let kept: Vec<String> = kept
+            .iter()
+            .filter(|(_, kept)| *kept != Kept::Nothing)
+            .map(|(_, kept)| kept.to_string())
+            .collect();
+        let kept = if kept.is_empty() { Kept::Nothing.to_string() } else { kept.join("; ") };
+        Error::Interrupted { phase, kept }
     }
+}
+
+/// An output as a program reads it: the path of a file or folder, or the address.
+fn place(output: &OutputSpec) -> String {
+    match output {
+        OutputSpec::Stdout => "-".into(),
+        other => other.to_string(),
+    }
+}
+
+fn outputs_as_json(outcome: &Outcome) -> serde_json::Value {
+    let written = outcome
+        .written
+        .iter()
+        .map(|clip| json!({"output": place(&clip.output), "frames": clip.frames, "bytes": clip.bytes}));
+    let failed = outcome.failed.iter().map(|failed| {
+        json!({"output": place(&failed.output), "error": failed.error.to_string(), "kept": failed.kept.to_string()})
+    });
+    written.chain(failed).collect()
 }
 
 fn cut_warning(cut: &Cut) -> String {

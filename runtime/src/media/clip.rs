@@ -1,5 +1,6 @@
 //! What goes into a clip and what comes out.
 
+use super::OutputSpec;
 use bundle::geometry::PixelSize;
 use bundle::units::FrameRate;
 use std::fmt;
@@ -12,19 +13,19 @@ pub struct ClipFormat {
     pub size: PixelSize,
     /// How fast they are played.
     pub rate: FrameRate,
-    /// How many there are.
-    pub frames: usize,
+    /// How many there are; none for a stream that runs until it is stopped.
+    pub frames: Option<usize>,
 }
 
 /// A clip that is whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenClip {
-    /// Where it lies.
-    pub path: PathBuf,
+    /// Where it went.
+    pub output: OutputSpec,
     /// Its frames.
     pub frames: usize,
-    /// Its bytes.
-    pub bytes: u64,
+    /// Its bytes, where it is a file or a folder.
+    pub bytes: Option<u64>,
 }
 
 /// What is left of a clip that was stopped before its end.
@@ -32,18 +33,25 @@ pub struct WrittenClip {
 pub enum Kept {
     /// No frame had been written; there is no file.
     Nothing,
-    /// The part file plays and holds every frame that was given.
+    /// The part file or folder can be played and holds every frame that was given.
     Whole {
-        /// The part file.
+        /// The part.
         part: PathBuf,
         /// Its frames.
         frames: usize,
     },
-    /// The part file was not closed, but plays up to its last whole fragment.
+    /// The part was not closed, but plays up to what was written last.
     UpTo {
-        /// The part file.
+        /// The part.
         part: PathBuf,
         /// The most frames it can hold.
+        frames: usize,
+    },
+    /// Frames went to a reader, who has them.
+    Sent {
+        /// To whom.
+        to: OutputSpec,
+        /// How many at most.
         frames: usize,
     },
 }
@@ -59,6 +67,7 @@ impl fmt::Display for Kept {
             Self::UpTo { part, frames } => {
                 write!(f, "kept up to {frames} frame{} in {}", plural(frames), part.display())
             }
+            Self::Sent { to, frames } => write!(f, "up to {frames} frame{} went to {to}", plural(frames)),
         }
     }
 }
@@ -74,5 +83,7 @@ mod tests {
         let kept = Kept::Whole { part: part.clone(), frames: 1 };
         assert_eq!(kept.to_string(), "kept the first 1 frame in clip.part.mp4");
         assert_eq!(Kept::UpTo { part, frames: 12 }.to_string(), "kept up to 12 frames in clip.part.mp4");
+        let sent = Kept::Sent { to: OutputSpec::Stdout, frames: 3 };
+        assert_eq!(sent.to_string(), "up to 3 frames went to standard output");
     }
 }

@@ -1,10 +1,20 @@
 //! Which H.264 encoder, and with which settings.
 //!
 //! The settings hold the picture close to the frames that came in rather than the file small: a bound on the quantizer,
-//! no limit on the bit rate that matters, and a key frame every half second, so that a run which is killed loses little
-//! and seeking is quick. No B-frames: the order of decoding is the order of showing, and a file cut short starts at 0.
+//! no limit on the bit rate that matters, and a key frame every half second, so that a run which is killed loses little,
+//! seeking is quick and a viewer who comes late waits little. No B-frames: the order of decoding is the order of showing,
+//! and a file cut short starts at 0. No lookahead: a frame that goes in comes out before the next one is needed.
 
 use bundle::units::FrameRate;
+
+/// What a stream is encoded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A file: the picture close to the frames that came in.
+    File,
+    /// Viewers at the other end of a network: no frame waits for another, and one stream suits a common line.
+    Live,
+}
 
 /// An H.264 encoder of GStreamer that takes I420.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +64,13 @@ impl H264Encoder {
         std::iter::once(self.element()).chain(self.parser())
     }
 
-    /// Properties of [`Self::element`] for a file played at `rate`, as GStreamer reads them from text.
-    pub fn settings(self, rate: FrameRate) -> Vec<(&'static str, String)> {
+    /// Properties of [`Self::element`] for a clip played at `rate`, as GStreamer reads them from text.
+    pub fn settings(self, rate: FrameRate, purpose: Purpose) -> Vec<(&'static str, String)> {
         let key_interval = rate.per_second().div_ceil(2).to_string();
+        let (usual, highest) = match purpose {
+            Purpose::File => ("14", "18"),
+            Purpose::Live => ("20", "30"),
+        };
         match self {
             // One thread encodes 480p at some 170 and 720p at some 65 frames per second, and gives the same bytes
             // whatever the number of cores. The rate buffer would cap constant quality at `bitrate`, and with a large
@@ -64,10 +78,12 @@ impl H264Encoder {
             Self::X264 => vec![
                 ("speed-preset", "veryfast".into()),
                 ("pass", "qual".into()),
-                ("quantizer", "14".into()),
-                ("qp-max", "18".into()),
+                ("quantizer", usual.into()),
+                ("qp-max", highest.into()),
                 ("vbv-buf-capacity", "0".into()),
                 ("bframes", "0".into()),
+                ("rc-lookahead", "0".into()),
+                ("sliced-threads", "false".into()),
                 ("threads", "1".into()),
                 ("key-int-max", key_interval),
             ],
@@ -76,7 +92,7 @@ impl H264Encoder {
                 ("rate-control", "quality".into()),
                 ("bitrate", "100000000".into()),
                 ("qp-min", "10".into()),
-                ("qp-max", "18".into()),
+                ("qp-max", highest.into()),
                 ("enable-frame-skip", "false".into()),
                 ("complexity", "high".into()),
                 ("multi-thread", "1".into()),
@@ -84,6 +100,20 @@ impl H264Encoder {
             ],
         }
     }
+}
+
+/// Properties of `vp9enc` for a file played at `rate`: constant quality, no frame waits for another.
+pub fn vp9_settings(rate: FrameRate) -> Vec<(&'static str, String)> {
+    vec![
+        ("deadline", "1".into()),
+        ("cpu-used", "5".into()),
+        ("lag-in-frames", "0".into()),
+        ("end-usage", "cq".into()),
+        ("cq-level", "14".into()),
+        ("max-quantizer", "22".into()),
+        ("target-bitrate", "100000000".into()),
+        ("keyframe-max-dist", rate.per_second().div_ceil(2).to_string()),
+    ]
 }
 
 #[cfg(test)]
@@ -109,7 +139,7 @@ mod tests {
             for (encoder, property) in
                 [(H264Encoder::X264, "key-int-max"), (H264Encoder::OpenH264, "gop-size")]
             {
-                let settings = encoder.settings(rate);
+                let settings = encoder.settings(rate, Purpose::File);
                 assert!(
                     settings.contains(&(property, frames.to_owned())),
                     "{encoder:?} at {fps}: {settings:?}"

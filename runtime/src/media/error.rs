@@ -1,21 +1,32 @@
 //! What can go wrong between a frame and a file.
 
+use super::Kept;
 use super::encoder::H264Encoder;
 use super::plugins::MissingElement;
 use bundle::geometry::PixelSize;
 use bundle::{Diagnose, Report};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Errors of video out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The name of the output ends in something that cannot be written.
-    Extension {
-        /// The output that was asked for.
-        path: PathBuf,
+    /// Two outputs of one run would be the same file, folder or stream.
+    Twice {
+        /// Which.
+        output: String,
     },
+    /// This program was built without what the output needs.
+    NotBuilt {
+        /// The output that was asked for.
+        output: String,
+        /// The feature of cargo that has it.
+        feature: &'static str,
+    },
+    /// Raw frames would be written to a terminal.
+    Terminal,
     /// The output cannot be created where it was asked for.
     Unwritable {
         /// The output that was asked for.
@@ -37,11 +48,16 @@ pub enum Error {
     },
     /// GStreamer lacks elements that the pipeline is made of.
     MissingElements {
+        /// The output that was asked for.
+        output: String,
         /// Which, and where Debian has them.
         elements: Vec<MissingElement>,
     },
     /// None of the known H.264 encoders is installed.
-    NoEncoder,
+    NoEncoder {
+        /// The output that was asked for.
+        output: String,
+    },
     /// A picture that 4:2:0 video cannot hold.
     OddSize {
         /// Its size.
@@ -61,13 +77,15 @@ pub enum Error {
         /// Frames that came through the encoder.
         found: usize,
     },
-    /// No room left for the file.
+    /// No room left for an output.
     DiskFull {
-        /// The file as far as it got.
-        part: PathBuf,
+        /// The output that was asked for.
+        output: String,
     },
     /// An element of the pipeline failed.
     Pipeline {
+        /// The output that was asked for.
+        output: String,
         /// Its name.
         element: String,
         /// What it said.
@@ -75,11 +93,22 @@ pub enum Error {
     },
     /// Frames waited, and nothing moved in the pipeline.
     Stalled {
-        /// The file as far as it got.
-        part: PathBuf,
+        /// The output that was asked for.
+        output: String,
         /// For how long nothing moved.
         limit: Duration,
     },
+    /// Outputs failed.
+    Partly {
+        /// What the first that failed met.
+        first: Arc<Self>,
+        /// What is left of it.
+        kept: Kept,
+        /// Those that are whole.
+        whole: Option<String>,
+    },
+    /// The run was stopped while frames waited.
+    Cancelled,
     /// The finished file could not be flushed or renamed.
     Publish {
         /// The file as it lies there.
@@ -95,30 +124,33 @@ pub enum Error {
 impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
-            Self::Extension { .. } | Self::Unwritable { .. } | Self::Busy { .. } | Self::OddSize { .. } => {
-                self.report_of_input()
-            }
+            Self::Twice { .. }
+            | Self::NotBuilt { .. }
+            | Self::Terminal
+            | Self::Unwritable { .. }
+            | Self::Busy { .. }
+            | Self::OddSize { .. } => self.report_of_input(),
             Self::NoGStreamer { why } => Report::missing(
                 "GStreamer cannot start",
                 why.clone(),
                 "install it with `make setup` or `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
                  gstreamer1.0-plugins-ugly`",
             ),
-            Self::MissingElements { elements } => {
+            Self::MissingElements { output, elements } => {
                 let names: Vec<_> = elements.iter().map(|missing| missing.element).collect();
                 let mut packages: Vec<_> = elements.iter().map(|missing| missing.package).collect();
                 packages.dedup();
                 Report::missing(
-                    "video cannot be written on this machine",
+                    format!("{output} cannot be written on this machine"),
                     format!("GStreamer has no {}", names.join(", ")),
                     format!("install it with `sudo apt-get install {}`", packages.join(" ")),
                 )
             }
-            Self::NoEncoder => {
+            Self::NoEncoder { output } => {
                 let known: Vec<_> = H264Encoder::ALL.iter().map(|encoder| encoder.element()).collect();
                 Report::missing(
-                    "no H.264 encoder is installed",
-                    format!("GStreamer has none of {}", known.join(", ")),
+                    format!("{output} cannot be written on this machine"),
+                    format!("GStreamer has no H.264 encoder, none of {}", known.join(", ")),
                     format!("install one with `sudo apt-get install {}`", H264Encoder::ALL[0].package()),
                 )
             }
@@ -132,20 +164,31 @@ impl Diagnose for Error {
                 format!("{expected} frames were announced, {found} were encoded"),
                 "run it again; what there is lies in the part file",
             ),
-            Self::DiskFull { part } => Report::failed(
-                format!("cannot go on writing {}", part.display()),
+            Self::DiskFull { output } => Report::failed(
+                format!("cannot go on writing {output}"),
                 "there is no room left on its disk",
                 "free some room or choose another folder with -o; what was written so far can be played",
             ),
-            Self::Pipeline { element, why } => Report::failed(
-                format!("the video pipeline failed in {element}"),
-                why.clone(),
-                "see what `rushes doctor` says about this machine's encoders",
+            Self::Pipeline { output, element, why } => Report::failed(
+                format!("cannot go on writing {output}"),
+                format!("{element} failed: {why}"),
+                "see what `rushes doctor` says about this machine's encoders, and check that the other end is there",
             ),
-            Self::Stalled { part, limit } => Report::failed(
-                format!("writing {} does not go on", part.display()),
-                format!("nothing has moved in the video pipeline for {limit:?}"),
-                "check that the disk answers, or choose another folder with -o",
+            Self::Stalled { output, limit } => Report::failed(
+                format!("{output} does not go on"),
+                format!("nothing has moved in its pipeline for {limit:?}"),
+                "check that its disk or its reader answers, allow more with --patience, or choose another -o",
+            ),
+            Self::Partly { first, kept, whole } => {
+                let Report { class, what, why, fix } = first.report();
+                let whole = whole.as_ref().map_or(String::new(), |whole| format!("; whole: {whole}"));
+                Report { class, what, why: format!("{why}; {kept}{whole}"), fix }
+            }
+            Self::Cancelled => Report::new(
+                bundle::ErrorClass::Interrupted,
+                "stopped while frames waited to be written",
+                "the run was interrupted",
+                "run it again",
             ),
             Self::Publish { part, path, source } => Report::failed(
                 format!("cannot give {} its name {}", part.display(), path.display()),
@@ -174,13 +217,20 @@ impl Error {
                 "4:2:0 video takes an even width and height",
                 "choose an even --size",
             ),
-            other => Report::bad_input(
-                match other {
-                    Self::Extension { path } => format!("cannot write {}", path.display()),
-                    _ => "cannot write the clip".to_owned(),
-                },
-                "the name does not end in .mp4",
-                "give the output a name like clip.mp4",
+            Self::Twice { output } => Report::bad_input(
+                format!("cannot write {output} twice"),
+                "two outputs of one run have the same name",
+                "give each -o a name of its own",
+            ),
+            Self::NotBuilt { output, feature } => Report::bad_input(
+                format!("this program cannot write {output}"),
+                format!("it was built without `{feature}`"),
+                format!("build it with `cargo build --release --package runtime --features {feature}`"),
+            ),
+            _ => Report::bad_input(
+                "standard output is a terminal",
+                "the frames of `-o -` are no text",
+                "send them to a file or a program, like `rushes generate … -o - | ffplay -`",
             ),
         }
     }

@@ -3,17 +3,22 @@
 //! A stalled sink says nothing on the bus, so waiting ends either with what was waited for, with the pipeline's own
 //! error, or when nothing at all has moved for a while.
 
+use engines::Cancel;
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Frames that may wait in front of the encoder.
 pub(super) const QUEUE: usize = 4;
 
 /// A wait is made of this many shorter ones that must all be quiet: a process that was stopped for a while (Ctrl-Z, a
 /// closed lid) then loses one of them and not all its patience.
-const QUIET_WAITS: u32 = 10;
+const QUIET_WAITS: u32 = 50;
+
+/// How long nothing may move once the run is being stopped.
+const LAST_LIMIT: Duration = Duration::from_secs(5);
 
 /// The first error of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +31,14 @@ pub(super) struct Fault {
     pub(super) disk_full: bool,
 }
 
+impl Fault {
+    /// What the system said to a writer of our own.
+    pub(super) fn of_io(element: &str, error: &io::Error) -> Self {
+        let disk_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        Self { element: element.into(), why: error.to_string(), disk_full }
+    }
+}
+
 /// Why waiting ended without what was waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Halt {
@@ -33,6 +46,8 @@ pub(super) enum Halt {
     Fault(Fault),
     /// Nothing moved.
     Stalled,
+    /// The run is being stopped; the pipeline itself is well.
+    Cancelled,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +61,8 @@ struct Progress {
     /// Anything that went through one of the watched pads.
     movements: u64,
     ended: bool,
+    /// When the encoder had handed over its first frame.
+    first_encoded: Option<Instant>,
     /// Why the pipeline is no longer of use.
     halt: Option<Halt>,
 }
@@ -56,33 +73,66 @@ pub(super) struct Feed {
     progress: Mutex<Progress>,
     moved: Condvar,
     limit: Duration,
+    cancel: Cancel,
+}
+
+impl Progress {
+    fn encode(&mut self) {
+        self.encoded += 1;
+        self.first_encoded.get_or_insert_with(Instant::now);
+    }
 }
 
 impl Feed {
-    /// Watches a pipeline: what leaves `source`, what enters `muxer` and what enters `sink`, and its bus. Waits end when
-    /// nothing moves for `limit`.
-    pub(super) fn watch(
-        pipeline: &gst::Pipeline,
-        [source, muxer, sink]: [&gst::Pad; 3],
-        limit: Duration,
-    ) -> Arc<Self> {
-        let feed = Arc::new(Self { progress: Mutex::default(), moved: Condvar::new(), limit });
-        feed.count(source, |progress| progress.taken += 1);
-        feed.count(muxer, |progress| progress.encoded += 1);
-        feed.count(sink, |_| ());
+    /// A feed whose waits end when nothing moves for `limit`, or soon after the run is cancelled.
+    pub(super) fn new(limit: Duration, cancel: &Cancel) -> Arc<Self> {
+        Arc::new(Self { progress: Mutex::default(), moved: Condvar::new(), limit, cancel: cancel.clone() })
+    }
+
+    /// Hears what a pipeline says on its bus.
+    pub(super) fn listen(self: &Arc<Self>, pipeline: &gst::Pipeline) {
         if let Some(bus) = pipeline.bus() {
-            let feed = Arc::clone(&feed);
+            let feed = Arc::clone(self);
             bus.set_sync_handler(move |_, message| {
                 feed.hear(message);
                 gst::BusSyncReply::Drop
             });
         }
-        feed
+    }
+
+    /// Counts frames that leave the queue through a pad.
+    pub(super) fn count_taken(self: &Arc<Self>, pad: &gst::Pad) {
+        self.count(pad, |progress| progress.taken += 1);
+    }
+
+    /// Counts frames that leave the encoder through a pad.
+    pub(super) fn count_encoded(self: &Arc<Self>, pad: &gst::Pad) {
+        self.count(pad, Progress::encode);
+    }
+
+    /// Sees movement at a pad.
+    pub(super) fn see(self: &Arc<Self>, pad: &gst::Pad) {
+        self.count(pad, |_| ());
+    }
+
+    /// A frame has been written by a writer of our own.
+    pub(super) fn collected(&self) {
+        self.update(Progress::encode);
+    }
+
+    /// The pipeline cannot go on. What comes after the first fault is its consequence.
+    pub(super) fn fail(&self, fault: Fault) {
+        self.update(|progress| _ = progress.halt.get_or_insert(Halt::Fault(fault)));
     }
 
     /// For how long nothing may move.
     pub(super) fn limit(&self) -> Duration {
-        self.limit
+        if self.cancel.is_cancelled() { self.limit.min(LAST_LIMIT) } else { self.limit }
+    }
+
+    /// When the encoder had handed over its first frame.
+    pub(super) fn first_encoded(&self) -> Option<Instant> {
+        self.progress().first_encoded
     }
 
     /// Frames given to the pipeline.
@@ -98,9 +148,18 @@ impl Feed {
     /// Waits until another frame may be pushed, and counts it.
     ///
     /// # Errors
-    /// The pipeline failed or stalled.
+    /// The pipeline failed or stalled, or the run is cancelled.
     pub(super) fn wait_for_room(&self) -> Result<(), Halt> {
-        self.wait(|progress| progress.pushed - progress.taken.min(progress.pushed) < QUEUE)?.pushed += 1;
+        let mut cancelled = false;
+        let mut progress = self.wait(|progress| {
+            let room = progress.pushed - progress.taken.min(progress.pushed) < QUEUE;
+            cancelled = !room && self.cancel.is_cancelled();
+            room || cancelled
+        })?;
+        if cancelled {
+            return Err(Halt::Cancelled);
+        }
+        progress.pushed += 1;
         Ok(())
     }
 
@@ -117,9 +176,9 @@ impl Feed {
         self.wait(|_| false).map_or_else(|halt| halt, |_| Halt::Stalled)
     }
 
-    fn wait(&self, ready: impl Fn(&Progress) -> bool) -> Result<MutexGuard<'_, Progress>, Halt> {
+    fn wait(&self, mut ready: impl FnMut(&Progress) -> bool) -> Result<MutexGuard<'_, Progress>, Halt> {
         let mut progress = self.progress();
-        let mut quiet = 0;
+        let mut quiet = Duration::ZERO;
         loop {
             if let Some(halt) = &progress.halt {
                 return Err(halt.clone());
@@ -128,16 +187,15 @@ impl Feed {
                 return Ok(progress);
             }
             let before = progress.movements;
-            let (after, waited) = self
-                .moved
-                .wait_timeout(progress, self.limit / QUIET_WAITS)
-                .unwrap_or_else(PoisonError::into_inner);
+            let one = self.limit / QUIET_WAITS;
+            let (after, waited) =
+                self.moved.wait_timeout(progress, one).unwrap_or_else(PoisonError::into_inner);
             progress = after;
             if progress.movements != before {
-                quiet = 0;
+                quiet = Duration::ZERO;
             } else if waited.timed_out() {
-                quiet += 1;
-                if quiet == QUIET_WAITS {
+                quiet += one;
+                if quiet >= self.limit() {
                     progress.halt = Some(Halt::Stalled);
                 }
             }
@@ -176,8 +234,7 @@ impl Feed {
                     disk_full: error.error().matches(gst::ResourceError::NoSpaceLeft),
                 };
                 tracing::debug!(element = fault.element, details = ?error.debug(), "pipeline error");
-                // What comes after the first error is its consequence.
-                self.update(|progress| _ = progress.halt.get_or_insert(Halt::Fault(fault)));
+                self.fail(fault);
             }
             gst::MessageView::Warning(warning) => {
                 tracing::warn!(element = element(), "{}", warning.error().message());

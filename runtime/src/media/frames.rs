@@ -41,6 +41,17 @@ impl I420Layout {
         (even(width) && even(height)).then_some(Self { width, height })
     }
 
+    /// Where the rows of luma, Cb and Cr lie in a picture: the first byte of the plane, its stride, the bytes of a row
+    /// that are samples, the number of rows.
+    pub(super) fn planes(self) -> [(usize, usize, usize, usize); 3] {
+        let luma = self.height * self.luma_stride();
+        let chroma = |plane: usize| {
+            let start = luma + plane * (self.height / 2) * self.chroma_stride();
+            (start, self.chroma_stride(), self.width / 2, self.height / 2)
+        };
+        [(0, self.luma_stride(), self.width, self.height), chroma(0), chroma(1)]
+    }
+
     fn luma_stride(self) -> usize {
         self.width.next_multiple_of(4)
     }
@@ -83,6 +94,37 @@ impl I420Layout {
     }
 }
 
+/// Where the pixels of an RGB picture lie in memory: rows padded to 4 bytes, as GStreamer lays them out by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RgbLayout {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+impl RgbLayout {
+    /// Bytes of a row with its padding.
+    pub fn stride(self) -> usize {
+        (3 * self.width).next_multiple_of(4)
+    }
+
+    /// One frame `[3,H,W]` in -1..1 as bytes of red, green and blue, each rounded once.
+    ///
+    /// # Panics
+    /// When the frame has another shape than the layout.
+    pub fn convert(self, frame: ArrayView3<'_, f32>) -> Vec<u8> {
+        assert_eq!(frame.dim(), (3, self.height, self.width), "a frame has the size of its layout");
+        let mut picture = vec![0; self.height * self.stride()];
+        picture.par_chunks_exact_mut(self.stride()).enumerate().for_each(|(y, row)| {
+            for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().take(self.width).enumerate() {
+                *pixel = std::array::from_fn(|c| nearest((limit(frame[[c, y, x]]) * 0.5 + 0.5) * 255.0));
+            }
+        });
+        picture
+    }
+}
+
 /// The sample within -1..1; what is no number becomes -1.
 fn limit(x: f32) -> f32 {
     // The order matters: `max` of NaN and -1 is -1.
@@ -96,7 +138,7 @@ fn luma([r, g, b]: [f32; 3]) -> f32 {
 }
 
 /// The nearest whole code of a value that is at least 0.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "16 to 240")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 255")]
 fn nearest(code: f32) -> u8 {
     (code + 0.5) as u8
 }
@@ -188,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn rgb_is_rounded_and_its_rows_are_padded() {
+        let frame = Array3::from_shape_fn((3, 2, 2), |(c, y, x)| match c {
+            0 => -1.0,
+            1 => f32::NAN,
+            _ => (2 * y + x) as f32 / 127.5 - 1.0,
+        });
+        let picture = RgbLayout { width: 2, height: 2 }.convert(frame.view());
+        assert_eq!(picture, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 3, 0, 0]);
+    }
+
+    #[test]
     fn planes_lie_where_gstreamer_expects_them() {
         gstreamer::init().unwrap();
         for (width, height) in [(16, 16), (18, 2), (22, 6), (832, 480), (480, 832), (2, 2)] {
@@ -204,6 +257,9 @@ mod tests {
             assert_eq!(info.stride()[..2], strides, "{width}x{height}");
             assert_eq!(info.offset()[1], height * layout.luma_stride(), "{width}x{height}");
             assert_eq!(info.offset()[2], (layout.bytes() + info.offset()[1]) / 2, "{width}x{height}");
+            let planes = layout.planes().map(|(start, stride, _, _)| (start, stride as i32));
+            let found: Vec<_> = info.offset().iter().copied().zip(info.stride().iter().copied()).collect();
+            assert_eq!(planes.to_vec(), found, "{width}x{height}");
         }
         assert_eq!(I420Layout::new(15, 16), None);
         assert_eq!(I420Layout::new(16, 0), None);

@@ -1,46 +1,60 @@
-//! Video out: from the decoder's frames to a file that players open.
+//! Video out: from the decoder's frames to files that players open and addresses that they listen at.
 //!
-//! One GStreamer pipeline per output: `appsrc ! encoder ! mp4mux ! filesink`. The frames are converted to I420 here,
-//! the encoder and the muxer run in the pipeline's own thread behind a short queue, and a pipeline in which nothing
-//! moves ends in an error instead of a hang. The file grows as `NAME.part.mp4`, in fragments of half a second that can
-//! be played even after a kill, and gets its name when it is whole.
+//! An output is named by a path or an address ([`OutputSpec`]), claimed before any other work starts
+//! ([`OutputTarget::claim_all`], which names what is missing with its Debian package), and then fed ([`Outputs`]). Each
+//! has a GStreamer pipeline of its own, so that one that fails or stalls never cuts another short; a frame is converted
+//! once, to I420 or RGB, and its memory is shared by all ([`SharedFrame`]). Encoders and writers run in the pipelines'
+//! own threads behind short queues, and a pipeline in which nothing moves ends in an error instead of a hang. A file
+//! grows as `NAME.part.EXT`, can be played even after a kill, and gets its name when it is whole.
 //!
-//! In reading order: [`frames`] (f32 to pictures and to I420), [`encoder`] (which H.264 encoder, and its settings),
-//! [`plugins`] (what is installed, which Debian package has the rest), [`tags`] (the AI mark, model and seed), `output`
-//! and `part_file` (checked before any work starts), `pipeline` (the elements), `feed` (the bounded queue and its
-//! watchdog), `mp4` (the writer), `clip` (what goes in and what comes out).
+//! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `part_file` and `part_folder` (checked
+//! before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
+//! package has the rest), [`tags`] (the AI mark, model and seed), `pipeline` (the elements), `collect` (writers of our
+//! own), `feed` (the bounded queue and its watchdog), `output` (one output), `outputs` (all of a run), `clip` (what goes
+//! in and what comes out).
 //!
 //! ```no_run
-//! # use runtime::media::{self, ClipFormat, Mp4Writer, Tags};
+//! # use runtime::media::{ClipFormat, OutputOptions, Outputs, OutputTarget, Tags};
 //! # fn chunks() -> Vec<ndarray::Array4<f32>> { vec![] }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let target = media::check_output("clip.mp4".as_ref())?;
-//! let format = ClipFormat { size: "832x480".parse()?, rate: bundle::units::FrameRate::try_new(16)?, frames: 81 };
+//! let targets = OutputTarget::claim_all(&["clip.mp4".parse()?, "clip.gif".parse()?])?;
+//! let rate = bundle::units::FrameRate::try_new(16)?;
+//! let format = ClipFormat { size: "832x480".parse()?, rate, frames: Some(81) };
 //! let tags = Tags { title: Some("A cat".into()), model: "mini".into(), seed: bundle::units::Seed(42) };
-//! let mut writer = Mp4Writer::create(&target, format, &tags)?;
+//! let mut outputs = Outputs::start(&targets, &OutputOptions::new(format, tags, &engines::Cancel::new()))?;
 //! for frames in chunks() {
-//!     writer.write(frames.view())?;
+//!     outputs.write(frames.view())?;
 //! }
-//! println!("{}", writer.finish()?.path.display());
+//! for clip in outputs.finish().written {
+//!     println!("{}: {} frames", clip.output, clip.frames);
+//! }
 //! # Ok(())
 //! # }
 //! ```
 
 mod clip;
+mod collect;
 pub mod encoder;
 mod error;
 mod feed;
 pub mod frames;
-mod mp4;
-mod mp4_index;
 mod output;
+mod outputs;
 mod part_file;
+mod part_folder;
 mod pipeline;
+mod playable;
 pub mod plugins;
+mod shared_frame;
+mod spec;
 pub mod tags;
+mod target;
 
 pub use clip::{ClipFormat, Kept, WrittenClip};
 pub use error::Error;
-pub use mp4::Mp4Writer;
-pub use output::{OutputTarget, check_output};
+pub use output::{Output, OutputOptions};
+pub use outputs::{FailedOutput, Outcome, Outputs};
+pub use shared_frame::{PixelLayout, SharedFrame};
+pub use spec::{FileFormat, OutputSpec};
 pub use tags::Tags;
+pub use target::OutputTarget;

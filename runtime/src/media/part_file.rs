@@ -47,14 +47,18 @@ impl PartFile {
         }
     }
 
-    /// The name that the file gets when it is whole.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The name that it has until then.
     pub(super) fn part(&self) -> &Path {
         &self.part
+    }
+
+    /// The part, open for writing and empty.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(super) fn open(&self) -> io::Result<File> {
+        self.file.set_len(0)?;
+        OpenOptions::new().read(true).write(true).open(&self.part)
     }
 
     /// Bytes written so far.

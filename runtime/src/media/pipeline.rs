@@ -1,120 +1,276 @@
-//! The elements of an mp4 and how they are joined: `appsrc ! encoder ! mp4mux ! filesink`.
+//! The elements of each output and how they are joined: `appsrc ! stages ! encoder ! muxer ! sink`.
 
-use super::encoder::H264Encoder;
+use super::collect::{self, Collector, GifFile, PngFolder, WebPFile, Y4mTarget, Y4mWriter};
+use super::encoder::{Purpose, vp9_settings};
 use super::feed::Feed;
-use super::{ClipFormat, Error, OutputTarget, Tags};
+use super::frames::{I420Layout, RgbLayout};
+use super::output::OutputOptions;
+use super::shared_frame::PixelLayout;
+use super::tags::Spelling;
+use super::target::Place;
+use super::{ClipFormat, Error, FileFormat, OutputSpec, OutputTarget};
 use bundle::units::FrameRate;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
 use gstreamer_video as gst_video;
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Longest stretch of video in milliseconds that a kill can take from the file.
 const FRAGMENT_MILLISECONDS: u32 = 500;
 
 /// A pipeline that has not started yet.
 #[derive(Debug)]
-pub(super) struct Mp4Pipeline {
+pub(super) struct OutputPipeline {
     pub(super) pipeline: gst::Pipeline,
     /// Where the frames go in.
     pub(super) source: AppSrc,
+    /// How they lie in memory there.
+    pub(super) layout: PixelLayout,
     /// What its threads have done.
     pub(super) feed: Arc<Feed>,
 }
 
-impl Mp4Pipeline {
-    /// The pipeline of one clip. `stages` lie between the frames and the encoder, and take and give I420.
+/// What comes after the stages.
+struct Tail {
+    elements: Vec<gst::Element>,
+    /// The element whose input is what the encoder makes; none if a collector counts its frames.
+    encoded_before: Option<gst::Element>,
+}
+
+impl OutputPipeline {
+    /// The pipeline of one output. `stages` lie between the frames and the encoder, and take and give the same layout.
     ///
     /// # Errors
-    /// An element that is not there, lacks a setting or cannot be joined to the next.
+    /// An element that is not there, lacks a setting or cannot be joined to the next; a file that cannot be opened.
     pub(super) fn build(
         target: &OutputTarget,
-        format: ClipFormat,
-        tags: &Tags,
-        stall_limit: Duration,
+        options: &OutputOptions,
         stages: Vec<gst::Element>,
     ) -> Result<Self, Error> {
-        let source = source(format)?;
-        // Fragments survive a kill and a full disk; finalising makes an ordinary mp4 of them in the end.
-        let muxer = gst::ElementFactory::make("mp4mux")
-            .property("fragment-duration", FRAGMENT_MILLISECONDS)
-            .property_from_str("fragment-mode", "first-moov-then-finalise")
-            .build()
-            .map_err(|error| failed("mp4mux", &error))?;
-        tags.apply(&muxer, target.encoder());
-        let sink = gst::ElementFactory::make("filesink")
-            .property("location", target.part())
-            .build()
-            .map_err(|error| failed("filesink", &error))?;
+        let layout = layout(&target.spec);
+        let feed = Feed::new(options.patience, &options.cancel);
+        let builder = Builder { target, options, feed: &feed };
+        let source = builder.source(layout)?;
+        let tail = builder.tail()?;
 
-        let mut chain = vec![source.clone().upcast()];
+        let mut chain: Vec<gst::Element> = vec![source.clone().upcast()];
         chain.extend(stages);
-        chain.extend(encoder(target.encoder(), format.rate)?);
-        chain.extend([muxer.clone(), sink.clone()]);
+        chain.extend(tail.elements);
         let pipeline = gst::Pipeline::new();
-        pipeline.add_many(&chain).map_err(|error| failed("the pipeline", &error))?;
-        gst::Element::link_many(&chain).map_err(|error| failed("the pipeline", &error))?;
+        let failed = |why: &dyn fmt::Display| builder.failed("the pipeline", why);
+        pipeline.add_many(&chain).map_err(|error| failed(&error))?;
+        gst::Element::link_many(&chain).map_err(|error| failed(&error))?;
 
-        let pads = (source.static_pad("src"), muxer.sink_pads().into_iter().next(), sink.static_pad("sink"));
-        let (Some(frames), Some(packets), Some(bytes)) = pads else {
-            return Err(failed("the pipeline", &"an element has no pad"));
+        let input = |element: &gst::Element| element.sink_pads().into_iter().next();
+        let (Some(frames), Some(bytes)) = (source.static_pad("src"), chain.last().and_then(input)) else {
+            return Err(failed(&"an element has no pad"));
         };
-        let feed = Feed::watch(&pipeline, [&frames, &packets, &bytes], stall_limit);
-        Ok(Self { pipeline, source, feed })
+        feed.count_taken(&frames);
+        if let Some(pad) = tail.encoded_before.as_ref().and_then(input) {
+            feed.count_encoded(&pad);
+        }
+        feed.see(&bytes);
+        feed.listen(&pipeline);
+        Ok(Self { pipeline, source, layout, feed })
     }
 }
 
-/// The element that takes our frames.
-fn source(format: ClipFormat) -> Result<AppSrc, Error> {
+/// How an output wants its frames.
+fn layout(spec: &OutputSpec) -> PixelLayout {
+    match spec {
+        OutputSpec::Frames { .. } | OutputSpec::File { format: FileFormat::Gif | FileFormat::WebP, .. } => {
+            PixelLayout::Rgb
+        }
+        _ => PixelLayout::I420,
+    }
+}
+
+struct Builder<'a> {
+    target: &'a OutputTarget,
+    options: &'a OutputOptions,
+    feed: &'a Arc<Feed>,
+}
+
+impl Builder<'_> {
+    /// The element that takes our frames.
+    fn source(&self, layout: PixelLayout) -> Result<AppSrc, Error> {
+        let caps = caps(self.options.format, layout).map_err(|error| self.failed("appsrc", &error))?;
+        // The queue is bounded by `Feed::wait_for_room`, which also notices when nothing moves.
+        Ok(AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build())
+    }
+
+    fn tail(&self) -> Result<Tail, Error> {
+        match &self.target.spec {
+            OutputSpec::File { format, .. } => match format {
+                FileFormat::Mp4 => {
+                    // Fragments survive a kill and a full disk; finalising makes an ordinary mp4 of them in the end.
+                    let muxer = self.element(
+                        "mp4mux",
+                        &[
+                            ("fragment-duration", FRAGMENT_MILLISECONDS.to_string()),
+                            ("fragment-mode", "first-moov-then-finalise".into()),
+                        ],
+                    )?;
+                    self.file(self.h264(Purpose::File)?, muxer, Spelling::Words)
+                }
+                FileFormat::Mkv => {
+                    let muxer = self.element("matroskamux", &[])?;
+                    self.file(self.h264(Purpose::File)?, muxer, Spelling::OneWord)
+                }
+                FileFormat::WebM => {
+                    let encoder = self.element("vp9enc", &vp9_settings(self.options.format.rate))?;
+                    self.file(vec![encoder], self.element("webmmux", &[])?, Spelling::OneWord)
+                }
+                FileFormat::Gif | FileFormat::WebP | FileFormat::Y4m => self.collected(),
+            },
+            OutputSpec::Frames { .. } | OutputSpec::Stdout => self.collected(),
+            OutputSpec::Rtmp { url } => self.rtmp(url),
+            OutputSpec::Window => {
+                let convert = self.element("videoconvert", &[])?;
+                let window = self.element("ximagesink", &[])?;
+                Ok(Tail { elements: vec![convert.clone(), window], encoded_before: Some(convert) })
+            }
+            spec @ (OutputSpec::Hls { .. } | OutputSpec::Rtsp { .. } | OutputSpec::Whip { .. }) => {
+                Err(Error::NotBuilt { output: spec.to_string(), feature: "full" })
+            }
+        }
+    }
+
+    /// Encoder, muxer and a file.
+    fn file(
+        &self,
+        encoder: Vec<gst::Element>,
+        muxer: gst::Element,
+        spelling: Spelling,
+    ) -> Result<Tail, Error> {
+        self.options.tags.apply(&muxer, spelling, &name_of(&encoder));
+        let location = self.target.part().unwrap_or(Path::new("")).to_owned();
+        let sink = gst::ElementFactory::make("filesink")
+            .property("location", location)
+            .build()
+            .map_err(|error| self.failed("filesink", &error))?;
+        let mut elements = encoder;
+        elements.extend([muxer.clone(), sink]);
+        Ok(Tail { elements, encoded_before: Some(muxer) })
+    }
+
+    fn rtmp(&self, url: &str) -> Result<Tail, Error> {
+        let mut elements = self.h264(Purpose::Live)?;
+        let encoder = name_of(&elements);
+        // openh264enc brings a parser of its own.
+        if self.target.encoder.is_some_and(|encoder| encoder.parser().is_none()) {
+            elements.push(self.element("h264parse", &[])?);
+        }
+        let muxer = self.element("flvmux", &[("streamable", "true".into())])?;
+        self.options.tags.apply(&muxer, Spelling::Words, &encoder);
+        let sink = self.element("rtmp2sink", &[("location", url.to_owned())])?;
+        elements.extend([muxer.clone(), sink]);
+        Ok(Tail { elements, encoded_before: Some(muxer) })
+    }
+
+    /// A writer of our own instead of encoder, muxer and sink.
+    fn collected(&self) -> Result<Tail, Error> {
+        let collector = self.collector().map_err(|error| self.unwritable(&error))?;
+        let name = format!("the writer of {}", self.target.spec);
+        Ok(Tail { elements: vec![collect::sink(&name, collector, self.feed).upcast()], encoded_before: None })
+    }
+
+    fn collector(&self) -> io::Result<Box<dyn Collector>> {
+        let OutputOptions { format, tags, .. } = self.options;
+        let size = format.size;
+        let rgb = RgbLayout { width: size.width, height: size.height };
+        let y4m = |target| -> io::Result<Box<dyn Collector>> {
+            let layout = I420Layout::new(size.width, size.height)
+                .ok_or_else(|| io::Error::other("the sides of the picture are not even"))?;
+            Ok(Box::new(Y4mWriter::new(target, *format, layout)))
+        };
+        match (&self.target.spec, &self.target.place) {
+            (OutputSpec::File { format: FileFormat::Gif, .. }, Place::File(file)) => {
+                Ok(Box::new(GifFile::create(file.open()?, *format, rgb, &tags.comment())?))
+            }
+            (OutputSpec::File { format: FileFormat::WebP, .. }, Place::File(file)) => {
+                Ok(Box::new(WebPFile::create(file.open()?, *format, rgb, tags.xmp())?))
+            }
+            (OutputSpec::Frames { .. }, Place::Folder(folder)) => {
+                folder.empty()?;
+                Ok(Box::new(PngFolder::new(folder.part().to_owned(), rgb, tags.comment())))
+            }
+            (OutputSpec::File { path, .. }, Place::Pipe) => y4m(Y4mTarget::Pipe(path.clone())),
+            (_, Place::File(file)) => y4m(Y4mTarget::File(file.open()?)),
+            _ => y4m(Y4mTarget::Stdout),
+        }
+    }
+
+    /// The H.264 encoder with its settings, and its parser.
+    fn h264(&self, purpose: Purpose) -> Result<Vec<gst::Element>, Error> {
+        let Some(encoder) = self.target.encoder else {
+            return Err(Error::NoEncoder { output: self.target.spec.to_string() });
+        };
+        let mut elements =
+            vec![self.element(encoder.element(), &encoder.settings(self.options.format.rate, purpose))?];
+        if let Some(parser) = encoder.parser() {
+            elements.push(self.element(parser, &[])?);
+        }
+        Ok(elements)
+    }
+
+    fn element(&self, name: &str, settings: &[(&str, String)]) -> Result<gst::Element, Error> {
+        let element = gst::ElementFactory::make(name).build().map_err(|error| self.failed(name, &error))?;
+        for (setting, value) in settings {
+            if element.find_property(setting).is_none() {
+                return Err(self.failed(name, &format!("it has no setting {setting}")));
+            }
+            element.set_property_from_str(setting, value);
+        }
+        Ok(element)
+    }
+
+    fn failed(&self, element: &str, why: &dyn fmt::Display) -> Error {
+        Error::Pipeline {
+            output: self.target.spec.to_string(),
+            element: element.to_owned(),
+            why: why.to_string(),
+        }
+    }
+
+    fn unwritable(&self, why: &io::Error) -> Error {
+        Error::Unwritable { path: self.target.spec.to_string().into(), why: why.to_string() }
+    }
+}
+
+/// What our frames are called in GStreamer.
+fn caps(format: ClipFormat, layout: PixelLayout) -> Result<gst::Caps, gst::glib::BoolError> {
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
     let rate = i32::try_from(format.rate.per_second()).unwrap_or(i32::MAX);
-    let colorimetry: gst_video::VideoColorimetry =
-        "bt709".parse().map_err(|error| failed("appsrc", &error))?;
-    let caps = gst_video::VideoInfo::builder(
-        gst_video::VideoFormat::I420,
-        side(format.size.width),
-        side(format.size.height),
-    )
-    .fps(gst::Fraction::new(rate, 1))
-    .colorimetry(&colorimetry)
-    .chroma_site(gst_video::VideoChromaSite::JPEG)
-    .build()
-    .and_then(|info| info.to_caps())
-    .map_err(|error| failed("appsrc", &error))?;
-    // The queue is bounded by `Feed::wait_for_room`, which also notices when nothing moves.
-    Ok(AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build())
-}
-
-/// The encoder with its settings, and its parser.
-fn encoder(encoder: H264Encoder, rate: FrameRate) -> Result<Vec<gst::Element>, Error> {
-    let elements = encoder
-        .elements()
-        .map(|name| gst::ElementFactory::make(name).build().map_err(|error| failed(name, &error)))
-        .collect::<Result<Vec<_>, _>>()?;
-    for (name, value) in encoder.settings(rate) {
-        if elements[0].find_property(name).is_none() {
-            return Err(failed(encoder.element(), &format!("it has no setting {name}")));
-        }
-        elements[0].set_property_from_str(name, &value);
+    let (pixels, colorimetry) = match layout {
+        PixelLayout::I420 => (gst_video::VideoFormat::I420, "bt709"),
+        PixelLayout::Rgb => (gst_video::VideoFormat::Rgb, "sRGB"),
+    };
+    let colorimetry: gst_video::VideoColorimetry = colorimetry.parse()?;
+    let info = gst_video::VideoInfo::builder(pixels, side(format.size.width), side(format.size.height))
+        .fps(gst::Fraction::new(rate, 1))
+        .colorimetry(&colorimetry);
+    match layout {
+        PixelLayout::I420 => info.chroma_site(gst_video::VideoChromaSite::JPEG).build()?.to_caps(),
+        PixelLayout::Rgb => info.build()?.to_caps(),
     }
-    Ok(elements)
 }
 
 /// The picture with the time at which it is shown, from its number.
-pub(super) fn timed(picture: Vec<u8>, number: usize, rate: FrameRate) -> gst::Buffer {
+pub(super) fn timed(mut picture: gst::Buffer, number: usize, rate: FrameRate) -> gst::Buffer {
     let start = |number: usize| gst::ClockTime::SECOND.mul_div_floor(number as u64, rate.per_second().into());
     let duration = start(number + 1).zip(start(number)).map(|(end, start)| end - start);
-    let mut buffer = gst::Buffer::from_mut_slice(picture);
-    if let Some(buffer) = buffer.get_mut() {
-        buffer.set_pts(start(number));
-        buffer.set_duration(duration);
-    }
-    buffer
+    let buffer = picture.make_mut();
+    buffer.set_pts(start(number));
+    buffer.set_duration(duration);
+    picture
 }
 
-fn failed(element: &str, why: &dyn fmt::Display) -> Error {
-    Error::Pipeline { element: element.to_owned(), why: why.to_string() }
+fn name_of(encoder: &[gst::Element]) -> String {
+    let factory = encoder.first().and_then(|element| element.factory());
+    factory.map_or_else(String::new, |factory| factory.name().to_string())
 }

@@ -1,16 +1,15 @@
 //! What the installed GStreamer can do, and which Debian package has what it cannot.
 
-use super::Error;
 use super::encoder::H264Encoder;
+use super::{Error, FileFormat, OutputSpec};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
-/// Elements of every mp4 pipeline with the Debian package of each, besides the encoder's.
-const NEEDED: [(&str, &str); 3] = [
-    ("appsrc", "gstreamer1.0-plugins-base"),
-    ("mp4mux", "gstreamer1.0-plugins-good"),
-    ("filesink", "libgstreamer1.0-0"),
-];
+const CORE: &str = "libgstreamer1.0-0";
+const BASE: &str = "gstreamer1.0-plugins-base";
+const GOOD: &str = "gstreamer1.0-plugins-good";
+const BAD: &str = "gstreamer1.0-plugins-bad";
+const X: &str = "gstreamer1.0-x";
 
 /// An element that is not installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +20,39 @@ pub struct MissingElement {
     pub package: &'static str,
 }
 
+/// What an output is made of besides an H.264 encoder: its elements, and the Debian package of each.
+pub fn elements(spec: &OutputSpec) -> Vec<(&'static str, &'static str)> {
+    let ours = [("appsrc", BASE), ("appsink", BASE)];
+    let rest: &[(&str, &str)] = match spec {
+        OutputSpec::File { format: FileFormat::Mp4, .. } => &[("mp4mux", GOOD), ("filesink", CORE)],
+        OutputSpec::File { format: FileFormat::Mkv, .. } => &[("matroskamux", GOOD), ("filesink", CORE)],
+        OutputSpec::File { format: FileFormat::WebM, .. } => {
+            &[("vp9enc", GOOD), ("webmmux", GOOD), ("filesink", CORE)]
+        }
+        OutputSpec::File { .. }
+        | OutputSpec::Frames { .. }
+        | OutputSpec::Stdout
+        | OutputSpec::Whip { .. } => &[],
+        OutputSpec::Hls { .. } => &[("mp4mux", GOOD)],
+        OutputSpec::Rtmp { .. } => &[("h264parse", BAD), ("flvmux", GOOD), ("rtmp2sink", BAD)],
+        OutputSpec::Rtsp { .. } => &[("rtph264pay", GOOD)],
+        OutputSpec::Window => &[("videoconvert", BASE), ("ximagesink", X)],
+    };
+    ours.iter().chain(rest).copied().collect()
+}
+
+/// Whether an output is made with an H.264 encoder.
+pub fn needs_h264(spec: &OutputSpec) -> bool {
+    match spec {
+        OutputSpec::File { format, .. } => matches!(format, FileFormat::Mp4 | FileFormat::Mkv),
+        OutputSpec::Frames { .. } | OutputSpec::Stdout | OutputSpec::Window => false,
+        OutputSpec::Hls { .. }
+        | OutputSpec::Rtmp { .. }
+        | OutputSpec::Rtsp { .. }
+        | OutputSpec::Whip { .. } => true,
+    }
+}
+
 /// What this machine offers for video out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
@@ -28,20 +60,29 @@ pub struct Survey {
     pub version: String,
     /// The H.264 encoder that is used.
     pub encoder: Option<H264Encoder>,
-    /// What an mp4 needs besides the encoder and is not there.
-    pub missing: Vec<MissingElement>,
 }
 
 impl Survey {
-    /// The encoder, when an mp4 can be written.
+    /// The encoder of an output that can be written here, if it needs one.
     ///
     /// # Errors
     /// The elements or the encoder that are missing, with their packages.
-    pub fn ready(&self) -> Result<H264Encoder, Error> {
-        if self.missing.is_empty() {
-            self.encoder.ok_or(Error::NoEncoder)
-        } else {
-            Err(Error::MissingElements { elements: self.missing.clone() })
+    pub fn ready(&self, spec: &OutputSpec) -> Result<Option<H264Encoder>, Error> {
+        self.ready_with(spec, installed)
+    }
+
+    fn ready_with(
+        &self,
+        spec: &OutputSpec,
+        installed: impl Fn(&str) -> bool,
+    ) -> Result<Option<H264Encoder>, Error> {
+        let elements = missing(elements(spec), installed);
+        if !elements.is_empty() {
+            return Err(Error::MissingElements { output: spec.to_string(), elements });
+        }
+        match self.encoder {
+            None if needs_h264(spec) => Err(Error::NoEncoder { output: spec.to_string() }),
+            encoder => Ok(encoder.filter(|_| needs_h264(spec))),
         }
     }
 }
@@ -52,11 +93,7 @@ impl Survey {
 /// GStreamer cannot start.
 pub fn survey() -> Result<Survey, Error> {
     gst::init().map_err(|error| Error::NoGStreamer { why: error.to_string() })?;
-    Ok(Survey {
-        version: gst::version_string().to_string(),
-        encoder: H264Encoder::choose(installed),
-        missing: missing(installed),
-    })
+    Ok(Survey { version: gst::version_string().to_string(), encoder: H264Encoder::choose(installed) })
 }
 
 /// Whether an element is there and its library can be loaded.
@@ -64,8 +101,11 @@ fn installed(element: &str) -> bool {
     gst::ElementFactory::find(element).is_some_and(|factory| factory.load().is_ok())
 }
 
-fn missing(installed: impl Fn(&str) -> bool) -> Vec<MissingElement> {
-    NEEDED
+fn missing(
+    elements: Vec<(&'static str, &'static str)>,
+    installed: impl Fn(&str) -> bool,
+) -> Vec<MissingElement> {
+    elements
         .into_iter()
         .filter(|(element, _)| !installed(element))
         .map(|(element, package)| MissingElement { element, package })
@@ -76,24 +116,29 @@ fn missing(installed: impl Fn(&str) -> bool) -> Vec<MissingElement> {
 mod tests {
     use super::*;
 
-    fn survey_with(elements: &[&str]) -> Survey {
+    fn ready(spec: &str, elements: &[&str]) -> Result<Option<H264Encoder>, Error> {
         let installed = |element: &str| elements.contains(&element);
-        Survey {
-            version: "GStreamer 1.22.0".into(),
-            encoder: H264Encoder::choose(installed),
-            missing: missing(installed),
-        }
+        let survey = Survey { version: "GStreamer 1.22.0".into(), encoder: H264Encoder::choose(installed) };
+        survey.ready_with(&spec.parse().unwrap(), installed)
     }
 
     #[test]
     fn what_is_missing_is_named_with_its_package() {
-        insta::assert_snapshot!(survey_with(&["filesink", "x264enc"]).ready().unwrap_err(), @"video cannot be written on this machine: GStreamer has no appsrc, mp4mux (install it with `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good`)");
-        insta::assert_snapshot!(survey_with(&["appsrc", "mp4mux", "filesink"]).ready().unwrap_err(), @"no H.264 encoder is installed: GStreamer has none of x264enc, openh264enc (install one with `sudo apt-get install gstreamer1.0-plugins-ugly`)");
+        insta::assert_snapshot!(ready("a.mp4", &["appsink", "filesink", "x264enc"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no appsrc, mp4mux (install it with `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good`)");
+        insta::assert_snapshot!(ready("a.mp4", &["appsrc", "appsink", "mp4mux", "filesink"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no H.264 encoder, none of x264enc, openh264enc (install one with `sudo apt-get install gstreamer1.0-plugins-ugly`)");
+        insta::assert_snapshot!(
+            ready("rtmp://a/b/c", &["appsrc", "appsink", "flvmux", "x264enc"]).unwrap_err()
+        );
     }
 
     #[test]
-    fn a_complete_machine_is_ready() {
-        let survey = survey_with(&["appsrc", "mp4mux", "filesink", "x264enc"]);
-        assert_eq!(survey.ready().unwrap(), H264Encoder::X264);
+    fn only_h264_needs_its_encoder() {
+        let all = ["appsrc", "appsink", "mp4mux", "filesink", "vp9enc", "webmmux"];
+        assert_eq!(ready("a.webm", &all).unwrap(), None);
+        assert_eq!(ready("a.gif", &all).unwrap(), None);
+        assert!(ready("a.mp4", &all).is_err());
+        let with_encoder = [&all[..], &["x264enc"]].concat();
+        assert_eq!(ready("a.mp4", &with_encoder).unwrap(), Some(H264Encoder::X264));
+        assert_eq!(ready("a.webm", &with_encoder).unwrap(), None);
     }
 }

@@ -1,12 +1,14 @@
 //! What a file says about itself: made by a model, by which one, with which seed.
 
-use super::encoder::H264Encoder;
 use bundle::units::Seed;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
 /// The mark that tells people and machines that no camera took this.
 pub const AI_MARK: &str = "AI-generated";
+
+/// The IPTC's term for it.
+const SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
 
 /// Characters of a title that are kept.
 const TITLE_LENGTH: usize = 200;
@@ -39,22 +41,68 @@ impl Tags {
         (!kept.is_empty()).then_some(kept)
     }
 
+    /// The comment as one word of letters, digits and `_-+/:.`: Matroska's muxer writes anything else in a way that only
+    /// GStreamer reads back as it was.
+    pub fn token(&self) -> String {
+        let version = env!("CARGO_PKG_VERSION");
+        let text = format!("{AI_MARK}:Rushes/{version}:{}:seed_{}", one_line(&self.model), self.seed.0);
+        let kept = |c: char| c.is_ascii_alphanumeric() || "_-+/:.".contains(c);
+        text.chars().map(|c| if kept(c) { c } else { '_' }).collect()
+    }
+
+    /// An XMP packet that marks the clip by the IPTC's vocabulary.
+    pub fn xmp(&self) -> String {
+        let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let title = self.short_title().map_or(String::new(), |title| {
+            format!(
+                "<dc:title><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt></dc:title>",
+                escaped(&title)
+            )
+        });
+        format!(
+            "<?xpacket begin=\"\u{feff}\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\
+             <x:xmpmeta xmlns:x=\"adobe:ns:meta/\"><rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">\
+             <rdf:Description rdf:about=\"\" xmlns:dc=\"http://purl.org/dc/elements/1.1/\" \
+             xmlns:Iptc4xmpExt=\"http://iptc.org/std/Iptc4xmpExt/2008-02-29/\" \
+             Iptc4xmpExt:DigitalSourceType=\"{SOURCE_TYPE}\">\
+             <dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt></dc:description>{title}\
+             </rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end=\"w\"?>",
+            escaped(&self.comment())
+        )
+    }
+
     /// Gives the tags to a muxer. They replace what the encoder says of itself.
-    pub(super) fn apply(&self, muxer: &gst::Element, encoder: H264Encoder) {
+    pub(super) fn apply(&self, muxer: &gst::Element, spelling: Spelling, encoder: &str) {
         let Some(setter) = muxer.dynamic_cast_ref::<gst::TagSetter>() else { return };
         let version = env!("CARGO_PKG_VERSION");
         setter.set_tag_merge_mode(gst::TagMergeMode::Replace);
         let replace = gst::TagMergeMode::Replace;
-        setter.add_tag::<gst::tags::Comment>(&self.comment().as_str(), replace);
-        setter.add_tag::<gst::tags::Keywords>(&AI_MARK, replace);
-        setter.add_tag::<gst::tags::Encoder>(
-            &format!("Rushes {version} ({})", encoder.element()).as_str(),
-            replace,
-        );
-        if let Some(title) = self.short_title() {
-            setter.add_tag::<gst::tags::Title>(&title.as_str(), replace);
+        match spelling {
+            Spelling::Words => {
+                setter.add_tag::<gst::tags::Comment>(&self.comment().as_str(), replace);
+                let name = format!("Rushes {version} ({encoder})");
+                setter.add_tag::<gst::tags::Encoder>(&name.as_str(), replace);
+                if let Some(title) = self.short_title() {
+                    setter.add_tag::<gst::tags::Title>(&title.as_str(), replace);
+                }
+            }
+            Spelling::OneWord => {
+                setter.add_tag::<gst::tags::Comment>(&self.token().as_str(), replace);
+                setter
+                    .add_tag::<gst::tags::Encoder>(&format!("Rushes/{version}:{encoder}").as_str(), replace);
+            }
         }
+        setter.add_tag::<gst::tags::Keywords>(&AI_MARK, replace);
     }
+}
+
+/// How a container spells its tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// As they are.
+    Words,
+    /// As [`Tags::token`].
+    OneWord,
 }
 
 /// The text with every run of white space or control characters made one space.
@@ -77,6 +125,20 @@ mod tests {
         let comment = tags("").comment();
         assert!(comment.starts_with("AI-generated: Rushes "), "{comment}");
         assert!(comment.ends_with(", model Wan2.2-T2V-A14B, seed 42"), "{comment}");
+    }
+
+    #[test]
+    fn the_token_is_one_word() {
+        let mut tags = tags("");
+        tags.model = "my model; 猫".into();
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(tags.token(), format!("AI-generated:Rushes/{version}:my_model___:seed_42"));
+    }
+
+    #[test]
+    fn xmp_is_escaped_and_names_the_source_type() {
+        let xmp = tags("a < b & c").xmp();
+        assert!(xmp.contains("a &lt; b &amp; c") && xmp.contains("trainedAlgorithmicMedia"), "{xmp}");
     }
 
     #[test]

@@ -1,11 +1,32 @@
-//! Whether an mp4 that was cut short can be played.
+//! Whether a file that was cut short can be played.
 
+use super::FileFormat;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+/// Whether there is anything to be seen in a file that may have been cut short.
+pub(super) fn is_playable(path: &Path, format: FileFormat) -> bool {
+    let found = match format {
+        FileFormat::Mp4 => has_index(path),
+        FileFormat::Mkv | FileFormat::WebM => has_cluster(path),
+        // Their writers are ours, and write whole frames after a head.
+        FileFormat::Gif | FileFormat::WebP | FileFormat::Y4m => path.metadata().map(|found| found.len() > 0),
+    };
+    found.unwrap_or(false)
+}
+
+/// Whether a Matroska file goes beyond its head, to the first cluster of frames.
+fn has_cluster(path: &Path) -> io::Result<bool> {
+    const CLUSTER: [u8; 4] = [0x1f, 0x43, 0xb6, 0x75];
+    let mut head = Vec::new();
+    File::open(path)?.take(1 << 16).read_to_end(&mut head)?;
+    let at = head.windows(4).position(|bytes| bytes == CLUSTER);
+    Ok(at.is_some_and(|at| head.len() > at + 64))
+}
+
 /// Whether the file holds a whole `moov` box, without which nothing in it can be played.
-pub(super) fn has_index(path: &Path) -> io::Result<bool> {
+fn has_index(path: &Path) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     let mut at = 0;

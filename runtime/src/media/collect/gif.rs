@@ -1,0 +1,79 @@
+//! Animated GIF, played for ever.
+
+use super::{Collector, bytes, rgb_rows};
+use crate::media::ClipFormat;
+use crate::media::frames::RgbLayout;
+use gif::{AnyExtension, Encoder, EncodingError, Extension, Frame, Repeat};
+use gstreamer as gst;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+/// How carefully the palette of a frame is chosen: 1 looks at each pixel, 30 at every thirtieth.
+const PALETTE_SPEED: i32 = 10;
+
+/// Writes each frame with a palette of its own.
+pub(in crate::media) struct GifFile {
+    encoder: Option<Encoder<BufWriter<File>>>,
+    layout: RgbLayout,
+    frames_per_second: u64,
+    written: u64,
+}
+
+impl GifFile {
+    /// Writes the head of the file.
+    ///
+    /// # Errors
+    /// A picture larger than a GIF can be, or what the system said.
+    pub(in crate::media) fn create(
+        file: File,
+        format: ClipFormat,
+        layout: RgbLayout,
+        comment: &str,
+    ) -> io::Result<Self> {
+        let mut encoder = Encoder::new(BufWriter::new(file), side(layout.width)?, side(layout.height)?, &[])
+            .map_err(plain)?;
+        encoder.set_repeat(Repeat::Infinite).map_err(plain)?;
+        let lines: Vec<&[u8]> = comment.as_bytes().chunks(255).collect();
+        encoder.write_raw_extension(AnyExtension(Extension::Comment as u8), &lines).map_err(plain)?;
+        let frames_per_second = format.rate.per_second().into();
+        Ok(Self { encoder: Some(encoder), layout, frames_per_second, written: 0 })
+    }
+
+    /// The hundredths of a second at which frame `number` is shown; the differences are right on average.
+    fn shown_at(&self, number: u64) -> u64 {
+        (200 * number + self.frames_per_second) / (2 * self.frames_per_second)
+    }
+}
+
+impl Collector for GifFile {
+    fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
+        let picture = rgb_rows(&bytes(buffer)?, self.layout);
+        let (width, height) = (side(self.layout.width)?, side(self.layout.height)?);
+        let mut frame = Frame::from_rgb_speed(width, height, &picture, PALETTE_SPEED);
+        let delay = self.shown_at(self.written + 1) - self.shown_at(self.written);
+        frame.delay = u16::try_from(delay).unwrap_or(u16::MAX);
+        self.written += 1;
+        let encoder = self.encoder.as_mut().ok_or_else(|| io::Error::other("it is closed already"))?;
+        encoder.write_frame(&frame).map_err(plain)?;
+        encoder.get_mut().flush()
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        match self.encoder.take() {
+            Some(encoder) => encoder.into_inner().map_err(plain)?.flush(),
+            None => Ok(()),
+        }
+    }
+}
+
+fn side(pixels: usize) -> io::Result<u16> {
+    u16::try_from(pixels).map_err(|_| io::Error::other("a GIF has at most 65535 pixels a side"))
+}
+
+/// The system's own error, where that is what it was.
+fn plain(error: EncodingError) -> io::Error {
+    match error {
+        EncodingError::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}

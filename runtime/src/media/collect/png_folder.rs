@@ -1,0 +1,58 @@
+//! A folder of numbered PNGs.
+
+use super::{Collector, bytes, rgb_rows};
+use crate::media::frames::RgbLayout;
+use gstreamer as gst;
+use std::io;
+use std::path::PathBuf;
+
+/// Writes each frame to a file of its own, under its name only when it is whole.
+#[derive(Debug)]
+pub(in crate::media) struct PngFolder {
+    folder: PathBuf,
+    layout: RgbLayout,
+    comment: String,
+    written: usize,
+}
+
+impl PngFolder {
+    /// A writer into a folder that is there.
+    pub(in crate::media) fn new(folder: PathBuf, layout: RgbLayout, comment: String) -> Self {
+        Self { folder, layout, comment, written: 0 }
+    }
+
+    fn encode(&self, picture: &[u8]) -> Result<Vec<u8>, png::EncodingError> {
+        let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, side(self.layout.width), side(self.layout.height));
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        encoder.set_compression(png::Compression::Fast);
+        encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
+        // `Comment` is one of the keywords that the standard defines.
+        encoder.add_itxt_chunk("Comment".into(), self.comment.clone())?;
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&rgb_rows(picture, self.layout))?;
+        writer.finish()?;
+        Ok(file)
+    }
+}
+
+impl Collector for PngFolder {
+    fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
+        let file = self.encode(&*bytes(buffer)?).map_err(io::Error::other)?;
+        let path = self.folder.join(format!("{:05}.png", self.written + 1));
+        let part = path.with_extension("png.part");
+        let written = std::fs::write(&part, file).and_then(|()| std::fs::rename(&part, &path));
+        if written.is_err() {
+            // What cannot be removed is seen by its name to be no finished file.
+            let _ = std::fs::remove_file(&part);
+        }
+        self.written += 1;
+        written
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

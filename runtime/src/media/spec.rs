@@ -1,0 +1,254 @@
+//! What an output is, from how it is typed: a path or an address.
+
+use bundle::Error;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A kind of file that holds one clip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileFormat {
+    /// H.264 in mp4.
+    Mp4,
+    /// VP9 in WebM.
+    WebM,
+    /// H.264 in Matroska.
+    Mkv,
+    /// An animated GIF: 256 colours a frame.
+    Gif,
+    /// An animated WebP.
+    WebP,
+    /// Uncompressed I420 as YUV4MPEG2.
+    Y4m,
+}
+
+impl FileFormat {
+    /// All formats.
+    pub const ALL: [Self; 6] = [Self::Mp4, Self::WebM, Self::Mkv, Self::Gif, Self::WebP, Self::Y4m];
+
+    /// The end of the names of its files.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Mp4 => "mp4",
+            Self::WebM => "webm",
+            Self::Mkv => "mkv",
+            Self::Gif => "gif",
+            Self::WebP => "webp",
+            Self::Y4m => "y4m",
+        }
+    }
+
+    fn of(path: &Path) -> Option<Self> {
+        let extension = path.extension()?;
+        Self::ALL.into_iter().find(|format| extension.eq_ignore_ascii_case(format.extension()))
+    }
+}
+
+/// Where a clip goes, as it was asked for. Nothing of it has been looked at yet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OutputSpec {
+    /// A file; its extension says of which format.
+    File {
+        /// Its name.
+        path: PathBuf,
+        /// Its format.
+        format: FileFormat,
+    },
+    /// A folder of numbered PNGs: `DIR/`.
+    Frames {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// YUV4MPEG2 on standard output: `-`.
+    Stdout,
+    /// A folder with an HLS playlist and its segments: `hls:DIR`.
+    Hls {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// An RTMP server that takes a stream: `rtmp://HOST/APP/KEY`.
+    Rtmp {
+        /// The server and the stream.
+        url: String,
+    },
+    /// An address of this machine from which players can read: `rtsp://HOST:PORT/NAME`.
+    Rtsp {
+        /// The address to listen at, like `127.0.0.1:8554`.
+        address: String,
+        /// The name of the stream.
+        name: String,
+    },
+    /// A WebRTC server that takes a stream over WHIP: `whip:URL`.
+    Whip {
+        /// Where the offer is posted.
+        url: String,
+    },
+    /// A window on this machine's screen: `window`.
+    Window,
+}
+
+/// The port that RTSP has when none is given; the one of the standard, 554, is root's.
+const RTSP_PORT: &str = "8554";
+
+impl OutputSpec {
+    /// Whether viewers look at it while it is made, so that it must keep to the clock.
+    pub fn is_live(&self) -> bool {
+        matches!(
+            self,
+            Self::Hls { .. } | Self::Rtmp { .. } | Self::Rtsp { .. } | Self::Whip { .. } | Self::Window
+        )
+    }
+}
+
+impl FromStr for OutputSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let path = Path::new(text);
+        match text {
+            "-" => return Ok(Self::Stdout),
+            "window" => return Ok(Self::Window),
+            _ => {}
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            return match scheme {
+                "rtmp" | "rtmps"
+                    if rest
+                        .split_once('/')
+                        .is_some_and(|(host, key)| !host.is_empty() && !key.is_empty()) =>
+                {
+                    Ok(Self::Rtmp { url: text.into() })
+                }
+                "rtmp" | "rtmps" => {
+                    Err(refused(text, "it names no stream", "write it like rtmp://HOST/APP/KEY"))
+                }
+                "rtsp" => rtsp(text, rest),
+                "http" | "https" => Err(refused(
+                    text,
+                    "it does not say in which way it takes a stream",
+                    format!("for a WebRTC server that speaks WHIP write whip:{text}"),
+                )),
+                _ => Err(unknown(text)),
+            };
+        }
+        if let Some(folder) = text.strip_prefix("hls:") {
+            return if folder.is_empty() {
+                Err(refused(text, "it names no folder", "write it like hls:FOLDER"))
+            } else {
+                Ok(Self::Hls { folder: folder.into() })
+            };
+        }
+        if text.ends_with('/') {
+            return Ok(Self::Frames { folder: path.into() });
+        }
+        match FileFormat::of(path) {
+            Some(format) => Ok(Self::File { path: path.into(), format }),
+            None => Err(unknown(text)),
+        }
+    }
+}
+
+fn rtsp(text: &str, rest: &str) -> Result<OutputSpec, Error> {
+    let (address, name) = rest.split_once('/').unwrap_or((rest, "clip"));
+    let name = if name.is_empty() { "clip" } else { name };
+    let port = address.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map(|(_, port)| port);
+    if address.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(refused(text, "it names no address", "write it like rtsp://127.0.0.1:8554/clip"));
+    }
+    let address = if port.is_some() { address.to_owned() } else { format!("{address}:{RTSP_PORT}") };
+    Ok(OutputSpec::Rtsp { address, name: name.into() })
+}
+
+fn refused(text: &str, rule: impl Into<String>, fix: impl Into<String>) -> Error {
+    Error::value("--output", format!("`{text}`"), rule, fix)
+}
+
+fn unknown(text: &str) -> Error {
+    let names: Vec<_> = FileFormat::ALL.iter().map(|format| format!(".{}", format.extension())).collect();
+    refused(
+        text,
+        format!("its name does not end in one of {}", names.join(", ")),
+        "name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, \
+         rtmp://…, rtsp://…, whip:URL or window",
+    )
+}
+
+impl fmt::Display for OutputSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, .. } => write!(f, "{}", path.display()),
+            Self::Frames { folder } => write!(f, "{}", folder.display()),
+            Self::Stdout => f.write_str("standard output"),
+            Self::Hls { folder } => write!(f, "hls:{}", folder.display()),
+            Self::Rtmp { url } => f.write_str(url),
+            Self::Rtsp { address, name } => write!(f, "rtsp://{address}/{name}"),
+            Self::Whip { url } => write!(f, "whip:{url}"),
+            Self::Window => f.write_str("window"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> OutputSpec {
+        text.parse().unwrap()
+    }
+
+    fn report(text: &str) -> String {
+        text.parse::<OutputSpec>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn files_are_known_by_their_extension_whatever_its_case() {
+        for (name, format) in [
+            ("clip.mp4", FileFormat::Mp4),
+            ("a/clip.MP4", FileFormat::Mp4),
+            ("clip.webm", FileFormat::WebM),
+            ("my.clip.mkv", FileFormat::Mkv),
+            ("c:lip.gif", FileFormat::Gif),
+            ("clip.webp", FileFormat::WebP),
+            ("clip.y4m", FileFormat::Y4m),
+        ] {
+            assert_eq!(parsed(name), OutputSpec::File { path: name.into(), format });
+        }
+    }
+
+    #[test]
+    fn addresses_are_taken_apart() {
+        assert_eq!(parsed("-"), OutputSpec::Stdout);
+        assert_eq!(parsed("window"), OutputSpec::Window);
+        assert_eq!(parsed("frames/"), OutputSpec::Frames { folder: "frames/".into() });
+        assert_eq!(parsed("hls:a/live"), OutputSpec::Hls { folder: "a/live".into() });
+        assert_eq!(parsed("rtmp://host/app/key"), OutputSpec::Rtmp { url: "rtmp://host/app/key".into() });
+        let rtsp =
+            |address: &str, name: &str| OutputSpec::Rtsp { address: address.into(), name: name.into() };
+        assert_eq!(parsed("rtsp://127.0.0.1:9000/a"), rtsp("127.0.0.1:9000", "a"));
+        assert_eq!(parsed("rtsp://localhost"), rtsp("localhost:8554", "clip"));
+        assert_eq!(parsed("rtsp://[::1]/"), rtsp("[::1]:8554", "clip"));
+        for text in ["rtsp://127.0.0.1:9000/a", "hls:a/live", "clip.mp4", "rtmp://host/app/key", "window"] {
+            assert_eq!(parsed(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_none_of_these_is_refused_with_what_would_do() {
+        insta::assert_snapshot!(report("clip.avi"), @"--output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://…, whip:URL or window)");
+        for text in [
+            "",
+            "clip",
+            "mp4",
+            ".mp4",
+            "frames",
+            "hls:",
+            "rtmp://host",
+            "rtsp://",
+            "rtsp://h:x/",
+            "ftp://a/b.mp4",
+        ] {
+            assert!(report(text).starts_with(&format!("--output cannot be `{text}`: ")), "{}", report(text));
+        }
+        assert!(report("https://a/whip").contains("whip:https://a/whip"));
+    }
+}
