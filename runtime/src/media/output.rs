@@ -1,5 +1,6 @@
 //! One output while the frames are being made.
 
+use super::collect::PLAYLIST;
 use super::feed::{Feed, Halt};
 use super::pipeline::{OutputPipeline, timed};
 use super::playable::is_playable;
@@ -145,7 +146,8 @@ impl Output {
         let bytes = match &self.target.place {
             Place::File(file) => file.publish().map(|()| Some(file.bytes()))?,
             Place::Folder(folder) => folder.publish().map(|()| Some(folder.bytes()))?,
-            Place::Pipe | Place::Elsewhere => None,
+            Place::Playlist(folder) => Some(folder.bytes()),
+            Place::Pipe | Place::Listener(_) | Place::Elsewhere => None,
         };
         Ok(WrittenClip { output: self.target.spec.clone(), frames: found, bytes })
     }
@@ -171,10 +173,11 @@ impl Output {
                 file.part().to_owned()
             }
             Place::Folder(folder) if frames > 0 => folder.part().to_owned(),
-            Place::Pipe | Place::Elsewhere if frames > 0 => {
+            Place::Playlist(folder) if folder.path().join(PLAYLIST).exists() => folder.path().join(PLAYLIST),
+            Place::Pipe | Place::Listener(_) | Place::Elsewhere if frames > 0 => {
                 return Kept::Sent { to: self.target.spec.clone(), frames };
             }
-            Place::Folder(_) | Place::Pipe | Place::Elsewhere => return Kept::Nothing,
+            _ => return Kept::Nothing,
         };
         if whole { Kept::Whole { part, frames } } else { Kept::UpTo { part, frames } }
     }

@@ -57,8 +57,7 @@ impl PartFile {
     /// # Errors
     /// What the system said.
     pub(super) fn open(&self) -> io::Result<File> {
-        self.file.set_len(0)?;
-        OpenOptions::new().read(true).write(true).open(&self.part)
+        OpenOptions::new().write(true).truncate(true).open(&self.part)
     }
 
     /// Bytes written so far.

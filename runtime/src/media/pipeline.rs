@@ -1,8 +1,9 @@
 //! The elements of each output and how they are joined: `appsrc ! stages ! encoder ! muxer ! sink`.
 
-use super::collect::{self, Collector, GifFile, PngFolder, WebPFile, Y4mTarget, Y4mWriter};
+use super::collect::{self, Collector, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile};
+use super::collect::{Y4mTarget, Y4mWriter};
 use super::encoder::{Purpose, vp9_settings};
-use super::feed::Feed;
+use super::feed::{Fault, Feed};
 use super::frames::{I420Layout, RgbLayout};
 use super::output::OutputOptions;
 use super::shared_frame::PixelLayout;
@@ -21,6 +22,9 @@ use std::sync::Arc;
 
 /// Longest stretch of video in milliseconds that a kill can take from the file.
 const FRAGMENT_MILLISECONDS: u32 = 500;
+
+/// Length of a segment of HLS: its target duration is counted in whole seconds.
+const SEGMENT_MILLISECONDS: u32 = 1000;
 
 /// A pipeline that has not started yet.
 #[derive(Debug)]
@@ -134,10 +138,33 @@ impl Builder<'_> {
                 let window = self.element("ximagesink", &[])?;
                 Ok(Tail { elements: vec![convert.clone(), window], encoded_before: Some(convert) })
             }
-            spec @ (OutputSpec::Hls { .. } | OutputSpec::Rtsp { .. } | OutputSpec::Whip { .. }) => {
-                Err(Error::NotBuilt { output: spec.to_string(), feature: "full" })
+            OutputSpec::Hls { .. } => {
+                let settings = [
+                    ("fragment-duration", SEGMENT_MILLISECONDS.to_string()),
+                    ("fragment-mode", "dash-or-mss".into()),
+                    ("streamable", "true".into()),
+                ];
+                let muxer = self.element("mp4mux", &settings)?;
+                let encoder = self.h264(Purpose::Live)?;
+                self.options.tags.apply(&muxer, Spelling::Words, &name_of(&encoder));
+                self.streamed(encoder, muxer, Pace::AtOnce)
+            }
+            OutputSpec::Rtsp { .. } => {
+                // Parameter sets before each key frame, so that a viewer can begin at any of them.
+                let payloader = self.element("rtph264pay", &[("config-interval", "-1".into())])?;
+                self.streamed(self.h264(Purpose::Live)?, payloader, Pace::ByTheClock)
+            }
+            OutputSpec::Whip { .. } => {
+                Err(Error::NotBuilt { output: self.target.spec.to_string(), feature: "whip" })
             }
         }
+    }
+
+    /// Encoder, muxer and a writer of our own.
+    fn streamed(&self, encoder: Vec<gst::Element>, muxer: gst::Element, pace: Pace) -> Result<Tail, Error> {
+        let mut elements = encoder;
+        elements.extend([muxer.clone(), self.collecting(Unit::Packets, pace)?]);
+        Ok(Tail { elements, encoded_before: Some(muxer) })
     }
 
     /// Encoder, muxer and a file.
@@ -174,9 +201,13 @@ impl Builder<'_> {
 
     /// A writer of our own instead of encoder, muxer and sink.
     fn collected(&self) -> Result<Tail, Error> {
+        Ok(Tail { elements: vec![self.collecting(Unit::Frames, Pace::AtOnce)?], encoded_before: None })
+    }
+
+    fn collecting(&self, unit: Unit, pace: Pace) -> Result<gst::Element, Error> {
         let collector = self.collector().map_err(|error| self.unwritable(&error))?;
         let name = format!("the writer of {}", self.target.spec);
-        Ok(Tail { elements: vec![collect::sink(&name, collector, self.feed).upcast()], encoded_before: None })
+        Ok(collect::sink(&name, collector, self.feed, (unit, pace)).upcast())
     }
 
     fn collector(&self) -> io::Result<Box<dyn Collector>> {
@@ -198,6 +229,14 @@ impl Builder<'_> {
             (OutputSpec::Frames { .. }, Place::Folder(folder)) => {
                 folder.empty()?;
                 Ok(Box::new(PngFolder::new(folder.part().to_owned(), rgb, tags.comment())))
+            }
+            (OutputSpec::Hls { .. }, Place::Playlist(folder)) => {
+                folder.clear()?;
+                let (rate, endless) = (format.rate.per_second(), format.frames.is_none());
+                Ok(Box::new(HlsWriter::new(folder.path(), rate, endless)))
+            }
+            (OutputSpec::Rtsp { .. }, Place::Listener(listener)) => {
+                Ok(Box::new(RtspServer::start(listener, &tags.comment())?))
             }
             (OutputSpec::File { path, .. }, Place::Pipe) => y4m(Y4mTarget::Pipe(path.clone())),
             (_, Place::File(file)) => y4m(Y4mTarget::File(file.open()?)),
@@ -238,6 +277,9 @@ impl Builder<'_> {
     }
 
     fn unwritable(&self, why: &io::Error) -> Error {
+        if Fault::of_io("", why).disk_full {
+            return Error::DiskFull { output: self.target.spec.to_string() };
+        }
         Error::Unwritable { path: self.target.spec.to_string().into(), why: why.to_string() }
     }
 }

@@ -127,7 +127,8 @@ mod tests {
         insta::assert_snapshot!(ready("a.mp4", &["appsink", "filesink", "x264enc"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no appsrc, mp4mux (install it with `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good`)");
         insta::assert_snapshot!(ready("a.mp4", &["appsrc", "appsink", "mp4mux", "filesink"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no H.264 encoder, none of x264enc, openh264enc (install one with `sudo apt-get install gstreamer1.0-plugins-ugly`)");
         insta::assert_snapshot!(
-            ready("rtmp://a/b/c", &["appsrc", "appsink", "flvmux", "x264enc"]).unwrap_err()
+            ready("rtmp://a/b/c", &["appsrc", "appsink", "flvmux", "x264enc"]).unwrap_err(),
+            @"rtmp://a/b/c cannot be written on this machine: GStreamer has no h264parse, rtmp2sink (install it with `sudo apt-get install gstreamer1.0-plugins-bad`)"
         );
     }
 

@@ -1,11 +1,15 @@
 //! Where a clip goes, checked and taken before any other work starts.
 
+use super::collect::HlsFolder;
 use super::encoder::H264Encoder;
 use super::part_file::PartFile;
 use super::part_folder::PartFolder;
 use super::plugins::survey;
 use super::{Error, FileFormat, OutputSpec};
-use std::io::IsTerminal;
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use std::io::{self, IsTerminal};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +33,10 @@ pub(super) enum Place {
     Folder(Arc<PartFolder>),
     /// A named pipe, whose reader gets the frames.
     Pipe,
+    /// A folder with a playlist that is there from the first segment on.
+    Playlist(Arc<HlsFolder>),
+    /// A port of this machine.
+    Listener(Arc<TcpListener>),
     /// Nothing on a disk of this machine.
     Elsewhere,
 }
@@ -45,7 +53,17 @@ impl OutputTarget {
             OutputSpec::File { path, format: FileFormat::Y4m } if is_pipe(path) => Place::Pipe,
             OutputSpec::File { path, .. } => Place::File(Arc::new(PartFile::create(path)?)),
             OutputSpec::Frames { folder } => Place::Folder(Arc::new(PartFolder::create(folder)?)),
-            OutputSpec::Stdout if std::io::stdout().is_terminal() => return Err(Error::Terminal),
+            OutputSpec::Stdout if io::stdout().is_terminal() => return Err(Error::Terminal),
+            OutputSpec::Hls { folder } => Place::Playlist(Arc::new(
+                HlsFolder::create(folder).map_err(|error| unwritable(spec, &error))?,
+            )),
+            OutputSpec::Rtsp { address, .. } => Place::Listener(Arc::new(
+                TcpListener::bind(address).map_err(|error| unwritable(spec, &error))?,
+            )),
+            OutputSpec::Window => open_screen(spec).map(|()| Place::Elsewhere)?,
+            OutputSpec::Whip { .. } => {
+                return Err(Error::NotBuilt { output: spec.to_string(), feature: "whip" });
+            }
             _ => Place::Elsewhere,
         };
         Ok(Self { spec: spec.clone(), place, encoder })
@@ -74,9 +92,33 @@ impl OutputTarget {
         match &self.place {
             Place::File(file) => Some(file.part()),
             Place::Folder(folder) => Some(folder.part()),
-            Place::Pipe | Place::Elsewhere => None,
+            Place::Playlist(folder) => Some(folder.path()),
+            Place::Pipe | Place::Listener(_) | Place::Elsewhere => None,
         }
     }
+
+    /// The address that an RTSP output listens at, with its real port if 0 was asked for.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.place {
+            Place::Listener(listener) => listener.local_addr().ok(),
+            _ => None,
+        }
+    }
+}
+
+fn unwritable(spec: &OutputSpec, error: &io::Error) -> Error {
+    Error::Unwritable { path: spec.to_string().into(), why: error.to_string() }
+}
+
+/// Finds out whether there is a screen. GStreamer's choice of a sink would go on to others, of which some crash.
+fn open_screen(spec: &OutputSpec) -> Result<(), Error> {
+    let window = gst::ElementFactory::make("ximagesink").build();
+    let opens = window.is_ok_and(|window| {
+        let opens = window.set_state(gst::State::Ready).is_ok();
+        opens & window.set_state(gst::State::Null).is_ok()
+    });
+    let why = "no X display answers; set DISPLAY, or allow this user to open windows";
+    if opens { Ok(()) } else { Err(unwritable(spec, &io::Error::other(why))) }
 }
 
 fn is_pipe(path: &Path) -> bool {

@@ -3,12 +3,17 @@
 //! A collector runs in the pipeline's thread. What it cannot write ends its own pipeline and no other.
 
 mod gif;
+mod hls;
 mod png_folder;
+mod rtsp;
+mod rtsp_request;
 mod webp;
 mod y4m;
 
 pub(super) use gif::GifFile;
+pub(super) use hls::{HlsFolder, HlsWriter, PLAYLIST};
 pub(super) use png_folder::PngFolder;
+pub(super) use rtsp::RtspServer;
 pub(super) use webp::WebPFile;
 pub(super) use y4m::{Y4mTarget, Y4mWriter};
 
@@ -20,6 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Takes what comes out of a pipeline.
 pub(super) trait Collector: Send {
+    /// What comes, before the first of it and whenever that changes.
+    fn format(&mut self, _caps: &gst::CapsRef) {}
+
     /// Takes a picture or a packet.
     ///
     /// # Errors
@@ -33,19 +41,50 @@ pub(super) trait Collector: Send {
     fn finish(&mut self) -> io::Result<()>;
 }
 
+/// When a collector gets what comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As soon as it is there.
+    AtOnce,
+    /// When it is to be shown: viewers get a clip that is made faster than it plays at the speed at which it plays.
+    ByTheClock,
+}
+
+/// What a collector takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// Frames, which are counted.
+    Frames,
+    /// Pieces of a stream.
+    Packets,
+}
+
 /// An `appsink` that gives everything to a collector and tells the feed.
-pub(super) fn sink(name: &str, collector: Box<dyn Collector>, feed: &Arc<Feed>) -> AppSink {
+pub(super) fn sink(
+    name: &str,
+    collector: Box<dyn Collector>,
+    feed: &Arc<Feed>,
+    (unit, pace): (Unit, Pace),
+) -> AppSink {
     let collector = Arc::new(Mutex::new(collector));
     let (taking, ending) = (Arc::clone(&collector), collector);
     let (fed, ended) = (Arc::clone(feed), Arc::clone(feed));
     let (taker, ender) = (name.to_owned(), name.to_owned());
+    let mut caps: Option<gst::Caps> = None;
     let callbacks = AppSinkCallbacks::builder()
         .new_sample(move |sink| {
             let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
             let Some(buffer) = sample.buffer() else { return Ok(gst::FlowSuccess::Ok) };
-            match taking.lock().unwrap_or_else(PoisonError::into_inner).take(buffer) {
+            let mut collector = taking.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(new) = sample.caps_owned().filter(|new| caps.as_ref() != Some(new)) {
+                collector.format(&new);
+                caps = Some(new);
+            }
+            match collector.take(buffer) {
                 Ok(()) => {
-                    fed.collected();
+                    if unit == Unit::Frames {
+                        fed.collected();
+                    }
                     Ok(gst::FlowSuccess::Ok)
                 }
                 Err(error) => {
@@ -60,7 +99,7 @@ pub(super) fn sink(name: &str, collector: Box<dyn Collector>, feed: &Arc<Feed>) 
             }
         })
         .build();
-    AppSink::builder().name(name).sync(false).max_buffers(1).callbacks(callbacks).build()
+    AppSink::builder().name(name).sync(pace == Pace::ByTheClock).max_buffers(1).callbacks(callbacks).build()
 }
 
 /// The bytes of a buffer.

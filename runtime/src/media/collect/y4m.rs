@@ -40,10 +40,7 @@ enum State {
 
 impl Y4mWriter {
     /// A writer of frames in a layout. Nothing is opened or written yet.
-    pub(in crate::media) fn new(
-        target: Y4mTarget,
-        format: ClipFormat,
-        layout: I420Layout) -> Self {
+    pub(in crate::media) fn new(target: Y4mTarget, format: ClipFormat, layout: I420Layout) -> Self {
         let header = format!(
             "YUV4MPEG2 W{} H{} F{}:1 Ip A1:1 C420jpeg XCOLORRANGE=LIMITED\n",
             format.size.width,
@@ -120,8 +117,7 @@ mod tests {
         writer.take(&gst::Buffer::from_slice(picture)).unwrap();
         writer.finish().unwrap();
         let written = std::fs::read(file.path()).unwrap();
-        let expected =
-            b"YUV4MPEG2 W2 H2 F16:1 Ip A1:1 C420jpeg XCOLORRANGE=LIMITED\n\
+        let expected = b"YUV4MPEG2 W2 H2 F16:1 Ip A1:1 C420jpeg XCOLORRANGE=LIMITED\n\
             FRAME\n\x01\x02\x03\x04\x05\x06";
         assert_eq!(written, expected);
         assert!(writer.take(&gst::Buffer::from_slice(picture)).is_err());
