@@ -35,7 +35,7 @@ fn format(size: &str, frames_per_second: u32, frames: usize) -> ClipFormat {
 }
 
 fn tags() -> Tags {
-    Tags { title: Some("一只猫 & a ball".into()), model: "Wan2.2-T2V-A14B".into(), seed: Seed(7) }
+    Tags::new("一只猫 & a ball".to_owned(), "Wan2.2-T2V-A14B", Seed(7))
 }
 
 fn claim(folder: &Path, names: &[&str]) -> Vec<OutputTarget> {

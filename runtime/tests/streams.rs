@@ -15,7 +15,7 @@ use std::time::Duration;
 fn options(size: &str, frames: Option<usize>) -> OutputOptions {
     let rate = FrameRate::try_new(16).unwrap();
     let format = ClipFormat { size: size.parse().unwrap(), rate, frames };
-    let tags = Tags { title: Some("a clip".into()), model: "mini".into(), seed: Seed(7) };
+    let tags = Tags::new("a clip".to_owned(), "mini", Seed(7));
     OutputOptions::new(format, tags, &Cancel::new())
 }
 

@@ -67,6 +67,8 @@ pub(super) struct GenerateArgs {
     /// Seconds after which an output that does not go on is given up
     #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
     pub(super) patience: Patience,
+    #[command(flatten)]
+    pub(super) dressing: super::dressing::DressingArgs,
     /// What the clip should not show [default: the model's]
     #[arg(long, value_name = "TEXT")]
     pub(super) negative: Option<String>,

@@ -4,6 +4,7 @@ use super::args::{Everywhere, GenerateArgs};
 use super::progress::Progress;
 use super::render;
 use crate::footprint::footprints;
+use crate::media::dressing::Dressing;
 use crate::media::{self, ClipFormat, Kept, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, scaled_noise, seeded_noise};
@@ -40,6 +41,11 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     // Before GStreamer starts threads: loading may set an environment variable.
     let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
     let targets = OutputTarget::claim_all(&args.output)?;
+    let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
+    let dressing = args.dressing.spec()?.open(made)?;
+    if dressing.sound().is_some() {
+        media::check_sound(&targets)?;
+    }
     let options =
         ModelOptions { precision: args.precision, provider: args.ep, threads: args.threads, weights };
     let model = Model::new(bundle, onnx, options)?;
@@ -53,19 +59,22 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         }
     }
     let cancel = cancel_on_interrupt();
+    let options = OutputOptions {
+        format: dressing.format(),
+        tags: Tags {
+            note: dressing.note().map(str::to_owned),
+            mark: args.dressing.mark(),
+            ..Tags::new(plan.prompt.clone(), &model.manifest().model, plan.seed)
+        },
+        sound: dressing.sound().cloned(),
+        patience: args.patience.0,
+        cancel: cancel.clone(),
+    };
     let mut clip = Clip {
         plan: &plan,
         targets: &targets,
-        options: OutputOptions {
-            format: ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) },
-            tags: Tags {
-                title: Some(plan.prompt.clone()),
-                model: model.manifest().model.clone(),
-                seed: plan.seed,
-            },
-            patience: args.patience.0,
-            cancel: cancel.clone(),
-        },
+        options,
+        dressing,
         progress: Progress::new(args.progress),
         outputs: None,
         told: 0,
@@ -144,6 +153,7 @@ pub(super) fn cancel_on_interrupt() -> Cancel {
 struct Clip<'a> {
     plan: &'a GenerationPlan,
     targets: &'a [OutputTarget],
+    dressing: Dressing,
     options: OutputOptions,
     progress: Progress,
     outputs: Option<Outputs>,
@@ -202,7 +212,10 @@ impl Clip<'_> {
             None => self.outputs.insert(Outputs::start(self.targets, &self.options)?),
         };
         let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.made);
-        let written = outputs.write(frames.slice_axis(Axis(0), Slice::from(..wanted)));
+        let mut written = Ok(());
+        for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
+            written = written.and_then(|()| outputs.write_all(self.dressing.push(frame.to_owned())));
+        }
         for failed in &outputs.failed()[self.told..] {
             self.progress.clear();
             render::note(&format!("warning: {}; {}; the other outputs go on", failed.error, failed.kept));
@@ -217,9 +230,10 @@ impl Clip<'_> {
     fn finish(mut self, model: &Model, as_json: bool, started: Instant) -> Result<ExitCode, Error> {
         self.end_phase();
         self.progress.clear();
-        let Some(outputs) = self.outputs.take() else {
+        let Some(mut outputs) = self.outputs.take() else {
             unreachable!("a clip has at least one frame, and its first started the outputs");
         };
+        outputs.write_all(self.dressing.finish())?;
         let first_encoded = outputs.first_encoded();
         let outcome = outputs.finish();
         let trace = self.trace.take().map(Trace::write).transpose()?;
@@ -232,10 +246,10 @@ impl Clip<'_> {
             "output": first.map(|clip| place(&clip.output)),
             "outputs": outputs_as_json(&outcome),
             "trace": trace,
-            "frames": self.plan.frames.get(),
+            "frames": self.options.format.frames,
             "bytes": first.and_then(|clip| clip.bytes),
             "size": self.plan.size,
-            "fps": self.plan.rate,
+            "fps": self.options.format.rate,
             "seed": self.plan.seed,
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
@@ -248,7 +262,7 @@ impl Clip<'_> {
         let text = format!(
             "{}: {} frames, {total:.1} s in all (seed {})",
             places.join(", "),
-            self.plan.frames.get(),
+            self.options.format.frames.unwrap_or_default(),
             self.plan.seed.0
         );
         let stdout_is_taken = self.targets.iter().any(|target| *target.spec() == OutputSpec::Stdout);

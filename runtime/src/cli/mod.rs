@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod doctor;
+mod dressing;
 mod export;
 mod generate;
 mod inspect;

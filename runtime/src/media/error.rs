@@ -25,6 +25,26 @@ pub enum Error {
         /// The feature of cargo that has it.
         feature: &'static str,
     },
+    /// A file or text that the clip is dressed with cannot be used.
+    Dressing {
+        /// The flag that it came from.
+        flag: &'static str,
+        /// What was given.
+        given: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No font on this machine has a character of a caption.
+    NoFont {
+        /// The character.
+        character: char,
+        /// A Debian package that has it.
+        package: &'static str,
+    },
+    /// There is sound, and no output that could carry it.
+    NoSound,
+    /// A value breaks the contract.
+    Contract(#[from] bundle::Error),
     /// Raw frames would be written to a terminal.
     Terminal,
     /// The output cannot be created where it was asked for.
@@ -126,6 +146,8 @@ impl Diagnose for Error {
         match self {
             Self::Twice { .. }
             | Self::NotBuilt { .. }
+            | Self::Dressing { .. }
+            | Self::NoSound
             | Self::Terminal
             | Self::Unwritable { .. }
             | Self::Busy { .. }
@@ -154,6 +176,12 @@ impl Diagnose for Error {
                     format!("install one with `sudo apt-get install {}`", H264Encoder::ALL[0].package()),
                 )
             }
+            Self::NoFont { character, package } => Report::missing(
+                "the caption cannot be shown as it is",
+                format!("no font on this machine has `{character}`"),
+                format!("install one with `sudo apt-get install {package}`"),
+            ),
+            Self::Contract(error) => error.report(),
             Self::Shape { expected, found } => Report::failed(
                 "the decoder's frames do not fit the clip",
                 format!("expected {expected:?} per frame, found {found:?}"),
@@ -226,6 +254,16 @@ impl Error {
                 format!("this program cannot write {output}"),
                 format!("it was built without `{feature}`"),
                 format!("build it with `cargo build --release --package runtime --features {feature}`"),
+            ),
+            Self::Dressing { flag, given, why } => Report::bad_input(
+                format!("{flag} cannot be {given}"),
+                why.clone(),
+                "check that the file is there and that `ffprobe` reads it",
+            ),
+            Self::NoSound => Report::bad_input(
+                "there is sound and no output for it",
+                "only .mp4, .webm and .mkv carry sound",
+                "add one of these with -o, or leave --audio out",
             ),
             _ => Report::bad_input(
                 "standard output is a terminal",

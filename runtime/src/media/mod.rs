@@ -10,7 +10,7 @@
 //! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `part_file` and `part_folder` (checked
 //! before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
 //! package has the rest), [`tags`] (the AI mark, model and seed), `pipeline` (the elements), `collect` (writers of our
-//! own), `feed` (the bounded queue and its watchdog), `output` (one output), `outputs` (all of a run), `clip` (what goes
+//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `output` (one output), `outputs` (all of a run), `clip` (what goes
 //! in and what comes out).
 //!
 //! ```no_run
@@ -20,7 +20,7 @@
 //! let targets = OutputTarget::claim_all(&["clip.mp4".parse()?, "clip.gif".parse()?])?;
 //! let rate = bundle::units::FrameRate::try_new(16)?;
 //! let format = ClipFormat { size: "832x480".parse()?, rate, frames: Some(81) };
-//! let tags = Tags { title: Some("A cat".into()), model: "mini".into(), seed: bundle::units::Seed(42) };
+//! let tags = Tags::new("A cat".to_owned(), "mini", bundle::units::Seed(42));
 //! let mut outputs = Outputs::start(&targets, &OutputOptions::new(format, tags, &engines::Cancel::new()))?;
 //! for frames in chunks() {
 //!     outputs.write(frames.view())?;
@@ -34,6 +34,7 @@
 
 mod clip;
 mod collect;
+pub mod dressing;
 pub mod encoder;
 mod error;
 mod feed;
@@ -57,4 +58,4 @@ pub use outputs::{FailedOutput, Outcome, Outputs};
 pub use shared_frame::{PixelLayout, SharedFrame};
 pub use spec::{FileFormat, OutputSpec};
 pub use tags::Tags;
-pub use target::OutputTarget;
+pub use target::{OutputTarget, check_sound};

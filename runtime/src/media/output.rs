@@ -1,8 +1,9 @@
 //! One output while the frames are being made.
 
 use super::collect::PLAYLIST;
+use super::dressing::Sound;
 use super::feed::{Feed, Halt};
-use super::pipeline::{OutputPipeline, timed};
+use super::pipeline::{OutputPipeline, timed, timed_sound};
 use super::playable::is_playable;
 use super::shared_frame::{PixelLayout, SharedFrame};
 use super::target::Place;
@@ -23,6 +24,8 @@ pub struct OutputOptions {
     pub tags: Tags,
     /// How long nothing may move in a pipeline that has work, before it counts as stalled.
     pub patience: Duration,
+    /// The sound of the clip, for outputs that carry it.
+    pub sound: Option<Sound>,
     /// Stops waiting for outputs that do not go on.
     pub cancel: Cancel,
 }
@@ -33,7 +36,7 @@ impl OutputOptions {
 
     /// Options with the usual patience.
     pub fn new(format: ClipFormat, tags: Tags, cancel: &Cancel) -> Self {
-        Self { format, tags, patience: Self::PATIENCE, cancel: cancel.clone() }
+        Self { format, tags, patience: Self::PATIENCE, sound: None, cancel: cancel.clone() }
     }
 }
 
@@ -46,6 +49,9 @@ pub struct Output {
     format: ClipFormat,
     pipeline: gst::Pipeline,
     source: AppSrc,
+    sound: Option<(AppSrc, Sound)>,
+    /// Frames whose sound has been given.
+    sounded: usize,
     layout: PixelLayout,
     feed: Arc<Feed>,
     closed: bool,
@@ -70,9 +76,11 @@ impl Output {
         if !(format.size.width.is_multiple_of(2) && format.size.height.is_multiple_of(2)) {
             return Err(Error::OddSize { size: format.size });
         }
-        let OutputPipeline { pipeline, source, layout, feed } =
+        let OutputPipeline { pipeline, source, sound, layout, feed } =
             OutputPipeline::build(&target, options, stages)?;
-        let output = Self { target, format, pipeline, source, layout, feed, closed: false };
+        let sound = sound.zip(options.sound.clone());
+        let output =
+            Self { target, format, pipeline, source, sound, sounded: 0, layout, feed, closed: false };
         match output.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(output),
             Err(_) => Err(output.error(output.feed.wait_for_fault())),
@@ -93,11 +101,27 @@ impl Output {
         if self.format.frames.is_some_and(|frames| number >= frames) {
             return Ok(());
         }
+        self.push_sound(number);
         self.feed.wait_for_room().map_err(|halt| self.error(halt))?;
         let buffer = timed(frame.buffer(self.layout), number, self.format.rate);
         match self.source.push_buffer(buffer) {
             Ok(_) => Ok(()),
             Err(_) => Err(self.error(self.feed.wait_for_fault())),
+        }
+    }
+
+    /// Gives the sound up to half a second after a frame: encoders of sound hold some back, and the muxer would wait.
+    fn push_sound(&mut self, number: usize) {
+        let lead = self.format.rate.per_second().div_ceil(2) as usize;
+        if let Some((source, sound)) = &self.sound {
+            for number in self.sounded..=number + lead {
+                let (samples, start) = sound.of_frame(number);
+                // A pipeline that failed says so where the frame goes in.
+                if !samples.is_empty() && source.push_buffer(timed_sound(samples, start)).is_err() {
+                    break;
+                }
+            }
+            self.sounded = number + lead + 1;
         }
     }
 
@@ -120,6 +144,7 @@ impl Output {
     pub fn end(&self) {
         // What keeps it from ending is found by `finish`.
         let _ = self.source.end_of_stream();
+        self.end_sound();
     }
 
     /// Encodes what waits, closes the output and gives it its name.
@@ -184,9 +209,16 @@ impl Output {
 
     /// Says that no more frames come, and waits until all are in the file.
     fn drain(&self) -> Result<(), Halt> {
+        self.end_sound();
         match self.source.end_of_stream() {
             Ok(_) => self.feed.wait_for_end(),
             Err(_) => Err(self.feed.wait_for_fault()),
+        }
+    }
+
+    fn end_sound(&self) {
+        if let Some((source, _)) = &self.sound {
+            let _ = source.end_of_stream();
         }
     }
 
@@ -249,7 +281,7 @@ mod tests {
             rate: FrameRate::try_new(16).unwrap(),
             frames: Some(FRAMES),
         };
-        let tags = Tags { title: None, model: "mini".into(), seed: Seed(1) };
+        let tags = Tags::new(None, "mini", Seed(1));
         let options = OutputOptions { patience: limit, ..OutputOptions::new(format, tags, &Cancel::new()) };
         let part = target.part().unwrap().to_owned();
         let output = Output::with_stages(target, &options, stages).unwrap();

@@ -1,7 +1,7 @@
 //! All outputs of one run: each frame is converted once and goes to every one that is still well.
 
 use super::{Error, Kept, Output, OutputOptions, OutputSpec, OutputTarget, SharedFrame, WrittenClip};
-use ndarray::{ArrayView4, Axis};
+use ndarray::{Array3, ArrayView4};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -62,10 +62,20 @@ impl Outputs {
     /// # Errors
     /// Frames of another shape; the run was cancelled; no output is left: what the first one met.
     pub fn write(&mut self, frames: ArrayView4<'_, f32>) -> Result<(), Error> {
-        let wanted = self.missing.unwrap_or(usize::MAX);
-        for colours in frames.axis_iter(Axis(0)).take(wanted) {
-            let [channels, height, width] = [0, 1, 2].map(|axis| colours.len_of(Axis(axis)));
-            let frame = SharedFrame::new(colours.to_owned())
+        self.write_all(frames.outer_iter().map(|frame| frame.to_owned()))
+    }
+
+    /// [`Self::write`] with frames `[3,H,W]` one by one.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    pub fn write_all(&mut self, frames: impl IntoIterator<Item = Array3<f32>>) -> Result<(), Error> {
+        for colours in frames {
+            if self.missing == Some(0) {
+                break;
+            }
+            let (channels, height, width) = colours.dim();
+            let frame = SharedFrame::new(colours)
                 .ok_or(Error::Shape { expected: [3, height, width], found: [channels, height, width] })?;
             self.push(&frame)?;
             self.missing = self.missing.map(|missing| missing - 1);

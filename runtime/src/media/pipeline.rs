@@ -2,14 +2,17 @@
 
 use super::collect::{self, Collector, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile};
 use super::collect::{Y4mTarget, Y4mWriter};
+use super::dressing::{CHANNELS, RATE};
 use super::encoder::{Purpose, vp9_settings};
 use super::feed::{Fault, Feed};
 use super::frames::{I420Layout, RgbLayout};
 use super::output::OutputOptions;
+use super::plugins::sound_elements;
 use super::shared_frame::PixelLayout;
 use super::tags::Spelling;
 use super::target::Place;
 use super::{ClipFormat, Error, FileFormat, OutputSpec, OutputTarget};
+use bundle::geometry::PixelSize;
 use bundle::units::FrameRate;
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -32,6 +35,8 @@ pub(super) struct OutputPipeline {
     pub(super) pipeline: gst::Pipeline,
     /// Where the frames go in.
     pub(super) source: AppSrc,
+    /// Where the samples of sound go in.
+    pub(super) sound: Option<AppSrc>,
     /// How they lie in memory there.
     pub(super) layout: PixelLayout,
     /// What its threads have done.
@@ -79,7 +84,11 @@ impl OutputPipeline {
         }
         feed.see(&bytes);
         feed.listen(&pipeline);
-        Ok(Self { pipeline, source, layout, feed })
+        let sound = match &tail.encoded_before {
+            Some(muxer) if options.sound.is_some() => builder.add_sound(&pipeline, muxer)?,
+            _ => None,
+        };
+        Ok(Self { pipeline, source, sound, layout, feed })
     }
 }
 
@@ -102,9 +111,32 @@ struct Builder<'a> {
 impl Builder<'_> {
     /// The element that takes our frames.
     fn source(&self, layout: PixelLayout) -> Result<AppSrc, Error> {
-        let caps = caps(self.options.format, layout).map_err(|error| self.failed("appsrc", &error))?;
+        let ClipFormat { size, rate, .. } = self.options.format;
+        let caps = caps(size, rate, layout).map_err(|error| self.failed("appsrc", &error))?;
         // The queue is bounded by `Feed::wait_for_room`, which also notices when nothing moves.
         Ok(AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build())
+    }
+
+    /// A second way into the muxer, if the output carries sound.
+    fn add_sound(&self, pipeline: &gst::Pipeline, muxer: &gst::Element) -> Result<Option<AppSrc>, Error> {
+        let Some(elements) = sound_elements(&self.target.spec)? else { return Ok(None) };
+        let caps = gst::Caps::builder("audio/x-raw")
+            .field("format", "S16LE")
+            .field("layout", "interleaved")
+            .field("rate", i32::try_from(RATE).unwrap_or(i32::MAX))
+            .field("channels", i32::try_from(CHANNELS).unwrap_or(i32::MAX))
+            .build();
+        // Bounded by the frames, which it accompanies.
+        let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build();
+        let mut chain: Vec<gst::Element> = vec![source.clone().upcast()];
+        for element in elements {
+            chain.push(self.element(element, &[])?);
+        }
+        let failed = |why: &dyn fmt::Display| self.failed("the pipeline", why);
+        pipeline.add_many(&chain).map_err(|error| failed(&error))?;
+        chain.push(muxer.clone());
+        gst::Element::link_many(&chain).map_err(|error| failed(&error))?;
+        Ok(Some(source))
     }
 
     fn tail(&self) -> Result<Tail, Error> {
@@ -285,15 +317,19 @@ impl Builder<'_> {
 }
 
 /// What our frames are called in GStreamer.
-fn caps(format: ClipFormat, layout: PixelLayout) -> Result<gst::Caps, gst::glib::BoolError> {
+pub(super) fn caps(
+    size: PixelSize,
+    rate: FrameRate,
+    layout: PixelLayout,
+) -> Result<gst::Caps, gst::glib::BoolError> {
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-    let rate = i32::try_from(format.rate.per_second()).unwrap_or(i32::MAX);
+    let rate = i32::try_from(rate.per_second()).unwrap_or(i32::MAX);
     let (pixels, colorimetry) = match layout {
         PixelLayout::I420 => (gst_video::VideoFormat::I420, "bt709"),
         PixelLayout::Rgb => (gst_video::VideoFormat::Rgb, "sRGB"),
     };
     let colorimetry: gst_video::VideoColorimetry = colorimetry.parse()?;
-    let info = gst_video::VideoInfo::builder(pixels, side(format.size.width), side(format.size.height))
+    let info = gst_video::VideoInfo::builder(pixels, side(size.width), side(size.height))
         .fps(gst::Fraction::new(rate, 1))
         .colorimetry(&colorimetry);
     match layout {
@@ -310,6 +346,17 @@ pub(super) fn timed(mut picture: gst::Buffer, number: usize, rate: FrameRate) ->
     buffer.set_pts(start(number));
     buffer.set_duration(duration);
     picture
+}
+
+/// A frame's samples of sound, the first of which is number `start`.
+pub(super) fn timed_sound(samples: Vec<u8>, start: usize) -> gst::Buffer {
+    let time = |number: usize| gst::ClockTime::SECOND.mul_div_floor(number as u64, RATE as u64);
+    let end = start + samples.len() / (2 * CHANNELS);
+    let mut buffer = gst::Buffer::from_mut_slice(samples);
+    let written = buffer.make_mut();
+    written.set_pts(time(start));
+    written.set_duration(time(end).zip(time(start)).map(|(end, start)| end - start));
+    buffer
 }
 
 fn name_of(encoder: &[gst::Element]) -> String {

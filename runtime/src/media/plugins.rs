@@ -53,6 +53,30 @@ pub fn needs_h264(spec: &OutputSpec) -> bool {
     }
 }
 
+/// The elements that encode sound for an output, the encoder first; none if it carries no sound.
+///
+/// # Errors
+/// Such an output on a machine without them.
+pub fn sound_elements(spec: &OutputSpec) -> Result<Option<&'static [&'static str]>, Error> {
+    let known: &[(&[&str], &str)] = match spec {
+        // Opus in mp4 is not played everywhere.
+        OutputSpec::File { format: FileFormat::Mp4, .. } => {
+            &[(&["voaacenc"], BAD), (&["lamemp3enc", "mpegaudioparse"], GOOD)]
+        }
+        OutputSpec::File { format: FileFormat::Mkv | FileFormat::WebM, .. } => &[(&["opusenc"], BASE)],
+        _ => return Ok(None),
+    };
+    let found = known.iter().find(|(elements, _)| elements.iter().all(|element| installed(element)));
+    match (found, known.last()) {
+        (Some((elements, _)), _) => Ok(Some(*elements)),
+        (None, Some((elements, package))) => Err(Error::MissingElements {
+            output: format!("the sound of {spec}"),
+            elements: vec![MissingElement { element: elements[0], package }],
+        }),
+        (None, None) => Ok(None),
+    }
+}
+
 /// What this machine offers for video out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
@@ -97,7 +121,7 @@ pub fn survey() -> Result<Survey, Error> {
 }
 
 /// Whether an element is there and its library can be loaded.
-fn installed(element: &str) -> bool {
+pub(super) fn installed(element: &str) -> bool {
     gst::ElementFactory::find(element).is_some_and(|factory| factory.load().is_ok())
 }
 

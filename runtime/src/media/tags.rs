@@ -22,13 +22,24 @@ pub struct Tags {
     pub model: String,
     /// Seed of the initial noise.
     pub seed: Seed,
+    /// What was done to the frames, for the comment.
+    pub note: Option<String>,
+    /// Whether the clip is marked as made by a model.
+    pub mark: bool,
 }
 
 impl Tags {
+    /// Marked tags of a model and a seed.
+    pub fn new(title: impl Into<Option<String>>, model: impl Into<String>, seed: Seed) -> Self {
+        Self { title: title.into(), model: model.into(), seed, note: None, mark: true }
+    }
+
     /// The comment that carries the AI mark, the program, the model and the seed.
     pub fn comment(&self) -> String {
         let version = env!("CARGO_PKG_VERSION");
-        format!("{AI_MARK}: Rushes {version}, model {}, seed {}", one_line(&self.model), self.seed.0)
+        let mark = if self.mark { format!("{AI_MARK}: ") } else { String::new() };
+        let note = self.note.as_ref().map_or(String::new(), |note| format!(", {note}"));
+        format!("{mark}Rushes {version}, model {}, seed {}{note}", one_line(&self.model), self.seed.0)
     }
 
     /// The title as it is written: one line, cut with an ellipsis.
@@ -45,7 +56,9 @@ impl Tags {
     /// GStreamer reads back as it was.
     pub fn token(&self) -> String {
         let version = env!("CARGO_PKG_VERSION");
-        let text = format!("{AI_MARK}:Rushes/{version}:{}:seed_{}", one_line(&self.model), self.seed.0);
+        let mark = if self.mark { format!("{AI_MARK}:") } else { String::new() };
+        let note = self.note.as_ref().map_or(String::new(), |note| format!(":{note}"));
+        let text = format!("{mark}Rushes/{version}:{}:seed_{}{note}", one_line(&self.model), self.seed.0);
         let kept = |c: char| c.is_ascii_alphanumeric() || "_-+/:.".contains(c);
         text.chars().map(|c| if kept(c) { c } else { '_' }).collect()
     }
@@ -59,12 +72,17 @@ impl Tags {
                 escaped(&title)
             )
         });
+        let source_type = if self.mark {
+            format!("Iptc4xmpExt:DigitalSourceType=\"{SOURCE_TYPE}\"")
+        } else {
+            String::new()
+        };
         format!(
             "<?xpacket begin=\"\u{feff}\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\
              <x:xmpmeta xmlns:x=\"adobe:ns:meta/\"><rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">\
              <rdf:Description rdf:about=\"\" xmlns:dc=\"http://purl.org/dc/elements/1.1/\" \
              xmlns:Iptc4xmpExt=\"http://iptc.org/std/Iptc4xmpExt/2008-02-29/\" \
-             Iptc4xmpExt:DigitalSourceType=\"{SOURCE_TYPE}\">\
+             {source_type}>\
              <dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt></dc:description>{title}\
              </rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end=\"w\"?>",
             escaped(&self.comment())
@@ -92,7 +110,9 @@ impl Tags {
                     .add_tag::<gst::tags::Encoder>(&format!("Rushes/{version}:{encoder}").as_str(), replace);
             }
         }
-        setter.add_tag::<gst::tags::Keywords>(&AI_MARK, replace);
+        if self.mark {
+            setter.add_tag::<gst::tags::Keywords>(&AI_MARK, replace);
+        }
     }
 }
 
@@ -117,7 +137,7 @@ mod tests {
     use super::*;
 
     fn tags(title: &str) -> Tags {
-        Tags { title: Some(title.into()), model: "Wan2.2-T2V-A14B".into(), seed: Seed(42) }
+        Tags::new(title.to_owned(), "Wan2.2-T2V-A14B", Seed(42))
     }
 
     #[test]
@@ -125,6 +145,15 @@ mod tests {
         let comment = tags("").comment();
         assert!(comment.starts_with("AI-generated: Rushes "), "{comment}");
         assert!(comment.ends_with(", model Wan2.2-T2V-A14B, seed 42"), "{comment}");
+    }
+
+    #[test]
+    fn the_mark_can_be_left_out_and_a_note_can_be_added() {
+        let tags = Tags { mark: false, note: Some("24 fps made of 16 by blending".into()), ..tags("") };
+        for text in [tags.comment(), tags.token(), tags.xmp()] {
+            assert!(!text.contains("AI-generated") && !text.contains("trained"), "{text}");
+        }
+        assert!(tags.comment().ends_with("seed 42, 24 fps made of 16 by blending"), "{}", tags.comment());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::collect::HlsFolder;
 use super::encoder::H264Encoder;
 use super::part_file::PartFile;
 use super::part_folder::PartFolder;
-use super::plugins::survey;
+use super::plugins::{sound_elements, survey};
 use super::{Error, FileFormat, OutputSpec};
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -104,6 +104,15 @@ impl OutputTarget {
             _ => None,
         }
     }
+}
+
+/// Checks that a clip's sound can be heard somewhere.
+///
+/// # Errors
+/// No output carries sound, or the encoder for it is missing.
+pub fn check_sound(targets: &[OutputTarget]) -> Result<(), Error> {
+    let found = targets.iter().map(|target| sound_elements(&target.spec)).collect::<Result<Vec<_>, _>>()?;
+    if found.iter().any(Option::is_some) { Ok(()) } else { Err(Error::NoSound) }
 }
 
 fn unwritable(spec: &OutputSpec, error: &io::Error) -> Error {

@@ -1,0 +1,144 @@
+//! Flags of `generate` that dress the clip: captions, logo, sound, key, rate, mark.
+
+use crate::Error;
+use crate::media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour};
+use bundle::Error as Refusal;
+use bundle::units::FrameRate;
+use clap::Args;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// How the clip is dressed.
+#[derive(Debug, Args)]
+pub(super) struct DressingArgs {
+    /// A text at the bottom of the frame, or a SubRip file ending in .srt
+    #[arg(long, value_name = "TEXT|FILE", help_heading = "Dressing")]
+    caption: Option<String>,
+    /// A picture in a corner: FILE@top-left, @top-right, @bottom-left or @bottom-right
+    #[arg(long, value_name = "FILE@CORNER", help_heading = "Dressing")]
+    logo: Option<Logo>,
+    /// Sound from a file, repeated or cut to the clip's length and faded
+    #[arg(long, value_name = "FILE", help_heading = "Dressing")]
+    audio: Option<PathBuf>,
+    /// The colour of a screen, green or blue, that --background replaces
+    #[arg(long, value_name = "COLOUR", requires = "background", help_heading = "Dressing")]
+    key: Option<KeyColour>,
+    /// A picture or film to be seen where --key is
+    #[arg(long, value_name = "FILE", requires = "key", help_heading = "Dressing")]
+    background: Option<PathBuf>,
+    /// Frames per second of the outputs, made of those of the clip
+    #[arg(long, value_name = "N", help_heading = "Dressing")]
+    output_fps: Option<u32>,
+    /// Where the frames of --output-fps come from: blend or repeat
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "blend",
+        requires = "output_fps",
+        help_heading = "Dressing"
+    )]
+    output_fps_by: Between,
+    /// Do not mark the outputs as made by a model
+    #[arg(long, help_heading = "Dressing")]
+    no_mark: bool,
+}
+
+impl DressingArgs {
+    /// What was asked for, with the captions read.
+    ///
+    /// # Errors
+    /// A rate that is none, a SubRip file that cannot be read.
+    pub(super) fn spec(&self) -> Result<DressingSpec, Error> {
+        let rate = self.output_fps.map(FrameRate::try_new).transpose()?;
+        Ok(DressingSpec {
+            captions: self.caption.as_deref().map(captions).transpose()?.unwrap_or_default(),
+            logo: self.logo.clone().map(|logo| (logo.path, logo.corner)),
+            key: self.key.zip(self.background.clone()),
+            audio: self.audio.clone(),
+            rate: rate.map(|rate| (rate, self.output_fps_by)),
+        })
+    }
+
+    /// Whether the outputs are marked as made by a model.
+    pub(super) fn mark(&self) -> bool {
+        !self.no_mark
+    }
+}
+
+fn captions(given: &str) -> Result<Vec<Caption>, Refusal> {
+    let path = Path::new(given);
+    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("srt")) {
+        return Ok(vec![Caption::always(given)]);
+    }
+    let text = std::fs::read_to_string(path).map_err(Refusal::file("read", path))?;
+    Caption::parse_srt(&text).map_err(|block| {
+        Refusal::value(
+            "--caption",
+            path.display(),
+            format!("its block {block} has no line like 00:00:01,000 --> 00:00:02,500"),
+            "put the file right, or give a text instead",
+        )
+    })
+}
+
+/// A picture and its corner.
+#[derive(Debug, Clone)]
+struct Logo {
+    path: PathBuf,
+    corner: Corner,
+}
+
+impl FromStr for Logo {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        let corners = [
+            ("top-left", Corner::TopLeft),
+            ("top-right", Corner::TopRight),
+            ("bottom-left", Corner::BottomLeft),
+            ("bottom-right", Corner::BottomRight),
+        ];
+        let found = text.rsplit_once('@').and_then(|(path, name)| {
+            let (_, corner) = corners.into_iter().find(|(known, _)| *known == name)?;
+            (!path.is_empty()).then(|| Self { path: path.into(), corner })
+        });
+        found.ok_or_else(|| {
+            let (rule, fix) = ("it names no file and corner", "write it like logo.png@bottom-right");
+            Refusal::value("--logo", format!("`{text}`"), rule, fix)
+        })
+    }
+}
+
+impl FromStr for KeyColour {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        match text {
+            "green" => Ok(Self::Green),
+            "blue" => Ok(Self::Blue),
+            _ => Err(Refusal::value(
+                "--key",
+                format!("`{text}`"),
+                "a screen is green or blue",
+                "use green or blue",
+            )),
+        }
+    }
+}
+
+impl FromStr for Between {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        match text {
+            "blend" => Ok(Self::Blend),
+            "repeat" => Ok(Self::Repeat),
+            _ => Err(Refusal::value(
+                "--output-fps-by",
+                format!("`{text}`"),
+                "there is none of that name",
+                "use blend or repeat",
+            )),
+        }
+    }
+}

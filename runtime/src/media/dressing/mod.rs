@@ -1,0 +1,168 @@
+//! What is done to the frames of a clip on their way to all outputs: key and background, another rate, logo, captions;
+//! and the sound that goes with them. Everything is loaded and looked at before the run ([`DressingSpec::open`]).
+//!
+//! The frames are dressed once, as f32, before they are converted: all outputs show the same.
+
+mod load;
+mod overlay;
+mod resample;
+mod sound;
+mod srt;
+mod text;
+
+pub use overlay::{Corner, KeyColour};
+pub use resample::Between;
+pub use sound::Sound;
+pub(super) use sound::{CHANNELS, RATE};
+pub use srt::Caption;
+
+use super::{ClipFormat, Error};
+use bundle::units::FrameRate;
+use load::Film;
+use ndarray::Array3;
+use overlay::{ChromaKey, Overlay};
+use resample::Resampler;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DressingSpec {
+    /// Texts at the bottom of the frame.
+    pub captions: Vec<Caption>,
+    /// A picture in a corner.
+    pub logo: Option<(PathBuf, Corner)>,
+    /// The colour of a screen, and the picture or film that replaces it.
+    pub key: Option<(KeyColour, PathBuf)>,
+    /// A file whose sound goes with the clip.
+    pub audio: Option<PathBuf>,
+    /// The rate at which the clip is played, and where its frames come from.
+    pub rate: Option<(FrameRate, Between)>,
+}
+
+impl DressingSpec {
+    /// Loads everything for a clip.
+    ///
+    /// # Errors
+    /// A file that cannot be read or does not fit, a font or an element that is missing, with its Debian package.
+    pub fn open(&self, made: ClipFormat) -> Result<Dressing, Error> {
+        let rate = self.rate.map_or(made.rate, |(rate, _)| rate);
+        let frames = made.frames.map(|frames| Resampler::count(made.rate, rate, frames));
+        let format = ClipFormat { rate, frames, ..made };
+        let resampler = self
+            .rate
+            .filter(|(rate, _)| *rate != made.rate)
+            .map(|(rate, between)| (Resampler::new(made.rate, rate, between), between));
+        let note = resampler.as_ref().map(|(_, between)| {
+            let (from, to) = (made.rate.per_second(), rate.per_second());
+            format!("{to} fps made of {from} by {}", between.name())
+        });
+        if !self.captions.is_empty() {
+            text::check(&self.captions.iter().map(|caption| &*caption.text).collect::<Vec<_>>())?;
+        }
+        let captions =
+            self.captions.iter().map(|caption| Ok((caption.clone(), text::draw(&caption.text, made.size)?)));
+        let captions = captions.collect::<Result<Vec<_>, Error>>()?;
+        let logo = self.logo.as_ref().map(|(path, corner)| {
+            let (rgba, size) = load::picture("--logo", path)?;
+            let margin = made.size.height / 30;
+            Overlay::in_corner(&rgba, size, made.size, *corner, margin).ok_or_else(|| Error::Dressing {
+                flag: "--logo",
+                given: path.display().to_string(),
+                why: format!("it is {size}, larger than the clip, which is {}", made.size),
+            })
+        });
+        let key = self.key.as_ref().map(|(colour, path)| {
+            Film::open("--background", path, made.size, made.rate).map(|film| (*colour, None, film))
+        });
+        let sound = self.audio.as_ref().zip(frames).map(|(path, frames)| {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let seconds = frames as f64 / f64::from(rate.per_second());
+            let samples = load::samples("--audio", path, seconds)?;
+            Sound::fit(&samples, frames, rate).ok_or_else(|| Error::Dressing {
+                flag: "--audio",
+                given: path.display().to_string(),
+                why: "there is no sound in it".into(),
+            })
+        });
+        Ok(Dressing {
+            format,
+            note,
+            key: key.transpose()?,
+            resampler: resampler.map(|(resampler, _)| resampler),
+            logo: logo.transpose()?,
+            captions,
+            sound: sound.transpose()?,
+            given: 0,
+        })
+    }
+}
+
+/// What is done to the frames of one clip.
+#[derive(Debug)]
+pub struct Dressing {
+    format: ClipFormat,
+    note: Option<String>,
+    key: Option<(KeyColour, Option<ChromaKey>, Film)>,
+    resampler: Option<Resampler>,
+    logo: Option<Overlay>,
+    captions: Vec<(Caption, Option<Overlay>)>,
+    sound: Option<Sound>,
+    given: usize,
+}
+
+impl Dressing {
+    /// The clip as it comes out: another rate has another number of frames.
+    pub fn format(&self) -> ClipFormat {
+        self.format
+    }
+
+    /// What the metadata says about it.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// The sound of the clip.
+    pub fn sound(&self) -> Option<&Sound> {
+        self.sound.as_ref()
+    }
+
+    /// The frames `[3,H,W]` in -1..1 that come out when the next one goes in.
+    pub fn push(&mut self, mut frame: Array3<f32>) -> Vec<Array3<f32>> {
+        if let Some((colour, key, background)) = &mut self.key {
+            let key = key.get_or_insert_with(|| ChromaKey::measure(*colour, frame.view()));
+            key.apply(&mut frame, background.next().view());
+        }
+        let frames = match &mut self.resampler {
+            Some(resampler) => resampler.push(frame),
+            None => vec![frame],
+        };
+        self.overlaid(frames)
+    }
+
+    /// The frames that come after the last one.
+    pub fn finish(&mut self) -> Vec<Array3<f32>> {
+        let count = self.format.frames.unwrap_or(self.given);
+        let frames = self.resampler.take().map_or(vec![], |resampler| resampler.finish(count));
+        self.overlaid(frames)
+    }
+
+    /// Logo and captions on frames that come out.
+    fn overlaid(&mut self, mut frames: Vec<Array3<f32>>) -> Vec<Array3<f32>> {
+        frames.truncate(self.format.frames.unwrap_or(usize::MAX).saturating_sub(self.given));
+        for frame in &mut frames {
+            if let Some(logo) = &self.logo {
+                logo.draw(frame);
+            }
+            let nanoseconds = self.given as u64 * 1_000_000_000 / u64::from(self.format.rate.per_second());
+            let time = Duration::from_nanos(nanoseconds);
+            for (_, drawn) in self.captions.iter().filter(|(caption, _)| caption.is_shown_at(time)) {
+                if let Some(drawn) = drawn {
+                    drawn.draw(frame);
+                }
+            }
+            self.given += 1;
+        }
+        frames
+    }
+}
