@@ -8,10 +8,9 @@ Three pieces of work, weights random on both sides:
   decode  the whole Wan2.1 VAE (base 96) on 3 latent frames of 30x52, which gives 9 frames of 240x416
   text    layers of umT5-XXL (width 4096, 64 heads x 64, ffn 10240)
 
-`--ours` names a program that is run as `PATH step --layers N --tokens F,H,W --threads T --json`,
-`PATH decode --latent T,h,w --threads T --json` and `PATH text --tokens N --layers N --threads T --json`. It prints one
-line of JSON: {"what": ..., "seconds": [...], "first_frame_seconds": ..., "gflop": ...}, the last two if it knows them.
-Loading and warming up are its own affair and not in its seconds, as they are not in torch's.
+`--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in every precision
+that it has or in those of `--precisions`. Loading and warming up are its own affair and not in its times, as they are
+not in torch's.
 """
 
 import argparse
@@ -61,7 +60,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", help="program to compare with; without it only torch is timed")
+    parser.add_argument("--ours", help="the program `rushes`; without it only torch is timed")
+    parser.add_argument("--precisions", help="ours, like f32,int8; every one there is without it")
     parser.add_argument("--what", type=names(["step", "decode", "text"]), default="step,decode,text")
     parser.add_argument("--dtypes", type=names(list(DTYPES)), default="f32,bf16", help="torch dtypes of step and text")
     parser.add_argument("--decode-dtypes", type=names(list(DTYPES)), default="f32", help="torch dtypes of decode")
@@ -105,7 +105,9 @@ def compare(what: str, arguments: argparse.Namespace) -> dict:
     for _ in range(arguments.rounds):
         if arguments.ours:
             started = time.perf_counter()
-            add_ours(result, run_ours([arguments.ours, *command, "--threads", str(arguments.threads), "--json"]))
+            command_line = [arguments.ours, "bench", *command, "--threads", str(arguments.threads), "--runs", "1", "--json"]
+            precisions = ["--precision", arguments.precisions] if arguments.precisions else []
+            add_ours(result, run_ours(command_line + precisions))
             waited += time.perf_counter() - started
         for dtype, run in runs.items():
             result["torch"][dtype].append(seconds(run))
@@ -211,11 +213,15 @@ def run_ours(command: list[str]) -> dict:
 
 
 def add_ours(result: dict, answer: dict) -> None:
-    result.setdefault("ours", []).extend(answer["seconds"])
-    if answer.get("first_frame_seconds") is not None:
-        result.setdefault("ours_first_frame", []).append(answer["first_frame_seconds"])
+    for of_precision in answer["results"]:
+        precision = of_precision["precision"]
+        result.setdefault("ours", {}).setdefault(precision, []).extend(of_precision["seconds"])
+        if of_precision["first_frame_ms"] is not None:
+            first_frames = result.setdefault("ours_first_frame", {}).setdefault(precision, [])
+            first_frames.append(of_precision["first_frame_ms"] / 1e3)
+    result.setdefault("peaks", []).append(answer["peaks"])
     if result["gflop"] is None:
-        result["gflop"] = answer.get("gflop")
+        result["gflop"] = answer["gflop"]
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
@@ -256,27 +262,33 @@ def markdown(machine: dict, peaks: dict[str, float], results: list[dict]) -> str
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        ours = result.get("ours")
-        if ours:
-            lines.append(row(result, "ours", ours))
         for dtype, times in result["torch"].items():
-            lines.append(row(result, f"torch {dtype}", times, ours))
-            if first := result.get("ours_first_frame"):
-                lines.append(row(result, f"ours first frame, against torch {dtype} whole", first, times, inverse=True))
+            lines.append(row(result, f"torch {dtype}", times))
+        for precision, ours in result.get("ours", {}).items():
+            for dtype, times in result["torch"].items():
+                lines.append(row(result, f"ours {precision}, against torch {dtype}", ours, times))
+            first = result.get("ours_first_frame", {}).get(precision)
+            for dtype, times in result["torch"].items() if first else []:
+                name = f"ours {precision}, first frame, against torch {dtype} whole"
+                lines.append(row(result, name, first, times, is_whole=False))
+        if "peaks" in result:
+            best = {name: max(peak[name] or 0 for peak in result["peaks"]) for name in result["peaks"][0]}
+            peaks = ", ".join(f"{name} {value:.0f}" for name, value in best.items())
+            lines.append(f"| {' | '.join([result['shape'], f'peaks: {peaks}', *[''] * 6])} |")
         if result["torch_cpu_share"] < QUIET_SHARE:
             note = f"torch had {result['torch_cpu_share']:.0%} of its threads' time: not a quiet machine"
             lines.append(f"| {' | '.join([result['shape'], note, *[''] * 6])} |")
     return "\n".join(lines)
 
 
-def row(result: dict, runner: str, times: list[float], other: list[float] | None = None, inverse: bool = False) -> str:
-    """`other` gives the ratio columns: these times over the other's, or the inverse."""
+def row(result: dict, runner: str, times: list[float], other: list[float] | None = None, is_whole: bool = True) -> str:
+    """`other` gives the ratio columns: the other's times over these."""
     best, middle = min(times), statistics.median(times)
-    rate = f"{result['gflop'] / best:.0f}" if result["gflop"] and not inverse else ""
+    rate = f"{result['gflop'] / best:.0f}" if result["gflop"] and is_whole else ""
     ratios = ["", ""]
     if other:
         pairs = [(best, min(other)), (middle, statistics.median(other))]
-        ratios = [f"{b / a if inverse else a / b:.2f}" for a, b in pairs]
+        ratios = [f"{b / a:.2f}" for a, b in pairs]
     cells = [result["shape"], runner, str(len(times)), f"{best:.3f}", f"{middle:.3f}", rate, *ratios]
     return f"| {' | '.join(cells)} |"
 

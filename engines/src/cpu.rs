@@ -5,6 +5,8 @@
 pub struct Cpu {
     /// The name that it gives itself.
     pub name: String,
+    /// Family and model, by which its design is known where the name does not tell; x86 alone says.
+    pub family: Option<String>,
     /// Threads of execution that this process may use.
     pub threads: usize,
     /// Which of the instruction sets that matter for inference it has.
@@ -94,6 +96,9 @@ impl Cpu {
         let has = |set: InstructionSet| words.split_whitespace().any(|word| word == set.kernel_name());
         Self {
             name: value("model name").unwrap_or("unknown").to_owned(),
+            family: value("cpu family")
+                .zip(value("model"))
+                .map(|(family, model)| format!("family {family} model {model}")),
             threads,
             instruction_sets: sets.iter().map(|&set| (set, has(set))).collect(),
         }
@@ -112,6 +117,13 @@ mod tests {
             .map(|(set, has)| format!("{}{set}", if *has { "+" } else { "-" }))
             .collect();
         format!("{} {}", cpu.name, words.join(" "))
+    }
+
+    #[test]
+    fn family_and_model_are_read_where_they_are_told() {
+        let text = "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9B14\n";
+        assert_eq!(Cpu::from_cpuinfo(text, 2).family.as_deref(), Some("family 25 model 17"));
+        assert_eq!(Cpu::from_cpuinfo("Features : fp\n", 2).family, None);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //!
 //! Below them: [`prompt`] (cleaning, tokens), [`sampler`] (schedules, solvers, guidance, noise; pure), [`media`] (video
 //! out), [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`mini`] (the embedded model), [`judge`]
-//! (how well a model follows its prompts). [`cli`] is the command line.
+//! (how well a model follows its prompts), [`bench`] (how fast graphs run). [`cli`] is the command line.
 
+pub mod bench;
 pub mod cli;
 pub mod decode;
 pub mod denoise;

@@ -423,3 +423,31 @@ fn help_is_printed_for_every_command() {
         assert!(output.status.success() && !output.stdout.is_empty(), "{command}");
     }
 }
+
+#[test]
+fn benches_time_the_graphs_of_a_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = |arguments: &[&str]| {
+        let mut command = rushes(folder.path());
+        command.arg("bench").args(arguments).args(["--runs", "1", "--json", "--bundle"]).arg(&SHARED.bundle);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let done = event(&output, "bench");
+        assert!(done["cpu"]["threads"].as_u64().unwrap() > 0);
+        assert!(done["peaks"]["f32_gflops"].as_f64().unwrap() > 0.0);
+        let results = done["results"].as_array().unwrap().clone();
+        assert_eq!(results[0]["precision"], "f32");
+        assert_eq!(results[0]["ratio_to_f32"], 1.0);
+        for result in &results {
+            assert_eq!(result["seconds"].as_array().unwrap().len(), 1);
+            assert!(result["share_of_peak"].as_f64().unwrap() > 0.0);
+        }
+        (done, results)
+    };
+    let (step, _) = bench(&["step", "--tokens", "2,3,4"]);
+    assert_eq!((&step["what"], &step["shape"]), (&"step".into(), &"24 tokens".into()));
+    let (_, decode) = bench(&["decode", "--latent", "2,2,4"]);
+    assert!(decode[0]["first_frame_ms"].as_f64().unwrap() < decode[0]["ms"].as_f64().unwrap());
+    let (_, clip) = bench(&["generate", "--size", "32x16", "--frames", "5", "--steps", "2"]);
+    assert!(clip[0]["first_frame_ms"].as_f64().unwrap() < clip[0]["ms"].as_f64().unwrap());
+}

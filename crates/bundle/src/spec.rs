@@ -114,6 +114,67 @@ impl VaeSpec {
     }
 }
 
+impl TextEncoderSpec {
+    /// Floating-point operations of encoding `tokens` tokens (multiply and add counted apart).
+    ///
+    /// Source: every matrix product of one forward pass.
+    pub fn flops(&self, tokens: usize) -> f64 {
+        let inner = self.heads * self.head_width;
+        let [s, d, n, f] = [tokens, self.width, inner, self.feed_forward].map(as_f64);
+        as_f64(self.layers) * (2.0 * s * (4.0 * d * n + 3.0 * d * f) + 4.0 * s * s * n)
+    }
+}
+
+impl VaeSpec {
+    /// Floating-point operations of decoding the first latent frame, of `height x width` (multiply and add counted
+    /// apart). Of every causal kernel only the newest tap has anything to see.
+    pub fn first_frame_flops(&self, height: usize, width: usize) -> f64 {
+        self.decoder_flops(as_f64(height * width), false)
+    }
+
+    /// Floating-point operations of decoding a later latent frame.
+    pub fn next_frames_flops(&self, height: usize, width: usize) -> f64 {
+        self.decoder_flops(as_f64(height * width), true)
+    }
+
+    /// Source: every convolution of the decoder, and the attention in its middle, from the latent to the picture.
+    fn decoder_flops(&self, latent_positions: f64, later: bool) -> f64 {
+        let taps = if later { 3.0 } else { 1.0 };
+        let product = |out: usize, channels: usize| 2.0 * as_f64(out) * as_f64(channels);
+        let causal = |out: usize, channels: usize| 9.0 * taps * product(out, channels);
+        let residual = |out: usize, channels: usize| {
+            let shortcut = if out == channels { 0.0 } else { product(out, channels) };
+            shortcut + causal(out, channels) + causal(out, out)
+        };
+        let widths: Vec<usize> = self.multipliers.iter().rev().map(|times| times * self.base).collect();
+        let mut channels = widths.first().copied().unwrap_or(self.base);
+        let mut positions = latent_positions;
+        let mut flops = positions
+            * (product(self.latent_channels, self.latent_channels)
+                + causal(channels, self.latent_channels)
+                + 2.0 * residual(channels, channels)
+                + 4.0 * product(channels, channels)
+                + 4.0 * positions * as_f64(channels));
+        let doubles_time: Vec<bool> = self.temporal_downsample.iter().rev().copied().collect();
+        for (level, width) in widths.iter().copied().enumerate() {
+            for _ in 0..=self.residual_blocks {
+                flops += positions * residual(width, channels);
+                channels = width;
+            }
+            if let Some(doubles_time) = doubles_time.get(level) {
+                if *doubles_time && later {
+                    flops += positions * 3.0 * product(2 * channels, channels);
+                    positions *= 2.0;
+                }
+                positions *= 4.0;
+                flops += positions * 9.0 * product(channels / 2, channels);
+                channels /= 2;
+            }
+        }
+        flops + positions * causal(3, channels)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +194,17 @@ mod tests {
     fn a_step_of_a14b_at_720p_costs_6_52_petaflop() {
         let flops = wan_denoiser(40, 40, 13824).step_flops(75_600);
         assert!((flops / 6.52e15 - 1.0).abs() < 0.005, "{flops:e}");
+    }
+
+    #[test]
+    fn the_decoder_costs_what_its_convolutions_do() {
+        let vae = wan21_vae();
+        let (first, next) = (vae.first_frame_flops(30, 52), vae.next_frames_flops(30, 52));
+        // Four frames and three taps are 12 times as much, less where frames have not doubled yet.
+        assert!((8.0..8.4).contains(&(next / first)), "{}", next / first);
+        // The widest level alone: three blocks of two convolutions of 96 channels at full resolution.
+        let widest = 6.0 * 9.0 * 2.0 * 96.0 * 96.0 * (1560.0 * 64.0);
+        assert!((4.0..4.3).contains(&(first / widest)), "{}", first / widest);
     }
 
     #[test]

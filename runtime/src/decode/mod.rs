@@ -3,3 +3,4 @@
 mod video_decoder;
 
 pub use video_decoder::VideoDecoder;
+pub(crate) use video_decoder::caches_of;

@@ -65,7 +65,7 @@ impl VideoDecoder {
 }
 
 /// Every cache that a run gave, under the name of the input that it feeds next. They stay in ONNX Runtime's memory.
-fn caches_of(outputs: Outputs) -> Vec<(String, Value)> {
+pub(crate) fn caches_of(outputs: Outputs) -> Vec<(String, Value)> {
     outputs
         .into_iter()
         .filter_map(|(name, value)| {

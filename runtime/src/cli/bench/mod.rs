@@ -1,6 +1,10 @@
 //! `rushes bench`: what a model and a machine are worth, measured.
 
+mod generate;
+mod graphs;
+mod peaks;
 mod quality;
+mod report;
 
 use super::args::Everywhere;
 use crate::Error;
@@ -16,6 +20,16 @@ pub(super) struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Measure what the cores and the memory can do at most
+    Peaks(peaks::PeaksArgs),
+    /// Time one denoising step in every precision there is
+    Step(graphs::StepArgs),
+    /// Time the decoder in every precision there is
+    Decode(graphs::DecodeArgs),
+    /// Time the text encoder in every precision there is
+    Text(graphs::TextArgs),
+    /// Time whole clips of a model in every precision that it has
+    Generate(generate::GenerateArgs),
     /// Score how well a model follows its prompts
     Quality(quality::QualityArgs),
 }
@@ -23,6 +37,11 @@ enum What {
 /// Runs the command.
 pub(super) fn run(args: &BenchArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     match &args.what {
+        What::Peaks(args) => peaks::run(args, everywhere),
+        What::Step(args) => graphs::step(args, everywhere),
+        What::Decode(args) => graphs::decode(args, everywhere),
+        What::Text(args) => graphs::text(args, everywhere),
+        What::Generate(args) => generate::run(args, everywhere),
         What::Quality(args) => quality::run(args, everywhere),
     }
 }

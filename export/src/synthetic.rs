@@ -1,0 +1,218 @@
+//! Bundles at real sizes whose weights are random: for timing, where values do not matter.
+
+use crate::Error;
+use crate::checkpoint::inventory::{self, Required};
+use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
+use crate::weights::{ExternalTensor, PlacedWeights};
+use bundle::digest::Digest;
+use bundle::dtype::{Dialect, ElementType, Precision, WeightType};
+use bundle::layout;
+use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
+use bundle::routing::Routing;
+use bundle::settings::Defaults;
+use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use bundle::units::ByteCount;
+use rayon::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+/// Standard deviation of the weights: what keeps the activations of deep models finite.
+const SPREAD: f32 = 0.02;
+/// Weights that are made at a time.
+const BLOCK: usize = 1 << 20;
+
+/// The sizes of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sizes {
+    /// Text encoder.
+    pub text_encoder: TextEncoderSpec,
+    /// The only expert.
+    pub denoiser: DenoiserSpec,
+    /// VAE.
+    pub vae: VaeSpec,
+}
+
+/// Writes a bundle of those components that are asked for, f32, for the CPU, with random weights. It has no tokenizer,
+/// and no `bundle.json`: it is there to be timed, not to be kept.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write(folder: &Path, sizes: &Sizes, components: &[Component]) -> Result<Bundle, Error> {
+    let entries = components.iter().map(|component| write_component(folder, sizes, component));
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        rushes: env!("CARGO_PKG_VERSION").into(),
+        model: "random".into(),
+        text_encoder: sizes.text_encoder.clone(),
+        denoiser: sizes.denoiser.clone(),
+        vae: sizes.vae.clone(),
+        routing: Routing::single(),
+        defaults: Defaults::resolve(&[], 1)?,
+        components: entries.collect::<Result<_, _>>()?,
+    };
+    Ok(Bundle { folder: folder.to_owned(), manifest })
+}
+
+fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Result<ComponentEntry, Error> {
+    let required = match component {
+        Component::TextEncoder => inventory::text_encoder(&sizes.text_encoder),
+        Component::Expert(_) => inventory::denoiser(&sizes.denoiser),
+        Component::Decoder => inventory::decoder(&sizes.vae),
+    };
+    let of_component = layout::component_folder(component);
+    let location = format!("{}/random.safetensors", layout::WEIGHTS);
+    let weights = folder.join(&of_component).join(layout::WEIGHTS);
+    std::fs::create_dir_all(&weights).map_err(Error::file("create", &weights))?;
+    let path = folder.join(&of_component).join(&location);
+    let (tensors, bytes) = write_weights(&path, &location, &required)?;
+    let files = vec![WeightFile { file: format!("{of_component}/{location}"), bytes: ByteCount(bytes) }];
+    let placed = PlacedWeights { tensors, files, from: weights };
+    let read = GraphWeights::new(&placed);
+    let models = match component {
+        Component::TextEncoder => vec![(Part::Whole, text_encoder_graph(&sizes.text_encoder, read)?)],
+        Component::Expert(_) => vec![(Part::Whole, step_graph(&sizes.denoiser, read)?)],
+        Component::Decoder => vec![
+            (Part::First, decoder_graph(&sizes.vae, Chunk::First, read)?),
+            (Part::Next, decoder_graph(&sizes.vae, Chunk::Next, read)?),
+        ],
+    };
+    let digest = Digest::of_parts([component.to_string().as_bytes()]);
+    let (dialect, precision) = (Dialect::Cpu, Precision::F32);
+    let mut graphs = Vec::new();
+    for (part, model) in models {
+        let file = layout::graph_file(component, part, dialect, precision, &digest);
+        model.write(&folder.join(&file))?;
+        graphs.push(GraphEntry { part, dialect, precision, file });
+    }
+    Ok(ComponentEntry {
+        component: component.clone(),
+        graphs,
+        weights: placed.files,
+        weight_type: WeightType::F32,
+        digest,
+    })
+}
+
+/// Writes a safetensors file of random weights; says where each lies and how long the file is.
+fn write_weights(
+    path: &Path,
+    location: &str,
+    required: &[Required],
+) -> Result<(BTreeMap<String, ExternalTensor>, u64), Error> {
+    let count = |weight: &Required| weight.shape.iter().product::<usize>();
+    let bytes_of = |weight: &Required| count(weight) * ElementType::F32.bytes();
+    let mut end = 0;
+    let entries: Vec<(String, TensorInfo)> = required
+        .iter()
+        .map(|weight| {
+            let begin = end;
+            end += bytes_of(weight);
+            let info =
+                TensorInfo { dtype: Dtype::F32, shape: weight.shape.clone(), data_offsets: (begin, end) };
+            (weight.name.clone(), info)
+        })
+        .collect();
+    let header = Metadata::new(None, entries)
+        .map_err(|error| error.to_string())
+        .and_then(|metadata| serde_json::to_vec(&metadata).map_err(|error| error.to_string()));
+    let mut header = header.map_err(|why| Error::Config { path: path.to_owned(), why })?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let io = || Error::file("write", path);
+    let mut file = File::create(path).map_err(io())?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
+    file.write_all(&header).map_err(io())?;
+    let mut offset = 8 + header.len() as u64;
+    let mut tensors = BTreeMap::new();
+    for (seed, weight) in (1..).zip(required) {
+        for block in (0..count(weight)).step_by(BLOCK) {
+            let values = BLOCK.min(count(weight) - block);
+            file.write_all(&random(centre(&weight.name), seed, block, values)).map_err(io())?;
+        }
+        let tensor = ExternalTensor {
+            location: location.to_owned(),
+            offset,
+            length: bytes_of(weight) as u64,
+            element: ElementType::F32,
+            shape: weight.shape.clone(),
+        };
+        offset += tensor.length;
+        tensors.insert(weight.name.clone(), tensor);
+    }
+    Ok((tensors, offset))
+}
+
+/// Gains lie around 1, all else around 0.
+fn centre(name: &str) -> f32 {
+    let is_gain = (name.contains("norm") && name.ends_with(".weight")) || name.ends_with("gamma");
+    if is_gain { 1.0 } else { 0.0 }
+}
+
+/// Values of mean `centre` and deviation [`SPREAD`], evenly distributed, the same each time.
+fn random(centre: f32, seed: u64, block: usize, count: usize) -> Vec<u8> {
+    let width = SPREAD * 12.0_f32.sqrt();
+    let mut bytes = vec![0; count * 4];
+    bytes.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, bytes)| {
+        // An odd start for each chunk; xorshift never leaves 0.
+        let mut state = (seed << 40 | (block as u64) << 8 | chunk as u64) * 2 + 1;
+        for value in bytes.as_chunks_mut::<4>().0 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32")]
+            let unit = (state >> 40) as f32 / (1_u32 << 24) as f32;
+            *value = (centre + width * (unit - 0.5)).to_le_bytes();
+        }
+    });
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::names::Family;
+    use crate::checkpoint::shards::Shards;
+    use bundle::routing::ExpertName;
+
+    #[test]
+    fn random_weights_are_a_readable_file_of_the_right_spread() {
+        let folder = tempfile::tempdir().unwrap();
+        let denoiser = DenoiserSpec {
+            heads: 2,
+            head_width: 12,
+            layers: 1,
+            feed_forward: 40,
+            text_width: 32,
+            ..bundle::catalog::wan_denoiser(1, 1, 1)
+        };
+        let text_encoder = TextEncoderSpec {
+            vocabulary: 8,
+            width: 32,
+            heads: 1,
+            head_width: 32,
+            feed_forward: 8,
+            layers: 1,
+            buckets: 32,
+            max_distance: 128,
+            epsilon: 1e-6,
+        };
+        let sizes = Sizes { text_encoder, denoiser, vae: bundle::catalog::wan21_vae() };
+        let expert = Component::Expert(ExpertName("only".into()));
+        let bundle = write(folder.path(), &sizes, std::slice::from_ref(&expert)).unwrap();
+        let entry = bundle.manifest.component(&expert).unwrap();
+        let file = folder.path().join(&entry.weights[0].file);
+        assert_eq!(std::fs::metadata(&file).unwrap().len(), entry.weights[0].bytes.0);
+        let shards = Shards::open(file.parent().unwrap(), Family::Denoiser).unwrap();
+        let stored = shards.tensor("blocks.0.ffn.net.2.weight").unwrap();
+        let values: Vec<f32> = stored.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let deviation = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
+        assert!((0.8..1.2).contains(&(deviation / SPREAD)), "{deviation}");
+        assert!(folder.path().join(&entry.graphs[0].file).is_file());
+        let gain = shards.tensor("blocks.0.norm2.weight").unwrap();
+        assert!(gain.bytes.as_chunks().0.iter().all(|b| f32::from_le_bytes(*b) > 0.9));
+    }
+}

@@ -1,0 +1,180 @@
+//! Sizes at which graphs are timed.
+
+use bundle::Error;
+use bundle::catalog::{wan_denoiser, wan21_vae};
+use bundle::manifest::{Bundle, Component};
+use bundle::routing::ExpertName;
+use bundle::spec::{DenoiserSpec, TextEncoderSpec};
+use export::synthetic::{self, Sizes};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// A published denoiser, by its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Wan2.1-T2V-1.3B: 12 heads, 30 layers.
+    Small,
+    /// One expert of Wan2.2-T2V-A14B: 40 heads, 40 layers.
+    Large,
+}
+
+impl Shape {
+    const ALL: [Self; 2] = [Self::Small, Self::Large];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Small => "1.3b",
+            Self::Large => "a14b",
+        }
+    }
+
+    /// The denoiser, with fewer layers where that is asked for: every layer costs the same.
+    pub fn denoiser(self, layers: Option<usize>) -> DenoiserSpec {
+        match self {
+            Self::Small => wan_denoiser(12, layers.unwrap_or(30), 8960),
+            Self::Large => wan_denoiser(40, layers.unwrap_or(40), 13_824),
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Shape {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|shape| shape.name() == text).ok_or_else(|| {
+            Error::value("--shape", text, "no model of that size is known", "use 1.3b or a14b")
+        })
+    }
+}
+
+/// The encoder of umT5-XXL with fewer layers and a small vocabulary: neither changes the cost of a layer.
+pub fn text_encoder(layers: usize) -> TextEncoderSpec {
+    TextEncoderSpec {
+        vocabulary: 1024,
+        width: 4096,
+        heads: 64,
+        head_width: 64,
+        feed_forward: 10_240,
+        layers,
+        buckets: 32,
+        max_distance: 128,
+        epsilon: 1e-6,
+    }
+}
+
+/// What is timed of a model with random weights.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Subject {
+    /// A step of a denoiser.
+    Step(DenoiserSpec),
+    /// The decoder of the Wan2.1 VAE.
+    Decode,
+    /// A text encoder.
+    Text(TextEncoderSpec),
+}
+
+/// A bundle in `folder` that holds the subject alone, with random weights.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn random_bundle(folder: &Path, subject: &Subject) -> Result<Bundle, export::Error> {
+    let mut sizes =
+        Sizes { text_encoder: text_encoder(1), denoiser: Shape::Small.denoiser(Some(1)), vae: wan21_vae() };
+    let component = match subject {
+        Subject::Step(denoiser) => {
+            sizes.denoiser = denoiser.clone();
+            Component::Expert(ExpertName("only".into()))
+        }
+        Subject::Decode => Component::Decoder,
+        Subject::Text(text_encoder) => {
+            sizes.text_encoder = text_encoder.clone();
+            Component::TextEncoder
+        }
+    };
+    synthetic::write(folder, &sizes, &[component])
+}
+
+/// Tokens of a step: frames, rows and columns of patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenGrid(pub [usize; 3]);
+
+impl TokenGrid {
+    /// How many tokens there are.
+    pub fn tokens(self) -> usize {
+        self.0.iter().product()
+    }
+}
+
+impl FromStr for TokenGrid {
+    type Err = Error;
+
+    /// `F,ROWS,COLUMNS`, or a number alone for one frame that is as square as it can be: the cost of a step hangs on
+    /// the number alone.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refused = || {
+            let fix = "give a number like 1950, or frames, rows and columns like 5,15,26";
+            Error::value("--tokens", text, "a step has at least one token", fix)
+        };
+        match numbers(text).ok_or_else(refused)?[..] {
+            [tokens] => {
+                let rows = (1..=tokens.isqrt()).rev().find(|rows| tokens.is_multiple_of(*rows)).unwrap_or(1);
+                Ok(Self([1, rows, tokens / rows]))
+            }
+            [frames, rows, columns] => Ok(Self([frames, rows, columns])),
+            _ => Err(refused()),
+        }
+    }
+}
+
+/// A latent: frames, height and width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentSize(pub [usize; 3]);
+
+impl FromStr for LatentSize {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match numbers(text).as_deref() {
+            Some(&[frames, height, width]) => Ok(Self([frames, height, width])),
+            _ => {
+                let rule = "a latent has frames, a height and a width";
+                Err(Error::value("--latent", text, rule, "give three numbers like 3,30,52"))
+            }
+        }
+    }
+}
+
+/// Whole numbers above 0 between commas.
+fn numbers(text: &str) -> Option<Vec<usize>> {
+    text.split(',').map(|word| word.parse().ok().filter(|number| *number > 0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_a_number_or_a_grid() {
+        let grid =
+            |text: &str| text.parse::<TokenGrid>().map(|grid| grid.0).map_err(|error| error.to_string());
+        assert_eq!(grid("5,15,26"), Ok([5, 15, 26]));
+        assert_eq!(grid("1950"), Ok([1, 39, 50]));
+        assert_eq!(grid("7"), Ok([1, 1, 7]));
+        insta::assert_snapshot!(grid("0").unwrap_err(), @"--tokens cannot be 0: a step has at least one token (give a number like 1950, or frames, rows and columns like 5,15,26)");
+        assert!(grid("3,4").is_err() && grid("").is_err() && grid("1,2,3,4").is_err());
+    }
+
+    #[test]
+    fn shapes_are_those_that_were_published() {
+        let layers = |name: &str| name.parse::<Shape>().map(|shape| shape.denoiser(None).layers).ok();
+        assert_eq!((layers("1.3b"), layers("a14b"), layers("5b")), (Some(30), Some(40), None));
+        assert_eq!(Shape::Large.denoiser(Some(2)).width(), 5120);
+    }
+}

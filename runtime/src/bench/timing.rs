@@ -1,0 +1,160 @@
+//! Several contenders in turn, so that a slow spell of the machine hits them all, and what their times amount to.
+
+use super::workload::{Run, Workload, timed};
+use crate::Error;
+use bundle::dtype::Precision;
+use engines::Cancel;
+use kernels::peak::Peaks;
+use serde::Serialize;
+
+/// One of those that are compared.
+pub struct Contender {
+    /// How it is called: the precision of its graphs.
+    pub precision: Precision,
+    /// What it runs.
+    pub workload: Box<dyn Workload>,
+}
+
+impl std::fmt::Debug for Contender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contender").field("precision", &self.precision).finish_non_exhaustive()
+    }
+}
+
+/// Warms each contender up with one run and then lets them take turns, `rounds` times. Gives the runs of each.
+/// `on_run` hears of every run.
+///
+/// # Errors
+/// A run that fails or was cancelled.
+pub fn alternate(
+    contenders: &mut [Contender],
+    rounds: usize,
+    cancel: &Cancel,
+    on_run: &mut dyn FnMut(),
+) -> Result<Vec<Vec<Run>>, Error> {
+    let mut runs = vec![Vec::with_capacity(rounds); contenders.len()];
+    for round in 0..=rounds {
+        for (contender, runs) in contenders.iter_mut().zip(&mut runs) {
+            let run = timed(contender.workload.as_mut(), cancel)?;
+            if round > 0 {
+                runs.push(run);
+            }
+            on_run();
+        }
+    }
+    Ok(runs)
+}
+
+/// What the times of one contender amount to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// The precision of its graphs.
+    pub precision: Precision,
+    /// Seconds of every run.
+    pub seconds: Vec<f64>,
+    /// The shortest, in milliseconds.
+    pub ms: f64,
+    /// The one in the middle, in milliseconds.
+    pub median_ms: f64,
+    /// Until the first frame, in milliseconds, the shortest.
+    pub first_frame_ms: Option<f64>,
+    /// Operations per second of the shortest run, in units of 10⁹.
+    pub gflops: Option<f64>,
+    /// The same as a share of what the cores can do in registers, in the number format of the products.
+    pub share_of_peak: Option<f64>,
+    /// How many times as fast as f32, by the shortest runs.
+    pub ratio_to_f32: Option<f64>,
+}
+
+/// The peak in whose number format the products of a precision run on the CPU: weights stored in 16 bits are widened.
+pub fn peak_of(precision: Precision, peaks: &Peaks) -> f64 {
+    match precision {
+        Precision::Int8 => peaks.int8,
+        _ => peaks.f32,
+    }
+}
+
+/// Puts numbers to the runs of every contender, which did `flops` operations in each; none where that is not known.
+pub fn measured(runs: &[(Precision, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
+    let shortest = |runs: &[Run]| runs.iter().map(|run| run.whole.as_secs_f64()).reduce(f64::min);
+    let of_f32 = runs.iter().find(|(precision, _)| *precision == Precision::F32);
+    let of_f32 = of_f32.and_then(|(_, runs)| shortest(runs));
+    let of = |(precision, runs): &(Precision, Vec<Run>)| {
+        let best = shortest(runs)?;
+        let mut seconds: Vec<f64> = runs.iter().map(|run| run.whole.as_secs_f64()).collect();
+        let first = runs.iter().filter_map(|run| run.first).min();
+        let per_second = flops.map(|flops| flops / best);
+        let in_order = seconds.clone();
+        seconds.sort_by(f64::total_cmp);
+        Some(Measured {
+            precision: *precision,
+            ms: 1e3 * best,
+            median_ms: 1e3 * f64::midpoint(seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]),
+            seconds: in_order,
+            first_frame_ms: first.map(|first| 1e3 * first.as_secs_f64()),
+            gflops: per_second.map(|rate| rate / 1e9),
+            share_of_peak: per_second.map(|rate| rate / peak_of(*precision, peaks)),
+            ratio_to_f32: of_f32.map(|f32| f32 / best),
+        })
+    };
+    runs.iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const PEAKS: Peaks = Peaks { int8: 800e9, bf16: None, f32: 200e9, memory_read: 1e9, memory_copy: 1e9 };
+
+    fn runs(milliseconds: &[u64]) -> Vec<Run> {
+        milliseconds.iter().map(|ms| Run { whole: Duration::from_millis(*ms), first: None }).collect()
+    }
+
+    #[test]
+    fn the_shortest_runs_are_compared_and_shares_are_of_the_products_own_peak() {
+        let all = [(Precision::F32, runs(&[1200, 1000, 1100])), (Precision::Int8, runs(&[400, 500]))];
+        let found = measured(&all, Some(100e9), &PEAKS);
+        assert_eq!((found[0].ms, found[0].median_ms), (1000.0, 1100.0));
+        assert_eq!((found[0].share_of_peak, found[0].ratio_to_f32), (Some(0.5), Some(1.0)));
+        assert_eq!((found[1].ms, found[1].median_ms), (400.0, 450.0));
+        assert_eq!((found[1].gflops, found[1].ratio_to_f32), (Some(250.0), Some(2.5)));
+        assert_eq!(found[1].share_of_peak, Some(0.3125));
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_is_not_known() {
+        let found = measured(&[(Precision::Int8, runs(&[400]))], None, &PEAKS);
+        assert_eq!((found[0].gflops, found[0].share_of_peak, found[0].ratio_to_f32), (None, None, None));
+        assert!(measured(&[(Precision::F32, Vec::new())], None, &PEAKS).is_empty());
+    }
+
+    struct Counted(std::rc::Rc<std::cell::RefCell<Vec<usize>>>, usize);
+
+    impl Workload for Counted {
+        fn run(&mut self, _: &Cancel, first: &mut dyn FnMut()) -> Result<(), Error> {
+            self.0.borrow_mut().push(self.1);
+            first();
+            Ok(())
+        }
+
+        fn flops(&self) -> f64 {
+            1.0
+        }
+    }
+
+    #[test]
+    fn contenders_take_turns_and_the_first_run_does_not_count() {
+        let order = std::rc::Rc::default();
+        let contender = |number| Contender {
+            precision: Precision::F32,
+            workload: Box::new(Counted(std::rc::Rc::clone(&order), number)),
+        };
+        let mut told = 0;
+        let runs =
+            alternate(&mut [contender(1), contender(2)], 2, &Cancel::new(), &mut || told += 1).unwrap();
+        assert_eq!(*order.borrow(), [1, 2, 1, 2, 1, 2]);
+        assert_eq!((runs[0].len(), runs[1].len(), told), (2, 2, 6));
+        assert!(runs[0][0].first.is_some());
+    }
+}
