@@ -9,6 +9,7 @@
 //! ([`Int8Matrix`]), packed as the products read them. What follows a product (GELU and requantising, gate and residual)
 //! happens while its sums are in registers ([`Output`]).
 
+mod attention;
 mod packing;
 mod path;
 pub mod peak;
@@ -18,6 +19,7 @@ mod shared;
 mod simd;
 mod workers;
 
+pub use attention::{Attention, Columns, Heads, Rotary, Scratch, ValueProduct};
 pub use packing::{Bf16Matrix, Bf16Weights, GROUP, Int8Matrix, Int8Weights, MatrixShape, SizeError};
 pub use path::{CpuPath, Kernels, PathError};
 pub use product::{Gate, Output, QuantisedRows, Residual};

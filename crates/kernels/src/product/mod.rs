@@ -1,7 +1,7 @@
 //! Linear layers: `y[l][n] = Σ x[l][k]·w[n][k] + b[n]`, with what comes after it done while the sums are in registers.
 
 mod finish;
-mod tile;
+pub(crate) mod tile;
 
 pub use finish::{Gate, Output, Residual};
 use tile::{Bytes, Dot, Halves, PANEL, Sums, TileInput, multiply};
@@ -302,13 +302,14 @@ impl<V: Values> Operation for Panel<'_, V> {
                 weights,
                 group: stride * GROUP,
                 steps: stride / STEP,
+                begin: std::ptr::null(),
                 lines: self.finish.lines(row, self.first, end),
             };
             // SAFETY: the drivers checked that there are `rows × stride` bytes of activations, and as many groups of
-            // `16 × stride` bytes of weights as the outputs need.
+            // `16 × stride` bytes of weights as the outputs need; the sums of a panel have room for a tile.
             #[expect(unsafe_code, reason = "the innermost loop reads through bare pointers")]
             unsafe {
-                multiply::<S, V::Product>(s, input, rows, groups, &mut sums);
+                multiply::<S, V::Product>(s, input, rows, groups, sums.rows());
             }
             for in_tile in 0..rows {
                 let place = Place { row: row + in_tile, in_tile, at: 0 };

@@ -23,6 +23,10 @@ impl Sums {
         Self([[0; PANEL]; TALLEST])
     }
 
+    pub(crate) fn rows(&mut self) -> SumRows {
+        SumRows { start: self.0.as_mut_ptr().cast(), pitch: PANEL }
+    }
+
     /// The sums of a row, which are integers.
     #[inline(always)]
     pub(crate) fn integers(&self, row: usize) -> &[i32; PANEL] {
@@ -44,6 +48,9 @@ pub(crate) trait Dot: Copy + Send + Sync {
     fn zero<S: Simd>(s: S) -> Self::Sum<S>;
     fn step<S: Simd>(s: S, sum: Self::Sum<S>, a: S::I, w: S::I) -> Self::Sum<S>;
     /// # Safety
+    /// `LANES` times 32 bits can be read at `from`.
+    unsafe fn load<S: Simd>(s: S, from: *const i32) -> Self::Sum<S>;
+    /// # Safety
     /// `LANES` times 32 bits can be written at `to`.
     unsafe fn store<S: Simd>(s: S, sum: Self::Sum<S>, to: *mut i32);
 }
@@ -63,6 +70,12 @@ impl Dot for Bytes {
     #[inline(always)]
     fn step<S: Simd>(s: S, sum: S::I, a: S::I, w: S::I) -> S::I {
         s.dot_u8(sum, a, w)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const i32) -> S::I {
+        // SAFETY: the caller's.
+        unsafe { s.load_bytes_at(from.cast()) }
     }
 
     #[inline(always)]
@@ -90,6 +103,12 @@ impl Dot for Halves {
     }
 
     #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const i32) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { s.load_at(from.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn store<S: Simd>(s: S, sum: S::F, to: *mut i32) {
         // SAFETY: the caller's.
         unsafe { s.store_at(sum, to.cast()) }
@@ -108,9 +127,20 @@ pub(crate) struct OutputLines {
 }
 
 impl OutputLines {
+    /// Nothing that is worth asking for.
+    pub(crate) const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0 };
+
     const LINE: usize = 64;
     /// Steps of the product from one pair of lines to the next.
     const INTERVAL: usize = 16;
+}
+
+/// Where the sums of a tile go: rows of 32-bit integers or floats.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SumRows {
+    pub(crate) start: *mut i32,
+    /// Elements from one row to the next.
+    pub(crate) pitch: usize,
 }
 
 /// Operands of [`multiply`].
@@ -126,25 +156,34 @@ pub(crate) struct TileInput {
     pub(crate) group: usize,
     /// Steps of four bytes.
     pub(crate) steps: usize,
+    /// What the sums of the columns start from; null for zero.
+    pub(crate) begin: *const i32,
     pub(crate) lines: OutputLines,
 }
 
-struct Tile<'a, D, const R: usize, const C: usize> {
+struct Tile<D, const R: usize, const C: usize> {
     input: TileInput,
-    sums: &'a mut Sums,
-    /// First column of the tile in its panel.
-    column: usize,
+    to: SumRows,
     dot: PhantomData<D>,
 }
 
-impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
+impl<D: Dot, const R: usize, const C: usize> Operation for Tile<D, R, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let TileInput { stride, group, steps, lines, .. } = self.input;
+        let TileInput { stride, group, steps, begin, lines, .. } = self.input;
         let (mut x, mut weights) = (self.input.x, self.input.weights);
         let mut sums = [[D::zero(s); C]; R];
+        if !begin.is_null() {
+            unrolled!(c < C, {
+                // SAFETY: `multiply` was promised a start for each column.
+                let first = unsafe { D::load(s, begin.add(c * S::LANES)) };
+                unrolled!(r < R, {
+                    sums[r][c] = first;
+                });
+            });
+        }
         // A macro and not a closure, whose code might be compiled apart, without the instructions of `S`.
         macro_rules! step {
             () => {
@@ -172,7 +211,7 @@ impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
                 step!();
             }
             for _ in 0..2 {
-                if row < R {
+                if row < R && lines.width > 0 {
                     s.prefetch_to_write(lines.start.wrapping_add(row * lines.stride + line));
                     line += OutputLines::LINE;
                     if line >= lines.width {
@@ -186,63 +225,65 @@ impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
         }
         unrolled!(r < R, {
             unrolled!(c < C, {
-                let at = &mut self.sums.0[r][self.column + c * S::LANES..][..S::LANES];
-                // SAFETY: the slice has as many as there are lanes.
-                unsafe { D::store(s, sums[r][c], at.as_mut_ptr()) };
+                // SAFETY: `multiply` was promised room for each row and column.
+                unsafe { D::store(s, sums[r][c], self.to.start.add(r * self.to.pitch + c * S::LANES)) };
             });
         });
     }
 }
 
-/// `rows` (at most [`TALLEST`]) rows of activations times `groups` (at most four) groups of columns.
+/// `rows` (at most [`TALLEST`]) rows of activations times `groups` groups of columns.
 ///
 /// # Safety
-/// `steps` steps can be read in each of `rows` rows and each of `groups` groups.
+/// `steps` steps can be read in each of `rows` rows and each of `groups` groups, `begin` is null or has an integer for
+/// each column, and `to` has room for `rows` rows of all columns.
 #[inline(always)]
 pub(crate) unsafe fn multiply<S: Simd, D: Dot>(
     s: S,
     input: TileInput,
     rows: usize,
     groups: usize,
-    sums: &mut Sums,
+    to: SumRows,
 ) {
     if rows == S::ROWS {
         if S::ROWS == TALLEST {
-            tiles::<S, D, TALLEST>(s, input, groups, sums);
+            tiles::<S, D, TALLEST>(s, input, groups, to);
         } else {
-            tiles::<S, D, 4>(s, input, groups, sums);
+            tiles::<S, D, 4>(s, input, groups, to);
         }
         return;
     }
     for row in 0..rows {
-        let mut one = Sums::new();
         let lines =
             OutputLines { start: input.lines.start.wrapping_add(row * input.lines.stride), ..input.lines };
         let input = TileInput { x: input.x.wrapping_add(row * input.stride), lines, ..input };
-        tiles::<S, D, 1>(s, input, groups, &mut one);
-        sums.0[row] = one.0[0];
+        let to = SumRows { start: to.start.wrapping_add(row * to.pitch), ..to };
+        tiles::<S, D, 1>(s, input, groups, to);
     }
 }
 
 /// All columns of one tile of rows.
 #[inline(always)]
-fn tiles<S: Simd, D: Dot, const R: usize>(s: S, input: TileInput, groups: usize, sums: &mut Sums) {
+fn tiles<S: Simd, D: Dot, const R: usize>(s: S, input: TileInput, groups: usize, to: SumRows) {
     let columns = groups * GROUP;
     let mut column = 0;
     while column < columns {
-        let tile = TileInput {
+        let begin = if input.begin.is_null() { input.begin } else { input.begin.wrapping_add(column) };
+        let input = TileInput {
             weights: input.weights.wrapping_add(column / GROUP * input.group),
             lines: OutputLines { width: if column == 0 { input.lines.width } else { 0 }, ..input.lines },
+            begin,
             ..input
         };
+        let to = SumRows { start: to.start.wrapping_add(column), ..to };
         if S::COLUMNS == 4 && columns - column >= 4 * S::LANES {
-            s.vectorize(Tile::<D, R, 4> { input: tile, sums, column, dot: PhantomData });
+            s.vectorize(Tile::<D, R, 4> { input, to, dot: PhantomData });
             column += 4 * S::LANES;
         } else if S::LANES == GROUP {
-            s.vectorize(Tile::<D, R, 1> { input: tile, sums, column, dot: PhantomData });
+            s.vectorize(Tile::<D, R, 1> { input, to, dot: PhantomData });
             column += GROUP;
         } else {
-            s.vectorize(Tile::<D, R, 2> { input: tile, sums, column, dot: PhantomData });
+            s.vectorize(Tile::<D, R, 2> { input, to, dot: PhantomData });
             column += GROUP;
         }
     }

@@ -225,11 +225,6 @@ impl<const DOT: u8> Simd for Avx256<DOT> {
     }
 
     #[inline(always)]
-    fn add_i32(self, a: __m256i, b: __m256i) -> __m256i {
-        proven!(_mm256_add_epi32(a, b))
-    }
-
-    #[inline(always)]
     fn sub_i32(self, a: __m256i, b: __m256i) -> __m256i {
         proven!(_mm256_sub_epi32(a, b))
     }

@@ -196,11 +196,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_add_epi32(a, b))
-    }
-
-    #[inline(always)]
     fn sub_i32(self, a: __m512i, b: __m512i) -> __m512i {
         proven!(_mm512_sub_epi32(a, b))
     }

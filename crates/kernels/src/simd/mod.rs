@@ -32,7 +32,6 @@ pub(crate) trait Operation {
 }
 
 /// Vectors of 32-bit floats and of 32-bit integers with the same number of lanes.
-#[expect(dead_code, reason = "some of the vectors' operations are for attention, which comes next")]
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// 32-bit floats.
     type F: Copy;
@@ -94,7 +93,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` integers can be written at `to`.
     unsafe fn store_i32_at(self, value: Self::I, to: *mut i32);
-    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn to_f32(self, a: Self::I) -> Self::F;

@@ -144,11 +144,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
-        from_fn(|i| a[i].wrapping_add(b[i]))
-    }
-
-    #[inline(always)]
     fn sub_i32(self, a: Self::I, b: Self::I) -> Self::I {
         from_fn(|i| a[i].wrapping_sub(b[i]))
     }
