@@ -1,6 +1,7 @@
 """The judge: reads subject, colour, action, setting, time and camera back from a clip. Trained on rendered clips only.
 
-  python judge.py train   RUN --minutes 15    from the clips of `vae.py clips`
+  python judge.py clips   RUN --count 9000       renders the clips that it learns from
+  python judge.py train   RUN --minutes 30
   python judge.py score   RUN                    accuracy on rendered clips that nothing was trained on
   python judge.py export  RUN FOLDER             judge.onnx, judge.json and prompts.json, as `rushes bench quality` reads them
 
@@ -21,11 +22,13 @@ from torch import nn
 
 import loop
 import world
+from vae import save_array
 
 NAMES = ("subject", "color", "action", "setting", "time", "camera")
 BATCH = 32
 PROMPTS = 64
-# Scenes that score the judge, far from the numbers of the training clips.
+# The number of the first scene that it learns from, and of the first that scores it: far from each other and from all others.
+LEARNED_FROM = 200_000
 SCORED_FROM, SCORED = 900_000, 600
 # In a mirror these change places. A mirrored roll is still a roll.
 MIRRORED = {"right": "left", "left": "right", "pan_left": "pan_right", "pan_right": "pan_left"}
@@ -73,6 +76,19 @@ def mirror(scene):
     return {name: MIRRORED.get(value, value) if name in ("action", "camera") else value for name, value in scene.items()}
 
 
+def halved(index):
+    """The clip of the scene with this number at half its size, u8 `[17,32,56,3]`, each pixel the mean of four."""
+    clip, _ = world.render(world.numbered(index))
+    quads = clip.reshape(-1, world.HEIGHT // 2, 2, world.WIDTH // 2, 2, 3)
+    return ((quads.sum((2, 4), dtype=np.uint16) + 2) // 4).astype(np.uint8)
+
+
+def render_clips(run, count):
+    with get_context("spawn").Pool() as pool:
+        clips = np.stack(list(pool.imap(halved, range(LEARNED_FROM, LEARNED_FROM + count), chunksize=64)))
+    loop.write_atomically(run / "judge-clips.npy", lambda path: save_array(path, clips))
+
+
 def worn(small, rng):
     """Clips at half size `[B,3,17,32,56]` as a model might have drawn them: shifted, softer, darker or lighter, speckled."""
     dy, dx = rng.randint(-2, 2), rng.randint(-2, 2)
@@ -89,7 +105,7 @@ def worn(small, rng):
 def train(run, minutes):
     torch.manual_seed(3)
     where = loop.device()
-    clips = np.load(run / "clips.npy", mmap_mode="r")
+    clips = np.load(run / "judge-clips.npy", mmap_mode="r")
     judge = Judge().to(where, memory_format=torch.channels_last_3d).train()
     stage = loop.Stage(run, "judge", minutes)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.02)
@@ -109,12 +125,12 @@ def train(run, minutes):
         batch, scenes = [], []
         for _ in range(BATCH):
             index = rng.randrange(len(clips))
-            clip, scene = clips[index], world.numbered(index)
+            clip, scene = clips[index], world.numbered(LEARNED_FROM + index)
             if rng.random() < 0.5:
                 clip, scene = clip[:, :, ::-1], mirror(scene)
-            batch.append(np.ascontiguousarray(clip))
+            batch.append(clip.transpose(3, 0, 1, 2))
             scenes.append(scene)
-        small = judge.seen_small(torch.from_numpy(np.stack(batch)).to(where).float() / 255)
+        small = torch.from_numpy(np.ascontiguousarray(np.stack(batch))).to(where).float() / 255
         x = worn(small, rng).contiguous(memory_format=torch.channels_last_3d)
         told = targets(scenes).to(where)
         with torch.autocast(where.type, torch.bfloat16):
@@ -191,12 +207,15 @@ def export(run, folder):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["train", "score", "export"])
+    parser.add_argument("what", choices=["clips", "train", "score", "export"])
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--count", type=int, default=9000)
+    parser.add_argument("--minutes", type=float, default=30)
     args = parser.parse_args()
-    if args.what == "train":
+    if args.what == "clips":
+        render_clips(args.run, args.count)
+    elif args.what == "train":
         train(args.run, args.minutes)
     elif args.what == "score":
         score(args.run)

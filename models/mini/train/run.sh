@@ -21,7 +21,8 @@ stage vae.py train "$run" --minutes "$vae" ${start:+--start "$start/vae"}
 stage vae.py score "$run"
 stage vae.py latents "$run" --count "$clips"
 stage tiny.py "$run" --minutes 8
-stage judge.py train "$run" --minutes 15
+[ -f "$run/judge-clips.npy" ] || stage judge.py clips "$run"
+stage judge.py train "$run" --minutes 30
 stage judge.py score "$run"
 stage judge.py export "$run" "$run/judge"
 stage text.py "$run" --minutes "$text" ${start:+--start "$start"}
