@@ -96,8 +96,8 @@ fn a_logo_keeps_its_transparency_and_a_wrong_one_is_refused() {
 #[test]
 fn a_film_is_seen_behind_a_key() {
     let folder = tempfile::tempdir().unwrap();
-    let source = "color=blue:s=64x32:r=16:d=0.25,format=yuv420p";
-    let film = made_by_ffmpeg(folder.path(), "film.mkv", &[source, "-c:v", "ffv1"]);
+    let source = "color=blue:s=64x32:r=16:d=0.25,format=yuvj420p";
+    let film = made_by_ffmpeg(folder.path(), "film.avi", &[source, "-c:v", "mjpeg", "-q:v", "2"]);
     let spec = DressingSpec { key: Some((KeyColour::Green, film)), ..DressingSpec::default() };
     let mut dressing = spec.open(made("96x64", 9)).unwrap();
     let green = [-0.76, 0.49, -0.69];

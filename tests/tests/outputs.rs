@@ -35,7 +35,9 @@ fn frames_of(path: &Path) -> usize {
         .arg(path)
         .output()
         .expect("ffprobe: `make setup` installs it");
-    String::from_utf8_lossy(&probed.stdout).trim().trim_matches(',').parse().unwrap_or(0)
+    // A playlist lists its stream twice.
+    let text = String::from_utf8_lossy(&probed.stdout).into_owned();
+    text.split([',', '\n']).find_map(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 
 fn left_in(folder: &Path) -> Vec<String> {

@@ -125,6 +125,7 @@ impl Builder<'_> {
             .field("layout", "interleaved")
             .field("rate", i32::try_from(RATE).unwrap_or(i32::MAX))
             .field("channels", i32::try_from(CHANNELS).unwrap_or(i32::MAX))
+            .field("channel-mask", gst::Bitmask::new(0b11))
             .build();
         // Bounded by the frames, which it accompanies.
         let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build();

@@ -110,12 +110,15 @@ impl HlsWriter {
                 publish(&self.folder, HEAD, &std::mem::take(&mut self.waiting))?;
             }
             b"moof" => {
-                self.pictures = samples(content);
+                self.pictures += samples(content);
                 self.waiting.extend_from_slice(content);
             }
             b"mdat" if self.pictures > 0 => {
                 self.waiting.extend_from_slice(content);
-                self.close_segment()?;
+                // The muxer begins a fragment at every key frame, and where the picture changes they come close.
+                if self.pictures >= self.frames_per_second {
+                    self.close_segment()?;
+                }
             }
             // The index at the end, which only a single file needs.
             _ => {}
@@ -174,6 +177,9 @@ impl Collector for HlsWriter {
     }
 
     fn finish(&mut self) -> io::Result<()> {
+        if self.pictures > 0 {
+            self.close_segment()?;
+        }
         self.list(true)
     }
 }
@@ -258,7 +264,8 @@ mod tests {
         gst::init().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let head = [boxed(b"ftyp", b"iso6"), boxed(b"moov", &[0; 20])].concat();
-        let stream = [head, fragment(16).repeat(fragments), fragment(8)].concat();
+        let second = [fragment(5), fragment(11)].concat();
+        let stream = [head, second.repeat(fragments), fragment(8)].concat();
         let mut writer = HlsWriter::new(folder.path(), 16, endless);
         for piece in stream.chunks(step) {
             writer.take(&gst::Buffer::from_slice(piece.to_vec())).unwrap();
