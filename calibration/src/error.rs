@@ -1,8 +1,8 @@
-//! Errors of quantisation.
+//! Errors of quantisation and fitting.
 
 use bundle::{Diagnose, Report};
 
-/// What can go wrong when a tensor is quantised.
+/// What can go wrong when a tensor is quantised or a map is fitted.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,6 +19,20 @@ pub enum Error {
         axis: usize,
         /// The shape of the tensor.
         shape: Vec<usize>,
+    },
+    /// Frames cannot be those of a latent.
+    FramesOfLatent {
+        /// Shape of the latent, `[C,T,h,w]`.
+        latent: Vec<usize>,
+        /// Shape of the frames, `[N,3,H,W]`.
+        frames: Vec<usize>,
+    },
+    /// A map has more unknowns than what it is fitted on can tell.
+    TooFewPositions {
+        /// Latent positions that there are.
+        positions: u64,
+        /// Unknowns of each colour.
+        unknowns: usize,
     },
     /// A tensor has more or fewer values than its shape says.
     Length {
@@ -41,6 +55,16 @@ impl Diagnose for Error {
                 format!("the tensor cannot be quantised along axis {axis}"),
                 format!("its shape {shape:?} has {} axes", shape.len()),
                 "name an axis that the tensor has, counted from 0",
+            ),
+            Self::FramesOfLatent { latent, frames } => Report::bad_input(
+                "frames and latent do not belong together",
+                format!("a latent of the shape {latent:?} cannot make frames of the shape {frames:?}"),
+                "give the frames that the decoder made of this latent",
+            ),
+            Self::TooFewPositions { positions, unknowns } => Report::bad_input(
+                "the preview map cannot be fitted",
+                format!("{positions} latent positions do not tell {unknowns} unknowns of each colour apart"),
+                "fit it on more clips or larger ones",
             ),
             Self::Length { shape, found } => Report::bad_input(
                 format!("the tensor cannot have the shape {shape:?}"),

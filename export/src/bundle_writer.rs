@@ -4,7 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
 use crate::weights::scan::{Verify, scan};
 use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, place};
-use crate::{Error, defaults};
+use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
 use bundle::dtype::{Dialect, Precision, WeightType};
 use bundle::layout;
@@ -54,6 +54,8 @@ pub enum ExportEvent {
         /// Their bytes.
         bytes: ByteCount,
     },
+    /// The checkpoint's preview map was fitted for another decoder and is left out.
+    ForeignPreviewMap,
     /// Its weights and graphs are being written.
     Writing {
         /// Which component.
@@ -84,6 +86,12 @@ pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) ->
     refuse_taken(&request.out)?;
     let part = part_folder(&request.out)?;
     let written = write_components(request, &checkpoint, &part, on_event).and_then(|written| {
+        if let Some(decoder) = written.entries.iter().find(|entry| entry.component == Component::Decoder) {
+            let channels = checkpoint.vae.latent_channels;
+            if preview_map::place(&request.checkpoint, &part, &decoder.digest, channels)? {
+                on_event(ExportEvent::ForeignPreviewMap);
+            }
+        }
         let tokenizer = part.join(layout::TOKENIZER);
         std::fs::copy(&checkpoint.tokenizer, &tokenizer).map_err(Error::file("write", &tokenizer))?;
         let manifest = Manifest {

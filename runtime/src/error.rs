@@ -52,6 +52,19 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The bundle has no map to show latents with.
+    NoPreviewMap,
+    /// The bundle has no tiny decoder.
+    NoTinyDecoder,
+    /// A preview cannot be written.
+    PreviewFile {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A preview map cannot be fitted.
+    Calibration(#[from] calibration::Error),
     /// `--trace` names a file that cannot be written.
     TraceFile {
         /// The file.
@@ -103,6 +116,22 @@ impl Diagnose for Error {
                 why.clone(),
                 "give a safetensors file whose tensor `noise` is f32 and has the shape of the clip's latent",
             ),
+            Self::NoPreviewMap => Report::bad_input(
+                "--preview cannot be rgb",
+                "the linear map of previews was not fitted for this bundle's decoder",
+                "fit it once with `rushes calibrate BUNDLE --preview`, or use --preview full",
+            ),
+            Self::NoTinyDecoder => Report::bad_input(
+                "--preview cannot be tiny",
+                "this bundle has no tiny decoder",
+                "export again with `--tiny taew2_1.safetensors`, or use --preview rgb or full",
+            ),
+            Self::PreviewFile { path, why } => Report::bad_input(
+                format!("previews cannot be written to {}", path.display()),
+                why.clone(),
+                "name a folder, or a file that ends in .png, where you may write",
+            ),
+            Self::Calibration(error) => error.report(),
             Self::TraceFile { path, why } => Report::bad_input(
                 format!("the trace {} cannot be written", path.display()),
                 why.clone(),

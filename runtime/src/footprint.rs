@@ -4,6 +4,7 @@ use crate::denoise::BATCHED_TOKENS_MAX;
 use crate::plan::GenerationPlan;
 use bundle::dtype::ElementType;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
+use bundle::preview::PreviewKind;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
 use bundle::units::ByteCount;
 use engines::WeightMemory;
@@ -12,10 +13,23 @@ use engines::residency::Footprint;
 /// Bytes of one f32.
 const F32: usize = 4;
 
-/// What each component needs for a clip, in the order in which they are used.
+/// What decides on memory beside the clip itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    /// Where weights lie.
+    pub weights: WeightMemory,
+    /// What is open beside every expert.
+    pub preview: PreviewKind,
+}
+
+/// What each component needs for a clip, in the order in which they are used. Previews are made beside every expert, so
+/// what they need counts as the expert's.
 ///
 /// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
-pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, weights: WeightMemory) -> Vec<Footprint> {
+pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) -> Vec<Footprint> {
+    let Running { weights, preview } = running;
+    let positions = plan.latent.height * plan.latent.width;
+    let previewing = previewing(manifest, positions, weights, preview);
     let batch = if plan.is_guided() && plan.tokens <= BATCHED_TOKENS_MAX { 2 } else { 1 };
     manifest
         .components
@@ -23,8 +37,8 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, weights: WeightMem
         .map(|entry| {
             let activations = match &entry.component {
                 Component::TextEncoder => encoding(&manifest.text_encoder),
-                Component::Expert(_) => step(&manifest.denoiser, plan.tokens, batch),
-                Component::Decoder => decoding(&manifest.vae, plan.latent.height * plan.latent.width),
+                Component::Expert(_) => step(&manifest.denoiser, plan.tokens, batch) + previewing,
+                Component::Decoder => decoding(&manifest.vae, positions),
             };
             Footprint {
                 component: entry.component.to_string(),
@@ -33,6 +47,20 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, weights: WeightMem
             }
         })
         .collect()
+}
+
+/// What previews of a clip with `positions = h·w` need.
+fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> usize {
+    match kind {
+        PreviewKind::Off | PreviewKind::Rgb | PreviewKind::Tiny => 0,
+        PreviewKind::Full => {
+            let decoder = manifest.components.iter().find(|entry| entry.component == Component::Decoder);
+            let weights = decoder.map_or(0, |entry| resident_weights(entry, weights).0);
+            // One frame where a later latent frame makes as many as the stride.
+            let first = decoding(&manifest.vae, positions) / manifest.vae.stride().time;
+            usize::try_from(weights).unwrap_or(usize::MAX).saturating_add(first)
+        }
+    }
 }
 
 /// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored.

@@ -5,8 +5,9 @@
 //! [`plan`] says what will be made before anything is loaded, [`model`] is a bundle and how to run it.
 //!
 //! Below them: [`prompt`] (cleaning, tokens), [`sampler`] (schedules, solvers, guidance, noise; pure), [`media`] (video
-//! out), [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`mini`] (the embedded model), [`judge`]
-//! (how well a model follows its prompts), [`bench`] (how fast graphs run). [`cli`] is the command line.
+//! out), [`preview`] (pictures while it denoises), [`trace`] (files for parity checks), [`footprint`] (predicted memory),
+//! [`mini`] (the embedded model), [`judge`] (how well a model follows its prompts), [`bench`] (how fast graphs run). [`cli`]
+//! is the command line.
 
 pub mod bench;
 pub mod cli;
@@ -20,6 +21,7 @@ pub mod mini;
 pub mod model;
 pub mod pipeline;
 pub mod plan;
+pub mod preview;
 pub mod prompt;
 pub mod sampler;
 pub mod text_encoder;

@@ -9,6 +9,8 @@ use ndarray::{Array, Dimension};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// How graphs are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,7 @@ pub struct Model {
     dialect: Dialect,
     precision: Precision,
     engine_options: OpenOptions,
+    opening: Arc<AtomicU64>,
 }
 
 impl Model {
@@ -49,7 +52,8 @@ impl Model {
         let dialect = options.provider.dialect()?;
         let precision = choose_precision(&bundle.manifest, dialect, options.precision)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
-        Ok(Self { bundle: Arc::new(bundle), onnx, dialect, precision, engine_options })
+        let opening = Arc::default();
+        Ok(Self { bundle: Arc::new(bundle), onnx, dialect, precision, engine_options, opening })
     }
 
     /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.
@@ -71,6 +75,17 @@ impl Model {
         &self.bundle
     }
 
+    /// The same model, whose graphs run on so many threads and whose [`Self::time_opening`] counts anew.
+    pub fn with_threads(&self, threads: NonZeroUsize) -> Self {
+        let engine_options = OpenOptions { threads: Some(threads), ..self.engine_options };
+        Self { engine_options, opening: Arc::default(), ..self.clone() }
+    }
+
+    /// Time that opening graphs took so far, by this model and its clones.
+    pub fn time_opening(&self) -> Duration {
+        Duration::from_nanos(self.opening.load(Ordering::Relaxed))
+    }
+
     /// The variant that runs.
     pub fn precision(&self) -> Precision {
         self.precision
@@ -84,7 +99,11 @@ impl Model {
         contract: &Signature,
     ) -> Result<Engine, Error> {
         let graph = self.manifest().component(component)?.graph(part, self.dialect, self.precision)?;
-        Ok(self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)?)
+        let began = Instant::now();
+        let opened = self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)?;
+        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.opening.fetch_add(took, Ordering::Relaxed);
+        Ok(opened)
     }
 }
 

@@ -41,6 +41,13 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A preview map cannot be used.
+    PreviewMap {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The bundle has no graph for what was asked.
     NoGraph {
         /// Which component.
@@ -110,6 +117,11 @@ impl Diagnose for Error {
                 format!("{} cannot be understood", path.display()),
                 why.clone(),
                 "export the checkpoint again with this version of rushes",
+            ),
+            Self::PreviewMap { path, why } => Report::bad_input(
+                format!("the preview map {} cannot be used", path.display()),
+                why.clone(),
+                "fit it again with `rushes calibrate BUNDLE --preview`",
             ),
             Self::NoGraph { component, asked, available } => Report::bad_input(
                 format!("the bundle has no {asked} graph of {component}"),

@@ -6,6 +6,7 @@
 //!        text_encoder/cpu-f32.<digest>.onnx            + weights/*.safetensors
 //!        experts/high_noise/cpu-f32.<digest>.onnx      + weights/*.safetensors
 //!        experts/low_noise/cpu-f32.<digest>.onnx       + weights/*.safetensors
+//!        preview/map.json                              the linear map of previews, once it is fitted
 //!        decoder/first.cpu-f32.<digest>.onnx
 //!        decoder/next.cpu-f32.<digest>.onnx            + weights/*.safetensors
 //! ```
@@ -20,6 +21,8 @@ use crate::manifest::{Component, Part};
 pub const MANIFEST: &str = "bundle.json";
 /// Name of the tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// The linear map of previews.
+pub const PREVIEW_MAP: &str = "preview/map.json";
 /// Folder of a component's weights, beside its graphs.
 pub const WEIGHTS: &str = "weights";
 

@@ -5,8 +5,8 @@
 //!
 //! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
 //! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
-//! they come from), [`signature`] (the interface of each graph), [`manifest`] and [`layout`] (`bundle.json` and file
-//! names), [`digest`], [`atomic`].
+//! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
+//! and [`layout`] (`bundle.json` and file names), [`digest`], [`atomic`].
 
 pub mod atomic;
 pub mod catalog;
@@ -17,6 +17,7 @@ mod error;
 pub mod geometry;
 pub mod layout;
 pub mod manifest;
+pub mod preview;
 pub mod routing;
 pub mod settings;
 pub mod signature;

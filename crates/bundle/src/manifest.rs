@@ -3,6 +3,7 @@
 use crate::digest::Digest;
 use crate::dtype::{Dialect, Precision, WeightType};
 use crate::layout;
+use crate::preview::LatentToRgb;
 use crate::routing::{ExpertName, Routing};
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
@@ -228,6 +229,20 @@ impl Bundle {
     /// Absolute or working-directory path of a file that `bundle.json` names.
     pub fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
+    }
+
+    /// The linear map of previews; none where it was not fitted for this bundle's decoder.
+    ///
+    /// # Errors
+    /// A map that is damaged.
+    pub fn preview_map(&self) -> Result<Option<LatentToRgb>, Error> {
+        let path = self.path(layout::PREVIEW_MAP);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let decoder = &self.manifest.component(&Component::Decoder)?.digest;
+        let channels = self.manifest.vae.latent_channels;
+        Ok(Some(LatentToRgb::read(&path)?).filter(|map| map.imitates(decoder, channels)))
     }
 
     /// Path of the tokenizer.

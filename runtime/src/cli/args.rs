@@ -43,6 +43,8 @@ pub(super) enum Command {
     Generate(Box<GenerateArgs>),
     /// Turn a checkpoint into a bundle
     Export(ExportArgs),
+    /// Measure a model and keep the result in its bundle
+    Calibrate(CalibrateArgs),
     /// Show what a bundle holds
     Inspect(InspectArgs),
     /// Measure a model or this machine
@@ -129,6 +131,8 @@ pub(super) struct GenerateArgs {
     /// Progress: auto, bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) progress: super::progress::ProgressKind,
+    #[command(flatten)]
+    pub(super) preview: super::preview::PreviewArgs,
 }
 
 /// How long an output may stand still.
@@ -171,6 +175,15 @@ pub(super) struct ExportArgs {
     /// Copy weights over 1 GB where the file system refuses hard links
     #[arg(long)]
     pub(super) copy: bool,
+}
+
+/// `rushes calibrate`.
+#[derive(Debug, Args)]
+pub(super) struct CalibrateArgs {
+    /// The bundle
+    pub(super) bundle: PathBuf,
+    #[command(flatten)]
+    pub(super) preview: super::preview::FitArgs,
 }
 
 /// `rushes inspect`.

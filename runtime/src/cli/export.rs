@@ -46,6 +46,11 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
 fn describe(event: &ExportEvent) -> String {
     match event {
         ExportEvent::Reading { component, bytes } => format!("{component}: reading {bytes}"),
+        ExportEvent::ForeignPreviewMap => {
+            "warning: preview_map.json was fitted for another decoder and is left out; \
+             fit it again with `rushes calibrate BUNDLE --preview`"
+                .into()
+        }
         ExportEvent::Writing { component } => format!("{component}: writing weights and graphs"),
     }
 }

@@ -1,14 +1,16 @@
 //! `rushes generate`: a prompt to a clip, in as many places as were asked for.
 
 use super::args::{Everywhere, GenerateArgs};
+use super::preview;
 use super::progress::Progress;
 use super::render;
-use crate::footprint::footprints;
+use crate::footprint::{Running, footprints};
 use crate::media::dressing::Dressing;
 use crate::media::{self, ClipFormat, Kept, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, scaled_noise, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
+use crate::preview::{PreviewReport, Previewer};
 use crate::prompt::Cut;
 use crate::trace::{Trace, read_noise};
 use crate::{Error, mini};
@@ -49,6 +51,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let options =
         ModelOptions { precision: args.precision, provider: args.ep, threads: args.threads, weights };
     let model = Model::new(bundle, onnx, options)?;
+    let previews = args.preview.prepare(&model, plan.size)?;
 
     if !everywhere.json {
         render::note(&plan.to_string());
@@ -79,6 +82,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         outputs: None,
         told: 0,
         trace,
+        previewer: previews.map(|previews| previews.start(&cancel)),
         made: 0,
         seconds: BTreeMap::new(),
     };
@@ -127,7 +131,8 @@ fn plan_memory(
     let free = engines::memory::memory().map(|memory| memory.available);
     let budget = args.memory_budget.or(free).unwrap_or(ByteCount(u64::MAX));
     let mode_with = |weights| {
-        let footprints = footprints(&bundle.manifest, plan, weights);
+        let running = Running { weights, preview: args.preview.kind() };
+        let footprints = footprints(&bundle.manifest, plan, running);
         residency::plan(args.residency, &footprints, budget).map(|plan| (plan.mode, weights))
     };
     mode_with(WeightMemory::Prepacked).or_else(|_| Ok(mode_with(WeightMemory::Mapped)?))
@@ -160,6 +165,7 @@ struct Clip<'a> {
     /// Outputs whose failure the user was told of.
     told: usize,
     trace: Option<Trace>,
+    previewer: Option<Previewer>,
     /// Frames that the decoder has made.
     made: usize,
     /// Seconds that each finished phase took.
@@ -183,11 +189,19 @@ impl Clip<'_> {
             Event::Denoising => self.begin("denoise", self.plan.schedule.steps()),
             Event::Step(step) => {
                 self.progress.advance(step.step + 1, &step.expert.0);
+                if let Some(previewer) = &mut self.previewer {
+                    previewer.step(&step);
+                }
                 if let Some(trace) = &mut self.trace {
                     trace.latent(step.latent);
                 }
             }
-            Event::Decoding => self.begin("decode", self.plan.frames.get()),
+            Event::Decoding => {
+                if let Some(previewer) = &mut self.previewer {
+                    previewer.close();
+                }
+                self.begin("decode", self.plan.frames.get());
+            }
             Event::Frames(frames) => self.write(frames)?,
         }
         Ok(())
@@ -236,6 +250,7 @@ impl Clip<'_> {
         outputs.write_all(self.dressing.finish())?;
         let first_encoded = outputs.first_encoded();
         let outcome = outputs.finish();
+        let previews = self.finish_previews();
         let trace = self.trace.take().map(Trace::write).transpose()?;
         let total = started.elapsed().as_secs_f64();
         let phases: serde_json::Map<String, serde_json::Value> =
@@ -254,6 +269,7 @@ impl Clip<'_> {
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
             "precision": model.precision(),
+            "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
             "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),
             "total_seconds": total,
@@ -282,9 +298,18 @@ impl Clip<'_> {
         }
     }
 
+    fn finish_previews(&mut self) -> Option<PreviewReport> {
+        let report = self.previewer.take().map(Previewer::finish)?;
+        if let Some(note) = preview::note(&report) {
+            render::note(&note);
+        }
+        Some(report)
+    }
+
     /// Closes the file of a run that was stopped or failed, and says what is left of it.
     fn stop(mut self, error: Error) -> Error {
         self.progress.clear();
+        self.finish_previews();
         let kept = self.outputs.take().map_or(vec![], Outputs::interrupt);
         if !error.is_cancelled() {
             return error;

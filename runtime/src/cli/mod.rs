@@ -2,11 +2,13 @@
 
 mod args;
 mod bench;
+mod calibrate;
 mod doctor;
 mod dressing;
 mod export;
 mod generate;
 mod inspect;
+mod preview;
 mod progress;
 mod render;
 
@@ -29,6 +31,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args, everywhere),
         Command::Export(args) => export::run(args, everywhere),
+        Command::Calibrate(args) => calibrate::run(args, everywhere),
         Command::Inspect(args) => inspect::run(args, everywhere),
         Command::Bench(args) => bench::run(args, everywhere),
         Command::Doctor => doctor::run(everywhere),

@@ -7,17 +7,34 @@ use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
 use engines::{Cancel, Engine, Outputs, Value};
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 
-/// The decoder of a model. Its graphs are opened when they are first needed.
+/// A decoder of a model. Its graphs are opened when they are first needed.
 #[derive(Debug)]
 pub struct VideoDecoder {
     model: Model,
+    component: Component,
+    /// Stays open only where first latent frames come again and again.
+    first: Option<Engine>,
     next: Option<Engine>,
 }
 
 impl VideoDecoder {
-    /// Opens nothing yet.
+    /// The decoder of clips. Opens nothing yet.
     pub fn new(model: &Model) -> Self {
-        Self { model: model.clone(), next: None }
+        Self::of(model, Component::Decoder)
+    }
+
+    /// The decoder that a component of the bundle is. Opens nothing yet.
+    pub fn of(model: &Model, component: Component) -> Self {
+        Self { model: model.clone(), component, first: None, next: None }
+    }
+
+    /// Opens the graph for first latent frames and keeps it, for clips that begin again and again.
+    ///
+    /// # Errors
+    /// A graph that cannot be opened.
+    pub fn open_first(&mut self) -> Result<(), Error> {
+        self.first = Some(self.open(Part::First)?);
+        Ok(())
     }
 
     /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` gets each chunk as it is made: `[N,3,8h,8w]` in -1..1,
@@ -37,8 +54,11 @@ impl VideoDecoder {
             let frame = Value::from_f32(frame.to_owned());
             let mut inputs = vec![("latent", &frame)];
             let mut outputs = if index == 0 {
-                // Used once for each clip, so it does not stay.
-                self.open(Part::First)?.run(&inputs, cancel)?
+                match &mut self.first {
+                    Some(open) => open.run(&inputs, cancel)?,
+                    // Used once for each clip, so it does not stay.
+                    None => self.open(Part::First)?.run(&inputs, cancel)?,
+                }
             } else {
                 inputs.extend(caches.iter().map(|(name, cache)| (name.as_str(), cache)));
                 self.next()?.run(&inputs, cancel)?
@@ -52,7 +72,7 @@ impl VideoDecoder {
 
     fn open(&self, part: Part) -> Result<Engine, Error> {
         let contract = Signature::of_decoder(&self.model.manifest().vae);
-        self.model.engine(&Component::Decoder, part, &contract)
+        self.model.engine(&self.component, part, &contract)
     }
 
     fn next(&mut self) -> Result<&mut Engine, Error> {

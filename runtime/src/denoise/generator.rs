@@ -13,6 +13,7 @@ use bundle::units::{GuidanceScale, Sigma, Timestep};
 use engines::{Cancel, Engine, Value, residency};
 use ndarray::{Array1, Array4, Array5, ArrayView4, Axis, stack};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// Up to this many tokens both passes of guidance run as one batch of two: one call costs less than two. Above, a
 /// batch only needs more memory.
@@ -42,10 +43,14 @@ pub struct StepDone<'a> {
     pub sigma: Sigma,
     /// What the expert was told of it.
     pub timestep: Timestep,
+    /// The latent that the step began with, `[C,T,h,w]`, model scale.
+    pub before: &'a Array4<f32>,
     /// The latent after the step, `[C,T,h,w]`, model scale.
     pub latent: &'a Array4<f32>,
     /// The velocity that the step followed, `[C,T,h,w]`.
     pub velocity: &'a Array4<f32>,
+    /// How long the step took, without the opening of its expert.
+    pub ran: Duration,
 }
 
 /// The experts of a model. Each is opened when a step first needs it.
@@ -82,8 +87,11 @@ impl Generator {
             let expert = self.model.manifest().routing.expert_at(*timestep);
             let scale = text.scales.get(expert.0).copied().unwrap_or(GuidanceScale(1.0));
             let engine = self.resident(expert)?;
+            let began = Instant::now();
             let velocity = conditions.velocity(engine, latent.view(), *timestep, scale, cancel)?;
-            latent = sampler.step(&latent, &velocity);
+            let next = sampler.step(&latent, &velocity);
+            let ran = began.elapsed();
+            let before = std::mem::replace(&mut latent, next);
             let name = self.model.manifest().routing.name(expert);
             if !latent.iter().all(|value| value.is_finite()) {
                 return Err(Error::NotFinite { step: step + 1, steps, expert: name.clone() });
@@ -94,8 +102,10 @@ impl Generator {
                 expert: name,
                 sigma: *sigma,
                 timestep: *timestep,
+                before: &before,
                 latent: &latent,
                 velocity: &velocity,
+                ran,
             };
             on_step(done)?;
         }

@@ -1,0 +1,141 @@
+//! The flags of previews, and the fitting of their map.
+
+use super::args::Everywhere;
+use super::render;
+use crate::Error;
+use crate::model::{Model, ModelOptions};
+use crate::preview::budget::Extent;
+use crate::preview::fit::{PROMPTS, fit_preview_map};
+use crate::preview::picture::PictureFiles;
+use crate::preview::{Painter, PreviewReport, PreviewSettings, Previewer, Sink};
+use bundle::geometry::PixelSize;
+use bundle::layout;
+use bundle::manifest::Bundle;
+use bundle::preview::PreviewKind;
+use clap::Args;
+use engines::{Cancel, OnnxRuntime, residency};
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Where a preview goes when nobody says.
+const DEFAULT_PICTURE: &str = "preview.png";
+
+/// The flags of `rushes generate` that are about previews.
+#[derive(Debug, Clone, Args)]
+pub(super) struct PreviewArgs {
+    /// Show the clip after each step: off, rgb (a linear map), tiny (a tiny decoder) or full (the decoder, one frame)
+    #[arg(long, value_name = "NAME", help_heading = "Previews")]
+    preview: Option<PreviewKind>,
+    /// Show it after every N steps
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Previews")]
+    preview_every: NonZeroUsize,
+    /// A .png that always holds the newest, or a folder that gets one for each step [default: preview.png]
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Previews")]
+    preview_out: Option<PathBuf>,
+}
+
+impl PreviewArgs {
+    /// What was asked for; a place alone asks for the linear map.
+    pub(super) fn kind(&self) -> PreviewKind {
+        match (self.preview, &self.preview_out) {
+            (Some(kind), _) => kind,
+            (None, Some(_)) => PreviewKind::Rgb,
+            (None, None) => PreviewKind::Off,
+        }
+    }
+
+    /// What previews of a clip need, checked before the run; none when there are none.
+    pub(super) fn prepare(&self, model: &Model, size: PixelSize) -> Result<Option<PreparedPreviews>, Error> {
+        let Some(painter) = Painter::new(model, self.kind())? else { return Ok(None) };
+        let place = self.preview_out.as_deref().unwrap_or(Path::new(DEFAULT_PICTURE));
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(PictureFiles::create(place, size)?)];
+        let settings = PreviewSettings { every: self.preview_every, extent: Extent::Still };
+        Ok(Some(PreparedPreviews { painter, settings, sinks }))
+    }
+}
+
+/// Previews that are ready to be made.
+pub(super) struct PreparedPreviews {
+    painter: Painter,
+    settings: PreviewSettings,
+    sinks: Vec<Box<dyn Sink>>,
+}
+
+impl PreparedPreviews {
+    pub(super) fn start(self, cancel: &Cancel) -> Previewer {
+        Previewer::start(self.painter, self.settings, self.sinks, cancel)
+    }
+}
+
+/// What became of the previews, for people: only what they did not ask for.
+pub(super) fn note(report: &PreviewReport) -> Option<String> {
+    if let Some(error) = &report.failed {
+        return Some(format!("warning: previews ended early: {error}"));
+    }
+    (report.skipped > 0).then(|| {
+        format!("previews: {} shown, {} skipped so that denoising is not held up", report.shown, report.skipped)
+    })
+}
+
+/// What became of the previews, for programs.
+pub(super) fn value(report: &PreviewReport) -> serde_json::Value {
+    json!({
+        "kind": report.kind,
+        "shown": report.shown,
+        "skipped": report.skipped,
+        "busy_seconds": report.busy.as_secs_f64(),
+        "failed": report.failed.as_ref().map(ToString::to_string),
+    })
+}
+
+/// The flags of `rushes calibrate` that are about previews.
+#[derive(Debug, Clone, Args)]
+pub(super) struct FitArgs {
+    /// Fit the linear map that shows latents as colours
+    #[arg(long, required = true)]
+    preview: bool,
+    /// Clips that the map is fitted on
+    #[arg(long, value_name = "N", default_value_t = PROMPTS.len())]
+    clips: usize,
+}
+
+/// Fits the map and keeps it in the bundle.
+pub(super) fn fit(folder: &Path, args: &FitArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let started = Instant::now();
+    let bundle = Bundle::open(folder)?;
+    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let path = bundle.path(layout::PREVIEW_MAP);
+    let model = Model::new(bundle, onnx, ModelOptions::default())?;
+    let cancel = super::generate::cancel_on_interrupt();
+    let mut on_clip = |clip: usize, prompt: &str| {
+        if !everywhere.json {
+            render::note(&format!("clip {clip} of {}: {prompt}", args.clips));
+        }
+    };
+    let mode = residency::Mode::OneAtATime;
+    let map = fit_preview_map(&model, mode, args.clips, &cancel, &mut on_clip)?;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(bundle::Error::file("create", parent))?;
+    }
+    map.write(&path)?;
+    // The range of a colour is 2.
+    let decibels = -20.0 * (map.error / 2.0).log10();
+    let value = json!({
+        "event": "calibrated",
+        "preview_map": path,
+        "positions": map.positions,
+        "error": map.error,
+        "psnr": decibels,
+        "seconds": started.elapsed().as_secs_f64(),
+    });
+    let text = format!(
+        "{}: fitted on {} latent positions, {decibels:.1} dB from the decoder's colours",
+        path.display(),
+        map.positions
+    );
+    render::result(everywhere.json, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}

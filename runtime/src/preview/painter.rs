@@ -1,0 +1,97 @@
+//! From a clean latent to colours: by the linear map, the tiny decoder or the real one.
+
+use super::budget::Extent;
+use crate::Error;
+use crate::decode::VideoDecoder;
+use crate::model::Model;
+use bundle::manifest::Component;
+use bundle::preview::{LatentToRgb, PreviewKind};
+use calibration::latent_to_rgb::colours;
+use engines::Cancel;
+use ndarray::{Array4, ArrayView4, Axis, Slice, concatenate};
+use std::num::NonZeroUsize;
+
+/// Paints latents. Opens its graphs when it first needs them.
+#[derive(Debug)]
+pub struct Painter {
+    kind: PreviewKind,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Map(LatentToRgb),
+    Decoder(Box<VideoDecoder>),
+}
+
+impl Painter {
+    /// The painter of a kind for a model; none for [`PreviewKind::Off`]. Opens nothing yet.
+    ///
+    /// Decoders run on one core: denoising needs the others.
+    ///
+    /// # Errors
+    /// A bundle that lacks what this kind needs.
+    pub fn new(model: &Model, kind: PreviewKind) -> Result<Option<Self>, Error> {
+        let way = match kind {
+            PreviewKind::Off => return Ok(None),
+            PreviewKind::Rgb => Way::Map(model.bundle().preview_map()?.ok_or(Error::NoPreviewMap)?),
+            PreviewKind::Tiny => return Err(Error::NoTinyDecoder),
+            PreviewKind::Full => {
+                let model = model.with_threads(NonZeroUsize::MIN);
+                Way::Decoder(Box::new(VideoDecoder::of(&model, Component::Decoder)))
+            }
+        };
+        Ok(Some(Self { kind, way }))
+    }
+
+    /// Which kind it is.
+    pub fn kind(&self) -> PreviewKind {
+        self.kind
+    }
+
+    /// Whether it can show more than the first latent frame in useful time.
+    pub fn can_move(&self) -> bool {
+        self.kind != PreviewKind::Full
+    }
+
+    /// Opens what it needs, so that the first picture need not wait for it.
+    ///
+    /// # Errors
+    /// A graph that cannot be opened.
+    pub fn open(&mut self) -> Result<(), Error> {
+        match &mut self.way {
+            Way::Map(_) => Ok(()),
+            Way::Decoder(decoder) => decoder.open_first(),
+        }
+    }
+
+    /// Paints a clean latent `[C,T,h,w]`: `[N,3,H,W]` in -1..1 or a little beyond. The linear map gives one pixel for
+    /// each latent position and one frame for each latent frame, the decoders what the clip will have.
+    ///
+    /// # Errors
+    /// A graph that fails, or a cancelled run.
+    pub fn paint(
+        &mut self,
+        latent: ArrayView4<'_, f32>,
+        extent: Extent,
+        cancel: &Cancel,
+    ) -> Result<Array4<f32>, Error> {
+        let shown = match extent {
+            Extent::Still => latent.slice_axis(Axis(1), Slice::from(..1)),
+            Extent::Moving => latent.view(),
+        };
+        match &mut self.way {
+            Way::Map(map) => Ok(colours(map, shown)),
+            Way::Decoder(decoder) => {
+                let mut chunks = Vec::new();
+                decoder.decode(shown, cancel, &mut |frames| {
+                    chunks.push(frames);
+                    Ok(())
+                })?;
+                let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
+                Ok(concatenate(Axis(0), &views)
+                    .unwrap_or_else(|_| unreachable!("the chunks of a clip differ in frames alone")))
+            }
+        }
+    }
+}
