@@ -98,19 +98,10 @@ impl ColourFit {
             let sums = if index == 0 { &mut self.first } else { &mut self.later };
             for y in 0..height {
                 for x in 0..width {
-                    neighbourhood(
-                        latent.index_axis(Axis(1), index),
-                        y,
-                        x,
-                        &mut row[..channels * NEIGHBOURS],
-                    );
+                    neighbourhood(latent.index_axis(Axis(1), index), y, x, &mut row[..channels * NEIGHBOURS]);
                     let (rows, columns) = (y * block_height, x * block_width);
-                    let block = shown.slice(s![
-                        ..,
-                        ..,
-                        rows..rows + block_height,
-                        columns..columns + block_width
-                    ]);
+                    let block =
+                        shown.slice(s![.., .., rows..rows + block_height, columns..columns + block_width]);
                     sums.add(&row, [0, 1, 2].map(|c| mean(block.index_axis(Axis(1), c).iter())));
                 }
             }
@@ -131,7 +122,11 @@ impl ColourFit {
             _ => self.later.solve()?,
         };
         let positions = self.first.positions + self.later.positions;
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a root mean square")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "a root mean square"
+        )]
         let error = ((missed + missed_later) / (3.0 * positions as f64)).sqrt() as f32;
         Ok(LatentToRgb::new(first, later, error, positions, decoder))
     }
@@ -217,8 +212,7 @@ impl Sums {
 }
 
 fn mean<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {
-    let (sum, count) =
-        values.fold((0.0, 0.0), |(sum, count), value| (sum + f64::from(*value), count + 1.0));
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + f64::from(*value), count + 1.0));
     sum / count
 }
 

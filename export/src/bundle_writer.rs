@@ -1,7 +1,10 @@
 //! Writes a bundle: weights into their place, graphs over them, `bundle.json` last.
 
 use crate::checkpoint::Checkpoint;
-use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
+use crate::model::{
+    Chunk, GraphWeights, decoder_graph, decoder_rise_graph, decoder_stem_graph, step_graph,
+    text_encoder_graph, tiny_decoder_graph,
+};
 use crate::weights::scan::{Verify, scan};
 use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, place};
 use crate::{Error, defaults, preview_map};
@@ -26,6 +29,8 @@ pub struct ExportRequest {
     pub weights: Option<WeightType>,
     /// Whether every weight is read, for its digest and for values that are not finite.
     pub verify: bool,
+    /// A tiny decoder to take in place of the checkpoint's own.
+    pub tiny_decoder: Option<PathBuf>,
     /// Whether a large file may be copied where it cannot be linked.
     pub allow_copy: bool,
 }
@@ -39,6 +44,7 @@ impl ExportRequest {
             targets: vec![Dialect::Cpu],
             weights: None,
             verify: true,
+            tiny_decoder: None,
             allow_copy: false,
         }
     }
@@ -81,7 +87,10 @@ pub struct ExportReport {
 /// # Errors
 /// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken or cannot be written.
 pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) -> Result<ExportReport, Error> {
-    let checkpoint = Checkpoint::open(&request.checkpoint)?;
+    let mut checkpoint = Checkpoint::open(&request.checkpoint)?;
+    if let Some(path) = &request.tiny_decoder {
+        checkpoint.take_tiny_decoder(path)?;
+    }
     let (model, defaults) = defaults::resolve(&checkpoint)?;
     refuse_taken(&request.out)?;
     let part = part_folder(&request.out)?;
@@ -101,6 +110,7 @@ pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) ->
             text_encoder: checkpoint.text_encoder.clone(),
             denoiser: checkpoint.denoiser.clone(),
             vae: checkpoint.vae.clone(),
+            tiny_decoder: checkpoint.tiny_decoder.clone(),
             routing: checkpoint.routing.clone(),
             defaults,
             components: written.entries,
@@ -218,7 +228,7 @@ impl GraphWriter<'_> {
 
     fn graphs(&self, dialect: Dialect) -> Result<Vec<(Part, Model)>, Error> {
         let weights = GraphWeights::new(self.placed);
-        let Checkpoint { text_encoder, denoiser, vae, .. } = self.checkpoint;
+        let Checkpoint { text_encoder, denoiser, vae, tiny_decoder, .. } = self.checkpoint;
         match dialect {
             Dialect::Cpu => Ok(match self.component {
                 Component::TextEncoder => vec![(Part::Whole, text_encoder_graph(text_encoder, weights)?)],
@@ -226,7 +236,18 @@ impl GraphWriter<'_> {
                 Component::Decoder => vec![
                     (Part::First, decoder_graph(vae, Chunk::First, weights)?),
                     (Part::Next, decoder_graph(vae, Chunk::Next, weights)?),
+                    (Part::StemFirst, decoder_stem_graph(vae, Chunk::First, weights)?),
+                    (Part::RiseFirst, decoder_rise_graph(vae, Chunk::First, weights)?),
+                    (Part::StemNext, decoder_stem_graph(vae, Chunk::Next, weights)?),
+                    (Part::RiseNext, decoder_rise_graph(vae, Chunk::Next, weights)?),
                 ],
+                Component::Preview => match tiny_decoder {
+                    None => Vec::new(),
+                    Some(spec) => vec![
+                        (Part::First, tiny_decoder_graph(spec, Chunk::First, weights)?),
+                        (Part::Next, tiny_decoder_graph(spec, Chunk::Next, weights)?),
+                    ],
+                },
             }),
         }
     }

@@ -16,7 +16,12 @@ pub const PREVIEW_MAP: &str = "preview_map.json";
 ///
 /// # Errors
 /// A map that is damaged, or a bundle that cannot be written.
-pub(crate) fn place(checkpoint: &Path, bundle: &Path, decoder: &Digest, channels: usize) -> Result<bool, Error> {
+pub(crate) fn place(
+    checkpoint: &Path,
+    bundle: &Path,
+    decoder: &Digest,
+    channels: usize,
+) -> Result<bool, Error> {
     let path = checkpoint.join(PREVIEW_MAP);
     if !path.is_file() {
         return Ok(false);

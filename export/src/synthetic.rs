@@ -50,6 +50,7 @@ pub fn write(folder: &Path, sizes: &Sizes, components: &[Component]) -> Result<B
         text_encoder: sizes.text_encoder.clone(),
         denoiser: sizes.denoiser.clone(),
         vae: sizes.vae.clone(),
+        tiny_decoder: None,
         routing: Routing::single(),
         defaults: Defaults::resolve(&[], 1)?,
         components: entries.collect::<Result<_, _>>()?,
@@ -62,6 +63,7 @@ fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Resul
         Component::TextEncoder => inventory::text_encoder(&sizes.text_encoder),
         Component::Expert(_) => inventory::denoiser(&sizes.denoiser),
         Component::Decoder => inventory::decoder(&sizes.vae),
+        Component::Preview => Vec::new(),
     };
     let of_component = layout::component_folder(component);
     let location = format!("{}/random.safetensors", layout::WEIGHTS);
@@ -79,6 +81,7 @@ fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Resul
             (Part::First, decoder_graph(&sizes.vae, Chunk::First, read)?),
             (Part::Next, decoder_graph(&sizes.vae, Chunk::Next, read)?),
         ],
+        Component::Preview => Vec::new(),
     };
     let digest = Digest::of_parts([component.to_string().as_bytes()]);
     let (dialect, precision) = (Dialect::Cpu, Precision::F32);

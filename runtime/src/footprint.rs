@@ -1,11 +1,13 @@
 //! Predicted memory of each component for one clip, from sizes alone.
 
+use crate::decode::{TileSide, Tiling};
 use crate::denoise::BATCHED_TOKENS_MAX;
 use crate::plan::GenerationPlan;
 use bundle::dtype::ElementType;
+use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::preview::PreviewKind;
-use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
+use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use bundle::units::ByteCount;
 use engines::WeightMemory;
 use engines::residency::Footprint;
@@ -20,6 +22,15 @@ pub struct Running {
     pub weights: WeightMemory,
     /// What is open beside every expert.
     pub preview: PreviewKind,
+    /// Tiles that pictures are decoded in; none decodes them whole.
+    pub tile: Option<TileSide>,
+}
+
+impl Running {
+    /// Without previews, pictures decoded whole.
+    pub fn plain(weights: WeightMemory) -> Self {
+        Self { weights, preview: PreviewKind::Off, tile: None }
+    }
 }
 
 /// What each component needs for a clip, in the order in which they are used. Previews are made beside every expert, so
@@ -27,18 +38,23 @@ pub struct Running {
 ///
 /// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
 pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) -> Vec<Footprint> {
-    let Running { weights, preview } = running;
+    let Running { weights, preview, tile } = running;
     let positions = plan.latent.height * plan.latent.width;
     let previewing = previewing(manifest, positions, weights, preview);
     let batch = if plan.is_guided() && plan.tokens <= BATCHED_TOKENS_MAX { 2 } else { 1 };
     manifest
         .components
         .iter()
+        .filter(|entry| entry.component != Component::Preview)
         .map(|entry| {
             let activations = match &entry.component {
                 Component::TextEncoder => encoding(&manifest.text_encoder),
                 Component::Expert(_) => step(&manifest.denoiser, plan.tokens, batch) + previewing,
-                Component::Decoder => decoding(&manifest.vae, positions),
+                Component::Decoder => match tile {
+                    Some(side) => decoding_tiles(&manifest.vae, plan.latent, side),
+                    None => decoding(&manifest.vae, positions),
+                },
+                Component::Preview => 0,
             };
             Footprint {
                 component: entry.component.to_string(),
@@ -51,14 +67,21 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
 
 /// What previews of a clip with `positions = h·w` need.
 fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> usize {
+    let weights_of = |component| {
+        let entry = manifest.components.iter().find(|entry| entry.component == component);
+        let bytes = entry.map_or(0, |entry| resident_weights(entry, weights).0);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    };
     match kind {
-        PreviewKind::Off | PreviewKind::Rgb | PreviewKind::Tiny => 0,
+        PreviewKind::Off | PreviewKind::Rgb => 0,
+        PreviewKind::Tiny => {
+            let activations = manifest.tiny_decoder.as_ref().map_or(0, |spec| tiny_decoding(spec, positions));
+            weights_of(Component::Preview).saturating_add(activations)
+        }
         PreviewKind::Full => {
-            let decoder = manifest.components.iter().find(|entry| entry.component == Component::Decoder);
-            let weights = decoder.map_or(0, |entry| resident_weights(entry, weights).0);
             // One frame where a later latent frame makes as many as the stride.
             let first = decoding(&manifest.vae, positions) / manifest.vae.stride().time;
-            usize::try_from(weights).unwrap_or(usize::MAX).saturating_add(first)
+            weights_of(Component::Decoder).saturating_add(first)
         }
     }
 }
@@ -91,7 +114,38 @@ const DECODER_LAYERS_HELD: usize = 30;
 
 /// Peak of a decoder call over `positions = h·w`: caches before and after, and the layers at full resolution.
 fn decoding(spec: &VaeSpec, positions: usize) -> usize {
+    F32 * positions * (2 * caches(spec) + working(spec))
+}
+
+/// Frames that the part of a decoder at the latent's resolution holds: caches before and after, and a few layers.
+const STEM_FRAMES_HELD: usize = 60;
+
+/// Peak of decoding in tiles: what sees the whole picture, the caches of all tiles, those that one call replaces, its
+/// layers, and the picture.
+fn decoding_tiles(spec: &VaeSpec, latent: LatentShape, side: TileSide) -> usize {
+    let tiling = Tiling::new(latent.height, latent.width, side);
+    let (count, positions) = (tiling.count(), tiling.tile_positions());
     let stride = spec.stride();
+    let picture = 3 * stride.time * stride.space * stride.space * latent.height * latent.width;
+    let stem = STEM_FRAMES_HELD * spec.deepest_width() * latent.height * latent.width;
+    F32 * (stem + positions * ((count + 1) * caches(spec) + working(spec)) + picture)
+}
+
+/// Peak of a tiny decoder over `positions = h·w`: four frames at full resolution, a few layers at once.
+fn tiny_decoding(spec: &TinyDecoderSpec, positions: usize) -> usize {
+    let stride = spec.stride();
+    let [_, _, third, fourth] = spec.widths;
+    F32 * positions * stride.time * stride.space * stride.space * 4 * (third + fourth)
+}
+
+/// Values at full resolution that a call holds for each latent position.
+fn working(spec: &VaeSpec) -> usize {
+    let stride = spec.stride();
+    DECODER_LAYERS_HELD * stride.time * stride.space * stride.space * spec.base
+}
+
+/// Values that the caches of a decoder hold for each latent position.
+fn caches(spec: &VaeSpec) -> usize {
     let widest = spec.base * spec.multipliers.iter().copied().max().unwrap_or(1);
     let mut caches = 2 * spec.latent_channels + 8 * widest;
     let mut area = 1;
@@ -102,9 +156,7 @@ fn decoding(spec: &VaeSpec, positions: usize) -> usize {
             area *= 4;
         }
     }
-    let frames = stride.time * stride.space * stride.space;
-    let working = DECODER_LAYERS_HELD * frames * spec.base;
-    F32 * positions * (2 * caches + working)
+    caches
 }
 
 #[cfg(test)]
@@ -117,6 +169,16 @@ mod tests {
         // 6.6 GB beside the weights, at 30x52 latents (docs/benchmarks.md).
         let predicted = decoding(&wan21_vae(), 30 * 52);
         assert!((5_000_000_000..8_300_000_000).contains(&predicted), "{predicted}");
+    }
+
+    #[test]
+    fn smaller_tiles_need_less_until_overlaps_take_over() {
+        let vae = wan21_vae();
+        let latent = LatentShape { channels: 16, frames: 21, height: 90, width: 160 };
+        let needed: Vec<usize> =
+            TileSide::TRIED.into_iter().map(|side| decoding_tiles(&vae, latent, side)).collect();
+        assert!(needed[0] < decoding(&vae, 90 * 160) / 2, "{needed:?}");
+        assert!(needed[..4].is_sorted_by(|a, b| a > b), "{needed:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The three parts in a row: text, denoising, decoding.
 
 use crate::Error;
-use crate::decode::VideoDecoder;
+use crate::decode::{TileSide, VideoDecoder};
 use crate::denoise::{Generator, Guided, StepDone};
 use crate::model::Model;
 use crate::plan::GenerationPlan;
@@ -52,6 +52,11 @@ impl Pipeline {
             generator: Generator::new(model, mode),
             decoder: VideoDecoder::new(model),
         }
+    }
+
+    /// The same pipeline, which decodes pictures in tiles of at most `side`.
+    pub fn tiled(self, side: Option<TileSide>) -> Self {
+        Self { decoder: self.decoder.tiled(side), ..self }
     }
 
     /// Makes the clip of a plan out of `noise [C,T,h,w]`; `on_event` gets the frames, among what else happens.

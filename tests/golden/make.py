@@ -20,7 +20,7 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from maker import check, checkpoint, cleaning, mini, reference, schedules, tokenizer, vectors
+from maker import check, checkpoint, cleaning, mini, reference, schedules, tiny_decoder, tokenizer, vectors
 from maker.cases import CASES, Case
 
 HERE = Path(__file__).resolve().parent
@@ -46,6 +46,7 @@ def main() -> int:
         write_json(HERE / "schedules.json", schedules.vectors())
         write_json(HERE / "randn.json", vectors.randn())
         write_json(HERE / "clean.json", cleaning.pairs())
+        tiny_decoder.make(HERE / "tiny-decoder")
     raw_tokenizer = tokenizer.build([cleaned(text) for case in CASES for text in (case.prompt, case.negative)])
     for case in CASES:
         if not chosen or case.name in chosen:

@@ -60,6 +60,10 @@ fn inspect() {
     the decoder: 538.8 kB of f32 weights, digest 36f1dc68c8a3
       graph   decoder/first.cpu-f32.36f1dc68c8a3.onnx
       graph   decoder/next.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/stem.first.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/rise.first.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/stem.next.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/rise.next.cpu-f32.36f1dc68c8a3.onnx
       weights decoder/weights/diffusion_pytorch_model.safetensors (538.8 kB)
     "#);
 }
@@ -93,8 +97,8 @@ fn an_error() {
       fix: use 816x480 or 832x480
     ");
     insta::assert_snapshot!(text(&fail(&["--memory-budget", "100kB"]).stderr), @r"
-    error: 1.0 GB are needed and 100.0 kB may be used
-      why: the largest parts are the activations of the decoder 1.0 GB
+    error: 526.8 MB are needed and 100.0 kB may be used
+      why: the largest parts are the activations of the decoder 526.8 MB
       fix: use a smaller --size or fewer --frames, or allow more with --memory-budget
     ");
     insta::assert_snapshot!(text(&fail(&["--fps", "fast"]).stderr), @r"

@@ -9,6 +9,8 @@
 //!        preview/map.json                              the linear map of previews, once it is fitted
 //!        decoder/first.cpu-f32.<digest>.onnx
 //!        decoder/next.cpu-f32.<digest>.onnx            + weights/*.safetensors
+//!        decoder/stem.first.…, rise.first.…, stem.next.…, rise.next.…: both in two parts, for tiles
+//!        preview/first.…, preview/next.…               + weights/*.safetensors, where there is a tiny decoder
 //! ```
 //!
 //! A graph lies above its weights because ONNX Runtime refuses external data outside the folder of the graph.
@@ -32,6 +34,7 @@ pub fn component_folder(component: &Component) -> String {
         Component::TextEncoder => "text_encoder".into(),
         Component::Expert(name) => format!("experts/{name}"),
         Component::Decoder => "decoder".into(),
+        Component::Preview => "preview".into(),
     }
 }
 
@@ -47,6 +50,10 @@ pub fn graph_file(
         Part::Whole => "",
         Part::First => "first.",
         Part::Next => "next.",
+        Part::StemFirst => "stem.first.",
+        Part::RiseFirst => "rise.first.",
+        Part::StemNext => "stem.next.",
+        Part::RiseNext => "rise.next.",
     };
     format!("{}/{prefix}{dialect}-{precision}.{}.onnx", component_folder(component), digest.short())
 }

@@ -6,7 +6,7 @@ use crate::layout;
 use crate::preview::LatentToRgb;
 use crate::routing::{ExpertName, Routing};
 use crate::settings::Defaults;
-use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
 use crate::{Error, atomic};
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,8 @@ pub enum Component {
     Expert(ExpertName),
     /// Latent to frames.
     Decoder,
+    /// Latent to frames, tiny: for previews.
+    Preview,
 }
 
 impl fmt::Display for Component {
@@ -34,6 +36,7 @@ impl fmt::Display for Component {
             Self::TextEncoder => f.write_str("the text encoder"),
             Self::Expert(name) => write!(f, "the {name} expert"),
             Self::Decoder => f.write_str("the decoder"),
+            Self::Preview => f.write_str("the tiny decoder"),
         }
     }
 }
@@ -48,6 +51,14 @@ pub enum Part {
     First,
     /// The decoder's graph for every later latent frame.
     Next,
+    /// Of [`Part::First`], what happens at the latent's resolution: it sees the whole picture at once.
+    StemFirst,
+    /// Of [`Part::First`], the rest: it may be run tile by tile.
+    RiseFirst,
+    /// Of [`Part::Next`], what happens at the latent's resolution.
+    StemNext,
+    /// Of [`Part::Next`], the rest.
+    RiseNext,
 }
 
 /// One graph file.
@@ -132,6 +143,9 @@ pub struct Manifest {
     pub denoiser: DenoiserSpec,
     /// VAE.
     pub vae: VaeSpec,
+    /// The tiny decoder of previews, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiny_decoder: Option<TinyDecoderSpec>,
     /// Which expert at which noise level.
     pub routing: Routing,
     /// Resolved defaults.

@@ -7,7 +7,8 @@
 //! | decoder, first | `latent [1,C,1,h,w]` | `frames [1,3,8h,8w]` in -1..1, `next_cache.NN` |
 //! | decoder, next | `latent [1,C,1,h,w]`, `cache.NN` | `frames [4,3,8h,8w]`, `next_cache.NN` |
 //!
-//! `R` is 1, or one row for each distinct timestep when conditioning needs it. The latent of the decoder is at model
+//! For tiles the decoder comes in two parts too: its *stem* gives `features [1,D,h,w]`, its *rise* makes frames of them.
+//! The tiny decoder of previews keeps the decoder's contract. `R` is 1, or one row for each distinct timestep when conditioning needs it. The latent of the decoder is at model
 //! scale: the graph undoes the normalisation. Its caches are whatever the graph lists, in the order of their numbers.
 
 use crate::Error;
@@ -122,6 +123,16 @@ impl Signature {
         }
     }
 
+    /// The contract of a decoder's stem: what happens at the latent's resolution; caches come on top.
+    pub fn of_decoder_stem(spec: &VaeSpec) -> Self {
+        Self { outputs: vec![features(spec)], ..Self::of_decoder(spec) }
+    }
+
+    /// The contract of what makes frames of the stem's features; caches come on top.
+    pub fn of_decoder_rise(spec: &VaeSpec) -> Self {
+        Self { inputs: vec![features(spec)], ..Self::of_decoder(spec) }
+    }
+
     /// Checks that `found` has what this contract asks, and nothing more but decoder caches.
     ///
     /// # Errors
@@ -130,6 +141,10 @@ impl Signature {
         check_side(graph, &self.inputs, &found.inputs, CACHE_INPUT)?;
         check_side(graph, &self.outputs, &found.outputs, CACHE_OUTPUT)
     }
+}
+
+fn features(spec: &VaeSpec) -> TensorSpec {
+    tensor("features", ElementType::F32, &[Of(1), Of(spec.deepest_width()), Any("h"), Any("w")])
 }
 
 fn check_side(

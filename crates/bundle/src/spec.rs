@@ -107,6 +107,11 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
+    /// Channels of the decoder at the latent's resolution.
+    pub fn deepest_width(&self) -> usize {
+        self.base * self.multipliers.last().copied().unwrap_or(1)
+    }
+
     /// Frames and pixels per latent position.
     pub fn stride(&self) -> VaeStride {
         let halvings = self.temporal_downsample.iter().filter(|halves| **halves).count();
@@ -172,6 +177,29 @@ impl VaeSpec {
             }
         }
         flops + positions * causal(3, channels)
+    }
+}
+
+/// A tiny decoder of previews, of the published `taew2_1` or `taew2_2` layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TinyDecoderSpec {
+    /// Latent channels.
+    pub latent_channels: usize,
+    /// Channels at 1, 2 and 4 times the latent's resolution, and at full resolution.
+    pub widths: [usize; 4],
+    /// Pixels that the last layer makes of each of its positions, in each direction.
+    pub patch: usize,
+    /// Frames that the stored weights of each level make of one; at least [`Self::GROWTH`].
+    pub stored_growth: [usize; 3],
+}
+
+impl TinyDecoderSpec {
+    /// Frames that each level makes of one.
+    pub const GROWTH: [usize; 3] = [1, 2, 2];
+
+    /// Frames and pixels per latent position.
+    pub fn stride(&self) -> VaeStride {
+        VaeStride { time: Self::GROWTH.iter().product(), space: 8 * self.patch }
     }
 }
 

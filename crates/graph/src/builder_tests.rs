@@ -39,6 +39,7 @@ fn every_operator_refuses_operands_that_do_not_fit() {
     assert!(g.attention(attention, &flat, &flat, &flat, None).is_err());
     assert!(g.rotate_interleaved(2, &flat, &flat, &flat).is_err());
     assert!(g.zeros(&[Dim::symbol("nobody")]).is_err());
+    assert!(g.pixel_shuffle(&x, 3).is_err());
 }
 
 #[test]

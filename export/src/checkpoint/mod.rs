@@ -8,10 +8,12 @@
 //!            transformer/    config.json and weights: the only expert, or the one for high noise
 //!            transformer_2/  config.json and weights: the expert for low noise
 //!            vae/            config.json and weights
+//!            tiny_decoder/   taew2_1.safetensors or taew2_2.safetensors (may be absent)
+//!            preview_map.json  the linear map of previews (may be absent)
 //! ```
 //!
 //! In reading order: [`names`] (official names to canonical ones), `header` and [`shards`] (weight files), `config` and
-//! [`scheduler`] (settings), [`inventory`] (which weights belong to which settings).
+//! [`scheduler`] (settings), [`inventory`] (which weights belong to which settings), [`tiny_decoder`] (a single file).
 
 mod config;
 mod header;
@@ -21,12 +23,13 @@ pub mod names;
 pub(crate) mod samples;
 pub mod scheduler;
 pub mod shards;
+pub mod tiny_decoder;
 
 use crate::Error;
 use bundle::manifest::Component;
 use bundle::routing::Routing;
 use bundle::settings::Recommended;
-use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use bundle::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use bundle::units::Timestep;
 use config::{DenoiserConfig, ModelIndex, TextEncoderConfig, VaeConfig, read_json};
 use inventory::Required;
@@ -58,6 +61,8 @@ pub struct Checkpoint {
     pub denoiser: DenoiserSpec,
     /// Hyper-parameters of the VAE.
     pub vae: VaeSpec,
+    /// Hyper-parameters of the tiny decoder, if there is one.
+    pub tiny_decoder: Option<TinyDecoderSpec>,
     /// Which expert at which noise level.
     pub routing: Routing,
     /// Contents of `rushes.json`; empty when there is none.
@@ -66,7 +71,7 @@ pub struct Checkpoint {
     pub scheduler: Scheduler,
     /// Path of `tokenizer.json`.
     pub tokenizer: PathBuf,
-    /// Text encoder, experts in the order of the routing table, decoder.
+    /// Text encoder, experts in the order of the routing table, decoder, tiny decoder.
     pub sources: Vec<Source>,
 }
 
@@ -112,6 +117,7 @@ impl Checkpoint {
             text_encoder,
             denoiser,
             vae,
+            tiny_decoder: None,
             routing,
             recommended: read_recommended(&folder.join("rushes.json"))?,
             scheduler,
@@ -119,7 +125,22 @@ impl Checkpoint {
             sources: Vec::new(),
         };
         checkpoint.sources = checkpoint.open_weights(folder, expert_folders)?;
+        if let Some(path) = tiny_decoder::find(folder) {
+            checkpoint.take_tiny_decoder(&path)?;
+        }
         Ok(checkpoint)
+    }
+
+    /// Takes the tiny decoder in the file `path`, in place of the checkpoint's own.
+    ///
+    /// # Errors
+    /// A file that is damaged, of another layout, or for other latents.
+    pub fn take_tiny_decoder(&mut self, path: &Path) -> Result<(), Error> {
+        let (spec, source) = tiny_decoder::open_for(path, &self.vae)?;
+        self.tiny_decoder = Some(spec);
+        self.sources.retain(|source| source.component != Component::Preview);
+        self.sources.push(source);
+        Ok(())
     }
 
     fn open_weights(&self, folder: &Path, expert_folders: &[&str]) -> Result<Vec<Source>, Error> {

@@ -10,6 +10,8 @@ pub enum Family {
     TextEncoder,
     /// Wan denoiser.
     Denoiser,
+    /// Tiny decoder of previews.
+    TinyDecoder,
     /// Wan2.1 VAE.
     Vae {
         /// Residual blocks per level of the encoder; the official names count through levels.
@@ -36,6 +38,7 @@ impl Family {
             Self::TextEncoder => "token_embedding.weight",
             Self::Denoiser => "head.modulation",
             Self::Vae { .. } => "decoder.head.0.gamma",
+            Self::TinyDecoder => return Naming::Diffusers,
         };
         if names.into_iter().any(|name| without_prefix(name) == marker) {
             Naming::Official
@@ -48,7 +51,7 @@ impl Family {
     pub fn canonical(self, naming: Naming, stored: &str) -> String {
         let stored = without_prefix(stored);
         let mapped = match (naming, self) {
-            (Naming::Diffusers, _) => None,
+            (Naming::Diffusers, _) | (_, Self::TinyDecoder) => None,
             (Naming::Official, Self::TextEncoder) => text_encoder(stored),
             (Naming::Official, Self::Denoiser) => denoiser(stored),
             (Naming::Official, Self::Vae { residual_blocks }) => vae(stored, residual_blocks),

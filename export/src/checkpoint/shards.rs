@@ -98,7 +98,19 @@ impl Shards {
     /// # Errors
     /// No weights, a missing shard, and every way in which a header, an index or a file's length can be wrong.
     pub fn open(folder: &Path, family: Family) -> Result<Self, Error> {
-        let listing = Listing::of(folder)?;
+        Self::of_listing(folder, &Listing::of(folder)?, family)
+    }
+
+    /// Opens the weights in one file.
+    ///
+    /// # Errors
+    /// A file that is absent, or whose header does not hold.
+    pub fn open_file(path: &Path, family: Family) -> Result<Self, Error> {
+        let listing = Listing { files: vec![path.to_owned()], index: None };
+        Self::of_listing(path.parent().unwrap_or(path), &listing, family)
+    }
+
+    fn of_listing(folder: &Path, listing: &Listing, family: Family) -> Result<Self, Error> {
         let mut files = Vec::with_capacity(listing.files.len());
         let mut stored = Vec::new();
         for path in &listing.files {

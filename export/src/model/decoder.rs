@@ -19,15 +19,45 @@ pub fn decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) ->
         Chunk::First => "decoder_first",
         Chunk::Next => "decoder_next",
     });
-    let (height, width) = (Dim::symbol("h"), Dim::symbol("w"));
-    let z = spec.latent_channels;
-    let shape = [1.into(), z.into(), 1.into(), height.clone(), width.clone()];
-    let latent = graph.input("latent", ElementType::F32, &shape);
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
-    let x = decoder.g.reshape(&latent, &[1.into(), z.into(), height, width])?;
-    let x = decoder.denormalize(spec, &x)?;
-    let x = decoder.pointwise("post_quant_conv", &x, [z, z])?;
-    let frames = decoder.decode(spec, &x)?;
+    let x = decoder.latent(spec)?;
+    let x = decoder.stem(spec, &x)?;
+    let frames = decoder.rise(spec, &x)?;
+    graph.output("frames", &frames)?;
+    Ok(graph.finish())
+}
+
+/// Builds the part of [`decoder_graph`] that works at the latent's resolution, up to the features.
+///
+/// Its attention makes every position depend on every other; all that comes after looks a few positions far.
+///
+/// # Errors
+/// A weight that is missing or does not fit the spec.
+pub fn decoder_stem_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
+    let mut graph = GraphBuilder::new(match chunk {
+        Chunk::First => "decoder_stem_first",
+        Chunk::Next => "decoder_stem_next",
+    });
+    let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
+    let x = decoder.latent(spec)?;
+    let features = decoder.stem(spec, &x)?;
+    graph.output("features", &features)?;
+    Ok(graph.finish())
+}
+
+/// Builds the part of [`decoder_graph`] that makes frames of the features.
+///
+/// # Errors
+/// A weight that is missing or does not fit the spec.
+pub fn decoder_rise_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
+    let mut graph = GraphBuilder::new(match chunk {
+        Chunk::First => "decoder_rise_first",
+        Chunk::Next => "decoder_rise_next",
+    });
+    let shape = [1.into(), spec.deepest_width().into(), Dim::symbol("h"), Dim::symbol("w")];
+    let features = graph.input("features", ElementType::F32, &shape);
+    let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
+    let frames = decoder.rise(spec, &features)?;
     graph.output("frames", &frames)?;
     Ok(graph.finish())
 }
@@ -38,7 +68,25 @@ struct Decoder<'a> {
     caches: Caches,
 }
 
+/// From the deepest level up: the width after each level, and whether going up from it also doubles time.
+fn levels(spec: &VaeSpec) -> impl Iterator<Item = (usize, Option<bool>)> {
+    let widths = spec.multipliers.iter().rev().map(|times| times * spec.base);
+    let doubles_time = spec.temporal_downsample.iter().rev().copied().map(Some);
+    widths.zip(doubles_time.chain(std::iter::repeat(None)))
+}
+
 impl Decoder<'_> {
+    /// The latent as the decoder takes it: `[1,z,h,w]` at VAE scale.
+    fn latent(&mut self, spec: &VaeSpec) -> Result<Tensor, Error> {
+        let (height, width) = (Dim::symbol("h"), Dim::symbol("w"));
+        let z = spec.latent_channels;
+        let shape = [1.into(), z.into(), 1.into(), height.clone(), width.clone()];
+        let latent = self.g.input("latent", ElementType::F32, &shape);
+        let x = self.g.reshape(&latent, &[1.into(), z.into(), height, width])?;
+        let x = self.denormalize(spec, &x)?;
+        self.pointwise("post_quant_conv", &x, [z, z])
+    }
+
     /// Latent at model scale to latent at VAE scale, channel by channel.
     fn denormalize(&mut self, spec: &VaeSpec, x: &Tensor) -> Result<Tensor, Error> {
         let shape = [spec.latent_channels, 1, 1];
@@ -48,24 +96,28 @@ impl Decoder<'_> {
         Ok(self.g.add(&scaled, &mean)?)
     }
 
-    fn decode(&mut self, spec: &VaeSpec, x: &Tensor) -> Result<Tensor, Error> {
-        // From the deepest level up: the widths after each level, and whether going up also doubles time.
-        let widths: Vec<usize> = spec.multipliers.iter().rev().map(|times| times * spec.base).collect();
-        let doubles_time: Vec<bool> = spec.temporal_downsample.iter().rev().copied().collect();
-        let deepest = widths[0];
+    /// All that happens at the latent's resolution.
+    fn stem(&mut self, spec: &VaeSpec, x: &Tensor) -> Result<Tensor, Error> {
+        let deepest = spec.deepest_width();
         let mut x = self.causal("decoder.conv_in", x, [deepest, spec.latent_channels], 3)?;
         x = self.residual("decoder.mid_block.resnets.0", &x, [deepest, deepest])?;
         x = self.attention("decoder.mid_block.attentions.0", &x, deepest)?;
         x = self.residual("decoder.mid_block.resnets.1", &x, [deepest, deepest])?;
-        let mut channels = deepest;
-        for (level, width) in widths.iter().copied().enumerate() {
-            let of = |part: String| format!("decoder.up_blocks.{level}.{part}");
-            for index in 0..=spec.residual_blocks {
-                x = self.residual(&of(format!("resnets.{index}")), &x, [width, channels])?;
+        self.residuals(0, spec, &x, [deepest, deepest])
+    }
+
+    /// From features at the latent's resolution to frames.
+    fn rise(&mut self, spec: &VaeSpec, features: &Tensor) -> Result<Tensor, Error> {
+        let mut x = features.clone();
+        let mut channels = spec.deepest_width();
+        for (level, (width, doubles_time)) in levels(spec).enumerate() {
+            if level > 0 {
+                x = self.residuals(level, spec, &x, [width, channels])?;
                 channels = width;
             }
-            if let Some(doubles_time) = doubles_time.get(level) {
-                x = self.upsample(&of("upsamplers.0".into()), &x, channels, *doubles_time)?;
+            if let Some(doubles_time) = doubles_time {
+                let name = format!("decoder.up_blocks.{level}.upsamplers.0");
+                x = self.upsample(&name, &x, channels, doubles_time)?;
                 // Each up-convolution halves the channels.
                 channels /= 2;
             }
@@ -74,6 +126,22 @@ impl Decoder<'_> {
         let x = self.g.silu(&x)?;
         let x = self.causal("decoder.conv_out", &x, [3, channels], 3)?;
         Ok(self.g.clamp(&x, -1.0, 1.0)?)
+    }
+
+    /// The residual blocks of a level: `[out,in]`.
+    fn residuals(
+        &mut self,
+        level: usize,
+        spec: &VaeSpec,
+        x: &Tensor,
+        [out, channels]: [usize; 2],
+    ) -> Result<Tensor, Error> {
+        let mut x = x.clone();
+        for index in 0..=spec.residual_blocks {
+            let from = if index == 0 { channels } else { out };
+            x = self.residual(&format!("decoder.up_blocks.{level}.resnets.{index}"), &x, [out, from])?;
+        }
+        Ok(x)
     }
 
     /// A causal convolution `[out,in]` of depth 3 and `side` in space.

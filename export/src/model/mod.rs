@@ -1,4 +1,4 @@
-//! The models, written once as graphs over named weights: text encoder, denoiser, decoder.
+//! The models, written once as graphs over named weights: text encoder, denoiser, decoder, tiny decoder.
 //!
 //! Names of weights are those of diffusers; sizes come from the specs alone.
 
@@ -8,8 +8,10 @@ mod denoiser;
 mod denoiser_block;
 mod graph_weights;
 mod text_encoder;
+mod tiny_decoder;
 
-pub use decoder::{Chunk, decoder_graph};
+pub use decoder::{Chunk, decoder_graph, decoder_rise_graph, decoder_stem_graph};
 pub use denoiser::step_graph;
 pub use graph_weights::GraphWeights;
 pub use text_encoder::text_encoder_graph;
+pub use tiny_decoder::tiny_decoder_graph;

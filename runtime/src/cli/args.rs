@@ -1,5 +1,6 @@
 //! The command line as it is typed; values are parsed into types right here.
 
+use crate::decode::Tiles;
 use crate::media::OutputSpec;
 use bundle::dtype::{Dialect, Precision, WeightType};
 use bundle::geometry::PixelSize;
@@ -122,6 +123,9 @@ pub(super) struct GenerateArgs {
     /// Memory that may be used, like 8GB [default: what is free]
     #[arg(long, value_name = "BYTES")]
     pub(super) memory_budget: Option<ByteCount>,
+    /// Decode in tiles: auto where memory is short, off, or their side in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = Tiles::Auto)]
+    pub(super) tile: Tiles,
     /// Threads [default: every core]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<NonZeroUsize>,
@@ -169,6 +173,9 @@ pub(super) struct ExportArgs {
     /// How weights are stored: f32, f16 or bf16 [default: what the target computes in]
     #[arg(long, value_name = "NAME")]
     pub(super) weights: Option<WeightType>,
+    /// A tiny decoder for previews, in the layout of taew2_1 or taew2_2 [default: the checkpoint's, if it has one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) tiny: Option<PathBuf>,
     /// Do not read every weight for its digest and for broken values
     #[arg(long)]
     pub(super) no_verify: bool,

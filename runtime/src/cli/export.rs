@@ -15,6 +15,7 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
         targets: args.target.clone(),
         weights: args.weights,
         verify: !args.no_verify,
+        tiny_decoder: args.tiny.clone(),
         allow_copy: args.copy,
         ..ExportRequest::new(&args.checkpoint, &args.out)
     };

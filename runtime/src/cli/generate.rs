@@ -4,6 +4,8 @@ use super::args::{Everywhere, GenerateArgs};
 use super::preview;
 use super::progress::Progress;
 use super::render;
+use super::timing::Timing;
+use crate::decode::{TileSide, Tiles};
 use crate::footprint::{Running, footprints};
 use crate::media::dressing::Dressing;
 use crate::media::{self, ClipFormat, Kept, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
@@ -34,7 +36,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     };
     let bundle = Bundle::open(&folder)?;
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
-    let (mode, weights) = plan_memory(args, &bundle, &plan)?;
+    let MemoryPlan { mode, weights, tile } = plan_memory(args, &bundle, &plan)?;
     let noise = match &args.noise {
         Some(path) => scaled_noise(read_noise(path, plan.latent)?, &plan),
         None => seeded_noise(&plan),
@@ -55,6 +57,10 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
 
     if !everywhere.json {
         render::note(&plan.to_string());
+        if let Some(side) = tile {
+            let pixels = side.get() * model.manifest().vae.stride().space;
+            render::note(&format!("pictures are decoded in tiles of {pixels} pixels, which is slower"));
+        }
         if weights == WeightMemory::Mapped {
             render::note(
                 "memory is short: weights are read from their files again and again, which is slower",
@@ -81,12 +87,13 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         progress: Progress::new(args.progress),
         outputs: None,
         told: 0,
+        timing: Timing::start(&model),
         trace,
         previewer: previews.map(|previews| previews.start(&cancel)),
         made: 0,
         seconds: BTreeMap::new(),
     };
-    let mut pipeline = Pipeline::new(&model, mode);
+    let mut pipeline = Pipeline::new(&model, mode).tiled(tile);
     let outcome = pipeline.run(&plan, noise, &cancel, &mut |event| clip.on_event(event));
     match outcome {
         Ok(()) => clip.finish(&model, everywhere.json, started),
@@ -121,21 +128,42 @@ fn any_seed() -> Seed {
     Seed(random >> 32)
 }
 
-/// Refuses a clip that does not fit, and decides what may stay in memory. Where copies of the weights do not fit, they
-/// are used from their files: slower, but it runs.
-fn plan_memory(
-    args: &GenerateArgs,
-    bundle: &Bundle,
-    plan: &GenerationPlan,
-) -> Result<(residency::Mode, WeightMemory), Error> {
+/// How memory is used.
+struct MemoryPlan {
+    mode: residency::Mode,
+    weights: WeightMemory,
+    tile: Option<TileSide>,
+}
+
+/// Refuses a clip that does not fit, and decides what may stay in memory. Where pictures cannot be decoded whole, they
+/// are in tiles, and where copies of the weights do not fit, they are used from their files: slower, but it runs.
+fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> Result<MemoryPlan, Error> {
     let free = engines::memory::memory().map(|memory| memory.available);
     let budget = args.memory_budget.or(free).unwrap_or(ByteCount(u64::MAX));
-    let mode_with = |weights| {
-        let running = Running { weights, preview: args.preview.kind() };
-        let footprints = footprints(&bundle.manifest, plan, running);
-        residency::plan(args.residency, &footprints, budget).map(|plan| (plan.mode, weights))
+    let stride = bundle.manifest.vae.stride();
+    let tiles: Vec<Option<TileSide>> = match args.tile {
+        Tiles::Off => vec![None],
+        Tiles::Pixels(pixels) => vec![Some(TileSide::try_new(pixels / stride.space, stride)?)],
+        // A tile as large as the picture would be no tile.
+        Tiles::Auto => {
+            let longest = plan.latent.height.max(plan.latent.width);
+            let smaller = TileSide::TRIED.into_iter().filter(|side| side.get() < longest);
+            std::iter::once(None).chain(smaller.map(Some)).collect()
+        }
     };
-    mode_with(WeightMemory::Prepacked).or_else(|_| Ok(mode_with(WeightMemory::Mapped)?))
+    let preview = args.preview.kind();
+    let mut refusal = None;
+    for weights in [WeightMemory::Prepacked, WeightMemory::Mapped] {
+        for tile in &tiles {
+            let footprints = footprints(&bundle.manifest, plan, Running { weights, preview, tile: *tile });
+            match residency::plan(args.residency, &footprints, budget) {
+                Ok(plan) => return Ok(MemoryPlan { mode: plan.mode, weights, tile: *tile }),
+                Err(error) => refusal = Some(error),
+            }
+        }
+    }
+    // Each needs less than the one before, or about as much.
+    Err(refusal.unwrap_or_else(|| unreachable!("something was tried")).into())
 }
 
 /// The first Ctrl-C stops the run in order; a second one ends the process at once.
@@ -164,6 +192,7 @@ struct Clip<'a> {
     outputs: Option<Outputs>,
     /// Outputs whose failure the user was told of.
     told: usize,
+    timing: Timing,
     trace: Option<Trace>,
     previewer: Option<Previewer>,
     /// Frames that the decoder has made.
@@ -174,6 +203,7 @@ struct Clip<'a> {
 
 impl Clip<'_> {
     fn on_event(&mut self, event: Event<'_>) -> Result<(), Error> {
+        self.timing.hear(&event);
         match event {
             Event::Encoding => self.begin("text", 1),
             Event::Encoded { prompt, negative } => {
@@ -226,6 +256,7 @@ impl Clip<'_> {
             None => self.outputs.insert(Outputs::start(self.targets, &self.options)?),
         };
         let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.made);
+        self.timing.frames_out();
         let mut written = Ok(());
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
             written = written.and_then(|()| outputs.write_all(self.dressing.push(frame.to_owned())));
@@ -251,6 +282,8 @@ impl Clip<'_> {
         let first_encoded = outputs.first_encoded();
         let outcome = outputs.finish();
         let previews = self.finish_previews();
+        let first_preview = previews.as_ref().and_then(|report| report.first);
+        let timing = self.timing.value(first_preview, first_encoded, self.plan.schedule.steps());
         let trace = self.trace.take().map(Trace::write).transpose()?;
         let total = started.elapsed().as_secs_f64();
         let phases: serde_json::Map<String, serde_json::Value> =
@@ -272,6 +305,7 @@ impl Clip<'_> {
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
             "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),
+            "timing": timing,
             "total_seconds": total,
         });
         let places: Vec<String> = outcome.written.iter().map(|clip| clip.output.to_string()).collect();

@@ -45,6 +45,9 @@ pub(super) fn describe(manifest: &Manifest) -> String {
         "decoder       base {}, {} latent channels, {} frames and {}x{} pixels per latent position",
         vae.base, vae.latent_channels, stride.time, stride.space, stride.space
     ));
+    if let Some(tiny) = &manifest.tiny_decoder {
+        line(format!("tiny decoder  widths {:?}, for previews", tiny.widths));
+    }
     for route in routing.routes() {
         line(format!("expert        {} from timestep {}", route.expert, route.from_timestep));
     }

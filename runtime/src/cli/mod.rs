@@ -11,6 +11,7 @@ mod inspect;
 mod preview;
 mod progress;
 mod render;
+mod timing;
 
 use crate::Error;
 use args::{Cli, Command};

@@ -76,7 +76,10 @@ pub(super) fn note(report: &PreviewReport) -> Option<String> {
         return Some(format!("warning: previews ended early: {error}"));
     }
     (report.skipped > 0).then(|| {
-        format!("previews: {} shown, {} skipped so that denoising is not held up", report.shown, report.skipped)
+        format!(
+            "previews: {} shown, {} skipped so that denoising is not held up",
+            report.shown, report.skipped
+        )
     })
 }
 
@@ -100,6 +103,9 @@ pub(super) struct FitArgs {
     /// Clips that the map is fitted on
     #[arg(long, value_name = "N", default_value_t = PROMPTS.len())]
     clips: usize,
+    /// Size of these clips [default: the model's]
+    #[arg(long, value_name = "WxH")]
+    size: Option<PixelSize>,
 }
 
 /// Fits the map and keeps it in the bundle.
@@ -116,7 +122,7 @@ pub(super) fn fit(folder: &Path, args: &FitArgs, everywhere: &Everywhere) -> Res
         }
     };
     let mode = residency::Mode::OneAtATime;
-    let map = fit_preview_map(&model, mode, args.clips, &cancel, &mut on_clip)?;
+    let map = fit_preview_map(&model, mode, args.clips, args.size, &cancel, &mut on_clip)?;
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(bundle::Error::file("create", parent))?;
     }

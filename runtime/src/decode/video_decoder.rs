@@ -1,5 +1,6 @@
 //! Streams a latent through the decoder: the first latent frame, then each later one with the caches of the last.
 
+use super::tiling::{TileSide, Tiling};
 use crate::Error;
 use crate::model::{Model, take_array};
 use bundle::manifest::{Component, Part};
@@ -12,10 +13,13 @@ use ndarray::{Array4, ArrayView4, Axis, Slice};
 pub struct VideoDecoder {
     model: Model,
     component: Component,
-    /// Stays open only where first latent frames come again and again.
-    first: Option<Engine>,
-    next: Option<Engine>,
+    side: Option<TileSide>,
+    keeps_first: bool,
+    open: Vec<(Part, Engine)>,
 }
+
+/// What a graph keeps of the frames before, under the names of its inputs. It stays in ONNX Runtime's memory.
+type Caches = Vec<(String, Value)>;
 
 impl VideoDecoder {
     /// The decoder of clips. Opens nothing yet.
@@ -25,7 +29,15 @@ impl VideoDecoder {
 
     /// The decoder that a component of the bundle is. Opens nothing yet.
     pub fn of(model: &Model, component: Component) -> Self {
-        Self { model: model.clone(), component, first: None, next: None }
+        Self { model: model.clone(), component, side: None, keeps_first: false, open: Vec::new() }
+    }
+
+    /// The same decoder, which decodes each picture in tiles of at most `side`; none decodes it whole.
+    ///
+    /// Tiles need less memory at once, and more time: what overlaps is decoded twice or more. What looks at the whole
+    /// picture, the decoder's attention, still does: all that happens at the latent's resolution is done at once.
+    pub fn tiled(self, side: Option<TileSide>) -> Self {
+        Self { side, ..self }
     }
 
     /// Opens the graph for first latent frames and keeps it, for clips that begin again and again.
@@ -33,8 +45,8 @@ impl VideoDecoder {
     /// # Errors
     /// A graph that cannot be opened.
     pub fn open_first(&mut self) -> Result<(), Error> {
-        self.first = Some(self.open(Part::First)?);
-        Ok(())
+        self.keeps_first = true;
+        self.engine(Part::First).map(|_| ())
     }
 
     /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` gets each chunk as it is made: `[N,3,8h,8w]` in -1..1,
@@ -48,44 +60,107 @@ impl VideoDecoder {
         cancel: &Cancel,
         on_frames: &mut dyn FnMut(Array4<f32>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut caches: Vec<(String, Value)> = Vec::new();
-        for index in 0..latent.len_of(Axis(1)) {
+        let (_, count, height, width) = latent.dim();
+        let tiling = self.side.map(|side| Tiling::new(height, width, side));
+        let tiling = tiling.filter(|tiling| tiling.count() > 1);
+        let mut caches = Caches::new();
+        let mut of_tiles = vec![Caches::new(); tiling.as_ref().map_or(0, Tiling::count)];
+        for index in 0..count {
             let frame = latent.slice_axis(Axis(1), Slice::from(index..index + 1)).insert_axis(Axis(0));
             let frame = Value::from_f32(frame.to_owned());
-            let mut inputs = vec![("latent", &frame)];
-            let mut outputs = if index == 0 {
-                match &mut self.first {
-                    Some(open) => open.run(&inputs, cancel)?,
-                    // Used once for each clip, so it does not stay.
-                    None => self.open(Part::First)?.run(&inputs, cancel)?,
-                }
+            let (whole, stem, rise) = if index == 0 {
+                (Part::First, Part::StemFirst, Part::RiseFirst)
             } else {
-                inputs.extend(caches.iter().map(|(name, cache)| (name.as_str(), cache)));
-                self.next()?.run(&inputs, cancel)?
+                (Part::Next, Part::StemNext, Part::RiseNext)
             };
-            let frames = take_array(&mut outputs, "frames")?;
-            caches = caches_of(outputs);
+            let frames = match &tiling {
+                None => step(self.engine(whole)?, WHOLE, &frame, &mut caches, cancel)?,
+                Some(tiling) => {
+                    let features = step(self.engine(stem)?, STEM, &frame, &mut caches, cancel)?;
+                    tiled(self.engine(rise)?, features.view(), tiling, &mut of_tiles, cancel)?
+                }
+            };
+            if index == 0 && !self.keeps_first {
+                // Used once for each clip, so it does not stay.
+                self.open
+                    .retain(|(part, _)| !matches!(part, Part::First | Part::StemFirst | Part::RiseFirst));
+            }
             on_frames(frames)?;
         }
         Ok(())
     }
 
-    fn open(&self, part: Part) -> Result<Engine, Error> {
-        let contract = Signature::of_decoder(&self.model.manifest().vae);
-        self.model.engine(&self.component, part, &contract)
-    }
-
-    fn next(&mut self) -> Result<&mut Engine, Error> {
-        let opened = match self.next.take() {
-            Some(open) => open,
-            None => self.open(Part::Next)?,
+    /// A graph of the component, opened if it is not.
+    fn engine(&mut self, part: Part) -> Result<&mut Engine, Error> {
+        let index = match self.open.iter().position(|(open, _)| *open == part) {
+            Some(index) => index,
+            None => {
+                let vae = &self.model.manifest().vae;
+                let contract = match part {
+                    Part::StemFirst | Part::StemNext => Signature::of_decoder_stem(vae),
+                    Part::RiseFirst | Part::RiseNext => Signature::of_decoder_rise(vae),
+                    Part::Whole | Part::First | Part::Next => Signature::of_decoder(vae),
+                };
+                self.open.push((part, self.model.engine(&self.component, part, &contract)?));
+                self.open.len() - 1
+            }
         };
-        Ok(self.next.insert(opened))
+        Ok(&mut self.open[index].1)
     }
 }
 
-/// Every cache that a run gave, under the name of the input that it feeds next. They stay in ONNX Runtime's memory.
-pub(crate) fn caches_of(outputs: Outputs) -> Vec<(String, Value)> {
+/// What a graph is fed with and what it is run for.
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    input: &'static str,
+    output: &'static str,
+}
+
+const WHOLE: Ports = Ports { input: "latent", output: "frames" };
+const STEM: Ports = Ports { input: "latent", output: "features" };
+const RISE: Ports = Ports { input: "features", output: "frames" };
+
+/// Runs a graph on one latent frame and replaces its caches.
+fn step(
+    engine: &mut Engine,
+    ports: Ports,
+    input: &Value,
+    caches: &mut Caches,
+    cancel: &Cancel,
+) -> Result<Array4<f32>, Error> {
+    let mut inputs = vec![(ports.input, input)];
+    inputs.extend(caches.iter().map(|(name, cache)| (name.as_str(), cache)));
+    let mut outputs = engine.run(&inputs, cancel)?;
+    let made = take_array(&mut outputs, ports.output)?;
+    *caches = caches_of(outputs);
+    Ok(made)
+}
+
+/// The frames `[N,3,H,W]` of `features [1,C,h,w]`, tile by tile, each with caches of its own.
+fn tiled(
+    engine: &mut Engine,
+    features: ArrayView4<'_, f32>,
+    tiling: &Tiling,
+    caches: &mut [Caches],
+    cancel: &Cancel,
+) -> Result<Array4<f32>, Error> {
+    let mut picture = Array4::zeros((0, 0, 0, 0));
+    for (tile, caches) in tiling.tiles().zip(caches) {
+        let part = tiling.cut(&features, tile);
+        let frames = step(engine, RISE, &Value::from_f32(part.to_owned()), caches, cancel)?;
+        let (count, colours, tile_height, _) = frames.dim();
+        let scale = tile_height / part.len_of(Axis(2));
+        if picture.is_empty() {
+            let (_, _, height, width) = features.dim();
+            picture = Array4::zeros((count, colours, height * scale, width * scale));
+        }
+        tiling.add(&mut picture, &frames.view(), tile, scale);
+    }
+    Ok(picture)
+}
+
+/// Every cache that a run gave, under the name of the input that it feeds next.
+pub(crate) fn caches_of(outputs: Outputs) -> Caches {
     outputs
         .into_iter()
         .filter_map(|(name, value)| {

@@ -3,7 +3,8 @@
 use crate::Error;
 use crate::model::Model;
 use crate::pipeline::{Event, Pipeline, seeded_noise};
-use crate::plan::{GenerateRequest, GenerationPlan};
+use crate::plan::{GenerateRequest, GenerationPlan, Length};
+use bundle::geometry::PixelSize;
 use bundle::manifest::Component;
 use bundle::preview::LatentToRgb;
 use bundle::units::Seed;
@@ -26,7 +27,10 @@ pub const PROMPTS: [&str; 8] = [
 /// Steps of each clip: latents of fewer steps have the colours of the model already.
 const STEPS: usize = 10;
 
-/// Makes `clips` clips of the bundle's own size and length, and fits the map to them. `on_clip` hears of each.
+/// Frames of each clip, at most: later latent frames look alike to the map.
+const FRAMES: usize = 17;
+
+/// Makes `clips` clips of `size`, by default the bundle's own, and fits the map to them. `on_clip` hears of each.
 ///
 /// # Errors
 /// What the pipeline meets, or a cancelled run.
@@ -34,6 +38,7 @@ pub fn fit_preview_map(
     model: &Model,
     mode: residency::Mode,
     clips: usize,
+    size: Option<PixelSize>,
     cancel: &Cancel,
     on_clip: &mut dyn FnMut(usize, &str),
 ) -> Result<LatentToRgb, Error> {
@@ -43,8 +48,12 @@ pub fn fit_preview_map(
     for (clip, prompt) in PROMPTS.iter().cycle().take(clips).enumerate() {
         on_clip(clip + 1, prompt);
         let steps = manifest.defaults.steps.value.min(STEPS);
-        let request =
-            GenerateRequest { steps: Some(steps), ..GenerateRequest::new(*prompt, Seed(clip as u64)) };
+        let request = GenerateRequest {
+            steps: Some(steps),
+            length: Some(Length::Frames(manifest.defaults.frames.value.min(FRAMES))),
+            size,
+            ..GenerateRequest::new(*prompt, Seed(clip as u64))
+        };
         let plan = GenerationPlan::new(manifest, &request)?;
         let (mut latent, mut chunks) = (Array4::zeros((0, 0, 0, 0)), Vec::new());
         pipeline.run(&plan, seeded_noise(&plan), cancel, &mut |event| {

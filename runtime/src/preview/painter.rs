@@ -24,6 +24,12 @@ enum Way {
     Decoder(Box<VideoDecoder>),
 }
 
+impl Way {
+    fn decoder(model: &Model, component: Component) -> Self {
+        Self::Decoder(Box::new(VideoDecoder::of(&model.with_threads(NonZeroUsize::MIN), component)))
+    }
+}
+
 impl Painter {
     /// The painter of a kind for a model; none for [`PreviewKind::Off`]. Opens nothing yet.
     ///
@@ -35,11 +41,11 @@ impl Painter {
         let way = match kind {
             PreviewKind::Off => return Ok(None),
             PreviewKind::Rgb => Way::Map(model.bundle().preview_map()?.ok_or(Error::NoPreviewMap)?),
-            PreviewKind::Tiny => return Err(Error::NoTinyDecoder),
-            PreviewKind::Full => {
-                let model = model.with_threads(NonZeroUsize::MIN);
-                Way::Decoder(Box::new(VideoDecoder::of(&model, Component::Decoder)))
+            PreviewKind::Tiny => {
+                model.manifest().component(&Component::Preview).or(Err(Error::NoTinyDecoder))?;
+                Way::decoder(model, Component::Preview)
             }
+            PreviewKind::Full => Way::decoder(model, Component::Decoder),
         };
         Ok(Some(Self { kind, way }))
     }

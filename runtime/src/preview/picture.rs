@@ -3,7 +3,7 @@
 use super::previewer::{Preview, Sink};
 use crate::Error;
 use bundle::geometry::PixelSize;
-use ndarray::{ArrayView3, Axis};
+use ndarray::{Array3, ArrayView3, Axis};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -31,10 +31,8 @@ impl PictureFiles {
         let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
         let place = if is_file { Place::File(path.to_owned()) } else { Place::Folder(path.to_owned()) };
         let files = Self { place, size };
-        let unwritable = |source: std::io::Error| Error::PreviewFile {
-            path: path.to_owned(),
-            why: source.to_string(),
-        };
+        let unwritable =
+            |source: std::io::Error| Error::PreviewFile { path: path.to_owned(), why: source.to_string() };
         if let Place::Folder(folder) = &files.place {
             std::fs::create_dir_all(folder).map_err(unwritable)?;
         }
@@ -90,23 +88,33 @@ fn encoded(pixels: &[u8], size: PixelSize, about: &str) -> Result<Vec<u8>, png::
     Ok(file)
 }
 
-/// A frame `[3,h,w]` in -1..1 as 8-bit RGB of another size, bilinear, pixel centres on pixel centres.
+/// A frame `[3,h,w]` in -1..1 as 8-bit RGB of another size.
 pub fn resized(frame: ArrayView3<'_, f32>, size: PixelSize) -> Vec<u8> {
+    let colours = resized_colours(frame, size);
+    colours.permuted_axes([1, 2, 0]).iter().copied().map(byte).collect()
+}
+
+/// A frame `[3,h,w]` in another size, `[3,H,W]`: bilinear, pixel centres on pixel centres.
+pub fn resized_colours(frame: ArrayView3<'_, f32>, size: PixelSize) -> Array3<f32> {
     let (_, height, width) = frame.dim();
+    if (width, height) == (size.width, size.height) {
+        return frame.to_owned();
+    }
     let (rows, columns) = (taps(height, size.height), taps(width, size.width));
-    let mut pixels = Vec::with_capacity(3 * size.width * size.height);
+    let mut resized = Array3::zeros((3, size.height, size.width));
     // Along height first, one row at a time, so that only two rows are looked at.
-    let mut row = vec![[0.0_f32; 3]; width];
-    for tap in &rows {
-        for (x, colour) in row.iter_mut().enumerate() {
-            *colour = [0, 1, 2].map(|c| tap.mix(frame[[c, tap.low, x]], frame[[c, tap.high, x]]));
-        }
-        for tap in &columns {
-            let (left, right) = (row[tap.low], row[tap.high]);
-            pixels.extend([0, 1, 2].map(|c| byte(tap.mix(left[c], right[c]))));
+    let mut row = vec![0.0_f32; width];
+    for (from, mut into) in frame.outer_iter().zip(resized.outer_iter_mut()) {
+        for (tap, mut into) in rows.iter().zip(into.outer_iter_mut()) {
+            for ((mixed, low), high) in row.iter_mut().zip(from.row(tap.low)).zip(from.row(tap.high)) {
+                *mixed = tap.mix(*low, *high);
+            }
+            for (into, tap) in into.iter_mut().zip(&columns) {
+                *into = tap.mix(row[tap.low], row[tap.high]);
+            }
         }
     }
-    pixels
+    resized
 }
 
 /// Two neighbours and the weight of the second.
@@ -148,7 +156,7 @@ fn byte(value: f32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::{Array3, Array4};
+    use ndarray::Array4;
 
     const SIZE: PixelSize = PixelSize { width: 4, height: 2 };
 

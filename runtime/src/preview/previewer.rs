@@ -109,8 +109,7 @@ impl Previewer {
         let kind = painter.kind();
         let share = (kind != PreviewKind::Rgb).then_some(DECODERS_SHARE);
         let extent = if painter.can_move() { settings.extent } else { Extent::Still };
-        let progress =
-            Progress { budget: Budget::new(share), shown: 0, busy: Duration::ZERO, first: None };
+        let progress = Progress { budget: Budget::new(share), shown: 0, busy: Duration::ZERO, first: None };
         let shared = Arc::new(Shared { slot: Slot::new(), progress: Mutex::new(progress) });
         let (of_thread, cancel) = (Arc::clone(&shared), cancel.clone());
         let thread = std::thread::spawn(move || {
@@ -132,8 +131,7 @@ impl Previewer {
             return;
         }
         let frames = done.before.len_of(Axis(1));
-        let admitted =
-            self.shared.progress(|p| p.budget.admit(self.settings.extent, frames, self.denoised));
+        let admitted = self.shared.progress(|p| p.budget.admit(self.settings.extent, frames, self.denoised));
         let Some(extent) = admitted else {
             self.skipped += 1;
             return;

@@ -84,6 +84,16 @@ impl GraphBuilder {
         self.unary(Operator::new("Sin"), x)
     }
 
+    /// `max(x, 0)`.
+    pub fn relu(&mut self, x: &Tensor) -> Tensor {
+        self.unary(Operator::new("Relu"), x)
+    }
+
+    /// Hyperbolic tangent.
+    pub fn tanh(&mut self, x: &Tensor) -> Tensor {
+        self.unary(Operator::new("Tanh"), x)
+    }
+
     /// `x · sigmoid(x)`; ONNX Runtime fuses the two nodes into one pass.
     ///
     /// # Errors

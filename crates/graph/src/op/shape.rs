@@ -132,6 +132,25 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("ConstantOfShape"), &[Some(&target)], ElementType::F32, shape.to_vec()))
     }
 
+    /// Channels to pixels: `x [N,side²·C,H,W]` to `[N,C,side·H,side·W]`, torch's `PixelShuffle`.
+    ///
+    /// # Errors
+    /// A tensor that has not four axes, or channels that do not divide.
+    pub fn pixel_shuffle(&mut self, x: &Tensor, side: usize) -> Result<Tensor, Error> {
+        let square = side * side;
+        match x.shape() {
+            [n, c, h, w] if c.fixed().is_some_and(|c| square > 0 && c.is_multiple_of(square)) => {
+                let channels = c.fixed().unwrap_or_default() / square;
+                let shape = vec![n.clone(), channels.into(), h.times(side), w.times(side)];
+                let shuffle = Operator::new("DepthToSpace").int("blocksize", side).text("mode", "CRD");
+                Ok(self.node(shuffle, &[Some(x)], x.element(), shape))
+            }
+            _ => {
+                Err(self.mismatch("DepthToSpace", format!("four axes and {square} channels for each"), &[x]))
+            }
+        }
+    }
+
     /// Every pixel of `x [N,C,H,W]` doubled along height and width: `[N,C,2H,2W]`.
     ///
     /// # Errors

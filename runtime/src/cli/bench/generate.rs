@@ -7,7 +7,7 @@ use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
-use crate::footprint::footprints;
+use crate::footprint::{Running, footprints};
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
@@ -168,6 +168,6 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
 /// What may stay open from clip to clip.
 fn residency(bundle: &Bundle, plan: &GenerationPlan) -> Result<Mode, Error> {
     let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
-    let needed = footprints(&bundle.manifest, plan, WeightMemory::Prepacked);
+    let needed = footprints(&bundle.manifest, plan, Running::plain(WeightMemory::Prepacked));
     Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }

@@ -4,7 +4,7 @@ use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
-use crate::footprint::footprints;
+use crate::footprint::{Running, footprints};
 use crate::judge::quality::{self, QualityRequest};
 use crate::judge::score::{AttributeScore, Means, ScoreCard};
 use crate::judge::{Judge, JudgeFiles, embedded, prompts};
@@ -121,7 +121,7 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
 /// What may stay open from clip to clip.
 fn residency(bundle: &Bundle, plans: &[GenerationPlan]) -> Result<residency::Mode, Error> {
     let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
-    let needed = footprints(&bundle.manifest, &plans[0], WeightMemory::Prepacked);
+    let needed = footprints(&bundle.manifest, &plans[0], Running::plain(WeightMemory::Prepacked));
     Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }
 

@@ -1,0 +1,264 @@
+//! Decoding a picture in tiles: where they lie, and how what overlaps becomes one picture. Pure.
+//!
+//! A tile knows nothing of what lies beyond it, so its edge differs from the whole picture's decode. Where tiles overlap
+//! each fades out before its edge, and the outermost positions are not shown at all.
+
+use bundle::Error;
+use bundle::geometry::VaeStride;
+use ndarray::{Array4, ArrayView4, Axis, Zip, s};
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+/// Latent positions that neighbouring tiles share, at least.
+const OVERLAP: usize = 8;
+/// Latent positions along an inner edge that are not shown.
+const HIDDEN: usize = 2;
+
+/// Longest side of a tile in latent positions, at least [`TileSide::MIN`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TileSide(usize);
+
+impl TileSide {
+    /// The smallest side: half of a tile may be overlap.
+    pub const MIN: usize = 8;
+
+    /// Sides that a plan tries, from the largest down.
+    pub const TRIED: [Self; 6] = [Self(64), Self(48), Self(40), Self(32), Self(24), Self(16)];
+
+    /// A side in latent positions.
+    ///
+    /// # Errors
+    /// Fewer than [`Self::MIN`].
+    pub fn try_new(positions: usize, stride: VaeStride) -> Result<Self, Error> {
+        if positions >= Self::MIN {
+            return Ok(Self(positions));
+        }
+        Err(Error::value(
+            "--tile",
+            positions * stride.space,
+            format!("a tile has at least {} pixels in each direction", Self::MIN * stride.space),
+            "use 256, or leave it out",
+        ))
+    }
+
+    /// Latent positions.
+    pub fn get(self) -> usize {
+        self.0
+    }
+}
+
+/// What the user wants: the value of `--tile`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tiles {
+    /// Tiles where the whole picture does not fit into memory.
+    Auto,
+    /// Never.
+    Off,
+    /// Tiles of so many pixels in each direction.
+    Pixels(usize),
+}
+
+impl fmt::Display for Tiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Pixels(pixels) => write!(f, "{pixels}"),
+        }
+    }
+}
+
+impl FromStr for Tiles {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => text.parse().ok().map(Self::Pixels).ok_or_else(|| {
+                Error::value(
+                    "--tile",
+                    format!("`{text}`"),
+                    "it takes auto, off or a number of pixels",
+                    "use auto, off or something like 256",
+                )
+            }),
+        }
+    }
+}
+
+/// Tiles over a latent of `h×w` positions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tiling {
+    rows: Vec<Range<usize>>,
+    columns: Vec<Range<usize>>,
+}
+
+/// One tile: its place among rows and columns of tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tile {
+    row: usize,
+    column: usize,
+}
+
+impl Tiling {
+    /// As few tiles of at most `side` as cover the latent, evenly spread.
+    pub fn new(height: usize, width: usize, side: TileSide) -> Self {
+        Self { rows: spans(height, side.0), columns: spans(width, side.0) }
+    }
+
+    /// Every tile, row by row.
+    pub fn tiles(&self) -> impl Iterator<Item = Tile> + use<> {
+        let columns = self.columns.len();
+        (0..self.rows.len() * columns).map(move |i| Tile { row: i / columns, column: i % columns })
+    }
+
+    /// How many tiles there are.
+    pub fn count(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    /// Latent positions of one tile.
+    pub fn tile_positions(&self) -> usize {
+        let first = |spans: &[Range<usize>]| spans.first().map_or(0, Range::len);
+        first(&self.rows) * first(&self.columns)
+    }
+
+    /// The part of a latent `[C,T,h,w]` that a tile decodes.
+    pub fn cut<'a>(&self, latent: &'a ArrayView4<'_, f32>, tile: Tile) -> ArrayView4<'a, f32> {
+        latent.slice(s![.., .., self.rows[tile.row].clone(), self.columns[tile.column].clone()])
+    }
+
+    /// Adds a tile's share to `picture [N,3,H,W]`, zeros at first: `frames [N,3,th,tw]` at `scale` pixels per position.
+    pub fn add(&self, picture: &mut Array4<f32>, frames: &ArrayView4<'_, f32>, tile: Tile, scale: usize) {
+        let vertical = shares(&self.rows, tile.row, scale);
+        let horizontal = shares(&self.columns, tile.column, scale);
+        let pixels = |span: &Range<usize>| span.start * scale..span.end * scale;
+        let (rows, columns) = (pixels(&self.rows[tile.row]), pixels(&self.columns[tile.column]));
+        let mut part = picture.slice_mut(s![.., .., rows, columns]);
+        for ((mut into, from), vertical) in
+            part.axis_iter_mut(Axis(2)).zip(frames.axis_iter(Axis(2))).zip(vertical)
+        {
+            for ((into, from), horizontal) in
+                into.axis_iter_mut(Axis(2)).zip(from.axis_iter(Axis(2))).zip(&horizontal)
+            {
+                let share = vertical * horizontal;
+                Zip::from(into).and(from).for_each(|into, from| *into += share * from);
+            }
+        }
+    }
+}
+
+fn spans(length: usize, side: usize) -> Vec<Range<usize>> {
+    if length <= side {
+        return std::iter::once(0..length).collect();
+    }
+    let overlap = OVERLAP.min(side / 2);
+    let count = (length - overlap).div_ceil(side - overlap);
+    let room = length - side;
+    (0..count).map(|i| i * room / (count - 1)).map(|start| start..start + side).collect()
+}
+
+/// The share of each of a span's pixels in the picture; over all spans they add up to 1.
+fn shares(spans: &[Range<usize>], index: usize, scale: usize) -> Vec<f32> {
+    let span = &spans[index];
+    (span.start * scale..span.end * scale)
+        .map(|pixel| {
+            let total: f32 = (0..spans.len()).map(|other| weight(spans, other, pixel, scale)).sum();
+            weight(spans, index, pixel, scale) / total
+        })
+        .collect()
+}
+
+/// How much a span has to say about a pixel: nothing beyond it and close to an inner edge, then more and more.
+fn weight(spans: &[Range<usize>], index: usize, pixel: usize, scale: usize) -> f32 {
+    let span = &spans[index];
+    let (start, end) = (span.start * scale, span.end * scale);
+    if !(start..end).contains(&pixel) {
+        return 0.0;
+    }
+    let ramp = |distance: usize, shared: usize| {
+        // Some of the overlap is left for the fade however small it is.
+        let hidden = HIDDEN.min(shared / 4) * scale;
+        let length = (shared * scale).saturating_sub(2 * hidden).max(1);
+        #[expect(clippy::cast_precision_loss, reason = "pixels of one picture")]
+        let share = (distance as f32 + 0.5 - hidden as f32) / length as f32;
+        share.clamp(0.0, 1.0)
+    };
+    let from_left = match index.checked_sub(1) {
+        Some(before) => ramp(pixel - start, spans[before].end.saturating_sub(span.start)),
+        None => 1.0,
+    };
+    let from_right = match spans.get(index + 1) {
+        Some(after) => ramp(end - 1 - pixel, span.end.saturating_sub(after.start)),
+        None => 1.0,
+    };
+    from_left.min(from_right)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn tiles_cover_everything_and_their_shares_add_up_to_one(
+            length in 1_usize..200, side in TileSide::MIN..70, scale in 1_usize..9,
+        ) {
+            let spans = spans(length, side);
+            prop_assert_eq!(spans[0].start, 0);
+            prop_assert_eq!(spans.last().unwrap().end, length);
+            prop_assert!(spans.iter().all(|span| span.len() == length.min(side)));
+            for pair in spans.windows(2) {
+                let shared = pair[0].end.checked_sub(pair[1].start);
+                prop_assert!(shared.is_some_and(|shared| shared >= OVERLAP.min(side / 2)), "{spans:?}");
+            }
+            let mut total = vec![0.0; length * scale];
+            for (index, span) in spans.iter().enumerate() {
+                for (share, pixel) in shares(&spans, index, scale).into_iter().zip(span.start * scale..) {
+                    prop_assert!((0.0..=1.0).contains(&share));
+                    total[pixel] += share;
+                }
+            }
+            prop_assert!(total.iter().all(|total| (total - 1.0).abs() < 1e-5), "{spans:?}: {total:?}");
+        }
+    }
+
+    #[test]
+    fn a_tiled_picture_of_what_needs_no_neighbours_is_the_picture() {
+        let latent = Array4::from_shape_fn((3, 1, 20, 30), |(c, _, y, x)| (c * 600 + y * 30 + x) as f32);
+        let double = |part: ArrayView4<'_, f32>| {
+            let (_, _, height, width) = part.dim();
+            Array4::from_shape_fn((1, 3, 2 * height, 2 * width), |(_, c, y, x)| part[[c, 0, y / 2, x / 2]])
+        };
+        let tiling = Tiling::new(20, 30, TileSide(12));
+        assert!(tiling.count() > 4);
+        let mut picture = Array4::zeros((1, 3, 40, 60));
+        for tile in tiling.tiles() {
+            let frames = double(tiling.cut(&latent.view(), tile));
+            tiling.add(&mut picture, &frames.view(), tile, 2);
+        }
+        let whole = double(latent.view());
+        assert!(picture.iter().zip(&whole).all(|(ours, theirs)| (ours - theirs).abs() < 1e-2));
+    }
+
+    #[test]
+    fn the_edge_of_a_tile_is_not_shown_where_another_knows_better() {
+        let spans = spans(60, 32);
+        let shares = shares(&spans, 0, 8);
+        assert!(shares[8 * 32 - 8 * HIDDEN..].iter().all(|share| *share == 0.0));
+        assert_eq!(shares[0], 1.0);
+    }
+
+    #[test]
+    fn values_of_the_flag() {
+        assert_eq!("auto".parse::<Tiles>().unwrap(), Tiles::Auto);
+        assert_eq!("256".parse::<Tiles>().unwrap(), Tiles::Pixels(256));
+        assert_eq!(Tiles::Off.to_string().parse::<Tiles>().unwrap(), Tiles::Off);
+        insta::assert_snapshot!("small".parse::<Tiles>().unwrap_err(), @"--tile cannot be `small`: it takes auto, off or a number of pixels (use auto, off or something like 256)");
+        let stride = VaeStride { time: 4, space: 8 };
+        insta::assert_snapshot!(TileSide::try_new(4, stride).unwrap_err(), @"--tile cannot be 32: a tile has at least 64 pixels in each direction (use 256, or leave it out)");
+    }
+}

@@ -1,0 +1,323 @@
+//! Pictures while it denoises, and decoding in tiles.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::manifest::{Bundle, Component};
+use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Extent, Signature, TensorSpec};
+use bundle::spec::TinyDecoderSpec;
+use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value, WeightMemory};
+use export::checkpoint::tiny_decoder;
+use export::model::{Chunk, GraphWeights, tiny_decoder_graph};
+use export::weights::{Destination, place};
+use ndarray::{Array4, ArrayD, ArrayView4, Axis, concatenate, s};
+use runtime::decode::{TileSide, VideoDecoder};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+use tests::compare::largest_difference;
+use tests::edit;
+use tests::golden::{self, Tensors};
+use tests::program::{event, rushes};
+
+const CASE: &str = "moving-clip";
+const STEPS: usize = 4;
+
+fn tiny(name: &str) -> PathBuf {
+    golden::folder().join("tiny-decoder").join(format!("{name}.safetensors"))
+}
+
+/// A tiny decoder, exported and open: its graph for the first latent frame and for the others.
+fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
+    let (spec, source) = tiny_decoder::open(&tiny(name)).unwrap();
+    let destination = Destination { bundle: folder, component: &source.component, copy_limit: None };
+    let placed = place(&source, bundle::dtype::WeightType::F32, destination).unwrap();
+    let onnx = OnnxRuntime::load(None).unwrap();
+    let [first, next] = [(Chunk::First, "first.onnx"), (Chunk::Next, "next.onnx")].map(|(chunk, file)| {
+        let path = folder.join("preview").join(file);
+        tiny_decoder_graph(&spec, chunk, GraphWeights::new(&placed)).unwrap().write(&path).unwrap();
+        let options = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
+        onnx.open(&path, &contract(&spec), &options).unwrap()
+    });
+    (first, next)
+}
+
+/// The decoder's contract, for as many latent channels.
+fn contract(spec: &TinyDecoderSpec) -> Signature {
+    let any = |name: &str| Extent::Dynamic(name.into());
+    let tensor = |name: &str, shape: [Extent; 5]| TensorSpec {
+        name: name.into(),
+        element: bundle::dtype::ElementType::F32,
+        shape: shape.to_vec(),
+    };
+    let fixed = Extent::Fixed;
+    let mut frames = tensor("frames", [any("N"), fixed(3), any("H"), any("W"), fixed(0)]);
+    frames.shape.pop();
+    Signature {
+        inputs: vec![tensor("latent", [fixed(1), fixed(spec.latent_channels), fixed(1), any("h"), any("w")])],
+        outputs: vec![frames],
+    }
+}
+
+#[test]
+fn both_tiny_layouts_equal_torch() {
+    let reference = Tensors::read(&tiny("reference"));
+    for name in ["taew2_1", "taew2_2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut first, mut next) = open_tiny(name, folder.path());
+        let latent: Array4<f32> = reference.latent(&format!("{name}.latent"));
+        let mut caches: Vec<(String, Value)> = Vec::new();
+        let mut chunks: Vec<Array4<f32>> = Vec::new();
+        for (index, frame) in latent.axis_iter(Axis(1)).enumerate() {
+            let frame = Value::from_f32(frame.insert_axis(Axis(1)).insert_axis(Axis(0)).to_owned());
+            let mut inputs = vec![("latent", &frame)];
+            inputs.extend(caches.iter().map(|(name, cache)| (name.as_str(), cache)));
+            let engine = if index == 0 { &mut first } else { &mut next };
+            let mut outputs = engine.run(&inputs, &Cancel::new()).unwrap();
+            let frames: ArrayD<f32> = outputs.take("frames").unwrap().to_f32().unwrap();
+            chunks.push(frames.into_dimensionality().unwrap());
+            caches = outputs
+                .into_iter()
+                .map(|(name, value)| (name.replace(CACHE_OUTPUT, CACHE_INPUT), value))
+                .collect();
+            assert_eq!(caches.len(), 9, "one for each memory block");
+        }
+        let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
+        let ours = (concatenate(Axis(0), &views).unwrap() + 1.0) / 2.0;
+        let theirs = reference.latent(&format!("{name}.frames"));
+        let difference = largest_difference(ours.view(), theirs.view());
+        assert!(difference < 2e-5, "{name}: {difference}");
+    }
+}
+
+/// A bundle with everything that previews can be made with, and clips of a size that a test can make.
+struct Shared {
+    folder: tempfile::TempDir,
+    bundle: PathBuf,
+}
+
+static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("checkpoint");
+    edit::copy_folder(&golden::case(CASE).checkpoint(), &checkpoint);
+    let settings = format!(r#"{{"size": "64x32", "frames": 17, "steps": {STEPS}}}"#);
+    std::fs::write(checkpoint.join("rushes.json"), settings).unwrap();
+    let output = rushes(folder.path())
+        .args(["export", "checkpoint", "--out", "bundle", "--tiny"])
+        .arg(tiny("taew2_1"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let output = rushes(folder.path()).args(["calibrate", "bundle", "--preview", "--json"]).output().unwrap();
+    assert_eq!(event(&output, "calibrated")["positions"], 8 * 5 * 32);
+    let bundle = folder.path().join("bundle");
+    Shared { folder, bundle }
+});
+
+fn generate(folder: &Path, arguments: &[&str]) -> Output {
+    rushes(folder)
+        .args(["generate", "a boat", "--seed", "5", "--json", "--bundle"])
+        .arg(&SHARED.bundle)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Width and height as ffprobe reads them.
+fn size_of(picture: &Path) -> String {
+    let output = Command::new("ffprobe")
+        .args(["-v", "error", "-show_entries", "stream=codec_name,width,height", "-of", "csv=p=0"])
+        .arg(picture)
+        .output()
+        .expect("ffprobe: `make setup` installs it");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn every_kind_of_preview_is_made_and_none_changes_the_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let without = generate(folder.path(), &["--trace", "off.safetensors"]);
+    assert!(event(&without, "done")["preview"].is_null());
+    let last =
+        |name: &str| Tensors::read(&folder.path().join(name)).latent(&format!("latents.{:03}", STEPS - 1));
+    for kind in ["rgb", "tiny", "full"] {
+        let trace = format!("{kind}.safetensors");
+        let output = generate(folder.path(), &["--preview", kind, "--preview-out", kind, "--trace", &trace]);
+        let done = event(&output, "done");
+        let preview = &done["preview"];
+        assert_eq!(preview["kind"], kind);
+        assert!(preview["failed"].is_null(), "{preview}");
+        let (shown, skipped) = (preview["shown"].as_u64().unwrap(), preview["skipped"].as_u64().unwrap());
+        assert!(shown >= 1 && shown + skipped == STEPS as u64, "{preview}");
+        let files = names(&folder.path().join(kind));
+        assert_eq!(files.len() as u64, shown, "{files:?}");
+        assert!(files.iter().all(|name| name.ends_with("-of-004.png") && name.starts_with("step-00")));
+        if kind == "rgb" {
+            // What is waiting at the end is still shown.
+            assert_eq!(files.last().unwrap(), "step-004-of-004.png");
+        }
+        assert_eq!(size_of(&folder.path().join(kind).join(&files[0])), "png,64,32");
+        assert_eq!(last(&trace), last("off.safetensors"));
+        let timing = &done["timing"];
+        let seconds = |name: &str| timing[name].as_f64().unwrap_or_else(|| panic!("{name} in {timing}"));
+        assert!(seconds("text") <= seconds("first_frame") && seconds("first_frame") <= seconds("whole"));
+        assert!(seconds("loading") > 0.0 && seconds("first_preview") > 0.0 && seconds("step") > 0.0);
+    }
+}
+
+#[test]
+fn one_file_holds_the_newest_and_every_nth_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = generate(folder.path(), &["--preview-out", "now.png", "--preview-every", "3"]);
+    let preview = &event(&output, "done")["preview"];
+    // After step 3, and after the last.
+    assert_eq!(preview["shown"].as_u64().unwrap() + preview["skipped"].as_u64().unwrap(), 2);
+    assert_eq!(names(folder.path()), ["now.png", "out.mp4"]);
+    assert_eq!(size_of(&folder.path().join("now.png")), "png,64,32");
+}
+
+#[test]
+fn a_preview_that_cannot_be_written_costs_no_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("previews");
+    std::fs::create_dir(&place).unwrap();
+    // A folder where a file should go.
+    for step in 1..=STEPS {
+        std::fs::create_dir(place.join(format!("step-{step:03}-of-{STEPS:03}.png"))).unwrap();
+    }
+    let output = generate(folder.path(), &["--preview-out", "previews"]);
+    assert!(output.status.success(), "{output:?}");
+    let failed = event(&output, "done")["preview"]["failed"].as_str().unwrap().to_owned();
+    assert!(failed.contains("step-00"), "{failed}");
+    assert!(folder.path().join("out.mp4").is_file());
+}
+
+#[test]
+fn what_a_bundle_lacks_is_said_before_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = golden::case(CASE).checkpoint();
+    let output =
+        rushes(folder.path()).arg("export").arg(checkpoint).args(["--out", "bare"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    for (kind, fix) in [("rgb", "rushes calibrate"), ("tiny", "--tiny")] {
+        let output = rushes(folder.path())
+            .args(["generate", "a boat", "--bundle", "bare", "--size", "64x32", "--frames", "1", "--json"])
+            .args(["--preview", kind])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(event(&output, "error")["fix"].as_str().unwrap().contains(fix));
+    }
+    assert_eq!(names(folder.path()), ["bare"]);
+}
+
+#[test]
+fn a_map_belongs_to_its_decoder() {
+    let bundle = Bundle::open(&SHARED.bundle).unwrap();
+    let map = bundle.preview_map().unwrap().unwrap();
+    // A checkpoint may ship it, unless its decoder is another.
+    for (part, kept) in [("transformer", true), ("vae", false)] {
+        let copy = edit::copy_of(&SHARED.folder.path().join("checkpoint"));
+        map.write(&copy.path().join("preview_map.json")).unwrap();
+        edit::rewrite(&copy.path().join(part), |stored| {
+            let name = stored.keys().find(|name| name.ends_with(".bias")).unwrap().clone();
+            assert!(edit::change_f32(stored, &name, |value| value + 0.5));
+        });
+        let output = rushes(copy.path()).args(["export", ".", "--out", "bundle"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let warned = String::from_utf8_lossy(&output.stderr).contains("preview_map.json");
+        assert_eq!(warned, !kept, "{part}");
+        let bundle = Bundle::open(&copy.path().join("bundle")).unwrap();
+        assert_eq!(bundle.preview_map().unwrap().is_some(), kept, "{part}");
+    }
+}
+
+#[test]
+fn the_embedded_model_has_the_map_of_its_decoder() {
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
+    let exported = golden::export(&checkpoint).unwrap();
+    assert!(
+        exported.model.bundle().preview_map().unwrap().is_some(),
+        "fit it again as models/mini/README.md says"
+    );
+}
+
+/// Slow waves in every channel: `[C,T,h,w]`.
+fn smooth_latent(channels: usize, shape: [usize; 3]) -> Array4<f32> {
+    let [frames, height, width] = shape;
+    Array4::from_shape_fn((channels, frames, height, width), |(c, t, y, x)| {
+        let [c, t, y, x] = [c, t, y, x].map(|index| index as f32);
+        (0.11 * x + 0.7 * c + 0.2 * t).sin() * 0.6 + (0.13 * y - 0.4 * c).cos() * 0.6
+    })
+}
+
+fn decode(decoder: &mut VideoDecoder, latent: ArrayView4<'_, f32>) -> Array4<f32> {
+    let mut chunks = Vec::new();
+    decoder
+        .decode(latent, &Cancel::new(), &mut |frames| {
+            chunks.push(frames);
+            Ok(())
+        })
+        .unwrap();
+    let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
+    concatenate(Axis(0), &views).unwrap()
+}
+
+#[test]
+fn tiles_join_without_a_seam() {
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
+    let exported = golden::export(&checkpoint).unwrap();
+    let manifest = exported.model.manifest();
+    assert!(manifest.component(&Component::Decoder).is_ok());
+    let latent = smooth_latent(manifest.vae.latent_channels, [2, 20, 28]);
+    let whole = decode(&mut VideoDecoder::new(&exported.model), latent.view());
+    let side = TileSide::try_new(16, manifest.vae.stride()).unwrap();
+    let tiled = decode(&mut VideoDecoder::new(&exported.model).tiled(Some(side)), latent.view());
+    assert_eq!(tiled.dim(), whole.dim());
+    assert!(whole.std(0.0) > 0.1, "a flat picture has no seams");
+    let psnr = |ours: ArrayView4<'_, f32>, theirs: ArrayView4<'_, f32>| {
+        let errors: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).powi(2))).collect();
+        // The range of a colour is 2.
+        -10.0 * (errors.iter().sum::<f64>() / errors.len() as f64 / 4.0).log10()
+    };
+    let all = psnr(tiled.view(), whole.view());
+    println!("tiles: {all:.1} dB");
+    assert!(all >= 40.0, "{all:.1} dB");
+    // And no frame is worse than that by much, the first of a chunk in particular.
+    for (index, (ours, theirs)) in tiled.axis_iter(Axis(0)).zip(whole.axis_iter(Axis(0))).enumerate() {
+        let frame = psnr(ours.insert_axis(Axis(0)), theirs.insert_axis(Axis(0)));
+        assert!(frame >= 38.0, "frame {index}: {frame:.1} dB");
+    }
+    // Where only one tile shows, a tile's decode differs by what lies beyond its edge alone.
+    let corner = s![.., .., ..32, ..32];
+    assert!(psnr(tiled.slice(corner), whole.slice(corner)) >= 40.0);
+}
+
+#[test]
+fn tiles_are_taken_where_memory_is_short_and_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        rushes(folder.path())
+            .args(["generate", "a boat", "--seed", "5", "--size", "256x128", "--frames", "1", "--steps", "1"])
+            .arg("--bundle")
+            .arg(&SHARED.bundle)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let note = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("in tiles of");
+    let refused = |arguments: &[&str]| run(arguments).status.code();
+    let whole = run(&[]);
+    assert!(whole.status.success() && !note(&whole), "{whole:?}");
+    let asked = run(&["--tile", "128"]);
+    assert!(asked.status.success() && note(&asked), "{asked:?}");
+    let short = run(&["--memory-budget", "50MB"]);
+    assert!(short.status.success() && note(&short), "{short:?}");
+    assert_eq!(refused(&["--memory-budget", "50MB", "--tile", "off"]), Some(3));
+    assert_eq!(refused(&["--tile", "32"]), Some(2));
+}
