@@ -5,7 +5,7 @@
 //! [`plan`] says what will be made before anything is loaded, [`model`] is a bundle and how to run it.
 //!
 //! Below them: [`prompt`] (cleaning, tokens), [`sampler`] (schedules, solvers, guidance, noise; pure), [`media`] (video
-//! out), [`preview`] (pictures while it denoises), [`trace`] (files for parity checks), [`footprint`] (predicted memory),
+//! out), [`preview`] (pictures while it denoises), [`live`] (one address that shows all of it), [`trace`] (files for parity checks), [`footprint`] (predicted memory),
 //! [`mini`] (the embedded model), [`judge`] (how well a model follows its prompts), [`bench`] (how fast graphs run). [`cli`]
 //! is the command line.
 
@@ -16,6 +16,7 @@ pub mod denoise;
 mod error;
 pub mod footprint;
 pub mod judge;
+pub mod live;
 pub mod media;
 pub mod mini;
 pub mod model;

@@ -7,6 +7,7 @@ use super::render;
 use super::timing::Timing;
 use crate::decode::{TileSide, Tiles};
 use crate::footprint::{Running, footprints};
+use crate::live::Pump;
 use crate::media::dressing::Dressing;
 use crate::media::{self, ClipFormat, Kept, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
 use crate::model::{Model, ModelOptions};
@@ -45,6 +46,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     // Before GStreamer starts threads: loading may set an environment variable.
     let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
     let targets = OutputTarget::claim_all(&args.output)?;
+    let live = args.preview.claim_live(&args.output)?;
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
     let dressing = args.dressing.spec()?.open(made)?;
     if dressing.sound().is_some() {
@@ -53,7 +55,6 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let options =
         ModelOptions { precision: args.precision, provider: args.ep, threads: args.threads, weights };
     let model = Model::new(bundle, onnx, options)?;
-    let previews = args.preview.prepare(&model, plan.size)?;
 
     if !everywhere.json {
         render::note(&plan.to_string());
@@ -79,6 +80,17 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         patience: args.patience.0,
         cancel: cancel.clone(),
     };
+    let live = match live {
+        None => None,
+        Some(target) => {
+            if let Some(address) = target.address().filter(|_| !everywhere.json) {
+                render::note(&format!("live at {} ({address})", target.spec()));
+            }
+            let stride = model.manifest().vae.stride().time;
+            Some(Pump::start(target, &options, made, noise.view(), stride)?)
+        }
+    };
+    let previews = args.preview.prepare(&model, plan.size, live.as_ref().map(Pump::sink))?;
     let mut clip = Clip {
         plan: &plan,
         targets: &targets,
@@ -90,6 +102,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         timing: Timing::start(&model),
         trace,
         previewer: previews.map(|previews| previews.start(&cancel)),
+        live,
         made: 0,
         seconds: BTreeMap::new(),
     };
@@ -151,7 +164,7 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
             std::iter::once(None).chain(smaller.map(Some)).collect()
         }
     };
-    let preview = args.preview.kind();
+    let preview = args.preview.kind(bundle)?;
     let mut refusal = None;
     for weights in [WeightMemory::Prepacked, WeightMemory::Mapped] {
         for tile in &tiles {
@@ -195,6 +208,7 @@ struct Clip<'a> {
     timing: Timing,
     trace: Option<Trace>,
     previewer: Option<Previewer>,
+    live: Option<Pump>,
     /// Frames that the decoder has made.
     made: usize,
     /// Seconds that each finished phase took.
@@ -257,6 +271,9 @@ impl Clip<'_> {
         };
         let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.made);
         self.timing.frames_out();
+        if let Some(live) = &self.live {
+            live.add(frames.slice_axis(Axis(0), Slice::from(..wanted)))?;
+        }
         let mut written = Ok(());
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
             written = written.and_then(|()| outputs.write_all(self.dressing.push(frame.to_owned())));
@@ -323,6 +340,9 @@ impl Clip<'_> {
                 render::result(as_json, &value, &text)?;
             }
         }
+        if let Some(live) = self.live.take() {
+            live.go_round(&self.options.cancel)?;
+        }
         match outcome.failed.into_iter().next() {
             None => Ok(ExitCode::SUCCESS),
             Some(first) => {
@@ -344,6 +364,8 @@ impl Clip<'_> {
     fn stop(mut self, error: Error) -> Error {
         self.progress.clear();
         self.finish_previews();
+        // The first error is the one worth telling.
+        let _ = self.live.take().map(Pump::stop);
         let kept = self.outputs.take().map_or(vec![], Outputs::interrupt);
         if !error.is_cancelled() {
             return error;

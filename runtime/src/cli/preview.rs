@@ -3,6 +3,8 @@
 use super::args::Everywhere;
 use super::render;
 use crate::Error;
+use crate::live::LiveSink;
+use crate::media::{OutputSpec, OutputTarget};
 use crate::model::{Model, ModelOptions};
 use crate::preview::budget::Extent;
 use crate::preview::fit::{PROMPTS, fit_preview_map};
@@ -32,27 +34,67 @@ pub(super) struct PreviewArgs {
     /// Show it after every N steps
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Previews")]
     preview_every: NonZeroUsize,
+    /// One address that sharpens: noise, previews, then the clip again and again until Ctrl-C; hls:DIR or
+    /// rtsp://HOST:PORT/NAME
+    #[arg(long, value_name = "WHERE", help_heading = "Previews")]
+    live: Option<OutputSpec>,
     /// A .png that always holds the newest, or a folder that gets one for each step [default: preview.png]
     #[arg(long, value_name = "FILE|DIR", help_heading = "Previews")]
     preview_out: Option<PathBuf>,
 }
 
 impl PreviewArgs {
-    /// What was asked for; a place alone asks for the linear map.
-    pub(super) fn kind(&self) -> PreviewKind {
-        match (self.preview, &self.preview_out) {
-            (Some(kind), _) => kind,
-            (None, Some(_)) => PreviewKind::Rgb,
-            (None, None) => PreviewKind::Off,
+    /// What was asked for; a place alone asks for the tiny decoder, or for what else the bundle can do.
+    ///
+    /// # Errors
+    /// A map that is damaged.
+    pub(super) fn kind(&self, bundle: &Bundle) -> Result<PreviewKind, Error> {
+        Ok(match self.preview {
+            Some(kind) => kind,
+            None if self.preview_out.is_none() && self.live.is_none() => PreviewKind::Off,
+            None if bundle.manifest.tiny_decoder.is_some() => PreviewKind::Tiny,
+            None if bundle.preview_map()?.is_some() => PreviewKind::Rgb,
+            None => PreviewKind::Full,
+        })
+    }
+
+    /// Takes the address that is live, if there is one, beside the places where the clip goes.
+    ///
+    /// # Errors
+    /// An output that nobody watches while it is made, one that is a place of the clip already, or one that cannot be taken.
+    pub(super) fn claim_live(&self, outputs: &[OutputSpec]) -> Result<Option<OutputTarget>, Error> {
+        let Some(live) = &self.live else { return Ok(None) };
+        let refused = |rule: &str| {
+            let fix = "use hls:DIR or rtsp://127.0.0.1:8554/clip, and -o for the clip itself";
+            Err(bundle::Error::value("--live", live, rule, fix).into())
+        };
+        if !live.is_live() {
+            return refused("nobody can watch it while it is made");
         }
+        if outputs.contains(live) {
+            return refused("the clip goes there already");
+        }
+        Ok(Some(OutputTarget::claim(live)?))
     }
 
     /// What previews of a clip need, checked before the run; none when there are none.
-    pub(super) fn prepare(&self, model: &Model, size: PixelSize) -> Result<Option<PreparedPreviews>, Error> {
-        let Some(painter) = Painter::new(model, self.kind())? else { return Ok(None) };
-        let place = self.preview_out.as_deref().unwrap_or(Path::new(DEFAULT_PICTURE));
-        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(PictureFiles::create(place, size)?)];
-        let settings = PreviewSettings { every: self.preview_every, extent: Extent::Still };
+    pub(super) fn prepare(
+        &self,
+        model: &Model,
+        size: PixelSize,
+        live: Option<LiveSink>,
+    ) -> Result<Option<PreparedPreviews>, Error> {
+        let Some(painter) = Painter::new(model, self.kind(model.bundle())?)? else { return Ok(None) };
+        let extent = if live.is_some() { Extent::Moving } else { Extent::Still };
+        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+        if self.preview_out.is_some() || live.is_none() {
+            let place = self.preview_out.as_deref().unwrap_or(Path::new(DEFAULT_PICTURE));
+            sinks.push(Box::new(PictureFiles::create(place, size)?));
+        }
+        if let Some(live) = live {
+            sinks.push(Box::new(live));
+        }
+        let settings = PreviewSettings { every: self.preview_every, extent };
         Ok(Some(PreparedPreviews { painter, settings, sinks }))
     }
 }

@@ -78,7 +78,8 @@ impl Timing {
         let preview = first_preview.zip(self.first_step);
         let preview = preview.map(|(at, step)| since(Moment { at, opening: step.opening }));
         // So does the encoder's first frame after the decoder's.
-        let first_frame = self.first_frames.map(|made| Moment { at: first_encoded.unwrap_or(made.at), ..made });
+        let first_frame =
+            self.first_frames.map(|made| Moment { at: first_encoded.unwrap_or(made.at), ..made });
         let between = |from: Option<Moment>, to: Option<Moment>| Some(since(to?) - since(from?));
         let end = self.now();
         #[expect(clippy::cast_precision_loss, reason = "at most a thousand steps")]

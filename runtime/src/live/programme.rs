@@ -1,0 +1,110 @@
+//! What is on: one picture for each tick of a clock that never stops.
+
+/// Which picture comes next. Previews go round until the clip begins; the clip goes on frame by frame, waits on its
+/// newest frame where the next is not made yet, and goes round once it is whole.
+#[derive(Debug, Clone)]
+pub struct Programme<T> {
+    preview: Vec<T>,
+    /// Ticks for which each picture of a preview is on.
+    hold: usize,
+    /// Ticks since the preview began.
+    shown: usize,
+    clip: Vec<T>,
+    whole: bool,
+    next: usize,
+}
+
+impl<T: Clone> Programme<T> {
+    /// A programme that begins with one picture.
+    pub fn new(first: T) -> Self {
+        Self { preview: vec![first], hold: 1, shown: 0, clip: Vec::new(), whole: false, next: 0 }
+    }
+
+    /// Shows a preview from now on, each of its pictures for `hold` ticks, going on where the older one was. Of no use
+    /// once the clip has begun.
+    pub fn show(&mut self, pictures: Vec<T>, hold: usize) {
+        if !pictures.is_empty() {
+            self.preview = pictures;
+            self.hold = hold.max(1);
+        }
+    }
+
+    /// Adds a frame of the clip.
+    pub fn add(&mut self, frame: T) {
+        self.clip.push(frame);
+    }
+
+    /// No frame comes any more: the clip goes round from now on.
+    pub fn complete(&mut self) {
+        self.whole = true;
+    }
+
+    /// The picture of the next tick.
+    pub fn tick(&mut self) -> T {
+        if let Some(frame) = self.clip.get(self.next) {
+            let frame = frame.clone();
+            if self.next + 1 < self.clip.len() {
+                self.next += 1;
+            } else if self.whole {
+                self.next = 0;
+            }
+            return frame;
+        }
+        let picture = self.preview[self.shown / self.hold % self.preview.len()].clone();
+        self.shown += 1;
+        picture
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ticks(programme: &mut Programme<u32>, count: usize) -> Vec<u32> {
+        (0..count).map(|_| programme.tick()).collect()
+    }
+
+    #[test]
+    fn previews_give_way_to_the_clip_which_waits_and_then_goes_round() {
+        let mut programme = Programme::new(0);
+        assert_eq!(ticks(&mut programme, 2), [0, 0]);
+        programme.show(vec![10, 11], 2);
+        assert_eq!(ticks(&mut programme, 5), [11, 11, 10, 10, 11]);
+        programme.add(1);
+        assert_eq!(ticks(&mut programme, 3), [1, 1, 1]);
+        programme.add(2);
+        programme.add(3);
+        programme.show(vec![12], 1);
+        assert_eq!(ticks(&mut programme, 5), [1, 2, 3, 3, 3]);
+        programme.complete();
+        assert_eq!(ticks(&mut programme, 5), [3, 1, 2, 3, 1]);
+    }
+
+    #[test]
+    fn a_preview_without_pictures_changes_nothing() {
+        let mut programme = Programme::new(7);
+        programme.show(vec![], 0);
+        assert_eq!(ticks(&mut programme, 2), [7, 7]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_of_the_clip_is_left_out_or_out_of_order(
+            gaps in prop::collection::vec(0_usize..4, 1..30), after in 60_usize..100,
+        ) {
+            let mut programme = Programme::new(usize::MAX);
+            let mut seen = Vec::new();
+            for (frame, gap) in gaps.iter().enumerate() {
+                programme.add(frame);
+                seen.extend((0..*gap).map(|_| programme.tick()));
+            }
+            programme.complete();
+            seen.extend((0..after).map(|_| programme.tick()));
+            let mut distinct = seen.clone();
+            distinct.dedup();
+            let round: Vec<usize> = (0..gaps.len()).cycle().take(distinct.len()).collect();
+            prop_assert!(gaps.len() == 1 || distinct == round, "{seen:?}");
+        }
+    }
+}

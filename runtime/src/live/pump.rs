@@ -1,0 +1,179 @@
+//! Pushes one picture for each tick of the clock into a live output, whatever the run is doing.
+//!
+//! Every picture has the next number and so the next moment of one time line: neither the change from previews to the clip
+//! nor the clip's beginning anew is a jump. A picture that is on again shares its memory with the first time.
+
+use super::Programme;
+use crate::Error;
+use crate::media::{self, ClipFormat, Output, OutputOptions, OutputTarget, SharedFrame};
+use crate::preview::picture::resized_colours;
+use crate::preview::{Preview, Sink};
+use bundle::geometry::PixelSize;
+use engines::Cancel;
+use ndarray::{Array3, ArrayView3, ArrayView4, Axis};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A live output that always has a picture.
+#[derive(Debug)]
+pub struct Pump {
+    shared: Arc<Shared>,
+    size: PixelSize,
+    /// Frames of the clip that each latent frame after the first makes.
+    stride: usize,
+    thread: JoinHandle<Result<usize, media::Error>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    programme: Programme<SharedFrame>,
+    /// Ends the programme when it is requested.
+    until: Option<Cancel>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change of the programme is whole, so it is of use even after a panic elsewhere.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pump {
+    /// Starts the output in the format of the clip as the decoder makes it. It shows `noise [C,T,h,w]` until the first
+    /// preview; each latent frame will make `stride` frames.
+    ///
+    /// # Errors
+    /// An output that does not start.
+    pub fn start(
+        target: OutputTarget,
+        options: &OutputOptions,
+        format: ClipFormat,
+        noise: ArrayView4<'_, f32>,
+        stride: usize,
+    ) -> Result<Self, Error> {
+        // The run's own cancellation ends the clip; what is on the air ends when the run says so.
+        let cancel = Cancel::new();
+        let format = ClipFormat { frames: None, ..format };
+        let options = OutputOptions { format, sound: None, cancel, ..options.clone() };
+        let ClipFormat { size, rate, .. } = format;
+        let output = Output::start(target, &options)?;
+        let first = frame(noise_colours(noise).view(), size)?;
+        let state = State { programme: Programme::new(first), until: None };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let of_thread = Arc::clone(&shared);
+        let tick = Duration::from_secs_f64(1.0 / f64::from(rate.per_second()));
+        let thread = std::thread::spawn(move || run(output, &of_thread, tick));
+        Ok(Self { shared, size, stride, thread })
+    }
+
+    /// Somewhere that previews can go.
+    pub fn sink(&self) -> LiveSink {
+        LiveSink { shared: Arc::clone(&self.shared), size: self.size, stride: self.stride }
+    }
+
+    /// Adds frames of the clip, `[N,3,H,W]` in -1..1.
+    ///
+    /// # Errors
+    /// Frames of another size.
+    pub fn add(&self, frames: ArrayView4<'_, f32>) -> Result<(), Error> {
+        for colours in frames.axis_iter(Axis(0)) {
+            let frame = frame(colours, self.size)?;
+            self.shared.lock().programme.add(frame);
+        }
+        Ok(())
+    }
+
+    /// The clip is whole: it goes round until `until` is requested. Gives the number of pictures that were on.
+    ///
+    /// # Errors
+    /// What ended the output before that.
+    pub fn go_round(self, until: &Cancel) -> Result<usize, Error> {
+        let mut state = self.shared.lock();
+        state.programme.complete();
+        state.until = Some(until.clone());
+        drop(state);
+        self.join()
+    }
+
+    /// Ends the output here.
+    ///
+    /// # Errors
+    /// What ended it before.
+    pub fn stop(self) -> Result<usize, Error> {
+        let now = Cancel::new();
+        now.cancel();
+        self.shared.lock().until = Some(now);
+        self.shared.changed.notify_all();
+        self.join()
+    }
+
+    fn join(self) -> Result<usize, Error> {
+        match self.thread.join() {
+            Ok(result) => Ok(result?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+fn run(mut output: Output, shared: &Shared, tick: Duration) -> Result<usize, media::Error> {
+    let began = Instant::now();
+    let mut pictures: u32 = 0;
+    loop {
+        let mut state = shared.lock();
+        // A clock that is behind catches up, so that the time line stays that of the clock on the wall.
+        let due = began + tick * pictures;
+        loop {
+            if state.until.as_ref().is_some_and(Cancel::is_cancelled) {
+                drop(state);
+                return output.finish().map(|clip| clip.frames).map_err(|(error, _)| error);
+            }
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let picture = state.programme.tick();
+        drop(state);
+        output.push(&picture)?;
+        pictures += 1;
+    }
+}
+
+/// Puts previews on.
+#[derive(Debug)]
+pub struct LiveSink {
+    shared: Arc<Shared>,
+    size: PixelSize,
+    stride: usize,
+}
+
+impl Sink for LiveSink {
+    fn show(&mut self, preview: &Preview) -> Result<(), Error> {
+        let pictures = preview.frames.axis_iter(Axis(0)).map(|colours| frame(colours, self.size));
+        let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
+        // One picture for each latent frame stands for as many frames as that will make.
+        let hold = if preview.frames.len_of(Axis(0)) == preview.latent_frames { self.stride } else { 1 };
+        self.shared.lock().programme.show(pictures, hold);
+        Ok(())
+    }
+}
+
+fn frame(colours: ArrayView3<'_, f32>, size: PixelSize) -> Result<SharedFrame, Error> {
+    let colours = resized_colours(colours, size);
+    let found = [3, size.height, size.width];
+    Ok(SharedFrame::for_video(colours).ok_or(media::Error::Shape { expected: found, found })?)
+}
+
+/// Noise as it is: three channels of its first frame, in -1..1.
+fn noise_colours(noise: ArrayView4<'_, f32>) -> Array3<f32> {
+    let (channels, _, height, width) = noise.dim();
+    Array3::from_shape_fn((3, height, width), |(c, y, x)| noise[[c % channels, 0, y, x]] * 0.4)
+}
