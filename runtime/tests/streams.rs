@@ -190,7 +190,7 @@ fn a_reader_that_stops_reading_ends_its_own_output_and_holds_few_frames() {
     let options = OutputOptions { patience: Duration::from_millis(500), ..options("320x240", Some(60)) };
     // Open for both, so that opening does not wait for the other end; nothing is ever read.
     let _reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
-    let mut output = Output::start(claim(&[pipe.clone()]).remove(0), &options).unwrap();
+    let mut output = Output::start(claim(std::slice::from_ref(&pipe)).remove(0), &options).unwrap();
     let error = (0..60).find_map(|number| output.push(&frame(&options, number)).err()).unwrap();
     assert!(matches!(error, Error::Stalled { .. }), "{error}");
     assert!(output.frames() <= 15, "{} frames are held", output.frames());

@@ -132,7 +132,7 @@ fn run(mut output: Output, shared: &Shared, tick: Duration) -> Result<usize, med
         loop {
             if state.until.as_ref().is_some_and(Cancel::is_cancelled) {
                 drop(state);
-                return output.finish().map(|clip| clip.frames).map_err(|(error, _)| error);
+                return output.finish().map(|clip| clip.frames).map_err(|failure| failure.0);
             }
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {

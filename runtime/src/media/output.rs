@@ -152,8 +152,8 @@ impl Output {
     /// # Errors
     /// Fewer frames than the clip's number, a pipeline that failed or stalled, a file that cannot be renamed, each with
     /// what is left.
-    pub fn finish(mut self) -> Result<WrittenClip, (Error, Kept)> {
-        self.complete().map_err(|error| (error, self.close_early()))
+    pub fn finish(mut self) -> Result<WrittenClip, Box<(Error, Kept)>> {
+        self.complete().map_err(|error| Box::new((error, self.close_early())))
     }
 
     fn complete(&mut self) -> Result<WrittenClip, Error> {
@@ -327,7 +327,7 @@ mod tests {
     fn a_clip_that_is_not_whole_never_gets_its_name() {
         let (folder, mut output, part) = output(OutputOptions::PATIENCE, vec![]);
         push(&mut output, 5).unwrap();
-        let (error, kept) = output.finish().unwrap_err();
+        let (error, kept) = *output.finish().unwrap_err();
         assert!(matches!(error, Error::FramesMissing { expected: FRAMES, found: 5 }), "{error}");
         assert_eq!(kept, Kept::Whole { part: part.clone(), frames: 5 });
         assert_eq!(names(folder.path()), ["clip.part.mp4"]);

@@ -125,7 +125,8 @@ impl Outputs {
             let spec = output.spec().clone();
             match output.finish() {
                 Ok(clip) => outcome.written.push(clip),
-                Err((error, kept)) => {
+                Err(failure) => {
+                    let (error, kept) = *failure;
                     let error = Arc::new(error);
                     outcome.failed.push(FailedOutput { output: spec, error, kept });
                 }

@@ -67,7 +67,7 @@ impl Collector for GifFile {
 }
 
 fn side(pixels: usize) -> io::Result<u16> {
-    u16::try_from(pixels).map_err(|_| io::Error::other("a GIF has at most 65535 pixels a side"))
+    u16::try_from(pixels).map_err(|_too_large| io::Error::other("a GIF has at most 65535 pixels a side"))
 }
 
 /// The system's own error, where that is what it was.

@@ -73,7 +73,7 @@ pub(super) fn sink(
     let mut caps: Option<gst::Caps> = None;
     let callbacks = AppSinkCallbacks::builder()
         .new_sample(move |sink| {
-            let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+            let sample = sink.pull_sample().map_err(|_ended| gst::FlowError::Eos)?;
             let Some(buffer) = sample.buffer() else { return Ok(gst::FlowSuccess::Ok) };
             let mut collector = taking.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(new) = sample.caps_owned().filter(|new| caps.as_ref() != Some(new)) {

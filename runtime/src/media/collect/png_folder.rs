@@ -40,7 +40,7 @@ impl PngFolder {
 
 impl Collector for PngFolder {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
-        let file = self.encode(&*bytes(buffer)?).map_err(io::Error::other)?;
+        let file = self.encode(&bytes(buffer)?).map_err(io::Error::other)?;
         let path = self.folder.join(format!("{:05}.png", self.written + 1));
         let part = path.with_extension("png.part");
         let written = std::fs::write(&part, file).and_then(|()| std::fs::rename(&part, &path));

@@ -55,7 +55,8 @@ impl WebPFile {
     fn append(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.file.write_all(chunk)?;
         let length = self.file.stream_position()?;
-        let riff = u32::try_from(length - 8).map_err(|_| io::Error::other("a WebP has at most 4 GB"))?;
+        let riff =
+            u32::try_from(length - 8).map_err(|_too_large| io::Error::other("a WebP has at most 4 GB"))?;
         self.file.seek(SeekFrom::Start(4))?;
         self.file.write_all(&riff.to_le_bytes())?;
         self.file.seek(SeekFrom::End(0)).map(drop)

@@ -32,12 +32,13 @@ impl Reader {
         let text =
             format!("filesrc name=file ! decodebin ! {wanted} ! appsink name=sink sync=false max-buffers=2");
         let built = gst::parse::launch(&text).map_err(|error| refused(error.to_string()))?;
-        let pipeline = built.downcast::<gst::Pipeline>().map_err(|_| refused("it is no pipeline".into()))?;
+        let pipeline =
+            built.downcast::<gst::Pipeline>().map_err(|_other| refused("it is no pipeline".into()))?;
         let (Some(file), Some(sink)) = (pipeline.by_name("file"), pipeline.by_name("sink")) else {
             return Err(refused("its pipeline lacks an end".into()));
         };
         file.set_property("location", path);
-        let sink = sink.downcast::<AppSink>().map_err(|_| refused("its pipeline has no sink".into()))?;
+        let sink = sink.downcast::<AppSink>().map_err(|_other| refused("its pipeline has no sink".into()))?;
         let reader = Self { pipeline, sink, flag, path: path.to_owned() };
         match reader.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(reader),

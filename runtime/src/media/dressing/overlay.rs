@@ -69,7 +69,7 @@ impl Overlay {
         for (mut under, over) in under.outer_iter_mut().zip(self.colours.outer_iter()) {
             ndarray::Zip::from(&mut under).and(&over).and(&self.cover).for_each(|under, over, cover| {
                 // `over` is in 0..1 and has its cover in it; in -1..1 that is 2·over - cover.
-                *under = under.max(-1.0).min(1.0) * (1.0 - cover) + 2.0 * over - cover;
+                *under = under.clamp(-1.0, 1.0) * (1.0 - cover) + 2.0 * over - cover;
             });
         }
     }
@@ -138,7 +138,7 @@ impl ChromaKey {
         };
         for y in 0..height {
             for x in 0..width {
-                let mut rgb = [0, 1, 2].map(|c| frame[[c, y, x]].max(-1.0).min(1.0));
+                let mut rgb = [0, 1, 2].map(|c| frame[[c, y, x]].clamp(-1.0, 1.0));
                 let [cb, cr] = chroma(rgb);
                 let distance = (cb - self.chroma[0]).hypot(cr - self.chroma[1]) / from_grey;
                 let cover = ((distance - SOFT.0) / (SOFT.1 - SOFT.0)).clamp(0.0, 1.0);

@@ -29,11 +29,7 @@ impl Sound {
         let samples = file.iter().cycle().take(moments * CHANNELS).enumerate().map(|(index, sample)| {
             let moment = index / CHANNELS;
             let level = moment.min(moments - 1 - moment).min(fade);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_possible_wrap,
-                reason = "at most a second of samples"
-            )]
+            #[expect(clippy::cast_possible_wrap, reason = "at most a second of samples")]
             let (level, whole) = (level as i64, fade as i64);
             i16::try_from(i64::from(*sample) * level / whole).unwrap_or(*sample)
         });
