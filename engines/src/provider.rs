@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(Provider::Cpu.dialect().unwrap(), Dialect::Cpu);
         let error = Provider::TensorRt.dialect().unwrap_err();
         assert_eq!(error.report().class, ErrorClass::BadInput);
-        insta::assert_snapshot!(error, @"--ep tensorrt cannot be used: bundles hold graphs for the CPU alone (use --ep cpu, or leave it out)");
+        insta::assert_snapshot!(error, @"--ep tensorrt cannot be used: this version runs graphs on the CPU alone; those for CUDA it can only export (use --ep cpu, or leave it out)");
         assert!(Provider::Cuda.dialect().is_err());
     }
 }

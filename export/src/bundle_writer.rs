@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::model::{
-    Chunk, GraphWeights, decoder_graph, decoder_rise_graph, decoder_stem_graph, step_graph,
+    Chunk, GraphWeights, Lowering, decoder_graph, decoder_rise_graph, decoder_stem_graph, step_graph,
     text_encoder_graph, tiny_decoder_graph,
 };
 use crate::weights::scan::{Verify, scan};
@@ -25,7 +25,7 @@ pub struct ExportRequest {
     pub out: PathBuf,
     /// What the graphs are for.
     pub targets: Vec<Dialect>,
-    /// How weights are stored; none takes what the targets compute in.
+    /// How weights are stored; none takes what the targets compute in, and 16 bits where they differ.
     pub weights: Option<WeightType>,
     /// Whether every weight is read, for its digest and for values that are not finite.
     pub verify: bool,
@@ -87,6 +87,7 @@ pub struct ExportReport {
 /// # Errors
 /// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken or cannot be written.
 pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) -> Result<ExportReport, Error> {
+    refuse_f16_on_cuda(request)?;
     let mut checkpoint = Checkpoint::open(&request.checkpoint)?;
     if let Some(path) = &request.tiny_decoder {
         checkpoint.take_tiny_decoder(path)?;
@@ -132,6 +133,16 @@ pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) ->
     written
 }
 
+/// Graphs for CUDA compute in the number format of their weights.
+fn refuse_f16_on_cuda(request: &ExportRequest) -> Result<(), Error> {
+    if request.weights == Some(WeightType::F16) && request.targets.contains(&Dialect::Cuda) {
+        let rule = "graphs for CUDA compute in what their weights are stored in, and values of the text encoder are \
+                    too large for f16";
+        return Err(bundle::Error::value("--weights", "f16", rule, "use bf16, or f32").into());
+    }
+    Ok(())
+}
+
 fn refuse_taken(out: &Path) -> Result<(), Error> {
     let taken = match std::fs::read_dir(out) {
         Ok(mut entries) => entries.next().is_some(),
@@ -163,8 +174,7 @@ fn write_components(
     on_event: &mut dyn FnMut(ExportEvent),
 ) -> Result<Written, Error> {
     let mut all = Written::default();
-    // Every target that there is computes in f32.
-    let weight_type = request.weights.unwrap_or(WeightType::F32);
+    let weight_type = request.weights.unwrap_or_else(|| weights_for(&request.targets));
     let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
     let copy_limit = (!request.allow_copy).then_some(COPY_LIMIT);
     for source in &checkpoint.sources {
@@ -194,6 +204,12 @@ fn write_components(
         });
     }
     Ok(all)
+}
+
+/// How weights are stored for all of these targets: the CPU widens what is narrow.
+fn weights_for(targets: &[Dialect]) -> WeightType {
+    let wanted = targets.iter().map(|target| target.weights());
+    wanted.min_by_key(|weights| weights.element().bytes()).unwrap_or(WeightType::F32)
 }
 
 /// Whether a file in the bundle shares its bytes with the checkpoint.
@@ -227,28 +243,28 @@ impl GraphWriter<'_> {
     }
 
     fn graphs(&self, dialect: Dialect) -> Result<Vec<(Part, Model)>, Error> {
-        let weights = GraphWeights::new(self.placed);
+        let lowering = Lowering::new(dialect, self.weight_type);
+        let weights = GraphWeights::new(self.placed).lowered(lowering);
         let Checkpoint { text_encoder, denoiser, vae, tiny_decoder, .. } = self.checkpoint;
-        match dialect {
-            Dialect::Cpu => Ok(match self.component {
-                Component::TextEncoder => vec![(Part::Whole, text_encoder_graph(text_encoder, weights)?)],
-                Component::Expert(_) => vec![(Part::Whole, step_graph(denoiser, weights)?)],
-                Component::Decoder => vec![
-                    (Part::First, decoder_graph(vae, Chunk::First, weights)?),
-                    (Part::Next, decoder_graph(vae, Chunk::Next, weights)?),
-                    (Part::StemFirst, decoder_stem_graph(vae, Chunk::First, weights)?),
-                    (Part::RiseFirst, decoder_rise_graph(vae, Chunk::First, weights)?),
-                    (Part::StemNext, decoder_stem_graph(vae, Chunk::Next, weights)?),
-                    (Part::RiseNext, decoder_rise_graph(vae, Chunk::Next, weights)?),
+        Ok(match self.component {
+            Component::TextEncoder => vec![(Part::Whole, text_encoder_graph(text_encoder, weights)?)],
+            Component::Expert(_) => vec![(Part::Whole, step_graph(denoiser, weights)?)],
+            Component::Decoder => vec![
+                (Part::First, decoder_graph(vae, Chunk::First, weights)?),
+                (Part::Next, decoder_graph(vae, Chunk::Next, weights)?),
+                (Part::StemFirst, decoder_stem_graph(vae, Chunk::First, weights)?),
+                (Part::RiseFirst, decoder_rise_graph(vae, Chunk::First, weights)?),
+                (Part::StemNext, decoder_stem_graph(vae, Chunk::Next, weights)?),
+                (Part::RiseNext, decoder_rise_graph(vae, Chunk::Next, weights)?),
+            ],
+            // A megabyte of weights: nothing is won by computing in less than f32.
+            Component::Preview => match tiny_decoder {
+                None => Vec::new(),
+                Some(spec) => vec![
+                    (Part::First, tiny_decoder_graph(spec, Chunk::First, weights.in_f32())?),
+                    (Part::Next, tiny_decoder_graph(spec, Chunk::Next, weights.in_f32())?),
                 ],
-                Component::Preview => match tiny_decoder {
-                    None => Vec::new(),
-                    Some(spec) => vec![
-                        (Part::First, tiny_decoder_graph(spec, Chunk::First, weights)?),
-                        (Part::Next, tiny_decoder_graph(spec, Chunk::Next, weights)?),
-                    ],
-                },
-            }),
-        }
+            },
+        })
     }
 }

@@ -170,13 +170,28 @@ impl std::str::FromStr for Precision {
 pub enum Dialect {
     /// For the CPU execution provider: fused attention and normalisation, f32 arithmetic.
     Cpu,
+    /// For the CUDA execution provider: fused attention, arithmetic in the number format of the weights, which is bf16
+    /// unless another is asked for, and no operator that lacks a bf16 kernel there. Inputs and outputs stay f32.
+    Cuda,
 }
 
 impl Dialect {
+    /// Every dialect.
+    pub const ALL: [Self; 2] = [Self::Cpu, Self::Cuda];
+
     /// The name used in flags and file names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// How weights are stored when nothing else is asked for.
+    pub fn weights(self) -> WeightType {
+        match self {
+            Self::Cpu => WeightType::F32,
+            Self::Cuda => WeightType::Bf16,
         }
     }
 }
@@ -191,9 +206,8 @@ impl std::str::FromStr for Dialect {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "cpu" => Ok(Self::Cpu),
-            _ => Err(Error::value("--target", text, "graphs can be exported for `cpu`", "use --target cpu")),
-        }
+        Self::ALL.into_iter().find(|dialect| dialect.name() == text).ok_or_else(|| {
+            Error::value("--target", text, "graphs are exported for the CPU and for CUDA", "use cpu or cuda")
+        })
     }
 }

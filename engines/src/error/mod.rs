@@ -81,7 +81,7 @@ impl Diagnose for Error {
             Self::Tensor(error) => error.report(),
             Self::NoGraphsForProvider { provider } => Report::bad_input(
                 format!("--ep {provider} cannot be used"),
-                "bundles hold graphs for the CPU alone",
+                "this version runs graphs on the CPU alone; those for CUDA it can only export",
                 "use --ep cpu, or leave it out",
             ),
             Self::RunFailed { graph, why } => Report::failed(

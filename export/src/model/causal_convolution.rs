@@ -5,7 +5,6 @@
 
 use super::graph_weights::GraphWeights;
 use crate::Error;
-use bundle::dtype::ElementType;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use graph::{Dim, GraphBuilder, Tensor};
 
@@ -43,6 +42,7 @@ impl Caches {
     pub(super) fn leave_empty(&mut self, g: &mut GraphBuilder, frame: &Tensor) -> Result<(), Error> {
         let number = self.next_number();
         let zeros = g.zeros(&history_shape(frame))?;
+        let zeros = g.cast(&zeros, frame.element());
         Ok(g.output(&format!("{CACHE_OUTPUT}{number}"), &zeros)?)
     }
 }
@@ -82,6 +82,7 @@ pub(super) fn causal_convolution(
             let newest = g.slice(&weight, 2, 2, 3)?;
             let newest = g.reshape(&newest, &[out.into(), channels.into(), side.into(), side.into()])?;
             let zeros = g.zeros(x.shape())?;
+            let zeros = g.cast(&zeros, x.element());
             let history = g.concat(&[&zeros, x], 0)?;
             g.output(&output, &history)?;
             Ok(g.convolve(x, &newest, &bias)?)
@@ -89,7 +90,7 @@ pub(super) fn causal_convolution(
         Chunk::Next => {
             let view = [out, 3 * channels, side, side];
             let weight = weights.load_view(g, &format!("{name}.weight"), &shape, &view)?;
-            let cache = g.input(&format!("{CACHE_INPUT}{number}"), ElementType::F32, &history_shape(x));
+            let cache = g.input(&format!("{CACHE_INPUT}{number}"), x.element(), &history_shape(x));
             let history = g.concat(&[&cache, x], 0)?; // [t+2,C,h,w]
             let frames = x.shape()[0].fixed().unwrap_or(1);
             let stacked = stack_taps(g, &history, frames)?;

@@ -41,6 +41,7 @@ pub fn decoder_stem_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
     let x = decoder.latent(spec)?;
     let features = decoder.stem(spec, &x)?;
+    let features = decoder.g.cast(&features, ElementType::F32);
     graph.output("features", &features)?;
     Ok(graph.finish())
 }
@@ -57,6 +58,7 @@ pub fn decoder_rise_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_
     let shape = [1.into(), spec.deepest_width().into(), Dim::symbol("h"), Dim::symbol("w")];
     let features = graph.input("features", ElementType::F32, &shape);
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
+    let features = decoder.g.cast(&features, weights.lowering().compute);
     let frames = decoder.rise(spec, &features)?;
     graph.output("frames", &frames)?;
     Ok(graph.finish())
@@ -84,6 +86,7 @@ impl Decoder<'_> {
         let latent = self.g.input("latent", ElementType::F32, &shape);
         let x = self.g.reshape(&latent, &[1.into(), z.into(), height, width])?;
         let x = self.denormalize(spec, &x)?;
+        let x = self.g.cast(&x, self.weights.lowering().compute);
         self.pointwise("post_quant_conv", &x, [z, z])
     }
 
@@ -125,6 +128,7 @@ impl Decoder<'_> {
         let x = self.norm("decoder.norm_out", &x, channels)?;
         let x = self.g.silu(&x)?;
         let x = self.causal("decoder.conv_out", &x, [3, channels], 3)?;
+        let x = self.g.cast(&x, ElementType::F32);
         Ok(self.g.clamp(&x, -1.0, 1.0)?)
     }
 
@@ -171,8 +175,13 @@ impl Decoder<'_> {
         #[expect(clippy::cast_precision_loss, reason = "a few thousand channels")]
         let root = (channels as f32).sqrt();
         let root = self.g.constant(&format!("root of {channels}"), &[], &[root])?;
+        let root = self.g.cast(&root, gain.element());
         let gain = self.g.multiply(gain, &root)?;
-        Ok(self.g.channel_norm(x, &gain)?)
+        Ok(if self.weights.lowering().is_for_accelerators {
+            self.g.channel_norm_by_sum(x, &gain)?
+        } else {
+            self.g.channel_norm(x, &gain)?
+        })
     }
 
     fn norm(&mut self, name: &str, x: &Tensor, channels: usize) -> Result<Tensor, Error> {
@@ -245,7 +254,11 @@ impl Decoder<'_> {
         } else {
             x.clone()
         };
-        let doubled = self.g.double_pixels(&x)?;
+        let doubled = if self.weights.lowering().is_for_accelerators {
+            self.g.double_pixels_by_expanding(&x)?
+        } else {
+            self.g.double_pixels(&x)?
+        };
         let conv = format!("{name}.resample.1");
         let shape = [channels / 2, channels, 3, 3];
         let weight = self.weights.load(self.g, &format!("{conv}.weight"), &shape)?;

@@ -14,6 +14,7 @@ use graph::{Dim, GraphBuilder, Model, Tensor};
 pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Model, Error> {
     let mut graph = GraphBuilder::new("step");
     let g = &mut graph;
+    let compute = weights.lowering().compute;
     let batch = Dim::symbol("B");
     let grid = [Dim::symbol("frames"), Dim::symbol("rows"), Dim::symbol("columns")];
     let patch = [spec.patch.time, spec.patch.height, spec.patch.width];
@@ -33,23 +34,29 @@ pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Mode
     let kernel = [d, spec.in_channels, patch[0], patch[1], patch[2]];
     let weight = weights.load(g, "patch_embedding.weight", &kernel)?;
     let bias = weights.load(g, "patch_embedding.bias", &[d])?;
-    let x = g.patch_convolution(&latent, &weight, &bias, &grid)?;
+    let narrowed = g.cast(&latent, compute);
+    let x = g.patch_convolution(&narrowed, &weight, &bias, &grid)?;
     let x = g.reshape(&x, &[batch.clone(), d.into(), tokens])?;
     let mut x = g.transpose(&x, &[0, 2, 1])?; // [B,L,d]
 
-    let time = g.scoped("time", |g| time_embedding(g, spec, weights, &timestep))?;
+    // As diffusers has it: the time embedding and all modulation in f32, its large projection like everything else.
+    let time = g.scoped("time", |g| time_embedding(g, spec, weights.in_f32(), &timestep))?;
     let modulation = g.scoped("time", |g| {
         let active = g.silu(&time)?;
+        let active = g.cast(&active, compute);
         let projected = weights.linear(g, "condition_embedder.time_proj", &active, [6 * d, d])?;
+        let projected = g.cast(&projected, ElementType::F32);
         Ok::<_, Error>(g.reshape(&projected, &[1.into(), 6.into(), d.into()])?)
     })?;
     let text = g.scoped("text", |g| {
+        let text = g.cast(&text, compute);
         let h =
             weights.linear(g, "condition_embedder.text_embedder.linear_1", &text, [d, spec.text_width])?;
         let h = g.gelu_tanh(&h);
         weights.linear(g, "condition_embedder.text_embedder.linear_2", &h, [d, d])
     })?;
 
+    let (cos, sin) = (g.cast(&cos, compute), g.cast(&sin, compute));
     let conditions = Conditions { modulation, text, cos, sin };
     for index in 0..spec.layers {
         x = g.scoped(&format!("block.{index}"), |g| block(g, spec, weights, index, &x, &conditions))?;
@@ -57,6 +64,7 @@ pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Mode
 
     let velocity = g.scoped("head", |g| {
         let patches = head(g, spec, weights, &x, &time)?;
+        let patches = g.cast(&patches, ElementType::F32);
         unpatchify(g, spec, &patches, &latent, &grid)
     })?;
     g.output("velocity", &velocity)?;
@@ -97,10 +105,11 @@ fn head(
     time: &Tensor,
 ) -> Result<Tensor, Error> {
     let d = spec.width();
-    let table = weights.load(g, "scale_shift_table", &[1, 2, d])?;
+    let table = weights.in_f32().load(g, "scale_shift_table", &[1, 2, d])?;
     let time = g.reshape(time, &[1.into(), 1.into(), d.into()])?;
     let rows = g.add(&table, &time)?;
-    let (shift, scale) = (row(g, &rows, 0, d)?, one_plus_row(g, &rows, 1, d)?);
+    let compute = weights.lowering().compute;
+    let (shift, scale) = (row(g, &rows, 0, compute)?, one_plus_row(g, &rows, 1, compute)?);
     let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
     let patch = spec.patch.time * spec.patch.height * spec.patch.width;
     weights.linear(g, "proj_out", &h, [spec.out_channels * patch, d])
@@ -126,20 +135,31 @@ fn unpatchify(
     Ok(g.reshape(&h, &shape)?)
 }
 
-/// Row `index` of a modulation table `[1,rows,d]`, as `[d]`.
-pub(super) fn row(g: &mut GraphBuilder, table: &Tensor, index: usize, d: usize) -> Result<Tensor, Error> {
-    let row = g.slice(table, 1, index, index + 1)?;
-    Ok(g.reshape(&row, &[d.into()])?)
+/// Row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
+pub(super) fn row(
+    g: &mut GraphBuilder,
+    table: &Tensor,
+    index: usize,
+    compute: ElementType,
+) -> Result<Tensor, Error> {
+    let row = f32_row(g, table, index)?;
+    Ok(g.cast(&row, compute))
 }
 
-/// `1 +` row `index` of a modulation table, as `[d]`.
+/// `1 +` row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
 pub(super) fn one_plus_row(
     g: &mut GraphBuilder,
     table: &Tensor,
     index: usize,
-    d: usize,
+    compute: ElementType,
 ) -> Result<Tensor, Error> {
     let one = g.constant("1.0", &[], &[1.0])?;
-    let row = row(g, table, index, d)?;
-    Ok(g.add(&row, &one)?)
+    let row = f32_row(g, table, index)?;
+    let sum = g.add(&row, &one)?;
+    Ok(g.cast(&sum, compute))
+}
+
+fn f32_row(g: &mut GraphBuilder, table: &Tensor, index: usize) -> Result<Tensor, Error> {
+    let row = g.slice(table, 1, index, index + 1)?;
+    Ok(g.reshape(&row, &[table.from_last(1)])?)
 }

@@ -9,7 +9,7 @@ use graph::{Attention, GraphBuilder, Tensor};
 /// What every block is told besides the tokens.
 #[derive(Debug)]
 pub(super) struct Conditions {
-    /// Shift, scale and gate of self attention, then of the feed-forward layer: `[1,6,d]`.
+    /// Shift, scale and gate of self attention, then of the feed-forward layer: `[1,6,d]`, f32.
     pub(super) modulation: Tensor,
     /// Text states after their projection, `[B,512,d]`.
     pub(super) text: Tensor,
@@ -30,10 +30,16 @@ pub(super) fn block(
 ) -> Result<Tensor, Error> {
     let d = spec.width();
     let of = |part: &str| format!("blocks.{index}.{part}");
-    let table = weights.load(g, &of("scale_shift_table"), &[1, 6, d])?;
+    let compute = weights.lowering().compute;
+    let table = weights.in_f32().load(g, &of("scale_shift_table"), &[1, 6, d])?;
     let table = g.add(&table, &conditions.modulation)?;
+    let modulation = |g: &mut GraphBuilder, first: usize| {
+        let shift = row(g, &table, first, compute)?;
+        let scale = one_plus_row(g, &table, first + 1, compute)?;
+        Ok::<_, Error>((shift, scale, row(g, &table, first + 2, compute)?))
+    };
 
-    let (shift, scale, gate) = (row(g, &table, 0, d)?, one_plus_row(g, &table, 1, d)?, row(g, &table, 2, d)?);
+    let (shift, scale, gate) = modulation(g, 0)?;
     let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
     let attended = self_attention(g, spec, weights, &of("attn1"), &h, conditions)?;
     let gated = g.multiply(&attended, &gate)?;
@@ -45,7 +51,7 @@ pub(super) fn block(
     let attended = cross_attention(g, spec, weights, &of("attn2"), &h, &conditions.text)?;
     let x = g.add(&x, &attended)?;
 
-    let (shift, scale, gate) = (row(g, &table, 3, d)?, one_plus_row(g, &table, 4, d)?, row(g, &table, 5, d)?);
+    let (shift, scale, gate) = modulation(g, 3)?;
     let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
     let h = weights.linear(g, &of("ffn.net.0.proj"), &h, [spec.feed_forward, d])?;
     let h = g.gelu_tanh(&h);

@@ -1,5 +1,6 @@
 //! Placed weights as tensors of a graph.
 
+use super::Lowering;
 use crate::Error;
 use crate::weights::PlacedWeights;
 use bundle::dtype::ElementType;
@@ -9,16 +10,32 @@ use graph::{ExternalData, GraphBuilder, Tensor};
 #[derive(Debug, Clone, Copy)]
 pub struct GraphWeights<'a> {
     placed: &'a PlacedWeights,
+    lowering: Lowering,
 }
 
 impl<'a> GraphWeights<'a> {
-    /// Over weights that are in their place in the bundle.
+    /// Over weights that are in their place in the bundle, for the CPU.
     pub fn new(placed: &'a PlacedWeights) -> Self {
-        Self { placed }
+        Self { placed, lowering: Lowering::CPU }
     }
 
-    /// A weight as f32. One that is stored narrower is widened by a `Cast`, which ONNX Runtime folds when it opens
-    /// the graph.
+    /// The same weights for another kind of machine.
+    pub fn lowered(self, lowering: Lowering) -> Self {
+        Self { lowering, ..self }
+    }
+
+    /// For what kind of machine the graph is.
+    pub(super) fn lowering(&self) -> Lowering {
+        self.lowering
+    }
+
+    /// The same weights for the few small products that are computed in f32 everywhere.
+    pub(crate) fn in_f32(self) -> Self {
+        Self { lowering: Lowering { compute: ElementType::F32, ..self.lowering }, ..self }
+    }
+
+    /// A weight in the number format that the graph computes in. One that is stored in another is converted by a
+    /// `Cast`, which ONNX Runtime folds when it opens the graph.
     ///
     /// # Errors
     /// A weight that is missing or of another shape.
@@ -38,7 +55,7 @@ impl<'a> GraphWeights<'a> {
         view: &[usize],
     ) -> Result<Tensor, Error> {
         let stored = self.load_stored(graph, name, shape, view)?;
-        Ok(graph.cast(&stored, ElementType::F32))
+        Ok(graph.cast(&stored, self.lowering.compute))
     }
 
     /// A weight in the number format that it is stored in.

@@ -1,17 +1,20 @@
 //! The models, written once as graphs over named weights: text encoder, denoiser, decoder, tiny decoder.
 //!
-//! Names of weights are those of diffusers; sizes come from the specs alone.
+//! Names of weights are those of diffusers; sizes come from the specs alone. What differs between machines is
+//! [`Lowering`].
 
 mod causal_convolution;
 mod decoder;
 mod denoiser;
 mod denoiser_block;
 mod graph_weights;
+mod lowering;
 mod text_encoder;
 mod tiny_decoder;
 
 pub use decoder::{Chunk, decoder_graph, decoder_rise_graph, decoder_stem_graph};
 pub use denoiser::step_graph;
 pub use graph_weights::GraphWeights;
+pub use lowering::Lowering;
 pub use text_encoder::text_encoder_graph;
 pub use tiny_decoder::tiny_decoder_graph;

@@ -22,13 +22,14 @@ pub fn text_encoder_graph(spec: &TextEncoderSpec, weights: GraphWeights<'_>) -> 
     let table = weights.load_stored(g, "shared.weight", &table_shape, &table_shape)?;
     // Rows are widened after they are picked: a table of 256,000 rows is never widened as a whole.
     let rows = g.gather(&table, &ids)?;
-    let mut x = g.cast(&rows, ElementType::F32);
+    let mut x = g.cast(&rows, weights.lowering().compute);
     let buckets = relative_buckets(g, spec, &length)?;
     for layer in 0..spec.layers {
         x = g.scoped(&format!("layer.{layer}"), |g| encoder_layer(g, spec, weights, layer, &x, &buckets))?;
     }
     let gain = weights.load(g, "encoder.final_layer_norm.weight", &[spec.width])?;
     let states = g.rms_norm(&x, &gain, spec.epsilon)?;
+    let states = g.cast(&states, ElementType::F32);
     g.output("states", &states)?;
     Ok(graph.finish())
 }

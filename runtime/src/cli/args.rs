@@ -167,10 +167,10 @@ pub(super) struct ExportArgs {
     /// The folder to make
     #[arg(long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// What the graphs are for; may be given more than once
+    /// What the graphs are for, cpu or cuda; may be given more than once
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) target: Vec<Dialect>,
-    /// How weights are stored: f32, f16 or bf16 [default: what the target computes in]
+    /// How weights are stored: f32, f16 or bf16 [default: f32 for cpu alone, bf16 with cuda]
     #[arg(long, value_name = "NAME")]
     pub(super) weights: Option<WeightType>,
     /// A tiny decoder for previews, in the layout of taew2_1 or taew2_2 [default: the checkpoint's, if it has one]

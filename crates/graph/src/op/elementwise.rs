@@ -59,7 +59,12 @@ impl GraphBuilder {
         self.binary("Max", a, b)
     }
 
-    /// `x` kept within `low..=high`.
+    /// Square root.
+    pub fn square_root(&mut self, x: &Tensor) -> Tensor {
+        self.unary(Operator::new("Sqrt"), x)
+    }
+
+    /// `x` kept within `low..=high`, by an operator of its own.
     ///
     /// # Errors
     /// Never for an f32 tensor of this graph.

@@ -2,6 +2,7 @@
 
 use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
+use bundle::dtype::ElementType;
 
 impl GraphBuilder {
     /// Layer normalisation over the last axis, then `· scale + shift`, both `[d]`; they may come from weights or be
@@ -55,6 +56,36 @@ impl GraphBuilder {
         let norm = self.node(Operator::new("ReduceL2"), &[Some(x), Some(&channels)], x.element(), shape);
         let floor = self.constant("1e-12", &[], &[1e-12])?;
         let norm = self.maximum(&norm, &floor)?;
+        let unit = self.divide(x, &norm)?;
+        self.multiply(&unit, gain)
+    }
+}
+
+impl GraphBuilder {
+    /// [`channel_norm`](Self::channel_norm) out of products and a sum, for where the norm itself has no kernel in the
+    /// number format of `x`. The root is taken in f32.
+    ///
+    /// # Errors
+    /// A gain that does not broadcast.
+    pub fn channel_norm_by_sum(&mut self, x: &Tensor, gain: &Tensor) -> Result<Tensor, Error> {
+        let mut shape = x.shape().to_vec();
+        if shape.len() != 4 {
+            return Err(self.mismatch("ReduceSum", "four axes", &[x]));
+        }
+        shape[1] = Dim::from(1);
+        let channels = self.integers("integer 1", &[1], &[1])?;
+        let squares = self.multiply(x, x)?;
+        let sum = self.node(
+            Operator::new("ReduceSum").int("keepdims", 1),
+            &[Some(&squares), Some(&channels)],
+            x.element(),
+            shape,
+        );
+        let sum = self.cast(&sum, ElementType::F32);
+        let norm = self.square_root(&sum);
+        let floor = self.constant("1e-12", &[], &[1e-12])?;
+        let norm = self.maximum(&norm, &floor)?;
+        let norm = self.cast(&norm, x.element());
         let unit = self.divide(x, &norm)?;
         self.multiply(&unit, gain)
     }

@@ -151,6 +151,23 @@ impl GraphBuilder {
         }
     }
 
+    /// The same doubling without an operator of its own, for where it has no kernel in the number format of `x`.
+    ///
+    /// # Errors
+    /// A tensor that has not four axes.
+    pub fn double_pixels_by_expanding(&mut self, x: &Tensor) -> Result<Tensor, Error> {
+        let [n, c, h, w] = x.shape() else {
+            return Err(self.mismatch("Expand", "four axes", &[x]));
+        };
+        let (n, c, h, w) = (n.clone(), c.clone(), h.clone(), w.clone());
+        let one = || Dim::from(1);
+        let apart = self.reshape(x, &[n.clone(), c.clone(), h.clone(), one(), w.clone(), one()])?;
+        let twice = self.integers("double height and width", &[6], &[1, 1, 1, 2, 1, 2])?;
+        let shape = vec![n.clone(), c.clone(), h.clone(), 2.into(), w.clone(), 2.into()];
+        let expanded = self.node(Operator::new("Expand"), &[Some(&apart), Some(&twice)], x.element(), shape);
+        self.reshape(&expanded, &[n, c, h.times(2), w.times(2)])
+    }
+
     /// Every pixel of `x [N,C,H,W]` doubled along height and width: `[N,C,2H,2W]`.
     ///
     /// # Errors
@@ -160,7 +177,7 @@ impl GraphBuilder {
             return Err(self.mismatch("Resize", "four axes", &[x]));
         };
         let shape = vec![n.clone(), c.clone(), h.times(2), w.times(2)];
-        let scales = self.constant("double height and width", &[4], &[1.0, 1.0, 2.0, 2.0])?;
+        let scales = self.constant("scales of height and width", &[4], &[1.0, 1.0, 2.0, 2.0])?;
         let resize = Operator::new("Resize")
             .text("mode", "nearest")
             .text("nearest_mode", "floor")

@@ -1,0 +1,228 @@
+//! Graphs for CUDA: every operator has a kernel there, in bf16 where it computes in bf16; the interface is the contract's;
+//! and the same graphs in f32 compute on the CPU what those for the CPU do.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::dtype::{Dialect, ElementType, Precision, WeightType};
+use bundle::manifest::{Component, Part};
+use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
+use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Outputs, Value, WeightMemory};
+use export::{ExportReport, ExportRequest};
+use graph::Model;
+use graph::proto::{GraphProto, NodeProto};
+use ndarray::{Array, ArrayD, IxDyn};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tests::golden;
+
+/// Operators of ONNX with a bf16 kernel in the CUDA provider, and those that only move data, whatever it is. Source:
+/// ONNX Runtime's `docs/BFloat16_Support.md` (2026), which is made from its list of kernels.
+const BF16_KERNELS: &str = "Abs Add Sub Mul Div Pow Neg Min Max Sum Mod Exp Sqrt Erf Cos Sin Relu Sigmoid Tanh Gelu \
+    Softmax ReduceSum LayerNormalization RMSNormalization RotaryEmbedding MatMul Gemm Conv Where Tile Trilu Expand \
+    Attention Cast Concat ConstantOfShape Flatten Gather GatherElements Identity Reshape Shape Slice Split Squeeze \
+    Transpose Unsqueeze";
+/// The same for ONNX Runtime's own operators.
+const BF16_KERNELS_OF_MICROSOFT: &str =
+    "MultiHeadAttention SkipLayerNormalization FastGelu QuickGelu RotaryEmbedding";
+/// Operators whose CUDA kernels know f32 and i64, and no bf16.
+const OTHER_KERNELS: &str = "Clip Range";
+/// Where the work is: these must be in bf16, but for the two small products of the time embedding.
+const PRODUCTS: [&str; 3] = ["Gemm", "Conv", "MultiHeadAttention"];
+
+fn exported(folder: &Path, targets: &[Dialect], weights: Option<WeightType>) -> ExportReport {
+    let checkpoint = golden::case("two-experts").checkpoint();
+    let request = ExportRequest {
+        targets: targets.to_vec(),
+        weights,
+        ..ExportRequest::new(&checkpoint, &folder.join("bundle"))
+    };
+    export::export(&request, &mut |_| ()).unwrap()
+}
+
+/// The number format of every value of a graph.
+fn elements(graph: &GraphProto, model: &Model) -> BTreeMap<String, ElementType> {
+    let mut known: BTreeMap<String, ElementType> =
+        model.signature().inputs.into_iter().map(|input| (input.name, input.element)).collect();
+    let of_number = |number: i32| match number {
+        1 => ElementType::F32,
+        7 => ElementType::I64,
+        16 => ElementType::Bf16,
+        other => panic!("no graph of ours holds ONNX's number format {other}"),
+    };
+    known.extend(graph.initializer.iter().map(|weight| (weight.name.clone(), of_number(weight.data_type))));
+    for node in &graph.node {
+        let element = match node.op_type.as_str() {
+            "Shape" => ElementType::I64,
+            "ConstantOfShape" => ElementType::F32,
+            "Cast" => {
+                let to = node.attribute.iter().find(|attribute| attribute.name == "to").unwrap().i;
+                of_number(i32::try_from(to).unwrap())
+            }
+            _ => known[&node.input[0]],
+        };
+        known.extend(node.output.iter().map(|output| (output.clone(), element)));
+    }
+    known
+}
+
+fn has_kernel(node: &NodeProto, element: ElementType) -> bool {
+    let named = |list: &str| list.split_whitespace().any(|name| name == node.op_type);
+    match node.domain.as_str() {
+        "" => named(BF16_KERNELS) || (element != ElementType::Bf16 && named(OTHER_KERNELS)),
+        "com.microsoft" => named(BF16_KERNELS_OF_MICROSOFT),
+        _ => false,
+    }
+}
+
+#[test]
+fn every_operator_has_a_kernel_and_the_work_is_in_bf16() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = exported(folder.path(), &[Dialect::Cuda], None);
+    for entry in &report.manifest.components {
+        assert_eq!(entry.weight_type, WeightType::Bf16);
+        for found in &entry.graphs {
+            assert_eq!((found.dialect, found.precision), (Dialect::Cuda, Precision::Bf16));
+            let model = Model::read(&report.folder.join(&found.file)).unwrap();
+            let graph = model.proto.graph.as_ref().unwrap();
+            let elements = elements(graph, &model);
+            let mut in_f32 = BTreeSet::new();
+            for node in &graph.node {
+                let element = elements[&node.input[0]];
+                assert!(has_kernel(node, element), "{}: {} in {element}", found.file, node.name);
+                let floats = node.input.iter().filter(|name| !name.is_empty()).map(|name| elements[name]);
+                let floats: BTreeSet<_> = floats.filter(|element| *element != ElementType::I64).collect();
+                assert!(floats.len() <= 1, "{}: {} mixes {floats:?}", found.file, node.name);
+                if PRODUCTS.contains(&node.op_type.as_str()) && element != ElementType::Bf16 {
+                    in_f32.insert(node.name.clone());
+                }
+            }
+            let expected: BTreeSet<String> = match &entry.component {
+                Component::Expert(_) => ["time/Gemm".to_owned(), "time/Gemm.2".to_owned()].into(),
+                _ => BTreeSet::new(),
+            };
+            assert_eq!(in_f32, expected, "{}", found.file);
+            let weights = graph.initializer.iter().filter(|weight| !weight.external_data.is_empty());
+            assert!(weights.clone().all(|weight| weight.data_type == 16), "a weight is not bf16");
+            assert!(weights.count() > 10);
+        }
+    }
+}
+
+#[test]
+fn the_interface_is_the_contracts() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = exported(folder.path(), &[Dialect::Cuda], None);
+    let manifest = &report.manifest;
+    for entry in &manifest.components {
+        let contract = match &entry.component {
+            Component::TextEncoder => Signature::of_text_encoder(&manifest.text_encoder),
+            Component::Expert(_) => Signature::of_step(&manifest.denoiser),
+            _ => Signature::of_decoder(&manifest.vae),
+        };
+        for graph in &entry.graphs {
+            let model = Model::read(&report.folder.join(&graph.file)).unwrap();
+            contract.check(&graph.file, &model.signature()).unwrap();
+        }
+    }
+    // What the first graph leaves is what the next one takes.
+    let decoder = manifest.component(&Component::Decoder).unwrap();
+    let read = |part| {
+        let graph = decoder.graph(part, Dialect::Cuda, Precision::Bf16).unwrap();
+        Model::read(&report.folder.join(&graph.file)).unwrap().signature()
+    };
+    let (first, next) = (read(Part::First), read(Part::Next));
+    let left: Vec<_> = first.outputs.iter().filter(|output| output.name.starts_with(CACHE_OUTPUT)).collect();
+    assert!(left.len() > 20);
+    for output in left {
+        let taken = output.name.replace(CACHE_OUTPUT, CACHE_INPUT);
+        let taken = next.inputs.iter().find(|input| input.name == taken).unwrap();
+        assert_eq!(taken.element, output.element, "{}", taken.name);
+    }
+}
+
+#[test]
+fn weights_that_values_would_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = golden::case("two-experts").checkpoint();
+    let request = ExportRequest {
+        targets: vec![Dialect::Cuda],
+        weights: Some(WeightType::F16),
+        ..ExportRequest::new(&checkpoint, &folder.path().join("bundle"))
+    };
+    let error = export::export(&request, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("--weights cannot be f16") && error.contains("bf16"), "{error}");
+}
+
+/// The graphs of one part in both dialects, f32, run on the CPU.
+fn twins(report: &ExportReport, component: &Component, part: Part, contract: &Signature) -> [Engine; 2] {
+    let entry = report.manifest.component(component).unwrap();
+    let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
+    let onnx = OnnxRuntime::load(None).unwrap();
+    [Dialect::Cpu, Dialect::Cuda].map(|dialect| {
+        let graph = entry.graph(part, dialect, Precision::F32).unwrap();
+        onnx.open(&report.folder.join(&graph.file), contract, &options).unwrap()
+    })
+}
+
+fn values(shape: &[usize]) -> Value {
+    let mut state = 1.0_f32;
+    Value::from_f32(Array::<f32, IxDyn>::from_shape_simple_fn(IxDyn(shape), || {
+        state = (state * 1.371 + 0.713) % 2.0;
+        state - 1.0
+    }))
+}
+
+/// Runs both and compares every f32 output; gives the outputs of each.
+fn compare(engines: &mut [Engine; 2], inputs: [&[(&str, &Value)]; 2]) -> [Vec<(String, Value)>; 2] {
+    let mut index = 0;
+    let outputs = engines.each_mut().map(|engine| {
+        let outputs: Outputs = engine.run(inputs[index], &Cancel::new()).unwrap();
+        index += 1;
+        outputs.into_iter().collect::<Vec<_>>()
+    });
+    for ((name, cpu), (_, cuda)) in outputs[0].iter().zip(&outputs[1]) {
+        let (cpu, cuda): (ArrayD<f32>, ArrayD<f32>) = (cpu.to_f32().unwrap(), cuda.to_f32().unwrap());
+        let largest = cpu.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let apart = cpu.iter().zip(&cuda).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(apart <= 1e-5 * largest.max(1.0), "{name}: {apart} apart, values up to {largest}");
+    }
+    outputs
+}
+
+#[test]
+fn in_f32_both_dialects_compute_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = exported(folder.path(), &[Dialect::Cpu, Dialect::Cuda], Some(WeightType::F32));
+    let manifest = &report.manifest;
+
+    let spec = &manifest.denoiser;
+    let expert = Component::Expert(manifest.routing.routes()[0].expert.clone());
+    let mut step = twins(&report, &expert, Part::Whole, &Signature::of_step(spec));
+    let half = spec.head_width / 2;
+    let inputs = [
+        ("latent", values(&[2, spec.in_channels, 2, 4, 6])),
+        ("timestep", values(&[1])),
+        ("text", values(&[2, 512, spec.text_width])),
+        ("cos", values(&[12, half])),
+        ("sin", values(&[12, half])),
+    ];
+    let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+    compare(&mut step, [&inputs, &inputs]);
+
+    let contract = Signature::of_decoder(&manifest.vae);
+    let mut first = twins(&report, &Component::Decoder, Part::First, &contract);
+    let latent = values(&[1, manifest.vae.latent_channels, 1, 3, 4]);
+    let caches = compare(&mut first, [&[("latent", &latent)], &[("latent", &latent)]]);
+    let mut next = twins(&report, &Component::Decoder, Part::Next, &contract);
+    let feeds = caches.each_ref().map(|caches| {
+        let rename = |(name, value): &(String, Value)| {
+            name.strip_prefix(CACHE_OUTPUT).map(|number| (format!("{CACHE_INPUT}{number}"), value.clone()))
+        };
+        caches.iter().filter_map(rename).collect::<Vec<_>>()
+    });
+    let inputs = feeds.each_ref().map(|feeds| {
+        let mut inputs = vec![("latent", &latent)];
+        inputs.extend(feeds.iter().map(|(name, value)| (name.as_str(), value)));
+        inputs
+    });
+    compare(&mut next, [&inputs[0], &inputs[1]]);
+}
