@@ -39,7 +39,9 @@ fn interrupt_in(phase: &str, folder: &Path, arguments: &[&str]) -> (Option<i32>,
     loop {
         line.clear();
         assert!(said.read_line(&mut line).unwrap() > 0, "the run ended before it was in {phase}");
-        if line.contains("\"progress\"") && line.contains(&format!("\"phase\":\"{phase}\"")) {
+        // The text is encoded in one go, so its beginning has to do.
+        let is_under_way = phase == "text" || line.contains("\"progress\"");
+        if is_under_way && line.contains(&format!("\"phase\":\"{phase}\"")) {
             break;
         }
     }
@@ -53,6 +55,16 @@ fn interrupt_in(phase: &str, folder: &Path, arguments: &[&str]) -> (Option<i32>,
 fn left_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder.join("work")).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn while_encoding_the_text_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--steps", "1000", "-o", "a.mp4", "-o", "frames/", "-o", "hls:live", "-o", "a.webp"];
+    let (code, said) = interrupt_in("text", folder.path(), &arguments);
+    assert_eq!(code, Some(130), "{said}");
+    assert!(said.contains("stopped while") && said.contains("nothing was kept"), "{said}");
+    assert!(left_in(folder.path()).is_empty(), "{:?}", left_in(folder.path()));
 }
 
 #[test]

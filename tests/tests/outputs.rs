@@ -70,11 +70,18 @@ fn what_cannot_be_written_is_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("full")).unwrap();
     std::fs::write(folder.path().join("full/note"), "mine").unwrap();
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["-o", "a.mp4", "-o", "a.mp4"], "twice"),
         (&["-o", "a.mp4", "-o", "full/"], "has something in it"),
         (&["-o", "window"], "window"),
         (&["-o", "a.mp4", "-o", "a.xyz"], "a.xyz"),
+        (&["--logo", "logo.png"], "--logo"),
+        (&["--logo", "absent.png@top-left"], "absent.png"),
+        (&["--audio", "absent.wav"], "absent.wav"),
+        (&["--audio", "absent.wav", "-o", "a.gif"], "absent.wav"),
+        (&["--key", "red", "--background", "b.png"], "--key"),
+        (&["--caption", "absent.srt"], "absent.srt"),
+        (&["--output-fps", "0"], "0"),
     ];
     for (arguments, named) in cases {
         let output = generate(folder.path(), arguments).env_remove("DISPLAY").arg("--json").output().unwrap();
@@ -83,6 +90,22 @@ fn what_cannot_be_written_is_refused_before_anything_runs() {
         assert!(error.contains(named), "{arguments:?}: {error}");
         assert_eq!(left_in(folder.path()), ["full"], "{arguments:?}");
     }
+}
+
+#[test]
+fn a_dressed_clip_has_its_rate_and_says_how_it_was_made() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.srt"), "1\n00:00:00,000 --> 00:00:00,500\nA < B\n").unwrap();
+    let dressed = ["--frames", "9", "--output-fps", "24", "--output-fps-by", "repeat", "--caption", "a.srt"];
+    let output = generate(folder.path(), &dressed).args(["--no-mark", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let done = event(&output, "done");
+    assert_eq!((&done["frames"], &done["fps"]), (&14.into(), &24.into()), "{done}");
+    let clip = folder.path().join("out.mp4");
+    assert_eq!(frames_of(&clip), 14);
+    let probed = Command::new("ffprobe").args(["-v", "error", "-show_format"]).arg(&clip).output().unwrap();
+    let said = String::from_utf8_lossy(&probed.stdout).into_owned();
+    assert!(said.contains("24 fps made of 16 by repeating") && !said.contains("AI-generated"), "{said}");
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) bundle: Option<PathBuf>,
     /// Where the clip goes; may be given more than once: a file ending in .mp4, .webm, .mkv, .gif, .webp or .y4m, a
-    /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME,
-    /// whip:URL or window
+    /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME
+    /// or window
     #[arg(short, long, value_name = "WHERE", default_value = "out.mp4", help_heading = "Outputs")]
     pub(super) output: Vec<OutputSpec>,
     /// Seconds after which an output that does not go on is given up

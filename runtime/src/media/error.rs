@@ -18,13 +18,6 @@ pub enum Error {
         /// Which.
         output: String,
     },
-    /// This program was built without what the output needs.
-    NotBuilt {
-        /// The output that was asked for.
-        output: String,
-        /// The feature of cargo that has it.
-        feature: &'static str,
-    },
     /// A file or text that the clip is dressed with cannot be used.
     Dressing {
         /// The flag that it came from.
@@ -145,7 +138,6 @@ impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
             Self::Twice { .. }
-            | Self::NotBuilt { .. }
             | Self::Dressing { .. }
             | Self::NoSound
             | Self::Terminal
@@ -249,11 +241,6 @@ impl Error {
                 format!("cannot write {output} twice"),
                 "two outputs of one run have the same name",
                 "give each -o a name of its own",
-            ),
-            Self::NotBuilt { output, feature } => Report::bad_input(
-                format!("this program cannot write {output}"),
-                format!("it was built without `{feature}`"),
-                format!("build it with `cargo build --release --package runtime --features {feature}`"),
             ),
             Self::Dressing { flag, given, why } => Report::bad_input(
                 format!("{flag} cannot be {given}"),

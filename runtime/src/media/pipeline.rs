@@ -187,9 +187,6 @@ impl Builder<'_> {
                 let payloader = self.element("rtph264pay", &[("config-interval", "-1".into())])?;
                 self.streamed(self.h264(Purpose::Live)?, payloader, Pace::ByTheClock)
             }
-            OutputSpec::Whip { .. } => {
-                Err(Error::NotBuilt { output: self.target.spec.to_string(), feature: "whip" })
-            }
         }
     }
 

@@ -29,10 +29,7 @@ pub fn elements(spec: &OutputSpec) -> Vec<(&'static str, &'static str)> {
         OutputSpec::File { format: FileFormat::WebM, .. } => {
             &[("vp9enc", GOOD), ("webmmux", GOOD), ("filesink", CORE)]
         }
-        OutputSpec::File { .. }
-        | OutputSpec::Frames { .. }
-        | OutputSpec::Stdout
-        | OutputSpec::Whip { .. } => &[],
+        OutputSpec::File { .. } | OutputSpec::Frames { .. } | OutputSpec::Stdout => &[],
         OutputSpec::Hls { .. } => &[("mp4mux", GOOD)],
         OutputSpec::Rtmp { .. } => &[("h264parse", BAD), ("flvmux", GOOD), ("rtmp2sink", BAD)],
         OutputSpec::Rtsp { .. } => &[("rtph264pay", GOOD)],
@@ -46,10 +43,7 @@ pub fn needs_h264(spec: &OutputSpec) -> bool {
     match spec {
         OutputSpec::File { format, .. } => matches!(format, FileFormat::Mp4 | FileFormat::Mkv),
         OutputSpec::Frames { .. } | OutputSpec::Stdout | OutputSpec::Window => false,
-        OutputSpec::Hls { .. }
-        | OutputSpec::Rtmp { .. }
-        | OutputSpec::Rtsp { .. }
-        | OutputSpec::Whip { .. } => true,
+        OutputSpec::Hls { .. } | OutputSpec::Rtmp { .. } | OutputSpec::Rtsp { .. } => true,
     }
 }
 

@@ -78,11 +78,6 @@ pub enum OutputSpec {
         /// The name of the stream.
         name: String,
     },
-    /// A WebRTC server that takes a stream over WHIP: `whip:URL`.
-    Whip {
-        /// Where the offer is posted.
-        url: String,
-    },
     /// A window on this machine's screen: `window`.
     Window,
 }
@@ -93,10 +88,7 @@ const RTSP_PORT: &str = "8554";
 impl OutputSpec {
     /// Whether viewers look at it while it is made, so that it must keep to the clock.
     pub fn is_live(&self) -> bool {
-        matches!(
-            self,
-            Self::Hls { .. } | Self::Rtmp { .. } | Self::Rtsp { .. } | Self::Whip { .. } | Self::Window
-        )
+        matches!(self, Self::Hls { .. } | Self::Rtmp { .. } | Self::Rtsp { .. } | Self::Window)
     }
 }
 
@@ -123,11 +115,6 @@ impl FromStr for OutputSpec {
                     Err(refused(text, "it names no stream", "write it like rtmp://HOST/APP/KEY"))
                 }
                 "rtsp" => rtsp(text, rest),
-                "http" | "https" => Err(refused(
-                    text,
-                    "it does not say in which way it takes a stream",
-                    format!("for a WebRTC server that speaks WHIP write whip:{text}"),
-                )),
                 _ => Err(unknown(text)),
             };
         }
@@ -169,7 +156,7 @@ fn unknown(text: &str) -> Error {
         text,
         format!("its name does not end in one of {}", names.join(", ")),
         "name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, \
-         rtmp://…, rtsp://…, whip:URL or window",
+         rtmp://…, rtsp://… or window",
     )
 }
 
@@ -182,7 +169,6 @@ impl fmt::Display for OutputSpec {
             Self::Hls { folder } => write!(f, "hls:{}", folder.display()),
             Self::Rtmp { url } => f.write_str(url),
             Self::Rtsp { address, name } => write!(f, "rtsp://{address}/{name}"),
-            Self::Whip { url } => write!(f, "whip:{url}"),
             Self::Window => f.write_str("window"),
         }
     }
@@ -234,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_is_none_of_these_is_refused_with_what_would_do() {
-        insta::assert_snapshot!(report("clip.avi"), @"--output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://…, whip:URL or window)");
+        insta::assert_snapshot!(report("clip.avi"), @"--output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://… or window)");
         for text in [
             "",
             "clip",
@@ -249,6 +235,5 @@ mod tests {
         ] {
             assert!(report(text).starts_with(&format!("--output cannot be `{text}`: ")), "{}", report(text));
         }
-        assert!(report("https://a/whip").contains("whip:https://a/whip"));
     }
 }

@@ -61,9 +61,6 @@ impl OutputTarget {
                 TcpListener::bind(address).map_err(|error| unwritable(spec, &error))?,
             )),
             OutputSpec::Window => open_screen(spec).map(|()| Place::Elsewhere)?,
-            OutputSpec::Whip { .. } => {
-                return Err(Error::NotBuilt { output: spec.to_string(), feature: "whip" });
-            }
             _ => Place::Elsewhere,
         };
         Ok(Self { spec: spec.clone(), place, encoder })
