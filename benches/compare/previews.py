@@ -5,7 +5,7 @@
 
 `mini` is the embedded model with its own settings. `wan` is a random model of the 1.3B shape (12 heads x 128, feed-forward
 8960) with four layers instead of 30, the whole Wan2.1 VAE, a tiny decoder of the published widths, and clips of one
-frame at 832x480 (1,560 tokens): a step is a seventh of a real one, so previews weigh seven times what they would.
+frame at 640x352 (880 tokens): a step is a seventh of a real one, so previews weigh seven times what they would.
 
 `--diffusers` also times diffusers' pipeline on that checkpoint, which shows nothing before its last frame.
 """
@@ -31,9 +31,9 @@ def main() -> None:
     arguments = parse()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = MINI if arguments.shape == "mini" else wan(folder)
         bundle = arguments.bundle or str(folder / "bundle")
         if not arguments.bundle:
+            checkpoint = MINI if arguments.shape == "mini" else wan(folder)
             run([arguments.ours, "export", checkpoint, "--out", bundle, "--no-verify", "--copy"])
         if not Path(bundle, "preview/map.json").is_file():
             run([arguments.ours, "calibrate", bundle, "--preview", "--clips", "1", *calibration(arguments.shape)])
@@ -72,7 +72,7 @@ def calibration(shape: str) -> list:
 
 
 def generate(arguments, bundle: str, kind: str, folder: Path) -> dict:
-    settings = [] if arguments.shape == "mini" else ["--frames", 1, "--steps", 6, "--guidance", 1]
+    settings = [] if arguments.shape == "mini" else ["--size", "640x352", "--frames", 1, "--steps", 6, "--guidance", 1]
     command = [arguments.ours, "generate", PROMPT, "--bundle", bundle, "--seed", 3, "--json", "-o", folder / "out.mp4"]
     lines = run([*command, *settings, "--preview", kind, "--preview-out", folder / f"previews-{kind}"])
     return next(line for line in map(json.loads, lines.splitlines()) if line["event"] == "done")
