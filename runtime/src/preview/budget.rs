@@ -17,19 +17,20 @@ pub enum Extent {
 /// Admits work of known cost as long as all of it stays within a share of the time gone by.
 ///
 /// What has never been done has no known cost and is admitted: the first preview shows as early as it can, and the next
-/// ones wait until it is paid for.
+/// ones wait until it is paid for. While one is under way its cost is not known either, and nothing else is admitted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Budget {
     share: Option<f64>,
     spent: Duration,
     still: Option<Duration>,
     moving: Option<Duration>,
+    under_way: bool,
 }
 
 impl Budget {
     /// At most `share` of the time gone by; without one, everything is admitted.
     pub fn new(share: Option<f64>) -> Self {
-        Self { share, spent: Duration::ZERO, still: None, moving: None }
+        Self { share, spent: Duration::ZERO, still: None, moving: None, under_way: false }
     }
 
     /// What may be done after `gone` of denoising, at most `wanted`.
@@ -38,6 +39,9 @@ impl Budget {
     /// frames at its cost would fit.
     pub fn admit(&self, wanted: Extent, frames: usize, gone: Duration) -> Option<Extent> {
         let Some(share) = self.share else { return Some(wanted) };
+        if self.under_way {
+            return None;
+        }
         let allowed = gone.mul_f64(share);
         let fits = |cost: Duration| self.spent + cost <= allowed;
         let frames = u32::try_from(frames).unwrap_or(u32::MAX);
@@ -49,8 +53,14 @@ impl Budget {
         }
     }
 
-    /// Counts a preview that took `cost`.
+    /// What was admitted begins.
+    pub fn begin(&mut self) {
+        self.under_way = true;
+    }
+
+    /// Counts a preview that took `cost` and is done.
     pub fn spend(&mut self, extent: Extent, cost: Duration) {
+        self.under_way = false;
         self.spent += cost;
         match extent {
             Extent::Still => self.still = Some(cost),
@@ -77,6 +87,19 @@ mod tests {
         assert_eq!(budget.admit(Extent::Still, 5, MS(600)), Some(Extent::Still));
         budget.spend(Extent::Moving, MS(20));
         assert_eq!(budget.admit(Extent::Moving, 5, MS(500)), Some(Extent::Moving));
+    }
+
+    #[test]
+    fn nothing_is_admitted_while_one_of_unknown_cost_is_under_way() {
+        let mut budget = Budget::new(Some(0.1));
+        assert_eq!(budget.admit(Extent::Still, 5, MS(20)), Some(Extent::Still));
+        budget.begin();
+        assert_eq!(budget.admit(Extent::Still, 5, MS(10_000)), None);
+        budget.spend(Extent::Still, MS(10));
+        assert_eq!(budget.admit(Extent::Still, 5, MS(10_000)), Some(Extent::Still));
+        let mut free = Budget::new(None);
+        free.begin();
+        assert_eq!(free.admit(Extent::Moving, 5, MS(0)), Some(Extent::Moving));
     }
 
     #[test]

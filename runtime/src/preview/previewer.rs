@@ -131,7 +131,12 @@ impl Previewer {
             return;
         }
         let frames = done.before.len_of(Axis(1));
-        let admitted = self.shared.progress(|p| p.budget.admit(self.settings.extent, frames, self.denoised));
+        let (wanted, denoised) = (self.settings.extent, self.denoised);
+        let admitted = self.shared.progress(|p| {
+            let extent = p.budget.admit(wanted, frames, denoised)?;
+            p.budget.begin();
+            Some(extent)
+        });
         let Some(extent) = admitted else {
             self.skipped += 1;
             return;
