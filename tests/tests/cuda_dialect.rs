@@ -113,12 +113,14 @@ fn the_interface_is_the_contracts() {
     let report = exported(folder.path(), &[Dialect::Cuda], None);
     let manifest = &report.manifest;
     for entry in &manifest.components {
-        let contract = match &entry.component {
-            Component::TextEncoder => Signature::of_text_encoder(&manifest.text_encoder),
-            Component::Expert(_) => Signature::of_step(&manifest.denoiser),
-            _ => Signature::of_decoder(&manifest.vae),
-        };
         for graph in &entry.graphs {
+            let contract = match (&entry.component, graph.part) {
+                (Component::TextEncoder, _) => Signature::of_text_encoder(&manifest.text_encoder),
+                (Component::Expert(_), _) => Signature::of_step(&manifest.denoiser),
+                (_, Part::StemFirst | Part::StemNext) => Signature::of_decoder_stem(&manifest.vae),
+                (_, Part::RiseFirst | Part::RiseNext) => Signature::of_decoder_rise(&manifest.vae),
+                _ => Signature::of_decoder(&manifest.vae),
+            };
             let model = Model::read(&report.folder.join(&graph.file)).unwrap();
             contract.check(&graph.file, &model.signature()).unwrap();
         }
