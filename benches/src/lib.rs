@@ -1,4 +1,7 @@
-//! Models with random weights for criterion, by the same code as `rushes bench`.
+//! Models with random weights for criterion, by the same code as `rushes bench`; and the step in several kinds of operators.
+
+pub mod operators;
+pub mod random_weights;
 
 use bundle::spec::DenoiserSpec;
 use engines::OnnxRuntime;

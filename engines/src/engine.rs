@@ -1,6 +1,7 @@
 //! An open graph: signature in, named tensors through.
 
 use crate::inputs;
+use crate::operators;
 use crate::ort_error;
 use crate::value::element_type;
 use crate::{Cancel, Error, GraphError, OnnxRuntime, TensorError, Value};
@@ -83,10 +84,12 @@ impl OnnxRuntime {
 fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionBuilder> {
     // Counted here because the library counts the cores of the whole machine, whatever share the process has.
     let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
+    let threads = threads.unwrap_or(NonZeroUsize::MIN);
     let builder = Session::builder(runtime.environment())?
+        .with_operators(operators::domain(runtime.kernels(), threads)?)?
         .with_log_level(LogLevel::Warning)?
         .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_intra_threads(threads.map_or(1, NonZeroUsize::get))?
+        .with_intra_threads(threads.get())?
         .with_inter_threads(1)?
         .with_prepacking(options.weights == WeightMemory::Prepacked)?
         // Rearranging weights on all cores opens a large graph three to four times faster.

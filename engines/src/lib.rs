@@ -16,6 +16,7 @@ mod inputs;
 mod library;
 pub mod memory;
 mod onnx_runtime;
+mod operators;
 mod ort_error;
 mod provider;
 pub mod residency;

@@ -2,6 +2,7 @@
 
 use crate::LibraryError;
 use crate::library::{self, Located, Places};
+use kernels::Kernels;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use std::ffi::{CStr, c_char};
@@ -14,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, Clone)]
 pub struct OnnxRuntime {
     loaded: Arc<Loaded>,
+    /// What the operators of the domain `rushes` run on.
+    kernels: Kernels,
 }
 
 #[derive(Debug)]
@@ -50,7 +53,8 @@ impl OnnxRuntime {
         let (path, version) = library::identify(&file).unwrap_or((file, "unknown".into()));
         let providers = available_providers().map_err(start)?;
         tracing::debug!(path = %path.display(), version, "ONNX Runtime is loaded");
-        let loaded = Self { loaded: Arc::new(Loaded { environment, path, version, providers }) };
+        let loaded = Arc::new(Loaded { environment, path, version, providers });
+        let loaded = Self { loaded, kernels: Kernels::best() };
         *of_process = Some(loaded.clone());
         Ok(loaded)
     }
@@ -67,6 +71,17 @@ impl OnnxRuntime {
         } else {
             Err(LibraryError::AnotherIsLoaded { loaded: self.path().to_owned(), asked: explicit.to_owned() })
         }
+    }
+
+    /// The same library, whose graphs run our own operators on `kernels` instead of the fastest that there are.
+    #[must_use]
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { kernels, ..self }
+    }
+
+    /// What the operators of the domain `rushes` run on.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// Version of the library, like `1.31.1`.

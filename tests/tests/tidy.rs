@@ -39,7 +39,7 @@ fn dependencies_point_one_way() {
         ("crates/bundle", &[]),
         ("crates/kernels", &[]),
         ("crates/graph", &["bundle"]),
-        ("export", &["bundle", "graph"]),
+        ("export", &["bundle", "graph", "kernels"]),
         ("engines", &["bundle", "kernels"]),
         ("calibration", &["bundle", "engines", "graph", "kernels"]),
         ("runtime", &["bundle", "calibration", "engines", "export", "kernels"]),

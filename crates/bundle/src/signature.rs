@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | text encoder | `ids [1,S]` i64 | `states [1,S,D]` |
 //! | step | `latent [B,Cin,F,H,W]`, `timestep [R]`, `text [B,512,D]`, `cos` and `sin [L,head/2]` | `velocity [B,C,F,H,W]` |
+//! | step on own operators | the same with `text [B,T,D]` and `key_bias [B,T]` | `velocity [B,C,F,H,W]` |
 //! | decoder, first | `latent [1,C,1,h,w]` | `frames [1,3,8h,8w]` in -1..1, `next_cache.NN` |
 //! | decoder, next | `latent [1,C,1,h,w]`, `cache.NN` | `frames [4,3,8h,8w]`, `next_cache.NN` |
 //!
@@ -109,6 +110,19 @@ impl Signature {
             ],
             outputs: vec![video("velocity", spec.out_channels)],
         }
+    }
+
+    /// The contract of a denoising step on the CPU's own operators: rows of the text that are equal are one row, and
+    /// `key_bias` has the logarithm of how many it stands for, or minus infinity for a row that is not there.
+    pub fn of_step_with_key_bias(spec: &DenoiserSpec) -> Self {
+        let mut contract = Self::of_step(spec);
+        let is_text = |tensor: &TensorSpec| tensor.name == "text";
+        if let Some(at) = contract.inputs.iter().position(is_text) {
+            contract.inputs[at] =
+                tensor("text", ElementType::F32, &[Any("B"), Any("T"), Of(spec.text_width)]);
+            contract.inputs.insert(at + 1, tensor("key_bias", ElementType::F32, &[Any("B"), Any("T")]));
+        }
+        contract
     }
 
     /// The contract of a decoder call; caches come on top.

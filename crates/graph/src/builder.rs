@@ -18,6 +18,9 @@ const IR_VERSION: i64 = 11;
 /// Domain of ONNX Runtime's own operators.
 pub(crate) const MICROSOFT: &str = "com.microsoft";
 
+/// Domain of the operators that `kernels` computes.
+pub(crate) const RUSHES: &str = "rushes";
+
 /// Builds one graph. Node names carry the scope they were made in, so that errors and profiles can be read.
 #[derive(Debug, Default)]
 pub struct GraphBuilder {
@@ -47,6 +50,10 @@ impl Operator {
 
     pub(crate) fn microsoft(op_type: &'static str) -> Self {
         Self { domain: MICROSOFT, ..Self::new(op_type) }
+    }
+
+    pub(crate) fn rushes(op_type: &'static str) -> Self {
+        Self { domain: RUSHES, ..Self::new(op_type) }
     }
 
     fn attribute(
@@ -230,6 +237,20 @@ impl GraphBuilder {
         output
     }
 
+    /// Adds a node with two outputs.
+    pub(crate) fn node_of_two(
+        &mut self,
+        operator: Operator,
+        inputs: &[Option<&Tensor>],
+        outputs: [(&str, ElementType, Vec<Dim>); 2],
+    ) -> [Tensor; 2] {
+        let name = self.node_name(operator.op_type);
+        let outputs =
+            outputs.map(|(of, element, shape)| Tensor::new(&format!("{name}.{of}"), element, shape));
+        self.push(name, operator, inputs, &outputs);
+        outputs
+    }
+
     fn push(&mut self, name: String, operator: Operator, inputs: &[Option<&Tensor>], outputs: &[Tensor]) {
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|input| input.map_or(String::new(), |t| t.name().into())).collect(),
@@ -333,6 +354,7 @@ impl GraphBuilder {
                 }),
             }),
         };
+        let needs_rushes = self.nodes.iter().any(|node| node.domain == RUSHES);
         let graph = GraphProto {
             input: self.inputs.iter().map(value).collect(),
             output: self.outputs.iter().map(value).collect(),
@@ -341,13 +363,17 @@ impl GraphBuilder {
             initializer: self.initializers,
         };
         let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
+        let mut opsets = vec![opset("", OPSET), opset(MICROSOFT, 1)];
+        if needs_rushes {
+            opsets.push(opset(RUSHES, 1));
+        }
         Model {
             proto: ModelProto {
                 ir_version: IR_VERSION,
                 producer_name: "rushes".into(),
                 producer_version: env!("CARGO_PKG_VERSION").into(),
                 graph: Some(graph),
-                opset_import: vec![opset("", OPSET), opset(MICROSOFT, 1)],
+                opset_import: opsets,
             },
         }
     }

@@ -20,4 +20,5 @@ pub use error::Error;
 pub use external::ExternalData;
 pub use model::Model;
 pub use op::attention::Attention;
+pub use op::kernels::{Activation, HeadAttention, LinearOperands, PackedBf16, PackedInt8, Quantized};
 pub use tensor::Tensor;

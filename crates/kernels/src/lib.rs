@@ -20,7 +20,9 @@ mod simd;
 mod workers;
 
 pub use attention::{Attention, Columns, Heads, Rotary, Scratch, ValueProduct};
-pub use packing::{Bf16Matrix, Bf16Weights, GROUP, Int8Matrix, Int8Weights, MatrixShape, SizeError};
+pub use packing::{
+    Bf16Matrix, Bf16Weights, GROUP, Int8Matrix, Int8Weights, MatrixShape, SizeError, quantise_outputs,
+};
 pub use path::{CpuPath, Kernels, PathError};
 pub use product::{Gate, Output, QuantisedRows, Residual};
 pub use rows::{Codes, Norm, Range, RowScale};

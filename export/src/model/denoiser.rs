@@ -74,7 +74,7 @@ pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Mode
 /// `timestep [1]` in 0..=1000 to the time embedding `[1,d]`.
 ///
 /// Source: sinusoid of `10000^(-i/half)`, cosines first, in f32 as diffusers computes it.
-fn time_embedding(
+pub(super) fn time_embedding(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
     weights: GraphWeights<'_>,
@@ -97,7 +97,7 @@ fn time_embedding(
 }
 
 /// Tokens `[B,L,d]` to the velocities of their patches `[B,L,pt·ph·pw·C]`, channel fastest.
-fn head(
+pub(super) fn head(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
     weights: GraphWeights<'_>,
@@ -116,7 +116,7 @@ fn head(
 }
 
 /// Patches of every token back to a video with the latent's frames and sides.
-fn unpatchify(
+pub(super) fn unpatchify(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
     patches: &Tensor,

@@ -19,6 +19,16 @@ impl<'a> GraphWeights<'a> {
         Self { placed, lowering: Lowering::CPU }
     }
 
+    /// Where the weights come from, for errors.
+    pub(super) fn folder(&self) -> &'a std::path::Path {
+        &self.placed.from
+    }
+
+    /// Whether there is a weight of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.placed.tensors.contains_key(name)
+    }
+
     /// The same weights for another kind of machine.
     pub fn lowered(self, lowering: Lowering) -> Self {
         Self { lowering, ..self }

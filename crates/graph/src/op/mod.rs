@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 mod convolution;
 mod elementwise;
+pub(crate) mod kernels;
 mod linear;
 mod normalization;
 mod shape;

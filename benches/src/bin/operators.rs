@@ -1,0 +1,124 @@
+//! Times the operators of a step against each other in one run, and prints one JSON line for each kind.
+//!
+//! `bench-operators [--layers N] [--tokens F,H,W] [--threads N] [--runs N] [--only KIND,…]`
+//!
+//! Kinds take turns, so that a change of the machine's state meets all of them. The floor is the time that the products
+//! of the blocks would take at the peak that was measured in the same run. The error is that of the velocity, of what
+//! the blocks add to it: |kind - stock f32| / |stock f32 - a step without blocks|. `VmHWM` is the process's: run one
+//! kind alone to compare memory.
+
+use benches::operators::{Operators, Setting, Step};
+use engines::{OnnxRuntime, OpenOptions, WeightMemory};
+use kernels::Kernels;
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+struct Arguments {
+    layers: usize,
+    grid: [usize; 3],
+    threads: NonZeroUsize,
+    runs: usize,
+    kinds: Vec<Operators>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Arguments { layers, grid, threads, runs, kinds } = parse()?;
+    let options = OpenOptions { threads: Some(threads), weights: WeightMemory::Prepacked };
+    let kernels = Kernels::best();
+    let peaks = kernels.peaks(threads);
+    let onnx = OnnxRuntime::load(None)?;
+    println!(
+        "{}",
+        serde_json::json!({
+            "onnxruntime": onnx.version(), "cpu_path": kernels.path().name(), "threads": threads.get(),
+            "int8_gops": peaks.int8 / 1e9, "bf16_gflops": peaks.bf16.map(|peak| peak / 1e9),
+            "f32_gflops": peaks.f32 / 1e9,
+        })
+    );
+    let setting = Setting::new(layers, grid)?;
+    let mut steps: Vec<Step> =
+        kinds.iter().map(|kind| setting.open(*kind, &options)).collect::<Result<_, _>>()?;
+    let mut velocities = Vec::new();
+    for step in &mut steps {
+        velocities.push(step.run()?);
+    }
+    let mut seconds = vec![Vec::new(); kinds.len()];
+    for _ in 0..runs {
+        for (step, seconds) in steps.iter_mut().zip(&mut seconds) {
+            let began = Instant::now();
+            step.run()?;
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    let reference = kinds.iter().position(|kind| *kind == Operators::StockF32);
+    let without = if reference.is_some() && kinds.len() > 1 {
+        Some(Setting::new(0, grid)?.open(Operators::StockF32, &options)?.run()?)
+    } else {
+        None
+    };
+    for (index, kind) in kinds.iter().enumerate() {
+        let peak = match kind {
+            Operators::StockF32 => peaks.f32,
+            Operators::OwnBf16 => peaks.bf16.unwrap_or(peaks.f32),
+            _ => peaks.int8,
+        };
+        let best = seconds[index].iter().copied().fold(f64::INFINITY, f64::min);
+        let floor = setting.operations() / peak;
+        let error = reference.zip(without.as_ref()).map(|(reference, without)| {
+            let exact = &velocities[reference];
+            distance(&velocities[index], exact) / distance(without, exact)
+        });
+        let line = serde_json::json!({
+            "kind": kind.name(), "layers": layers, "tokens": setting.tokens(), "seconds": seconds[index],
+            "floor_seconds": floor, "share_of_floor": floor / best, "error": error, "peak_memory": peak_memory(),
+        });
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+}
+
+/// The most memory that this process has held, as the system counts it.
+fn peak_memory() -> Option<String> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn parse() -> Result<Arguments, Box<dyn Error>> {
+    let mut arguments = Arguments {
+        layers: 2,
+        grid: [5, 15, 26],
+        threads: std::thread::available_parallelism()?,
+        runs: 3,
+        kinds: Operators::ALL.to_vec(),
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(flag) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
+        match flag.as_str() {
+            "--layers" => arguments.layers = value.parse()?,
+            "--tokens" => {
+                let numbers: Vec<usize> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                arguments.grid = numbers.try_into().map_err(|_| "three numbers are needed, like 5,15,26")?;
+            }
+            "--threads" => arguments.threads = value.parse()?,
+            "--runs" => arguments.runs = value.parse()?,
+            "--only" => {
+                let kind = |name: &str| {
+                    Operators::ALL
+                        .into_iter()
+                        .find(|kind| kind.name() == name)
+                        .ok_or_else(|| format!("no {name}"))
+                };
+                arguments.kinds = value.split(',').map(kind).collect::<Result<_, _>>()?;
+            }
+            other => return Err(format!("there is no flag {other}").into()),
+        }
+    }
+    Ok(arguments)
+}

@@ -1,0 +1,241 @@
+//! The same step in several operators: stock f32, stock INT8, and the CPU's own INT8 and bf16.
+
+use crate::random_weights::{self, Random};
+use bundle::catalog::wan_denoiser;
+use bundle::geometry::LatentShape;
+use bundle::signature::Signature;
+use bundle::spec::{DenoiserSpec, TEXT_ROWS};
+use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value};
+use export::checkpoint::inventory;
+use export::model::{GraphWeights, KernelLowering, kernel_layers, kernel_step_graph, step_graph};
+use export::weights::PlacedWeights;
+use export::weights::packed::{PackedFormat, pack};
+use graph::Model;
+use graph::proto::{NodeProto, StringStringEntryProto, TensorProto};
+use kernels::{MatrixShape, quantise_outputs};
+use ndarray::{Array1, Array2, Array3, Array5, s};
+use runtime::denoise::RotaryTables;
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use tempfile::TempDir;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Rows of the text that are words; the others are equal.
+const WORDS: usize = 60;
+
+/// Which operators a step is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operators {
+    /// ONNX Runtime's f32.
+    StockF32,
+    /// Its dynamic INT8 products, and f32 for the rest.
+    StockInt8,
+    /// Ours on bytes.
+    OwnInt8,
+    /// Ours on bytes, with bf16 values in self attention.
+    OwnInt8Bf16Values,
+    /// Ours on bf16.
+    OwnBf16,
+}
+
+impl Operators {
+    /// Every kind.
+    pub const ALL: [Self; 5] =
+        [Self::StockF32, Self::StockInt8, Self::OwnInt8, Self::OwnInt8Bf16Values, Self::OwnBf16];
+
+    /// The name used in flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StockF32 => "stock-f32",
+            Self::StockInt8 => "stock-int8",
+            Self::OwnInt8 => "own-int8",
+            Self::OwnInt8Bf16Values => "own-int8-bf16-values",
+            Self::OwnBf16 => "own-bf16",
+        }
+    }
+
+    fn is_own(self) -> bool {
+        !matches!(self, Self::StockF32 | Self::StockInt8)
+    }
+}
+
+/// Random weights of a step, and its inputs.
+#[derive(Debug)]
+pub struct Setting {
+    spec: DenoiserSpec,
+    folder: TempDir,
+    placed: PlacedWeights,
+    latent: LatentShape,
+}
+
+/// A step that can run.
+#[derive(Debug)]
+pub struct Step {
+    engine: Engine,
+    inputs: Vec<(&'static str, Value)>,
+}
+
+impl Setting {
+    /// `layers` layers of the 1.3B shape over a token grid `[frames, rows, columns]`.
+    ///
+    /// # Errors
+    /// No room for the weights.
+    pub fn new(layers: usize, grid: [usize; 3]) -> Outcome<Self> {
+        let spec = wan_denoiser(12, layers, 8960);
+        let folder = tempfile::tempdir()?;
+        let placed = random_weights::write(folder.path(), &inventory::denoiser(&spec))?;
+        let latent = LatentShape {
+            channels: spec.in_channels,
+            frames: grid[0],
+            height: grid[1] * spec.patch.height,
+            width: grid[2] * spec.patch.width,
+        };
+        Ok(Self { spec, folder, placed, latent })
+    }
+
+    /// Tokens of the latent.
+    pub fn tokens(&self) -> usize {
+        self.latent.tokens(self.spec.patch)
+    }
+
+    /// Operations of the blocks' products: linear layers, and attention to the tokens and the merged text.
+    pub fn operations(&self) -> f64 {
+        let (l, d, f) = (self.tokens() as f64, self.spec.width() as f64, self.spec.feed_forward as f64);
+        let text = (WORDS + 1) as f64;
+        let linear = 2.0 * l * (6.0 * d * d + 2.0 * d * f);
+        let attention = 4.0 * l * (l + text) * d;
+        self.spec.layers as f64 * (linear + attention + 4.0 * text * d * d)
+    }
+
+    /// The step in one kind of operators.
+    ///
+    /// # Errors
+    /// No ONNX Runtime, no room, or a graph that cannot be opened.
+    pub fn open(&self, operators: Operators, options: &OpenOptions) -> Outcome<Step> {
+        let folder = self.folder.path();
+        let stock = || step_graph(&self.spec, GraphWeights::new(&self.placed));
+        let own = |format, values_as_bytes, name: &str| -> Outcome<Model> {
+            let layers = kernel_layers(&self.spec);
+            let placed = pack(folder, &self.placed, &layers, format, name, &|_| None)?;
+            let weights = GraphWeights::new(&placed);
+            Ok(kernel_step_graph(&self.spec, KernelLowering { weights, format, values_as_bytes })?)
+        };
+        let model = match operators {
+            Operators::StockF32 => stock()?,
+            Operators::StockInt8 => with_stock_int8(stock()?, folder)?,
+            Operators::OwnInt8 => own(PackedFormat::Int8, true, "int8.safetensors")?,
+            Operators::OwnInt8Bf16Values => own(PackedFormat::Int8, false, "int8.safetensors")?,
+            Operators::OwnBf16 => own(PackedFormat::Bf16, false, "bf16.safetensors")?,
+        };
+        let path = folder.join(format!("{}.onnx", operators.name()));
+        model.write(&path)?;
+        let contract = if operators.is_own() {
+            Signature::of_step_with_key_bias(&self.spec)
+        } else {
+            Signature::of_step(&self.spec)
+        };
+        let engine = OnnxRuntime::load(None)?.open(&path, &contract, options)?;
+        Ok(Step { engine, inputs: self.inputs(operators.is_own()) })
+    }
+
+    fn inputs(&self, merged: bool) -> Vec<(&'static str, Value)> {
+        let mut random = Random(88_172_645_463_325_252);
+        let LatentShape { channels, frames, height, width } = self.latent;
+        let latent = Array5::from_shape_simple_fn((1, channels, frames, height, width), || random.next());
+        let mut text = Array3::from_shape_simple_fn((1, TEXT_ROWS, self.spec.text_width), || random.next());
+        text.slice_mut(s![.., WORDS.., ..]).fill(0.0);
+        let tables = RotaryTables::new(&self.spec, self.latent);
+        let mut inputs = vec![
+            ("latent", Value::from_f32(latent)),
+            ("timestep", Value::from_f32(Array1::from_elem(1, 500.0_f32))),
+            ("cos", Value::from_f32(tables.cos)),
+            ("sin", Value::from_f32(tables.sin)),
+        ];
+        if merged {
+            let mut bias = Array2::zeros((1, WORDS + 1));
+            bias[[0, WORDS]] = ((TEXT_ROWS - WORDS) as f32).ln();
+            inputs.push(("text", Value::from_f32(text.slice(s![.., ..=WORDS, ..]).to_owned())));
+            inputs.push(("key_bias", Value::from_f32(bias)));
+        } else {
+            inputs.push(("text", Value::from_f32(text)));
+        }
+        inputs
+    }
+}
+
+impl Step {
+    /// Runs the step once; gives the velocity.
+    ///
+    /// # Errors
+    /// The run fails.
+    pub fn run(&mut self) -> Outcome<Vec<f32>> {
+        let inputs: Vec<_> = self.inputs.iter().map(|(name, value)| (*name, value)).collect();
+        let velocity = self.engine.run(&inputs, &Cancel::new())?.take("velocity")?;
+        Ok(velocity.view_f32()?.iter().copied().collect())
+    }
+}
+
+/// Replaces the linear layers of the blocks by ONNX Runtime's dynamic INT8 products, s8 weights per output.
+fn with_stock_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
+    let path = folder.join("weights/stock-int8.bin");
+    let mut file = BufWriter::new(File::create(&path)?);
+    let mut offset = 0_u64;
+    let graph = model.proto.graph.as_mut().ok_or("a graph")?;
+    let mut added: Vec<TensorProto> = Vec::new();
+    for node in graph.node.iter_mut().filter(|node| node.op_type == "Gemm" && node.name.starts_with("block."))
+    {
+        let [x, weight, bias] = node.input.as_slice() else { return Err("a layer without a bias".into()) };
+        let stored = graph.initializer.iter().find(|tensor| tensor.name == *weight).ok_or("a weight")?;
+        let [outputs, inputs] = [0, 1].map(|axis| stored.dims[axis] as usize);
+        let value = |key: &str| stored.external_data.iter().find(|entry| entry.key == key).map(|e| &e.value);
+        let at: u64 = value("offset").ok_or("an offset")?.parse()?;
+        let mut bytes = vec![0; outputs * inputs * 4];
+        File::open(folder.join(value("location").ok_or("a location")?))?.read_exact_at(&mut bytes, at)?;
+        let floats: Vec<f32> =
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let (codes, scales) = quantise_outputs(MatrixShape { outputs, inputs }, &floats)?;
+        let transposed: Vec<u8> = (0..outputs * inputs)
+            .map(|i| codes[i % outputs * inputs + i / outputs].cast_unsigned())
+            .collect();
+        file.write_all(&transposed)?;
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        let (name, of_outputs) = (format!("{weight}.codes"), format!("{weight}.scales"));
+        added.push(TensorProto {
+            dims: vec![inputs as i64, outputs as i64],
+            data_type: 3,
+            name: name.clone(),
+            external_data: vec![
+                entry("location", "weights/stock-int8.bin".into()),
+                entry("offset", offset.to_string()),
+                entry("length", transposed.len().to_string()),
+            ],
+            data_location: 1,
+            ..TensorProto::default()
+        });
+        offset += transposed.len() as u64;
+        added.push(TensorProto {
+            dims: vec![outputs as i64],
+            data_type: 1,
+            name: of_outputs.clone(),
+            raw_data: scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+            ..TensorProto::default()
+        });
+        *node = NodeProto {
+            input: vec![x.clone(), name, of_outputs, String::new(), bias.clone()],
+            output: node.output.clone(),
+            name: node.name.clone(),
+            op_type: "DynamicQuantizeMatMul".into(),
+            attribute: Vec::new(),
+            domain: "com.microsoft".into(),
+        };
+    }
+    file.flush()?;
+    let used: Vec<&String> = graph.node.iter().flat_map(|node| &node.input).collect();
+    graph.initializer.retain(|tensor| tensor.data_type != 1 || used.contains(&&tensor.name));
+    graph.initializer.extend(added);
+    Ok(model)
+}

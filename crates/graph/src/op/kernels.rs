@@ -1,0 +1,309 @@
+//! Operators of the domain `rushes`, which the crate `kernels` computes on the CPU.
+//!
+//! Quantised activations are codes u8 with a scale and a zero point for each row; weights are packed as the products
+//! read them.
+
+use crate::builder::Operator;
+use crate::{Dim, Error, GraphBuilder, Tensor};
+use bundle::dtype::ElementType;
+
+/// Quantised activations: `x[…][k] ≈ scale·(code - zero)`.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    /// u8 `[B,L,K]`.
+    pub codes: Tensor,
+    /// Scale and zero point of each row, f32 `[B,L,2]`.
+    pub scales: Tensor,
+}
+
+/// Weights of a linear layer as s8, packed.
+#[derive(Debug, Clone)]
+pub struct PackedInt8 {
+    /// s8 `[N/16, K/4, 64]`.
+    pub packed: Tensor,
+    /// Sums of the codes of each output, i32 `[N]`.
+    pub sums: Tensor,
+    /// Scale of each output, f32 `[N]`.
+    pub scales: Tensor,
+    /// f32 `[N]`.
+    pub bias: Tensor,
+}
+
+/// Weights of a linear layer as bf16, packed.
+#[derive(Debug, Clone)]
+pub struct PackedBf16 {
+    /// bf16 `[N/16, K/2, 32]`.
+    pub packed: Tensor,
+    /// f32 `[N]`.
+    pub bias: Tensor,
+}
+
+/// What a linear layer multiplies, and how.
+#[derive(Debug, Clone, Copy)]
+pub enum LinearOperands<'a> {
+    /// Bytes.
+    Int8(&'a Quantized, &'a PackedInt8),
+    /// bf16 `[B,L,K]`.
+    Bf16(&'a Tensor, &'a PackedBf16),
+}
+
+/// What follows a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// GELU in its tanh form.
+    GeluTanh,
+}
+
+/// What an attention of the domain `rushes` does.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadAttention<'a> {
+    /// Number of heads.
+    pub heads: usize,
+    /// Gain of the queries' RMS norm, `[D]`.
+    pub query_gain: &'a Tensor,
+    /// Gain of the keys' RMS norm, `[D]`.
+    pub key_gain: &'a Tensor,
+    /// Added to the mean square.
+    pub epsilon: f64,
+}
+
+impl LinearOperands<'_> {
+    /// Inputs of the node, in the order of the operator, and its name by the format.
+    fn inputs(&self) -> Vec<&Tensor> {
+        match self {
+            Self::Int8(x, w) => vec![&x.codes, &x.scales, &w.packed, &w.sums, &w.scales, &w.bias],
+            Self::Bf16(x, w) => vec![x, &w.packed, &w.bias],
+        }
+    }
+
+    fn x(&self) -> &Tensor {
+        match self {
+            Self::Int8(x, _) => &x.codes,
+            Self::Bf16(x, _) => x,
+        }
+    }
+
+    /// The outputs, if everything fits.
+    fn outputs(&self) -> Option<Dim> {
+        let (packed, bias, step) = match self {
+            Self::Int8(_, w) => (&w.packed, &w.bias, 4),
+            Self::Bf16(_, w) => (&w.packed, &w.bias, 2),
+        };
+        let (outputs, inputs) = (bias.from_last(1).fixed()?, self.x().from_last(1).fixed()?);
+        let shape: [Dim; 3] = [outputs.div_ceil(16).into(), inputs.div_ceil(step).into(), (16 * step).into()];
+        let fits = packed.shape() == shape && bias.rank() == 1 && self.x().rank() == 3;
+        fits.then(|| outputs.into())
+    }
+
+    fn name(&self, int8: &'static str, bf16: &'static str) -> Operator {
+        Operator::rushes(match self {
+            Self::Int8(..) => int8,
+            Self::Bf16(..) => bf16,
+        })
+    }
+}
+
+fn narrow(value: f64) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "the format of the attribute")]
+    let value = value as f32;
+    value
+}
+
+impl GraphBuilder {
+    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift` (both `[D]`), to codes.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn norm_quantized(
+        &mut self,
+        x: &Tensor,
+        [scale, shift]: [&Tensor; 2],
+        epsilon: f64,
+    ) -> Result<Quantized, Error> {
+        self.check_norm("NormQuant", x, [scale, shift])?;
+        let operator = Operator::rushes("NormQuant").float("epsilon", narrow(epsilon));
+        Ok(self.quantized(operator, &[Some(x), Some(scale), Some(shift)], x.shape()))
+    }
+
+    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift` (both `[D]`), to bf16.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn norm_bf16(
+        &mut self,
+        x: &Tensor,
+        [scale, shift]: [&Tensor; 2],
+        epsilon: f64,
+    ) -> Result<Tensor, Error> {
+        self.check_norm("NormBf16", x, [scale, shift])?;
+        let operator = Operator::rushes("NormBf16").float("epsilon", narrow(epsilon));
+        let inputs = [Some(x), Some(scale), Some(shift)];
+        Ok(self.node(operator, &inputs, ElementType::Bf16, x.shape().to_vec()))
+    }
+
+    fn check_norm(&self, name: &str, x: &Tensor, vectors: [&Tensor; 2]) -> Result<(), Error> {
+        let width = [x.from_last(1)];
+        if x.rank() == 3 && vectors.iter().all(|vector| vector.shape() == width) {
+            return Ok(());
+        }
+        Err(self.mismatch(name, "x [B,L,D], a scale and a shift [D]", &[x, vectors[0], vectors[1]]))
+    }
+
+    /// Rows of `x [B,L,K]`, f32 or bf16, to codes: around 128, or from the smallest to the largest for what GELU leaves.
+    ///
+    /// # Errors
+    /// Another number of axes.
+    pub fn rows_quantized(&mut self, x: &Tensor, after: Activation) -> Result<Quantized, Error> {
+        if x.rank() != 3 {
+            return Err(self.mismatch("RowQuant", "x [B,L,K]", &[x]));
+        }
+        let asymmetric = usize::from(after == Activation::GeluTanh);
+        let operator = Operator::rushes("RowQuant").int("asymmetric", asymmetric);
+        Ok(self.quantized(operator, &[Some(x)], x.shape()))
+    }
+
+    fn quantized(&mut self, operator: Operator, inputs: &[Option<&Tensor>], shape: &[Dim]) -> Quantized {
+        let mut of_scales = shape.to_vec();
+        of_scales[2] = 2.into();
+        let outputs = [("codes", ElementType::U8, shape.to_vec()), ("scales", ElementType::F32, of_scales)];
+        let [codes, scales] = self.node_of_two(operator, inputs, outputs);
+        Quantized { codes, scales }
+    }
+
+    /// A linear layer to bf16 `[B,L,N]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn packed_linear(
+        &mut self,
+        operands: LinearOperands<'_>,
+        activation: Activation,
+    ) -> Result<Tensor, Error> {
+        let shape = self.linear_shape(operands)?;
+        let gelu = usize::from(activation == Activation::GeluTanh);
+        let operator = operands.name("LinearQ", "LinearBf16").int("gelu", gelu);
+        let inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
+        Ok(self.node(operator, &inputs, ElementType::Bf16, shape))
+    }
+
+    /// A linear layer, GELU, and codes with one scale and zero point that are known beforehand.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn packed_linear_gelu_codes(
+        &mut self,
+        operands: LinearOperands<'_>,
+        scale: f32,
+        zero: u8,
+    ) -> Result<Quantized, Error> {
+        let shape = self.linear_shape(operands)?;
+        let operator = Operator::rushes("LinearQGelu").float("scale", scale).int("zero", zero.into());
+        let inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
+        Ok(self.quantized(operator, &inputs, &shape))
+    }
+
+    /// `stream + gate·(a linear layer)`, f32 `[B,L,N]`, in the memory of `stream` where nobody else reads it.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn packed_linear_residual(
+        &mut self,
+        operands: LinearOperands<'_>,
+        stream: &Tensor,
+        gate: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let shape = self.linear_shape(operands)?;
+        if stream.shape() != shape || gate.is_some_and(|gate| gate.shape() != &shape[2..]) {
+            let mut found = vec![stream];
+            found.extend(gate);
+            return Err(self.mismatch("LinearQResidual", "a stream [B,L,N] and a gate [N]", &found));
+        }
+        let operator = operands.name("LinearQResidual", "LinearBf16Residual");
+        let mut inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
+        inputs.push(Some(stream));
+        inputs.extend(gate.map(Some));
+        Ok(self.node(operator, &inputs, ElementType::F32, shape))
+    }
+
+    fn linear_shape(&self, operands: LinearOperands<'_>) -> Result<Vec<Dim>, Error> {
+        match operands.outputs() {
+            Some(outputs) => {
+                let mut shape = operands.x().shape().to_vec();
+                shape[2] = outputs;
+                Ok(shape)
+            }
+            None => Err(self.mismatch(
+                "LinearQ",
+                "x [B,L,K], packed weights [N/16,K/4,64] or [N/16,K/2,32] and a bias [N]",
+                &operands.inputs(),
+            )),
+        }
+    }
+
+    /// Attention of a sequence to itself: `qkv` bf16 `[B,L,3D]` before norms and rotation, `cos` and `sin [L,head/2]`.
+    /// Gives bf16 `[B,L,D]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn packed_self_attention(
+        &mut self,
+        attention: HeadAttention<'_>,
+        qkv: &Tensor,
+        [cos, sin]: [&Tensor; 2],
+        values_as_bytes: bool,
+    ) -> Result<Tensor, Error> {
+        let d = attention.query_gain.from_last(1);
+        let fits = qkv.rank() == 3
+            && qkv.shape()[2] == d.times(3)
+            && cos.shape() == sin.shape()
+            && cos.shape()[0] == qkv.shape()[1];
+        if !fits {
+            return Err(self.mismatch(
+                "SelfAttention",
+                "qkv [B,L,3D], cos and sin [L,hd/2]",
+                &[qkv, cos, sin],
+            ));
+        }
+        let operator = Operator::rushes("SelfAttention")
+            .int("heads", attention.heads)
+            .float("epsilon", narrow(attention.epsilon))
+            .int("values_as_bytes", usize::from(values_as_bytes));
+        let inputs = [qkv, attention.query_gain, attention.key_gain, cos, sin].map(Some);
+        let shape = vec![qkv.shape()[0].clone(), qkv.shape()[1].clone(), d];
+        Ok(self.node(operator, &inputs, ElementType::Bf16, shape))
+    }
+
+    /// Attention of `q` bf16 `[B,L,D]` to keys and values bf16 `[B,T,2D]`, with `key_bias` f32 `[B,T]` added to the scores.
+    /// Gives bf16 `[B,L,D]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn packed_cross_attention(
+        &mut self,
+        attention: HeadAttention<'_>,
+        q: &Tensor,
+        keys_and_values: &Tensor,
+        key_bias: &Tensor,
+    ) -> Result<Tensor, Error> {
+        let d = attention.query_gain.from_last(1);
+        let fits = q.rank() == 3
+            && keys_and_values.rank() == 3
+            && q.shape()[2] == d
+            && keys_and_values.shape()[2] == d.times(2)
+            && key_bias.shape() == &keys_and_values.shape()[..2];
+        if !fits {
+            return Err(self.mismatch(
+                "CrossAttention",
+                "q [B,L,D], keys and values [B,T,2D] and a bias [B,T]",
+                &[q, keys_and_values, key_bias],
+            ));
+        }
+        let operator = Operator::rushes("CrossAttention")
+            .int("heads", attention.heads)
+            .float("epsilon", narrow(attention.epsilon));
+        let inputs = [q, keys_and_values, attention.query_gain, attention.key_gain, key_bias].map(Some);
+        Ok(self.node(operator, &inputs, ElementType::Bf16, q.shape().to_vec()))
+    }
+}

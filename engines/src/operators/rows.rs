@@ -1,0 +1,157 @@
+//! Rows to codes, and norms before them.
+
+use super::Shared;
+use super::tensors::{Pool, attribute, count, gives, infer, input, output, required, size};
+use half::bf16;
+use kernels::{Codes, Norm, Range, RowScale};
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
+};
+use ort::value::TensorElementType::{Bfloat16, Float32, Uint8};
+
+/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → codes u8 `[B,L,D]`, scales f32 `[B,L,2]`.
+pub(super) struct NormQuant(pub(super) Shared);
+/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → bf16 `[B,L,D]`.
+pub(super) struct NormBf16(pub(super) Shared);
+/// `x` f32 `[B,L,K]` → codes u8 `[B,L,K]`, scales f32 `[B,L,2]`.
+pub(super) struct RowQuantF32(pub(super) Shared);
+/// The same of bf16.
+pub(super) struct RowQuantBf16(pub(super) Shared);
+
+/// Codes and scales in the shape of the first input.
+fn infer_codes(context: &mut ShapeInferenceContext) -> ort::Result<()> {
+    infer(context, 0, Uint8, 0, None)?;
+    infer(context, 1, Float32, 0, Some(2))
+}
+
+/// Runs `write` on the two outputs of a quantising operator.
+fn with_codes(
+    context: &ComputeContext,
+    shape: [usize; 3],
+    write: impl FnOnce(Codes<'_>) -> Result<(), kernels::SizeError>,
+) -> ort::Result<()> {
+    let mut codes = output(context, 0, &shape)?;
+    let mut scales = output(context, 1, &[shape[0], shape[1], 2])?;
+    let (_, codes) = codes.try_extract_tensor_mut::<u8>()?;
+    let (_, scales) = scales.try_extract_tensor_mut::<f32>()?;
+    let scales = RowScale::rows_mut(scales).map_err(size)?;
+    write(Codes { codes, scales }).map_err(size)
+}
+
+impl Operator for NormQuant {
+    type Kernel<'attr> = NormKernel;
+
+    fn name(&self) -> &'static str {
+        "NormQuant"
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        required([Float32, Float32, Float32])
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        gives([Uint8, Float32])
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<NormKernel> {
+        Ok(NormKernel { shared: self.0.clone(), epsilon: attribute(context, "epsilon")?, to_codes: true })
+    }
+
+    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        infer_codes(context)
+    }
+}
+
+impl Operator for NormBf16 {
+    type Kernel<'attr> = NormKernel;
+
+    fn name(&self) -> &'static str {
+        "NormBf16"
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        required([Float32, Float32, Float32])
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        gives([Bfloat16])
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<NormKernel> {
+        Ok(NormKernel { shared: self.0.clone(), epsilon: attribute(context, "epsilon")?, to_codes: false })
+    }
+
+    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
+        infer(context, 0, Bfloat16, 0, None)
+    }
+}
+
+pub(super) struct NormKernel {
+    shared: Shared,
+    epsilon: f32,
+    to_codes: bool,
+}
+
+impl Kernel for NormKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let (x, mul, add) = (input(context, 0)?, input(context, 1)?, input(context, 2)?);
+        let shape: [usize; 3] = x.shape()?;
+        let norm = Norm { mul: mul.slice()?, add: add.slice()?, epsilon: self.epsilon };
+        let (workers, kernels, x) = (Pool { context, shared: &self.shared }, self.shared.kernels, x.slice()?);
+        if self.to_codes {
+            return with_codes(context, shape, |to| kernels.norm_quantise(&workers, x, norm, to));
+        }
+        let mut to = output(context, 0, &shape)?;
+        let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
+        kernels.norm_bf16(&workers, x, norm, to).map_err(size)
+    }
+}
+
+/// The two operators of one name that quantise rows, by what they read.
+macro_rules! row_quant {
+    ($operator:ident, $kernel:ident, $element:ty, $type:ident, $quantise:ident) => {
+        impl Operator for $operator {
+            type Kernel<'attr> = $kernel;
+
+            fn name(&self) -> &'static str {
+                "RowQuant"
+            }
+
+            fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+                required([$type])
+            }
+
+            fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+                gives([Uint8, Float32])
+            }
+
+            fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<$kernel> {
+                let range =
+                    if count(context, "asymmetric")? == 0 { Range::Symmetric } else { Range::Asymmetric };
+                Ok($kernel { shared: self.0.clone(), range })
+            }
+
+            fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
+                infer_codes(context)
+            }
+        }
+
+        pub(super) struct $kernel {
+            shared: Shared,
+            range: Range,
+        }
+
+        impl Kernel for $kernel {
+            fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+                let x = input(context, 0)?;
+                let (shape, x) = (x.shape()?, x.slice::<$element>()?);
+                let workers = Pool { context, shared: &self.shared };
+                let (kernels, range) = (self.shared.kernels, self.range);
+                with_codes(context, shape, |to| kernels.$quantise(&workers, x, range, to))
+            }
+        }
+    };
+}
+
+row_quant!(RowQuantF32, RowQuantF32Kernel, f32, Float32, quantise_f32);
+row_quant!(RowQuantBf16, RowQuantBf16Kernel, bf16, Bfloat16, quantise_bf16);

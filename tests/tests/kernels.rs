@@ -1,0 +1,182 @@
+//! A step on the CPU's own operators gives what the stock f32 graph gives, to what its number format allows.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::dtype::ElementType;
+use bundle::geometry::Patch;
+use bundle::signature::Signature;
+use bundle::spec::{DenoiserSpec, TEXT_ROWS};
+use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
+use export::checkpoint::inventory;
+use export::model::{GraphWeights, KernelLowering, kernel_layers, kernel_step_graph, step_graph};
+use export::weights::packed::{PackedFormat, pack};
+use export::weights::{ExternalTensor, PlacedWeights};
+use kernels::{CpuPath, Kernels};
+use ndarray::{Array1, Array2, Array3, Array5, Axis, concatenate, s};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use tempfile::TempDir;
+
+/// Words of the two prompts of a batch.
+const WORDS: [usize; 2] = [9, 3];
+
+/// Normal numbers enough: the same each time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        let mut uniform = || {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 40) as f32 / (1_u32 << 24) as f32 - 0.5
+        };
+        (uniform() + uniform() + uniform()) * 2.0
+    }
+}
+
+fn spec() -> DenoiserSpec {
+    DenoiserSpec {
+        heads: 3,
+        head_width: 32,
+        layers: 2,
+        feed_forward: 200,
+        in_channels: 4,
+        out_channels: 4,
+        patch: Patch { time: 1, height: 2, width: 2 },
+        text_width: 40,
+        frequency_width: 64,
+        epsilon: 1e-6,
+    }
+}
+
+/// Random weights in a file.
+fn weights(folder: &TempDir) -> PlacedWeights {
+    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    let (mut bytes, mut tensors) = (Vec::new(), BTreeMap::new());
+    for weight in inventory::denoiser(&spec()) {
+        let offset = bytes.len() as u64;
+        let is_gain = weight.name.contains("norm") && weight.name.ends_with("weight");
+        let spread = 1.0 / (*weight.shape.last().unwrap() as f32).sqrt();
+        for _ in 0..weight.shape.iter().product() {
+            let value = if is_gain { 1.0 + 0.1 * random.next() } else { spread * random.next() };
+            bytes.extend(value.to_le_bytes());
+        }
+        let length = bytes.len() as u64 - offset;
+        let (location, element) = ("weights/model.bin".to_owned(), ElementType::F32);
+        tensors
+            .insert(weight.name, ExternalTensor { location, offset, length, element, shape: weight.shape });
+    }
+    std::fs::create_dir_all(folder.path().join("weights")).unwrap();
+    std::fs::write(folder.path().join("weights/model.bin"), bytes).unwrap();
+    PlacedWeights { tensors, files: Vec::new(), from: folder.path().to_owned() }
+}
+
+/// Inputs for a batch of two; text rows merged or all 512.
+fn inputs(merged: bool) -> Vec<(&'static str, Value)> {
+    let spec = spec();
+    let mut random = Random(77);
+    let latent = Array5::from_shape_simple_fn((2, spec.in_channels, 3, 10, 14), || random.next());
+    let half = spec.head_width / 2;
+    let angle = |(row, at): (usize, usize)| row as f32 * 0.6_f32.powi(at as i32);
+    let cos = Array2::from_shape_fn((3 * 5 * 7, half), |at| angle(at).cos());
+    let sin = Array2::from_shape_fn((3 * 5 * 7, half), |at| angle(at).sin());
+    let mut text = Array3::from_shape_simple_fn((2, TEXT_ROWS, spec.text_width), || random.next());
+    for (index, words) in WORDS.into_iter().enumerate() {
+        text.slice_mut(s![index, words.., ..]).fill(0.0);
+    }
+    let mut inputs = vec![
+        ("latent", Value::from_f32(latent)),
+        ("timestep", Value::from_f32(Array1::from_elem(1, 700.0_f32))),
+        ("cos", Value::from_f32(cos)),
+        ("sin", Value::from_f32(sin)),
+    ];
+    if !merged {
+        inputs.push(("text", Value::from_f32(text)));
+        return inputs;
+    }
+    // The row after the words stands for all pads; what the shorter prompt lacks is not there.
+    let rows = WORDS[0] + 1;
+    let mut bias = Array2::from_elem((2, rows), f32::NEG_INFINITY);
+    for (index, words) in WORDS.into_iter().enumerate() {
+        bias.slice_mut(s![index, ..words]).fill(0.0);
+        bias[[index, words]] = ((TEXT_ROWS - words) as f32).ln();
+    }
+    let text = concatenate(Axis(1), &[text.slice(s![.., ..rows, ..])]).unwrap();
+    inputs.push(("text", Value::from_f32(text)));
+    inputs.push(("key_bias", Value::from_f32(bias)));
+    inputs
+}
+
+/// Runs a step; gives the velocity and the graph's weights.
+struct Bench {
+    folder: TempDir,
+    placed: PlacedWeights,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let placed = weights(&folder);
+        Self { folder, placed }
+    }
+
+    fn run(&self, model: &graph::Model, contract: &Signature, kernels: Kernels, threads: usize) -> Vec<f32> {
+        let path = self.folder.path().join("step.onnx");
+        model.write(&path).unwrap();
+        let options = OpenOptions { threads: NonZeroUsize::new(threads), weights: WeightMemory::Mapped };
+        let onnx = OnnxRuntime::load(None).unwrap().with_kernels(kernels);
+        let mut engine = onnx.open(&path, contract, &options).unwrap();
+        let merged = contract.inputs.iter().any(|input| input.name == "key_bias");
+        let inputs = inputs(merged);
+        let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+        let velocity = engine.run(&inputs, &Cancel::new()).unwrap().take("velocity").unwrap();
+        velocity.view_f32().unwrap().iter().copied().collect()
+    }
+
+    fn stock(&self) -> Vec<f32> {
+        let model = step_graph(&spec(), GraphWeights::new(&self.placed)).unwrap();
+        self.run(&model, &Signature::of_step(&spec()), Kernels::best(), 1)
+    }
+
+    fn own(&self, format: PackedFormat, kernels: Kernels, threads: usize) -> Vec<f32> {
+        let layers = kernel_layers(&spec());
+        let placed =
+            pack(self.folder.path(), &self.placed, &layers, format, "packed.safetensors", &|_| None).unwrap();
+        let lowering = KernelLowering {
+            weights: GraphWeights::new(&placed),
+            format,
+            values_as_bytes: format == PackedFormat::Int8,
+        };
+        let model = kernel_step_graph(&spec(), lowering).unwrap();
+        self.run(&model, &Signature::of_step_with_key_bias(&spec()), kernels, threads)
+    }
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let squares =
+        |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    squares(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)))
+        / squares(&mut b.iter().map(|b| f64::from(*b)))
+}
+
+#[test]
+fn own_operators_are_near_the_stock_graph_on_every_path() {
+    let bench = Bench::new();
+    let exact = bench.stock();
+    for path in CpuPath::ALL {
+        let Ok(kernels) = Kernels::of(path) else { continue };
+        let int8 = distance(&bench.own(PackedFormat::Int8, kernels, 1), &exact);
+        let bf16 = distance(&bench.own(PackedFormat::Bf16, kernels, 1), &exact);
+        assert!(int8 < 0.03, "{path}: {int8}");
+        assert!(bf16 < 0.012, "{path}: {bf16}");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let bench = Bench::new();
+    for format in [PackedFormat::Int8, PackedFormat::Bf16] {
+        let run = |threads| bench.own(format, Kernels::best(), threads);
+        assert_eq!(run(1), run(3));
+    }
+}
