@@ -21,7 +21,9 @@ from vae import SHARD
 
 WIDTHS = (32, 24, 16, 16)
 BATCH = 4
-PEAK = 2e-3
+# What one sample is cut to: latent frames from the first on, and columns; the rows are all there are.
+CUT_FRAMES, CUT_COLUMNS = 2, 8
+PEAK = 3e-3
 
 
 class SoftClamp(nn.Module):
@@ -101,13 +103,24 @@ def difference(made, wanted):
     return e.abs().mean() + 0.3 * edge + 0.5 * F.avg_pool2d(e.flatten(0, 1), 6, 3).abs().mean()
 
 
+def samples(shards, clips, rng):
+    """Latents f32 `[B,16,T,h,w]` and the frames that they stand for, f32 `[B,1+4(T-1),3,8h,8w]` in 0..1."""
+    latents, wanted = [], []
+    for first in rng.choices(list(shards), k=BATCH):
+        row, left = rng.randrange(SHARD), rng.randint(0, shards[first].shape[-1] - CUT_COLUMNS)
+        latents.append(shards[first][row][:, :CUT_FRAMES, :, left : left + CUT_COLUMNS])
+        wanted.append(clips[first + row][: 4 * CUT_FRAMES - 3, :, 8 * left : 8 * (left + CUT_COLUMNS)])
+    frames = torch.from_numpy(np.stack(wanted)).permute(0, 1, 4, 2, 3).float() / 255
+    return torch.from_numpy(np.stack(latents)).float(), frames
+
+
 def train(run, minutes):
     torch.manual_seed(4)
     where = loop.device()
     clips = np.load(run / "clips.npy", mmap_mode="r")
     shards = {int(path.stem): np.load(path)["latents"] for path in (run / "latents").glob("*.npz")}
     shards = {first: latents for first, latents in shards.items() if first + SHARD <= len(clips)}
-    decoder = TinyDecoder().to(where).train()
+    decoder = TinyDecoder().to(where, memory_format=torch.channels_last).train()
     stage = loop.Stage(run, "tiny", minutes)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=PEAK, weight_decay=0, betas=(0.9, 0.99))
     average = loop.Average(decoder, 300)
@@ -123,11 +136,9 @@ def train(run, minutes):
     while stage.share() < 1:
         for group in optimizer.param_groups:
             group["lr"] = loop.rate(stage, PEAK)
-        rows = [(first, rng.randrange(SHARD)) for first in rng.choices(list(shards), k=BATCH)]
-        latents = torch.from_numpy(np.stack([shards[first][row] for first, row in rows])).float()
-        wanted = torch.from_numpy(np.stack([clips[first + row] for first, row in rows])).permute(0, 1, 4, 2, 3)
-        wanted = wanted.to(where).float() / 255
-        made = decoder(worn(latents, rng).to(where).contiguous())
+        latents, wanted = (tensor.to(where) for tensor in samples(shards, clips, rng))
+        with torch.autocast(where.type, torch.bfloat16):
+            made = decoder(worn(latents, rng).contiguous()).float()
         loss = difference(made, wanted)
         optimizer.zero_grad()
         loss.backward()
