@@ -1,24 +1,54 @@
-//! Errors of quantisation and fitting.
+//! Errors of calibration: its own, and those of the crates below with their own words.
 
+use crate::codec::CodecError;
 use bundle::{Diagnose, Report};
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 
-/// What can go wrong when a tensor is quantised or a map is fitted.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+/// What can go wrong between a bundle and the numbers to quantise it with.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value is infinite or no number, and no scale can hold it.
-    NotFinite {
-        /// Where it is, counted in row-major order.
-        index: usize,
+    /// A file of the bundle cannot be used.
+    Contract(#[from] bundle::Error),
+    /// A graph cannot be opened or run.
+    Engine(#[from] engines::Error),
+    /// A graph cannot be read or written.
+    Graph(#[from] graph::Error),
+    /// A tensor cannot be quantised.
+    Codec(#[from] CodecError),
+    /// The weights of a layer cannot be read.
+    Weights {
+        /// The layer.
+        layer: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file of a calibration cannot be understood.
+    FileContent {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Calibration met a value that is not finite.
+    ActivationNotFinite {
+        /// Where in the graph.
+        point: String,
+        /// Position among the channels or samples.
+        channel: usize,
         /// The value.
         value: f32,
     },
-    /// A tensor has fewer axes than were counted on.
-    NoSuchAxis {
-        /// The axis that should hold the channels.
-        axis: usize,
-        /// The shape of the tensor.
-        shape: Vec<usize>,
+    /// A value has another number of channels than before.
+    Channels {
+        /// Where in the graph.
+        point: String,
+        /// Channels before.
+        expected: usize,
+        /// Channels now.
+        found: usize,
     },
     /// Frames cannot be those of a latent.
     FramesOfLatent {
@@ -34,27 +64,59 @@ pub enum Error {
         /// Unknowns of each colour.
         unknowns: usize,
     },
-    /// A tensor has more or fewer values than its shape says.
-    Length {
-        /// The shape of the tensor.
-        shape: Vec<usize>,
-        /// How many values there are.
-        found: usize,
+    /// A calibration was made for other weights.
+    OtherWeights {
+        /// The calibration.
+        path: PathBuf,
+        /// The component whose weights differ.
+        component: String,
+        /// Digest of the bundle's weights.
+        expected: String,
+        /// Digest in the calibration.
+        found: String,
     },
+    /// A calibration has nothing on a layer.
+    NotObserved {
+        /// The layer.
+        layer: String,
+        /// The component.
+        component: String,
+    },
+}
+
+impl Error {
+    /// A file whose content cannot be understood or written.
+    pub(crate) fn file_content(path: &Path, why: &dyn Display) -> Self {
+        Self::FileContent { path: path.to_owned(), why: why.to_string() }
+    }
 }
 
 impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
-            Self::NotFinite { index, value } => Report::bad_input(
-                "the tensor cannot be quantised",
-                format!("expected finite values, found {value} at index {index}"),
-                "check that the checkpoint is whole, and get it again if it is not",
+            Self::Contract(error) => error.report(),
+            Self::Engine(error) => error.report(),
+            Self::Graph(error) => error.report(),
+            Self::Codec(error) => error.report(),
+            Self::Weights { layer, source } => Report::bad_input(
+                format!("the weights of {layer} cannot be read"),
+                source.to_string(),
+                "export the checkpoint again",
             ),
-            Self::NoSuchAxis { axis, shape } => Report::bad_input(
-                format!("the tensor cannot be quantised along axis {axis}"),
-                format!("its shape {shape:?} has {} axes", shape.len()),
-                "name an axis that the tensor has, counted from 0",
+            Self::FileContent { path, why } => Report::bad_input(
+                format!("{} cannot be used", path.display()),
+                why.clone(),
+                "remove it and run `rushes calibrate` again",
+            ),
+            Self::ActivationNotFinite { point, channel, value } => Report::failed(
+                format!("the model cannot be calibrated at {point}"),
+                format!("it gave {value} at position {channel}"),
+                "check that the checkpoint is whole, and use prompts and settings that make good clips",
+            ),
+            Self::Channels { point, expected, found } => Report::bad_input(
+                format!("the model cannot be calibrated at {point}"),
+                format!("it had {expected} channels and now has {found}"),
+                "remove the folder `calibration` of the bundle and run `rushes calibrate` again",
             ),
             Self::FramesOfLatent { latent, frames } => Report::bad_input(
                 "frames and latent do not belong together",
@@ -66,37 +128,20 @@ impl Diagnose for Error {
                 format!("{positions} latent positions do not tell {unknowns} unknowns of each colour apart"),
                 "fit it on more clips or larger ones",
             ),
-            Self::Length { shape, found } => Report::bad_input(
-                format!("the tensor cannot have the shape {shape:?}"),
-                format!("it has {found} values"),
-                "check that the checkpoint is whole, and get it again if it is not",
+            Self::OtherWeights { path, component, expected, found } => Report::bad_input(
+                format!("{} was made for other weights", path.display()),
+                format!(
+                    "{component} has the digest {expected} in this bundle and {found} in the calibration"
+                ),
+                "run `rushes calibrate` for this bundle",
+            ),
+            Self::NotObserved { layer, component } => Report::bad_input(
+                format!("the calibration knows nothing of {layer} in {component}"),
+                "no recorded clip used it",
+                "run `rushes calibrate` with clips of more than one latent frame and enough steps for every expert",
             ),
         }
     }
 }
 
 bundle::display_as_report!(Error);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reports_name_what_was_expected_and_found() {
-        assert_eq!(
-            Error::NotFinite { index: 7, value: f32::NEG_INFINITY }.to_string(),
-            "the tensor cannot be quantised: expected finite values, found -inf at index 7 \
-             (check that the checkpoint is whole, and get it again if it is not)"
-        );
-        assert_eq!(
-            Error::NoSuchAxis { axis: 2, shape: vec![3, 4] }.to_string(),
-            "the tensor cannot be quantised along axis 2: its shape [3, 4] has 2 axes \
-             (name an axis that the tensor has, counted from 0)"
-        );
-        assert_eq!(
-            Error::Length { shape: vec![3, 4], found: 11 }.to_string(),
-            "the tensor cannot have the shape [3, 4]: it has 11 values \
-             (check that the checkpoint is whole, and get it again if it is not)"
-        );
-    }
-}

@@ -79,6 +79,17 @@ impl OnnxRuntime {
             .map_err(|error| ort_error::at_open(Path::new(name), &error))?;
         Engine::new(name.to_owned(), session, contract)
     }
+
+    /// Writes the graph in the file `graph` as ONNX Runtime would run it, to the file `optimized`, weights inside.
+    ///
+    /// # Errors
+    /// The file or its weights are absent or damaged, or ONNX Runtime cannot run it.
+    pub fn write_optimized(&self, graph: &Path, optimized: &Path) -> Result<(), Error> {
+        let written = builder(self, &OpenOptions { threads: None, weights: WeightMemory::Mapped })
+            .and_then(|builder| builder.with_optimized_model_path(optimized).map_err(Into::into))
+            .and_then(|mut builder| builder.commit_from_file(graph));
+        written.map(drop).map_err(|error| ort_error::at_open(graph, &error))
+    }
 }
 
 fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionBuilder> {

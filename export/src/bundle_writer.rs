@@ -201,6 +201,7 @@ fn write_components(
             weights: placed.files,
             weight_type,
             digest,
+            variants: Vec::new(),
         });
     }
     Ok(all)

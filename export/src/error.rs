@@ -160,6 +160,11 @@ pub enum Error {
     Graph(#[from] graph::Error),
     /// A value breaks the contract of bundles.
     Contract(#[from] bundle::Error),
+    /// The numbers of a layer do not hold together.
+    Numerics {
+        /// The layer.
+        layer: String,
+    },
 }
 
 impl Error {
@@ -277,6 +282,11 @@ impl Diagnose for Error {
                 format!("the weight {name} does not fit into {}", weights.element()),
                 format!("element {index} of it is {value:e}"),
                 "use --weights bf16 or --weights f32",
+            ),
+            Self::Numerics { layer } => Report::bad_input(
+                format!("{layer} cannot be quantised"),
+                "its scales and ranges are not those of one kind of quantisation",
+                "run `rushes calibrate` and `rushes quantize` again",
             ),
             Self::CopyRefused { path, target, bytes, limit, source } => Report::bad_input(
                 format!("{} cannot be linked into {}", path.display(), target.display()),

@@ -2,8 +2,8 @@
 //!
 //! In reading order: [`checkpoint`] (read and checked as a whole), [`weights`] (scanned, then linked or converted into
 //! their place), [`model`] (the graphs over them), [`defaults`] (what a clip is made with when nobody says anything),
-//! [`preview_map`] (how latents are shown), and [`export`], which puts the bundle together. [`synthetic`] makes bundles of
-//! random weights, for timing.
+//! [`preview_map`] (how latents are shown), and [`export`], which puts the bundle together; then [`quantized`] (variants
+//! that a bundle gets later). [`synthetic`] makes bundles of random weights, for timing.
 
 mod bundle_writer;
 pub mod checkpoint;
@@ -11,6 +11,7 @@ pub mod defaults;
 mod error;
 pub mod model;
 pub mod preview_map;
+pub mod quantized;
 pub mod synthetic;
 pub mod weights;
 

@@ -97,6 +97,7 @@ fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Resul
         weights: placed.files,
         weight_type: WeightType::F32,
         digest,
+        variants: Vec::new(),
     })
 }
 

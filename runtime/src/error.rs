@@ -14,6 +14,8 @@ pub enum Error {
     Engine(#[from] engines::Error),
     /// A checkpoint cannot be exported.
     Export(#[from] export::Error),
+    /// A model cannot be calibrated or quantised.
+    Calibration(#[from] calibration::Error),
     /// A prompt or a tokenizer cannot be used.
     Prompt(#[from] crate::prompt::Error),
     /// A clip cannot be written.
@@ -63,8 +65,6 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A preview map cannot be fitted.
-    Calibration(#[from] calibration::Error),
     /// `--trace` names a file that cannot be written.
     TraceFile {
         /// The file.
@@ -93,6 +93,7 @@ impl Diagnose for Error {
             Self::Contract(error) => error.report(),
             Self::Engine(error) => error.report(),
             Self::Export(error) => error.report(),
+            Self::Calibration(error) => error.report(),
             Self::Prompt(error) => error.report(),
             Self::Media(error) => error.report(),
             Self::Judge(error) => error.report(),
@@ -131,7 +132,6 @@ impl Diagnose for Error {
                 why.clone(),
                 "name a folder, or a file that ends in .png, where you may write",
             ),
-            Self::Calibration(error) => error.report(),
             Self::TraceFile { path, why } => Report::bad_input(
                 format!("the trace {} cannot be written", path.display()),
                 why.clone(),

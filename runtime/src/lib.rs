@@ -5,9 +5,10 @@
 //! [`plan`] says what will be made before anything is loaded, [`model`] is a bundle and how to run it.
 //!
 //! Below them: [`prompt`] (cleaning, tokens), [`sampler`] (schedules, solvers, guidance, noise; pure), [`media`] (video
-//! out), [`preview`] (pictures while it denoises), [`live`] (one address that shows all of it), [`trace`] (files for parity checks), [`footprint`] (predicted memory),
-//! [`mini`] (the embedded model), [`judge`] (how well a model follows its prompts), [`bench`] (how fast graphs run). [`cli`]
-//! is the command line.
+//! out), [`preview`] (pictures while it denoises), [`live`] (one address that shows all of it), [`trace`] (files for parity
+//! checks), [`record`] (clips for calibration), [`quantize`] (quantised variants and what they cost), [`footprint`]
+//! (predicted memory), [`mini`] (the embedded model), [`judge`] (how well a model follows its prompts), [`bench`] (how fast
+//! graphs run). [`cli`] is the command line.
 
 pub mod bench;
 pub mod cli;
@@ -24,6 +25,8 @@ pub mod pipeline;
 pub mod plan;
 pub mod preview;
 pub mod prompt;
+pub mod quantize;
+pub mod record;
 pub mod sampler;
 pub mod text_encoder;
 pub mod trace;

@@ -7,3 +7,4 @@ pub mod compare;
 pub mod edit;
 pub mod golden;
 pub mod program;
+pub mod synthetic;

@@ -3,7 +3,7 @@
 //! The scale is the largest magnitude over 127, of the whole tensor or of each channel. -128 is not used, so that codes
 //! and values have the same signs and products of two codes fit their sums.
 
-use crate::Error;
+use super::CodecError as Error;
 
 /// The largest code; the smallest is its opposite.
 pub const MAX_CODE: i8 = 127;
@@ -20,7 +20,7 @@ impl Scale {
     ///
     /// Where all values are 0 it is 1. Where they are so small that it would be denormal, which some hardware takes for 0,
     /// it is the smallest normal number.
-    fn for_magnitude(amax: f32) -> Self {
+    pub(crate) fn for_magnitude(amax: f32) -> Self {
         let scale = amax / f32::from(MAX_CODE);
         Self(if amax == 0.0 { 1.0 } else { scale.clamp(f32::MIN_POSITIVE, Self::LARGEST) })
     }

@@ -2,5 +2,8 @@
 //!
 //! Both round to the nearest code, ties to the even one, and saturate: as ONNX's `QuantizeLinear` does.
 
-pub mod fp8;
+mod error;
 pub mod int8;
+
+pub use bundle::quantization::e4m3 as fp8;
+pub use error::CodecError;

@@ -115,11 +115,14 @@ pub enum Precision {
     Int8,
     /// 8-bit floats.
     Fp8,
+    /// 8-bit weights, f32 arithmetic.
+    #[serde(rename = "int8-weights")]
+    Int8Weights,
 }
 
 impl Precision {
     /// Every precision, in the order in which they are shown.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Fp8];
+    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Fp8, Self::Int8Weights];
 
     /// The name used in flags and file names.
     pub fn name(self) -> &'static str {
@@ -129,6 +132,7 @@ impl Precision {
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Fp8 => "fp8",
+            Self::Int8Weights => "int8-weights",
         }
     }
 }
@@ -158,7 +162,7 @@ impl std::str::FromStr for Precision {
                 "--precision",
                 text,
                 "it is no precision that graphs come in",
-                "use f32, f16, bf16, int8 or fp8",
+                "use f32, f16, bf16, int8, fp8 or int8-weights",
             )
         })
     }

@@ -6,7 +6,7 @@
 //! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
 //! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
 //! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
-//! and [`layout`] (`bundle.json` and file names), [`digest`], [`atomic`].
+//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`atomic`].
 
 pub mod atomic;
 pub mod catalog;
@@ -18,6 +18,7 @@ pub mod geometry;
 pub mod layout;
 pub mod manifest;
 pub mod preview;
+pub mod quantization;
 pub mod routing;
 pub mod settings;
 pub mod signature;

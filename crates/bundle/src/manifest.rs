@@ -96,9 +96,39 @@ pub struct ComponentEntry {
     pub weight_type: WeightType,
     /// Digest over all its weights.
     pub digest: Digest,
+    /// Quantised variants, each with weights of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Variant>,
+}
+
+/// A quantised variant of a component.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Which precision its graphs are found under.
+    pub precision: Precision,
+    /// Files its graphs read; none when it runs on the component's own weights.
+    pub weights: Vec<WeightFile>,
+    /// Layers that are quantised.
+    pub quantized: usize,
+    /// Layers that could be and are not.
+    pub kept: usize,
+    /// What a person should know of it.
+    pub note: Option<String>,
+}
+
+impl Variant {
+    /// Bytes of its weights on disk.
+    pub fn weight_bytes(&self) -> ByteCount {
+        self.weights.iter().map(|file| file.bytes).sum()
+    }
 }
 
 impl ComponentEntry {
+    /// The quantised variant of a precision that has weights of its own.
+    pub fn variant(&self, precision: Precision) -> Option<&Variant> {
+        self.variants.iter().find(|variant| variant.precision == precision && !variant.weights.is_empty())
+    }
+
     /// Bytes of all its weights on disk.
     pub fn weight_bytes(&self) -> ByteCount {
         self.weights.iter().map(|file| file.bytes).sum()
@@ -224,7 +254,8 @@ impl Bundle {
                 let path = self.path(&graph.file);
                 std::fs::metadata(&path).map_err(Error::file("read", &path))?;
             }
-            for weights in &entry.weights {
+            let of_variants = entry.variants.iter().flat_map(|variant| &variant.weights);
+            for weights in entry.weights.iter().chain(of_variants) {
                 let path = self.path(&weights.file);
                 let found = std::fs::metadata(&path).map_err(Error::file("read", &path))?.len();
                 if found != weights.bytes.0 {

@@ -192,7 +192,8 @@ impl GraphBuilder {
         self.inline(name, ElementType::I64, shape, values.len(), bytes)
     }
 
-    fn inline(
+    /// A constant of any number format, declared once under its name.
+    pub(crate) fn inline(
         &mut self,
         name: &str,
         element: ElementType,
@@ -249,6 +250,29 @@ impl GraphBuilder {
             outputs.map(|(of, element, shape)| Tensor::new(&format!("{name}.{of}"), element, shape));
         self.push(name, operator, inputs, &outputs);
         outputs
+    }
+
+    /// Whether a tensor is a weight or constant.
+    pub(crate) fn is_initializer(&self, tensor: &Tensor) -> bool {
+        self.declared.contains_key(tensor.name())
+            && self.initializers.iter().any(|known| known.name == tensor.name())
+    }
+
+    /// Adds a node over one tensor under a name of its own, or gives what it gave before.
+    pub(crate) fn node_once(
+        &mut self,
+        name: &str,
+        operator: Operator,
+        x: &Tensor,
+        element: ElementType,
+    ) -> Tensor {
+        if let Some(known) = self.declared.get(name) {
+            return known.clone();
+        }
+        let output = Tensor::new(name, element, x.shape().to_vec());
+        self.push(name.to_owned(), operator, &[Some(x)], std::slice::from_ref(&output));
+        self.declared.insert(name.to_owned(), output.clone());
+        output
     }
 
     fn push(&mut self, name: String, operator: Operator, inputs: &[Option<&Tensor>], outputs: &[Tensor]) {

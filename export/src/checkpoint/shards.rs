@@ -110,6 +110,14 @@ impl Shards {
         Self::of_listing(path.parent().unwrap_or(path), &listing, family)
     }
 
+    /// Opens weights in files that are known by name.
+    ///
+    /// # Errors
+    /// A file that is missing, and every way in which a header or a file's length can be wrong.
+    pub fn of_files(folder: &Path, files: Vec<PathBuf>, family: Family) -> Result<Self, Error> {
+        Self::of_listing(folder, &Listing { files, index: None }, family)
+    }
+
     fn of_listing(folder: &Path, listing: &Listing, family: Family) -> Result<Self, Error> {
         let mut files = Vec::with_capacity(listing.files.len());
         let mut stored = Vec::new();

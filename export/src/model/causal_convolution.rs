@@ -33,7 +33,8 @@ impl Caches {
         self.chunk
     }
 
-    fn next_number(&mut self) -> String {
+    /// The number of the next cache.
+    pub(super) fn next_number(&mut self) -> String {
         self.count += 1;
         format!("{:02}", self.count - 1)
     }

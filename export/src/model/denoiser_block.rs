@@ -40,6 +40,7 @@ pub(super) fn block(
     };
 
     let (shift, scale, gate) = modulation(g, 0)?;
+    let [scale, shift] = weights.smoothed(g, &of("attn1.to_q"), [scale, shift])?;
     let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
     let attended = self_attention(g, spec, weights, &of("attn1"), &h, conditions)?;
     let gated = g.multiply(&attended, &gate)?;
@@ -47,11 +48,13 @@ pub(super) fn block(
 
     let scale = weights.load(g, &of("norm2.weight"), &[d])?;
     let shift = weights.load(g, &of("norm2.bias"), &[d])?;
+    let [scale, shift] = weights.smoothed(g, &of("attn2.to_q"), [scale, shift])?;
     let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
     let attended = cross_attention(g, spec, weights, &of("attn2"), &h, &conditions.text)?;
     let x = g.add(&x, &attended)?;
 
     let (shift, scale, gate) = modulation(g, 3)?;
+    let [scale, shift] = weights.smoothed(g, &of("ffn.net.0.proj"), [scale, shift])?;
     let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
     let h = weights.linear(g, &of("ffn.net.0.proj"), &h, [spec.feed_forward, d])?;
     let h = g.gelu_tanh(&h);

@@ -1,9 +1,12 @@
 //! Placed weights as tensors of a graph.
 
 use super::Lowering;
+use super::quantized_linear::quantized_linear;
 use crate::Error;
+use crate::quantized::INPUT_FACTORS;
 use crate::weights::PlacedWeights;
 use bundle::dtype::ElementType;
+use bundle::quantization::{ComponentNumerics, Fold, LayerNumerics};
 use graph::{ExternalData, GraphBuilder, Tensor};
 
 /// The weights of one component, checked against the shapes that its model needs.
@@ -11,12 +14,46 @@ use graph::{ExternalData, GraphBuilder, Tensor};
 pub struct GraphWeights<'a> {
     placed: &'a PlacedWeights,
     lowering: Lowering,
+    numerics: Option<&'a ComponentNumerics>,
 }
 
 impl<'a> GraphWeights<'a> {
     /// Over weights that are in their place in the bundle, for the CPU.
     pub fn new(placed: &'a PlacedWeights) -> Self {
-        Self { placed, lowering: Lowering::CPU }
+        Self { placed, lowering: Lowering::CPU, numerics: None }
+    }
+
+    /// Over weights that were quantised as `numerics` say.
+    pub fn quantized(placed: &'a PlacedWeights, numerics: &'a ComponentNumerics) -> Self {
+        Self { placed, lowering: Lowering::CPU, numerics: Some(numerics) }
+    }
+
+    /// The numbers of a layer, if it is quantised.
+    pub fn layer(&self, name: &str) -> Option<&'a LayerNumerics> {
+        self.numerics?.layers.get(name)
+    }
+
+    /// Vectors over channels that make the input of the layer `name`, the scale and shift of a norm: divided where the
+    /// layer's smoothing is folded into them.
+    ///
+    /// # Errors
+    /// Factors that are missing or of another shape.
+    pub fn smoothed<const N: usize>(
+        &self,
+        graph: &mut GraphBuilder,
+        name: &str,
+        vectors: [Tensor; N],
+    ) -> Result<[Tensor; N], Error> {
+        let smoothing = self.layer(name).and_then(|layer| layer.smoothing.as_ref());
+        let Some(smoothing) = smoothing.filter(|smoothing| smoothing.fold == Fold::Upstream) else {
+            return Ok(vectors);
+        };
+        let factors = self.load(graph, &format!("{name}.{INPUT_FACTORS}"), &[smoothing.divisors.len()])?;
+        let mut divided = vectors;
+        for vector in &mut divided {
+            *vector = graph.multiply(vector, &factors)?;
+        }
+        Ok(divided)
     }
 
     /// Where the weights come from, for errors.
@@ -96,8 +133,29 @@ impl<'a> GraphWeights<'a> {
         x: &Tensor,
         [out, width]: [usize; 2],
     ) -> Result<Tensor, Error> {
+        if let Some(numbers) = self.layer(name) {
+            return quantized_linear(graph, *self, name, numbers, x, [out, width]);
+        }
         let weight = self.load(graph, &format!("{name}.weight"), &[out, width])?;
         let bias = self.load(graph, &format!("{name}.bias"), &[out])?;
         Ok(graph.linear(x, &weight, Some(&bias))?)
+    }
+
+    /// A linear layer without a bias.
+    ///
+    /// # Errors
+    /// A weight that is missing or of another shape.
+    pub fn linear_without_bias(
+        &self,
+        graph: &mut GraphBuilder,
+        name: &str,
+        x: &Tensor,
+        [out, width]: [usize; 2],
+    ) -> Result<Tensor, Error> {
+        if let Some(numbers) = self.layer(name) {
+            return quantized_linear(graph, *self, name, numbers, x, [out, width]);
+        }
+        let weight = self.load(graph, &format!("{name}.weight"), &[out, width])?;
+        Ok(graph.linear(x, &weight, None)?)
     }
 }

@@ -46,30 +46,28 @@ fn encoder_layer(
     let attention = format!("encoder.block.{layer}.layer.0");
     let mlp = format!("encoder.block.{layer}.layer.1");
 
+    let of = |part: &str| format!("{attention}.SelfAttention.{part}");
     let gain = weights.load(g, &format!("{attention}.layer_norm.weight"), &[width])?;
+    let [gain] = weights.smoothed(g, &of("q"), [gain])?;
     let h = g.rms_norm(x, &gain, spec.epsilon)?;
-    let project = |g: &mut GraphBuilder, name: &str, h: &Tensor, shape: [usize; 2]| {
-        let weight = weights.load(g, name, &shape)?;
-        Ok::<_, Error>(g.linear(h, &weight, None)?)
-    };
-    let of = |part: &str| format!("{attention}.SelfAttention.{part}.weight");
-    let q = project(g, &of("q"), &h, [inner, width])?;
-    let k = project(g, &of("k"), &h, [inner, width])?;
-    let v = project(g, &of("v"), &h, [inner, width])?;
-    let bias = position_bias(g, spec, weights, &of("relative_attention_bias"), buckets)?;
+    let q = weights.linear_without_bias(g, &of("q"), &h, [inner, width])?;
+    let k = weights.linear_without_bias(g, &of("k"), &h, [inner, width])?;
+    let v = weights.linear_without_bias(g, &of("v"), &h, [inner, width])?;
+    let bias = position_bias(g, spec, weights, &of("relative_attention_bias.weight"), buckets)?;
     // umT5 does not divide by the root of the head width.
     let mixed = g.attention(Attention { heads: spec.heads, scale: 1.0 }, &q, &k, &v, Some(&bias))?;
-    let mixed = project(g, &of("o"), &mixed, [width, inner])?;
+    let mixed = weights.linear_without_bias(g, &of("o"), &mixed, [width, inner])?;
     let x = g.add(x, &mixed)?;
 
+    let of = |part: &str| format!("{mlp}.DenseReluDense.{part}");
     let gain = weights.load(g, &format!("{mlp}.layer_norm.weight"), &[width])?;
+    let [gain] = weights.smoothed(g, &of("wi_0"), [gain])?;
     let h = g.rms_norm(&x, &gain, spec.epsilon)?;
-    let of = |part: &str| format!("{mlp}.DenseReluDense.{part}.weight");
-    let gate = project(g, &of("wi_0"), &h, [spec.feed_forward, width])?;
+    let gate = weights.linear_without_bias(g, &of("wi_0"), &h, [spec.feed_forward, width])?;
     let gate = g.gelu_tanh(&gate);
-    let linear = project(g, &of("wi_1"), &h, [spec.feed_forward, width])?;
+    let linear = weights.linear_without_bias(g, &of("wi_1"), &h, [spec.feed_forward, width])?;
     let hidden = g.multiply(&gate, &linear)?;
-    let out = project(g, &of("wo"), &hidden, [width, spec.feed_forward])?;
+    let out = weights.linear_without_bias(g, &of("wo"), &hidden, [width, spec.feed_forward])?;
     Ok(g.add(&x, &out)?)
 }
 

@@ -4,6 +4,7 @@ use crate::decode::Tiles;
 use crate::media::OutputSpec;
 use bundle::dtype::{Dialect, Precision, WeightType};
 use bundle::geometry::PixelSize;
+use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::ByteCount;
 use clap::{Args, Parser, Subcommand};
@@ -44,8 +45,10 @@ pub(super) enum Command {
     Generate(Box<GenerateArgs>),
     /// Turn a checkpoint into a bundle
     Export(ExportArgs),
-    /// Measure a model and keep the result in its bundle
+    /// Record clips and write down what the layers of the model see in them, or fit what previews need
     Calibrate(CalibrateArgs),
+    /// Give a calibrated bundle a quantised variant, and report what that costs
+    Quantize(QuantizeArgs),
     /// Show what a bundle holds
     Inspect(InspectArgs),
     /// Measure a model or this machine
@@ -111,7 +114,7 @@ pub(super) struct GenerateArgs {
     /// Write text states, the latent after each step and the frames to a safetensors file
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
-    /// Which variant of the graphs: f32, f16, bf16, int8 or fp8 [default: the best that the bundle has]
+    /// Which variant of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     pub(super) precision: Option<Precision>,
     /// Execution provider: auto, cpu, cuda or tensorrt
@@ -191,6 +194,58 @@ pub(super) struct CalibrateArgs {
     pub(super) bundle: PathBuf,
     #[command(flatten)]
     pub(super) preview: super::preview::FitArgs,
+    /// A text file with one prompt a line
+    #[arg(long, value_name = "FILE", required_unless_present = "preview")]
+    pub(super) prompts: Option<PathBuf>,
+    /// How many clips are recorded; prompts are taken in turn [default: one for each prompt]
+    #[arg(long, value_name = "N")]
+    pub(super) samples: Option<usize>,
+    /// Width and height in pixels [default: the model's]
+    #[arg(long, value_name = "WxH")]
+    pub(super) size: Option<PixelSize>,
+    /// Frames of each clip [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(super) frames: Option<usize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(super) steps: Option<usize>,
+    /// Seed of the first clip; each later one takes the next
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Threads [default: every core]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Keep the recorded clips in the bundle's folder `calibration`
+    #[arg(long)]
+    pub(super) keep: bool,
+    /// Progress: auto, bar, json or none
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) progress: super::progress::ProgressKind,
+}
+
+/// `rushes quantize`.
+#[derive(Debug, Args)]
+pub(super) struct QuantizeArgs {
+    /// The bundle
+    pub(super) bundle: PathBuf,
+    /// What is quantised: int8 (weights and activations), fp8 or int8-weights (weights alone)
+    #[arg(long, value_name = "NAME", default_value = "int8")]
+    pub(super) scheme: Scheme,
+    /// What `rushes calibrate` wrote [default: calibration.json of the bundle]
+    #[arg(long, value_name = "FILE")]
+    pub(super) calibration: Option<PathBuf>,
+    /// How many clips are made in both precisions for the report
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(super) clips: usize,
+    /// Keep the worst layers in high precision until every clip is this close to the exported model's, in decibels
+    #[arg(long, value_name = "DB")]
+    pub(super) budget_psnr: Option<f64>,
+    /// Have mini's judge read clips of both variants; takes minutes
+    #[arg(long)]
+    pub(super) judge: bool,
+    /// Threads [default: every core]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
 }
 
 /// `rushes inspect`.

@@ -1,11 +1,148 @@
-//! `rushes calibrate`: what is measured on a model and kept in its bundle.
+//! `rushes calibrate`: records clips and writes down what the layers of the model see in them; or fits what previews need.
 
 use super::args::{CalibrateArgs, Everywhere};
-use super::preview;
+use super::generate::cancel_on_interrupt;
+use super::progress::Progress;
+use super::{preview, render};
 use crate::Error;
+use crate::model::{Model, ModelOptions};
+use crate::plan::{GenerateRequest, GenerationPlan, Length};
+use crate::record::record;
+use bundle::manifest::Bundle;
+use bundle::units::Seed;
+use calibration::observe::replay::Replay;
+use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
+use calibration::observe::table;
+use engines::{OnnxRuntime, OpenOptions, WeightMemory, residency};
+use serde_json::json;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Runs the command.
 pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    preview::fit(&args.bundle, &args.preview, everywhere)
+    let Some(prompts) = &args.prompts else {
+        return preview::fit(&args.bundle, &args.preview, args.size, everywhere);
+    };
+    let started = Instant::now();
+    let bundle = Bundle::open(&args.bundle)?;
+    let prompts = read_prompts(prompts)?;
+    let samples = args.samples.unwrap_or(prompts.len());
+    let plans = plans(args, &bundle, &prompts, samples)?;
+    let info = set_info(&bundle, &plans);
+    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let options = ModelOptions { threads: args.threads, ..ModelOptions::default() };
+    let model = Model::new(bundle.clone(), onnx.clone(), options)?;
+    let cancel = cancel_on_interrupt();
+    let set = CalibrationSet::begin(&bundle.folder, info)?;
+
+    let mut progress = Progress::new(args.progress);
+    let steps = plans.first().map_or(1, |plan| plan.schedule.steps());
+    progress.begin("record", steps * plans.len());
+    record(&model, residency::Mode::OneAtATime, &plans, &set, &cancel, &mut |sample, step| {
+        progress.advance(sample * steps + step, "");
+        Ok(())
+    })?;
+    progress.begin("observe", plans.len() * bundle.manifest.components.len());
+    let engine_options = OpenOptions { threads: args.threads, weights: WeightMemory::Prepacked };
+    let replay = Replay { bundle: &bundle, set: &set, onnx: &onnx, options: engine_options };
+    let table = replay.run(&cancel, &mut |unit| {
+        progress.advance(unit.done, "");
+        Ok(())
+    })?;
+    progress.clear();
+    table.write(&bundle.folder, &set.info)?;
+    if !args.keep {
+        std::fs::remove_dir_all(set.folder()).map_err(bundle::Error::file("remove", set.folder()))?;
+    }
+    let path = bundle.folder.join(table::FILE);
+    let seconds = started.elapsed().as_secs_f64();
+    let value = json!({
+        "event": "calibrated",
+        "calibration": path,
+        "samples": plans.len(),
+        "seconds": seconds,
+    });
+    let text = format!("{}: {} clips, {seconds:.1} s", path.display(), plans.len());
+    render::result(everywhere.json, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One prompt a line; empty lines and those that begin with `#` are left out.
+fn read_prompts(path: &Path) -> Result<Vec<String>, Error> {
+    let text = std::fs::read_to_string(path).map_err(bundle::Error::file("read", path))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let prompts: Vec<String> = lines.map(str::to_owned).collect();
+    if prompts.is_empty() {
+        let rule = "it holds one prompt a line and none is there";
+        return Err(
+            bundle::Error::value("--prompts", path.display(), rule, "write a few prompts into it").into()
+        );
+    }
+    Ok(prompts)
+}
+
+/// The clips to record: prompts in turn, each with a seed of its own.
+fn plans(
+    args: &CalibrateArgs,
+    bundle: &Bundle,
+    prompts: &[String],
+    samples: usize,
+) -> Result<Vec<GenerationPlan>, Error> {
+    if samples == 0 {
+        return Err(
+            bundle::Error::value("--samples", 0, "at least one clip is needed", "use 8 or more").into()
+        );
+    }
+    let plan = |(index, prompt): (usize, &String)| {
+        let request = GenerateRequest {
+            size: args.size,
+            length: args.frames.map(Length::Frames),
+            steps: args.steps,
+            ..GenerateRequest::new(prompt.clone(), Seed(args.seed + index as u64))
+        };
+        GenerationPlan::new(&bundle.manifest, &request)
+    };
+    prompts.iter().cycle().take(samples).enumerate().map(plan).collect()
+}
+
+/// All that the set depends on.
+fn set_info(bundle: &Bundle, plans: &[GenerationPlan]) -> SetInfo {
+    let mut settings = Vec::new();
+    if let Some(plan) = plans.first() {
+        let scales: Vec<String> = plan.guidance.iter().map(|scale| scale.0.to_string()).collect();
+        for (name, value) in [
+            ("size", plan.size.to_string()),
+            ("frames", plan.frames_made.to_string()),
+            ("steps", plan.schedule.steps().to_string()),
+            ("guidance", scales.join(",")),
+            ("shift", plan.shift.0.to_string()),
+            ("sampler", plan.solver.to_string()),
+            ("schedule", plan.schedule_kind.to_string()),
+            ("negative", plan.negative.clone()),
+        ] {
+            settings.push((name.to_owned(), value));
+        }
+    }
+    SetInfo {
+        rushes: env!("CARGO_PKG_VERSION").into(),
+        model: bundle.manifest.model.clone(),
+        weights: weight_digests(&bundle.manifest),
+        settings,
+        samples: plans.iter().map(|plan| (plan.prompt.clone(), plan.seed.0)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_lines_without_comments() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# two\n\na boat\n  a red ball \n").unwrap();
+        assert_eq!(read_prompts(file.path()).unwrap(), ["a boat", "a red ball"]);
+        std::fs::write(file.path(), "# none\n").unwrap();
+        assert!(read_prompts(file.path()).unwrap_err().to_string().contains("--prompts"));
+    }
 }

@@ -3,17 +3,56 @@
 use super::args::{Everywhere, InspectArgs};
 use super::render;
 use crate::Error;
-use bundle::manifest::{Bundle, Manifest};
+use crate::quantize::report::{self, Quality};
+use bundle::dtype::Precision;
+use bundle::manifest::{Bundle, ComponentEntry, Manifest};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 
 /// Runs the command.
 pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     let bundle = Bundle::open(&args.bundle)?;
-    let value = json!({"event": "bundle", "bundle": bundle.manifest});
-    render::result(everywhere.json, &value, &describe(&bundle.manifest))?;
+    let quality = report::read(&bundle.folder);
+    let scores: serde_json::Map<String, serde_json::Value> = quality
+        .iter()
+        .map(|(scheme, quality)| {
+            (scheme.clone(), json!({"psnr": quality.psnr, "ssim": quality.ssim, "judge": quality.judge}))
+        })
+        .collect();
+    let value = json!({"event": "bundle", "bundle": bundle.manifest, "quality": scores});
+    let text = format!("{}{}", describe(&bundle.manifest), variants(&bundle.manifest, &quality));
+    render::result(everywhere.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The quantised variants as a person reads them: sizes, and scores where they were measured.
+fn variants(manifest: &Manifest, quality: &BTreeMap<String, Quality>) -> String {
+    let mut text = String::new();
+    for precision in Precision::ALL {
+        let of = |entry: &ComponentEntry| {
+            let variant = entry.variants.iter().find(|variant| variant.precision == precision)?;
+            let own = variant.weight_bytes();
+            let bytes = if variant.weights.is_empty() { entry.weight_bytes() } else { own };
+            Some((bytes, entry.weight_bytes(), variant.quantized, variant.note.clone()))
+        };
+        let parts: Vec<_> =
+            manifest.components.iter().filter_map(|entry| Some((&entry.component, of(entry)?))).collect();
+        if parts.is_empty() {
+            continue;
+        }
+        let scores = quality.get(precision.name()).map_or("not measured".into(), |quality| {
+            format!("worst clip {:.1} dB, SSIM {:.4} to the exported model", quality.psnr, quality.ssim)
+        });
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "\nvariant {precision}: {scores}");
+        for (component, (bytes, exported, quantized, note)) in parts {
+            let note = note.map_or(String::new(), |note| format!(" ({note})"));
+            let _ = writeln!(text, "  {component}: {bytes} of {exported}, {quantized} layers{note}");
+        }
+    }
+    text
 }
 
 /// The bundle as a person reads it.

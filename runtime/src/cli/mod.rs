@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod preview;
 mod progress;
+mod quantize;
 mod render;
 mod timing;
 
@@ -33,6 +34,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Generate(args) => generate::run(args, everywhere),
         Command::Export(args) => export::run(args, everywhere),
         Command::Calibrate(args) => calibrate::run(args, everywhere),
+        Command::Quantize(args) => quantize::run(args, everywhere),
         Command::Inspect(args) => inspect::run(args, everywhere),
         Command::Bench(args) => bench::run(args, everywhere),
         Command::Doctor => doctor::run(everywhere),

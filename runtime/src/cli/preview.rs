@@ -140,18 +140,20 @@ pub(super) fn value(report: &PreviewReport) -> serde_json::Value {
 #[derive(Debug, Clone, Args)]
 pub(super) struct FitArgs {
     /// Fit the linear map that shows latents as colours
-    #[arg(long, required = true)]
-    preview: bool,
+    #[arg(long, conflicts_with = "prompts")]
+    pub(super) preview: bool,
     /// Clips that the map is fitted on
     #[arg(long, value_name = "N", default_value_t = PROMPTS.len())]
     clips: usize,
-    /// Size of these clips [default: the model's]
-    #[arg(long, value_name = "WxH")]
-    size: Option<PixelSize>,
 }
 
-/// Fits the map and keeps it in the bundle.
-pub(super) fn fit(folder: &Path, args: &FitArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+/// Fits the map on clips of `size` and keeps it in the bundle.
+pub(super) fn fit(
+    folder: &Path,
+    args: &FitArgs,
+    size: Option<PixelSize>,
+    everywhere: &Everywhere,
+) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let bundle = Bundle::open(folder)?;
     let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
@@ -164,7 +166,7 @@ pub(super) fn fit(folder: &Path, args: &FitArgs, everywhere: &Everywhere) -> Res
         }
     };
     let mode = residency::Mode::OneAtATime;
-    let map = fit_preview_map(&model, mode, args.clips, args.size, &cancel, &mut on_clip)?;
+    let map = fit_preview_map(&model, mode, args.clips, size, &cancel, &mut on_clip)?;
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(bundle::Error::file("create", parent))?;
     }

@@ -113,18 +113,18 @@ impl GraphBuilder {
         self.unary(Operator::new("Gelu").text("approximate", "tanh"), x)
     }
 
-    /// The same values in another number format.
+    /// The same values in another number format. What a weight or constant becomes is named after it and made once.
     pub fn cast(&mut self, x: &Tensor, element: ElementType) -> Tensor {
         if x.element() == element {
             return x.clone();
         }
         let to = crate::model::data_type(element);
-        self.node(
-            Operator::new("Cast").signed_int("to", i64::from(to)),
-            &[Some(x)],
-            element,
-            x.shape().to_vec(),
-        )
+        let cast = Operator::new("Cast").signed_int("to", i64::from(to));
+        if self.is_initializer(x) {
+            let name = format!("{} as {element}", x.name());
+            return self.node_once(&name, cast, x, element);
+        }
+        self.node(cast, &[Some(x)], element, x.shape().to_vec())
     }
 
     /// Rows of `table [N, …]` picked by `indices` (any shape, i64).

@@ -6,4 +6,5 @@ mod elementwise;
 pub(crate) mod kernels;
 mod linear;
 mod normalization;
+pub(crate) mod quantized;
 mod shape;

@@ -1,0 +1,166 @@
+//! How much of a graph's work runs in integers, read from the graph as ONNX Runtime has optimised it.
+
+use crate::Error;
+use bundle::manifest::{Component, Manifest};
+use bundle::spec::{TEXT_ROWS, VaeSpec};
+use graph::Model;
+use graph::proto::{NodeProto, TensorProto};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// Operators that multiply in integers, and where their weight is among the inputs.
+const INTEGER: [(&str, usize); 7] = [
+    ("MatMulIntegerToFloat", 1),
+    ("DynamicQuantizeMatMul", 1),
+    ("MatMulInteger", 1),
+    ("QLinearConv", 3),
+    ("ConvInteger", 1),
+    ("QLinearMatMul", 3),
+    ("QGemm", 3),
+];
+/// Operators that multiply in floating point.
+const FLOAT: [&str; 8] =
+    ["Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits", "TransposeMatMul"];
+
+/// Multiply-adds of linear layers and convolutions, in one run of one component.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// In integers.
+    pub integer: f64,
+    /// All.
+    pub all: f64,
+    /// Layers that run in floating point, with their part of all.
+    pub float: BTreeMap<String, f64>,
+}
+
+impl Share {
+    /// The part that runs in integers, 0..=1.
+    pub fn ratio(&self) -> f64 {
+        if self.all > 0.0 { self.integer / self.all } else { 0.0 }
+    }
+}
+
+/// Reads the share from the file of an optimised graph; see [`integer_share`].
+///
+/// # Errors
+/// A file that cannot be read or holds no graph.
+pub fn read(optimized: &Path, positions: &BTreeMap<String, f64>) -> Result<Share, Error> {
+    Ok(integer_share(&Model::read(optimized)?, positions))
+}
+
+/// Reads the share from an optimised graph. `positions` says how often each layer's weight is used in a run; a product
+/// with a weight of no known layer counts as floating point for as many positions as the busiest layer.
+pub fn integer_share(optimized: &Model, positions: &BTreeMap<String, f64>) -> Share {
+    let graph = optimized.proto.graph.as_ref();
+    let weights: HashMap<&str, &TensorProto> = graph
+        .into_iter()
+        .flat_map(|graph| &graph.initializer)
+        .map(|tensor| (tensor.name.as_str(), tensor))
+        .collect();
+    let busiest = positions.values().copied().fold(1.0, f64::max);
+    let mut share = Share { integer: 0.0, all: 0.0, float: BTreeMap::new() };
+    for node in graph.into_iter().flat_map(|graph| &graph.node) {
+        let Some((is_integer, index)) = product_of(node) else { continue };
+        let Some(weight) = node.input.get(index).and_then(|name| weights.get(name.as_str())) else {
+            continue;
+        };
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+        let size = weight.dims.iter().product::<i64>() as f64;
+        let layer = layer_of(&weight.name, positions);
+        let work = size * layer.map_or(busiest, |layer| positions[layer]);
+        share.all += work;
+        if is_integer {
+            share.integer += work;
+        } else {
+            let name = layer.map_or_else(|| weight.name.clone(), str::to_owned);
+            *share.float.entry(name).or_default() += work;
+        }
+    }
+    let all = share.all;
+    share.float.values_mut().for_each(|work| *work /= all.max(1.0));
+    share
+}
+
+fn product_of(node: &NodeProto) -> Option<(bool, usize)> {
+    let operator = node.op_type.as_str();
+    let integer = INTEGER.iter().find(|(name, _)| *name == operator).map(|(_, index)| (true, *index));
+    integer.or_else(|| FLOAT.contains(&operator).then_some((false, 1)))
+}
+
+/// The layer whose name begins the name of a weight; the longest there is, as `a.1` also begins `a.10`.
+fn layer_of<'a>(weight: &str, positions: &'a BTreeMap<String, f64>) -> Option<&'a str> {
+    let begins = |layer: &&String| {
+        weight
+            .strip_prefix(layer.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '_']))
+    };
+    positions.keys().filter(begins).max_by_key(|layer| layer.len()).map(String::as_str)
+}
+
+/// How often each layer's weight is used in one run, for a step over `tokens` tokens, or relative to a latent position.
+pub fn positions(manifest: &Manifest, component: &Component, tokens: usize) -> BTreeMap<String, f64> {
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    let (tokens, text) = (tokens as f64, TEXT_ROWS as f64);
+    match component {
+        Component::TextEncoder => {
+            let groups = bundle::quantization::layers::text_encoder(&manifest.text_encoder);
+            groups.into_iter().flat_map(|group| group.layers).map(|layer| (layer, 1.0)).collect()
+        }
+        Component::Expert(_) => {
+            let groups = bundle::quantization::layers::denoiser(&manifest.denoiser);
+            let of_text = |layer: &str| {
+                layer.contains("text_embedder")
+                    || layer.ends_with("attn2.to_k")
+                    || layer.ends_with("attn2.to_v")
+            };
+            let many = groups.into_iter().flat_map(|group| group.layers);
+            let many = many.map(|layer| if of_text(&layer) { (layer, text) } else { (layer, tokens) });
+            let time = ["time_embedder.linear_1", "time_embedder.linear_2", "time_proj"];
+            let one = time.into_iter().map(|part| (format!("condition_embedder.{part}"), 1.0));
+            let ends = ["patch_embedding", "proj_out"].map(|name| (name.to_owned(), tokens));
+            many.chain(one).chain(ends).collect()
+        }
+        Component::Decoder => decoder_positions(&manifest.vae),
+        Component::Preview => BTreeMap::new(),
+    }
+}
+
+/// Frames times area at every convolution, for one later latent frame of one position.
+fn decoder_positions(spec: &VaeSpec) -> BTreeMap<String, f64> {
+    let doubles_time: Vec<bool> = spec.temporal_downsample.iter().rev().copied().collect();
+    let (mut frames, mut area, mut level) = (1.0, 1.0, 0);
+    let mut positions = BTreeMap::new();
+    for layer in bundle::quantization::layers::decoder(spec) {
+        if layer.ends_with("resample.1") {
+            frames *= if doubles_time.get(level).copied().unwrap_or(false) { 2.0 } else { 1.0 };
+            area *= 4.0;
+            level += 1;
+        }
+        positions.insert(layer, frames * area);
+    }
+    positions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::catalog::wan21_vae;
+
+    #[test]
+    fn names_of_layers_do_not_take_each_others_weights() {
+        let positions = BTreeMap::from([("blocks.1.a".into(), 1.0), ("blocks.10.a".into(), 2.0)]);
+        assert_eq!(layer_of("blocks.10.a.weight", &positions), Some("blocks.10.a"));
+        assert_eq!(layer_of("blocks.1.a.weight_transposed", &positions), Some("blocks.1.a"));
+        assert_eq!(layer_of("blocks.1.ab.weight", &positions), None);
+    }
+
+    #[test]
+    fn the_last_convolution_of_a_wan_decoder_sees_four_frames_at_full_size() {
+        let positions = decoder_positions(&wan21_vae());
+        assert_eq!(positions["decoder.conv_out"], 4.0 * 64.0);
+        assert_eq!(positions["decoder.up_blocks.0.upsamplers.0.time_conv"], 1.0);
+        assert_eq!(positions["decoder.up_blocks.0.upsamplers.0.resample.1"], 8.0);
+        assert_eq!(positions["decoder.up_blocks.3.resnets.2.conv2"], 256.0);
+    }
+}

@@ -1,0 +1,306 @@
+//! The numbers of all layers of a component.
+
+use super::fp8;
+use super::range::{Histogram, RangeMethod, round_trip};
+use super::smoothing::{Input, search};
+use super::weights::{
+    Matrix, WeightSource, bias_shift, block_error, block_scales, nearest, relative_error, row_scales,
+};
+use crate::Error;
+use crate::observe::statistics::Statistics;
+use crate::observe::table::Table;
+use bundle::manifest::{Component, ComponentEntry, Manifest};
+use bundle::quantization::layers::{self, Feed, LayerGroup};
+use bundle::quantization::{Affine, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales};
+use std::collections::BTreeMap;
+
+/// Inputs that share a scale when only weights are quantised.
+pub const BLOCK: usize = 128;
+/// A product of its own pays when it leaves at most this share of the error.
+const PRODUCT_GAIN: f64 = 0.8;
+
+/// How a component is planned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanOptions {
+    /// The kind of quantisation.
+    pub scheme: Scheme,
+    /// How ranges are chosen.
+    pub method: RangeMethod,
+    /// Layers that stay in high precision, with the reason; whoever shares their input stays too.
+    pub keep: BTreeMap<String, String>,
+}
+
+/// What a plan is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The model.
+    pub manifest: &'a Manifest,
+    /// What its layers saw.
+    pub table: &'a Table,
+    /// Its weights.
+    pub weights: &'a dyn WeightSource,
+}
+
+impl std::fmt::Debug for dyn WeightSource + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WeightSource")
+    }
+}
+
+/// The groups of layers of a component that can be quantised; of a decoder each convolution alone, of previews none.
+pub fn groups(manifest: &Manifest, component: &Component) -> Vec<LayerGroup> {
+    match component {
+        Component::TextEncoder => layers::text_encoder(&manifest.text_encoder),
+        Component::Expert(_) => layers::denoiser(&manifest.denoiser),
+        Component::Decoder => {
+            let alone = |name| LayerGroup { layers: vec![name], feed: Feed::Activation, block: None };
+            layers::decoder(&manifest.vae).into_iter().map(alone).collect()
+        }
+        Component::Preview => Vec::new(),
+    }
+}
+
+/// A planned component.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Its numbers.
+    pub numerics: ComponentNumerics,
+    /// What quantising each layer alone adds to its output, over that output, both as mean squares: estimated from what
+    /// was observed, with channels taken as independent of each other.
+    pub errors: BTreeMap<String, f64>,
+}
+
+/// Plans a component.
+///
+/// # Errors
+/// A layer that was not observed, or weights that cannot be read or hold values that are not finite.
+pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions) -> Result<Plan, Error> {
+    let component = &entry.component;
+    let mut errors = BTreeMap::new();
+    let mut numerics = ComponentNumerics::empty(component.clone(), entry.digest.clone());
+    let groups = groups(sources.manifest, component);
+    let blocks = groups.iter().filter_map(|group| group.block).max().map_or(0, |last| last + 1);
+    for group in &groups {
+        let kept = group.layers.iter().find_map(|layer| options.keep.get(layer)).cloned();
+        let kept = kept.or_else(|| match options.scheme {
+            Scheme::Fp8 => fp8::kept(component, group, blocks),
+            Scheme::Int8Weights if *component == Component::Decoder => {
+                Some("convolutions are quantised whole or not at all".into())
+            }
+            _ => None,
+        });
+        if let Some(reason) = kept {
+            numerics.kept.extend(group.layers.iter().map(|layer| (layer.clone(), reason.clone())));
+            continue;
+        }
+        let planner = Planner { sources, component, options };
+        match (options.scheme, component) {
+            (Scheme::Int8, Component::Decoder) => {
+                planner.convolution(&mut numerics, &mut errors, &group.layers[0])?;
+            }
+            (Scheme::Int8, _) => planner.linear(&mut numerics, &mut errors, group)?,
+            (Scheme::Int8Weights, _) => planner.weights_alone(&mut numerics, &mut errors, group)?,
+            (Scheme::Fp8, _) => planner.fp8(&mut numerics, &mut errors, group)?,
+        }
+    }
+    Ok(Plan { numerics, errors })
+}
+
+/// Errors by the layer's name.
+type Errors = BTreeMap<String, f64>;
+
+struct Planner<'a> {
+    sources: Sources<'a>,
+    component: &'a Component,
+    options: &'a PlanOptions,
+}
+
+impl Planner<'_> {
+    fn matrices(&self, group: &LayerGroup) -> Result<Vec<Matrix>, Error> {
+        group.layers.iter().map(|layer| Matrix::read(self.sources.weights, self.component, layer)).collect()
+    }
+
+    fn not_observed(&self, layer: &str) -> Error {
+        Error::NotObserved { layer: layer.to_owned(), component: self.component.to_string() }
+    }
+
+    fn input(&self, layer: &str) -> Result<Statistics, Error> {
+        let seen = self.sources.table.input(self.component, layer);
+        seen.ok_or_else(|| self.not_observed(layer))
+    }
+
+    /// Layers that read one input: smoothing, range, row scales, bias shifts.
+    fn linear(
+        &self,
+        numerics: &mut ComponentNumerics,
+        errors: &mut Errors,
+        group: &LayerGroup,
+    ) -> Result<(), Error> {
+        let mut weights = self.matrices(group)?;
+        let statistics = self.input(&group.layers[0])?;
+        let gain = match &group.feed {
+            Feed::Norm => Some(1.0),
+            Feed::Values(from) => numerics.layers.contains_key(from).then_some(1.0),
+            Feed::Text => Some(PRODUCT_GAIN),
+            Feed::Activation => None,
+        };
+        let choice = search(&weights, &statistics, gain, self.options.method);
+        let smoothing = choice.divisors.map(|divisors| {
+            weights.iter_mut().for_each(|weight| weight.scale_columns(&divisors));
+            let fold = if group.feed == Feed::Text { Fold::Product } else { Fold::Upstream };
+            Smoothing { divisors, fold, alpha: choice.alpha }
+        });
+        if let (Feed::Values(from), Some(smoothing)) = (&group.feed, &smoothing)
+            && let Some(values) = numerics.layers.get_mut(from)
+        {
+            divide_rows(values, &smoothing.divisors);
+        }
+        for (layer, weight) in group.layers.iter().zip(&weights) {
+            let Input { range, importance, mean, error, shift } = &choice.input;
+            let scales = row_scales(weight, importance);
+            errors.insert(layer.clone(), relative_error(weight, &scales, importance, error));
+            let bias_shift = Some(bias_shift(weight, &scales, mean, shift));
+            let layer_numerics = LayerNumerics {
+                weights: WeightScales::Rows(scales),
+                input: Some(*range),
+                output: None,
+                smoothing: smoothing.clone(),
+                row_factors: None,
+                bias_shift,
+            };
+            numerics.layers.insert(layer.clone(), layer_numerics);
+        }
+        Ok(())
+    }
+
+    /// A scale for each run of weights; inputs stay as they are.
+    fn weights_alone(
+        &self,
+        numerics: &mut ComponentNumerics,
+        errors: &mut Errors,
+        group: &LayerGroup,
+    ) -> Result<(), Error> {
+        for (layer, weight) in group.layers.iter().zip(self.matrices(group)?) {
+            let importance = match self.sources.table.input(self.component, layer) {
+                Some(seen) => narrow(&seen.mean_squares()),
+                None => vec![1.0; weight.columns],
+            };
+            let scales = block_scales(&weight, &importance, BLOCK);
+            let error = |value: f32, scale: f32| value - nearest(scale, value);
+            errors.insert(layer.clone(), block_error(&weight, &scales, &importance, BLOCK, error));
+            let weights = WeightScales::Blocks { size: BLOCK, scales };
+            numerics.layers.insert(layer.clone(), plain(weights, None));
+        }
+        Ok(())
+    }
+
+    fn fp8(
+        &self,
+        numerics: &mut ComponentNumerics,
+        errors: &mut Errors,
+        group: &LayerGroup,
+    ) -> Result<(), Error> {
+        let statistics = self.input(&group.layers[0])?;
+        let input = fp8::range(statistics.magnitude());
+        let importance = narrow(&statistics.mean_squares());
+        let input_error = fp8::input_error(&statistics, input.scale);
+        for (layer, weight) in group.layers.iter().zip(self.matrices(group)?) {
+            let scale = fp8::range(weight.magnitude()).scale;
+            let rounding = |value: f32, scale: f32| value - fp8::nearest(scale, value);
+            let of_weights =
+                block_error(&weight, &vec![scale; weight.rows], &importance, usize::MAX, rounding);
+            errors.insert(layer.clone(), of_weights + input_error);
+            let weights = WeightScales::Tensor(scale);
+            numerics.layers.insert(layer.clone(), plain(weights, Some(input)));
+        }
+        Ok(())
+    }
+
+    /// A convolution of the decoder. Its weight is `[out,in·taps·k·k]`; the input of later frames was observed with the
+    /// taps of time behind each channel, which is the order of the weight.
+    fn convolution(
+        &self,
+        numerics: &mut ComponentNumerics,
+        errors: &mut Errors,
+        layer: &str,
+    ) -> Result<(), Error> {
+        let weight = Matrix::read(self.sources.weights, self.component, layer)?;
+        let next = self.sources.table.point(self.component, 1, layer_point(self, layer));
+        let next = next.ok_or_else(|| self.not_observed(layer))?;
+        let first = self.sources.table.point(self.component, 0, layer_point(self, layer));
+        let (input, input_error) = self.range_of([first, Some(next)]);
+        let output = format!("{layer}:out");
+        let of_bin = |bin| self.sources.table.point(self.component, bin, &output);
+        let (output, output_error) = self.range_of([of_bin(0), of_bin(1)]);
+
+        let positions = weight.columns / next.channels().max(1);
+        let spread = |values: Vec<f32>| -> Vec<f32> {
+            values.into_iter().flat_map(|value| std::iter::repeat_n(value, positions)).collect()
+        };
+        let importance = spread(narrow(&next.mean_squares()));
+        let mean = spread(narrow(&next.means()));
+        let scales = row_scales(&weight, &importance);
+        let nothing = vec![0.0; mean.len()];
+        let of_weights = relative_error(&weight, &scales, &importance, &nothing);
+        errors.insert(layer.to_owned(), of_weights + input_error + output_error);
+        let bias_shift = Some(bias_shift(&weight, &scales, &mean, &nothing));
+        let layer_numerics = LayerNumerics {
+            weights: WeightScales::Rows(scales),
+            input: Some(input),
+            output: Some(output),
+            smoothing: None,
+            row_factors: None,
+            bias_shift,
+        };
+        numerics.layers.insert(layer.to_owned(), layer_numerics);
+        Ok(())
+    }
+
+    /// The range of a value, and what rounding to it adds, relative to the value, both as mean squares.
+    fn range_of(&self, parts: [Option<&Statistics>; 2]) -> (Affine, f64) {
+        let parts = || parts.into_iter().flatten();
+        let (low, high) = parts()
+            .map(Statistics::extremes)
+            .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), (low_here, high_here)| {
+                (low.min(low_here), high.max(high_here))
+            });
+        let samples = || parts().flat_map(|part| part.samples.iter().copied());
+        let range = Histogram::new(samples(), (low, high)).range(self.options.method);
+        let mut sums = (0.0, 0.0);
+        for value in samples() {
+            sums.0 += f64::from(round_trip(range, value) - value).powi(2);
+            sums.1 += f64::from(value).powi(2);
+        }
+        (range, if sums.1 > 0.0 { sums.0 / sums.1 } else { 0.0 })
+    }
+}
+
+/// The point at which a convolution's input was observed: its own name unless another layer reads the same value.
+fn layer_point<'a>(planner: &'a Planner<'_>, layer: &'a str) -> &'a str {
+    let folder = bundle::layout::component_folder(planner.component);
+    let point = planner.sources.table.inputs.get(&folder).and_then(|inputs| inputs.get(layer));
+    point.map_or(layer, String::as_str)
+}
+
+/// A layer without smoothing and shift.
+fn plain(weights: WeightScales, input: Option<Affine>) -> LayerNumerics {
+    LayerNumerics { weights, input, output: None, smoothing: None, row_factors: None, bias_shift: None }
+}
+
+/// Divides what a quantised layer gives, row by row; exact, as each row has a scale of its own.
+fn divide_rows(layer: &mut LayerNumerics, divisors: &[f32]) {
+    let factors: Vec<f32> = divisors.iter().map(|divisor| 1.0 / divisor).collect();
+    if let WeightScales::Rows(scales) = &mut layer.weights {
+        scales.iter_mut().zip(&factors).for_each(|(scale, factor)| *scale *= factor);
+    }
+    if let Some(shift) = &mut layer.bias_shift {
+        shift.iter_mut().zip(&factors).for_each(|(shift, factor)| *shift *= factor);
+    }
+    layer.row_factors = Some(factors);
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    #[expect(clippy::cast_possible_truncation, reason = "statistics of f32 values")]
+    let narrow = |value: &f64| *value as f32;
+    values.iter().map(narrow).collect()
+}

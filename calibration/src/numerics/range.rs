@@ -1,0 +1,199 @@
+//! The range that an activation is quantised over.
+
+use bundle::quantization::Affine;
+
+/// Codes of an unsigned activation.
+const CODES: f32 = 255.0;
+/// Bins of a histogram.
+const BINS: usize = 2048;
+
+/// How a range is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RangeMethod {
+    /// From the smallest to the largest value ever seen.
+    Extremes,
+    /// Leaves out this share of the values, half of it at each end.
+    Percentile(f64),
+    /// The least mean square error.
+    LeastSquares,
+    /// The least loss of information (Kullback-Leibler) between the values and their codes.
+    Entropy,
+}
+
+/// Values by size: how many lie in each of [`BINS`] equal parts between the extremes, which are in it.
+#[derive(Debug, Clone)]
+pub struct Histogram {
+    low: f32,
+    width: f32,
+    counts: Vec<f64>,
+}
+
+impl Histogram {
+    /// Of `values`, all within `low..=high`.
+    pub fn new(values: impl IntoIterator<Item = f32>, (low, high): (f32, f32)) -> Self {
+        let (low, high) = (low.min(0.0), high.max(0.0));
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand bins")]
+        let width = ((high - low) / BINS as f32).max(f32::MIN_POSITIVE);
+        let mut counts = vec![0.0; BINS];
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "cut to the bins there are"
+        )]
+        let bin = |value: f32| (((value - low) / width).max(0.0) as usize).min(BINS - 1);
+        for value in values {
+            counts[bin(value)] += 1.0;
+        }
+        // Samples may have missed them.
+        counts[bin(low)] += 1.0;
+        counts[bin(high)] += 1.0;
+        Self { low, width, counts }
+    }
+
+    fn centre(&self, bin: usize) -> f32 {
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand bins")]
+        let position = bin as f32 + 0.5;
+        self.low + position * self.width
+    }
+
+    fn extremes(&self) -> (f32, f32) {
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand bins")]
+        let span = BINS as f32 * self.width;
+        (self.low, self.low + span)
+    }
+
+    /// The range over which its values are quantised.
+    pub fn range(&self, method: RangeMethod) -> Affine {
+        let (low, high) = self.extremes();
+        match method {
+            RangeMethod::Extremes => affine(low, high),
+            RangeMethod::Percentile(share) => {
+                let (low, high) = self.without(share);
+                affine(low, high)
+            }
+            RangeMethod::LeastSquares => self.least(|affine| self.square_error(affine)),
+            RangeMethod::Entropy => self.least(|affine| self.divergence(affine)),
+        }
+    }
+
+    fn without(&self, share: f64) -> (f32, f32) {
+        let cut = self.counts.iter().sum::<f64>() * share / 2.0;
+        let low = self.first_beyond(cut, 0..BINS).map_or(self.low, |bin| self.centre(bin));
+        let high = self.first_beyond(cut, (0..BINS).rev()).map_or(self.low, |bin| self.centre(bin));
+        (low.min(0.0), high.max(0.0))
+    }
+
+    /// The bin, in the order of `bins`, with which more than `cut` values are behind.
+    fn first_beyond(&self, cut: f64, mut bins: impl Iterator<Item = usize>) -> Option<usize> {
+        let mut behind = 0.0;
+        bins.find(|bin| {
+            behind += self.counts[*bin];
+            behind > cut
+        })
+    }
+
+    /// The best of the ranges that are the whole one, shrunk.
+    fn least(&self, error: impl Fn(Affine) -> f64) -> Affine {
+        let (low, high) = self.extremes();
+        let mut best = (f64::INFINITY, affine(low, high));
+        for percent in (20_u8..=100).rev().step_by(2) {
+            let share = f32::from(percent) / 100.0;
+            let candidate = affine(low * share, high * share);
+            let error = error(candidate);
+            if error < best.0 {
+                best = (error, candidate);
+            }
+        }
+        best.1
+    }
+
+    fn square_error(&self, affine: Affine) -> f64 {
+        let occupied = self.counts.iter().enumerate().filter(|(_, count)| **count > 0.0);
+        occupied
+            .map(|(bin, count)| {
+                let value = self.centre(bin);
+                count * f64::from(value - round_trip(affine, value)).powi(2)
+            })
+            .sum()
+    }
+
+    /// `Σ p·ln(p/q)`, where q spreads what falls on one code over all bins that do.
+    fn divergence(&self, affine: Affine) -> f64 {
+        let mut per_code = vec![(0.0_f64, 0.0_f64); 256];
+        let codes: Vec<usize> = (0..BINS).map(|bin| usize::from(encode(affine, self.centre(bin)))).collect();
+        for (bin, code) in codes.iter().enumerate().filter(|(bin, _)| self.counts[*bin] > 0.0) {
+            per_code[*code].0 += self.counts[bin];
+            per_code[*code].1 += 1.0;
+        }
+        let total: f64 = self.counts.iter().sum();
+        let share = |bin: usize| self.counts[bin] / total;
+        let spread = |code: usize| per_code[code].0 / per_code[code].1 / total;
+        let occupied = codes.iter().enumerate().filter(|(bin, _)| self.counts[*bin] > 0.0);
+        occupied.map(|(bin, code)| share(bin) * (share(bin) / spread(*code)).ln().abs()).sum()
+    }
+}
+
+/// The range `low..=high`, which holds 0, over 256 codes.
+pub fn affine(low: f32, high: f32) -> Affine {
+    let (low, high) = (low.min(0.0), high.max(0.0));
+    let scale = high / CODES - low / CODES;
+    if scale == 0.0 {
+        return Affine { scale: 1.0, zero_point: 0 };
+    }
+    let scale = scale.max(f32::MIN_POSITIVE);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
+    let zero_point = (-low / scale).round_ties_even().clamp(0.0, CODES) as u8;
+    Affine { scale, zero_point }
+}
+
+/// The code of a value, as ONNX's `QuantizeLinear` gives it.
+pub fn encode(affine: Affine, value: f32) -> u8 {
+    let code = (value / affine.scale).round_ties_even() + f32::from(affine.zero_point);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
+    let code = code.clamp(0.0, CODES) as u8;
+    code
+}
+
+/// The value of the code of a value.
+pub fn round_trip(affine: Affine, value: f32) -> f32 {
+    // Without the way through an integer, so that it can be vectorised.
+    let zero = f32::from(affine.zero_point);
+    ((value / affine.scale).round_ties_even().clamp(-zero, CODES - zero)) * affine.scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn zero_is_always_exact_and_nothing_has_a_range_too() {
+        for (low, high) in [(0.0, 0.0), (1.0, 3.0), (-2.0, -1.0), (-1.0e-44, 1.0e-44), (f32::MIN, f32::MAX)] {
+            let affine = affine(low, high);
+            assert!(affine.scale.is_normal() && affine.scale > 0.0, "{low} {high}: {affine:?}");
+            assert_eq!(round_trip(affine, 0.0), 0.0);
+        }
+    }
+
+    #[test]
+    fn an_outlier_is_clipped_by_least_squares_and_by_percentile_but_not_by_extremes() {
+        let values: Vec<f32> = (0..20_000_i16).map(|i| f32::from(i) / 20_000.0).collect();
+        let histogram = Histogram::new(values, (0.0, 8.0));
+        let widest = histogram.range(RangeMethod::Extremes).scale * 255.0;
+        assert!((widest - 8.0).abs() < 1e-4);
+        assert!(histogram.range(RangeMethod::Percentile(0.01)).scale * 255.0 < 1.1);
+        assert!(histogram.range(RangeMethod::LeastSquares).scale * 255.0 < 8.0);
+        assert!(histogram.range(RangeMethod::Entropy).scale * 255.0 <= 8.001);
+    }
+
+    proptest! {
+        #[test]
+        fn inside_the_range_an_error_is_at_most_half_a_step(low in -10.0_f32..0.0, high in 0.1_f32..10.0, at in 0.0_f32..1.0) {
+            let affine = affine(low, high);
+            let value = low + at * (high - low);
+            prop_assert!((round_trip(affine, value) - value).abs() <= affine.scale * 1.001);
+            let decoded = (f32::from(encode(affine, value)) - f32::from(affine.zero_point)) * affine.scale;
+            prop_assert_eq!(decoded, round_trip(affine, value));
+        }
+    }
+}

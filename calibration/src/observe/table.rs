@@ -1,0 +1,170 @@
+//! All that was observed, its file, and what it belongs to.
+//!
+//! `calibration.json` says with which prompts, seeds and weights it was made; the numbers are beside it in
+//! `calibration.safetensors`, named `COMPONENT|BIN|POINT|STATISTIC`.
+
+use super::set::{SetInfo, check_weights};
+use super::statistics::{Points, Statistics};
+use crate::Error;
+use bundle::digest::Digest;
+use bundle::layout::component_folder;
+use bundle::manifest::{Component, Manifest};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// Version of the layout.
+const FORMAT: u32 = 1;
+/// The file that names the others.
+pub const FILE: &str = "calibration.json";
+/// The file of numbers, beside it.
+const NUMBERS: &str = "calibration.safetensors";
+
+/// How many parts the noise levels of an expert are split into.
+pub const NOISE_BINS: usize = 3;
+
+/// What a component was seen doing, by noise bin, or for the decoder 0 for a clip's first latent frame and 1 for others.
+pub type Bins = BTreeMap<usize, Points>;
+
+/// Everything that was observed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Table {
+    /// By the component's folder.
+    pub components: BTreeMap<String, Bins>,
+    /// At which point the input of each layer is observed, by the component's folder.
+    pub inputs: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// `calibration.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    format: u32,
+    /// What was recorded.
+    pub set: SetInfo,
+    /// Digest of the numbers.
+    pub numbers: Digest,
+    /// At which point the input of each layer is observed.
+    inputs: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Table {
+    /// The statistics of a component's bin, made when there are none.
+    pub(super) fn bin(&mut self, component: &Component, bin: usize) -> &mut Points {
+        self.components.entry(component_folder(component)).or_default().entry(bin).or_default()
+    }
+
+    /// What the input of a layer was over all bins.
+    pub fn input(&self, component: &Component, layer: &str) -> Option<Statistics> {
+        let folder = component_folder(component);
+        let point = self.inputs.get(&folder)?.get(layer)?;
+        let parts: Vec<_> = self.components.get(&folder)?.values().filter_map(|bin| bin.get(point)).collect();
+        (!parts.is_empty()).then(|| Statistics::merged(parts))
+    }
+
+    /// What a point was in one bin.
+    pub fn point(&self, component: &Component, bin: usize, point: &str) -> Option<&Statistics> {
+        self.components.get(&component_folder(component))?.get(&bin)?.get(point)
+    }
+
+    /// The numbers as one safetensors file; `mark` goes into its header.
+    pub(super) fn to_bytes(&self, mark: Option<&str>) -> Result<Vec<u8>, String> {
+        let mut tensors: Vec<(String, Dtype, usize, Vec<u8>)> = Vec::new();
+        for (component, bins) in &self.components {
+            for (bin, points) in bins {
+                for (point, of) in points {
+                    let name = |statistic: &str| format!("{component}|{bin}|{point}|{statistic}");
+                    for (statistic, values) in [("min", &of.min), ("max", &of.max), ("samples", &of.samples)]
+                    {
+                        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                        tensors.push((name(statistic), Dtype::F32, values.len(), bytes));
+                    }
+                    let size = vec![of.size];
+                    for (statistic, values) in [("sum", &of.sum), ("square", &of.square), ("size", &size)] {
+                        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                        tensors.push((name(statistic), Dtype::F64, values.len(), bytes));
+                    }
+                }
+            }
+        }
+        let views = tensors
+            .iter()
+            .map(|(name, dtype, length, bytes)| Ok((name, TensorView::new(*dtype, vec![*length], bytes)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+            .map_err(|error| error.to_string())?;
+        let mark = mark.map(|mark| HashMap::from([("mark".to_owned(), mark.to_owned())]));
+        safetensors::serialize(views, mark).map_err(|error| error.to_string())
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote; gives the mark too.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<(Self, Option<String>), String> {
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
+        let mark = metadata.metadata().as_ref().and_then(|metadata| metadata.get("mark").cloned());
+        let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+        let mut table = Self::default();
+        for (name, tensor) in file.iter() {
+            let unknown = || format!("`{name}` is no statistic");
+            let parts: Vec<&str> = name.split('|').collect();
+            let [component, bin, point, statistic] = parts[..] else { return Err(unknown()) };
+            let bin: usize = bin.parse().ok().ok_or_else(unknown)?;
+            let bins = table.components.entry(component.to_owned()).or_default();
+            let of = bins.entry(bin).or_default().entry(point.to_owned()).or_default();
+            let (small, large) = (tensor.data().as_chunks::<4>().0, tensor.data().as_chunks::<8>().0);
+            let narrow = || small.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>();
+            let wide = || large.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect::<Vec<_>>();
+            match statistic {
+                "min" => of.min = narrow(),
+                "max" => of.max = narrow(),
+                "samples" => of.samples = narrow(),
+                "sum" => of.sum = wide(),
+                "square" => of.square = wide(),
+                "size" => of.size = wide().first().copied().unwrap_or_default(),
+                _ => return Err(unknown()),
+            }
+        }
+        Ok((table, mark))
+    }
+
+    /// Writes `calibration.json` and the numbers into `folder`.
+    ///
+    /// # Errors
+    /// The path that could not be written.
+    pub fn write(&self, folder: &Path, set: &SetInfo) -> Result<(), Error> {
+        let numbers = folder.join(NUMBERS);
+        let bytes = self.to_bytes(None).map_err(|why| Error::file_content(&numbers, &why))?;
+        let header = Header {
+            format: FORMAT,
+            set: set.clone(),
+            numbers: Digest::of_parts([bytes.as_slice()]),
+            inputs: self.inputs.clone(),
+        };
+        bundle::atomic::write_atomic(&numbers, &bytes)?;
+        let path = folder.join(FILE);
+        let text = serde_json::to_vec_pretty(&header).map_err(|error| Error::file_content(&path, &error))?;
+        Ok(bundle::atomic::write_atomic(&path, &text)?)
+    }
+
+    /// Reads a calibration by its `calibration.json` and holds it to the weights of a bundle.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, or that were made for other weights.
+    pub fn read(path: &Path, manifest: &Manifest) -> Result<(Self, Header), Error> {
+        let text = std::fs::read(path).map_err(bundle::Error::file("read", path))?;
+        let header: Header =
+            serde_json::from_slice(&text).map_err(|error| Error::file_content(path, &error))?;
+        if header.format != FORMAT {
+            let why = format!("its format is {} and this version reads {FORMAT}", header.format);
+            return Err(Error::file_content(path, &why));
+        }
+        check_weights(path, &header.set.weights, manifest)?;
+        let numbers = path.with_file_name(NUMBERS);
+        let bytes = std::fs::read(&numbers).map_err(bundle::Error::file("read", &numbers))?;
+        if Digest::of_parts([bytes.as_slice()]) != header.numbers {
+            let why = format!("it is not what {} was written with", path.display());
+            return Err(Error::file_content(&numbers, &why));
+        }
+        let (mut table, _) = Self::from_bytes(&bytes).map_err(|why| Error::file_content(&numbers, &why))?;
+        table.inputs.clone_from(&header.inputs);
+        Ok((table, header))
+    }
+}

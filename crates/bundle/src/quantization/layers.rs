@@ -1,0 +1,105 @@
+//! The layers that can be quantised, and what feeds them.
+//!
+//! Layers of a group read the same tensor, so they share one smoothing and one range.
+
+use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+
+/// What makes the input of a group of layers, and so where a division of its channels can be folded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feed {
+    /// A norm whose scale and shift can be divided.
+    Norm,
+    /// Attention over the values that a linear layer makes: its rows can be divided.
+    Values(String),
+    /// Text states that every block reads: a product of its own, on 512 rows.
+    Text,
+    /// An activation function: nothing can be folded into it.
+    Activation,
+}
+
+/// Layers that read the same tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerGroup {
+    /// Canonical names, without `.weight`.
+    pub layers: Vec<String>,
+    /// What makes their input.
+    pub feed: Feed,
+    /// The block they belong to; none outside of blocks.
+    pub block: Option<usize>,
+}
+
+/// The linear layers of a denoiser that see many rows. Those on a single row (time and modulation) cost nothing and
+/// steer everything; the patch embedding and the head are narrow. They stay as they are.
+pub fn denoiser(spec: &DenoiserSpec) -> Vec<LayerGroup> {
+    let outside = |name: &str, feed: Feed| LayerGroup { layers: vec![name.into()], feed, block: None };
+    let embedder = "condition_embedder.text_embedder";
+    let mut groups = vec![
+        outside(&format!("{embedder}.linear_1"), Feed::Text),
+        outside(&format!("{embedder}.linear_2"), Feed::Activation),
+    ];
+    for block in 0..spec.layers {
+        let of = |part: &str| format!("blocks.{block}.{part}");
+        let mut group = |parts: &[&str], feed: Feed| {
+            let layers = parts.iter().map(|part| of(part)).collect();
+            groups.push(LayerGroup { layers, feed, block: Some(block) });
+        };
+        group(&["attn1.to_q", "attn1.to_k", "attn1.to_v"], Feed::Norm);
+        group(&["attn1.to_out.0"], Feed::Values(of("attn1.to_v")));
+        group(&["attn2.to_q"], Feed::Norm);
+        group(&["attn2.to_k", "attn2.to_v"], Feed::Text);
+        group(&["attn2.to_out.0"], Feed::Values(of("attn2.to_v")));
+        group(&["ffn.net.0.proj"], Feed::Norm);
+        group(&["ffn.net.2"], Feed::Activation);
+    }
+    groups
+}
+
+/// The linear layers of a text encoder.
+pub fn text_encoder(spec: &TextEncoderSpec) -> Vec<LayerGroup> {
+    let mut groups = Vec::new();
+    for layer in 0..spec.layers {
+        let attention = |part: &str| format!("encoder.block.{layer}.layer.0.SelfAttention.{part}");
+        let mlp = |part: &str| format!("encoder.block.{layer}.layer.1.DenseReluDense.{part}");
+        let mut group = |layers: Vec<String>, feed: Feed| {
+            groups.push(LayerGroup { layers, feed, block: Some(layer) });
+        };
+        group(["q", "k", "v"].map(attention).into(), Feed::Norm);
+        group(vec![attention("o")], Feed::Values(attention("v")));
+        group(["wi_0", "wi_1"].map(mlp).into(), Feed::Norm);
+        group(vec![mlp("wo")], Feed::Activation);
+    }
+    groups
+}
+
+/// The convolutions of a decoder, from the latent to the picture.
+pub fn decoder(spec: &VaeSpec) -> Vec<String> {
+    let mut names: Vec<String> = vec!["post_quant_conv".into(), "decoder.conv_in".into()];
+    let residual = |names: &mut Vec<String>, name: String, shortcut: bool| {
+        if shortcut {
+            names.push(format!("{name}.conv_shortcut"));
+        }
+        names.extend(["conv1", "conv2"].map(|part| format!("{name}.{part}")));
+    };
+    residual(&mut names, "decoder.mid_block.resnets.0".into(), false);
+    names.extend(["to_qkv", "proj"].map(|part| format!("decoder.mid_block.attentions.0.{part}")));
+    residual(&mut names, "decoder.mid_block.resnets.1".into(), false);
+    let mut channels = spec.base * spec.multipliers.last().copied().unwrap_or(1);
+    let doubles_time: Vec<bool> = spec.temporal_downsample.iter().rev().copied().collect();
+    for (level, times) in spec.multipliers.iter().rev().copied().enumerate() {
+        let width = times * spec.base;
+        for index in 0..=spec.residual_blocks {
+            let name = format!("decoder.up_blocks.{level}.resnets.{index}");
+            residual(&mut names, name, channels != width);
+            channels = width;
+        }
+        if let Some(doubles_time) = doubles_time.get(level) {
+            if *doubles_time {
+                names.push(format!("decoder.up_blocks.{level}.upsamplers.0.time_conv"));
+            }
+            names.push(format!("decoder.up_blocks.{level}.upsamplers.0.resample.1"));
+            channels /= 2;
+        }
+    }
+    names.push("decoder.conv_out".into());
+    names
+}

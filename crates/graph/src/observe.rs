@@ -1,0 +1,272 @@
+//! Adds outputs with statistics of inner values to a finished graph, and says where its weights are used.
+
+use crate::Model;
+use crate::builder::signed;
+use crate::model::data_type;
+use crate::proto::{
+    AttributeProto, AttributeType, DimensionProto, DimensionValue, GraphProto, NodeProto, TensorProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+};
+use bundle::dtype::ElementType;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// A linear layer or convolution of a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightUse {
+    /// Name of the weight that it multiplies with.
+    pub weight: String,
+    /// `Gemm` or `Conv`.
+    pub operator: String,
+    /// The value that it multiplies.
+    pub input: String,
+    /// What comes out.
+    pub output: String,
+}
+
+/// An attention of a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionUse {
+    /// Name of the node.
+    pub node: String,
+    /// Queries, keys and values.
+    pub inputs: [String; 3],
+}
+
+/// Where the channels of a value are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelAxis {
+    /// The last of `rank` axes.
+    Last {
+        /// Number of axes.
+        rank: usize,
+    },
+    /// The second of four.
+    Second,
+}
+
+impl ChannelAxis {
+    fn others(self) -> Vec<i64> {
+        match self {
+            Self::Last { rank } => (0..signed(rank) - 1).collect(),
+            Self::Second => vec![0, 2, 3],
+        }
+    }
+}
+
+/// What is taken of a value besides its statistics, evenly spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Samples {
+    /// So many whole rows; the value has two axes.
+    Rows(usize),
+    /// So many single elements.
+    Elements(usize),
+}
+
+/// The statistics of one value, each an output `NAME#min` and so on: smallest, largest, sum and sum of squares of each
+/// channel `[K]`; `size`, the number of elements as f32; `samples` `[R,K]` or `[R]`.
+pub const STATISTICS: [&str; 6] = ["min", "max", "sum", "square", "size", "samples"];
+
+/// A finished graph that is observed.
+#[derive(Debug)]
+pub struct Observed {
+    model: Model,
+    graph: GraphProto,
+    /// The node that makes a value.
+    producers: HashMap<String, usize>,
+    weights: HashSet<String>,
+    observed: BTreeMap<String, String>,
+}
+
+impl Observed {
+    /// Over a finished graph.
+    pub fn new(mut model: Model) -> Self {
+        let graph = model.proto.graph.take().unwrap_or_default();
+        let producers = graph
+            .node
+            .iter()
+            .enumerate()
+            .flat_map(|(index, node)| node.output.iter().map(move |name| (name.clone(), index)))
+            .collect();
+        let weights = graph.initializer.iter().map(|tensor| tensor.name.clone()).collect();
+        Self { model, graph, producers, weights, observed: BTreeMap::new() }
+    }
+
+    /// Every linear layer and convolution, in the order in which they run.
+    pub fn weight_uses(&self) -> Vec<WeightUse> {
+        let uses = self.graph.node.iter().filter(|node| matches!(node.op_type.as_str(), "Gemm" | "Conv"));
+        uses.filter_map(|node| {
+            Some(WeightUse {
+                weight: self.weight_behind(node.input.get(1)?)?,
+                operator: node.op_type.clone(),
+                input: node.input.first()?.clone(),
+                output: node.output.first()?.clone(),
+            })
+        })
+        .collect()
+    }
+
+    /// Every attention, in the order in which they run.
+    pub fn attention_uses(&self) -> Vec<AttentionUse> {
+        let uses = self.graph.node.iter().filter(|node| node.op_type == "MultiHeadAttention");
+        uses.filter_map(|node| {
+            let [q, k, v, ..] = node.input.as_slice() else { return None };
+            Some(AttentionUse { node: node.name.clone(), inputs: [q.clone(), k.clone(), v.clone()] })
+        })
+        .collect()
+    }
+
+    /// The weight that a value is, or was before it was widened, cut or given another shape.
+    fn weight_behind(&self, value: &str) -> Option<String> {
+        let mut value = value;
+        loop {
+            if self.weights.contains(value) {
+                return Some(value.to_owned());
+            }
+            let node = &self.graph.node[*self.producers.get(value)?];
+            if !matches!(node.op_type.as_str(), "Cast" | "Slice" | "Reshape") {
+                return None;
+            }
+            value = node.input.first()?;
+        }
+    }
+
+    /// The value that another is only a reshape of.
+    fn origin<'a>(&'a self, value: &'a str) -> &'a str {
+        let reshape = self.producers.get(value).map(|index| &self.graph.node[*index]);
+        match reshape.filter(|node| node.op_type == "Reshape").and_then(|node| node.input.first()) {
+            Some(before) => self.origin(before),
+            None => value,
+        }
+    }
+
+    /// Observes a value under `name`. Gives the name under which it is observed already, where it is.
+    pub fn observe(&mut self, name: &str, value: &str, channels: ChannelAxis, samples: Samples) -> String {
+        let origin = self.origin(value).to_owned();
+        if let Some(known) = self.observed.get(&origin) {
+            return known.clone();
+        }
+        self.observed.insert(origin, name.to_owned());
+        let axes = self.integers(&format!("observe axes {:?}", channels.others()), &channels.others());
+        for (statistic, operator) in
+            [("min", "ReduceMin"), ("max", "ReduceMax"), ("sum", "ReduceSum"), ("square", "ReduceSumSquare")]
+        {
+            let inputs = [value, axes.as_str()];
+            self.node(operator, &inputs, &format!("{name}#{statistic}"), vec![int("keepdims", 0)]);
+            self.output(&format!("{name}#{statistic}"), &["K"]);
+        }
+        self.node("Size", &[value], &format!("{name}#elements"), Vec::new());
+        let to_f32 = vec![int("to", i64::from(data_type(ElementType::F32)))];
+        self.node("Cast", &[&format!("{name}#elements")], &format!("{name}#size"), to_f32);
+        self.output(&format!("{name}#size"), &[]);
+        self.sample(name, value, samples);
+        name.to_owned()
+    }
+
+    /// Elements or rows `⌊i·n/R⌋` of the `n` that there are.
+    fn sample(&mut self, name: &str, value: &str, samples: Samples) {
+        let of = |part: &str| format!("{name}#{part}");
+        let (flat, count, shape): (String, usize, &[&str]) = match samples {
+            Samples::Rows(count) => (value.to_owned(), count, &["R", "K"]),
+            Samples::Elements(count) => {
+                let all = self.integers("observe shape [-1]", &[-1]);
+                self.node("Reshape", &[value, &all], &of("flat"), Vec::new());
+                (of("flat"), count, &["R"])
+            }
+        };
+        let steps: Vec<i64> = (0..signed(count)).collect();
+        let steps = self.integers(&format!("observe 0..{count}"), &steps);
+        let parts = self.integers(&format!("observe {count}"), &[signed(count)]);
+        self.node("Shape", &[&flat], &of("rows"), vec![int("start", 0), int("end", 1)]);
+        self.node("Mul", &[&steps, &of("rows")], &of("scaled"), Vec::new());
+        self.node("Div", &[&of("scaled"), &parts], &of("indices"), Vec::new());
+        self.node("Gather", &[&flat, &of("indices")], &of("samples"), vec![int("axis", 0)]);
+        self.output(&of("samples"), shape);
+    }
+
+    fn node(&mut self, op_type: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) {
+        self.graph.node.push(NodeProto {
+            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            name: format!("{output} {op_type}"),
+            op_type: op_type.to_owned(),
+            attribute,
+            domain: String::new(),
+        });
+    }
+
+    fn integers(&mut self, name: &str, values: &[i64]) -> String {
+        if self.weights.insert(name.to_owned()) {
+            self.graph.initializer.push(TensorProto {
+                dims: vec![signed(values.len())],
+                data_type: data_type(ElementType::I64),
+                name: name.to_owned(),
+                raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+                ..TensorProto::default()
+            });
+        }
+        name.to_owned()
+    }
+
+    fn output(&mut self, name: &str, shape: &[&str]) {
+        let dim = shape
+            .iter()
+            .map(|symbol| DimensionProto {
+                value: Some(DimensionValue::DimParam(format!("{name} {symbol}"))),
+            })
+            .collect();
+        self.graph.output.push(ValueInfoProto {
+            name: name.to_owned(),
+            r#type: Some(TypeProto {
+                tensor_type: Some(TensorTypeProto {
+                    elem_type: data_type(ElementType::F32),
+                    shape: Some(TensorShapeProto { dim }),
+                }),
+            }),
+        });
+    }
+
+    /// The graph with its new outputs.
+    pub fn finish(self) -> Model {
+        let mut model = self.model;
+        model.proto.graph = Some(self.graph);
+        model
+    }
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        i: value,
+        r#type: AttributeType::Int.into(),
+        ..AttributeProto::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dim, ExternalData, GraphBuilder};
+
+    #[test]
+    fn layers_that_share_an_input_are_observed_once() {
+        let mut g = GraphBuilder::new("test");
+        let x = g.input("x", ElementType::F32, &[2.into(), Dim::symbol("L"), 4.into()]);
+        let data = |offset| ExternalData { location: "w.bin".into(), offset, length: 4 * 4 * 2 };
+        for (index, name) in ["a.weight", "b.weight"].into_iter().enumerate() {
+            let stored = g.external(name, ElementType::F16, &[4, 4], &data(index as u64)).unwrap();
+            let weight = g.cast(&stored, ElementType::F32);
+            let y = g.linear(&x, &weight, None).unwrap();
+            g.output(&format!("y{index}"), &y).unwrap();
+        }
+        let mut observed = Observed::new(g.finish());
+        let uses = observed.weight_uses();
+        assert_eq!(uses.iter().map(|u| u.weight.as_str()).collect::<Vec<_>>(), ["a.weight", "b.weight"]);
+        let rank = ChannelAxis::Last { rank: 2 };
+        assert_eq!(observed.observe("a", &uses[0].input, rank, Samples::Rows(3)), "a");
+        assert_eq!(observed.observe("b", &uses[1].input, rank, Samples::Rows(3)), "a");
+        let model = observed.finish();
+        let outputs: Vec<_> =
+            model.signature().outputs.into_iter().skip(2).map(|output| output.name).collect();
+        assert_eq!(outputs, STATISTICS.map(|statistic| format!("a#{statistic}")));
+    }
+}

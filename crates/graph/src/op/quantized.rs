@@ -1,0 +1,205 @@
+//! Operators on 8-bit numbers.
+
+use crate::builder::Operator;
+use crate::{Dim, Error, GraphBuilder, Tensor};
+use bundle::dtype::ElementType;
+use bundle::quantization::Affine;
+
+/// A range as constants of a graph.
+#[derive(Debug, Clone)]
+pub struct QuantizedRange {
+    /// f32 scalar.
+    pub scale: Tensor,
+    /// The code of 0.
+    pub zero_point: Tensor,
+}
+
+impl GraphBuilder {
+    /// A scalar f32 constant, declared once for each value.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn scalar(&mut self, value: f32) -> Result<Tensor, Error> {
+        self.constant(&format!("scalar {value:e}"), &[], &[value])
+    }
+
+    /// The constants of a range of u8 codes.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn range_u8(&mut self, range: Affine) -> Result<QuantizedRange, Error> {
+        let zero_point = self.zero_point(ElementType::U8, range.zero_point)?;
+        Ok(QuantizedRange { scale: self.scalar(range.scale)?, zero_point })
+    }
+
+    /// The constants of a range of E4M3 codes.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn range_e4m3(&mut self, scale: f32) -> Result<QuantizedRange, Error> {
+        let zero_point = self.zero_point(ElementType::F8E4M3, 0)?;
+        Ok(QuantizedRange { scale: self.scalar(scale)?, zero_point })
+    }
+
+    /// The zero point of signed codes.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn zero_i8(&mut self) -> Result<Tensor, Error> {
+        self.zero_point(ElementType::I8, 0)
+    }
+
+    fn zero_point(&mut self, element: ElementType, value: u8) -> Result<Tensor, Error> {
+        self.inline(&format!("{element} {value}"), element, &[], 1, vec![value])
+    }
+
+    /// The codes of `x`.
+    ///
+    /// # Errors
+    /// Never for tensors of this graph.
+    pub fn quantize(&mut self, x: &Tensor, range: &QuantizedRange) -> Result<Tensor, Error> {
+        let inputs = [Some(x), Some(&range.scale), Some(&range.zero_point)];
+        let element = range.zero_point.element();
+        Ok(self.node(Operator::new("QuantizeLinear"), &inputs, element, x.shape().to_vec()))
+    }
+
+    /// The values of codes.
+    ///
+    /// # Errors
+    /// Codes of another number format than the range.
+    pub fn dequantize(&mut self, codes: &Tensor, range: &QuantizedRange) -> Result<Tensor, Error> {
+        if codes.element() != range.zero_point.element() {
+            let expected = "codes in the number format of their zero point";
+            return Err(self.mismatch("DequantizeLinear", expected, &[codes, &range.zero_point]));
+        }
+        let inputs = [Some(codes), Some(&range.scale), Some(&range.zero_point)];
+        let shape = codes.shape().to_vec();
+        Ok(self.node(Operator::new("DequantizeLinear"), &inputs, ElementType::F32, shape))
+    }
+
+    /// `x·W + b` in integers, as f32: codes `x [rows,in]` u8, `weight [in,out]` s8 with `scales [out]`, `bias [out]`.
+    ///
+    /// # Errors
+    /// Operands that do not fit.
+    pub fn integer_linear(
+        &mut self,
+        x: &Tensor,
+        range: &QuantizedRange,
+        weight: &Tensor,
+        scales: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let fits = x.rank() == 2
+            && x.element() == ElementType::U8
+            && weight.element() == ElementType::I8
+            && weight.rank() == 2
+            && weight.shape()[0] == x.shape()[1]
+            && scales.shape() == &weight.shape()[1..]
+            && bias.is_none_or(|bias| bias.shape() == &weight.shape()[1..]);
+        if !fits {
+            let expected = "x u8 [rows,in], weight s8 [in,out] and scales [out]";
+            return Err(self.mismatch("MatMulIntegerToFloat", expected, &[x, weight, scales]));
+        }
+        let inputs =
+            [Some(x), Some(weight), Some(&range.scale), Some(scales), Some(&range.zero_point), None, bias];
+        let shape = vec![x.shape()[0].clone(), weight.shape()[1].clone()];
+        Ok(self.node(Operator::microsoft("MatMulIntegerToFloat"), &inputs, ElementType::F32, shape))
+    }
+
+    /// `x·Wᵀ + b` with weights of 8 bits and a scale for each run of `block` inputs: `weight [out,⌈in/block⌉,block]` u8
+    /// around 128, `scales [out·⌈in/block⌉]`, `x […,in]` f32.
+    ///
+    /// # Errors
+    /// Operands that do not fit.
+    pub fn weight_only_linear(
+        &mut self,
+        x: &Tensor,
+        block: usize,
+        weight: &Tensor,
+        scales: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let width = x.from_last(1).fixed();
+        let fits = weight.rank() == 3
+            && weight.element() == ElementType::U8
+            && width.is_some_and(|width| weight.shape()[1] == Dim::from(width.div_ceil(block)))
+            && weight.shape()[2] == Dim::from(block)
+            && scales.shape() == [weight.shape()[0].times(weight.shape()[1].clone())];
+        let (Some(width), Some(out), true) = (width, weight.shape().first().and_then(Dim::fixed), fits)
+        else {
+            let expected = "x […,in], weight u8 [out,⌈in/block⌉,block] and a scale for each block";
+            return Err(self.mismatch("MatMulNBits", expected, &[x, weight, scales]));
+        };
+        let operator = Operator::microsoft("MatMulNBits")
+            .int("K", width)
+            .int("N", out)
+            .int("bits", 8)
+            .int("block_size", block)
+            .int("accuracy_level", 4);
+        let mut shape = x.shape().to_vec();
+        shape[x.rank() - 1] = out.into();
+        let inputs = [Some(x), Some(weight), Some(scales), None, None, bias];
+        Ok(self.node(operator, &inputs, ElementType::F32, shape))
+    }
+
+    /// Convolution in integers over frames with channels last, stride 1, size kept: codes `x [N,H,W,Cin]` u8, `weight
+    /// [Cout,Cin,k,k]` s8 with `scales [Cout]`, `bias [Cout]` s32 in units of input scale times weight scale. Gives u8
+    /// codes of the range `output`.
+    ///
+    /// # Errors
+    /// Operands that do not fit.
+    pub fn integer_convolve(
+        &mut self,
+        x: &Tensor,
+        input: &QuantizedRange,
+        weight: [&Tensor; 3],
+        output: &QuantizedRange,
+    ) -> Result<Tensor, Error> {
+        let [weight, scales, bias] = weight;
+        let kernel: Option<Vec<usize>> = weight.shape().iter().skip(2).map(Dim::fixed).collect();
+        let fits = x.rank() == 4
+            && x.element() == ElementType::U8
+            && weight.rank() == 4
+            && weight.element() == ElementType::I8
+            && weight.shape()[1] == x.shape()[3]
+            && scales.shape() == &weight.shape()[..1]
+            && bias.shape() == &weight.shape()[..1]
+            && bias.element() == ElementType::I32;
+        let Some(kernel) = kernel.filter(|kernel| fits && kernel.iter().all(|size| size % 2 == 1)) else {
+            let expected = "x u8 [N,H,W,Cin], weight s8 [Cout,Cin,k,k], scales and s32 bias [Cout]";
+            return Err(self.mismatch("QLinearConv", expected, &[x, weight, scales, bias]));
+        };
+        let half = [kernel[0] / 2, kernel[1] / 2];
+        let operator = Operator::microsoft("QLinearConv")
+            .int("channels_last", 1)
+            .ints("kernel_shape", &kernel)
+            .ints("pads", &[half[0], half[1], half[0], half[1]]);
+        let zero = self.zero_i8()?;
+        let inputs = [
+            Some(x),
+            Some(&input.scale),
+            Some(&input.zero_point),
+            Some(weight),
+            Some(scales),
+            Some(&zero),
+            Some(&output.scale),
+            Some(&output.zero_point),
+            Some(bias),
+        ];
+        let mut shape = x.shape().to_vec();
+        shape[3] = weight.shape()[0].clone();
+        Ok(self.node(operator, &inputs, ElementType::U8, shape))
+    }
+
+    /// `a·b` of `a [rows,in]` and `b [in,out]`.
+    ///
+    /// # Errors
+    /// Widths that do not fit.
+    pub fn product(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        if a.rank() != 2 || b.rank() != 2 || a.shape()[1] != b.shape()[0] {
+            return Err(self.mismatch("MatMul", "[rows,in] and [in,out]", &[a, b]));
+        }
+        let shape = vec![a.shape()[0].clone(), b.shape()[1].clone()];
+        Ok(self.node(Operator::new("MatMul"), &[Some(a), Some(b)], a.element(), shape))
+    }
+}

@@ -1,0 +1,59 @@
+//! Linear layers over quantised weights, with stock operators.
+
+use super::graph_weights::GraphWeights;
+use crate::Error;
+use crate::quantized::{INPUT_FACTORS, SCALES};
+use bundle::quantization::{Fold, LayerNumerics, WeightScales};
+use graph::{Dim, GraphBuilder, Tensor};
+
+/// The layer `name` over the last axis of `x`, as `numbers` say.
+pub(super) fn quantized_linear(
+    g: &mut GraphBuilder,
+    weights: GraphWeights<'_>,
+    name: &str,
+    numbers: &LayerNumerics,
+    x: &Tensor,
+    [out, width]: [usize; 2],
+) -> Result<Tensor, Error> {
+    let of = |suffix: &str| format!("{name}.{suffix}");
+    let bias = weights.has(&of("bias")).then(|| weights.load(g, &of("bias"), &[out])).transpose()?;
+    let mut x = x.clone();
+    if numbers.smoothing.as_ref().is_some_and(|smoothing| smoothing.fold == Fold::Product) {
+        let factors = weights.load(g, &of(INPUT_FACTORS), &[width])?;
+        x = g.multiply(&x, &factors)?;
+    }
+    let mut shape = x.shape().to_vec();
+    shape[x.rank() - 1] = out.into();
+    let rows = Dim::product(&x.shape()[..x.rank() - 1]);
+    let flat = g.reshape(&x, &[rows, width.into()])?;
+    let stored = of("weight");
+    let product = match (&numbers.weights, numbers.input) {
+        (WeightScales::Rows(_), Some(input)) => {
+            let weight = weights.load_stored(g, &stored, &[width, out], &[width, out])?;
+            let scales = weights.load(g, &of(SCALES), &[out])?;
+            let range = g.range_u8(input)?;
+            let codes = g.quantize(&flat, &range)?;
+            g.integer_linear(&codes, &range, &weight, &scales, bias.as_ref())?
+        }
+        (WeightScales::Tensor(scale), Some(input)) => {
+            let weight = weights.load_stored(g, &stored, &[width, out], &[width, out])?;
+            let (range, weight_range) = (g.range_e4m3(input.scale)?, g.range_e4m3(*scale)?);
+            let codes = g.quantize(&flat, &range)?;
+            let values = g.dequantize(&codes, &range)?;
+            let weight = g.dequantize(&weight, &weight_range)?;
+            let product = g.product(&values, &weight)?;
+            match &bias {
+                Some(bias) => g.add(&product, bias)?,
+                None => product,
+            }
+        }
+        (WeightScales::Blocks { size, scales }, _) => {
+            let blocks = [out, width.div_ceil(*size), *size];
+            let weight = weights.load_stored(g, &stored, &blocks, &blocks)?;
+            let scales = weights.load(g, &of(SCALES), &[scales.len()])?;
+            g.weight_only_linear(&flat, *size, &weight, &scales, bias.as_ref())?
+        }
+        _ => return Err(Error::Numerics { layer: name.to_owned() }),
+    };
+    Ok(g.reshape(&product, &shape)?)
+}

@@ -1,0 +1,58 @@
+//! The weights of a component of a bundle.
+
+use crate::Error;
+use crate::checkpoint::inventory::{self, Required};
+use crate::checkpoint::names::Family;
+use crate::checkpoint::shards::Shards;
+use crate::weights::number_format::widen;
+use bundle::layout;
+use bundle::manifest::{Bundle, Component, ComponentEntry};
+use std::path::PathBuf;
+
+/// The weights that a component was exported with.
+#[derive(Debug)]
+pub struct BundleWeights {
+    shards: Shards,
+    /// What its graphs read.
+    pub(super) required: Vec<Required>,
+    /// Its folder.
+    pub(super) folder: PathBuf,
+}
+
+impl BundleWeights {
+    /// Opens the weights of a component, mapped read-only.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, or a weight that is.
+    pub fn open(bundle: &Bundle, entry: &ComponentEntry) -> Result<Self, Error> {
+        let manifest = &bundle.manifest;
+        let (family, required) = match &entry.component {
+            Component::TextEncoder => (Family::TextEncoder, inventory::text_encoder(&manifest.text_encoder)),
+            Component::Expert(_) => (Family::Denoiser, inventory::denoiser(&manifest.denoiser)),
+            Component::Decoder => {
+                let residual_blocks = manifest.vae.residual_blocks;
+                (Family::Vae { residual_blocks }, inventory::decoder(&manifest.vae))
+            }
+            // Previews are not quantised, so nothing reads their weights again.
+            Component::Preview => (Family::TinyDecoder, Vec::new()),
+        };
+        let folder = bundle.folder.join(layout::component_folder(&entry.component));
+        let files = entry.weights.iter().map(|weights| bundle.path(&weights.file)).collect();
+        let shards = Shards::of_files(&folder.join(layout::WEIGHTS), files, family)?;
+        for weight in &required {
+            shards.tensor(&weight.name)?.expect_shape(&weight.shape)?;
+        }
+        Ok(Self { shards, required, folder })
+    }
+
+    /// A weight as f32, with its shape.
+    ///
+    /// # Errors
+    /// A weight that there is not.
+    pub fn read(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), Error> {
+        let tensor = self.shards.tensor(name)?;
+        let mut values = vec![0.0; tensor.bytes.len() / tensor.element.bytes()];
+        widen(tensor.element, tensor.bytes, &mut values);
+        Ok((tensor.shape.to_vec(), values))
+    }
+}

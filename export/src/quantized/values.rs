@@ -1,0 +1,312 @@
+//! What is stored of a weight: codes and scales, adjusted biases, and high precision for the rest.
+
+use super::file::Stored;
+use super::source::BundleWeights;
+use crate::Error;
+use crate::checkpoint::inventory::Required;
+use crate::weights::number_format::narrow;
+use bundle::dtype::ElementType;
+use bundle::manifest::Component;
+use bundle::quantization::{ComponentNumerics, LayerNumerics, WeightScales, e4m3};
+use rayon::prelude::*;
+
+/// Suffix of the scales of a quantised weight.
+pub(crate) const SCALES: &str = "weight_scale";
+/// Suffix of what the channels of an input are multiplied with: one over the divisors of its smoothing.
+pub(crate) const INPUT_FACTORS: &str = "input_factors";
+/// Matrices from this size on are stored in 16 bits where they are not quantised.
+const NARROWED: usize = 4096;
+/// The largest f16.
+const F16_MAX: f32 = 65504.0;
+
+/// A tensor that will be stored, and out of what it is made.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Planned {
+    pub(super) stored: Stored,
+    content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Content {
+    /// The weight of this name, rounded to the stored format.
+    Rounded(String),
+    /// The same with the three taps of time before the channels.
+    TapsFirst(String),
+    /// The codes of a layer's weight.
+    Codes(String),
+    /// The scales of a layer's weight.
+    Scales(String),
+    /// The adjusted bias of a layer.
+    Bias(String),
+    /// The bias of a layer in units of its sums.
+    IntegerBias(String),
+    /// One over the divisors of a layer's smoothing.
+    InputFactors(String),
+}
+
+/// All tensors of a variant, in the order in which they are written.
+pub(super) fn plan(source: &BundleWeights, numerics: &ComponentNumerics) -> Result<Vec<Planned>, Error> {
+    let is_decoder = numerics.component == Component::Decoder;
+    let mut all = Vec::new();
+    let mut push = |name: String, element: ElementType, shape: Vec<usize>, content: Content| {
+        all.push(Planned { stored: Stored { name, element, shape }, content });
+    };
+    for Required { name, shape } in &source.required {
+        let (layer, part) = name.rsplit_once('.').unwrap_or((name, ""));
+        match (numerics.layers.get(layer), part) {
+            (Some(numbers), "weight") => {
+                let rows = shape[0];
+                let columns = shape[1..].iter().product::<usize>();
+                let codes = Content::Codes(layer.to_owned());
+                let of = |suffix: &str| format!("{layer}.{suffix}");
+                let scales = Content::Scales(layer.to_owned());
+                match &numbers.weights {
+                    WeightScales::Rows(_) if is_decoder => {
+                        push(name.clone(), ElementType::I8, taps_first(shape), codes);
+                        push(of(SCALES), ElementType::F32, vec![rows], scales);
+                    }
+                    WeightScales::Rows(_) => {
+                        push(name.clone(), ElementType::I8, vec![columns, rows], codes);
+                        push(of(SCALES), ElementType::F32, vec![rows], scales);
+                    }
+                    WeightScales::Tensor(_) => {
+                        push(name.clone(), ElementType::F8E4M3, vec![columns, rows], codes);
+                    }
+                    WeightScales::Blocks { size, scales: values } => {
+                        let blocks = columns.div_ceil(*size);
+                        push(name.clone(), ElementType::U8, vec![rows, blocks, *size], codes);
+                        push(of(SCALES), ElementType::F32, vec![values.len()], scales);
+                    }
+                }
+                if let Some(smoothing) = &numbers.smoothing {
+                    let factors = Content::InputFactors(layer.to_owned());
+                    push(of(INPUT_FACTORS), ElementType::F32, vec![smoothing.divisors.len()], factors);
+                }
+                let has_bias = source.required.iter().any(|other| other.name == of("bias"));
+                if is_decoder {
+                    push(of("bias"), ElementType::I32, vec![rows], Content::IntegerBias(layer.to_owned()));
+                } else if has_bias || numbers.bias_shift.is_some() {
+                    push(of("bias"), ElementType::F32, vec![rows], Content::Bias(layer.to_owned()));
+                }
+            }
+            (Some(_), "bias") => {}
+            (_, "weight") if is_decoder => {
+                push(name.clone(), ElementType::F32, taps_first(shape), Content::TapsFirst(name.clone()));
+            }
+            _ => {
+                let is_matrix = part == "weight" && shape.len() >= 2;
+                let element = if is_matrix && shape.iter().product::<usize>() >= NARROWED {
+                    narrowed(source, name)?
+                } else {
+                    ElementType::F32
+                };
+                push(name.clone(), element, shape.clone(), Content::Rounded(name.clone()));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Half precision where every value has one.
+fn narrowed(source: &BundleWeights, name: &str) -> Result<ElementType, Error> {
+    let fits = source.read(name)?.1.par_iter().all(|value| value.abs() <= F16_MAX);
+    Ok(if fits { ElementType::F16 } else { ElementType::F32 })
+}
+
+/// `[out,in,3,k,k]` as `[out,3·in,k,k]`, or a kernel without time as `[out,in,k,k]`.
+fn taps_first(shape: &[usize]) -> Vec<usize> {
+    match shape {
+        [out, channels, taps, height, width] => vec![*out, taps * channels, *height, *width],
+        _ => shape.to_vec(),
+    }
+}
+
+/// Reorders `[out,in,taps,k,k]` to `[out,taps,in,k,k]`.
+fn move_taps<T: Copy + Send + Sync>(values: &[T], shape: &[usize]) -> Vec<T> {
+    let [_, channels, taps, height, width] = *shape else { return values.to_vec() };
+    let plane = height * width;
+    let row = channels * taps * plane;
+    values
+        .par_chunks(row.max(1))
+        .flat_map_iter(move |row| {
+            (0..taps).flat_map(move |tap| {
+                (0..channels).flat_map(move |channel| {
+                    let begin = (channel * taps + tap) * plane;
+                    row[begin..begin + plane].iter().copied()
+                })
+            })
+        })
+        .collect()
+}
+
+fn transposed<T: Copy + Default + Send + Sync>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    let mut out = vec![T::default(); values.len()];
+    out.par_chunks_mut(rows.max(1)).enumerate().for_each(|(column, target)| {
+        for (row, target) in target.iter_mut().enumerate() {
+            *target = values[row * columns + column];
+        }
+    });
+    out
+}
+
+fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+impl Planned {
+    /// The bytes that are stored.
+    pub(super) fn bytes(
+        &self,
+        source: &BundleWeights,
+        numerics: &ComponentNumerics,
+    ) -> Result<Vec<u8>, Error> {
+        let layer = |name: &String| (name.clone(), &numerics.layers[name]);
+        Ok(match &self.content {
+            Content::Rounded(name) => self.rounded(&source.read(name)?.1),
+            Content::TapsFirst(name) => {
+                let (shape, values) = source.read(name)?;
+                self.rounded(&move_taps(&values, &shape))
+            }
+            Content::Codes(name) => {
+                let (name, numbers) = layer(name);
+                codes(source, &name, numbers, numerics.component == Component::Decoder)?
+            }
+            Content::Scales(name) => match &layer(name).1.weights {
+                WeightScales::Rows(scales) | WeightScales::Blocks { scales, .. } => f32_bytes(scales),
+                WeightScales::Tensor(scale) => f32_bytes(&[*scale]),
+            },
+            Content::Bias(name) => f32_bytes(&bias(source, name, layer(name).1, self.stored.shape[0])?),
+            Content::IntegerBias(name) => {
+                let numbers = layer(name).1;
+                let input = numbers.input.map_or(1.0, |input| input.scale);
+                let WeightScales::Rows(scales) = &numbers.weights else { return Ok(Vec::new()) };
+                let bias = bias(source, name, numbers, self.stored.shape[0])?;
+                bias.iter()
+                    .zip(scales)
+                    .flat_map(|(bias, scale)| integer_bias(*bias, f64::from(input) * f64::from(*scale)))
+                    .collect()
+            }
+            Content::InputFactors(name) => {
+                let divisors = layer(name).1.smoothing.as_ref().map(|smoothing| &smoothing.divisors);
+                f32_bytes(&divisors.into_iter().flatten().map(|divisor| 1.0 / divisor).collect::<Vec<_>>())
+            }
+        })
+    }
+
+    fn rounded(&self, values: &[f32]) -> Vec<u8> {
+        let mut bytes = vec![0; self.stored.bytes()];
+        match self.stored.element {
+            ElementType::F32 => bytes = f32_bytes(values),
+            element => narrow(element, values, &mut bytes),
+        }
+        bytes
+    }
+}
+
+/// `b · factor + shift`; zeros where there is no bias.
+fn bias(
+    source: &BundleWeights,
+    layer: &str,
+    numbers: &LayerNumerics,
+    rows: usize,
+) -> Result<Vec<f32>, Error> {
+    let name = format!("{layer}.bias");
+    let mut bias = if source.required.iter().any(|required| required.name == name) {
+        source.read(&name)?.1
+    } else {
+        vec![0.0; rows]
+    };
+    if let Some(factors) = &numbers.row_factors {
+        bias.iter_mut().zip(factors).for_each(|(bias, factor)| *bias *= factor);
+    }
+    if let Some(shift) = &numbers.bias_shift {
+        bias.iter_mut().zip(shift).for_each(|(bias, shift)| *bias += shift);
+    }
+    Ok(bias)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a cast to i32 saturates")]
+fn integer_bias(bias: f32, unit: f64) -> [u8; 4] {
+    ((f64::from(bias) / unit).round_ties_even() as i32).to_le_bytes()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "clamped to -127..=127")]
+fn code(value: f32, scale: f32) -> i8 {
+    (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8
+}
+
+/// The codes of a layer's weight in the order in which its operator reads them.
+fn codes(
+    source: &BundleWeights,
+    layer: &str,
+    numbers: &LayerNumerics,
+    is_decoder: bool,
+) -> Result<Vec<u8>, Error> {
+    let (shape, mut values) = source.read(&format!("{layer}.weight"))?;
+    let rows = shape[0];
+    let columns = values.len() / rows.max(1);
+    let divisors = numbers.smoothing.as_ref().map(|smoothing| &smoothing.divisors);
+    values.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, values)| {
+        let factor = numbers.row_factors.as_ref().map_or(1.0, |factors| factors[row]);
+        for (column, value) in values.iter_mut().enumerate() {
+            *value *= factor * divisors.map_or(1.0, |divisors| divisors[column]);
+        }
+    });
+    Ok(match &numbers.weights {
+        WeightScales::Rows(scales) => {
+            let codes: Vec<i8> = values
+                .par_chunks(columns.max(1))
+                .zip(scales)
+                .flat_map_iter(|(row, scale)| row.iter().map(|value| code(*value, *scale)))
+                .collect();
+            let codes =
+                if is_decoder { move_taps(&codes, &shape) } else { transposed(&codes, rows, columns) };
+            codes.into_iter().map(i8::cast_unsigned).collect()
+        }
+        WeightScales::Tensor(scale) => {
+            let codes: Vec<u8> = values.par_iter().map(|value| e4m3::encode(value / scale)).collect();
+            transposed(&codes, rows, columns)
+        }
+        WeightScales::Blocks { size, scales } => {
+            let blocks = columns.div_ceil(*size);
+            values
+                .par_chunks(columns.max(1))
+                .zip(scales.par_chunks(blocks.max(1)))
+                .flat_map_iter(|(row, scales)| {
+                    row.chunks(*size).zip(scales).flat_map(|(run, scale)| {
+                        // Codes around 128; a run that is shorter than the others ends in zeros.
+                        let unsigned = |value: &f32| code(*value, *scale).cast_unsigned() ^ 0x80;
+                        run.iter().map(unsigned).chain(std::iter::repeat_n(0x80, size - run.len()))
+                    })
+                })
+                .collect()
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taps_go_before_channels_and_back_to_where_they_were_for_pictures() {
+        let values: Vec<u8> = (0..24).collect();
+        // [2,2,3,1,2]
+        let moved = move_taps(&values, &[2, 2, 3, 1, 2]);
+        assert_eq!(moved[..12], [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
+        assert_eq!(move_taps(&values, &[24]), values);
+        assert_eq!(taps_first(&[8, 4, 3, 3, 3]), [8, 12, 3, 3]);
+    }
+
+    #[test]
+    fn a_matrix_is_turned() {
+        assert_eq!(transposed(&[1, 2, 3, 4, 5, 6], 2, 3), [1, 4, 2, 5, 3, 6]);
+    }
+
+    #[test]
+    fn a_bias_beyond_the_integers_saturates() {
+        assert_eq!(integer_bias(1.0, 0.25), 4_i32.to_le_bytes());
+        assert_eq!(integer_bias(1e30, 1e-10), i32::MAX.to_le_bytes());
+        assert_eq!(integer_bias(f32::NAN, 1.0), 0_i32.to_le_bytes());
+    }
+}

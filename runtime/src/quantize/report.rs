@@ -1,0 +1,259 @@
+//! What a quantised variant costs: `quality.json` for programs, `quality.html` for people.
+
+use super::clips::{Clip, ClipDistance};
+use super::metrics::difference;
+use super::picture::data_uri;
+use crate::Error;
+use bundle::manifest::Bundle;
+use bundle::quantization::Scheme;
+use calibration::integer_share::Share;
+use ndarray::{Array3, Axis};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+/// The file of numbers.
+pub const JSON: &str = "quality.json";
+/// The page.
+pub const HTML: &str = "quality.html";
+
+/// A layer of a variant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerQuality {
+    /// Its name.
+    pub layer: String,
+    /// Signal over what quantising it alone adds to its output, in decibels; estimated from what was observed.
+    pub signal_to_noise: f64,
+    /// The exponent of its smoothing.
+    pub alpha: Option<f32>,
+}
+
+/// A component of a variant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ComponentQuality {
+    /// Its name.
+    pub component: String,
+    /// Bytes of its weights.
+    pub bytes: u64,
+    /// Bytes of the weights that it was exported with.
+    pub exported_bytes: u64,
+    /// Multiply-adds that run in integers, read from ONNX Runtime's optimised graph; none where nothing is quantised.
+    pub share: Option<Share>,
+    /// Quantised layers, the worst first.
+    pub layers: Vec<LayerQuality>,
+    /// Layers in high precision, with the reason.
+    pub kept: BTreeMap<String, String>,
+    /// What a person should know.
+    pub note: Option<String>,
+}
+
+/// The latents of one expert and noise bin, over all clips.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NoiseQuality {
+    /// The expert.
+    pub expert: String,
+    /// Which third of its noise levels, 0 for the least noise.
+    pub bin: usize,
+    /// Steps that were compared.
+    pub steps: usize,
+    /// Smallest cosine.
+    pub cosine: f64,
+    /// Largest relative error.
+    pub relative_error: f64,
+}
+
+/// How well clips follow their prompts, by mini's judge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JudgeScores {
+    /// Clips of each variant that were judged.
+    pub clips: usize,
+    /// Share that is read back from the reference's clips.
+    pub reference: f64,
+    /// From the variant's.
+    pub variant: f64,
+}
+
+/// What one variant costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Version of the program.
+    pub rushes: String,
+    /// The kind.
+    pub scheme: Scheme,
+    /// The least of all clips, in decibels.
+    pub psnr: f64,
+    /// The least of all clips.
+    pub ssim: f64,
+    /// What was asked for, if anything was.
+    pub budget_psnr: Option<f64>,
+    /// Components.
+    pub components: Vec<ComponentQuality>,
+    /// Experts and noise bins.
+    pub noise: Vec<NoiseQuality>,
+    /// Clips.
+    pub clips: Vec<ClipDistance>,
+    /// The judge's scores, where it was asked.
+    pub judge: Option<JudgeScores>,
+}
+
+/// Reads `quality.json`; nothing where there is none or it is of another version.
+pub fn read(bundle: &Path) -> BTreeMap<String, Quality> {
+    let text = std::fs::read(bundle.join(JSON)).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Enters a variant's quality into `quality.json` and writes the page with its pictures.
+///
+/// # Errors
+/// The path that could not be written.
+pub fn write(bundle: &Bundle, quality: &Quality, clips: &[(Clip, Clip)]) -> Result<(), Error> {
+    let mut all = read(&bundle.folder);
+    all.insert(quality.scheme.to_string(), quality.clone());
+    let path = bundle.folder.join(JSON);
+    let wrong =
+        |error: serde_json::Error| bundle::Error::Manifest { path: path.clone(), why: error.to_string() };
+    let text = serde_json::to_vec_pretty(&all).map_err(wrong)?;
+    bundle::atomic::write_atomic(&path, &text)?;
+    let page = page(&bundle.manifest.model, quality, clips);
+    Ok(bundle::atomic::write_atomic(&bundle.folder.join(HTML), page.as_bytes())?)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A table with a row of headings.
+fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let cells = |tag: &str, cells: &[String]| -> String {
+        cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect()
+    };
+    let headings: Vec<String> = headings.iter().map(|heading| (*heading).to_owned()).collect();
+    let rows: String = rows.into_iter().map(|row| format!("<tr>{}</tr>\n", cells("td", &row))).collect();
+    format!("<table><tr>{}</tr>\n{rows}</table>\n", cells("th", &headings))
+}
+
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}\
+table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ccc}\
+td{font-variant-numeric:tabular-nums}img{image-rendering:pixelated;width:16em;display:block}\
+.sheet{display:grid;grid-template-columns:repeat(3,max-content);gap:.4em}";
+
+/// The page; everything that it shows is in it.
+fn page(model: &str, quality: &Quality, clips: &[(Clip, Clip)]) -> String {
+    let title = escaped(&format!("{model} in {}", quality.scheme));
+    let mut body = format!(
+        "<h1>{title}</h1>\n<p>Worst clip: {:.1} dB, SSIM {:.4}, against the exported model from the same noise.</p>\n",
+        quality.psnr, quality.ssim
+    );
+    let mut section = |heading: &str, content: String| {
+        // Writing into a String cannot fail.
+        let _ = write!(body, "<h2>{heading}</h2>\n{content}");
+    };
+    if let Some(JudgeScores { clips, reference, variant }) = quality.judge {
+        let text = format!(
+            "<p>Of what {clips} prompts ask for, {:.1} % is read back from the exported model's clips and {:.1} % from \
+             these.</p>\n",
+            100.0 * reference,
+            100.0 * variant
+        );
+        section("The judge", text);
+    }
+    section("Components", components(quality));
+    section("Noise levels", noise(quality));
+    section("Clips", clip_table(quality));
+    let sheets: String =
+        quality.clips.iter().zip(clips).map(|(distance, pair)| sheet(distance, pair)).collect();
+    section("Pictures: exported, quantised, eight times their difference", sheets);
+    section("Layers", layers(quality));
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\n{body}</html>\n"
+    )
+}
+
+fn components(quality: &Quality) -> String {
+    let rows = quality.components.iter().map(|of| {
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let size = of.bytes as f64 / of.exported_bytes.max(1) as f64;
+        let share = of.share.as_ref().map_or("-".into(), |share| format!("{:.1} %", 100.0 * share.ratio()));
+        let worst = of.layers.first().map_or("-".into(), |layer| format!("{:.1} dB", layer.signal_to_noise));
+        let note = of.note.clone().unwrap_or_default();
+        let counts = format!("{} of {}", of.layers.len(), of.layers.len() + of.kept.len());
+        vec![of.component.clone(), counts, share, format!("{size:.2}x"), worst, note]
+    });
+    table(&["component", "layers quantised", "in integers", "size", "worst layer", ""], rows)
+}
+
+fn noise(quality: &Quality) -> String {
+    let rows = quality.noise.iter().map(|of| {
+        vec![
+            of.expert.clone(),
+            ["least noise", "middle", "most noise"].get(of.bin).map_or(String::new(), |text| (*text).into()),
+            of.steps.to_string(),
+            format!("{:.6}", of.cosine),
+            format!("{:.2} %", 100.0 * of.relative_error),
+        ]
+    });
+    table(&["expert", "noise", "steps", "worst cosine", "worst relative error"], rows)
+}
+
+/// The first step, those around every boundary between experts, and the last.
+fn clip_table(quality: &Quality) -> String {
+    let rows = quality.clips.iter().flat_map(|clip| {
+        let steps = &clip.steps;
+        let shown = steps.iter().enumerate().filter(|(index, step)| {
+            let before = index.checked_sub(1).and_then(|before| steps.get(before));
+            let after = steps.get(index + 1);
+            before.is_none_or(|before| before.expert != step.expert)
+                || after.is_none_or(|after| after.expert != step.expert)
+        });
+        let head = vec![
+            clip.prompt.clone(),
+            clip.seed.to_string(),
+            format!("{:.1} dB", clip.psnr),
+            format!("{:.4}", clip.ssim),
+            format!("{:.1} dB", clip.decoder_psnr),
+            format!("{:.5}", clip.text_cosine),
+        ];
+        let lines = shown.map(|(_, step)| {
+            vec![
+                format!("step {} ({}, t={:.0})", step.step, step.expert, step.timestep),
+                String::new(),
+                format!("cosine {:.6}", step.cosine),
+                format!("error {:.2} %", 100.0 * step.relative_error),
+            ]
+        });
+        std::iter::once(head).chain(lines).collect::<Vec<_>>()
+    });
+    table(&["prompt", "seed", "PSNR", "SSIM", "decoder alone", "text cosine"], rows)
+}
+
+/// Four frames of a clip, each three times.
+fn sheet(distance: &ClipDistance, (reference, clip): &(Clip, Clip)) -> String {
+    let frames = reference.frames.len_of(Axis(0)).min(clip.frames.len_of(Axis(0)));
+    let mut shown: Vec<usize> = [0, frames / 3, 2 * frames / 3, frames.saturating_sub(1)].into();
+    shown.dedup();
+    let mut cells = String::new();
+    for frame in shown {
+        let (a, b) = (reference.frames.index_axis(Axis(0), frame), clip.frames.index_axis(Axis(0), frame));
+        let apart: Array3<f32> = difference(b, a);
+        for (picture, what) in [(a, "exported"), (b, "quantised"), (apart.view(), "difference")] {
+            // Writing into a String cannot fail.
+            let _ = writeln!(cells, "<img alt=\"{what}, frame {frame}\" src=\"{}\">", data_uri(picture));
+        }
+    }
+    format!("<h3>{}</h3>\n<div class=\"sheet\">\n{cells}</div>\n", escaped(&distance.prompt))
+}
+
+fn layers(quality: &Quality) -> String {
+    let rows = quality.components.iter().flat_map(|of| {
+        let quantized = of.layers.iter().map(|layer| {
+            let alpha = layer.alpha.map_or(String::new(), |alpha| format!("smoothed, exponent {alpha:.2}"));
+            vec![of.component.clone(), layer.layer.clone(), format!("{:.1} dB", layer.signal_to_noise), alpha]
+        });
+        let kept = of.kept.iter().map(|(layer, reason)| {
+            vec![of.component.clone(), layer.clone(), "high precision".into(), reason.clone()]
+        });
+        quantized.chain(kept)
+    });
+    table(&["component", "layer", "signal to noise", ""], rows)
+}

@@ -1,0 +1,185 @@
+//! Bundles of any shape with random weights, for what only depends on shapes, and for errors of single steps.
+
+use bundle::catalog::{wan_denoiser, wan21_vae};
+use bundle::digest::Digest;
+use bundle::dtype::{Dialect, ElementType, Precision, WeightType};
+use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
+use bundle::routing::{ExpertName, Routing};
+use bundle::spec::{DenoiserSpec, VaeSpec};
+use bundle::units::ByteCount;
+use export::checkpoint::inventory::{self, Required};
+use export::model::{Chunk, GraphWeights, decoder_graph, step_graph};
+use export::weights::{ExternalTensor, PlacedWeights};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// A xorshift generator: fast, and the same numbers each time.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number of mean 0 and variance 1, nearly normal.
+    pub fn normal(&mut self) -> f32 {
+        let mut sum = 0.0;
+        for _ in 0..4 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            sum += (self.0 >> 40) as f32 / (1_u32 << 24) as f32 - 0.5;
+        }
+        sum * 3.0_f32.sqrt()
+    }
+}
+
+/// What the values of weights are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// Nothing but zeros, which take no room on disk.
+    Zeros,
+    /// Random, of a spread that keeps activations in range; one channel in 96 of every norm is ten times as strong.
+    Outliers,
+}
+
+/// The denoiser of Wan2.1-T2V-1.3B with fewer layers.
+pub fn denoiser(layers: usize) -> DenoiserSpec {
+    wan_denoiser(12, layers, 8960)
+}
+
+/// The VAE of Wan2.1.
+pub fn vae() -> VaeSpec {
+    wan21_vae()
+}
+
+/// A bundle with one component in `folder`, like the bundle `like` in all else.
+///
+/// # Panics
+/// A file that cannot be written, or a spec that no graph can be built for.
+pub fn bundle(
+    folder: &Path,
+    like: &Manifest,
+    component: &Component,
+    (denoiser, vae): (DenoiserSpec, VaeSpec),
+    values: Values,
+) -> Bundle {
+    let required = match component {
+        Component::Decoder => inventory::decoder(&vae),
+        _ => inventory::denoiser(&denoiser),
+    };
+    let component_folder = bundle::layout::component_folder(component);
+    std::fs::create_dir_all(folder.join(&component_folder).join("weights")).expect("a folder");
+    let file = format!("{component_folder}/weights/f32.safetensors");
+    let (tensors, bytes) = write_weights(&folder.join(&file), &required, values);
+    let placed = PlacedWeights { tensors, files: Vec::new(), from: folder.to_owned() };
+    let weights = GraphWeights::new(&placed);
+    let models = match component {
+        Component::Decoder => [(Part::First, Chunk::First), (Part::Next, Chunk::Next)]
+            .map(|(part, chunk)| (part, decoder_graph(&vae, chunk, weights).expect("a graph")))
+            .into(),
+        _ => vec![(Part::Whole, step_graph(&denoiser, weights).expect("a graph"))],
+    };
+    let digest = Digest::of_parts([component_folder.as_bytes()]);
+    let graphs = models
+        .into_iter()
+        .map(|(part, model)| {
+            let file = bundle::layout::graph_file(component, part, Dialect::Cpu, Precision::F32, &digest);
+            model.write(&folder.join(&file)).expect("a file");
+            GraphEntry { part, dialect: Dialect::Cpu, precision: Precision::F32, file }
+        })
+        .collect();
+    let entry = ComponentEntry {
+        component: component.clone(),
+        graphs,
+        weights: vec![WeightFile { file, bytes: ByteCount(bytes) }],
+        weight_type: WeightType::F32,
+        digest,
+        variants: Vec::new(),
+    };
+    let manifest =
+        Manifest { denoiser, vae, routing: Routing::single(), components: vec![entry], ..like.clone() };
+    std::fs::write(folder.join("tokenizer.json"), "{}").expect("a file");
+    bundle::manifest::write(folder, &manifest).expect("a file");
+    Bundle::open(folder).expect("a bundle")
+}
+
+/// The component of a model with one expert.
+pub fn expert() -> Component {
+    Component::Expert(ExpertName("only".into()))
+}
+
+fn write_weights(
+    path: &Path,
+    required: &[Required],
+    values: Values,
+) -> (BTreeMap<String, ExternalTensor>, u64) {
+    let mut end = 0;
+    let entries: Vec<_> = required
+        .iter()
+        .map(|weight| {
+            let begin = end;
+            end += 4 * weight.shape.iter().product::<usize>();
+            let info =
+                TensorInfo { dtype: Dtype::F32, shape: weight.shape.clone(), data_offsets: (begin, end) };
+            (weight.name.clone(), info)
+        })
+        .collect();
+    let metadata = Metadata::new(None, entries.clone()).expect("metadata");
+    let mut header = vec![0; 8];
+    serde_json::to_writer(&mut header, &metadata).expect("a header");
+    header.resize(header.len().next_multiple_of(64), b' ');
+    let length = header.len() as u64 - 8;
+    header[..8].copy_from_slice(&length.to_le_bytes());
+    let mut file = BufWriter::new(File::create(path).expect("a file"));
+    file.write_all(&header).expect("room");
+    let bytes = (header.len() + end) as u64;
+    if values == Values::Outliers {
+        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        for weight in required {
+            write_values(&mut file, weight, &mut random);
+        }
+    }
+    file.flush().expect("room");
+    file.get_ref().set_len(bytes).expect("room");
+    let tensors = entries
+        .into_iter()
+        .map(|(name, info)| {
+            let tensor = ExternalTensor {
+                location: "weights/f32.safetensors".into(),
+                offset: (header.len() + info.data_offsets.0) as u64,
+                length: (info.data_offsets.1 - info.data_offsets.0) as u64,
+                element: ElementType::F32,
+                shape: info.shape,
+            };
+            (name, tensor)
+        })
+        .collect();
+    (tensors, bytes)
+}
+
+fn write_values(file: &mut impl Write, weight: &Required, random: &mut Random) {
+    let name = &weight.name;
+    let count = weight.shape.iter().product::<usize>();
+    let inputs = count / weight.shape[0].max(1);
+    let is_gain = name.contains("norm") && !name.ends_with("bias") || name.ends_with("gamma");
+    let is_vector = weight.shape.len() < 2 || name.ends_with("bias");
+    let spread = match () {
+        () if is_gain || is_vector => 0.05,
+        () if name.ends_with("scale_shift_table") => 0.2,
+        () => 1.0 / (inputs as f32).sqrt(),
+    };
+    let width = *weight.shape.last().unwrap_or(&1);
+    for index in 0..count {
+        let mut value = spread * random.normal() + if is_gain { 1.0 } else { 0.0 };
+        // Rows 1 and 4 of a table scale what a norm gives.
+        let scales = name == "norm2.weight"
+            || name.ends_with("norm2.weight")
+            || name.contains("blocks.") && name.ends_with("table") && [1, 4].contains(&(index / width % 6));
+        if scales && index % 96 == 17 {
+            value += 9.0;
+        }
+        file.write_all(&value.to_le_bytes()).expect("room");
+    }
+}

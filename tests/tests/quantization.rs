@@ -1,0 +1,197 @@
+//! Calibration and quantised variants, on small models and on the embedded one.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::dtype::{Dialect, Precision};
+use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
+use bundle::units::Seed;
+use calibration::integer_share::{Share, integer_share, positions};
+use calibration::observe::replay::Replay;
+use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
+use calibration::observe::table::Table;
+use engines::{Cancel, OnnxRuntime, OpenOptions, WeightMemory, residency};
+use export::ExportRequest;
+use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use runtime::record::record;
+use std::path::Path;
+use std::process::Output;
+use tests::golden;
+use tests::program::{event, rushes};
+use tests::synthetic::{self, Values};
+
+const OPTIONS: OpenOptions = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
+
+fn succeeded(output: Output) -> Output {
+    assert!(output.status.success(), "{output:?}");
+    output
+}
+
+/// The work of a component that runs in integers, read from the graph as ONNX Runtime has optimised it.
+fn share_of(bundle: &Bundle, entry: &ComponentEntry, part: Part, tokens: usize) -> Share {
+    let graph = bundle.path(&entry.graph(part, Dialect::Cpu, Precision::Int8).unwrap().file);
+    let optimized = graph.with_extension("optimized");
+    OnnxRuntime::load(None).unwrap().write_optimized(&graph, &optimized).unwrap();
+    let model = graph::Model::read(&optimized).unwrap();
+    std::fs::remove_file(optimized).unwrap();
+    integer_share(&model, &positions(&bundle.manifest, &entry.component, tokens))
+}
+
+/// A bundle of a small model and a recorded set of two clips.
+fn recorded(folder: &Path) -> (golden::Exported, CalibrationSet) {
+    let exported = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let manifest = exported.model.manifest();
+    let plans: Vec<_> = [1, 2]
+        .map(|seed| GenerateRequest {
+            length: Some(Length::Frames(5)),
+            steps: Some(4),
+            size: Some(bundle::geometry::PixelSize { width: 32, height: 32 }),
+            ..GenerateRequest::new("a boat", Seed(seed))
+        })
+        .iter()
+        .map(|request| GenerationPlan::new(manifest, request).unwrap())
+        .collect();
+    let info = SetInfo {
+        rushes: String::new(),
+        model: manifest.model.clone(),
+        weights: weight_digests(manifest),
+        settings: Vec::new(),
+        samples: plans.iter().map(|plan| (plan.prompt.clone(), plan.seed.0)).collect(),
+    };
+    let set = CalibrationSet::begin(folder, info).unwrap();
+    let mode = residency::Mode::OneAtATime;
+    record(&exported.model, mode, &plans, &set, &Cancel::new(), &mut |_, _| Ok(())).unwrap();
+    (exported, set)
+}
+
+#[test]
+fn a_calibration_that_is_interrupted_everywhere_ends_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (exported, set) = recorded(folder.path());
+    let (bundle, onnx) = (exported.model.bundle(), OnnxRuntime::load(None).unwrap());
+    let replay = Replay { bundle, set: &set, onnx: &onnx, options: OPTIONS };
+    let whole = replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap();
+    std::fs::remove_file(set.folder().join("progress.safetensors")).unwrap();
+    let stop = || calibration::Error::NotObserved { layer: "stop".into(), component: "here".into() };
+    let mut stops = 0;
+    let pieces = loop {
+        match replay.run(&Cancel::new(), &mut |_| Err(stop())) {
+            Ok(table) => break table,
+            Err(_) => stops += 1,
+        }
+    };
+    assert_eq!(stops, 2 * bundle.manifest.components.len());
+    for (table, name) in [(&whole, "whole"), (&pieces, "pieces")] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        table.write(&folder.path().join(name), &set.info).unwrap();
+    }
+    for file in ["calibration.json", "calibration.safetensors"] {
+        let read = |name: &str| std::fs::read(folder.path().join(name).join(file)).unwrap();
+        assert!(read("whole") == read("pieces"), "{file} differs");
+    }
+    let (read, _) = Table::read(&folder.path().join("whole/calibration.json"), &bundle.manifest).unwrap();
+    assert_eq!(read, whole);
+
+    // For other weights, and with numbers of something else, it is refused.
+    let mut other = bundle.manifest.clone();
+    other.components[1].digest.blake3 = "0".repeat(64);
+    let error = Table::read(&folder.path().join("whole/calibration.json"), &other).unwrap_err();
+    assert!(error.to_string().contains("was made for other weights"), "{error}");
+    let numbers = folder.path().join("whole/calibration.safetensors");
+    let mut bytes = std::fs::read(&numbers).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&numbers, bytes).unwrap();
+    assert!(Table::read(&folder.path().join("whole/calibration.json"), &bundle.manifest).is_err());
+}
+
+#[test]
+fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
+    let path = folder.path().join("bundle");
+    export::export(&ExportRequest::new(&checkpoint, &path), &mut |_| ()).unwrap();
+    std::fs::write(folder.path().join("prompts"), "A red ball bounces on the beach\nA blue square\n")
+        .unwrap();
+    let run = |arguments: &[&str]| rushes(folder.path()).args(arguments).output().unwrap();
+    let refused = run(&["quantize", "bundle"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let calibrate = ["calibrate", "bundle", "--prompts", "prompts", "--steps", "8", "--progress", "none"];
+    succeeded(run(&calibrate));
+    assert!(!path.join("calibration").exists());
+    let output = succeeded(run(&["quantize", "bundle", "--clips", "1", "--json"]));
+    let done = event(&output, "quantized");
+    let psnr = done["psnr"].as_f64().unwrap();
+    assert!(psnr >= 30.0, "{psnr} dB");
+    let page = std::fs::read_to_string(path.join("quality.html")).unwrap();
+    assert!(
+        page.contains("data:image/bmp;base64,") && !page.contains("http"),
+        "the page shows all by itself"
+    );
+    let shown = succeeded(run(&["inspect", "bundle"]));
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("variant int8: worst clip"), "{shown}");
+
+    let bundle = Bundle::open(&path).unwrap();
+    for entry in &bundle.manifest.components {
+        let variant = entry.variants.iter().find(|variant| variant.precision == Precision::Int8).unwrap();
+        let (ratio, part) = match entry.component {
+            Component::Expert(_) => (0.30, Part::Whole),
+            Component::Decoder => (0.30, Part::Next),
+            Component::TextEncoder => continue,
+        };
+        let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;
+        assert!(share <= ratio, "{}: {share}", entry.component);
+        let share = share_of(&bundle, entry, part, 5 * 4 * 7);
+        assert!(share.ratio() >= 0.85, "{}: {share:?}", entry.component);
+    }
+    let clip = ["generate", "A red ball", "--bundle", "bundle", "--precision", "int8", "--steps", "2"];
+    succeeded(run(&clip));
+    // Once more, with a budget that needs some layers in high precision: the variant is replaced, and nothing is left
+    // of the old one.
+    let files = || walk(&path).len();
+    let before = files();
+    let budget = format!("{}", psnr + 0.5);
+    let output = succeeded(run(&["quantize", "bundle", "--clips", "1", "--json", "--budget-psnr", &budget]));
+    assert!(event(&output, "quantized")["psnr"].as_f64().unwrap() >= psnr + 0.5, "{output:?}");
+    let kept = |bundle: &Bundle| -> usize {
+        bundle.manifest.components.iter().flat_map(|entry| &entry.variants).map(|variant| variant.kept).sum()
+    };
+    assert!(kept(&Bundle::open(&path).unwrap()) > kept(&bundle));
+    assert_eq!(files(), before);
+}
+
+fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { all.extend(walk(&path)) } else { all.push(path) }
+    }
+    all
+}
+
+#[test]
+fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
+    use bundle::quantization::{Affine, ComponentNumerics, LayerNumerics, Scheme, WeightScales, layers};
+    let folder = tempfile::tempdir().unwrap();
+    let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let spec = synthetic::denoiser(1);
+    let like = like.model.manifest();
+    let component = synthetic::expert();
+    let specs = (spec.clone(), like.vae.clone());
+    let bundle = synthetic::bundle(folder.path(), like, &component, specs, Values::Zeros);
+    let mut entry = bundle.manifest.components[0].clone();
+    let mut numerics = ComponentNumerics::empty(component, entry.digest.clone());
+    for layer in layers::denoiser(&spec).into_iter().flat_map(|group| group.layers) {
+        let rows = if layer.ends_with("ffn.net.0.proj") { spec.feed_forward } else { spec.width() };
+        let numbers = LayerNumerics {
+            weights: WeightScales::Rows(vec![1.0; rows]),
+            input: Some(Affine { scale: 1.0, zero_point: 128 }),
+            output: None,
+            smoothing: None,
+            row_factors: None,
+            bias_shift: None,
+        };
+        numerics.layers.insert(layer, numbers);
+    }
+    export::quantized::write_variant(&bundle, &mut entry, Scheme::Int8, &numerics, None).unwrap();
+    let share = share_of(&bundle, &entry, Part::Whole, 1950);
+    assert!(share.ratio() >= 0.95, "{share:?}");
+}

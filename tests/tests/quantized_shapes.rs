@@ -1,0 +1,215 @@
+//! Errors and speeds at the shapes of published models, with random weights: measurements, run by hand with
+//! `cargo test -p tests --test quantized_shapes -- --ignored --nocapture`.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::dtype::{Dialect, Precision};
+use bundle::manifest::{Bundle, Component, Part};
+use bundle::quantization::Scheme;
+use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
+use calibration::observe::replay::Replay;
+use calibration::observe::set::{CalibrationSet, Sample, SetInfo, weight_digests};
+use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
+use graph::Model;
+use graph::proto::{TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto};
+use ndarray::{Array, Array1, Array2, ArrayD, Axis, Dimension, ShapeBuilder};
+use runtime::denoise::RotaryTables;
+use runtime::quantize::Quantizer;
+use runtime::quantize::metrics::{psnr, relative_error};
+use runtime::quantize::variant::Kept;
+use std::path::Path;
+use std::time::Instant;
+use tests::golden;
+use tests::synthetic::{self, Random, Values};
+
+const OPTIONS: OpenOptions = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
+
+fn normal<D: Dimension, S: ShapeBuilder<Dim = D>>(shape: S, seed: u64) -> Array<f32, D> {
+    let mut random = Random(seed);
+    Array::from_shape_simple_fn(shape, || random.normal())
+}
+
+/// Calibrates on `samples` and quantises; gives the bundle.
+fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
+    let info = SetInfo {
+        rushes: String::new(),
+        model: String::new(),
+        weights: weight_digests(&bundle.manifest),
+        settings: Vec::new(),
+        samples: samples.iter().map(|_| (String::new(), 0)).collect(),
+    };
+    let set = CalibrationSet::begin(&bundle.folder, info).unwrap();
+    for (index, sample) in samples.iter().enumerate() {
+        set.write(index, sample).unwrap();
+    }
+    let onnx = OnnxRuntime::load(None).unwrap();
+    let replay = Replay { bundle, set: &set, onnx: &onnx, options: OPTIONS };
+    let table = replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap();
+    table.write(&bundle.folder, &set.info).unwrap();
+    let calibration = bundle.folder.join("calibration.json");
+    let mut quantizer = Quantizer::open(&bundle.folder, &calibration, Scheme::Int8).unwrap();
+    let began = Instant::now();
+    for entry in bundle.manifest.components.clone() {
+        let numerics = quantizer.plan(&entry, &Kept::new()).unwrap().numerics;
+        let smoothed = numerics.layers.values().filter(|layer| layer.smoothing.is_some()).count();
+        println!("{}: {} layers, {smoothed} smoothed", entry.component, numerics.layers.len());
+        quantizer.write(numerics, None).unwrap();
+    }
+    println!("planned and written in {:.1} s", began.elapsed().as_secs_f64());
+    quantizer.bundle().clone()
+}
+
+/// The least of a few runs, in seconds.
+fn least(runs: usize, mut run: impl FnMut()) -> f64 {
+    let time = |run: &mut dyn FnMut()| {
+        let began = Instant::now();
+        run();
+        began.elapsed().as_secs_f64()
+    };
+    run();
+    (0..runs).map(|_| time(&mut run)).fold(f64::INFINITY, f64::min)
+}
+
+/// The graph with its residual stream before the first and after the last block as outputs.
+fn with_stream(path: &Path) -> std::path::PathBuf {
+    let mut model = Model::read(path).unwrap();
+    let graph = model.proto.graph.as_mut().unwrap();
+    for (name, node) in [("before", "block.0/LayerNormalization"), ("after", "head/LayerNormalization")] {
+        let input = graph.node.iter().find(|found| found.name == node).unwrap().input[0].clone();
+        let mut identity = graph.node.iter().find(|found| found.op_type == "Identity").unwrap().clone();
+        identity.input = vec![input];
+        identity.output = vec![name.to_owned()];
+        identity.name = name.to_owned();
+        graph.node.push(identity);
+        let shape = graph.output[0].r#type.clone().unwrap().tensor_type.unwrap().shape.unwrap();
+        let dim = shape.dim.iter().take(1).cycle().take(3).cloned();
+        let dim = dim.enumerate().map(|(axis, mut dim)| {
+            dim.value = Some(graph::proto::DimensionValue::DimParam(format!("{name}{axis}")));
+            dim
+        });
+        graph.output.push(ValueInfoProto {
+            name: name.to_owned(),
+            r#type: Some(TypeProto {
+                tensor_type: Some(TensorTypeProto {
+                    elem_type: 1,
+                    shape: Some(TensorShapeProto { dim: dim.collect() }),
+                }),
+            }),
+        });
+    }
+    let out = path.with_extension("stream.onnx");
+    model.write(&out).unwrap();
+    out
+}
+
+#[test]
+#[ignore = "a measurement: minutes, and 1 GB of disk"]
+fn two_blocks_of_the_1_3b_shape() {
+    let folder = tempfile::tempdir().unwrap();
+    let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let like = like.model.manifest();
+    let spec = synthetic::denoiser(2);
+    let specs = (spec.clone(), like.vae.clone());
+    let bundle = synthetic::bundle(folder.path(), like, &synthetic::expert(), specs, Values::Outliers);
+    let shape = bundle::geometry::LatentShape { channels: 16, frames: 5, height: 30, width: 52 };
+    let tables = RotaryTables::new(&spec, shape);
+    let sample = |seed: u64| {
+        let mut text: Array2<f32> = normal((512, spec.text_width), 3 * seed);
+        text.slice_mut(ndarray::s![60.., ..]).fill(0.0);
+        Sample {
+            ids: Vec::new(),
+            text: vec![text],
+            latents: normal((2, 16, 5, 30, 52), seed),
+            timesteps: Array1::from(vec![900.0, 300.0]),
+            latent: normal((16, 5, 30, 52), seed),
+            cos: tables.cos.clone(),
+            sin: tables.sin.clone(),
+        }
+    };
+    let bundle = quantized(&bundle, &[sample(11), sample(12)]);
+    let onnx = OnnxRuntime::load(None).unwrap();
+    let entry = &bundle.manifest.components[0];
+    let test = sample(99);
+    let inputs = [
+        ("latent", Value::from_f32(test.latents.index_axis(Axis(0), 0).to_owned().insert_axis(Axis(0)))),
+        ("timestep", Value::from_f32(Array1::from_elem(1, 600.0_f32))),
+        ("text", Value::from_f32(test.text[0].clone().insert_axis(Axis(0)))),
+        ("cos", Value::from_f32(test.cos.clone())),
+        ("sin", Value::from_f32(test.sin.clone())),
+    ];
+    let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+    let mut streams = Vec::new();
+    let mut seconds = Vec::new();
+    for precision in [Precision::F32, Precision::Int8] {
+        let path = bundle.path(&entry.graph(Part::Whole, Dialect::Cpu, precision).unwrap().file);
+        let stream = with_stream(&path);
+        let contract = Model::read(&stream).unwrap().signature();
+        let mut outputs =
+            onnx.open(&stream, &contract, &OPTIONS).unwrap().run(&inputs, &Cancel::new()).unwrap();
+        let mut take = |name: &str| outputs.take(name).unwrap().to_f32().unwrap();
+        streams.push((take("before"), take("after"), take("velocity")));
+        let contract = Model::read(&path).unwrap().signature();
+        let mut engine = onnx.open(&path, &contract, &OPTIONS).unwrap();
+        seconds.push(least(5, || drop(engine.run(&inputs, &Cancel::new()).unwrap())));
+    }
+    let [(before, after, velocity), (_, quantized, quantized_velocity)] = &streams[..] else {
+        unreachable!()
+    };
+    let error = relative_error((quantized - before).view(), (after - before).view());
+    println!("two blocks: error {:.2} %", 100.0 * error);
+    println!("velocity: error {:.2} %", 100.0 * relative_error(quantized_velocity.view(), velocity.view()));
+    println!("step: f32 {:.3} s, int8 {:.3} s, {:.2}x", seconds[0], seconds[1], seconds[0] / seconds[1]);
+    assert!(error <= 0.03, "{error}");
+}
+
+#[test]
+#[ignore = "a measurement: minutes"]
+fn the_decoder_of_wan21() {
+    let folder = tempfile::tempdir().unwrap();
+    let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let like = like.model.manifest();
+    let specs = (like.denoiser.clone(), synthetic::vae());
+    let bundle = synthetic::bundle(folder.path(), like, &Component::Decoder, specs, Values::Outliers);
+    let sample = Sample {
+        ids: Vec::new(),
+        text: Vec::new(),
+        latents: normal((1, 16, 1, 1, 1), 1),
+        timesteps: Array1::from(vec![0.0]),
+        latent: normal((16, 2, 12, 20), 5),
+        cos: Array2::zeros((1, 1)),
+        sin: Array2::zeros((1, 1)),
+    };
+    let bundle = quantized(&bundle, &[sample]);
+    let onnx = OnnxRuntime::load(None).unwrap();
+    let entry = &bundle.manifest.components[0];
+    let mut frames: Vec<ArrayD<f32>> = Vec::new();
+    let mut seconds = Vec::new();
+    for precision in [Precision::F32, Precision::Int8] {
+        let open = |part: Part| {
+            let path = bundle.path(&entry.graph(part, Dialect::Cpu, precision).unwrap().file);
+            let contract = Model::read(&path).unwrap().signature();
+            onnx.open(&path, &contract, &OPTIONS).unwrap()
+        };
+        let latent = Value::from_f32(normal((1, 16, 1, 30, 52), 77));
+        let first = open(Part::First).run(&[("latent", &latent)], &Cancel::new()).unwrap();
+        let caches: Vec<_> = first
+            .into_iter()
+            .filter_map(|(name, value)| {
+                name.strip_prefix(CACHE_OUTPUT).map(|number| (format!("{CACHE_INPUT}{number}"), value))
+            })
+            .collect();
+        let mut inputs = vec![("latent", &latent)];
+        inputs.extend(caches.iter().map(|(name, value)| (name.as_str(), value)));
+        let mut engine = open(Part::Next);
+        let mut outputs = engine.run(&inputs, &Cancel::new()).unwrap();
+        frames.push(outputs.take("frames").unwrap().to_f32().unwrap() / 2.0);
+        drop(outputs);
+        seconds.push(least(2, || drop(engine.run(&inputs, &Cancel::new()).unwrap())));
+    }
+    println!("frames: {:.1} dB", psnr(frames[1].view(), frames[0].view()));
+    println!(
+        "a latent frame of 30x52: f32 {:.2} s, int8 {:.2} s, {:.2}x",
+        seconds[0],
+        seconds[1],
+        seconds[0] / seconds[1]
+    );
+}
