@@ -105,6 +105,9 @@ fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionB
         .with_prepacking(options.weights == WeightMemory::Prepacked)?
         // Rearranging weights on all cores opens a large graph three to four times faster.
         .with_config_entry("session.prepack.enable_parallel", "1")?
+        // Our graphs name the quantised operators that they want. ONNX Runtime's own search for them would make some of
+        // E4M3 that it has no kernels for, and weight-only products where nobody asked for them.
+        .with_config_entry("session.disable_quant_qdq", "1")?
         // A pattern plans one more block of the size of all activations, beside those of the first run.
         .with_memory_pattern(false)?;
     Ok(builder)

@@ -3,7 +3,7 @@
 use crate::decode::{TileSide, Tiling};
 use crate::denoise::BATCHED_TOKENS_MAX;
 use crate::plan::GenerationPlan;
-use bundle::dtype::ElementType;
+use bundle::dtype::{ElementType, Precision};
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::preview::PreviewKind;
@@ -20,6 +20,8 @@ const F32: usize = 4;
 pub struct Running {
     /// Where weights lie.
     pub weights: WeightMemory,
+    /// The variant; none is the one that the model was exported in.
+    pub precision: Option<Precision>,
     /// What is open beside every expert.
     pub preview: PreviewKind,
     /// Tiles that pictures are decoded in; none decodes them whole.
@@ -27,9 +29,9 @@ pub struct Running {
 }
 
 impl Running {
-    /// Without previews, pictures decoded whole.
+    /// The exported variant without previews, pictures decoded whole.
     pub fn plain(weights: WeightMemory) -> Self {
-        Self { weights, preview: PreviewKind::Off, tile: None }
+        Self { weights, precision: None, preview: PreviewKind::Off, tile: None }
     }
 }
 
@@ -38,7 +40,7 @@ impl Running {
 ///
 /// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
 pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) -> Vec<Footprint> {
-    let Running { weights, preview, tile } = running;
+    let Running { weights, precision, preview, tile } = running;
     let positions = plan.latent.height * plan.latent.width;
     let previewing = previewing(manifest, positions, weights, preview);
     let batch = if plan.is_guided() && plan.tokens <= BATCHED_TOKENS_MAX { 2 } else { 1 };
@@ -58,7 +60,7 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
             };
             Footprint {
                 component: entry.component.to_string(),
-                weights: resident_weights(entry, weights),
+                weights: resident_weights(entry, precision, weights),
                 activations: ByteCount(activations as u64),
             }
         })
@@ -69,7 +71,7 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
 fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> usize {
     let weights_of = |component| {
         let entry = manifest.components.iter().find(|entry| entry.component == component);
-        let bytes = entry.map_or(0, |entry| resident_weights(entry, weights).0);
+        let bytes = entry.map_or(0, |entry| resident_weights(entry, None, weights).0);
         usize::try_from(bytes).unwrap_or(usize::MAX)
     };
     match kind {
@@ -86,8 +88,15 @@ fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind
     }
 }
 
-/// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored.
-fn resident_weights(entry: &ComponentEntry, weights: WeightMemory) -> ByteCount {
+/// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored, or 8 bits.
+fn resident_weights(
+    entry: &ComponentEntry,
+    precision: Option<Precision>,
+    weights: WeightMemory,
+) -> ByteCount {
+    if let Some(variant) = precision.and_then(|precision| entry.variant(precision)) {
+        return if weights == WeightMemory::Mapped { ByteCount(0) } else { variant.weight_bytes() };
+    }
     let stored = entry.weight_type.element();
     if weights == WeightMemory::Mapped && stored == ElementType::F32 {
         return ByteCount(0);

@@ -8,6 +8,7 @@ use calibration::integer_share::{Share, integer_share, positions};
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table::Table;
+use calibration::structure::broken_rules;
 use engines::{Cancel, OnnxRuntime, OpenOptions, WeightMemory, residency};
 use export::ExportRequest;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
@@ -156,6 +157,49 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     };
     assert!(kept(&Bundle::open(&path).unwrap()) > kept(&bundle));
     assert_eq!(files(), before);
+
+    for scheme in ["fp8", "int8-weights"] {
+        let output = succeeded(run(&["quantize", "bundle", "--clips", "1", "--json", "--scheme", scheme]));
+        let psnr = event(&output, "quantized")["psnr"].as_f64().unwrap();
+        assert!(psnr >= 30.0, "{scheme}: {psnr} dB");
+    }
+    fp8_graphs_obey_the_rules(&Bundle::open(&path).unwrap());
+}
+
+/// The graphs of E4M3 experts, and what is found when each rule is broken.
+fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
+    let numerics = std::fs::read(bundle.path("quantization.fp8.json")).unwrap();
+    let numerics: bundle::quantization::Numerics = serde_json::from_slice(&numerics).unwrap();
+    let experts =
+        bundle.manifest.components.iter().filter(|entry| matches!(entry.component, Component::Expert(_)));
+    let mut checked = 0;
+    for entry in experts {
+        let graph = entry.graph(Part::Whole, Dialect::Cpu, Precision::Fp8).unwrap();
+        let model = graph::Model::read(&bundle.path(&graph.file)).unwrap();
+        let of = numerics.components.iter().find(|of| of.component == entry.component).unwrap();
+        let kept: std::collections::BTreeSet<String> = of.kept.keys().cloned().collect();
+        // One block at each end of six, and the embedders.
+        assert!(kept.contains("blocks.0.attn1.to_q") && kept.contains("blocks.5.ffn.net.2"), "{kept:?}");
+        assert!(
+            of.layers.contains_key("blocks.1.attn1.to_q") && of.layers.contains_key("blocks.4.ffn.net.2")
+        );
+        assert_eq!(broken_rules(&model, &kept), Vec::<String>::new());
+        let nodes = &model.proto.graph.as_ref().unwrap().node;
+        assert!(nodes.iter().filter(|node| node.op_type == "QuantizeLinear").count() >= 4 * 7);
+
+        let quantized: std::collections::BTreeSet<String> = of.layers.keys().cloned().collect();
+        assert!(!broken_rules(&model, &quantized).is_empty(), "a layer that should be kept is not seen");
+        let mut cut = model.clone();
+        let nodes = &mut cut.proto.graph.as_mut().unwrap().node;
+        let position = nodes.iter().position(|node| node.op_type == "DequantizeLinear").unwrap();
+        nodes.remove(position);
+        assert!(!broken_rules(&cut, &kept).is_empty(), "a missing DequantizeLinear is not seen");
+        let mut old = model;
+        old.proto.opset_import[0].version = 17;
+        assert_eq!(broken_rules(&old, &kept).len(), 1);
+        checked += 1;
+    }
+    assert!(checked > 0);
 }
 
 fn walk(folder: &Path) -> Vec<std::path::PathBuf> {

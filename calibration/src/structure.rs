@@ -1,0 +1,121 @@
+//! Whether an E4M3 graph obeys the rules that TensorRT reads such graphs by.
+//!
+//! Source: TensorRT's documentation of explicit quantisation. Codes are symmetric, a scale has the number format of the
+//! activations, both inputs of a product are dequantised right before it, and nothing lies between.
+
+use graph::Model;
+use graph::proto::{DataType, GraphProto, NodeProto, TensorProto};
+use std::collections::{BTreeSet, HashMap};
+
+/// The oldest operators that know E4M3.
+const OPSET: i64 = 19;
+/// Narrower products are not worth a kernel.
+const NARROWEST: i64 = 16;
+
+/// Every rule that a graph breaks, as a sentence; none when it obeys them all. Layers of `kept` must not be quantised.
+pub fn broken_rules(model: &Model, kept: &BTreeSet<String>) -> Vec<String> {
+    let mut broken = Vec::new();
+    let opset = model.proto.opset_import.iter().find(|opset| opset.domain.is_empty());
+    if opset.is_none_or(|opset| opset.version < OPSET) {
+        broken.push(format!("operators are older than version {OPSET}"));
+    }
+    let Some(graph) = &model.proto.graph else { return broken };
+    let rules = Rules::new(graph);
+    for node in &graph.node {
+        match node.op_type.as_str() {
+            "QuantizeLinear" => rules.quantize(node, &mut broken),
+            "DequantizeLinear" => rules.dequantize(node, kept, &mut broken),
+            "MatMul" => rules.product(node, &mut broken),
+            _ => {}
+        }
+    }
+    broken
+}
+
+struct Rules<'a> {
+    initializers: HashMap<&'a str, &'a TensorProto>,
+    producers: HashMap<&'a str, &'a NodeProto>,
+    consumers: HashMap<&'a str, Vec<&'a NodeProto>>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(graph: &'a GraphProto) -> Self {
+        let mut consumers: HashMap<&str, Vec<&NodeProto>> = HashMap::new();
+        for node in &graph.node {
+            for input in &node.input {
+                consumers.entry(input).or_default().push(node);
+            }
+        }
+        Self {
+            initializers: graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
+            producers: graph
+                .node
+                .iter()
+                .flat_map(|node| node.output.iter().map(move |output| (output.as_str(), node)))
+                .collect(),
+            consumers,
+        }
+    }
+
+    fn readers(&self, node: &NodeProto) -> &[&'a NodeProto] {
+        node.output.first().and_then(|output| self.consumers.get(output.as_str())).map_or(&[], Vec::as_slice)
+    }
+
+    /// The scale is one f32 number, the zero point an E4M3 zero.
+    fn range(&self, node: &NodeProto, broken: &mut Vec<String>) {
+        let at = |index: usize| {
+            node.input.get(index).and_then(|name| self.initializers.get(name.as_str()).copied())
+        };
+        let of = |tensor: &TensorProto, data_type: DataType| {
+            tensor.data_type == i32::from(data_type) && tensor.dims.is_empty()
+        };
+        if !at(1).is_some_and(|scale| of(scale, DataType::Float)) {
+            broken.push(format!("{} has no single scale in the number format of the activations", node.name));
+        }
+        let zero = at(2).is_some_and(|zero| of(zero, DataType::Float8e4m3fn) && zero.raw_data == [0]);
+        if !zero {
+            broken.push(format!("{} has a zero point that is no E4M3 zero", node.name));
+        }
+    }
+
+    fn quantize(&self, node: &NodeProto, broken: &mut Vec<String>) {
+        self.range(node, broken);
+        let same_scale = |reader: &&NodeProto| {
+            reader.op_type == "DequantizeLinear" && reader.input.get(1..3) == node.input.get(1..3)
+        };
+        let readers = self.readers(node);
+        if readers.is_empty() || !readers.iter().all(same_scale) {
+            broken.push(format!("{} is not followed by its DequantizeLinear alone", node.name));
+        }
+    }
+
+    fn dequantize(&self, node: &NodeProto, kept: &BTreeSet<String>, broken: &mut Vec<String>) {
+        self.range(node, broken);
+        let readers = self.readers(node);
+        if readers.is_empty() || readers.iter().any(|reader| reader.op_type != "MatMul") {
+            broken.push(format!("{} does not feed a product directly", node.name));
+        }
+        let source = node.input.first().map_or("", String::as_str);
+        if let Some(weight) = self.initializers.get(source) {
+            if weight.dims.iter().any(|extent| *extent < NARROWEST) {
+                broken.push(format!("{source} is too narrow to be quantised"));
+            }
+            if kept.contains(source.trim_end_matches(".weight")) {
+                broken.push(format!("{source} should stay in high precision"));
+            }
+        } else if self.producers.get(source).is_none_or(|before| before.op_type != "QuantizeLinear") {
+            broken.push(format!("{} reads neither codes of a weight nor of a QuantizeLinear", node.name));
+        }
+    }
+
+    /// Both inputs are dequantised, or none is.
+    fn product(&self, node: &NodeProto, broken: &mut Vec<String>) {
+        let dequantized = |name: &String| {
+            self.producers.get(name.as_str()).is_some_and(|before| before.op_type == "DequantizeLinear")
+        };
+        let count = node.input.iter().filter(|name| dequantized(name)).count();
+        if count == 1 {
+            broken.push(format!("{} has one input in high precision", node.name));
+        }
+    }
+}
