@@ -132,12 +132,12 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
 
     let bundle = Bundle::open(&path).unwrap();
     for entry in &bundle.manifest.components {
-        let variant = entry.variants.iter().find(|variant| variant.precision == Precision::Int8).unwrap();
         let (ratio, part) = match entry.component {
             Component::Expert(_) => (0.30, Part::Whole),
             Component::Decoder => (0.30, Part::Next),
-            Component::TextEncoder => continue,
+            Component::TextEncoder | Component::Preview => continue,
         };
+        let variant = entry.variants.iter().find(|variant| variant.precision == Precision::Int8).unwrap();
         let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;
         assert!(share <= ratio, "{}: {share}", entry.component);
         let share = share_of(&bundle, entry, part, 5 * 4 * 7);

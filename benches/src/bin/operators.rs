@@ -104,7 +104,8 @@ fn parse() -> Result<Arguments, Box<dyn Error>> {
             "--layers" => arguments.layers = value.parse()?,
             "--tokens" => {
                 let numbers: Vec<usize> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
-                arguments.grid = numbers.try_into().map_err(|_| "three numbers are needed, like 5,15,26")?;
+                arguments.grid =
+                    numbers.try_into().map_err(|_other_count| "three numbers are needed, like 5,15,26")?;
             }
             "--threads" => arguments.threads = value.parse()?,
             "--runs" => arguments.runs = value.parse()?,

@@ -7,7 +7,10 @@ import csv
 import sys
 from collections import defaultdict
 
-PANELS = [("vae", "psnr"), ("text", "right"), ("denoiser", "velocity"), ("high", "velocity"), ("low", "velocity")]
+PANELS = [
+    ("vae", "psnr"), ("tiny", "psnr"), ("judge", "right"), ("text", "right"), ("denoiser", "still_velocity"),
+    ("denoiser", "velocity"), ("high", "velocity"), ("low", "velocity"),
+]  # fmt: skip
 WIDTH, HEIGHT, MARGIN = 240, 160, 34
 
 

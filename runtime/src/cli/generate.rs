@@ -168,7 +168,11 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
     let mut refusal = None;
     for weights in [WeightMemory::Prepacked, WeightMemory::Mapped] {
         for tile in &tiles {
-            let footprints = footprints(&bundle.manifest, plan, Running { weights, precision: args.precision, preview, tile: *tile });
+            let footprints = footprints(
+                &bundle.manifest,
+                plan,
+                Running { weights, precision: args.precision, preview, tile: *tile },
+            );
             match residency::plan(args.residency, &footprints, budget) {
                 Ok(plan) => return Ok(MemoryPlan { mode: plan.mode, weights, tile: *tile }),
                 Err(error) => refusal = Some(error),
