@@ -187,7 +187,7 @@ mod tests {
         let needed: Vec<usize> =
             TileSide::TRIED.into_iter().map(|side| decoding_tiles(&vae, latent, side)).collect();
         assert!(needed[0] < decoding(&vae, 90 * 160) / 2, "{needed:?}");
-        assert!(needed[..4].is_sorted_by(|a, b| a > b), "{needed:?}");
+        assert!(needed[..3].is_sorted_by(|a, b| a > b), "{needed:?}");
     }
 
     #[test]

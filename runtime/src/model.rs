@@ -98,7 +98,14 @@ impl Model {
         part: Part,
         contract: &Signature,
     ) -> Result<Engine, Error> {
-        let graph = self.manifest().component(component)?.graph(part, self.dialect, self.precision)?;
+        let entry = self.manifest().component(component)?;
+        // Previews are made in the precision of the export, whatever the variant.
+        let precision = match component {
+            Component::Preview => entry.graphs.iter().find(|graph| graph.dialect == self.dialect),
+            _ => None,
+        };
+        let precision = precision.map_or(self.precision, |graph| graph.precision);
+        let graph = entry.graph(part, self.dialect, precision)?;
         let began = Instant::now();
         let opened = self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)?;
         let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);

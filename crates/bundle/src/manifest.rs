@@ -197,12 +197,13 @@ impl Manifest {
         })
     }
 
-    /// Precisions for which every component has graphs in `dialect`.
+    /// Precisions for which every component has graphs in `dialect`; previews are never quantised and do not count.
     pub fn precisions(&self, dialect: Dialect) -> Vec<Precision> {
         Precision::ALL
             .into_iter()
             .filter(|precision| {
-                self.components.iter().all(|entry| {
+                let mut models = self.components.iter().filter(|entry| entry.component != Component::Preview);
+                models.all(|entry| {
                     entry.graphs.iter().any(|graph| (graph.dialect, graph.precision) == (dialect, *precision))
                 })
             })

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import WanPipeline
 
-from . import reference
+from . import cleaning, reference
 
 NAME = "mini"
 CHECKPOINT = "models/mini/checkpoint"
@@ -32,6 +32,9 @@ def run() -> reference.Run:
     pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     made = reference.run(pipeline, REQUEST, reference.noise(pipeline, REQUEST, SEED))
     assert len(set(made.experts)) == 2, f"experts used: {made.experts}"
+    for name, text in (("prompt_ids", REQUEST.prompt), ("negative_ids", REQUEST.negative)):
+        ids = pipeline.tokenizer(cleaning.prompt_clean(text)).input_ids
+        made.tensors[name] = torch.tensor(ids, dtype=torch.int32)
     return made
 
 
