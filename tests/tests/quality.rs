@@ -163,6 +163,26 @@ fn guidance_reaches_the_clips() {
     assert_eq!(asked_for_nothing["mean"]["read_back"], Value::Null);
 }
 
+/// The first prompts of those that ship, by mini and its own judge: what guidance is for shows in the clips.
+#[test]
+fn mini_follows_its_prompts_and_better_with_guidance() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/judge/prompts.json");
+    let shipped: Vec<Value> = serde_json::from_slice(&fs::read(shipped).unwrap()).unwrap();
+    assert_eq!(shipped.len(), 64);
+    write_prompts(folder.path(), &shipped[..12].to_vec().into());
+    let read_back = |guidance: &[&str]| {
+        let mut program = rushes(folder.path());
+        program.args(["bench", "quality", "--prompts", "prompts.json", "--json", "--progress", "none"]);
+        let output = program.args(["--cache-dir", "cache"]).args(guidance).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        event(&output, "quality")["mean"]["read_back"].as_f64().unwrap()
+    };
+    let (guided, unguided) = (read_back(&[]), read_back(&["--guidance", "1"]));
+    assert!(guided >= 0.75, "{guided}");
+    assert!(guided > unguided + 0.02, "{guided} with guidance, {unguided} without");
+}
+
 #[test]
 fn what_the_judge_cannot_read_is_refused() {
     let folder = tempfile::tempdir().unwrap();
