@@ -20,7 +20,7 @@ pub enum RangeMethod {
     Entropy,
 }
 
-/// Values by size: how many lie in each of [`BINS`] equal parts between the extremes, which are in it.
+/// Values by size: how many lie in each of `BINS` equal parts between the extremes, which are in it.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     low: f32,

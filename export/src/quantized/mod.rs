@@ -1,7 +1,7 @@
 //! Quantised variants of a bundle: numbers that calibration computed, lowered into weights and graphs.
 //!
-//! [`source`] reads the weights of a bundle, [`values`] turns them into what is stored, [`file`] writes one safetensors
-//! file, [`variant`] puts weights, graphs and `bundle.json` together.
+//! `source` reads the weights of a bundle, `values` turns them into what is stored, `file` writes one safetensors
+//! file, `variant` puts weights, graphs and `bundle.json` together.
 
 mod file;
 pub mod source;
