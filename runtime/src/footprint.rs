@@ -186,7 +186,7 @@ mod tests {
         let latent = LatentShape { channels: 16, frames: 21, height: 90, width: 160 };
         let needed: Vec<usize> =
             TileSide::TRIED.into_iter().map(|side| decoding_tiles(&vae, latent, side)).collect();
-        assert!(needed[0] < decoding(&vae, 90 * 160) / 2, "{needed:?}");
+        assert!(needed[2] < decoding(&vae, 90 * 160) / 2, "{needed:?}");
         assert!(needed[..3].is_sorted_by(|a, b| a > b), "{needed:?}");
     }
 
