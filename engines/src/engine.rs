@@ -13,7 +13,7 @@ use ort::value::{Outlet, ValueType};
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How a graph is opened.
 #[derive(Debug, Clone, Copy)]
@@ -57,8 +57,7 @@ impl OnnxRuntime {
         if let Err(source) = std::fs::File::open(graph) {
             return Err(GraphError::Unreadable { path: graph.to_owned(), source }.into());
         }
-        let session = builder(self, options)
-            .and_then(|mut builder| builder.commit_from_file(graph))
+        let session = one_first(|| builder(self, options)?.commit_from_file(graph))
             .map_err(|error| ort_error::at_open(graph, &error))?;
         Engine::new(name, session, contract)
     }
@@ -74,8 +73,7 @@ impl OnnxRuntime {
         contract: &Signature,
         options: &OpenOptions,
     ) -> Result<Engine, Error> {
-        let session = builder(self, options)
-            .and_then(|mut builder| builder.commit_from_memory(graph))
+        let session = one_first(|| builder(self, options)?.commit_from_memory(graph))
             .map_err(|error| ort_error::at_open(Path::new(name), &error))?;
         Engine::new(name.to_owned(), session, contract)
     }
@@ -85,11 +83,26 @@ impl OnnxRuntime {
     /// # Errors
     /// The file or its weights are absent or damaged, or ONNX Runtime cannot run it.
     pub fn write_optimized(&self, graph: &Path, optimized: &Path) -> Result<(), Error> {
-        let written = builder(self, &OpenOptions { threads: None, weights: WeightMemory::Mapped })
-            .and_then(|builder| builder.with_optimized_model_path(optimized).map_err(Into::into))
-            .and_then(|mut builder| builder.commit_from_file(graph));
+        let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
+        let written = one_first(|| {
+            builder(self, &options)?.with_optimized_model_path(optimized)?.commit_from_file(graph)
+        });
         written.map(drop).map_err(|error| ort_error::at_open(graph, &error))
     }
+}
+
+/// Opens a graph; the process's first alone, the others as they come. The first makes our operators' domain known to ONNX
+/// Runtime, which looks whether it is known and adds it without a lock.
+fn one_first(open: impl FnOnce() -> ort::Result<Session>) -> ort::Result<Session> {
+    static OPENED: Mutex<bool> = Mutex::new(false);
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *opened {
+        drop(opened);
+        return open();
+    }
+    let session = open()?;
+    *opened = true;
+    Ok(session)
 }
 
 fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionBuilder> {
