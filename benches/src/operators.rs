@@ -3,11 +3,12 @@
 use crate::random_weights::{self, Random};
 use bundle::catalog::wan_denoiser;
 use bundle::geometry::LatentShape;
+use bundle::quantization::layers::fused;
 use bundle::signature::Signature;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value};
 use export::checkpoint::inventory;
-use export::model::{GraphWeights, KernelLowering, kernel_layers, kernel_step_graph, step_graph};
+use export::model::{GraphWeights, KernelLowering, kernel_step_graph, step_graph};
 use export::weights::PlacedWeights;
 use export::weights::packed::{PackedFormat, pack};
 use graph::Model;
@@ -119,10 +120,9 @@ impl Setting {
         let folder = self.folder.path();
         let stock = || step_graph(&self.spec, GraphWeights::new(&self.placed));
         let own = |format, values_as_bytes, name: &str| -> Outcome<Model> {
-            let layers = kernel_layers(&self.spec);
-            let placed = pack(folder, &self.placed, &layers, format, name, &|_| None)?;
+            let placed = pack(folder, &self.placed, &fused(&self.spec), format, name)?;
             let weights = GraphWeights::new(&placed);
-            Ok(kernel_step_graph(&self.spec, KernelLowering { weights, format, values_as_bytes })?)
+            Ok(kernel_step_graph(&self.spec, KernelLowering { weights, values_as_bytes })?)
         };
         let model = match operators {
             Operators::StockF32 => stock()?,

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use bundle::manifest::{Component, Manifest};
-use bundle::spec::{TEXT_ROWS, VaeSpec};
+use bundle::spec::VaeSpec;
 use graph::Model;
 use graph::proto::{NodeProto, TensorProto};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Operators that multiply in integers, and where their weight is among the inputs.
-const INTEGER: [(&str, usize); 7] = [
+const INTEGER: [(&str, usize); 10] = [
     ("MatMulIntegerToFloat", 1),
     ("DynamicQuantizeMatMul", 1),
     ("MatMulInteger", 1),
@@ -18,10 +18,23 @@ const INTEGER: [(&str, usize); 7] = [
     ("ConvInteger", 1),
     ("QLinearMatMul", 3),
     ("QGemm", 3),
+    ("LinearQ", 2),
+    ("LinearQGelu", 2),
+    ("LinearQResidual", 2),
 ];
 /// Operators that multiply in floating point.
-const FLOAT: [&str; 8] =
-    ["Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Conv", "FusedConv", "MatMulNBits", "TransposeMatMul"];
+const FLOAT: [&str; 10] = [
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+    "Conv",
+    "FusedConv",
+    "MatMulNBits",
+    "TransposeMatMul",
+    "LinearBf16",
+    "LinearBf16Residual",
+];
 
 /// Multiply-adds of linear layers and convolutions, in one run of one component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,10 +111,19 @@ fn layer_of<'a>(weight: &str, positions: &'a BTreeMap<String, f64>) -> Option<&'
     positions.keys().filter(begins).max_by_key(|layer| layer.len()).map(String::as_str)
 }
 
-/// How often each layer's weight is used in one run, for a step over `tokens` tokens, or relative to a latent position.
-pub fn positions(manifest: &Manifest, component: &Component, tokens: usize) -> BTreeMap<String, f64> {
+/// The rows that the layers of a step see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepRows {
+    /// Tokens of the clip.
+    pub tokens: usize,
+    /// Rows of the text: 512, or fewer where equal ones are merged.
+    pub text: usize,
+}
+
+/// How often each layer's weight is used in one run, for a step over these rows, or relative to a latent position.
+pub fn positions(manifest: &Manifest, component: &Component, rows: StepRows) -> BTreeMap<String, f64> {
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    let (tokens, text) = (tokens as f64, TEXT_ROWS as f64);
+    let (tokens, text) = (rows.tokens as f64, rows.text as f64);
     match component {
         Component::TextEncoder => {
             let groups = bundle::quantization::layers::text_encoder(&manifest.text_encoder);
@@ -113,8 +135,11 @@ pub fn positions(manifest: &Manifest, component: &Component, tokens: usize) -> B
                 layer.contains("text_embedder")
                     || layer.ends_with("attn2.to_k")
                     || layer.ends_with("attn2.to_v")
+                    || layer.ends_with("attn2.to_kv")
             };
-            let many = groups.into_iter().flat_map(|group| group.layers);
+            let fused = bundle::quantization::layers::fused(&manifest.denoiser);
+            let fused = fused.into_iter().map(|layer| layer.name);
+            let many = groups.into_iter().flat_map(|group| group.layers).chain(fused);
             let many = many.map(|layer| if of_text(&layer) { (layer, text) } else { (layer, tokens) });
             let time = ["time_embedder.linear_1", "time_embedder.linear_2", "time_proj"];
             let one = time.into_iter().map(|part| (format!("condition_embedder.{part}"), 1.0));

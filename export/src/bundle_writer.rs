@@ -9,7 +9,7 @@ use crate::weights::scan::{Verify, scan};
 use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, place};
 use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
-use bundle::dtype::{Dialect, Precision, WeightType};
+use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::layout;
 use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part};
 use bundle::units::ByteCount;
@@ -236,9 +236,16 @@ impl GraphWriter<'_> {
         self.graphs(dialect)?
             .into_iter()
             .map(|(part, model)| {
-                let file = layout::graph_file(self.component, part, dialect, precision, self.digest);
+                let file = layout::graph_file(
+                    self.component,
+                    part,
+                    dialect,
+                    precision,
+                    Operators::Stock,
+                    self.digest,
+                );
                 model.write(&self.folder.join(&file))?;
-                Ok(GraphEntry { part, dialect, precision, file })
+                Ok(GraphEntry { part, dialect, precision, operators: Operators::Stock, file })
             })
             .collect()
     }

@@ -5,7 +5,7 @@ use crate::checkpoint::inventory::{self, Required};
 use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
 use crate::weights::{ExternalTensor, PlacedWeights};
 use bundle::digest::Digest;
-use bundle::dtype::{Dialect, ElementType, Precision, WeightType};
+use bundle::dtype::{Dialect, ElementType, Operators, Precision, WeightType};
 use bundle::layout;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::routing::Routing;
@@ -87,9 +87,9 @@ fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Resul
     let (dialect, precision) = (Dialect::Cpu, Precision::F32);
     let mut graphs = Vec::new();
     for (part, model) in models {
-        let file = layout::graph_file(component, part, dialect, precision, &digest);
+        let file = layout::graph_file(component, part, dialect, precision, Operators::Stock, &digest);
         model.write(&folder.join(&file))?;
-        graphs.push(GraphEntry { part, dialect, precision, file });
+        graphs.push(GraphEntry { part, dialect, precision, operators: Operators::Stock, file });
     }
     Ok(ComponentEntry {
         component: component.clone(),

@@ -3,7 +3,7 @@
 use crate::decode::{TileSide, Tiling};
 use crate::denoise::BATCHED_TOKENS_MAX;
 use crate::plan::GenerationPlan;
-use bundle::dtype::{ElementType, Precision};
+use bundle::dtype::{ElementType, Operators, Precision};
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::preview::PreviewKind;
@@ -22,6 +22,8 @@ pub struct Running {
     pub weights: WeightMemory,
     /// The variant; none is the one that the model was exported in.
     pub precision: Option<Precision>,
+    /// Whose operators, as of [`crate::model::Model::operators`].
+    pub operators: Operators,
     /// What is open beside every expert.
     pub preview: PreviewKind,
     /// Tiles that pictures are decoded in; none decodes them whole.
@@ -31,7 +33,7 @@ pub struct Running {
 impl Running {
     /// The exported variant without previews, pictures decoded whole.
     pub fn plain(weights: WeightMemory) -> Self {
-        Self { weights, precision: None, preview: PreviewKind::Off, tile: None }
+        Self { weights, precision: None, operators: Operators::Stock, preview: PreviewKind::Off, tile: None }
     }
 }
 
@@ -40,7 +42,7 @@ impl Running {
 ///
 /// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
 pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) -> Vec<Footprint> {
-    let Running { weights, precision, preview, tile } = running;
+    let Running { weights, preview, tile, .. } = running;
     let positions = plan.latent.height * plan.latent.width;
     let previewing = previewing(manifest, positions, weights, preview);
     let batch = if plan.is_guided() && plan.tokens <= BATCHED_TOKENS_MAX { 2 } else { 1 };
@@ -60,7 +62,7 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
             };
             Footprint {
                 component: entry.component.to_string(),
-                weights: resident_weights(entry, precision, weights),
+                weights: resident_weights(entry, running),
                 activations: ByteCount(activations as u64),
             }
         })
@@ -71,7 +73,7 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
 fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> usize {
     let weights_of = |component| {
         let entry = manifest.components.iter().find(|entry| entry.component == component);
-        let bytes = entry.map_or(0, |entry| resident_weights(entry, None, weights).0);
+        let bytes = entry.map_or(0, |entry| resident_weights(entry, Running::plain(weights)).0);
         usize::try_from(bytes).unwrap_or(usize::MAX)
     };
     match kind {
@@ -89,12 +91,9 @@ fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind
 }
 
 /// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored, or 8 bits.
-fn resident_weights(
-    entry: &ComponentEntry,
-    precision: Option<Precision>,
-    weights: WeightMemory,
-) -> ByteCount {
-    if let Some(variant) = precision.and_then(|precision| entry.variant(precision)) {
+fn resident_weights(entry: &ComponentEntry, running: Running) -> ByteCount {
+    let Running { weights, precision, operators, .. } = running;
+    if let Some(variant) = precision.and_then(|precision| entry.variant(precision, operators)) {
         return if weights == WeightMemory::Mapped { ByteCount(0) } else { variant.weight_bytes() };
     }
     let stored = entry.weight_type.element();

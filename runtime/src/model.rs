@@ -1,10 +1,11 @@
 //! A bundle and how to run it.
 
 use crate::Error;
-use bundle::dtype::{Dialect, Precision};
-use bundle::manifest::{Bundle, Component, Manifest, Part};
+use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
 use engines::{Engine, OnnxRuntime, OpenOptions, Outputs, Provider, WeightMemory};
+use kernels::CpuPath;
 use ndarray::{Array, Dimension};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -17,6 +18,9 @@ use std::time::{Duration, Instant};
 pub struct ModelOptions {
     /// Which variant of the graphs; none takes the first that the bundle has.
     pub precision: Option<Precision>,
+    /// Whose operators on the CPU; none takes our own where the bundle has graphs of them and the processor is fast with
+    /// them.
+    pub operators: Option<Operators>,
     /// Where they run.
     pub provider: Provider,
     /// Threads of one graph; none takes every core.
@@ -28,7 +32,13 @@ pub struct ModelOptions {
 impl Default for ModelOptions {
     /// The bundle's first variant on the CPU with every core, weights in memory.
     fn default() -> Self {
-        Self { precision: None, provider: Provider::Auto, threads: None, weights: WeightMemory::Prepacked }
+        Self {
+            precision: None,
+            operators: None,
+            provider: Provider::Auto,
+            threads: None,
+            weights: WeightMemory::Prepacked,
+        }
     }
 }
 
@@ -39,6 +49,7 @@ pub struct Model {
     onnx: OnnxRuntime,
     dialect: Dialect,
     precision: Precision,
+    operators: Operators,
     engine_options: OpenOptions,
     opening: Arc<AtomicU64>,
 }
@@ -50,10 +61,10 @@ impl Model {
     /// A provider or precision that the bundle has no graphs for.
     pub fn new(bundle: Bundle, onnx: OnnxRuntime, options: ModelOptions) -> Result<Self, Error> {
         let dialect = options.provider.dialect()?;
-        let precision = choose_precision(&bundle.manifest, dialect, options.precision)?;
+        let (precision, operators) = choose_variant(&bundle.manifest, dialect, &onnx, &options)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
         let opening = Arc::default();
-        Ok(Self { bundle: Arc::new(bundle), onnx, dialect, precision, engine_options, opening })
+        Ok(Self { bundle: Arc::new(bundle), onnx, dialect, precision, operators, engine_options, opening })
     }
 
     /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.
@@ -91,13 +102,16 @@ impl Model {
         self.precision
     }
 
-    /// Opens one graph and checks it against its contract.
-    pub(crate) fn engine(
-        &self,
-        component: &Component,
-        part: Part,
-        contract: &Signature,
-    ) -> Result<Engine, Error> {
+    /// Whose operators its graphs are made of, where the variant has a choice.
+    pub fn operators(&self) -> Operators {
+        self.operators
+    }
+
+    /// The graph of a part that runs.
+    ///
+    /// # Errors
+    /// A component or part that the bundle lacks.
+    pub(crate) fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
         let entry = self.manifest().component(component)?;
         // Previews are made in the precision of the export, whatever the variant.
         let precision = match component {
@@ -105,7 +119,17 @@ impl Model {
             _ => None,
         };
         let precision = precision.map_or(self.precision, |graph| graph.precision);
-        let graph = entry.graph(part, self.dialect, precision)?;
+        Ok(entry.graph(part, self.dialect, precision, self.operators)?)
+    }
+
+    /// Opens one graph and checks it against its contract.
+    pub(crate) fn engine(
+        &self,
+        component: &Component,
+        part: Part,
+        contract: &Signature,
+    ) -> Result<Engine, Error> {
+        let graph = self.graph(component, part)?;
         let began = Instant::now();
         let opened = self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)?;
         let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -114,23 +138,52 @@ impl Model {
     }
 }
 
-fn choose_precision(
+/// The contract of a step in these operators.
+pub(crate) fn step_contract(manifest: &Manifest, operators: Operators) -> Signature {
+    match operators {
+        Operators::Stock => Signature::of_step(&manifest.denoiser),
+        Operators::Own => Signature::of_step_with_key_bias(&manifest.denoiser),
+    }
+}
+
+fn choose_variant(
     manifest: &Manifest,
     dialect: Dialect,
-    asked: Option<Precision>,
-) -> Result<Precision, Error> {
-    let available = manifest.precisions(dialect);
-    let chosen = match asked {
-        Some(asked) => available.iter().find(|precision| **precision == asked),
-        None => available.first(),
+    onnx: &OnnxRuntime,
+    options: &ModelOptions,
+) -> Result<(Precision, Operators), Error> {
+    let pick = |operators| {
+        let available = manifest.precisions(dialect, operators);
+        match options.precision {
+            Some(asked) => available.into_iter().find(|precision| *precision == asked),
+            None => available.first().copied(),
+        }
     };
-    chosen.copied().ok_or_else(|| {
-        Error::Contract(bundle::Error::NoGraph {
+    // Plain arithmetic on bytes is slower than ONNX Runtime's vectors.
+    let is_fast = onnx.kernels().path() != CpuPath::Scalar;
+    let wanted = match options.operators {
+        Some(asked) => asked,
+        None if is_fast || pick(Operators::Stock).is_none() => Operators::Own,
+        None => Operators::Stock,
+    };
+    let Some(precision) = pick(wanted) else {
+        let asked = options.precision.map_or(dialect.to_string(), |asked| format!("{dialect} {asked}"));
+        let available = manifest.precisions(dialect, Operators::Own);
+        return Err(Error::Contract(bundle::Error::NoGraph {
             component: "the whole model".into(),
-            asked: asked.map_or(dialect.to_string(), |asked| format!("{dialect} {asked}")),
+            asked: if wanted == Operators::Stock { format!("{asked} in stock operators") } else { asked },
             available: available.iter().map(|precision| format!("{dialect} {precision}")).collect(),
-        })
-    })
+        }));
+    };
+    if options.operators == Some(Operators::Own) && !manifest.has_own_operators(precision) {
+        return Err(Error::Contract(bundle::Error::value(
+            "--operators",
+            "own",
+            format!("the bundle has {precision} graphs in stock operators alone"),
+            "run `rushes quantize` with --scheme int8 or bf16, or leave the flag out",
+        )));
+    }
+    Ok((precision, wanted))
 }
 
 /// Takes an f32 output of a known number of axes out of ONNX Runtime's memory.

@@ -2,7 +2,7 @@
 
 use bundle::catalog::{wan_denoiser, wan21_vae};
 use bundle::digest::Digest;
-use bundle::dtype::{Dialect, ElementType, Precision, WeightType};
+use bundle::dtype::{Dialect, ElementType, Operators, Precision, WeightType};
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::routing::{ExpertName, Routing};
 use bundle::spec::{DenoiserSpec, VaeSpec};
@@ -85,9 +85,22 @@ pub fn bundle(
     let graphs = models
         .into_iter()
         .map(|(part, model)| {
-            let file = bundle::layout::graph_file(component, part, Dialect::Cpu, Precision::F32, &digest);
+            let file = bundle::layout::graph_file(
+                component,
+                part,
+                Dialect::Cpu,
+                Precision::F32,
+                Operators::Stock,
+                &digest,
+            );
             model.write(&folder.join(&file)).expect("a file");
-            GraphEntry { part, dialect: Dialect::Cpu, precision: Precision::F32, file }
+            GraphEntry {
+                part,
+                dialect: Dialect::Cpu,
+                precision: Precision::F32,
+                operators: Operators::Stock,
+                file,
+            }
         })
         .collect();
     let entry = ComponentEntry {

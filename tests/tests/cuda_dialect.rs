@@ -2,7 +2,7 @@
 //! and the same graphs in f32 compute on the CPU what those for the CPU do.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{Dialect, ElementType, Precision, WeightType};
+use bundle::dtype::{Dialect, ElementType, Operators, Precision, WeightType};
 use bundle::manifest::{Component, Part};
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Outputs, Value, WeightMemory};
@@ -128,7 +128,7 @@ fn the_interface_is_the_contracts() {
     // What the first graph leaves is what the next one takes.
     let decoder = manifest.component(&Component::Decoder).unwrap();
     let read = |part| {
-        let graph = decoder.graph(part, Dialect::Cuda, Precision::Bf16).unwrap();
+        let graph = decoder.graph(part, Dialect::Cuda, Precision::Bf16, Operators::Stock).unwrap();
         Model::read(&report.folder.join(&graph.file)).unwrap().signature()
     };
     let (first, next) = (read(Part::First), read(Part::Next));
@@ -160,7 +160,7 @@ fn twins(report: &ExportReport, component: &Component, part: Part, contract: &Si
     let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
     let onnx = OnnxRuntime::load(None).unwrap();
     [Dialect::Cpu, Dialect::Cuda].map(|dialect| {
-        let graph = entry.graph(part, dialect, Precision::F32).unwrap();
+        let graph = entry.graph(part, dialect, Precision::F32, Operators::Stock).unwrap();
         onnx.open(&report.folder.join(&graph.file), contract, &options).unwrap()
     })
 }

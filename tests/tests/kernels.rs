@@ -3,11 +3,12 @@
 
 use bundle::dtype::ElementType;
 use bundle::geometry::Patch;
+use bundle::quantization::layers::fused;
 use bundle::signature::Signature;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
 use export::checkpoint::inventory;
-use export::model::{GraphWeights, KernelLowering, kernel_layers, kernel_step_graph, step_graph};
+use export::model::{GraphWeights, KernelLowering, kernel_step_graph, step_graph};
 use export::weights::packed::{PackedFormat, pack};
 use export::weights::{ExternalTensor, PlacedWeights};
 use kernels::{CpuPath, Kernels};
@@ -139,14 +140,9 @@ impl Bench {
     }
 
     fn own(&self, format: PackedFormat, kernels: Kernels, threads: usize) -> Vec<f32> {
-        let layers = kernel_layers(&spec());
-        let placed =
-            pack(self.folder.path(), &self.placed, &layers, format, "packed.safetensors", &|_| None).unwrap();
-        let lowering = KernelLowering {
-            weights: GraphWeights::new(&placed),
-            format,
-            values_as_bytes: format == PackedFormat::Int8,
-        };
+        let layers = fused(&spec());
+        let placed = pack(self.folder.path(), &self.placed, &layers, format, "packed.safetensors").unwrap();
+        let lowering = KernelLowering { weights: GraphWeights::new(&placed), values_as_bytes: true };
         let model = kernel_step_graph(&spec(), lowering).unwrap();
         self.run(&model, &Signature::of_step_with_key_bias(&spec()), kernels, threads)
     }

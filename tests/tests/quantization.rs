@@ -1,16 +1,17 @@
 //! Calibration and quantised variants, on small models and on the embedded one.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{Dialect, Precision};
+use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
 use bundle::units::Seed;
-use calibration::integer_share::{Share, integer_share, positions};
+use calibration::integer_share::{Share, StepRows, integer_share, positions};
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table::Table;
 use calibration::structure::broken_rules;
 use engines::{Cancel, OnnxRuntime, OpenOptions, WeightMemory, residency};
 use export::ExportRequest;
+use export::quantized::{VariantRequest, write_variant};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::record::record;
 use std::path::Path;
@@ -27,13 +28,19 @@ fn succeeded(output: Output) -> Output {
 }
 
 /// The work of a component that runs in integers, read from the graph as ONNX Runtime has optimised it.
-fn share_of(bundle: &Bundle, entry: &ComponentEntry, part: Part, tokens: usize) -> Share {
-    let graph = bundle.path(&entry.graph(part, Dialect::Cpu, Precision::Int8).unwrap().file);
+fn share_of(
+    bundle: &Bundle,
+    entry: &ComponentEntry,
+    part: Part,
+    operators: Operators,
+    rows: StepRows,
+) -> Share {
+    let graph = bundle.path(&entry.graph(part, Dialect::Cpu, Precision::Int8, operators).unwrap().file);
     let optimized = graph.with_extension("optimized");
     OnnxRuntime::load(None).unwrap().write_optimized(&graph, &optimized).unwrap();
     let model = graph::Model::read(&optimized).unwrap();
     std::fs::remove_file(optimized).unwrap();
-    integer_share(&model, &positions(&bundle.manifest, &entry.component, tokens))
+    integer_share(&model, &positions(&bundle.manifest, &entry.component, rows))
 }
 
 /// A bundle of a small model and a recorded set of two clips.
@@ -117,10 +124,14 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     let calibrate = ["calibrate", "bundle", "--prompts", "prompts", "--steps", "8", "--progress", "none"];
     succeeded(run(&calibrate));
     assert!(!path.join("calibration").exists());
-    let output = succeeded(run(&["quantize", "bundle", "--clips", "1", "--json"]));
-    let done = event(&output, "quantized");
-    let psnr = done["psnr"].as_f64().unwrap();
-    assert!(psnr >= 30.0, "{psnr} dB");
+    let quantize = |more: &[&str]| {
+        let output = succeeded(run(&[&["quantize", "bundle", "--clips", "1", "--json"], more].concat()));
+        event(&output, "quantized")["psnr"].as_f64().unwrap()
+    };
+    let psnr = quantize(&["--operators", "stock"]);
+    assert!(psnr >= 30.0, "{psnr} dB in stock operators");
+    let psnr = quantize(&["--operators", "own,stock"]);
+    assert!(psnr >= 30.0, "{psnr} dB in own operators");
     let page = std::fs::read_to_string(path.join("quality.html")).unwrap();
     assert!(
         page.contains("data:image/bmp;base64,") && !page.contains("http"),
@@ -131,38 +142,52 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     assert!(shown.contains("variant int8: worst clip"), "{shown}");
 
     let bundle = Bundle::open(&path).unwrap();
-    for entry in &bundle.manifest.components {
-        let (ratio, part) = match entry.component {
-            Component::Expert(_) => (0.30, Part::Whole),
-            Component::Decoder => (0.30, Part::Next),
-            Component::TextEncoder | Component::Preview => continue,
-        };
-        let variant = entry.variants.iter().find(|variant| variant.precision == Precision::Int8).unwrap();
-        let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;
-        assert!(share <= ratio, "{}: {share}", entry.component);
-        let share = share_of(&bundle, entry, part, 5 * 4 * 7);
-        assert!(share.ratio() >= 0.85, "{}: {share:?}", entry.component);
+    // Prompts of mini are a dozen tokens.
+    let rows = |text| StepRows { tokens: 5 * 4 * 7, text };
+    for (operators, rows) in [(Operators::Own, rows(12)), (Operators::Stock, rows(512))] {
+        for entry in &bundle.manifest.components {
+            let (ratio, part) = match entry.component {
+                Component::Expert(_) => (0.30, Part::Whole),
+                Component::Decoder => (0.30, Part::Next),
+                Component::TextEncoder | Component::Preview => continue,
+            };
+            let variant = entry.variant(Precision::Int8, operators).unwrap();
+            let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;
+            assert!(share <= ratio, "{} in {operators} operators: {share}", entry.component);
+            let share = share_of(&bundle, entry, part, operators, rows);
+            assert!(share.ratio() >= 0.85, "{} in {operators} operators: {share:?}", entry.component);
+        }
+        let clip =
+            ["generate", "A red ball", "--bundle", "bundle", "--precision", "int8", "--steps", "2", "--json"];
+        let output = succeeded(run(&[&clip[..], &["--operators", operators.name()]].concat()));
+        assert_eq!(event(&output, "done")["operators"], operators.name());
     }
-    let clip = ["generate", "A red ball", "--bundle", "bundle", "--precision", "int8", "--steps", "2"];
-    succeeded(run(&clip));
     // Once more, with a budget that needs some layers in high precision: the variant is replaced, and nothing is left
     // of the old one.
     let files = || walk(&path).len();
     let before = files();
     let budget = format!("{}", psnr + 0.5);
-    let output = succeeded(run(&["quantize", "bundle", "--clips", "1", "--json", "--budget-psnr", &budget]));
-    assert!(event(&output, "quantized")["psnr"].as_f64().unwrap() >= psnr + 0.5, "{output:?}");
+    assert!(quantize(&["--operators", "own,stock", "--budget-psnr", &budget]) >= psnr + 0.5);
     let kept = |bundle: &Bundle| -> usize {
         bundle.manifest.components.iter().flat_map(|entry| &entry.variants).map(|variant| variant.kept).sum()
     };
     assert!(kept(&Bundle::open(&path).unwrap()) > kept(&bundle));
     assert_eq!(files(), before);
 
-    for scheme in ["fp8", "int8-weights"] {
-        let output = succeeded(run(&["quantize", "bundle", "--clips", "1", "--json", "--scheme", scheme]));
-        let psnr = event(&output, "quantized")["psnr"].as_f64().unwrap();
-        assert!(psnr >= 30.0, "{scheme}: {psnr} dB");
+    for (scheme, wanted) in [("fp8", 30.0), ("int8-weights", 30.0), ("bf16", 40.0)] {
+        let psnr = quantize(&["--scheme", scheme]);
+        assert!(psnr >= wanted, "{scheme}: {psnr} dB");
     }
+    // On any path of the processor, and no other operators than there are.
+    for arguments in
+        [["--precision", "int8", "--cpu-path", "scalar"], ["--precision", "bf16", "--operators", "own"]]
+    {
+        succeeded(run(
+            &[&["generate", "A red ball", "--bundle", "bundle", "--steps", "1"][..], &arguments].concat()
+        ));
+    }
+    let refused = run(&["generate", "a", "--bundle", "bundle", "--precision", "f32", "--operators", "own"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("stock operators alone"), "{refused:?}");
     fp8_graphs_obey_the_rules(&Bundle::open(&path).unwrap());
 }
 
@@ -174,7 +199,7 @@ fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
         bundle.manifest.components.iter().filter(|entry| matches!(entry.component, Component::Expert(_)));
     let mut checked = 0;
     for entry in experts {
-        let graph = entry.graph(Part::Whole, Dialect::Cpu, Precision::Fp8).unwrap();
+        let graph = entry.graph(Part::Whole, Dialect::Cpu, Precision::Fp8, Operators::Stock).unwrap();
         let model = graph::Model::read(&bundle.path(&graph.file)).unwrap();
         let of = numerics.components.iter().find(|of| of.component == entry.component).unwrap();
         let kept: std::collections::BTreeSet<String> = of.kept.keys().cloned().collect();
@@ -232,10 +257,15 @@ fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
             smoothing: None,
             row_factors: None,
             bias_shift: None,
+            range_shift: None,
         };
         numerics.layers.insert(layer, numbers);
     }
-    export::quantized::write_variant(&bundle, &mut entry, Scheme::Int8, &numerics, None).unwrap();
-    let share = share_of(&bundle, &entry, Part::Whole, 1950);
-    assert!(share.ratio() >= 0.95, "{share:?}");
+    let both = [Operators::Own, Operators::Stock];
+    let request = VariantRequest { scheme: Scheme::Int8, numerics: &numerics, operators: &both, note: None };
+    write_variant(&bundle, &mut entry, &request).unwrap();
+    for (operators, text) in [(Operators::Own, 61), (Operators::Stock, 512)] {
+        let share = share_of(&bundle, &entry, Part::Whole, operators, StepRows { tokens: 1950, text });
+        assert!(share.ratio() >= 0.95, "in {operators} operators: {share:?}");
+    }
 }

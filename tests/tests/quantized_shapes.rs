@@ -2,7 +2,7 @@
 //! `cargo test -p tests --test quantized_shapes -- --ignored --nocapture`.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{Dialect, Precision};
+use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
@@ -13,9 +13,9 @@ use graph::Model;
 use graph::proto::{TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto};
 use ndarray::{Array, Array1, Array2, ArrayD, Axis, Dimension, ShapeBuilder};
 use runtime::denoise::RotaryTables;
-use runtime::quantize::Quantizer;
 use runtime::quantize::metrics::{psnr, relative_error};
 use runtime::quantize::variant::Kept;
+use runtime::quantize::{QuantizeOptions, Quantizer};
 use std::path::Path;
 use std::time::Instant;
 use tests::golden;
@@ -46,7 +46,8 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
     let table = replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap();
     table.write(&bundle.folder, &set.info).unwrap();
     let calibration = bundle.folder.join("calibration.json");
-    let mut quantizer = Quantizer::open(&bundle.folder, &calibration, Scheme::Int8).unwrap();
+    let options = QuantizeOptions { scheme: Scheme::Int8, operators: vec![Operators::Stock] };
+    let mut quantizer = Quantizer::open(&bundle.folder, &calibration, options).unwrap();
     let began = Instant::now();
     for entry in bundle.manifest.components.clone() {
         let numerics = quantizer.plan(&entry, &Kept::new()).unwrap().numerics;
@@ -140,7 +141,8 @@ fn two_blocks_of_the_1_3b_shape() {
     let mut streams = Vec::new();
     let mut seconds = Vec::new();
     for precision in [Precision::F32, Precision::Int8] {
-        let path = bundle.path(&entry.graph(Part::Whole, Dialect::Cpu, precision).unwrap().file);
+        let path =
+            bundle.path(&entry.graph(Part::Whole, Dialect::Cpu, precision, Operators::Stock).unwrap().file);
         let stream = with_stream(&path);
         let contract = Model::read(&stream).unwrap().signature();
         let mut outputs =
@@ -185,7 +187,8 @@ fn the_decoder_of_wan21() {
     let mut seconds = Vec::new();
     for precision in [Precision::F32, Precision::Int8] {
         let open = |part: Part| {
-            let path = bundle.path(&entry.graph(part, Dialect::Cpu, precision).unwrap().file);
+            let path =
+                bundle.path(&entry.graph(part, Dialect::Cpu, precision, Operators::Stock).unwrap().file);
             let contract = Model::read(&path).unwrap().signature();
             onnx.open(&path, &contract, &OPTIONS).unwrap()
         };

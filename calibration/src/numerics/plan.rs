@@ -101,6 +101,8 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
             (Scheme::Int8, _) => planner.linear(&mut numerics, &mut errors, group)?,
             (Scheme::Int8Weights, _) => planner.weights_alone(&mut numerics, &mut errors, group)?,
             (Scheme::Fp8, _) => planner.fp8(&mut numerics, &mut errors, group)?,
+            // Rounding to bf16 needs no numbers.
+            (Scheme::Bf16, _) => {}
         }
     }
     Ok(Plan { numerics, errors })
@@ -159,7 +161,9 @@ impl Planner<'_> {
             let Input { range, importance, mean, error, shift } = &choice.input;
             let scales = row_scales(weight, importance);
             errors.insert(layer.clone(), relative_error(weight, &scales, importance, error));
-            let bias_shift = Some(bias_shift(weight, &scales, mean, shift));
+            let nothing = vec![0.0; weight.columns];
+            let range_shift = Some(bias_shift(weight, &scales, &nothing, shift));
+            let bias_shift = Some(bias_shift(weight, &scales, mean, &nothing));
             let layer_numerics = LayerNumerics {
                 weights: WeightScales::Rows(scales),
                 input: Some(*range),
@@ -167,6 +171,7 @@ impl Planner<'_> {
                 smoothing: smoothing.clone(),
                 row_factors: None,
                 bias_shift,
+                range_shift,
             };
             numerics.layers.insert(layer.clone(), layer_numerics);
         }
@@ -251,6 +256,7 @@ impl Planner<'_> {
             smoothing: None,
             row_factors: None,
             bias_shift,
+            range_shift: None,
         };
         numerics.layers.insert(layer.to_owned(), layer_numerics);
         Ok(())
@@ -284,7 +290,15 @@ fn layer_point<'a>(planner: &'a Planner<'_>, layer: &'a str) -> &'a str {
 
 /// A layer without smoothing and shift.
 fn plain(weights: WeightScales, input: Option<Affine>) -> LayerNumerics {
-    LayerNumerics { weights, input, output: None, smoothing: None, row_factors: None, bias_shift: None }
+    LayerNumerics {
+        weights,
+        input,
+        output: None,
+        smoothing: None,
+        row_factors: None,
+        bias_shift: None,
+        range_shift: None,
+    }
 }
 
 /// Divides what a quantised layer gives, row by row; exact, as each row has a scale of its own.
@@ -293,7 +307,7 @@ fn divide_rows(layer: &mut LayerNumerics, divisors: &[f32]) {
     if let WeightScales::Rows(scales) = &mut layer.weights {
         scales.iter_mut().zip(&factors).for_each(|(scale, factor)| *scale *= factor);
     }
-    if let Some(shift) = &mut layer.bias_shift {
+    for shift in [&mut layer.bias_shift, &mut layer.range_shift].into_iter().flatten() {
         shift.iter_mut().zip(&factors).for_each(|(shift, factor)| *shift *= factor);
     }
     layer.row_factors = Some(factors);

@@ -5,7 +5,7 @@ use super::set::{CalibrationSet, Sample};
 use super::statistics::{Points, Record};
 use super::table::{NOISE_BINS, Table};
 use crate::Error;
-use bundle::dtype::{Dialect, Precision};
+use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::routing::Routing;
@@ -110,10 +110,10 @@ impl OpenGraph {
         let entry = replay.bundle.manifest.component(component)?;
         let graph = [Precision::F32, Precision::Bf16, Precision::F16]
             .iter()
-            .find_map(|precision| entry.graph(part, Dialect::Cpu, *precision).ok());
+            .find_map(|precision| entry.graph(part, Dialect::Cpu, *precision, Operators::Stock).ok());
         let graph = match graph {
             Some(graph) => graph,
-            None => entry.graph(part, Dialect::Cpu, Precision::F32)?,
+            None => entry.graph(part, Dialect::Cpu, Precision::F32, Operators::Stock)?,
         };
         let source = replay.bundle.path(&graph.file);
         let rows = (ROWS / records.max(1)).clamp(4, 256);

@@ -168,6 +168,53 @@ impl std::str::FromStr for Precision {
     }
 }
 
+/// Whose operators a graph for the CPU is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operators {
+    /// Those of ONNX Runtime alone: portable.
+    #[default]
+    Stock,
+    /// Our own, of the domain `rushes`, and stock ones for what is small.
+    Own,
+}
+
+impl Operators {
+    /// The name used in flags and file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Own => "own",
+        }
+    }
+
+    /// Whether it is [`Operators::Stock`], which files do not mention.
+    pub fn is_stock(&self) -> bool {
+        *self == Self::Stock
+    }
+}
+
+impl fmt::Display for Operators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Operators {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::Stock, Self::Own].into_iter().find(|operators| operators.name() == text).ok_or_else(|| {
+            Error::value(
+                "--operators",
+                text,
+                "operators are our own or those of ONNX Runtime",
+                "use own or stock",
+            )
+        })
+    }
+}
+
 /// The set of operators that a graph is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -16,7 +16,7 @@
 //! A graph lies above its weights because ONNX Runtime refuses external data outside the folder of the graph.
 
 use crate::digest::Digest;
-use crate::dtype::{Dialect, Precision};
+use crate::dtype::{Dialect, Operators, Precision};
 use crate::manifest::{Component, Part};
 
 /// Name of the manifest; written last, so that a folder that has it is whole.
@@ -44,6 +44,7 @@ pub fn graph_file(
     part: Part,
     dialect: Dialect,
     precision: Precision,
+    operators: Operators,
     digest: &Digest,
 ) -> String {
     let prefix = match part {
@@ -55,5 +56,14 @@ pub fn graph_file(
         Part::StemNext => "stem.next.",
         Part::RiseNext => "rise.next.",
     };
-    format!("{}/{prefix}{dialect}-{precision}.{}.onnx", component_folder(component), digest.short())
+    let numbers = variant_name(precision, operators);
+    format!("{}/{prefix}{dialect}-{numbers}.{}.onnx", component_folder(component), digest.short())
+}
+
+/// How a precision and its operators are named in files: `int8`, or `int8-own`.
+pub fn variant_name(precision: Precision, operators: Operators) -> String {
+    match operators {
+        Operators::Stock => precision.to_string(),
+        Operators::Own => format!("{precision}-own"),
+    }
 }

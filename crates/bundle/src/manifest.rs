@@ -1,7 +1,7 @@
 //! `bundle.json`: what the bundle holds.
 
 use crate::digest::Digest;
-use crate::dtype::{Dialect, Precision, WeightType};
+use crate::dtype::{Dialect, Operators, Precision, WeightType};
 use crate::layout;
 use crate::preview::LatentToRgb;
 use crate::routing::{ExpertName, Routing};
@@ -70,6 +70,9 @@ pub struct GraphEntry {
     pub dialect: Dialect,
     /// What it computes in.
     pub precision: Precision,
+    /// Whose operators it is made of.
+    #[serde(default, skip_serializing_if = "Operators::is_stock")]
+    pub operators: Operators,
     /// Path relative to the bundle.
     pub file: String,
 }
@@ -106,6 +109,9 @@ pub struct ComponentEntry {
 pub struct Variant {
     /// Which precision its graphs are found under.
     pub precision: Precision,
+    /// Whose operators they are made of.
+    #[serde(default, skip_serializing_if = "Operators::is_stock")]
+    pub operators: Operators,
     /// Files its graphs read; none when it runs on the component's own weights.
     pub weights: Vec<WeightFile>,
     /// Layers that are quantised.
@@ -124,9 +130,11 @@ impl Variant {
 }
 
 impl ComponentEntry {
-    /// The quantised variant of a precision that has weights of its own.
-    pub fn variant(&self, precision: Precision) -> Option<&Variant> {
-        self.variants.iter().find(|variant| variant.precision == precision && !variant.weights.is_empty())
+    /// The quantised variant of a precision that has weights of its own, in our operators or in stock ones where there are
+    /// none; with [`Operators::Stock`] only in these.
+    pub fn variant(&self, precision: Precision, operators: Operators) -> Option<&Variant> {
+        let fits = |variant: &&Variant| variant.precision == precision && !variant.weights.is_empty();
+        preferred(self.variants.iter().filter(fits), operators, |variant| variant.operators)
     }
 
     /// Bytes of all its weights on disk.
@@ -134,28 +142,51 @@ impl ComponentEntry {
         self.weights.iter().map(|file| file.bytes).sum()
     }
 
-    /// The graph of a part in a dialect and precision.
+    /// The graph of a part in a dialect and precision, in our operators or in stock ones where there are none; with
+    /// [`Operators::Stock`] only in these.
     ///
     /// # Errors
     /// Says which graphs there are when there is none like that.
-    pub fn graph(&self, part: Part, dialect: Dialect, precision: Precision) -> Result<&GraphEntry, Error> {
-        self.graphs
-            .iter()
-            .find(|graph| (graph.part, graph.dialect, graph.precision) == (part, dialect, precision))
-            .ok_or_else(|| {
-                let mut available: Vec<_> = self
-                    .graphs
-                    .iter()
-                    .map(|graph| format!("{} {}", graph.dialect, graph.precision))
-                    .collect();
-                available.dedup();
-                Error::NoGraph {
-                    component: self.component.to_string(),
-                    asked: format!("{dialect} {precision}"),
-                    available,
-                }
-            })
+    pub fn graph(
+        &self,
+        part: Part,
+        dialect: Dialect,
+        precision: Precision,
+        operators: Operators,
+    ) -> Result<&GraphEntry, Error> {
+        let fits =
+            |graph: &&GraphEntry| (graph.part, graph.dialect, graph.precision) == (part, dialect, precision);
+        preferred(self.graphs.iter().filter(fits), operators, |graph| graph.operators).ok_or_else(|| {
+            let name = |graph: &GraphEntry| {
+                format!("{} {}{}", graph.dialect, graph.precision, with(graph.operators))
+            };
+            let mut available: Vec<_> = self.graphs.iter().map(name).collect();
+            available.dedup();
+            Error::NoGraph {
+                component: self.component.to_string(),
+                asked: format!("{dialect} {precision}"),
+                available,
+            }
+        })
     }
+}
+
+/// What stands behind a precision in a list of graphs.
+fn with(operators: Operators) -> &'static str {
+    match operators {
+        Operators::Stock => "",
+        Operators::Own => " on own operators",
+    }
+}
+
+/// The one in our operators if these are wanted and there is one, else the one in stock operators.
+fn preferred<'a, T>(
+    all: impl Iterator<Item = &'a T> + Clone,
+    wanted: Operators,
+    operators: impl Fn(&T) -> Operators,
+) -> Option<&'a T> {
+    let mut own = all.clone().filter(|one| wanted == Operators::Own && operators(one) == Operators::Own);
+    own.next().or_else(|| all.clone().find(|one| operators(one) == Operators::Stock))
 }
 
 /// `bundle.json`.
@@ -197,17 +228,25 @@ impl Manifest {
         })
     }
 
-    /// Precisions for which every component has graphs in `dialect`; previews are never quantised and do not count.
-    pub fn precisions(&self, dialect: Dialect) -> Vec<Precision> {
+    /// Precisions for which every component has graphs in `dialect` and `operators`, as [`ComponentEntry::graph`] finds
+    /// them; previews are never quantised and do not count.
+    pub fn precisions(&self, dialect: Dialect, operators: Operators) -> Vec<Precision> {
+        let fits = |graph: &GraphEntry, precision: Precision| {
+            (graph.dialect, graph.precision) == (dialect, precision) && graph.operators <= operators
+        };
         Precision::ALL
             .into_iter()
             .filter(|precision| {
                 let mut models = self.components.iter().filter(|entry| entry.component != Component::Preview);
-                models.all(|entry| {
-                    entry.graphs.iter().any(|graph| (graph.dialect, graph.precision) == (dialect, *precision))
-                })
+                models.all(|entry| entry.graphs.iter().any(|graph| fits(graph, *precision)))
             })
             .collect()
+    }
+
+    /// Whether a component has graphs of our own operators in that precision.
+    pub fn has_own_operators(&self, precision: Precision) -> bool {
+        let is_own = |graph: &GraphEntry| (graph.precision, graph.operators) == (precision, Operators::Own);
+        self.components.iter().flat_map(|entry| &entry.graphs).any(is_own)
     }
 }
 

@@ -1,11 +1,11 @@
 //! One denoising step: a latent, a timestep and text states to a velocity.
 
-use super::denoiser_block::{Conditions, block};
+use super::denoiser_block::block;
 use super::graph_weights::GraphWeights;
+use super::step_ends::{StepStart, TextInput};
 use crate::Error;
-use bundle::dtype::ElementType;
-use bundle::spec::{DenoiserSpec, TEXT_ROWS};
-use graph::{Dim, GraphBuilder, Model, Tensor};
+use bundle::spec::DenoiserSpec;
+use graph::{GraphBuilder, Model};
 
 /// Builds the step graph of one expert.
 ///
@@ -14,152 +14,11 @@ use graph::{Dim, GraphBuilder, Model, Tensor};
 pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Model, Error> {
     let mut graph = GraphBuilder::new("step");
     let g = &mut graph;
-    let compute = weights.lowering().compute;
-    let batch = Dim::symbol("B");
-    let grid = [Dim::symbol("frames"), Dim::symbol("rows"), Dim::symbol("columns")];
-    let patch = [spec.patch.time, spec.patch.height, spec.patch.width];
-    let tokens = Dim::product(&grid);
-    let [frames, height, width] = [0, 1, 2].map(|axis| grid[axis].times(patch[axis]));
-    let half_head = spec.head_width / 2;
-    let d = spec.width();
-
-    let latent_shape = [batch.clone(), spec.in_channels.into(), frames, height, width];
-    let latent = g.input("latent", ElementType::F32, &latent_shape);
-    let timestep = g.input("timestep", ElementType::F32, &[1.into()]);
-    let text_shape = [batch.clone(), TEXT_ROWS.into(), spec.text_width.into()];
-    let text = g.input("text", ElementType::F32, &text_shape);
-    let cos = g.input("cos", ElementType::F32, &[tokens.clone(), half_head.into()]);
-    let sin = g.input("sin", ElementType::F32, &[tokens.clone(), half_head.into()]);
-
-    let kernel = [d, spec.in_channels, patch[0], patch[1], patch[2]];
-    let weight = weights.load(g, "patch_embedding.weight", &kernel)?;
-    let bias = weights.load(g, "patch_embedding.bias", &[d])?;
-    let narrowed = g.cast(&latent, compute);
-    let x = g.patch_convolution(&narrowed, &weight, &bias, &grid)?;
-    let x = g.reshape(&x, &[batch.clone(), d.into(), tokens])?;
-    let mut x = g.transpose(&x, &[0, 2, 1])?; // [B,L,d]
-
-    // As diffusers has it: the time embedding and all modulation in f32, its large projection like everything else.
-    let time = g.scoped("time", |g| time_embedding(g, spec, weights.in_f32(), &timestep))?;
-    let modulation = g.scoped("time", |g| {
-        let active = g.silu(&time)?;
-        let active = g.cast(&active, compute);
-        let projected = weights.linear(g, "condition_embedder.time_proj", &active, [6 * d, d])?;
-        let projected = g.cast(&projected, ElementType::F32);
-        Ok::<_, Error>(g.reshape(&projected, &[1.into(), 6.into(), d.into()])?)
-    })?;
-    let text = g.scoped("text", |g| {
-        let text = g.cast(&text, compute);
-        let h =
-            weights.linear(g, "condition_embedder.text_embedder.linear_1", &text, [d, spec.text_width])?;
-        let h = g.gelu_tanh(&h);
-        weights.linear(g, "condition_embedder.text_embedder.linear_2", &h, [d, d])
-    })?;
-
-    let (cos, sin) = (g.cast(&cos, compute), g.cast(&sin, compute));
-    let conditions = Conditions { modulation, text, cos, sin };
+    let start = StepStart::new(g, spec, weights, TextInput::Whole)?;
+    let mut x = start.x.clone();
     for index in 0..spec.layers {
-        x = g.scoped(&format!("block.{index}"), |g| block(g, spec, weights, index, &x, &conditions))?;
+        x = g.scoped(&format!("block.{index}"), |g| block(g, spec, weights, index, &x, &start.conditions))?;
     }
-
-    let velocity = g.scoped("head", |g| {
-        let patches = head(g, spec, weights, &x, &time)?;
-        let patches = g.cast(&patches, ElementType::F32);
-        unpatchify(g, spec, &patches, &latent, &grid)
-    })?;
-    g.output("velocity", &velocity)?;
+    start.finish(g, spec, weights, &x)?;
     Ok(graph.finish())
-}
-
-/// `timestep [1]` in 0..=1000 to the time embedding `[1,d]`.
-///
-/// Source: sinusoid of `10000^(-i/half)`, cosines first, in f32 as diffusers computes it.
-pub(super) fn time_embedding(
-    g: &mut GraphBuilder,
-    spec: &DenoiserSpec,
-    weights: GraphWeights<'_>,
-    timestep: &Tensor,
-) -> Result<Tensor, Error> {
-    let half = spec.frequency_width / 2;
-    #[expect(clippy::cast_precision_loss, reason = "indices of a few hundred frequencies")]
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| (-(10_000.0_f32.ln()) * i as f32 / half as f32).exp()).collect();
-    let frequencies = g.constant("frequencies", &[1, half], &frequencies)?;
-    let timestep = g.reshape(timestep, &[1.into(), 1.into()])?;
-    let angles = g.multiply(&timestep, &frequencies)?;
-    let (cos, sin) = (g.cos(&angles), g.sin(&angles));
-    let sinusoid = g.concat(&[&cos, &sin], 1)?;
-    let d = spec.width();
-    let embedder = "condition_embedder.time_embedder";
-    let h = weights.linear(g, &format!("{embedder}.linear_1"), &sinusoid, [d, spec.frequency_width])?;
-    let h = g.silu(&h)?;
-    weights.linear(g, &format!("{embedder}.linear_2"), &h, [d, d])
-}
-
-/// Tokens `[B,L,d]` to the velocities of their patches `[B,L,pt·ph·pw·C]`, channel fastest.
-pub(super) fn head(
-    g: &mut GraphBuilder,
-    spec: &DenoiserSpec,
-    weights: GraphWeights<'_>,
-    x: &Tensor,
-    time: &Tensor,
-) -> Result<Tensor, Error> {
-    let d = spec.width();
-    let table = weights.in_f32().load(g, "scale_shift_table", &[1, 2, d])?;
-    let time = g.reshape(time, &[1.into(), 1.into(), d.into()])?;
-    let rows = g.add(&table, &time)?;
-    let compute = weights.lowering().compute;
-    let (shift, scale) = (row(g, &rows, 0, compute)?, one_plus_row(g, &rows, 1, compute)?);
-    let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
-    let patch = spec.patch.time * spec.patch.height * spec.patch.width;
-    weights.linear(g, "proj_out", &h, [spec.out_channels * patch, d])
-}
-
-/// Patches of every token back to a video with the latent's frames and sides.
-pub(super) fn unpatchify(
-    g: &mut GraphBuilder,
-    spec: &DenoiserSpec,
-    patches: &Tensor,
-    latent: &Tensor,
-    grid: &[Dim; 3],
-) -> Result<Tensor, Error> {
-    let patch = [spec.patch.time, spec.patch.height, spec.patch.width];
-    let mut split = vec![latent.shape()[0].clone()];
-    split.extend_from_slice(grid);
-    split.extend(patch.map(Dim::from));
-    split.push(spec.out_channels.into());
-    let h = g.reshape(patches, &split)?; // [B,F,R,C,pt,ph,pw,c]
-    let h = g.transpose(&h, &[0, 7, 1, 4, 2, 5, 3, 6])?;
-    let mut shape = latent.shape().to_vec();
-    shape[1] = spec.out_channels.into();
-    Ok(g.reshape(&h, &shape)?)
-}
-
-/// Row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
-pub(super) fn row(
-    g: &mut GraphBuilder,
-    table: &Tensor,
-    index: usize,
-    compute: ElementType,
-) -> Result<Tensor, Error> {
-    let row = f32_row(g, table, index)?;
-    Ok(g.cast(&row, compute))
-}
-
-/// `1 +` row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
-pub(super) fn one_plus_row(
-    g: &mut GraphBuilder,
-    table: &Tensor,
-    index: usize,
-    compute: ElementType,
-) -> Result<Tensor, Error> {
-    let one = g.constant("1.0", &[], &[1.0])?;
-    let row = f32_row(g, table, index)?;
-    let sum = g.add(&row, &one)?;
-    Ok(g.cast(&sum, compute))
-}
-
-fn f32_row(g: &mut GraphBuilder, table: &Tensor, index: usize) -> Result<Tensor, Error> {
-    let row = g.slice(table, 1, index, index + 1)?;
-    Ok(g.reshape(&row, &[table.from_last(1)])?)
 }

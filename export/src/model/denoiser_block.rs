@@ -1,8 +1,8 @@
 //! One block of the denoiser: self attention, cross attention to the text, feed-forward.
 
-use super::denoiser::{one_plus_row, row};
 use super::graph_weights::GraphWeights;
 use crate::Error;
+use bundle::dtype::ElementType;
 use bundle::spec::DenoiserSpec;
 use graph::{Attention, GraphBuilder, Tensor};
 
@@ -11,7 +11,7 @@ use graph::{Attention, GraphBuilder, Tensor};
 pub(super) struct Conditions {
     /// Shift, scale and gate of self attention, then of the feed-forward layer: `[1,6,d]`, f32.
     pub(super) modulation: Tensor,
-    /// Text states after their projection, `[B,512,d]`.
+    /// Text states after their projection, `[B,512,d]`, or `[B,T,d]` where equal rows are merged.
     pub(super) text: Tensor,
     /// Cosines of the rotary embedding, `[L,head/2]`.
     pub(super) cos: Tensor,
@@ -117,4 +117,33 @@ fn cross_attention(
     let v = weights.linear(g, &of("to_v"), text, [d, d])?;
     let mixed = g.attention(head_attention(spec), &q, &k, &v, None)?;
     weights.linear(g, &of("to_out.0"), &mixed, [d, d])
+}
+
+/// Row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
+pub(super) fn row(
+    g: &mut GraphBuilder,
+    table: &Tensor,
+    index: usize,
+    compute: ElementType,
+) -> Result<Tensor, Error> {
+    let row = f32_row(g, table, index)?;
+    Ok(g.cast(&row, compute))
+}
+
+/// `1 +` row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
+pub(super) fn one_plus_row(
+    g: &mut GraphBuilder,
+    table: &Tensor,
+    index: usize,
+    compute: ElementType,
+) -> Result<Tensor, Error> {
+    let one = g.constant("1.0", &[], &[1.0])?;
+    let row = f32_row(g, table, index)?;
+    let sum = g.add(&row, &one)?;
+    Ok(g.cast(&sum, compute))
+}
+
+fn f32_row(g: &mut GraphBuilder, table: &Tensor, index: usize) -> Result<Tensor, Error> {
+    let row = g.slice(table, 1, index, index + 1)?;
+    Ok(g.reshape(&row, &[table.from_last(1)])?)
 }

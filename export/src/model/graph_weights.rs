@@ -56,11 +56,6 @@ impl<'a> GraphWeights<'a> {
         Ok(divided)
     }
 
-    /// Where the weights come from, for errors.
-    pub(super) fn folder(&self) -> &'a std::path::Path {
-        &self.placed.from
-    }
-
     /// Whether there is a weight of that name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.placed.tensors.contains_key(name)

@@ -12,6 +12,7 @@ mod integer_decoder;
 mod kernel_step;
 mod lowering;
 mod quantized_linear;
+mod step_ends;
 mod text_encoder;
 mod tiny_decoder;
 
@@ -19,7 +20,7 @@ pub use decoder::{Chunk, decoder_graph, decoder_rise_graph, decoder_stem_graph};
 pub use denoiser::step_graph;
 pub use graph_weights::GraphWeights;
 pub use integer_decoder::integer_decoder_graph;
-pub use kernel_step::{KernelLowering, kernel_layers, kernel_step_graph};
+pub use kernel_step::{KernelLowering, kernel_step_graph};
 pub use lowering::Lowering;
 pub use text_encoder::text_encoder_graph;
 pub use tiny_decoder::tiny_decoder_graph;

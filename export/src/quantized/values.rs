@@ -1,12 +1,14 @@
 //! What is stored of a weight: codes and scales, adjusted biases, and high precision for the rest.
 
-use super::file::Stored;
 use super::source::BundleWeights;
 use crate::Error;
 use crate::checkpoint::inventory::Required;
+use crate::weights::new_file::Stored;
 use crate::weights::number_format::narrow;
+use crate::weights::packed::{self, Numbers, PackedFormat, PartWeights};
 use bundle::dtype::ElementType;
 use bundle::manifest::Component;
+use bundle::quantization::layers::FusedLayer;
 use bundle::quantization::{ComponentNumerics, LayerNumerics, WeightScales, e4m3};
 use rayon::prelude::*;
 
@@ -19,15 +21,15 @@ const NARROWED: usize = 4096;
 /// The largest f16.
 const F16_MAX: f32 = 65504.0;
 
-/// A tensor that will be stored, and out of what it is made.
+/// Tensors that will be stored, and out of what they are made.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Planned {
-    pub(super) stored: Stored,
+    pub(super) stored: Vec<Stored>,
     content: Content,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Content {
+pub(super) enum Content {
     /// The weight of this name, rounded to the stored format.
     Rounded(String),
     /// The same with the three taps of time before the channels.
@@ -42,6 +44,8 @@ enum Content {
     IntegerBias(String),
     /// One over the divisors of a layer's smoothing.
     InputFactors(String),
+    /// A fused layer as our own operators read it.
+    Packed(FusedLayer, PackedFormat),
 }
 
 /// All tensors of a variant, in the order in which they are written.
@@ -49,9 +53,10 @@ pub(super) fn plan(source: &BundleWeights, numerics: &ComponentNumerics) -> Resu
     let is_decoder = numerics.component == Component::Decoder;
     let mut all = Vec::new();
     let mut push = |name: String, element: ElementType, shape: Vec<usize>, content: Content| {
-        all.push(Planned { stored: Stored { name, element, shape }, content });
+        all.push(Planned::one(Stored { name, element, shape }, content));
     };
-    for Required { name, shape } in &source.required {
+    for required in &source.required {
+        let Required { name, shape } = required;
         let (layer, part) = name.rsplit_once('.').unwrap_or((name, ""));
         match (numerics.layers.get(layer), part) {
             (Some(numbers), "weight") => {
@@ -94,17 +99,23 @@ pub(super) fn plan(source: &BundleWeights, numerics: &ComponentNumerics) -> Resu
                 push(name.clone(), ElementType::F32, taps_first(shape), Content::TapsFirst(name.clone()));
             }
             _ => {
-                let is_matrix = part == "weight" && shape.len() >= 2;
-                let element = if is_matrix && shape.iter().product::<usize>() >= NARROWED {
-                    narrowed(source, name)?
-                } else {
-                    ElementType::F32
-                };
-                push(name.clone(), element, shape.clone(), Content::Rounded(name.clone()));
+                let Stored { name, element, shape } = as_it_is(source, required)?;
+                push(name.clone(), element, shape, Content::Rounded(name));
             }
         }
     }
     Ok(all)
+}
+
+/// A weight that is not quantised: a large matrix in half precision, anything else in f32.
+pub(super) fn as_it_is(source: &BundleWeights, Required { name, shape }: &Required) -> Result<Stored, Error> {
+    let is_matrix = name.ends_with(".weight") && shape.len() >= 2;
+    let element = if is_matrix && shape.iter().product::<usize>() >= NARROWED {
+        narrowed(source, name)?
+    } else {
+        ElementType::F32
+    };
+    Ok(Stored { name: name.clone(), element, shape: shape.clone() })
 }
 
 /// Half precision where every value has one.
@@ -154,14 +165,25 @@ fn f32_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 impl Planned {
-    /// The bytes that are stored.
+    /// One tensor.
+    pub(super) fn one(stored: Stored, content: Content) -> Self {
+        Self { stored: vec![stored], content }
+    }
+
+    /// The tensors of a fused layer.
+    pub(super) fn packed(layer: FusedLayer, format: PackedFormat) -> Self {
+        Self { stored: packed::stored(&layer, format), content: Content::Packed(layer, format) }
+    }
+
+    /// The bytes that are stored, tensor by tensor.
     pub(super) fn bytes(
         &self,
         source: &BundleWeights,
         numerics: &ComponentNumerics,
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<Vec<Vec<u8>>, Error> {
         let layer = |name: &String| (name.clone(), &numerics.layers[name]);
-        Ok(match &self.content {
+        let rows = self.stored[0].shape.first().copied().unwrap_or(0);
+        let one = match &self.content {
             Content::Rounded(name) => self.rounded(&source.read(name)?.1),
             Content::TapsFirst(name) => {
                 let (shape, values) = source.read(name)?;
@@ -175,12 +197,12 @@ impl Planned {
                 WeightScales::Rows(scales) | WeightScales::Blocks { scales, .. } => f32_bytes(scales),
                 WeightScales::Tensor(scale) => f32_bytes(&[*scale]),
             },
-            Content::Bias(name) => f32_bytes(&bias(source, name, layer(name).1, self.stored.shape[0])?),
+            Content::Bias(name) => f32_bytes(&bias(source, name, layer(name).1, rows, Input::Static)?),
             Content::IntegerBias(name) => {
                 let numbers = layer(name).1;
                 let input = numbers.input.map_or(1.0, |input| input.scale);
-                let WeightScales::Rows(scales) = &numbers.weights else { return Ok(Vec::new()) };
-                let bias = bias(source, name, numbers, self.stored.shape[0])?;
+                let WeightScales::Rows(scales) = &numbers.weights else { return Ok(vec![Vec::new()]) };
+                let bias = bias(source, name, numbers, rows, Input::Static)?;
                 bias.iter()
                     .zip(scales)
                     .flat_map(|(bias, scale)| integer_bias(*bias, f64::from(input) * f64::from(*scale)))
@@ -190,17 +212,50 @@ impl Planned {
                 let divisors = layer(name).1.smoothing.as_ref().map(|smoothing| &smoothing.divisors);
                 f32_bytes(&divisors.into_iter().flatten().map(|divisor| 1.0 / divisor).collect::<Vec<_>>())
             }
-        })
+            Content::Packed(layer, format) => {
+                return packed::packed(layer, *format, |part| part_weights(source, numerics, part));
+            }
+        };
+        Ok(vec![one])
     }
 
     fn rounded(&self, values: &[f32]) -> Vec<u8> {
-        let mut bytes = vec![0; self.stored.bytes()];
-        match self.stored.element {
+        let stored = &self.stored[0];
+        let mut bytes = vec![0; stored.bytes()];
+        match stored.element {
             ElementType::F32 => bytes = f32_bytes(values),
             element => narrow(element, values, &mut bytes),
         }
         bytes
     }
+}
+
+/// A layer of the model as a part of a fused one: codes where it is quantised, its values where not.
+fn part_weights(
+    source: &BundleWeights,
+    numerics: &ComponentNumerics,
+    name: &str,
+) -> Result<PartWeights, Error> {
+    let Some(numbers) = numerics.layers.get(name) else {
+        let (_, values) = source.read(&format!("{name}.weight"))?;
+        let bias = source.read(&format!("{name}.bias"))?.1;
+        return Ok(PartWeights { numbers: Numbers::Values(values), bias });
+    };
+    let WeightScales::Rows(scales) = &numbers.weights else {
+        return Err(Error::Numerics { layer: name.to_owned() });
+    };
+    let (_, codes) = row_codes(source, name, numbers, scales)?;
+    let bias = bias(source, name, numbers, scales.len(), Input::RunTime)?;
+    Ok(PartWeights { numbers: Numbers::Codes { codes, scales: scales.clone() }, bias })
+}
+
+/// How the scale of a layer's input is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// Beforehand.
+    Static,
+    /// Of each row when it is there.
+    RunTime,
 }
 
 /// `b · factor + shift`; zeros where there is no bias.
@@ -209,6 +264,7 @@ fn bias(
     layer: &str,
     numbers: &LayerNumerics,
     rows: usize,
+    input: Input,
 ) -> Result<Vec<f32>, Error> {
     let name = format!("{layer}.bias");
     let mut bias = if source.required.iter().any(|required| required.name == name) {
@@ -219,7 +275,8 @@ fn bias(
     if let Some(factors) = &numbers.row_factors {
         bias.iter_mut().zip(factors).for_each(|(bias, factor)| *bias *= factor);
     }
-    if let Some(shift) = &numbers.bias_shift {
+    let range_shift = numbers.range_shift.as_ref().filter(|_| input == Input::Static);
+    for shift in [numbers.bias_shift.as_ref(), range_shift].into_iter().flatten() {
         bias.iter_mut().zip(shift).for_each(|(bias, shift)| *bias += shift);
     }
     Ok(bias)
@@ -235,16 +292,14 @@ fn code(value: f32, scale: f32) -> i8 {
     (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
-/// The codes of a layer's weight in the order in which its operator reads them.
-fn codes(
+/// The weight of a layer as it is rounded: with its row factors and the divisors of its smoothing; and its shape.
+fn adjusted(
     source: &BundleWeights,
     layer: &str,
     numbers: &LayerNumerics,
-    is_decoder: bool,
-) -> Result<Vec<u8>, Error> {
+) -> Result<(Vec<usize>, Vec<f32>), Error> {
     let (shape, mut values) = source.read(&format!("{layer}.weight"))?;
-    let rows = shape[0];
-    let columns = values.len() / rows.max(1);
+    let columns = values.len() / shape[0].max(1);
     let divisors = numbers.smoothing.as_ref().map(|smoothing| &smoothing.divisors);
     values.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, values)| {
         let factor = numbers.row_factors.as_ref().map_or(1.0, |factors| factors[row]);
@@ -252,22 +307,50 @@ fn codes(
             *value *= factor * divisors.map_or(1.0, |divisors| divisors[column]);
         }
     });
+    Ok((shape, values))
+}
+
+/// The codes of a layer's weight, output by output, and its shape.
+fn row_codes(
+    source: &BundleWeights,
+    layer: &str,
+    numbers: &LayerNumerics,
+    scales: &[f32],
+) -> Result<(Vec<usize>, Vec<i8>), Error> {
+    let (shape, values) = adjusted(source, layer, numbers)?;
+    let columns = values.len() / shape[0].max(1);
+    let codes = values
+        .par_chunks(columns.max(1))
+        .zip(scales)
+        .flat_map_iter(|(row, scale)| row.iter().map(|value| code(*value, *scale)))
+        .collect();
+    Ok((shape, codes))
+}
+
+/// The codes of a layer's weight in the order in which its operator reads them.
+fn codes(
+    source: &BundleWeights,
+    layer: &str,
+    numbers: &LayerNumerics,
+    is_decoder: bool,
+) -> Result<Vec<u8>, Error> {
     Ok(match &numbers.weights {
         WeightScales::Rows(scales) => {
-            let codes: Vec<i8> = values
-                .par_chunks(columns.max(1))
-                .zip(scales)
-                .flat_map_iter(|(row, scale)| row.iter().map(|value| code(*value, *scale)))
-                .collect();
+            let (shape, codes) = row_codes(source, layer, numbers, scales)?;
+            let (rows, columns) = (shape[0], codes.len() / shape[0].max(1));
             let codes =
                 if is_decoder { move_taps(&codes, &shape) } else { transposed(&codes, rows, columns) };
             codes.into_iter().map(i8::cast_unsigned).collect()
         }
         WeightScales::Tensor(scale) => {
+            let (shape, values) = adjusted(source, layer, numbers)?;
+            let (rows, columns) = (shape[0], values.len() / shape[0].max(1));
             let codes: Vec<u8> = values.par_iter().map(|value| e4m3::encode(value / scale)).collect();
             transposed(&codes, rows, columns)
         }
         WeightScales::Blocks { size, scales } => {
+            let (shape, values) = adjusted(source, layer, numbers)?;
+            let columns = values.len() / shape[0].max(1);
             let blocks = columns.div_ceil(*size);
             values
                 .par_chunks(columns.max(1))

@@ -1,18 +1,48 @@
 //! Writes one quantised variant of a component: weights, graphs, and its entries for `bundle.json`.
 
-use super::file::NewFile;
+use super::packed_values;
 use super::source::BundleWeights;
-use super::values::{Planned, plan};
+use super::values::{self, Planned};
 use crate::Error;
-use crate::model::{Chunk, GraphWeights, integer_decoder_graph, step_graph, text_encoder_graph};
-use crate::weights::{ExternalTensor, PlacedWeights};
-use bundle::dtype::{Dialect, Precision};
+use crate::model::{
+    Chunk, GraphWeights, KernelLowering, integer_decoder_graph, kernel_step_graph, step_graph,
+    text_encoder_graph,
+};
+use crate::weights::PlacedWeights;
+use crate::weights::new_file::{Alignment, write_new};
+use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::layout;
-use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Part, Variant, WeightFile};
+use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, Variant, WeightFile};
 use bundle::quantization::{ComponentNumerics, Scheme};
 use bundle::units::ByteCount;
 use graph::Model;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+/// A variant of a component.
+#[derive(Debug, Clone)]
+pub struct VariantRequest<'a> {
+    /// The kind of quantisation.
+    pub scheme: Scheme,
+    /// Every number of it.
+    pub numerics: &'a ComponentNumerics,
+    /// In which operators it is written down, where the component and the scheme have a choice.
+    pub operators: &'a [Operators],
+    /// What a person should know of it.
+    pub note: Option<String>,
+}
+
+impl VariantRequest<'_> {
+    /// Whose operators the variant is written in: ours are for steps of bytes and bf16, the latter for these alone.
+    fn lowerings(&self) -> Vec<Operators> {
+        match (&self.numerics.component, self.scheme) {
+            (Component::Expert(_), Scheme::Bf16) => vec![Operators::Own],
+            (Component::Expert(_), Scheme::Int8) if !self.numerics.layers.is_empty() => {
+                self.operators.to_vec()
+            }
+            _ => vec![Operators::Stock],
+        }
+    }
+}
 
 /// Writes the weights and graphs of a variant of `entry` and puts them into it; what the entry had under the same
 /// precision is removed. `bundle.json` is the caller's to write.
@@ -24,65 +54,87 @@ use std::path::{Path, PathBuf};
 pub fn write_variant(
     bundle: &Bundle,
     entry: &mut ComponentEntry,
-    scheme: Scheme,
-    numerics: &ComponentNumerics,
-    note: Option<String>,
+    request: &VariantRequest<'_>,
 ) -> Result<(), Error> {
-    let precision = scheme.precision();
+    let precision = request.scheme.precision();
     let stale = remove_entries(bundle, entry, precision);
-    if numerics.layers.is_empty() {
-        let base = Precision::from(entry.weight_type);
-        let shared: Vec<GraphEntry> = entry
-            .graphs
-            .iter()
-            .filter(|graph| graph.precision == base && graph.dialect == Dialect::Cpu)
-            .map(|graph| GraphEntry { precision, ..graph.clone() })
-            .collect();
-        entry.graphs.extend(shared);
-        entry.variants.push(Variant {
-            precision,
-            weights: Vec::new(),
-            quantized: 0,
-            kept: numerics.kept.len(),
-            note,
-        });
-        remove_files(&stale);
-        return Ok(());
+    let mut kept_files: Vec<PathBuf> = Vec::new();
+    for operators in request.lowerings() {
+        if operators == Operators::Stock && request.numerics.layers.is_empty() {
+            share_exported(entry, request);
+            continue;
+        }
+        let (graphs, weights) = lower(bundle, entry, request, operators)?;
+        kept_files.extend(graphs.iter().map(|graph| bundle.path(&graph.file)));
+        kept_files.push(bundle.path(&weights.file));
+        entry.graphs.extend(graphs);
+        entry.variants.push(variant(request, operators, vec![weights]));
     }
-    let source = BundleWeights::open(bundle, entry)?;
-    let digest = numerics.fingerprint();
-    let component = &entry.component;
-    let name = format!("{}/{precision}.{}.safetensors", layout::WEIGHTS, digest.short());
-    let (placed, bytes) = write_weights(&source, numerics, &name)?;
-    let folder = layout::component_folder(component);
-    let mut graphs = Vec::new();
-    for (part, model) in build(bundle, numerics, &placed)? {
-        let file = layout::graph_file(component, part, Dialect::Cpu, precision, &digest);
-        model.write(&bundle.folder.join(&file))?;
-        graphs.push(GraphEntry { part, dialect: Dialect::Cpu, precision, file });
-    }
-    let weights = vec![WeightFile { file: format!("{folder}/{name}"), bytes: ByteCount(bytes as u64) }];
-    let kept_files: Vec<PathBuf> = graphs
-        .iter()
-        .map(|graph| bundle.path(&graph.file))
-        .chain(weights.iter().map(|file| bundle.path(&file.file)))
-        .collect();
-    entry.graphs.extend(graphs);
-    entry.variants.push(Variant {
-        precision,
-        weights,
-        quantized: numerics.layers.len(),
-        kept: numerics.kept.len(),
-        note,
-    });
     remove_files(&stale.into_iter().filter(|path| !kept_files.contains(path)).collect::<Vec<_>>());
     Ok(())
 }
 
-/// Takes the entries of a precision out; gives the files that nothing names any more.
+fn variant(request: &VariantRequest<'_>, operators: Operators, weights: Vec<WeightFile>) -> Variant {
+    Variant {
+        precision: request.scheme.precision(),
+        operators,
+        weights,
+        quantized: request.numerics.layers.len(),
+        kept: request.numerics.kept.len(),
+        note: request.note.clone(),
+    }
+}
+
+/// Enters the exported graphs as those of the variant.
+fn share_exported(entry: &mut ComponentEntry, request: &VariantRequest<'_>) {
+    let (precision, base) = (request.scheme.precision(), Precision::from(entry.weight_type));
+    if precision != base {
+        let is_exported = |graph: &&GraphEntry| (graph.precision, graph.dialect) == (base, Dialect::Cpu);
+        let shared: Vec<GraphEntry> = entry
+            .graphs
+            .iter()
+            .filter(is_exported)
+            .map(|graph| GraphEntry { precision, ..graph.clone() })
+            .collect();
+        entry.graphs.extend(shared);
+    }
+    entry.variants.push(variant(request, Operators::Stock, Vec::new()));
+}
+
+/// Writes weights and graphs in one kind of operators.
+fn lower(
+    bundle: &Bundle,
+    entry: &ComponentEntry,
+    request: &VariantRequest<'_>,
+    operators: Operators,
+) -> Result<(Vec<GraphEntry>, WeightFile), Error> {
+    let (numerics, precision) = (request.numerics, request.scheme.precision());
+    let source = BundleWeights::open(bundle, entry)?;
+    let planned = match operators {
+        Operators::Stock => values::plan(&source, numerics)?,
+        Operators::Own => packed_values::plan(&source, numerics, &bundle.manifest.denoiser)?,
+    };
+    let digest = numerics.fingerprint();
+    let name = layout::variant_name(precision, operators);
+    let location = format!("{}/{name}.{}.safetensors", layout::WEIGHTS, digest.short());
+    let (placed, bytes) = write_weights(&source, numerics, &planned, &location)?;
+    let folder = layout::component_folder(&entry.component);
+    let mut graphs = Vec::new();
+    for (part, model) in build(&bundle.manifest, numerics, &placed, operators)? {
+        let file = layout::graph_file(&entry.component, part, Dialect::Cpu, precision, operators, &digest);
+        model.write(&bundle.folder.join(&file))?;
+        graphs.push(GraphEntry { part, dialect: Dialect::Cpu, precision, operators, file });
+    }
+    Ok((graphs, WeightFile { file: format!("{folder}/{location}"), bytes: ByteCount(bytes) }))
+}
+
+/// Takes the entries of a variant out; gives the files that nothing names any more.
 fn remove_entries(bundle: &Bundle, entry: &mut ComponentEntry, precision: Precision) -> Vec<PathBuf> {
-    let (stale, graphs): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut entry.graphs).into_iter().partition(|graph| graph.precision == precision);
+    let base = Precision::from(entry.weight_type);
+    let is_stale = |graph: &GraphEntry| {
+        graph.precision == precision && (precision != base || graph.operators == Operators::Own)
+    };
+    let (stale, graphs): (Vec<_>, Vec<_>) = std::mem::take(&mut entry.graphs).into_iter().partition(is_stale);
     entry.graphs = graphs;
     let (variants, others): (Vec<_>, Vec<_>) =
         std::mem::take(&mut entry.variants).into_iter().partition(|variant| variant.precision == precision);
@@ -100,79 +152,52 @@ fn remove_files(paths: &[PathBuf]) {
     }
 }
 
-/// Writes the weights and says where each lies.
+/// Writes the weights; says where each lies and how long the file is.
 fn write_weights(
     source: &BundleWeights,
     numerics: &ComponentNumerics,
-    name: &str,
-) -> Result<(PlacedWeights, usize), Error> {
-    let planned = plan(source, numerics)?;
-    let path = source.folder.join(name);
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let written = write_file(source, numerics, &planned, &part).and_then(|written| {
-        std::fs::rename(&part, &path).map(|()| written).map_err(Error::file("write", &path))
-    });
-    let (offsets, bytes) = match written {
-        Ok(written) => written,
-        Err(error) => {
-            // The first error is the one worth telling; a leftover that cannot be removed is seen by its name.
-            let _ = std::fs::remove_file(&part);
-            return Err(error);
-        }
-    };
-    let tensors = planned
-        .into_iter()
-        .zip(offsets)
-        .map(|(Planned { stored, .. }, offset)| {
-            let length = stored.bytes() as u64;
-            let external = ExternalTensor {
-                location: name.to_owned(),
-                offset: offset as u64,
-                length,
-                element: stored.element,
-                shape: stored.shape,
-            };
-            (stored.name, external)
-        })
-        .collect();
-    Ok((PlacedWeights { tensors, files: Vec::new(), from: source.folder.clone() }, bytes))
-}
-
-fn write_file(
-    source: &BundleWeights,
-    numerics: &ComponentNumerics,
     planned: &[Planned],
-    path: &Path,
-) -> Result<(Vec<usize>, usize), Error> {
-    let stored: Vec<_> = planned.iter().map(|planned| planned.stored.clone()).collect();
-    let file = NewFile::create(path, &stored)?;
-    for (index, planned) in planned.iter().enumerate() {
-        file.write(path, index, &planned.bytes(source, numerics)?)?;
-    }
-    let (offsets, bytes) = (file.offsets.clone(), file.bytes);
-    file.finish(path)?;
-    Ok((offsets, bytes))
+    location: &str,
+) -> Result<(PlacedWeights, u64), Error> {
+    let stored: Vec<_> = planned.iter().flat_map(|planned| planned.stored.clone()).collect();
+    let path = source.folder.join(location);
+    let written = write_new(&path, location, &stored, Alignment::LargeAtPages, |file| {
+        let mut index = 0;
+        for planned in planned {
+            for bytes in planned.bytes(source, numerics)? {
+                file.write(index, 0, &bytes)?;
+                index += 1;
+            }
+        }
+        Ok(())
+    })?;
+    let placed = PlacedWeights { tensors: written.tensors, files: Vec::new(), from: source.folder.clone() };
+    Ok((placed, written.bytes))
 }
 
 /// The graphs of a component over quantised weights.
 fn build(
-    bundle: &Bundle,
+    manifest: &Manifest,
     numerics: &ComponentNumerics,
     placed: &PlacedWeights,
+    operators: Operators,
 ) -> Result<Vec<(Part, Model)>, Error> {
-    let manifest = &bundle.manifest;
     let weights = GraphWeights::quantized(placed, numerics);
-    Ok(match &numerics.component {
-        Component::TextEncoder => {
+    Ok(match (&numerics.component, operators) {
+        (Component::TextEncoder, _) => {
             vec![(Part::Whole, text_encoder_graph(&manifest.text_encoder, weights)?)]
         }
-        Component::Expert(_) => vec![(Part::Whole, step_graph(&manifest.denoiser, weights)?)],
-        Component::Decoder => [(Part::First, Chunk::First), (Part::Next, Chunk::Next)]
+        (Component::Expert(_), Operators::Stock) => {
+            vec![(Part::Whole, step_graph(&manifest.denoiser, weights)?)]
+        }
+        (Component::Expert(_), Operators::Own) => {
+            let lowering = KernelLowering { weights: GraphWeights::new(placed), values_as_bytes: true };
+            vec![(Part::Whole, kernel_step_graph(&manifest.denoiser, lowering)?)]
+        }
+        (Component::Decoder, _) => [(Part::First, Chunk::First), (Part::Next, Chunk::Next)]
             .into_iter()
             .map(|(part, chunk)| Ok((part, integer_decoder_graph(&manifest.vae, chunk, weights)?)))
             .collect::<Result<_, Error>>()?,
-        Component::Preview => Vec::new(),
+        (Component::Preview, _) => Vec::new(),
     })
 }

@@ -1,24 +1,14 @@
 //! Weights in another number format: streamed, tensor by tensor and in parallel, into a new safetensors file.
-//!
-//! Every tensor begins at a multiple of 4 KiB, so that it can be mapped and read directly. The format allows no gaps,
-//! so padding is made of tensors of its own, `__pad.N`; their bytes are holes in the file and take no room on disk.
 
+use super::new_file::{Alignment, Stored, write_new};
 use super::number_format::{element_at, first_non_finite, narrow, widen};
-use super::{Destination, ExternalTensor, PlacedWeights, location, part_of};
+use super::{Destination, PlacedWeights, location};
 use crate::Error;
 use crate::checkpoint::inventory::Required;
 use crate::checkpoint::shards::{Shards, StoredTensor};
 use bundle::dtype::{ElementType, WeightType};
 use rayon::prelude::*;
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-/// Every tensor begins at a multiple of this.
-const ALIGNMENT: usize = 4096;
 /// Elements that are converted at a time; a thread holds two buffers of them.
 const BLOCK: usize = 1 << 18;
 
@@ -47,88 +37,15 @@ pub fn place(
 
     let name = format!("{}.safetensors", weights.element());
     let path = destination.create_folder()?.join(&name);
-    let part = part_of(&path);
-    let layout = Layout::of(&tensors, weights, &path)?;
-    let written = layout
-        .write(&tensors, weights, &part)
-        .and_then(|()| std::fs::rename(&part, &path).map_err(Error::file("write", &path)));
-    if let Err(error) = written {
-        // The first error is the one worth telling; a leftover that cannot be removed is seen by its name.
-        let _ = std::fs::remove_file(&part);
-        return Err(error);
-    }
-    let placed: BTreeMap<_, _> = tensors
+    let stored: Vec<Stored> = tensors
         .iter()
-        .zip(&layout.offsets)
-        .map(|(tensor, offset)| {
-            let external = ExternalTensor {
-                location: location(&name),
-                offset: *offset as u64,
-                length: stored_bytes(tensor, weights) as u64,
-                element: weights.element(),
-                shape: tensor.shape.to_vec(),
-            };
-            (tensor.name.to_owned(), external)
+        .map(|tensor| Stored {
+            name: tensor.name.to_owned(),
+            element: weights.element(),
+            shape: tensor.shape.to_vec(),
         })
         .collect();
-    let files = vec![destination.entry(&name, layout.bytes as u64)];
-    Ok(PlacedWeights { tensors: placed, files, from: shards.folder().to_owned() })
-}
-
-fn stored_bytes(tensor: &StoredTensor<'_>, weights: WeightType) -> usize {
-    tensor.bytes.len() / tensor.element.bytes() * weights.element().bytes()
-}
-
-/// Where everything goes in the new file.
-struct Layout {
-    /// Length and JSON, padded to [`ALIGNMENT`].
-    header: Vec<u8>,
-    /// Position of each tensor in the file.
-    offsets: Vec<usize>,
-    /// Length of the file.
-    bytes: usize,
-}
-
-impl Layout {
-    fn of(tensors: &[StoredTensor<'_>], weights: WeightType, path: &Path) -> Result<Self, Error> {
-        let dtype = match weights {
-            WeightType::F32 => Dtype::F32,
-            WeightType::F16 => Dtype::F16,
-            WeightType::Bf16 => Dtype::BF16,
-        };
-        let mut entries = Vec::with_capacity(2 * tensors.len());
-        let mut begins = Vec::with_capacity(tensors.len());
-        let mut end = 0;
-        for tensor in tensors {
-            let begin = usize::next_multiple_of(end, ALIGNMENT);
-            if begin > end {
-                let pad =
-                    TensorInfo { dtype: Dtype::U8, shape: vec![begin - end], data_offsets: (end, begin) };
-                entries.push((format!("__pad.{}", begins.len()), pad));
-            }
-            end = begin + stored_bytes(tensor, weights);
-            begins.push(begin);
-            let info = TensorInfo { dtype, shape: tensor.shape.to_vec(), data_offsets: (begin, end) };
-            entries.push((tensor.name.to_owned(), info));
-        }
-        let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let unwritable = |why: String| Error::header(path, format!("its header cannot be written: {why}"));
-        let metadata = Metadata::new(Some(format), entries).map_err(|error| unwritable(error.to_string()))?;
-        let mut header = vec![0; 8];
-        serde_json::to_writer(&mut header, &metadata).map_err(|error| unwritable(error.to_string()))?;
-        header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
-        let length = header.len() as u64 - 8;
-        header[..8].copy_from_slice(&length.to_le_bytes());
-        let offsets = begins.iter().map(|begin| header.len() + begin).collect();
-        Ok(Self { offsets, bytes: header.len() + end, header })
-    }
-
-    /// Writes the whole file and flushes it to disk.
-    fn write(&self, tensors: &[StoredTensor<'_>], weights: WeightType, path: &Path) -> Result<(), Error> {
-        let io = || Error::file("write", path);
-        let file = File::create(path).map_err(io())?;
-        file.set_len(self.bytes as u64).map_err(io())?;
-        file.write_all_at(&self.header, 0).map_err(io())?;
+    let written = write_new(&path, &location(&name), &stored, Alignment::Pages, |file| {
         let blocks: Vec<(usize, usize)> = tensors
             .iter()
             .enumerate()
@@ -138,13 +55,12 @@ impl Layout {
             })
             .collect();
         blocks.into_par_iter().try_for_each_init(Buffers::default, |buffers, (index, start)| {
-            let tensor = &tensors[index];
-            let bytes = buffers.convert(tensor, start, weights)?;
-            let offset = self.offsets[index] + start * weights.element().bytes();
-            file.write_all_at(bytes, offset as u64).map_err(io())
-        })?;
-        file.sync_all().map_err(io())
-    }
+            let bytes = buffers.convert(&tensors[index], start, weights)?;
+            file.write(index, start * weights.element().bytes(), bytes)
+        })
+    })?;
+    let files = vec![destination.entry(&name, written.bytes)];
+    Ok(PlacedWeights { tensors: written.tensors, files, from: shards.folder().to_owned() })
 }
 
 /// What a thread converts with.

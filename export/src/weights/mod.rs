@@ -2,10 +2,12 @@
 //!
 //! [`scan`] reads every byte once, for the digest and to find damage. Then the weights get their place: [`linked`] as
 //! they are, or [`converted`] into a file of another number format. Either way the result says where each weight lies,
-//! which is all that a graph holds of it. [`packed`] adds linear layers as the CPU's own operators read them.
+//! which is all that a graph holds of it. [`packed`] adds linear layers as the CPU's own operators read them. New files are
+//! written by `new_file`.
 
 pub mod converted;
 pub mod linked;
+pub(crate) mod new_file;
 pub mod number_format;
 pub mod packed;
 pub mod scan;

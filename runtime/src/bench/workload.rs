@@ -2,8 +2,9 @@
 
 use crate::Error;
 use crate::decode::caches_of;
-use crate::denoise::RotaryTables;
-use crate::model::Model;
+use crate::denoise::{RotaryTables, TextInput};
+use crate::model::{Model, step_contract};
+use crate::text_encoder::TextStates;
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, Part};
 use bundle::signature::Signature;
@@ -26,16 +27,30 @@ pub trait Workload {
 
 /// Values of mean 0 and variance 1, the same each time.
 fn values(shape: &[usize]) -> Value {
+    Value::from_f32(numbers(shape))
+}
+
+fn numbers(shape: &[usize]) -> ArrayD<f32> {
     let mut state = 88_172_645_463_325_252_u64;
-    let values: ArrayD<f32> = Array::from_shape_simple_fn(IxDyn(shape), || {
+    Array::from_shape_simple_fn(IxDyn(shape), || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32")]
         let unit = (state >> 40) as f32 / (1_u32 << 24) as f32;
         (unit - 0.5) * 12.0_f32.sqrt()
+    })
+}
+
+/// Tokens of the prompt of a timed step; the other rows of its text are zeros.
+const TOKENS: usize = 60;
+
+fn text_states(width: usize) -> TextStates {
+    let values = numbers(&[TOKENS, width]);
+    let rows = Array2::from_shape_fn((TEXT_ROWS, width), |(row, column)| {
+        values.get([row, column]).copied().unwrap_or(0.0)
     });
-    Value::from_f32(values)
+    TextStates { rows, tokens: TOKENS, cut: None }
 }
 
 /// One denoising step of a model's first expert.
@@ -43,6 +58,7 @@ fn values(shape: &[usize]) -> Value {
 pub struct Step {
     engine: Engine,
     inputs: Vec<(&'static str, Value)>,
+    text: TextInput,
     flops: f64,
 }
 
@@ -54,7 +70,8 @@ impl Step {
     pub fn open(model: &Model, grid: [usize; 3]) -> Result<Self, Error> {
         let spec = &model.manifest().denoiser;
         let expert = Component::Expert(model.manifest().routing.routes()[0].expert.clone());
-        let engine = model.engine(&expert, Part::Whole, &Signature::of_step(spec))?;
+        let operators = model.graph(&expert, Part::Whole)?.operators;
+        let engine = model.engine(&expert, Part::Whole, &step_contract(model.manifest(), operators))?;
         let latent = LatentShape {
             channels: spec.in_channels,
             frames: grid[0] * spec.patch.time,
@@ -65,17 +82,18 @@ impl Step {
         let inputs = vec![
             ("latent", values(&[1, latent.channels, latent.frames, latent.height, latent.width])),
             ("timestep", Value::from_f32(Array1::from_elem(1, 500.0_f32))),
-            ("text", values(&[1, TEXT_ROWS, spec.text_width])),
             ("cos", Value::from_f32(tables.cos)),
             ("sin", Value::from_f32(tables.sin)),
         ];
-        Ok(Self { engine, inputs, flops: spec.step_flops(latent.tokens(spec.patch)) })
+        let text = TextInput::new(operators, &[&text_states(spec.text_width)]);
+        Ok(Self { engine, inputs, text, flops: spec.step_flops(latent.tokens(spec.patch)) })
     }
 }
 
 impl Workload for Step {
     fn run(&mut self, cancel: &Cancel, _: &mut dyn FnMut()) -> Result<(), Error> {
-        let inputs: Vec<_> = self.inputs.iter().map(|(name, value)| (*name, value)).collect();
+        let mut inputs: Vec<_> = self.inputs.iter().map(|(name, value)| (*name, value)).collect();
+        inputs.extend(self.text.named());
         self.engine.run(&inputs, cancel)?.take("velocity")?;
         Ok(())
     }

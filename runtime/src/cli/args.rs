@@ -1,15 +1,17 @@
 //! The command line as it is typed; values are parsed into types right here.
 
+use crate::Error;
 use crate::decode::Tiles;
 use crate::media::OutputSpec;
-use bundle::dtype::{Dialect, Precision, WeightType};
+use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::ByteCount;
 use clap::{Args, Parser, Subcommand};
-use engines::Provider;
 use engines::residency::Residency;
+use engines::{OnnxRuntime, Provider};
+use kernels::{CpuPath, Kernels};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -37,6 +39,40 @@ pub(super) struct Everywhere {
     /// Print results and errors as JSON lines on standard output
     #[arg(long, global = true, help_heading = "For every command")]
     pub(super) json: bool,
+    /// The instructions that our own operators use: avx512-vnni, vnni-256, avx2 or scalar [default: the fastest that
+    /// this processor has]
+    #[arg(long, global = true, value_name = "NAME", value_parser = cpu_path, help_heading = "For every command")]
+    pub(super) cpu_path: Option<CpuPath>,
+}
+
+fn cpu_path(name: &str) -> Result<CpuPath, bundle::Error> {
+    let path = name.parse::<CpuPath>();
+    path.map_err(|error| refused_path(name, &error))
+}
+
+fn refused_path(name: &str, error: &kernels::PathError) -> bundle::Error {
+    let fix = "leave it out for the fastest path of this machine; `rushes doctor` names it";
+    bundle::Error::value("--cpu-path", format!("`{name}`"), error.to_string(), fix)
+}
+
+impl Everywhere {
+    /// ONNX Runtime, with our own operators on the path that was asked for.
+    ///
+    /// # Errors
+    /// No library, or a path that this processor lacks.
+    pub(super) fn onnx_runtime(&self) -> Result<OnnxRuntime, Error> {
+        let kernels = self.kernels()?;
+        Ok(OnnxRuntime::load(self.onnxruntime.as_deref())?.with_kernels(kernels))
+    }
+
+    /// The kernels of our own operators.
+    ///
+    /// # Errors
+    /// A path that this processor lacks.
+    pub(super) fn kernels(&self) -> Result<Kernels, Error> {
+        let Some(path) = self.cpu_path else { return Ok(Kernels::best()) };
+        Ok(Kernels::of(path).map_err(|error| refused_path(path.name(), &error))?)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +153,9 @@ pub(super) struct GenerateArgs {
     /// Which variant of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     pub(super) precision: Option<Precision>,
+    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    #[arg(long, value_name = "NAME")]
+    pub(super) operators: Option<Operators>,
     /// Execution provider: auto, cpu, cuda or tensorrt
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) ep: Provider,
@@ -228,9 +267,13 @@ pub(super) struct CalibrateArgs {
 pub(super) struct QuantizeArgs {
     /// The bundle
     pub(super) bundle: PathBuf,
-    /// What is quantised: int8 (weights and activations), fp8 or int8-weights (weights alone)
+    /// What is quantised: int8 (weights and activations), fp8, int8-weights (weights alone) or bf16 (steps, on our own
+    /// operators, without a calibration)
     #[arg(long, value_name = "NAME", default_value = "int8")]
     pub(super) scheme: Scheme,
+    /// In whose operators int8 steps are written down: own, stock, or own,stock for both, which takes twice the room
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "own")]
+    pub(super) operators: Vec<Operators>,
     /// What `rushes calibrate` wrote [default: calibration.json of the bundle]
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,

@@ -13,7 +13,7 @@ use bundle::units::Seed;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table;
-use engines::{OnnxRuntime, OpenOptions, WeightMemory, residency};
+use engines::{OpenOptions, WeightMemory, residency};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
     let info = set_info(&bundle, &plans);
-    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let onnx = everywhere.onnx_runtime()?;
     let options = ModelOptions { threads: args.threads, ..ModelOptions::default() };
     let model = Model::new(bundle.clone(), onnx.clone(), options)?;
     let cancel = cancel_on_interrupt();

@@ -6,12 +6,14 @@ use crate::Error;
 use crate::media::{FileFormat, OutputSpec, plugins};
 use bundle::{Diagnose, ErrorClass, Report};
 use engines::doctor::{Examination, examine};
+use kernels::Kernels;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::process::ExitCode;
 
 /// Runs the command; the exit code says whether everything needed is there.
 pub(super) fn run(everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let kernels = everywhere.kernels()?;
     let machine = examine(everywhere.onnxruntime.as_deref());
     let video = plugins::survey();
     let onnx_problem = machine.onnx_runtime.as_ref().err().map(Diagnose::report);
@@ -20,8 +22,8 @@ pub(super) fn run(everywhere: &Everywhere) -> Result<ExitCode, Error> {
         Err(error) => Some(error.report()),
     };
     let problems: Vec<&Report> = onnx_problem.iter().chain(&video_problem).collect();
-    let value = as_json(&machine, video.as_ref().ok(), &problems);
-    let text = as_text(&machine, video.as_ref().ok(), &problems);
+    let value = as_json(&machine, kernels, video.as_ref().ok(), &problems);
+    let text = as_text(&machine, kernels, video.as_ref().ok(), &problems);
     render::result(everywhere.json, &value, &text)?;
     let code = if problems.is_empty() { 0 } else { ErrorClass::MissingOnMachine.exit_code() };
     Ok(ExitCode::from(code))
@@ -32,7 +34,12 @@ fn default_output() -> OutputSpec {
     OutputSpec::File { path: "out.mp4".into(), format: FileFormat::Mp4 }
 }
 
-fn as_json(machine: &Examination, video: Option<&plugins::Survey>, problems: &[&Report]) -> Value {
+fn as_json(
+    machine: &Examination,
+    kernels: Kernels,
+    video: Option<&plugins::Survey>,
+    problems: &[&Report],
+) -> Value {
     let instruction_sets: Vec<&str> = machine
         .cpu
         .instruction_sets
@@ -47,6 +54,8 @@ fn as_json(machine: &Examination, video: Option<&plugins::Survey>, problems: &[&
             "name": machine.cpu.name,
             "threads": machine.cpu.threads,
             "instruction_sets": instruction_sets,
+            "path": kernels.path().name(),
+            "bf16_products": kernels.has_bf16(),
         },
         "memory": machine.memory.as_ref().map(|memory| json!({"total": memory.total, "available": memory.available})),
         "onnx_runtime": onnx.map(|onnx| json!({
@@ -62,7 +71,12 @@ fn as_json(machine: &Examination, video: Option<&plugins::Survey>, problems: &[&
     })
 }
 
-fn as_text(machine: &Examination, video: Option<&plugins::Survey>, problems: &[&Report]) -> String {
+fn as_text(
+    machine: &Examination,
+    kernels: Kernels,
+    video: Option<&plugins::Survey>,
+    problems: &[&Report],
+) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
     let mut line = |name: &str, value: String| {
@@ -76,6 +90,8 @@ fn as_text(machine: &Examination, video: Option<&plugins::Survey>, problems: &[&
         .map(|(set, present)| format!("{}{}", if *present { "" } else { "no " }, set.name()))
         .collect();
     line("", sets.join(", "));
+    let bf16 = if kernels.has_bf16() { "with" } else { "without" };
+    line("", format!("own operators on {}, {bf16} bf16 products", kernels.path()));
     if let Some(memory) = &machine.memory {
         line("memory", format!("{}, {} free", memory.total, memory.available));
     }

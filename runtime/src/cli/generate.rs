@@ -17,9 +17,10 @@ use crate::preview::{PreviewReport, Previewer};
 use crate::prompt::Cut;
 use crate::trace::{Trace, read_noise};
 use crate::{Error, mini};
+use bundle::dtype::Operators;
 use bundle::manifest::Bundle;
 use bundle::units::{ByteCount, GuidanceScale, Seed};
-use engines::{Cancel, OnnxRuntime, WeightMemory, residency};
+use engines::{Cancel, WeightMemory, residency};
 use ndarray::{Array4, Axis, Slice};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     };
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     // Before GStreamer starts threads: loading may set an environment variable.
-    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let onnx = everywhere.onnx_runtime()?;
     let targets = OutputTarget::claim_all(&args.output)?;
     let live = args.preview.claim_live(&args.output)?;
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
@@ -52,8 +53,13 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     if dressing.sound().is_some() {
         media::check_sound(&targets)?;
     }
-    let options =
-        ModelOptions { precision: args.precision, provider: args.ep, threads: args.threads, weights };
+    let options = ModelOptions {
+        precision: args.precision,
+        operators: args.operators,
+        provider: args.ep,
+        threads: args.threads,
+        weights,
+    };
     let model = Model::new(bundle, onnx, options)?;
 
     if !everywhere.json {
@@ -165,13 +171,14 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
         }
     };
     let preview = args.preview.kind(bundle)?;
+    let operators = args.operators.unwrap_or(Operators::Own);
     let mut refusal = None;
     for weights in [WeightMemory::Prepacked, WeightMemory::Mapped] {
         for tile in &tiles {
             let footprints = footprints(
                 &bundle.manifest,
                 plan,
-                Running { weights, precision: args.precision, preview, tile: *tile },
+                Running { weights, precision: args.precision, operators, preview, tile: *tile },
             );
             match residency::plan(args.residency, &footprints, budget) {
                 Ok(plan) => return Ok(MemoryPlan { mode: plan.mode, weights, tile: *tile }),
@@ -323,6 +330,7 @@ impl Clip<'_> {
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
             "precision": model.precision(),
+            "operators": model.operators(),
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
             "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),

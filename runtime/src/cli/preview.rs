@@ -15,7 +15,7 @@ use bundle::layout;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
 use clap::Args;
-use engines::{Cancel, OnnxRuntime, residency};
+use engines::{Cancel, residency};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -156,7 +156,7 @@ pub(super) fn fit(
 ) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let bundle = Bundle::open(folder)?;
-    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let onnx = everywhere.onnx_runtime()?;
     let path = bundle.path(layout::PREVIEW_MAP);
     let model = Model::new(bundle, onnx, ModelOptions::default())?;
     let cancel = super::generate::cancel_on_interrupt();

@@ -6,17 +6,17 @@ use super::render;
 use crate::judge::{Judge, embedded, quality};
 use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan};
-use crate::quantize::Quantizer;
 use crate::quantize::assess::{Assessor, by_noise, component_quality};
 use crate::quantize::clips::{Clip, ClipDistance, token_cosine};
 use crate::quantize::report::{self, JudgeScores, Quality};
 use crate::quantize::variant::Kept;
+use crate::quantize::{QuantizeOptions, Quantizer};
 use crate::text_encoder::TextEncoder;
 use crate::{Error, judge};
-use bundle::dtype::Precision;
+use bundle::dtype::{Operators, Precision};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component};
-use bundle::quantization::ComponentNumerics;
+use bundle::quantization::{ComponentNumerics, Scheme};
 use bundle::units::Seed;
 use calibration::numerics::plan::groups;
 use calibration::observe::table;
@@ -30,19 +30,25 @@ use std::time::Instant;
 const TEXT_COSINE: f64 = 0.999;
 /// Seed of the first clip of the report: far from those that models are calibrated with.
 const FIRST_SEED: u64 = 1000;
+/// Prompts of the report where nothing was calibrated.
+const PROMPTS: [&str; 2] =
+    ["a red ball bounces on the beach by day", "a white cat walks through a snowy field at night"];
 
 /// Runs the command.
 pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let path = args.calibration.clone().unwrap_or_else(|| args.bundle.join(table::FILE));
-    let quantizer = Quantizer::open(&args.bundle, &path, args.scheme)?;
-    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let options = QuantizeOptions { scheme: args.scheme, operators: args.operators.clone() };
+    let quantizer = Quantizer::open(&args.bundle, &path, options)?;
+    let onnx = everywhere.onnx_runtime()?;
     let cancel = cancel_on_interrupt();
     let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
     job.quantize_all()?;
 
-    let prompts: Vec<String> =
-        job.quantizer.header.set.samples.iter().map(|(prompt, _)| prompt.clone()).collect();
+    let mut prompts = job.quantizer.prompts();
+    if prompts.is_empty() {
+        prompts.extend(PROMPTS.map(str::to_owned));
+    }
     let plan = |(index, prompt): (usize, &String)| {
         let request = GenerateRequest::new(prompt.clone(), Seed(FIRST_SEED + index as u64));
         GenerationPlan::new(&job.quantizer.bundle().manifest, &request)
@@ -104,8 +110,22 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// What is measured.
+    fn lowered(&self) -> (Precision, Operators) {
+        (self.precision(), self.operators())
+    }
+
     fn precision(&self) -> Precision {
         self.args.scheme.precision()
+    }
+
+    /// Whose operators the variant is measured in: the first that were asked for, where it has a choice.
+    fn operators(&self) -> Operators {
+        match self.args.scheme {
+            Scheme::Int8 => self.args.operators.first().copied().unwrap_or_default(),
+            Scheme::Bf16 => Operators::Own,
+            Scheme::Fp8 | Scheme::Int8Weights => Operators::Stock,
+        }
     }
 
     fn quantize_all(&mut self) -> Result<(), Error> {
@@ -128,8 +148,10 @@ impl Job<'_> {
         self.quantizer.write(plan.numerics, None)
     }
 
-    fn open(&self, bundle: &Bundle, precision: Option<Precision>) -> Result<Model, Error> {
-        let options = ModelOptions { precision, threads: self.args.threads, ..ModelOptions::default() };
+    fn open(&self, bundle: &Bundle, lowered: Option<(Precision, Operators)>) -> Result<Model, Error> {
+        let (precision, operators) = lowered.unzip();
+        let options =
+            ModelOptions { precision, operators, threads: self.args.threads, ..ModelOptions::default() };
         Model::new(bundle.clone(), self.onnx.clone(), options)
     }
 
@@ -137,18 +159,19 @@ impl Job<'_> {
     fn check_text_encoder(&mut self) -> Result<(), Error> {
         let bundle = self.quantizer.bundle().clone();
         let entry = bundle.manifest.component(&Component::TextEncoder)?;
-        if entry.variant(self.precision()).is_none() {
+        if entry.variant(self.precision(), Operators::Stock).is_none() {
             return Ok(());
         }
         // Nothing else is quantised yet, so only this component can be opened.
         let mut alone = bundle.clone();
         alone.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
         let mut reference = TextEncoder::open(&self.open(&alone, None)?)?;
-        let mut quantized = TextEncoder::open(&self.open(&alone, Some(self.precision()))?)?;
+        let mut quantized =
+            TextEncoder::open(&self.open(&alone, Some((self.precision(), Operators::Stock)))?)?;
         let mut worst = 1.0_f64;
-        for (prompt, _) in &self.quantizer.header.set.samples {
-            let states = quantized.encode(prompt, self.cancel)?;
-            worst = worst.min(token_cosine(&states, &reference.encode(prompt, self.cancel)?));
+        for prompt in self.quantizer.prompts() {
+            let states = quantized.encode(&prompt, self.cancel)?;
+            worst = worst.min(token_cosine(&states, &reference.encode(&prompt, self.cancel)?));
         }
         let mut numerics = self.quantizer.numerics()[&component_folder(&Component::TextEncoder)].clone();
         let figure = format!("token cosine {worst:.5}");
@@ -169,7 +192,7 @@ impl Job<'_> {
         let order = self.sensitivity();
         let mut kept = 0;
         loop {
-            let assessed = assessor.assess(self.quantizer.bundle(), self.precision(), self.cancel)?;
+            let assessed = assessor.assess(self.quantizer.bundle(), self.lowered(), self.cancel)?;
             let psnr = assessed.iter().map(|(distance, _)| distance.psnr).fold(f64::INFINITY, f64::min);
             let enough = self.args.budget_psnr.is_none_or(|budget| psnr >= budget);
             if enough || kept == order.len() {
@@ -209,15 +232,15 @@ impl Job<'_> {
     }
 
     fn quality(&self, assessor: &Assessor<'_>, clips: Vec<ClipDistance>) -> Result<Quality, Error> {
-        let (bundle, precision) = (self.quantizer.bundle(), self.precision());
+        let (bundle, lowered) = (self.quantizer.bundle(), self.lowered());
         let nothing = BTreeMap::new();
         let mut components = Vec::new();
         for entry in &bundle.manifest.components {
             let folder = component_folder(&entry.component);
             let Some(numerics) = self.quantizer.numerics().get(&folder) else { continue };
-            let share = assessor.share(bundle, entry, precision);
+            let share = assessor.share(bundle, entry, lowered);
             let errors = self.errors.get(&folder).unwrap_or(&nothing);
-            components.push(component_quality(entry, precision, numerics, errors, share));
+            components.push(component_quality(entry, lowered, numerics, errors, share));
         }
         Ok(Quality {
             rushes: env!("CARGO_PKG_VERSION").into(),
@@ -237,8 +260,8 @@ impl Job<'_> {
         let (prompts, files) = (embedded::prompts()?, embedded::judge()?);
         judge::prompts::check(&prompts, &files.attributes, "the program")?;
         let bundle = self.quantizer.bundle();
-        let score = |precision| -> Result<f64, Error> {
-            let model = self.open(bundle, precision)?;
+        let score = |lowered| -> Result<f64, Error> {
+            let model = self.open(bundle, lowered)?;
             let mut judge = Judge::open(self.onnx, &files, self.args.threads)?;
             let request = quality::QualityRequest::default();
             let plans = quality::plans(model.manifest(), &prompts, judge.clip_shape(), &request)?;
@@ -250,7 +273,7 @@ impl Job<'_> {
         Ok(JudgeScores {
             clips: prompts.len(),
             reference: score(None)?,
-            variant: score(Some(self.precision()))?,
+            variant: score(Some(self.lowered()))?,
         })
     }
 }

@@ -1,14 +1,15 @@
 //! Runs the steps of one clip, each on the expert that its noise level is routed to.
 
 use super::rope::RotaryTables;
+use super::text_input::TextInput;
 use crate::Error;
-use crate::model::{Model, take_array};
+use crate::model::{Model, step_contract, take_array};
 use crate::sampler::{Sampler, guide};
 use crate::text_encoder::TextStates;
+use bundle::dtype::Operators;
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, Part};
 use bundle::routing::{ExpertIndex, ExpertName};
-use bundle::signature::Signature;
 use bundle::units::{GuidanceScale, Sigma, Timestep};
 use engines::{Cancel, Engine, Value, residency};
 use ndarray::{Array1, Array4, Array5, ArrayView4, Axis, stack};
@@ -58,7 +59,15 @@ pub struct StepDone<'a> {
 pub struct Generator {
     model: Model,
     mode: residency::Mode,
-    open: BTreeMap<ExpertIndex, Engine>,
+    open: BTreeMap<ExpertIndex, OpenExpert>,
+}
+
+/// An expert that can run.
+#[derive(Debug)]
+struct OpenExpert {
+    engine: Engine,
+    /// Whose operators its graph is made of, which decides how it takes the text.
+    operators: Operators,
 }
 
 impl Generator {
@@ -79,16 +88,16 @@ impl Generator {
         cancel: &Cancel,
         on_step: &mut dyn FnMut(StepDone<'_>) -> Result<(), Error>,
     ) -> Result<Array4<f32>, Error> {
-        let conditions = Conditions::new(&self.model, noise.view(), text);
+        let conditions = Conditions::new(&self.model, noise.view(), text)?;
         let schedule = sampler.schedule().clone();
         let steps = schedule.steps();
         let mut latent = noise;
         for (step, (timestep, sigma)) in schedule.timesteps().iter().zip(schedule.sigmas()).enumerate() {
             let expert = self.model.manifest().routing.expert_at(*timestep);
             let scale = text.scales.get(expert.0).copied().unwrap_or(GuidanceScale(1.0));
-            let engine = self.resident(expert)?;
+            let open = self.resident(expert)?;
             let began = Instant::now();
-            let velocity = conditions.velocity(engine, latent.view(), *timestep, scale, cancel)?;
+            let velocity = conditions.velocity(open, latent.view(), *timestep, scale, cancel)?;
             let next = sampler.step(&latent, &velocity);
             let ran = began.elapsed();
             let before = std::mem::replace(&mut latent, next);
@@ -119,7 +128,7 @@ impl Generator {
     }
 
     /// The engine of an expert, opened if it is not; others leave first where only one may stay.
-    fn resident(&mut self, expert: ExpertIndex) -> Result<&mut Engine, Error> {
+    fn resident(&mut self, expert: ExpertIndex) -> Result<&mut OpenExpert, Error> {
         if self.mode == residency::Mode::OneAtATime && self.open.keys().any(|open| *open != expert) {
             self.open.retain(|open, _| *open == expert);
             engines::memory::return_freed_memory();
@@ -129,8 +138,10 @@ impl Generator {
             std::collections::btree_map::Entry::Vacant(entry) => {
                 let manifest = self.model.manifest();
                 let component = Component::Expert(manifest.routing.name(expert).clone());
-                let contract = Signature::of_step(&manifest.denoiser);
-                Ok(entry.insert(self.model.engine(&component, Part::Whole, &contract)?))
+                let operators = self.model.graph(&component, Part::Whole)?.operators;
+                let contract = step_contract(manifest, operators);
+                let engine = self.model.engine(&component, Part::Whole, &contract)?;
+                Ok(entry.insert(OpenExpert { engine, operators }))
             }
         }
     }
@@ -138,56 +149,65 @@ impl Generator {
 
 /// What stays the same through all steps of a clip.
 struct Conditions {
-    prompt: Value,
-    negative: Option<Negative>,
+    /// The text, as the graphs of each kind of operators take it.
+    texts: BTreeMap<Operators, Texts>,
     cos: Value,
     sin: Value,
+}
+
+/// What the passes of guidance are told.
+struct Texts {
+    prompt: TextInput,
+    negative: Option<Negative>,
 }
 
 /// How the second pass of guidance runs.
 enum Negative {
     /// In one batch with the first: text states of prompt and negative prompt.
-    Batched(Value),
+    Batched(TextInput),
     /// After the first: text states of the negative prompt.
-    Apart(Value),
+    Apart(TextInput),
 }
 
 impl Conditions {
-    fn new(model: &Model, noise: ArrayView4<'_, f32>, text: Guided<'_>) -> Self {
-        let spec = &model.manifest().denoiser;
+    fn new(model: &Model, noise: ArrayView4<'_, f32>, text: Guided<'_>) -> Result<Self, Error> {
+        let manifest = model.manifest();
         let (channels, frames, height, width) = noise.dim();
         let shape = LatentShape { channels, frames, height, width };
-        let tables = RotaryTables::new(spec, shape);
-        let batch = |states: &TextStates| states.rows.clone().insert_axis(Axis(0));
-        let negative = text.negative.map(|negative| {
-            if shape.tokens(spec.patch) > BATCHED_TOKENS_MAX {
-                return Negative::Apart(Value::from_f32(batch(negative)));
-            }
-            let both = stack(Axis(0), &[text.prompt.rows.view(), negative.rows.view()])
-                .unwrap_or_else(|_| unreachable!("text states of one model have one shape"));
-            Negative::Batched(Value::from_f32(both))
-        });
-        Self {
-            prompt: Value::from_f32(batch(text.prompt)),
-            negative,
-            cos: Value::from_f32(tables.cos),
-            sin: Value::from_f32(tables.sin),
+        let tables = RotaryTables::new(&manifest.denoiser, shape);
+        let is_large = shape.tokens(manifest.denoiser.patch) > BATCHED_TOKENS_MAX;
+        let mut texts = BTreeMap::new();
+        for route in manifest.routing.routes() {
+            let operators = model.graph(&Component::Expert(route.expert.clone()), Part::Whole)?.operators;
+            let negative = text.negative.map(|negative| {
+                if is_large {
+                    Negative::Apart(TextInput::new(operators, &[negative]))
+                } else {
+                    Negative::Batched(TextInput::new(operators, &[text.prompt, negative]))
+                }
+            });
+            texts.insert(operators, Texts { prompt: TextInput::new(operators, &[text.prompt]), negative });
         }
+        Ok(Self { texts, cos: Value::from_f32(tables.cos), sin: Value::from_f32(tables.sin) })
     }
 
     /// The guided velocity `[C,T,h,w]` at a latent.
     fn velocity(
         &self,
-        engine: &mut Engine,
+        expert: &mut OpenExpert,
         latent: ArrayView4<'_, f32>,
         timestep: Timestep,
         scale: GuidanceScale,
         cancel: &Cancel,
     ) -> Result<Array4<f32>, Error> {
-        let mut run = |latent: &Value, text: &Value| self.run(engine, latent, text, timestep, cancel);
+        let Some(Texts { prompt, negative }) = self.texts.get(&expert.operators) else {
+            unreachable!("every expert is a route, and its operators were asked for there");
+        };
+        let mut run =
+            |latent: &Value, text: &TextInput| self.run(&mut expert.engine, latent, text, timestep, cancel);
         let single = || Value::from_f32(latent.insert_axis(Axis(0)).to_owned());
         let pick = |batch: &Array5<f32>, index: usize| batch.index_axis(Axis(0), index).to_owned();
-        let (conditional, unconditional) = match &self.negative {
+        let (conditional, unconditional) = match negative {
             Some(Negative::Batched(both)) if scale.applies() => {
                 let pair = stack(Axis(0), &[latent, latent])
                     .unwrap_or_else(|_| unreachable!("a latent has the shape of itself"));
@@ -196,9 +216,9 @@ impl Conditions {
             }
             Some(Negative::Apart(negative)) if scale.applies() => {
                 let latent = single();
-                (pick(&run(&latent, &self.prompt)?, 0), pick(&run(&latent, negative)?, 0))
+                (pick(&run(&latent, prompt)?, 0), pick(&run(&latent, negative)?, 0))
             }
-            _ => return Ok(pick(&run(&single(), &self.prompt)?, 0)),
+            _ => return Ok(pick(&run(&single(), prompt)?, 0)),
         };
         Ok(guide(&unconditional, &conditional, scale))
     }
@@ -207,18 +227,14 @@ impl Conditions {
         &self,
         engine: &mut Engine,
         latent: &Value,
-        text: &Value,
+        text: &TextInput,
         timestep: Timestep,
         cancel: &Cancel,
     ) -> Result<Array5<f32>, Error> {
         let timestep = Value::from_f32(Array1::from_elem(1, timestep.0));
-        let inputs = [
-            ("latent", latent),
-            ("timestep", &timestep),
-            ("text", text),
-            ("cos", &self.cos),
-            ("sin", &self.sin),
-        ];
+        let mut inputs =
+            vec![("latent", latent), ("timestep", &timestep), ("cos", &self.cos), ("sin", &self.sin)];
+        inputs.extend(text.named());
         take_array(&mut engine.run(&inputs, cancel)?, "velocity")
     }
 }

@@ -2,6 +2,8 @@
 
 mod generator;
 mod rope;
+mod text_input;
 
 pub use generator::{BATCHED_TOKENS_MAX, Generator, Guided, StepDone};
 pub use rope::RotaryTables;
+pub(crate) use text_input::TextInput;

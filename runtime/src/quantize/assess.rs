@@ -5,11 +5,13 @@ use super::report::{ComponentQuality, LayerQuality, NoiseQuality};
 use crate::Error;
 use crate::model::{Model, ModelOptions};
 use crate::plan::GenerationPlan;
-use bundle::dtype::{Dialect, Precision};
+use crate::prompt::{self, PromptTokenizer};
+use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::{Bundle, ComponentEntry, Part};
 use bundle::quantization::ComponentNumerics;
+use bundle::spec::TEXT_ROWS;
 use bundle::units::Timestep;
-use calibration::integer_share::{self, Share};
+use calibration::integer_share::{self, Share, StepRows};
 use calibration::observe::replay::noise_bin;
 use engines::{Cancel, OnnxRuntime};
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ pub struct Assessor<'a> {
     threads: Option<NonZeroUsize>,
     plans: Vec<GenerationPlan>,
     reference: Vec<Clip>,
+    /// Rows of the longest prompt's text where equal ones are merged.
+    text_rows: usize,
 }
 
 impl<'a> Assessor<'a> {
@@ -38,7 +42,12 @@ impl<'a> Assessor<'a> {
     ) -> Result<Self, Error> {
         let model = open(bundle, onnx, threads, None)?;
         let reference = plans.iter().map(|plan| make(&model, plan, cancel)).collect::<Result<_, _>>()?;
-        Ok(Self { onnx, threads, plans, reference })
+        let tokenizer = PromptTokenizer::open(&bundle.tokenizer())?;
+        let mut text_rows = 1;
+        for plan in &plans {
+            text_rows = text_rows.max(tokenizer.encode(&prompt::clean(&plan.prompt))?.ids.len() + 1);
+        }
+        Ok(Self { onnx, threads, plans, reference, text_rows: text_rows.min(TEXT_ROWS) })
     }
 
     /// Makes the same clips with a variant.
@@ -48,10 +57,10 @@ impl<'a> Assessor<'a> {
     pub fn assess(
         &self,
         bundle: &Bundle,
-        precision: Precision,
+        lowered: (Precision, Operators),
         cancel: &Cancel,
     ) -> Result<Vec<(ClipDistance, Clip)>, Error> {
-        let model = open(bundle, self.onnx, self.threads, Some(precision))?;
+        let model = open(bundle, self.onnx, self.threads, Some(lowered))?;
         let mut all = Vec::new();
         for (plan, reference) in self.plans.iter().zip(&self.reference) {
             let clip = make(&model, plan, cancel)?;
@@ -70,13 +79,25 @@ impl<'a> Assessor<'a> {
     }
 
     /// What of a component's variant runs in integers; none where it cannot be read.
-    pub fn share(&self, bundle: &Bundle, entry: &ComponentEntry, precision: Precision) -> Option<Share> {
+    pub fn share(
+        &self,
+        bundle: &Bundle,
+        entry: &ComponentEntry,
+        (precision, operators): (Precision, Operators),
+    ) -> Option<Share> {
         let part =
             if entry.graphs.iter().any(|graph| graph.part == Part::Next) { Part::Next } else { Part::Whole };
-        let graph = bundle.path(&entry.graph(part, Dialect::Cpu, precision).ok()?.file);
+        let graph = entry.graph(part, Dialect::Cpu, precision, operators).ok()?;
+        let operators = graph.operators;
+        let graph = bundle.path(&graph.file);
         let optimized = graph.with_extension("optimized");
         let tokens = self.plans.first().map_or(1, |plan| plan.tokens);
-        let positions = integer_share::positions(&bundle.manifest, &entry.component, tokens);
+        let text = match operators {
+            Operators::Stock => TEXT_ROWS,
+            Operators::Own => self.text_rows,
+        };
+        let rows = StepRows { tokens, text };
+        let positions = integer_share::positions(&bundle.manifest, &entry.component, rows);
         let share = self
             .onnx
             .write_optimized(&graph, &optimized)
@@ -92,9 +113,10 @@ fn open(
     bundle: &Bundle,
     onnx: &OnnxRuntime,
     threads: Option<NonZeroUsize>,
-    precision: Option<Precision>,
+    lowered: Option<(Precision, Operators)>,
 ) -> Result<Model, Error> {
-    let options = ModelOptions { precision, threads, ..ModelOptions::default() };
+    let (precision, operators) = lowered.unzip();
+    let options = ModelOptions { precision, operators, threads, ..ModelOptions::default() };
     Model::new(bundle.clone(), onnx.clone(), options)
 }
 
@@ -122,12 +144,13 @@ pub fn by_noise(bundle: &Bundle, clips: &[ClipDistance]) -> Vec<NoiseQuality> {
 /// What is known of a component before anything runs.
 pub fn component_quality(
     entry: &ComponentEntry,
-    precision: Precision,
+    (precision, operators): (Precision, Operators),
     numerics: &ComponentNumerics,
     errors: &BTreeMap<String, f64>,
     share: Option<Share>,
 ) -> ComponentQuality {
-    let variant = entry.variants.iter().find(|variant| variant.precision == precision);
+    let shared = || entry.variants.iter().find(|variant| variant.precision == precision);
+    let variant = entry.variant(precision, operators).or_else(shared);
     let mut layers: Vec<LayerQuality> = numerics
         .layers
         .iter()

@@ -11,4 +11,4 @@ pub mod picture;
 pub mod report;
 pub mod variant;
 
-pub use variant::Quantizer;
+pub use variant::{QuantizeOptions, Quantizer};

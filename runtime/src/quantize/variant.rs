@@ -1,6 +1,7 @@
 //! Plans the numbers of components and writes their variants into the bundle.
 
 use crate::Error;
+use bundle::dtype::Operators;
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
@@ -8,7 +9,7 @@ use calibration::numerics::plan::{Plan, PlanOptions, Sources, plan};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
-use export::quantized::{BundleWeights, write_variant};
+use export::quantized::{BundleWeights, VariantRequest, write_variant};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -19,12 +20,19 @@ pub type Kept = BTreeMap<String, String>;
 #[derive(Debug)]
 pub struct Quantizer {
     bundle: Bundle,
-    scheme: Scheme,
-    table: Table,
-    /// What the calibration was made with.
-    pub header: Header,
+    options: QuantizeOptions,
+    calibration: Option<(Table, Header)>,
     weights: AllWeights,
     numerics: BTreeMap<String, ComponentNumerics>,
+}
+
+/// How a bundle is quantised.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantizeOptions {
+    /// The kind.
+    pub scheme: Scheme,
+    /// In which operators steps are written down; both make the bundle larger.
+    pub operators: Vec<Operators>,
 }
 
 /// The weights of every component.
@@ -44,19 +52,30 @@ impl WeightSource for AllWeights {
 }
 
 impl Quantizer {
-    /// Opens a bundle and its calibration.
+    /// Opens a bundle and its calibration, which [`Scheme::Bf16`] does without.
     ///
     /// # Errors
     /// A bundle or calibration that is damaged, or one that was made for other weights.
-    pub fn open(folder: &Path, calibration: &Path, scheme: Scheme) -> Result<Self, Error> {
+    pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
-        let (table, header) = Table::read(calibration, &bundle.manifest)?;
+        let calibration = match options.scheme {
+            Scheme::Bf16 => None,
+            Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => {
+                Some(Table::read(calibration, &bundle.manifest)?)
+            }
+        };
         let mut weights = BTreeMap::new();
         for entry in &bundle.manifest.components {
             weights.insert(component_folder(&entry.component), BundleWeights::open(&bundle, entry)?);
         }
         let weights = AllWeights(weights);
-        Ok(Self { bundle, scheme, table, header, weights, numerics: BTreeMap::new() })
+        Ok(Self { bundle, options, calibration, weights, numerics: BTreeMap::new() })
+    }
+
+    /// The prompts that the calibration was made with.
+    pub fn prompts(&self) -> Vec<String> {
+        let samples = self.calibration.iter().flat_map(|(_, header)| &header.set.samples);
+        samples.map(|(prompt, _)| prompt.clone()).collect()
     }
 
     /// The bundle as it is now.
@@ -64,19 +83,9 @@ impl Quantizer {
         &self.bundle
     }
 
-    /// What was observed.
-    pub fn table(&self) -> &Table {
-        &self.table
-    }
-
     /// The numbers of the components that were quantised.
     pub fn numerics(&self) -> &BTreeMap<String, ComponentNumerics> {
         &self.numerics
-    }
-
-    /// Where planning reads weights.
-    pub fn weights(&self) -> &dyn WeightSource {
-        &self.weights
     }
 
     /// The numbers of a component with these layers left in high precision; nothing is written.
@@ -84,9 +93,16 @@ impl Quantizer {
     /// # Errors
     /// A layer that was not observed or whose weights cannot be quantised.
     pub fn plan(&self, entry: &ComponentEntry, keep: &Kept) -> Result<Plan, Error> {
-        let options =
-            PlanOptions { scheme: self.scheme, method: RangeMethod::LeastSquares, keep: keep.clone() };
-        let sources = Sources { manifest: &self.bundle.manifest, table: &self.table, weights: &self.weights };
+        let Some((table, _)) = &self.calibration else {
+            let numerics = ComponentNumerics::empty(entry.component.clone(), entry.digest.clone());
+            return Ok(Plan { numerics, errors: BTreeMap::new() });
+        };
+        let options = PlanOptions {
+            scheme: self.options.scheme,
+            method: RangeMethod::LeastSquares,
+            keep: keep.clone(),
+        };
+        let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
         Ok(plan(sources, entry, &options)?)
     }
 
@@ -98,7 +114,9 @@ impl Quantizer {
         let mut manifest = self.bundle.manifest.clone();
         let entry = manifest.components.iter_mut().find(|entry| entry.component == numerics.component);
         if let Some(entry) = entry {
-            write_variant(&self.bundle, entry, self.scheme, &numerics, note)?;
+            let QuantizeOptions { scheme, operators } = &self.options;
+            let request = VariantRequest { scheme: *scheme, numerics: &numerics, operators, note };
+            write_variant(&self.bundle, entry, &request)?;
         }
         manifest::write(&self.bundle.folder, &manifest)?;
         self.bundle.manifest = manifest;
@@ -111,8 +129,9 @@ impl Quantizer {
     /// # Errors
     /// The path that could not be written.
     pub fn write_numerics(&self) -> Result<(), Error> {
-        let all = Numerics { scheme: self.scheme, components: self.numerics.values().cloned().collect() };
-        let path = self.bundle.folder.join(format!("quantization.{}.json", self.scheme));
+        let all =
+            Numerics { scheme: self.options.scheme, components: self.numerics.values().cloned().collect() };
+        let path = self.bundle.folder.join(format!("quantization.{}.json", self.options.scheme));
         let wrong =
             |error: serde_json::Error| bundle::Error::Manifest { path: path.clone(), why: error.to_string() };
         let text = serde_json::to_vec(&all).map_err(wrong)?;

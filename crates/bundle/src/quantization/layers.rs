@@ -54,6 +54,38 @@ pub fn denoiser(spec: &DenoiserSpec) -> Vec<LayerGroup> {
     groups
 }
 
+/// Linear layers that read the same rows and stand side by side as one: what our own operators multiply with at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FusedLayer {
+    /// Its name in files.
+    pub name: String,
+    /// The layers of the model whose outputs stand one after another: `PART.weight [out,in]`, `PART.bias [out]`.
+    pub parts: Vec<String>,
+    /// Outputs of each part, and inputs.
+    pub shape: [usize; 2],
+}
+
+/// The linear layers of a denoiser's blocks, fused, seven for each block, in the order in which a block uses them.
+pub fn fused(spec: &DenoiserSpec) -> Vec<FusedLayer> {
+    let (d, hidden) = (spec.width(), spec.feed_forward);
+    let layer = |block: usize, name: &str, parts: &[&str], shape: [usize; 2]| {
+        let of = |part: &str| format!("blocks.{block}.{part}");
+        FusedLayer { name: of(name), parts: parts.iter().map(|part| of(part)).collect(), shape }
+    };
+    let of_block = |block: usize| {
+        [
+            layer(block, "attn1.to_qkv", &["attn1.to_q", "attn1.to_k", "attn1.to_v"], [d, d]),
+            layer(block, "attn1.to_out", &["attn1.to_out.0"], [d, d]),
+            layer(block, "attn2.to_query", &["attn2.to_q"], [d, d]),
+            layer(block, "attn2.to_kv", &["attn2.to_k", "attn2.to_v"], [d, d]),
+            layer(block, "attn2.to_out", &["attn2.to_out.0"], [d, d]),
+            layer(block, "ffn.up", &["ffn.net.0.proj"], [hidden, d]),
+            layer(block, "ffn.down", &["ffn.net.2"], [d, hidden]),
+        ]
+    };
+    (0..spec.layers).flat_map(of_block).collect()
+}
+
 /// The linear layers of a text encoder.
 pub fn text_encoder(spec: &TextEncoderSpec) -> Vec<LayerGroup> {
     let mut groups = Vec::new();

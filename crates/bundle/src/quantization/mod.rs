@@ -25,15 +25,21 @@ pub enum Scheme {
     Fp8,
     /// 8-bit weights alone, for when memory is the limit.
     Int8Weights,
+    /// bf16 weights and activations in the products of a step, on our own operators; nothing is calibrated.
+    Bf16,
 }
 
 impl Scheme {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Int8, Self::Fp8, Self::Int8Weights, Self::Bf16];
+
     /// The precision of the graphs that it makes.
     pub fn precision(self) -> Precision {
         match self {
             Self::Int8 => Precision::Int8,
             Self::Fp8 => Precision::Fp8,
             Self::Int8Weights => Precision::Int8Weights,
+            Self::Bf16 => Precision::Bf16,
         }
     }
 }
@@ -48,17 +54,14 @@ impl std::str::FromStr for Scheme {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        [Self::Int8, Self::Fp8, Self::Int8Weights]
-            .into_iter()
-            .find(|scheme| scheme.precision().name() == text)
-            .ok_or_else(|| {
-                Error::value(
-                    "--scheme",
-                    text,
-                    "it is no kind of quantisation",
-                    "use int8, fp8 or int8-weights",
-                )
-            })
+        Self::ALL.into_iter().find(|scheme| scheme.precision().name() == text).ok_or_else(|| {
+            Error::value(
+                "--scheme",
+                text,
+                "it is no kind of quantisation",
+                "use int8, fp8, int8-weights or bf16",
+            )
+        })
     }
 }
 
@@ -114,7 +117,7 @@ pub enum WeightScales {
 /// How one linear layer or convolution `y = W·x + b` is quantised.
 ///
 /// Its stored weight is `W[n,k] · row_factors[n] · divisors[k]` over the scale, rounded; its stored bias is
-/// `b[n] · row_factors[n] + bias_shift[n]`.
+/// `b[n] · row_factors[n] + bias_shift[n]`, and `+ range_shift[n]` where the input has its static range.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerNumerics {
     /// Scales of the weights.
@@ -127,8 +130,10 @@ pub struct LayerNumerics {
     pub smoothing: Option<Smoothing>,
     /// Factors on the output rows: the divisors that the next layer's smoothing folds into this one.
     pub row_factors: Option<Vec<f32>>,
-    /// What rounding changes in the mean of each output, taken back.
+    /// What rounding the weights changes in the mean of each output, taken back.
     pub bias_shift: Option<Vec<f32>>,
+    /// What rounding the input to its static range changes in it, taken back; not with scales found at run time.
+    pub range_shift: Option<Vec<f32>>,
 }
 
 /// How one component is quantised.
@@ -179,6 +184,7 @@ mod tests {
             smoothing: Some(Smoothing { divisors: vec![0.7, 1.0e-3], fold: Fold::Upstream, alpha: 0.55 }),
             row_factors: None,
             bias_shift: Some(vec![-1.0e-9]),
+            range_shift: None,
         };
         let mut numerics = ComponentNumerics::empty(Component::Decoder, Digest::of_parts([]));
         numerics.layers.insert("a".into(), layer);
@@ -192,7 +198,7 @@ mod tests {
 
     #[test]
     fn schemes_are_known_by_the_names_of_their_precisions() {
-        for scheme in [Scheme::Int8, Scheme::Fp8, Scheme::Int8Weights] {
+        for scheme in Scheme::ALL {
             assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);
         }
         assert!("int4".parse::<Scheme>().is_err());

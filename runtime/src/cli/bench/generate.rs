@@ -1,24 +1,24 @@
 //! `rushes bench generate`: whole clips, without the encoding of the video.
 
 use super::report::{Machine, table};
+use super::residency;
 use crate::bench::timing::{Contender, alternate, measured};
 use crate::bench::workload::Workload;
 use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
-use crate::footprint::{Running, footprints};
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use crate::{Error, mini};
-use bundle::dtype::{Dialect, Precision};
+use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
-use bundle::units::{ByteCount, Seed};
+use bundle::units::Seed;
 use clap::Args;
-use engines::residency::{self, Mode, Residency};
-use engines::{Cancel, OnnxRuntime, Provider, WeightMemory};
+use engines::residency::Mode;
+use engines::{Cancel, Provider, WeightMemory};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -37,6 +37,9 @@ pub(super) struct GenerateArgs {
     /// Which precisions, like f32,int8 [default: every one that the bundle has]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     precision: Vec<Precision>,
+    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    #[arg(long, value_name = "NAME")]
+    operators: Option<Operators>,
     /// Width and height in pixels [default: the model's]
     #[arg(long, value_name = "WxH")]
     size: Option<PixelSize>,
@@ -114,15 +117,16 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         ..GenerateRequest::new(PROMPT, SEED)
     };
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
-    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let onnx = everywhere.onnx_runtime()?;
     let mode = residency(&bundle, &plan)?;
     let precisions = match &args.precision[..] {
-        [] => bundle.manifest.precisions(Dialect::Cpu),
+        [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
         asked => asked.to_vec(),
     };
     let contender = |precision: Precision| {
         let options = ModelOptions {
             precision: Some(precision),
+            operators: args.operators,
             provider: Provider::Auto,
             threads: args.threads,
             weights: WeightMemory::Prepacked,
@@ -163,11 +167,4 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let text = format!("{}\n\ngenerate: {shape}\n\n{}", machine.describe(), table(&results));
     render::result(everywhere.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What may stay open from clip to clip.
-fn residency(bundle: &Bundle, plan: &GenerationPlan) -> Result<Mode, Error> {
-    let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
-    let needed = footprints(&bundle.manifest, plan, Running::plain(WeightMemory::Prepacked));
-    Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }

@@ -10,7 +10,7 @@ use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::model::{Model, ModelOptions};
-use bundle::dtype::{Dialect, Precision};
+use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::Bundle;
 use clap::Args;
 use engines::{OnnxRuntime, Provider, WeightMemory};
@@ -143,7 +143,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn run(&self, everywhere: &Everywhere, open: Open<'_>) -> Result<ExitCode, Error> {
-        let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+        let onnx = everywhere.onnx_runtime()?;
         let cancel = cancel_on_interrupt();
         // Removed with all its weights when the command is over.
         let folder = tempfile::tempdir().map_err(bundle::Error::file("create", &std::env::temp_dir()))?;
@@ -190,13 +190,14 @@ impl Bench<'_> {
         open: Open<'_>,
     ) -> Result<Vec<Contender>, Error> {
         let precisions = match &self.args.precision[..] {
-            [] => bundle.manifest.precisions(Dialect::Cpu),
+            [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
             asked => asked.to_vec(),
         };
         let weights = if self.args.mapped { WeightMemory::Mapped } else { WeightMemory::Prepacked };
         let contender = |precision: Precision| {
             let options = ModelOptions {
                 precision: Some(precision),
+                operators: None,
                 provider: Provider::Auto,
                 threads: self.args.threads,
                 weights,

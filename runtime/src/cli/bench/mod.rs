@@ -8,7 +8,13 @@ mod report;
 
 use super::args::Everywhere;
 use crate::Error;
+use crate::footprint::{Running, footprints};
+use crate::plan::GenerationPlan;
+use bundle::manifest::Bundle;
+use bundle::units::ByteCount;
 use clap::{Args, Subcommand};
+use engines::WeightMemory;
+use engines::residency::{self, Mode, Residency};
 use std::process::ExitCode;
 
 /// `rushes bench`.
@@ -44,4 +50,11 @@ pub(super) fn run(args: &BenchArgs, everywhere: &Everywhere) -> Result<ExitCode,
         What::Generate(args) => generate::run(args, everywhere),
         What::Quality(args) => quality::run(args, everywhere),
     }
+}
+
+/// What may stay open from clip to clip.
+fn residency(bundle: &Bundle, plan: &GenerationPlan) -> Result<Mode, Error> {
+    let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
+    let needed = footprints(&bundle.manifest, plan, Running::plain(WeightMemory::Prepacked));
+    Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }

@@ -1,22 +1,21 @@
 //! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
 
+use super::residency;
 use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
-use crate::footprint::{Running, footprints};
 use crate::judge::quality::{self, QualityRequest};
 use crate::judge::score::{AttributeScore, Means, ScoreCard};
 use crate::judge::{Judge, JudgeFiles, embedded, prompts};
 use crate::model::{Model, ModelOptions};
 use crate::plan::GenerationPlan;
 use crate::{Error, mini};
-use bundle::dtype::Precision;
+use bundle::dtype::{Operators, Precision};
 use bundle::manifest::Bundle;
-use bundle::units::{ByteCount, GuidanceScale};
+use bundle::units::GuidanceScale;
 use clap::Args;
-use engines::residency::{self, Residency};
-use engines::{OnnxRuntime, Provider, WeightMemory};
+use engines::{Provider, WeightMemory};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::num::NonZeroUsize;
@@ -33,6 +32,9 @@ pub(super) struct QualityArgs {
     /// Which variant of the graphs: f32, f16, bf16, int8 or fp8 [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     precision: Option<Precision>,
+    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    #[arg(long, value_name = "NAME")]
+    operators: Option<Operators>,
     /// The prompts, and what their clips should show [default: those of mini]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -77,12 +79,13 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
         None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
     };
     let bundle = Bundle::open(&folder)?;
-    let onnx = OnnxRuntime::load(everywhere.onnxruntime.as_deref())?;
+    let onnx = everywhere.onnx_runtime()?;
     let mut judge = Judge::open(&onnx, &judge, args.threads)?;
     let plans = quality::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
-    let mode = residency(&bundle, &plans)?;
+    let mode = residency(&bundle, &plans[0])?;
     let options = ModelOptions {
         precision: args.precision,
+        operators: args.operators,
         provider: args.ep,
         threads: args.threads,
         weights: WeightMemory::Prepacked,
@@ -116,13 +119,6 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
     let value = scored.as_json(started.elapsed().as_secs_f64());
     render::result(everywhere.json, &value, &scored.as_text())?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What may stay open from clip to clip.
-fn residency(bundle: &Bundle, plans: &[GenerationPlan]) -> Result<residency::Mode, Error> {
-    let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
-    let needed = footprints(&bundle.manifest, &plans[0], Running::plain(WeightMemory::Prepacked));
-    Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }
 
 /// A finished run.

@@ -1,0 +1,46 @@
+//! What is stored of an expert for our own operators: fused layers packed, high precision for the rest.
+
+use super::source::BundleWeights;
+use super::values::{Content, INPUT_FACTORS, Planned, as_it_is};
+use crate::Error;
+use crate::weights::new_file::Stored;
+use crate::weights::packed::PackedFormat;
+use bundle::dtype::ElementType;
+use bundle::quantization::ComponentNumerics;
+use bundle::quantization::layers::{Feed, denoiser, fused};
+use bundle::spec::DenoiserSpec;
+use std::collections::BTreeSet;
+
+/// All tensors of an expert, in the order in which they are written. A fused layer is stored in bytes where its parts are
+/// quantised, else in bf16.
+pub(super) fn plan(
+    source: &BundleWeights,
+    numerics: &ComponentNumerics,
+    spec: &DenoiserSpec,
+) -> Result<Vec<Planned>, Error> {
+    let fused = fused(spec);
+    let parts: BTreeSet<&str> = fused.iter().flat_map(|layer| &layer.parts).map(String::as_str).collect();
+    let is_part = |name: &str| name.rsplit_once('.').is_some_and(|(layer, _)| parts.contains(layer));
+    let mut all = Vec::new();
+    for required in source.required.iter().filter(|required| !is_part(&required.name)) {
+        let stored = as_it_is(source, required)?;
+        all.push(Planned::one(stored, Content::Rounded(required.name.clone())));
+    }
+    // Where attention makes the input, its values were divided already.
+    let is_here = |feed: &Feed| matches!(feed, Feed::Norm | Feed::Text);
+    for group in denoiser(spec).into_iter().filter(|group| is_here(&group.feed)) {
+        let layer = &group.layers[0];
+        let smoothing = numerics.layers.get(layer).and_then(|numbers| numbers.smoothing.as_ref());
+        if let Some(smoothing) = smoothing.filter(|_| parts.contains(layer.as_str())) {
+            let name = format!("{layer}.{INPUT_FACTORS}");
+            let stored = Stored { name, element: ElementType::F32, shape: vec![smoothing.divisors.len()] };
+            all.push(Planned::one(stored, Content::InputFactors(layer.clone())));
+        }
+    }
+    for layer in fused {
+        let is_quantized = layer.parts.iter().all(|part| numerics.layers.contains_key(part));
+        let format = if is_quantized { PackedFormat::Int8 } else { PackedFormat::Bf16 };
+        all.push(Planned::packed(layer, format));
+    }
+    Ok(all)
+}
