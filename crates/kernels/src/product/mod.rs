@@ -4,7 +4,7 @@ mod finish;
 pub(crate) mod tile;
 
 pub use finish::{Gate, Output, Residual};
-use tile::{Bytes, Dot, Halves, PANEL, Sums, TileInput, multiply};
+use tile::{Bytes, Dot, Halves, PANEL, Sums, TileInput, floats, multiply};
 
 use crate::Kernels;
 use crate::packing::{Bf16Weights, GROUP, Int8Weights, STEP, SizeError, check};
@@ -187,22 +187,48 @@ trait Values: Sync {
     /// Takes over what belongs to the columns `range` of the result.
     fn columns(&self, range: std::ops::Range<usize>) -> Columns;
 
-    /// The vector at `at` of the tile's row `in_tile`, which is row `row` of the result.
-    fn value<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::F;
+    /// What belongs to row `row` of the result, in every lane: taken once for all vectors of the row.
+    type Row<S: Simd>: Copy;
+
+    /// Takes it.
+    fn row<S: Simd>(&self, s: S, row: usize) -> Self::Row<S>;
+
+    /// The vector of columns from `at` of one row of sums.
+    fn value<S: Simd>(s: S, row: Self::Row<S>, columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::F;
 
     /// The same without a scale, where the sums are integers.
-    fn integer<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::I;
+    fn integer<S: Simd>(s: S, row: Self::Row<S>, columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::I;
 }
 
-/// A vector of the result.
+/// The first column of a vector that lies inside a panel.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    /// Row of the result.
-    row: usize,
-    /// Row of the tile.
-    in_tile: usize,
-    /// First column of the panel.
-    at: usize,
+struct Lanes(usize);
+
+impl Lanes {
+    /// Those of a vector from column `at`.
+    #[inline(always)]
+    fn new<S: Simd>(at: usize) -> Self {
+        assert!(at + S::LANES <= PANEL, "a vector outside of its panel");
+        Self(at)
+    }
+
+    #[inline(always)]
+    fn floats<S: Simd>(self, s: S, from: &[f32; PANEL]) -> S::F {
+        // SAFETY: `new` checked that the whole vector is inside.
+        #[expect(unsafe_code, reason = "a vector of a fixed array")]
+        unsafe {
+            s.load_at(from.as_ptr().add(self.0))
+        }
+    }
+
+    #[inline(always)]
+    fn integers<S: Simd>(self, s: S, from: &[i32; PANEL]) -> S::I {
+        // SAFETY: `new` checked that the whole vector is inside.
+        #[expect(unsafe_code, reason = "a vector of a fixed array")]
+        unsafe {
+            s.load_bytes_at(from.as_ptr().add(self.0).cast())
+        }
+    }
 }
 
 struct Int8Values<'a> {
@@ -221,19 +247,31 @@ impl Values for Int8Values<'_> {
         columns
     }
 
+    type Row<S: Simd> = (S::F, S::I);
+
     #[inline(always)]
-    fn value<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::F {
-        let sum = s.to_f32(self.integer(s, columns, sums, place));
-        let scale = s.mul(s.load(&columns.scales[place.at..]), s.splat(self.scales[place.row].scale));
-        s.mul_add(sum, scale, s.load(&columns.bias[place.at..]))
+    fn row<S: Simd>(&self, s: S, row: usize) -> (S::F, S::I) {
+        let RowScale { scale, zero } = self.scales[row];
+        #[expect(clippy::cast_possible_truncation, reason = "a zero point is a whole number in 0..=255")]
+        let zero = zero as i32;
+        (s.splat(scale), s.splat_i32(zero))
     }
 
     #[inline(always)]
-    fn integer<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::I {
-        #[expect(clippy::cast_possible_truncation, reason = "a zero point is a whole number in 0..=255")]
-        let zero = self.scales[place.row].zero as i32;
-        let of_zero = s.mul_i32(s.load_i32(&columns.sums[place.at..]), s.splat_i32(zero));
-        s.sub_i32(s.load_i32(&sums.integers(place.in_tile)[place.at..]), of_zero)
+    fn value<S: Simd>(s: S, row: (S::F, S::I), columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::F {
+        let sum = s.to_f32(Self::integer(s, row, columns, sums, at));
+        s.mul_add(sum, s.mul(at.floats(s, &columns.scales), row.0), at.floats(s, &columns.bias))
+    }
+
+    #[inline(always)]
+    fn integer<S: Simd>(
+        s: S,
+        (_, zero): (S::F, S::I),
+        columns: &Columns,
+        sums: &[i32; PANEL],
+        at: Lanes,
+    ) -> S::I {
+        s.sub_i32(at.integers(s, sums), s.mul_i32(at.integers(s, &columns.sums), zero))
     }
 }
 
@@ -248,14 +286,19 @@ impl Values for HalfValues<'_> {
         bias_columns(self.bias, range)
     }
 
+    type Row<S: Simd> = ();
+
     #[inline(always)]
-    fn value<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::F {
-        s.add(s.load(&sums.floats(place.in_tile)[place.at..]), s.load(&columns.bias[place.at..]))
+    fn row<S: Simd>(&self, _: S, _: usize) {}
+
+    #[inline(always)]
+    fn value<S: Simd>(s: S, (): (), columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::F {
+        s.add(at.floats(s, floats(sums)), at.floats(s, &columns.bias))
     }
 
     #[inline(always)]
-    fn integer<S: Simd>(&self, s: S, columns: &Columns, sums: &Sums, place: Place) -> S::I {
-        s.to_i32(self.value(s, columns, sums, place))
+    fn integer<S: Simd>(s: S, (): (), columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::I {
+        s.to_i32(Self::value(s, (), columns, sums, at))
     }
 }
 
@@ -312,8 +355,7 @@ impl<V: Values> Operation for Panel<'_, V> {
                 multiply::<S, V::Product>(s, input, rows, groups, sums.rows());
             }
             for in_tile in 0..rows {
-                let place = Place { row: row + in_tile, in_tile, at: 0 };
-                self.finish.row(s, self.values, &columns, &sums, place);
+                self.finish.row(s, self.values, &columns, &sums.0[in_tile], row + in_tile);
             }
             row += rows;
         }

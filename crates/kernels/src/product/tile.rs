@@ -26,19 +26,13 @@ impl Sums {
     pub(crate) fn rows(&mut self) -> SumRows {
         SumRows { start: self.0.as_mut_ptr().cast(), pitch: PANEL }
     }
+}
 
-    /// The sums of a row, which are integers.
-    #[inline(always)]
-    pub(crate) fn integers(&self, row: usize) -> &[i32; PANEL] {
-        &self.0[row]
-    }
-
-    /// The sums of a row, which are floats.
-    #[inline(always)]
-    pub(crate) fn floats(&self, row: usize) -> &[f32; PANEL] {
-        // SAFETY: both have as many elements of 32 bits, and every pattern is a float.
-        unsafe { &*(&raw const self.0[row]).cast() }
-    }
+/// The sums of a row, which are floats.
+#[inline(always)]
+pub(crate) fn floats(row: &[i32; PANEL]) -> &[f32; PANEL] {
+    // SAFETY: both have as many elements of 32 bits, and every pattern is a float.
+    unsafe { &*(&raw const *row).cast() }
 }
 
 /// What one step of a product does with four bytes of activations and four of weights in each lane.

@@ -149,19 +149,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.load_bf16_at(whole.as_ptr()) }
     }
 
-    /// The first lanes of `from`, and zeros.
-    #[inline(always)]
-    fn load_i32(self, from: &[i32]) -> Self::I {
-        if from.len() >= Self::LANES {
-            // SAFETY: the slice has that many.
-            return unsafe { self.load_bytes_at(from.as_ptr().cast()) };
-        }
-        let mut whole = [0; WIDEST];
-        whole[..from.len()].copy_from_slice(from);
-        // SAFETY: the array has `WIDEST` integers, and no vector more.
-        unsafe { self.load_bytes_at(whole.as_ptr().cast()) }
-    }
-
     /// As many lanes as `to` has room for.
     #[inline(always)]
     fn store_i32(self, value: Self::I, to: &mut [i32]) {
