@@ -37,8 +37,8 @@ impl Running {
     }
 }
 
-/// What each component needs for a clip, in the order in which they are used. Previews are made beside every expert, so
-/// what they need counts as the expert's.
+/// What each component needs for a clip, in the order in which they are used. What previews are made with is open beside
+/// the text encoder and every expert, so it counts as theirs.
 ///
 /// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
 pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) -> Vec<Footprint> {
@@ -52,7 +52,7 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
         .filter(|entry| entry.component != Component::Preview)
         .map(|entry| {
             let activations = match &entry.component {
-                Component::TextEncoder => encoding(&manifest.text_encoder),
+                Component::TextEncoder => encoding(&manifest.text_encoder) + previewing,
                 Component::Expert(_) => step(&manifest.denoiser, plan.tokens, batch) + previewing,
                 Component::Decoder => match tile {
                     Some(side) => decoding_tiles(&manifest.vae, plan.latent, side),

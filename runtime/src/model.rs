@@ -92,7 +92,7 @@ impl Model {
         Self { engine_options, opening: Arc::default(), ..self.clone() }
     }
 
-    /// Time that opening graphs took so far, by this model and its clones.
+    /// Time that opening what the bundle holds took so far, by this model and its clones.
     pub fn time_opening(&self) -> Duration {
         Duration::from_nanos(self.opening.load(Ordering::Relaxed))
     }
@@ -130,11 +130,18 @@ impl Model {
         contract: &Signature,
     ) -> Result<Engine, Error> {
         let graph = self.graph(component, part)?;
+        let opened =
+            self.loading(|| self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options));
+        Ok(opened?)
+    }
+
+    /// Does work that counts as [`Self::time_opening`].
+    pub(crate) fn loading<T>(&self, work: impl FnOnce() -> T) -> T {
         let began = Instant::now();
-        let opened = self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)?;
+        let done = work();
         let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.opening.fetch_add(took, Ordering::Relaxed);
-        Ok(opened)
+        done
     }
 }
 

@@ -35,7 +35,7 @@ impl TextEncoder {
     /// A tokenizer or graph that cannot be opened, or that do not belong together.
     pub fn open(model: &Model) -> Result<Self, Error> {
         let spec = &model.manifest().text_encoder;
-        let tokenizer = PromptTokenizer::open(&model.bundle().tokenizer())?;
+        let tokenizer = model.loading(|| PromptTokenizer::open(&model.bundle().tokenizer()))?;
         if tokenizer.vocabulary() > spec.vocabulary {
             return Err(Error::Vocabulary { tokenizer: tokenizer.vocabulary(), encoder: spec.vocabulary });
         }

@@ -1,18 +1,28 @@
 //! Pictures while it denoises, and decoding in tiles.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+use bundle::geometry::LatentShape;
 use bundle::manifest::{Bundle, Component};
-use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Extent, Signature, TensorSpec};
+use bundle::preview::PreviewKind;
+use bundle::routing::ExpertName;
+use bundle::signature::{self, CACHE_INPUT, CACHE_OUTPUT, Signature, TensorSpec};
 use bundle::spec::TinyDecoderSpec;
+use bundle::units::{Sigma, Timestep};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value, WeightMemory};
 use export::checkpoint::tiny_decoder;
 use export::model::{Chunk, GraphWeights, tiny_decoder_graph};
 use export::weights::{Destination, place};
 use ndarray::{Array4, ArrayD, ArrayView4, Axis, concatenate, s};
 use runtime::decode::{TileSide, VideoDecoder};
+use runtime::denoise::StepDone;
+use runtime::model::{Model, ModelOptions};
+use runtime::preview::budget::Extent;
+use runtime::preview::{Painter, Painters, Preview, PreviewSettings, Previewer, Sink};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 use tests::compare::largest_difference;
 use tests::edit;
 use tests::golden::{self, Tensors};
@@ -42,13 +52,13 @@ fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
 
 /// The decoder's contract, for as many latent channels.
 fn contract(spec: &TinyDecoderSpec) -> Signature {
-    let any = |name: &str| Extent::Dynamic(name.into());
-    let tensor = |name: &str, shape: [Extent; 5]| TensorSpec {
+    let any = |name: &str| signature::Extent::Dynamic(name.into());
+    let tensor = |name: &str, shape: [signature::Extent; 5]| TensorSpec {
         name: name.into(),
         element: bundle::dtype::ElementType::F32,
         shape: shape.to_vec(),
     };
-    let fixed = Extent::Fixed;
+    let fixed = signature::Extent::Fixed;
     let mut frames = tensor("frames", [any("N"), fixed(3), any("H"), any("W"), fixed(0)]);
     frames.shape.pop();
     Signature {
@@ -152,10 +162,13 @@ fn every_kind_of_preview_is_made_and_none_changes_the_clip() {
         let preview = &done["preview"];
         assert_eq!(preview["kind"], kind);
         assert!(preview["failed"].is_null(), "{preview}");
-        let (shown, skipped) = (preview["shown"].as_u64().unwrap(), preview["skipped"].as_u64().unwrap());
-        assert!(shown >= 1 && shown + skipped == STEPS as u64, "{preview}");
+        let [shown, skipped, by_map] =
+            ["shown", "skipped", "shown_by_map"].map(|count| preview[count].as_u64().unwrap());
+        assert_eq!(shown + skipped, STEPS as u64, "{preview}");
+        // Where a decoder costs too much for steps this short, the map still shows them.
+        assert!(shown + by_map >= 1 && by_map <= skipped, "{preview}");
         let files = names(&folder.path().join(kind));
-        assert_eq!(files.len() as u64, shown, "{files:?}");
+        assert_eq!(files.len() as u64, shown + by_map, "{files:?}");
         assert!(files.iter().all(|name| name.ends_with("-of-004.png") && name.starts_with("step-00")));
         if kind == "rgb" {
             // What is waiting at the end is still shown.
@@ -167,6 +180,64 @@ fn every_kind_of_preview_is_made_and_none_changes_the_clip() {
         let seconds = |name: &str| timing[name].as_f64().unwrap_or_else(|| panic!("{name} in {timing}"));
         assert!(seconds("text") <= seconds("first_frame") && seconds("first_frame") <= seconds("whole"));
         assert!(seconds("loading") > 0.0 && seconds("first_preview") > 0.0 && seconds("step") > 0.0);
+    }
+}
+
+/// Keeps what it is shown.
+#[derive(Default, Clone)]
+struct Kept(Arc<Mutex<Vec<[usize; 4]>>>);
+
+impl Sink for Kept {
+    fn show(&mut self, preview: &Preview) -> Result<(), runtime::Error> {
+        let (frames, colours, height, width) = preview.frames.dim();
+        self.0.lock().unwrap().push([frames, colours, height, width]);
+        Ok(())
+    }
+}
+
+/// A step of which only the time matters: `latent` stays as it is.
+fn step(latent: &Array4<f32>, step: usize, ran: Duration) -> StepDone<'_> {
+    static EXPERT: LazyLock<ExpertName> = LazyLock::new(|| ExpertName("only".into()));
+    let (sigma, timestep) = (Sigma(1.0), Timestep(1000.0));
+    StepDone {
+        step,
+        steps: STEPS,
+        expert: &EXPERT,
+        sigma,
+        timestep,
+        before: latent,
+        latent,
+        velocity: latent,
+        ran,
+    }
+}
+
+#[test]
+fn decoders_show_what_long_steps_pay_for_and_the_map_what_short_ones_do_not() {
+    let model = Model::open(&SHARED.bundle, ModelOptions::default()).unwrap();
+    let shape = LatentShape { channels: 16, frames: 5, height: 4, width: 8 };
+    let latent = Array4::zeros((16, 5, 4, 8));
+    for (kind, moving, seen) in [
+        (PreviewKind::Tiny, true, [17, 3, 32, 64]),
+        (PreviewKind::Tiny, false, [1, 3, 32, 64]),
+        (PreviewKind::Full, true, [1, 3, 32, 64]),
+    ] {
+        let extent = if moving { Extent::Moving } else { Extent::Still };
+        let painter = |kind| Painter::new(&model, kind).unwrap();
+        let painters = || Painters { chosen: painter(kind).unwrap(), stand_in: painter(PreviewKind::Rgb) };
+        let settings = PreviewSettings { every: NonZeroUsize::MIN, extent };
+        for (ran, by_map) in [(Duration::from_secs(10_000), false), (Duration::from_nanos(1), true)] {
+            let kept = Kept::default();
+            let sinks: Vec<Box<dyn Sink>> = vec![Box::new(kept.clone())];
+            let mut previewer = Previewer::start(painters(), shape, settings, sinks, &Cancel::new());
+            previewer.step(&step(&latent, 0, ran));
+            let report = previewer.finish();
+            assert!(report.failed.is_none(), "{report:?}");
+            assert_eq!((report.shown, report.skipped), if by_map { (0, 1) } else { (1, 0) }, "{kind}");
+            assert_eq!(report.stood_in, usize::from(by_map), "{kind}");
+            let map = [if moving { 5 } else { 1 }, 3, 4, 8];
+            assert_eq!(*kept.0.lock().unwrap(), [if by_map { map } else { seen }], "{kind}");
+        }
     }
 }
 

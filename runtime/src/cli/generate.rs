@@ -97,6 +97,8 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         }
     };
     let previews = args.preview.prepare(&model, plan.size, live.as_ref().map(Pump::sink))?;
+    let preparing = Instant::now();
+    let previewer = previews.map(|previews| previews.start(plan.latent, &cancel));
     let mut clip = Clip {
         plan: &plan,
         targets: &targets,
@@ -105,9 +107,9 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         progress: Progress::new(args.progress),
         outputs: None,
         told: 0,
-        timing: Timing::start(&model),
+        timing: Timing::start(&model, preparing.elapsed()),
         trace,
-        previewer: previews.map(|previews| previews.start(&cancel)),
+        previewer,
         live,
         made: 0,
         seconds: BTreeMap::new(),

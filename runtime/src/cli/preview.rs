@@ -9,8 +9,8 @@ use crate::model::{Model, ModelOptions};
 use crate::preview::budget::Extent;
 use crate::preview::fit::{PROMPTS, fit_preview_map};
 use crate::preview::picture::PictureFiles;
-use crate::preview::{Painter, PreviewReport, PreviewSettings, Previewer, Sink};
-use bundle::geometry::PixelSize;
+use crate::preview::{Painter, Painters, PreviewReport, PreviewSettings, Previewer, Sink};
+use bundle::geometry::{LatentShape, PixelSize};
 use bundle::layout;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
@@ -84,7 +84,10 @@ impl PreviewArgs {
         size: PixelSize,
         live: Option<LiveSink>,
     ) -> Result<Option<PreparedPreviews>, Error> {
-        let Some(painter) = Painter::new(model, self.kind(model.bundle())?)? else { return Ok(None) };
+        let kind = self.kind(model.bundle())?;
+        let Some(chosen) = Painter::new(model, kind)? else { return Ok(None) };
+        let has_map = kind != PreviewKind::Rgb && model.bundle().preview_map()?.is_some();
+        let stand_in = if has_map { Painter::new(model, PreviewKind::Rgb)? } else { None };
         let extent = if live.is_some() { Extent::Moving } else { Extent::Still };
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
         if self.preview_out.is_some() || live.is_none() {
@@ -95,20 +98,21 @@ impl PreviewArgs {
             sinks.push(Box::new(live));
         }
         let settings = PreviewSettings { every: self.preview_every, extent };
-        Ok(Some(PreparedPreviews { painter, settings, sinks }))
+        Ok(Some(PreparedPreviews { painters: Painters { chosen, stand_in }, settings, sinks }))
     }
 }
 
 /// Previews that are ready to be made.
 pub(super) struct PreparedPreviews {
-    painter: Painter,
+    painters: Painters,
     settings: PreviewSettings,
     sinks: Vec<Box<dyn Sink>>,
 }
 
 impl PreparedPreviews {
-    pub(super) fn start(self, cancel: &Cancel) -> Previewer {
-        Previewer::start(self.painter, self.settings, self.sinks, cancel)
+    /// Opens what previews of latents of `shape` need.
+    pub(super) fn start(self, shape: LatentShape, cancel: &Cancel) -> Previewer {
+        Previewer::start(self.painters, shape, self.settings, self.sinks, cancel)
     }
 }
 
@@ -118,8 +122,12 @@ pub(super) fn note(report: &PreviewReport) -> Option<String> {
         return Some(format!("warning: previews ended early: {error}"));
     }
     (report.skipped > 0).then(|| {
+        let instead = match report.stood_in {
+            0 => String::new(),
+            stood_in => format!("; the linear map showed {stood_in} of these"),
+        };
         format!(
-            "previews: {} shown, {} skipped so that denoising is not held up",
+            "previews: {} shown, {} skipped so that denoising is not held up{instead}",
             report.shown, report.skipped
         )
     })
@@ -131,6 +139,7 @@ pub(super) fn value(report: &PreviewReport) -> serde_json::Value {
         "kind": report.kind,
         "shown": report.shown,
         "skipped": report.skipped,
+        "shown_by_map": report.stood_in,
         "busy_seconds": report.busy.as_secs_f64(),
         "failed": report.failed.as_ref().map(ToString::to_string),
     })

@@ -16,6 +16,8 @@ struct Moment {
 #[derive(Debug)]
 pub(super) struct Timing {
     model: Model,
+    /// What was opened and tried before the run began.
+    prepared: Duration,
     began: Moment,
     encoded: Option<Moment>,
     first_step: Option<Moment>,
@@ -25,9 +27,11 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    pub(super) fn start(model: &Model) -> Self {
+    /// A run that begins now, after `prepared` of loading.
+    pub(super) fn start(model: &Model, prepared: Duration) -> Self {
         let mut timing = Self {
             model: model.clone(),
+            prepared,
             began: Moment { at: Instant::now(), opening: Duration::ZERO },
             encoded: None,
             first_step: None,
@@ -84,8 +88,9 @@ impl Timing {
         let end = self.now();
         #[expect(clippy::cast_precision_loss, reason = "at most a thousand steps")]
         let step = (steps > 0).then(|| self.steps.as_secs_f64() / steps as f64);
+        let loading = self.prepared + end.opening.saturating_sub(self.began.opening);
         json!({
-            "loading": end.opening.saturating_sub(self.began.opening).as_secs_f64(),
+            "loading": loading.as_secs_f64(),
             "text": self.encoded.map(since),
             "step": step,
             "first_preview": preview,

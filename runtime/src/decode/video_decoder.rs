@@ -49,6 +49,14 @@ impl VideoDecoder {
         self.engine(Part::First).map(|_| ())
     }
 
+    /// Opens the graph for later latent frames.
+    ///
+    /// # Errors
+    /// A graph that cannot be opened.
+    pub fn open_next(&mut self) -> Result<(), Error> {
+        self.engine(Part::Next).map(|_| ())
+    }
+
     /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` gets each chunk as it is made: `[N,3,8h,8w]` in -1..1,
     /// one frame first, then as many as the VAE's stride in time for each later latent frame.
     ///

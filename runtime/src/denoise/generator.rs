@@ -7,10 +7,11 @@ use crate::model::{Model, step_contract, take_array};
 use crate::sampler::{Sampler, guide};
 use crate::text_encoder::TextStates;
 use bundle::dtype::Operators;
-use bundle::geometry::LatentShape;
+use bundle::geometry::{LatentShape, Patch};
 use bundle::manifest::{Component, Part};
 use bundle::routing::{ExpertIndex, ExpertName};
-use bundle::units::{GuidanceScale, Sigma, Timestep};
+use bundle::spec::DenoiserSpec;
+use bundle::units::{ByteCount, GuidanceScale, Sigma, Timestep};
 use engines::{Cancel, Engine, Value, residency};
 use ndarray::{Array1, Array4, Array5, ArrayView4, Axis, stack};
 use std::collections::BTreeMap;
@@ -19,6 +20,10 @@ use std::time::{Duration, Instant};
 /// Up to this many tokens both passes of guidance run as one batch of two: one call costs less than two. Above, a
 /// batch only needs more memory.
 pub const BATCHED_TOKENS_MAX: usize = 2048;
+
+/// An expert with at most so many bytes of weights is run on one token when it is opened. A graph's first run takes memory
+/// from the system, which costs half a step of a small expert and is lost in one of a large expert.
+const WARMED_UP: ByteCount = ByteCount(256 << 20);
 
 /// What a clip is made of: text states, and how strongly each expert follows them.
 #[derive(Debug, Clone, Copy)]
@@ -95,7 +100,7 @@ impl Generator {
         for (step, (timestep, sigma)) in schedule.timesteps().iter().zip(schedule.sigmas()).enumerate() {
             let expert = self.model.manifest().routing.expert_at(*timestep);
             let scale = text.scales.get(expert.0).copied().unwrap_or(GuidanceScale(1.0));
-            let open = self.resident(expert)?;
+            let open = self.resident(expert, &conditions, cancel)?;
             let began = Instant::now();
             let velocity = conditions.velocity(open, latent.view(), *timestep, scale, cancel)?;
             let next = sampler.step(&latent, &velocity);
@@ -128,7 +133,12 @@ impl Generator {
     }
 
     /// The engine of an expert, opened if it is not; others leave first where only one may stay.
-    fn resident(&mut self, expert: ExpertIndex) -> Result<&mut OpenExpert, Error> {
+    fn resident(
+        &mut self,
+        expert: ExpertIndex,
+        conditions: &Conditions,
+        cancel: &Cancel,
+    ) -> Result<&mut OpenExpert, Error> {
         if self.mode == residency::Mode::OneAtATime && self.open.keys().any(|open| *open != expert) {
             self.open.retain(|open, _| *open == expert);
             engines::memory::return_freed_memory();
@@ -141,7 +151,11 @@ impl Generator {
                 let operators = self.model.graph(&component, Part::Whole)?.operators;
                 let contract = step_contract(manifest, operators);
                 let engine = self.model.engine(&component, Part::Whole, &contract)?;
-                Ok(entry.insert(OpenExpert { engine, operators }))
+                let expert = entry.insert(OpenExpert { engine, operators });
+                if manifest.component(&component)?.weight_bytes() <= WARMED_UP {
+                    self.model.loading(|| conditions.warm_up(expert, &manifest.denoiser, cancel))?;
+                }
+                Ok(expert)
             }
         }
     }
@@ -151,8 +165,20 @@ impl Generator {
 struct Conditions {
     /// The text, as the graphs of each kind of operators take it.
     texts: BTreeMap<Operators, Texts>,
+    rotary: Rotary,
+}
+
+/// Rotary tables as a graph takes them.
+struct Rotary {
     cos: Value,
     sin: Value,
+}
+
+impl Rotary {
+    fn new(spec: &DenoiserSpec, shape: LatentShape) -> Self {
+        let RotaryTables { cos, sin } = RotaryTables::new(spec, shape);
+        Self { cos: Value::from_f32(cos), sin: Value::from_f32(sin) }
+    }
 }
 
 /// What the passes of guidance are told.
@@ -174,7 +200,6 @@ impl Conditions {
         let manifest = model.manifest();
         let (channels, frames, height, width) = noise.dim();
         let shape = LatentShape { channels, frames, height, width };
-        let tables = RotaryTables::new(&manifest.denoiser, shape);
         let is_large = shape.tokens(manifest.denoiser.patch) > BATCHED_TOKENS_MAX;
         let mut texts = BTreeMap::new();
         for route in manifest.routing.routes() {
@@ -188,7 +213,27 @@ impl Conditions {
             });
             texts.insert(operators, Texts { prompt: TextInput::new(operators, &[text.prompt]), negative });
         }
-        Ok(Self { texts, cos: Value::from_f32(tables.cos), sin: Value::from_f32(tables.sin) })
+        Ok(Self { texts, rotary: Rotary::new(&manifest.denoiser, shape) })
+    }
+
+    /// The text as an expert takes it.
+    fn texts(&self, expert: &OpenExpert) -> &Texts {
+        self.texts
+            .get(&expert.operators)
+            .unwrap_or_else(|| unreachable!("every expert is a route, and its operators were asked for there"))
+    }
+
+    /// Runs an expert on one token, with the text that it will be given.
+    fn warm_up(&self, expert: &mut OpenExpert, spec: &DenoiserSpec, cancel: &Cancel) -> Result<(), Error> {
+        let Patch { time, height, width } = spec.patch;
+        let shape = LatentShape { channels: spec.in_channels, frames: time, height, width };
+        let texts = self.texts(expert);
+        let (text, batch) = match &texts.negative {
+            Some(Negative::Batched(both)) => (both, 2),
+            _ => (&texts.prompt, 1),
+        };
+        let latent = Value::from_f32(Array5::zeros((batch, shape.channels, time, height, width)));
+        run(&mut expert.engine, &latent, text, Timestep(0.0), &Rotary::new(spec, shape), cancel).map(drop)
     }
 
     /// The guided velocity `[C,T,h,w]` at a latent.
@@ -200,11 +245,10 @@ impl Conditions {
         scale: GuidanceScale,
         cancel: &Cancel,
     ) -> Result<Array4<f32>, Error> {
-        let Some(Texts { prompt, negative }) = self.texts.get(&expert.operators) else {
-            unreachable!("every expert is a route, and its operators were asked for there");
+        let Texts { prompt, negative } = self.texts(expert);
+        let mut run = |latent: &Value, text: &TextInput| {
+            run(&mut expert.engine, latent, text, timestep, &self.rotary, cancel)
         };
-        let mut run =
-            |latent: &Value, text: &TextInput| self.run(&mut expert.engine, latent, text, timestep, cancel);
         let single = || Value::from_f32(latent.insert_axis(Axis(0)).to_owned());
         let pick = |batch: &Array5<f32>, index: usize| batch.index_axis(Axis(0), index).to_owned();
         let (conditional, unconditional) = match negative {
@@ -222,19 +266,20 @@ impl Conditions {
         };
         Ok(guide(&unconditional, &conditional, scale))
     }
+}
 
-    fn run(
-        &self,
-        engine: &mut Engine,
-        latent: &Value,
-        text: &TextInput,
-        timestep: Timestep,
-        cancel: &Cancel,
-    ) -> Result<Array5<f32>, Error> {
-        let timestep = Value::from_f32(Array1::from_elem(1, timestep.0));
-        let mut inputs =
-            vec![("latent", latent), ("timestep", &timestep), ("cos", &self.cos), ("sin", &self.sin)];
-        inputs.extend(text.named());
-        take_array(&mut engine.run(&inputs, cancel)?, "velocity")
-    }
+/// The velocities `[B,C,T,h,w]` at a batch of latents.
+fn run(
+    engine: &mut Engine,
+    latent: &Value,
+    text: &TextInput,
+    timestep: Timestep,
+    rotary: &Rotary,
+    cancel: &Cancel,
+) -> Result<Array5<f32>, Error> {
+    let timestep = Value::from_f32(Array1::from_elem(1, timestep.0));
+    let mut inputs =
+        vec![("latent", latent), ("timestep", &timestep), ("cos", &rotary.cos), ("sin", &rotary.sin)];
+    inputs.extend(text.named());
+    take_array(&mut engine.run(&inputs, cancel)?, "velocity")
 }

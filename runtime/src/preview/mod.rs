@@ -13,4 +13,4 @@ mod previewer;
 mod slot;
 
 pub use painter::Painter;
-pub use previewer::{Preview, PreviewReport, PreviewSettings, Previewer, Sink};
+pub use previewer::{Painters, Preview, PreviewReport, PreviewSettings, Previewer, Sink};

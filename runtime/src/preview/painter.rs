@@ -4,14 +4,19 @@ use super::budget::Extent;
 use crate::Error;
 use crate::decode::VideoDecoder;
 use crate::model::Model;
+use bundle::geometry::LatentShape;
 use bundle::manifest::Component;
 use bundle::preview::{LatentToRgb, PreviewKind};
 use calibration::latent_to_rgb::colours;
 use engines::Cancel;
 use ndarray::{Array4, ArrayView4, Axis, Slice, concatenate};
 use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
-/// Paints latents. Opens its graphs when it first needs them.
+/// Longest side of the part of a latent that a decoder is timed on.
+const PROBE: usize = 8;
+
+/// Paints latents.
 #[derive(Debug)]
 pub struct Painter {
     kind: PreviewKind,
@@ -60,15 +65,29 @@ impl Painter {
         self.kind != PreviewKind::Full
     }
 
-    /// Opens what it needs, so that the first picture need not wait for it.
+    /// Opens what pictures of an extent need, runs it so that the first need not wait for it, and says how long a still
+    /// one of a latent of `shape` will take: no time worth counting where it is the linear map.
+    ///
+    /// The decoders are timed on a part of the picture: their work is in proportion to its positions.
     ///
     /// # Errors
-    /// A graph that cannot be opened.
-    pub fn open(&mut self) -> Result<(), Error> {
-        match &mut self.way {
-            Way::Map(_) => Ok(()),
-            Way::Decoder(decoder) => decoder.open_first(),
+    /// A graph that cannot be opened or fails, or a cancelled run.
+    pub fn open(&mut self, shape: LatentShape, extent: Extent, cancel: &Cancel) -> Result<Duration, Error> {
+        let Way::Decoder(decoder) = &mut self.way else { return Ok(Duration::ZERO) };
+        decoder.open_first()?;
+        if extent == Extent::Moving {
+            decoder.open_next()?;
         }
+        let (height, width) = (shape.height.min(PROBE), shape.width.min(PROBE));
+        let part = Array4::zeros((shape.channels, 1, height, width));
+        let mut run = || {
+            let began = Instant::now();
+            decoder.decode(part.view(), cancel, &mut |_| Ok(()))?;
+            Ok::<_, Error>(began.elapsed())
+        };
+        run()?;
+        let positions = |height: usize, width: usize| u32::try_from(height * width).unwrap_or(u32::MAX);
+        Ok(run()?.saturating_mul(positions(shape.height, shape.width)) / positions(height, width).max(1))
     }
 
     /// Paints a clean latent `[C,T,h,w]`: `[N,3,H,W]` in -1..1 or a little beyond. The linear map gives one pixel for

@@ -6,6 +6,7 @@ use super::painter::Painter;
 use super::slot::Slot;
 use crate::Error;
 use crate::denoise::StepDone;
+use bundle::geometry::LatentShape;
 use bundle::preview::PreviewKind;
 use engines::Cancel;
 use ndarray::{Array4, Axis};
@@ -54,6 +55,8 @@ pub struct PreviewReport {
     pub shown: usize,
     /// How many steps went by without one because it would have cost too much, or the one before was not done.
     pub skipped: usize,
+    /// How many of these were shown by the linear map instead.
+    pub stood_in: usize,
     /// Time that making them took, on a thread of its own.
     pub busy: Duration,
     /// When the first was shown.
@@ -62,10 +65,26 @@ pub struct PreviewReport {
     pub failed: Option<Error>,
 }
 
+/// Who makes previews.
+#[derive(Debug)]
+pub struct Painters {
+    /// The one that was asked for.
+    pub chosen: Painter,
+    /// One that costs next to nothing, for as long as the chosen one has not shown anything because time does not allow.
+    pub stand_in: Option<Painter>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Chosen,
+    StandIn,
+}
+
 struct Job {
     step: usize,
     steps: usize,
     clean: Array4<f32>,
+    by: By,
     extent: Extent,
 }
 
@@ -78,6 +97,7 @@ struct Shared {
 struct Progress {
     budget: Budget,
     shown: usize,
+    stood_in: usize,
     busy: Duration,
     first: Option<Instant>,
 }
@@ -92,6 +112,9 @@ impl Shared {
 pub struct Previewer {
     kind: PreviewKind,
     settings: PreviewSettings,
+    /// What the chosen painter is to show.
+    extent: Extent,
+    has_stand_in: bool,
     shared: Arc<Shared>,
     thread: JoinHandle<Result<(), Error>>,
     denoised: Duration,
@@ -99,28 +122,37 @@ pub struct Previewer {
 }
 
 impl Previewer {
-    /// Starts the thread, which opens what the painter needs.
+    /// Opens what the painters need for latents of `shape`, finds out what a preview costs, and starts the thread. What
+    /// fails here is in the report.
     pub fn start(
-        mut painter: Painter,
+        mut painters: Painters,
+        shape: LatentShape,
         settings: PreviewSettings,
         mut sinks: Vec<Box<dyn Sink>>,
         cancel: &Cancel,
     ) -> Self {
-        let kind = painter.kind();
-        let share = (kind != PreviewKind::Rgb).then_some(DECODERS_SHARE);
-        let extent = if painter.can_move() { settings.extent } else { Extent::Still };
-        let progress = Progress { budget: Budget::new(share), shown: 0, busy: Duration::ZERO, first: None };
+        let chosen = &mut painters.chosen;
+        let kind = chosen.kind();
+        let extent = if chosen.can_move() { settings.extent } else { Extent::Still };
+        let opened = chosen.open(shape, extent, cancel);
+        let budget = match (kind, &opened) {
+            (PreviewKind::Rgb, _) => Budget::unlimited(),
+            (_, Ok(cost)) => Budget::new(DECODERS_SHARE, *cost),
+            (_, Err(_)) => Budget::new(DECODERS_SHARE, Duration::MAX),
+        };
+        tracing::debug!(%kind, ?opened, "previews are ready");
+        let progress = Progress { budget, shown: 0, stood_in: 0, busy: Duration::ZERO, first: None };
         let shared = Arc::new(Shared { slot: Slot::new(), progress: Mutex::new(progress) });
+        let has_stand_in = painters.stand_in.is_some();
         let (of_thread, cancel) = (Arc::clone(&shared), cancel.clone());
         let thread = std::thread::spawn(move || {
-            painter.open()?;
+            opened?;
             while let Some(job) = of_thread.slot.take() {
-                show(&mut painter, &job, &mut sinks, &of_thread, &cancel)?;
+                show(&mut painters, &job, &mut sinks, &of_thread, &cancel)?;
             }
             Ok(())
         });
-        let settings = PreviewSettings { extent, ..settings };
-        Self { kind, settings, shared, thread, denoised: Duration::ZERO, skipped: 0 }
+        Self { kind, settings, extent, has_stand_in, shared, thread, denoised: Duration::ZERO, skipped: 0 }
     }
 
     /// Hears of a step and of the time that it ran for.
@@ -131,25 +163,35 @@ impl Previewer {
             return;
         }
         let frames = done.before.len_of(Axis(1));
-        let (wanted, denoised) = (self.settings.extent, self.denoised);
+        let (wanted, denoised) = (self.extent, self.denoised);
+        let mut stands_in = false;
         let admitted = self.shared.progress(|p| {
+            stands_in = self.has_stand_in && p.shown == 0 && !p.budget.is_under_way();
             let extent = p.budget.admit(wanted, frames, denoised)?;
             p.budget.begin();
             Some(extent)
         });
-        let Some(extent) = admitted else {
-            self.skipped += 1;
-            return;
+        let (by, extent) = match admitted {
+            Some(extent) => (By::Chosen, extent),
+            None => {
+                self.skipped += 1;
+                if !stands_in {
+                    return;
+                }
+                (By::StandIn, self.settings.extent)
+            }
         };
         let clean = predicted_clean(done.before.view(), done.velocity.view(), done.sigma);
-        let older = self.shared.slot.put(Job { step, steps: done.steps, clean, extent });
-        self.skipped += usize::from(older.is_some());
+        let older = self.shared.slot.put(Job { step, steps: done.steps, clean, by, extent });
+        self.skipped += usize::from(older.is_some_and(|older| older.by == By::Chosen));
     }
 
     /// Denoising is over: what is under way ends, and what a decoder would only begin now is left out.
     pub fn close(&mut self) {
-        let unwanted = self.kind != PreviewKind::Rgb && self.shared.progress(|p| p.shown > 0);
-        self.skipped += usize::from(self.shared.slot.close(unwanted).is_some());
+        let seen = self.shared.progress(|p| p.shown + p.stood_in > 0);
+        let decodes = self.kind != PreviewKind::Rgb;
+        let unwanted = self.shared.slot.close(|job| seen && decodes && job.by == By::Chosen);
+        self.skipped += usize::from(unwanted.is_some());
     }
 
     /// Waits for the last preview and says what became of all.
@@ -159,8 +201,16 @@ impl Previewer {
             Ok(result) => result.err(),
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        let (shown, busy, first) = self.shared.progress(|p| (p.shown, p.busy, p.first));
-        PreviewReport { kind: self.kind, shown, skipped: self.skipped, busy, first, failed }
+        let (kind, skipped) = (self.kind, self.skipped);
+        self.shared.progress(|p| PreviewReport {
+            kind,
+            shown: p.shown,
+            skipped,
+            stood_in: p.stood_in,
+            busy: p.busy,
+            first: p.first,
+            failed,
+        })
     }
 }
 
@@ -171,13 +221,17 @@ impl std::fmt::Debug for Previewer {
 }
 
 fn show(
-    painter: &mut Painter,
+    painters: &mut Painters,
     job: &Job,
     sinks: &mut [Box<dyn Sink>],
     shared: &Shared,
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let began = Instant::now();
+    let painter = match (job.by, &mut painters.stand_in) {
+        (By::StandIn, Some(stand_in)) => stand_in,
+        _ => &mut painters.chosen,
+    };
     let frames = painter.paint(job.clean.view(), job.extent, cancel)?;
     let latent_frames = match job.extent {
         Extent::Still => 1,
@@ -187,9 +241,17 @@ fn show(
     sinks.iter_mut().try_for_each(|sink| sink.show(&preview))?;
     let now = Instant::now();
     shared.progress(|p| {
-        p.budget.spend(job.extent, now - began);
+        match job.by {
+            By::Chosen => {
+                p.budget.spend(job.extent, now - began);
+                p.shown += 1;
+            }
+            By::StandIn => {
+                p.budget.charge(now - began);
+                p.stood_in += 1;
+            }
+        }
         p.busy += now - began;
-        p.shown += 1;
         p.first.get_or_insert(now);
     });
     Ok(())

@@ -39,11 +39,11 @@ impl<T> Slot<T> {
     }
 
     /// No item will come any more. Gives back the waiting one where it is `unwanted`.
-    pub(super) fn close(&self, unwanted: bool) -> Option<T> {
+    pub(super) fn close(&self, unwanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let mut state = self.lock();
         state.closed = true;
         self.changed.notify_all();
-        if unwanted { state.newest.take() } else { None }
+        state.newest.take_if(|item| unwanted(item))
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(slot.put(2), Some(1));
         assert_eq!(slot.take(), Some(2));
         slot.put(3);
-        assert_eq!(slot.close(false), None);
+        assert_eq!(slot.close(|_| false), None);
         assert_eq!(slot.take(), Some(3));
         assert_eq!(slot.take(), None);
     }
@@ -77,10 +77,10 @@ mod tests {
             std::thread::spawn(move || std::iter::from_fn(|| slot.take()).last())
         };
         slot.put(7);
-        slot.close(false);
+        slot.close(|_| false);
         assert_eq!(taker.join().unwrap(), Some(7));
         slot.put(8);
-        assert_eq!(slot.close(true), Some(8));
+        assert_eq!(slot.close(|item| *item == 8), Some(8));
         assert_eq!(slot.take(), None);
     }
 }
