@@ -218,9 +218,9 @@ impl Conditions {
 
     /// The text as an expert takes it.
     fn texts(&self, expert: &OpenExpert) -> &Texts {
-        self.texts
-            .get(&expert.operators)
-            .unwrap_or_else(|| unreachable!("every expert is a route, and its operators were asked for there"))
+        self.texts.get(&expert.operators).unwrap_or_else(|| {
+            unreachable!("every expert is a route, and its operators were asked for there")
+        })
     }
 
     /// Runs an expert on one token, with the text that it will be given.
