@@ -12,15 +12,16 @@ const OPSET: i64 = 19;
 /// Narrower products are not worth a kernel.
 const NARROWEST: i64 = 16;
 
-/// Every rule that a graph breaks, as a sentence; none when it obeys them all. Layers of `kept` must not be quantised.
-pub fn broken_rules(model: &Model, kept: &BTreeSet<String>) -> Vec<String> {
+/// Every rule that a graph breaks, as a sentence; none when it obeys them all. Layers of `kept` must not be quantised; what
+/// is computed in the number format `activations` has scales of that format.
+pub fn broken_rules(model: &Model, kept: &BTreeSet<String>, activations: DataType) -> Vec<String> {
     let mut broken = Vec::new();
     let opset = model.proto.opset_import.iter().find(|opset| opset.domain.is_empty());
     if opset.is_none_or(|opset| opset.version < OPSET) {
         broken.push(format!("operators are older than version {OPSET}"));
     }
     let Some(graph) = &model.proto.graph else { return broken };
-    let rules = Rules::new(graph);
+    let rules = Rules::new(graph, activations);
     for node in &graph.node {
         match node.op_type.as_str() {
             "QuantizeLinear" => rules.quantize(node, &mut broken),
@@ -36,10 +37,11 @@ struct Rules<'a> {
     initializers: HashMap<&'a str, &'a TensorProto>,
     producers: HashMap<&'a str, &'a NodeProto>,
     consumers: HashMap<&'a str, Vec<&'a NodeProto>>,
+    activations: DataType,
 }
 
 impl<'a> Rules<'a> {
-    fn new(graph: &'a GraphProto) -> Self {
+    fn new(graph: &'a GraphProto, activations: DataType) -> Self {
         let mut consumers: HashMap<&str, Vec<&NodeProto>> = HashMap::new();
         for node in &graph.node {
             for input in &node.input {
@@ -54,6 +56,7 @@ impl<'a> Rules<'a> {
                 .flat_map(|node| node.output.iter().map(move |output| (output.as_str(), node)))
                 .collect(),
             consumers,
+            activations,
         }
     }
 
@@ -61,7 +64,7 @@ impl<'a> Rules<'a> {
         node.output.first().and_then(|output| self.consumers.get(output.as_str())).map_or(&[], Vec::as_slice)
     }
 
-    /// The scale is one f32 number, the zero point an E4M3 zero.
+    /// The scale is one number, the zero point an E4M3 zero.
     fn range(&self, node: &NodeProto, broken: &mut Vec<String>) {
         let at = |index: usize| {
             node.input.get(index).and_then(|name| self.initializers.get(name.as_str()).copied())
@@ -69,7 +72,7 @@ impl<'a> Rules<'a> {
         let of = |tensor: &TensorProto, data_type: DataType| {
             tensor.data_type == i32::from(data_type) && tensor.dims.is_empty()
         };
-        if !at(1).is_some_and(|scale| of(scale, DataType::Float)) {
+        if !at(1).is_some_and(|scale| of(scale, self.activations)) {
             broken.push(format!("{} has no single scale in the number format of the activations", node.name));
         }
         let zero = at(2).is_some_and(|zero| of(zero, DataType::Float8e4m3fn) && zero.raw_data == [0]);

@@ -87,7 +87,7 @@ pub struct ExportReport {
 /// # Errors
 /// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken or cannot be written.
 pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) -> Result<ExportReport, Error> {
-    refuse_f16_on_cuda(request)?;
+    refuse_f16_on_accelerators(request)?;
     let mut checkpoint = Checkpoint::open(&request.checkpoint)?;
     if let Some(path) = &request.tiny_decoder {
         checkpoint.take_tiny_decoder(path)?;
@@ -133,10 +133,11 @@ pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) ->
     written
 }
 
-/// Graphs for CUDA compute in the number format of their weights.
-fn refuse_f16_on_cuda(request: &ExportRequest) -> Result<(), Error> {
-    if request.weights == Some(WeightType::F16) && request.targets.contains(&Dialect::Cuda) {
-        let rule = "graphs for CUDA compute in what their weights are stored in, and values of the text encoder are \
+/// Graphs for accelerators compute in the number format of their weights.
+fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
+    let is_for_one = request.targets.iter().any(|target| *target != Dialect::Cpu);
+    if request.weights == Some(WeightType::F16) && is_for_one {
+        let rule = "graphs for CUDA and TensorRT compute in what their weights are stored in, and values of the text encoder are \
                     too large for f16";
         return Err(bundle::Error::value("--weights", "f16", rule, "use bf16, or f32").into());
     }

@@ -1,4 +1,4 @@
-//! Graphs for CUDA: every operator has a kernel there, in bf16 where it computes in bf16; the interface is the contract's;
+//! Graphs for CUDA and TensorRT: every operator has a kernel in the former's provider, in bf16 where it computes in bf16; the interface is the contract's;
 //! and the same graphs in f32 compute on the CPU what those for the CPU do.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
@@ -154,12 +154,17 @@ fn weights_that_values_would_not_fit_are_refused() {
     assert!(error.contains("--weights cannot be f16") && error.contains("bf16"), "{error}");
 }
 
-/// The graphs of one part in both dialects, f32, run on the CPU.
-fn twins(report: &ExportReport, component: &Component, part: Part, contract: &Signature) -> [Engine; 2] {
+/// The graphs of one part in every dialect, f32, run on the CPU.
+fn twins(
+    report: &ExportReport,
+    component: &Component,
+    part: Part,
+    contract: &Signature,
+) -> [Engine; Dialect::ALL.len()] {
     let entry = report.manifest.component(component).unwrap();
     let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
     let onnx = OnnxRuntime::load(None).unwrap();
-    [Dialect::Cpu, Dialect::Cuda].map(|dialect| {
+    Dialect::ALL.map(|dialect| {
         let graph = entry.graph(part, dialect, Precision::F32, Operators::Stock).unwrap();
         onnx.open(&report.folder.join(&graph.file), contract, &options).unwrap()
     })
@@ -173,27 +178,32 @@ fn values(shape: &[usize]) -> Value {
     }))
 }
 
-/// Runs both and compares every f32 output; gives the outputs of each.
-fn compare(engines: &mut [Engine; 2], inputs: [&[(&str, &Value)]; 2]) -> [Vec<(String, Value)>; 2] {
+/// Runs all and compares every f32 output with the first's; gives the outputs of each.
+fn compare<const N: usize>(
+    engines: &mut [Engine; N],
+    inputs: [&[(&str, &Value)]; N],
+) -> [Vec<(String, Value)>; N] {
     let mut index = 0;
     let outputs = engines.each_mut().map(|engine| {
         let outputs: Outputs = engine.run(inputs[index], &Cancel::new()).unwrap();
         index += 1;
         outputs.into_iter().collect::<Vec<_>>()
     });
-    for ((name, cpu), (_, cuda)) in outputs[0].iter().zip(&outputs[1]) {
-        let (cpu, cuda): (ArrayD<f32>, ArrayD<f32>) = (cpu.to_f32().unwrap(), cuda.to_f32().unwrap());
-        let largest = cpu.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-        let apart = cpu.iter().zip(&cuda).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
-        assert!(apart <= 1e-5 * largest.max(1.0), "{name}: {apart} apart, values up to {largest}");
+    for other in &outputs[1..] {
+        for ((name, cpu), (_, other)) in outputs[0].iter().zip(other) {
+            let (cpu, other): (ArrayD<f32>, ArrayD<f32>) = (cpu.to_f32().unwrap(), other.to_f32().unwrap());
+            let largest = cpu.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            let apart = cpu.iter().zip(&other).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(apart <= 1e-5 * largest.max(1.0), "{name}: {apart} apart, values up to {largest}");
+        }
     }
     outputs
 }
 
 #[test]
-fn in_f32_both_dialects_compute_the_same() {
+fn in_f32_all_dialects_compute_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let report = exported(folder.path(), &[Dialect::Cpu, Dialect::Cuda], Some(WeightType::F32));
+    let report = exported(folder.path(), &Dialect::ALL, Some(WeightType::F32));
     let manifest = &report.manifest;
 
     let spec = &manifest.denoiser;
@@ -208,12 +218,12 @@ fn in_f32_both_dialects_compute_the_same() {
         ("sin", values(&[12, half])),
     ];
     let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-    compare(&mut step, [&inputs, &inputs]);
+    compare(&mut step, [&inputs[..]; 3]);
 
     let contract = Signature::of_decoder(&manifest.vae);
     let mut first = twins(&report, &Component::Decoder, Part::First, &contract);
     let latent = values(&[1, manifest.vae.latent_channels, 1, 3, 4]);
-    let caches = compare(&mut first, [&[("latent", &latent)], &[("latent", &latent)]]);
+    let caches = compare(&mut first, [&[("latent", &latent)][..]; 3]);
     let mut next = twins(&report, &Component::Decoder, Part::Next, &contract);
     let feeds = caches.each_ref().map(|caches| {
         let rename = |(name, value): &(String, Value)| {
@@ -226,5 +236,25 @@ fn in_f32_both_dialects_compute_the_same() {
         inputs.extend(feeds.iter().map(|(name, value)| (name.as_str(), value)));
         inputs
     });
-    compare(&mut next, [&inputs[0], &inputs[1]]);
+    compare(&mut next, inputs.each_ref().map(Vec::as_slice));
+}
+
+#[test]
+fn graphs_for_tensorrt_are_of_onnx_alone_and_no_younger_than_version_21() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = exported(folder.path(), &[Dialect::Tensorrt], None);
+    for entry in &report.manifest.components {
+        for found in &entry.graphs {
+            assert_eq!((found.dialect, found.precision), (Dialect::Tensorrt, Precision::Bf16));
+            let model = Model::read(&report.folder.join(&found.file)).unwrap();
+            let opsets: Vec<_> =
+                model.proto.opset_import.iter().map(|set| (set.domain.as_str(), set.version)).collect();
+            assert_eq!(opsets, [("", 21)], "{}", found.file);
+            let younger = ["RMSNormalization", "RotaryEmbedding", "Attention"];
+            for node in &model.proto.graph.as_ref().unwrap().node {
+                let is_plain = node.domain.is_empty() && !younger.contains(&node.op_type.as_str());
+                assert!(is_plain, "{}: {}", found.file, node.name);
+            }
+        }
+    }
 }

@@ -12,6 +12,8 @@ use calibration::structure::broken_rules;
 use engines::{Cancel, OnnxRuntime, OpenOptions, WeightMemory, residency};
 use export::ExportRequest;
 use export::quantized::{VariantRequest, write_variant};
+use graph::Model;
+use graph::proto::DataType;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::record::record;
 use std::path::Path;
@@ -38,7 +40,7 @@ fn share_of(
     let graph = bundle.path(&entry.graph(part, Dialect::Cpu, Precision::Int8, operators).unwrap().file);
     let optimized = graph.with_extension("optimized");
     OnnxRuntime::load(None).unwrap().write_optimized(&graph, &optimized).unwrap();
-    let model = graph::Model::read(&optimized).unwrap();
+    let model = Model::read(&optimized).unwrap();
     std::fs::remove_file(optimized).unwrap();
     integer_share(&model, &positions(&bundle.manifest, &entry.component, rows))
 }
@@ -174,9 +176,11 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     assert!(kept(&Bundle::open(&path).unwrap()) > kept(&bundle));
     assert_eq!(files(), before);
 
-    for (scheme, wanted) in [("fp8", 30.0), ("int8-weights", 30.0), ("bf16", 40.0)] {
-        let psnr = quantize(&["--scheme", scheme]);
-        assert!(psnr >= wanted, "{scheme}: {psnr} dB");
+    for (scheme, wanted) in
+        [(&["fp8"][..], 30.0), (&["fp8", "--attention"], 30.0), (&["int8-weights"], 30.0), (&["bf16"], 40.0)]
+    {
+        let psnr = quantize(&[&["--scheme"], scheme].concat());
+        assert!(psnr >= wanted, "{scheme:?}: {psnr} dB");
     }
     // On any path of the processor, and no other operators than there are.
     for arguments in
@@ -199,8 +203,6 @@ fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
         bundle.manifest.components.iter().filter(|entry| matches!(entry.component, Component::Expert(_)));
     let mut checked = 0;
     for entry in experts {
-        let graph = entry.graph(Part::Whole, Dialect::Cpu, Precision::Fp8, Operators::Stock).unwrap();
-        let model = graph::Model::read(&bundle.path(&graph.file)).unwrap();
         let of = numerics.components.iter().find(|of| of.component == entry.component).unwrap();
         let kept: std::collections::BTreeSet<String> = of.kept.keys().cloned().collect();
         // One block at each end of six, and the embedders.
@@ -208,20 +210,29 @@ fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
         assert!(
             of.layers.contains_key("blocks.1.attn1.to_q") && of.layers.contains_key("blocks.4.ffn.net.2")
         );
-        assert_eq!(broken_rules(&model, &kept), Vec::<String>::new());
-        let nodes = &model.proto.graph.as_ref().unwrap().node;
-        assert!(nodes.iter().filter(|node| node.op_type == "QuantizeLinear").count() >= 4 * 7);
-
         let quantized: std::collections::BTreeSet<String> = of.layers.keys().cloned().collect();
-        assert!(!broken_rules(&model, &quantized).is_empty(), "a layer that should be kept is not seen");
-        let mut cut = model.clone();
-        let nodes = &mut cut.proto.graph.as_mut().unwrap().node;
-        let position = nodes.iter().position(|node| node.op_type == "DequantizeLinear").unwrap();
-        nodes.remove(position);
-        assert!(!broken_rules(&cut, &kept).is_empty(), "a missing DequantizeLinear is not seen");
-        let mut old = model;
-        old.proto.opset_import[0].version = 17;
-        assert_eq!(broken_rules(&old, &kept).len(), 1);
+        for (dialect, activations) in
+            [(Dialect::Cpu, DataType::Float), (Dialect::Tensorrt, DataType::Bfloat16)]
+        {
+            let broken_rules = |model: &Model, kept| broken_rules(model, kept, activations);
+            let graph = entry.graph(Part::Whole, dialect, Precision::Fp8, Operators::Stock).unwrap();
+            let model = Model::read(&bundle.path(&graph.file)).unwrap();
+            assert_eq!(broken_rules(&model, &kept), Vec::<String>::new());
+            // In each of four blocks seven inputs of layers, and in two attentions four operands.
+            let nodes = &model.proto.graph.as_ref().unwrap().node;
+            let codes = nodes.iter().filter(|node| node.op_type == "QuantizeLinear").count();
+            assert!(codes >= 4 * (7 + 2 * 4), "{codes} in {dialect}");
+
+            assert!(!broken_rules(&model, &quantized).is_empty(), "a layer that should be kept is not seen");
+            let mut cut = model.clone();
+            let nodes = &mut cut.proto.graph.as_mut().unwrap().node;
+            let position = nodes.iter().position(|node| node.op_type == "DequantizeLinear").unwrap();
+            nodes.remove(position);
+            assert!(!broken_rules(&cut, &kept).is_empty(), "a missing DequantizeLinear is not seen");
+            let mut old = model;
+            old.proto.opset_import[0].version = 17;
+            assert_eq!(broken_rules(&old, &kept).len(), 1);
+        }
         checked += 1;
     }
     assert!(checked > 0);

@@ -46,7 +46,11 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
     let table = replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap();
     table.write(&bundle.folder, &set.info).unwrap();
     let calibration = bundle.folder.join("calibration.json");
-    let options = QuantizeOptions { scheme: Scheme::Int8, operators: vec![Operators::Own, Operators::Stock] };
+    let options = QuantizeOptions {
+        scheme: Scheme::Int8,
+        operators: vec![Operators::Own, Operators::Stock],
+        attention: false,
+    };
     let mut quantizer = Quantizer::open(&bundle.folder, &calibration, options).unwrap();
     let began = Instant::now();
     for entry in bundle.manifest.components.clone() {

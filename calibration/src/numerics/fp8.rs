@@ -8,10 +8,17 @@ use bundle::manifest::Component;
 use bundle::quantization::Affine;
 use bundle::quantization::layers::LayerGroup;
 
-/// The scale of values of a largest magnitude: `amax / 448`.
+/// The scale of values of a largest magnitude: `amax / 448`, rounded up to a number of bf16, since accelerators read it in
+/// the number format of the activations.
 pub fn range(amax: f32) -> Affine {
-    let scale = if amax == 0.0 { 1.0 } else { (amax / MAX).max(f32::MIN_POSITIVE) };
+    let scale = if amax == 0.0 { 1.0 } else { up_to_bf16((amax / MAX).max(f32::MIN_POSITIVE)) };
     Affine { scale, zero_point: 0 }
+}
+
+/// The least bf16 that is not below a positive number.
+fn up_to_bf16(value: f32) -> f32 {
+    const LOWER: u32 = 0xffff;
+    f32::from_bits(value.to_bits().saturating_add(LOWER) & !LOWER)
 }
 
 /// The nearest value that a scale can hold.

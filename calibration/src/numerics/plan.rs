@@ -11,7 +11,9 @@ use crate::observe::statistics::Statistics;
 use crate::observe::table::Table;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::quantization::layers::{self, Feed, LayerGroup};
-use bundle::quantization::{Affine, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales};
+use bundle::quantization::{
+    Affine, AttentionNumerics, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales,
+};
 use std::collections::BTreeMap;
 
 /// Inputs that share a scale when only weights are quantised.
@@ -28,6 +30,8 @@ pub struct PlanOptions {
     pub method: RangeMethod,
     /// Layers that stay in high precision, with the reason; whoever shares their input stays too.
     pub keep: BTreeMap<String, String>,
+    /// Whether E4M3 is in the products of attention too.
+    pub attention: bool,
 }
 
 /// What a plan is made of.
@@ -104,6 +108,10 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
             // Rounding to bf16 needs no numbers.
             (Scheme::Bf16, _) => {}
         }
+    }
+    if options.scheme == Scheme::Fp8 && options.attention {
+        let planner = Planner { sources, component, options };
+        planner.attention(&mut numerics)?;
     }
     Ok(Plan { numerics, errors })
 }
@@ -217,6 +225,34 @@ impl Planner<'_> {
             errors.insert(layer.clone(), of_weights + input_error);
             let weights = WeightScales::Tensor(scale);
             numerics.layers.insert(layer.clone(), plain(weights, Some(input)));
+        }
+        Ok(())
+    }
+
+    /// The attentions of every block whose layers are quantised.
+    fn attention(&self, numerics: &mut ComponentNumerics) -> Result<(), Error> {
+        let spec = &self.sources.manifest.denoiser;
+        #[expect(clippy::cast_precision_loss, reason = "head widths are small")]
+        let scale = 1.0 / (spec.head_width as f32).sqrt();
+        for block in 0..spec.layers {
+            // As the graph of a step names its two attentions.
+            for (name, node) in [("attn1", "MultiHeadAttention"), ("attn2", "MultiHeadAttention.2")] {
+                let name = format!("blocks.{block}.{name}");
+                if !numerics.layers.contains_key(&format!("{name}.to_q")) {
+                    continue;
+                }
+                let seen = |part: &str| {
+                    let point = format!("block.{block}/{node}:{part}");
+                    let seen = self.sources.table.over_bins(self.component, &point);
+                    seen.map(|seen| seen.magnitude()).ok_or_else(|| self.not_observed(&point))
+                };
+                let numbers = AttentionNumerics {
+                    queries: fp8::range(scale * seen("q")?).scale,
+                    keys: fp8::range(seen("k")?).scale,
+                    values: fp8::range(seen("v")?).scale,
+                };
+                numerics.attention.insert(name, numbers);
+            }
         }
         Ok(())
     }

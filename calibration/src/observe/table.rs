@@ -56,9 +56,13 @@ impl Table {
 
     /// What the input of a layer was over all bins.
     pub fn input(&self, component: &Component, layer: &str) -> Option<Statistics> {
-        let folder = component_folder(component);
-        let point = self.inputs.get(&folder)?.get(layer)?;
-        let parts: Vec<_> = self.components.get(&folder)?.values().filter_map(|bin| bin.get(point)).collect();
+        self.over_bins(component, self.inputs.get(&component_folder(component))?.get(layer)?)
+    }
+
+    /// What a point was over all bins.
+    pub fn over_bins(&self, component: &Component, point: &str) -> Option<Statistics> {
+        let bins = self.components.get(&component_folder(component))?;
+        let parts: Vec<_> = bins.values().filter_map(|bin| bin.get(point)).collect();
         (!parts.is_empty()).then(|| Statistics::merged(parts))
     }
 

@@ -224,17 +224,20 @@ pub enum Dialect {
     /// For the CUDA execution provider: fused attention, arithmetic in the number format of the weights, which is bf16
     /// unless another is asked for, and no operator that lacks a bf16 kernel there. Inputs and outputs stay f32.
     Cuda,
+    /// For TensorRT: the same arithmetic in ONNX's own small operators, which TensorRT fuses by itself.
+    Tensorrt,
 }
 
 impl Dialect {
     /// Every dialect.
-    pub const ALL: [Self; 2] = [Self::Cpu, Self::Cuda];
+    pub const ALL: [Self; 3] = [Self::Cpu, Self::Cuda, Self::Tensorrt];
 
     /// The name used in flags and file names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
+            Self::Tensorrt => "tensorrt",
         }
     }
 
@@ -242,7 +245,7 @@ impl Dialect {
     pub fn weights(self) -> WeightType {
         match self {
             Self::Cpu => WeightType::F32,
-            Self::Cuda => WeightType::Bf16,
+            Self::Cuda | Self::Tensorrt => WeightType::Bf16,
         }
     }
 }
@@ -258,7 +261,12 @@ impl std::str::FromStr for Dialect {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|dialect| dialect.name() == text).ok_or_else(|| {
-            Error::value("--target", text, "graphs are exported for the CPU and for CUDA", "use cpu or cuda")
+            Error::value(
+                "--target",
+                text,
+                "graphs are exported for the CPU, CUDA and TensorRT",
+                "use cpu, cuda or tensorrt",
+            )
         })
     }
 }

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// Standard operators: 23 is the first with `RMSNormalization`; ONNX Runtime 1.31 reads up to 26.
 const OPSET: i64 = 23;
+/// The same of plain graphs.
+const PLAIN_OPSET: i64 = 21;
 /// ONNX Runtime 1.31 reads up to 13.
 const IR_VERSION: i64 = 11;
 /// Domain of ONNX Runtime's own operators.
@@ -25,6 +27,7 @@ pub(crate) const RUSHES: &str = "rushes";
 #[derive(Debug, Default)]
 pub struct GraphBuilder {
     name: String,
+    is_plain: bool,
     scopes: Vec<String>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
@@ -100,6 +103,17 @@ impl GraphBuilder {
     /// An empty graph.
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), ..Self::default() }
+    }
+
+    /// An empty graph of ONNX's own operators, none younger than version 21 of them: fused ones are taken apart, which
+    /// TensorRT fuses again.
+    pub fn plain(name: &str) -> Self {
+        Self { is_plain: true, ..Self::new(name) }
+    }
+
+    /// Whether the graph is made of ONNX's own operators alone.
+    pub fn is_plain(&self) -> bool {
+        self.is_plain
     }
 
     /// Runs `build` with `scope` in front of the names of what it makes.
@@ -387,7 +401,11 @@ impl GraphBuilder {
             initializer: self.initializers,
         };
         let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
-        let mut opsets = vec![opset("", OPSET), opset(MICROSOFT, 1)];
+        let mut opsets = if self.is_plain {
+            vec![opset("", PLAIN_OPSET)]
+        } else {
+            vec![opset("", OPSET), opset(MICROSOFT, 1)]
+        };
         if needs_rushes {
             opsets.push(opset(RUSHES, 1));
         }

@@ -21,6 +21,7 @@ pub use error::Error;
 pub use external::ExternalData;
 pub use model::Model;
 pub use op::attention::Attention;
+pub use op::decomposed::AttentionRanges;
 pub use op::kernels::{Activation, HeadAttention, LinearOperands, PackedBf16, PackedInt8, Quantized};
 pub use op::quantized::QuantizedRange;
 pub use tensor::Tensor;

@@ -15,7 +15,7 @@ use graph::{Attention, Dim, GraphBuilder, Model, Tensor};
 /// # Errors
 /// A weight that is missing or does not fit the spec.
 pub fn decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
-    let mut graph = GraphBuilder::new(match chunk {
+    let mut graph = weights.lowering().builder(match chunk {
         Chunk::First => "decoder_first",
         Chunk::Next => "decoder_next",
     });
@@ -34,7 +34,7 @@ pub fn decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) ->
 /// # Errors
 /// A weight that is missing or does not fit the spec.
 pub fn decoder_stem_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
-    let mut graph = GraphBuilder::new(match chunk {
+    let mut graph = weights.lowering().builder(match chunk {
         Chunk::First => "decoder_stem_first",
         Chunk::Next => "decoder_stem_next",
     });
@@ -51,7 +51,7 @@ pub fn decoder_stem_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_
 /// # Errors
 /// A weight that is missing or does not fit the spec.
 pub fn decoder_rise_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
-    let mut graph = GraphBuilder::new(match chunk {
+    let mut graph = weights.lowering().builder(match chunk {
         Chunk::First => "decoder_rise_first",
         Chunk::Next => "decoder_rise_next",
     });

@@ -5,14 +5,14 @@ use super::graph_weights::GraphWeights;
 use super::step_ends::{StepStart, TextInput};
 use crate::Error;
 use bundle::spec::DenoiserSpec;
-use graph::{GraphBuilder, Model};
+use graph::Model;
 
 /// Builds the step graph of one expert.
 ///
 /// # Errors
 /// A weight that is missing or does not fit the spec.
 pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Model, Error> {
-    let mut graph = GraphBuilder::new("step");
+    let mut graph = weights.lowering().builder("step");
     let g = &mut graph;
     let start = StepStart::new(g, spec, weights, TextInput::Whole)?;
     let mut x = start.x.clone();

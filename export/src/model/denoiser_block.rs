@@ -3,8 +3,9 @@
 use super::graph_weights::GraphWeights;
 use crate::Error;
 use bundle::dtype::ElementType;
+use bundle::quantization::AttentionNumerics;
 use bundle::spec::DenoiserSpec;
-use graph::{Attention, GraphBuilder, Tensor};
+use graph::{Attention, AttentionRanges, GraphBuilder, Tensor};
 
 /// What every block is told besides the tokens.
 #[derive(Debug)]
@@ -83,6 +84,27 @@ fn head_attention(spec: &DenoiserSpec) -> Attention {
     Attention { heads: spec.heads, scale }
 }
 
+/// Attention, its products in E4M3 where `name` is quantised.
+fn attend(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    name: &str,
+    [q, k, v]: [&Tensor; 3],
+) -> Result<Tensor, Error> {
+    let Some(numbers) = weights.attention(name) else {
+        return Ok(g.attention(head_attention(spec), q, k, v, None)?);
+    };
+    let element = q.element();
+    let ranges = AttentionRanges {
+        queries: g.range_e4m3(numbers.queries, element)?,
+        keys: g.range_e4m3(numbers.keys, element)?,
+        values: g.range_e4m3(numbers.values, element)?,
+        weights: g.range_e4m3(AttentionNumerics::WEIGHTS, element)?,
+    };
+    Ok(g.decomposed_attention(head_attention(spec), [q, k, v], None, Some(&ranges))?)
+}
+
 fn self_attention(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
@@ -98,7 +120,7 @@ fn self_attention(
     let v = weights.linear(g, &of("to_v"), x, [d, d])?;
     let q = g.rotate_interleaved(spec.heads, &q, &conditions.cos, &conditions.sin)?;
     let k = g.rotate_interleaved(spec.heads, &k, &conditions.cos, &conditions.sin)?;
-    let mixed = g.attention(head_attention(spec), &q, &k, &v, None)?;
+    let mixed = attend(g, spec, weights, name, [&q, &k, &v])?;
     weights.linear(g, &of("to_out.0"), &mixed, [d, d])
 }
 
@@ -115,7 +137,7 @@ fn cross_attention(
     let q = normed_projection(g, spec, weights, [&of("to_q"), &of("norm_q")], x)?;
     let k = normed_projection(g, spec, weights, [&of("to_k"), &of("norm_k")], text)?;
     let v = weights.linear(g, &of("to_v"), text, [d, d])?;
-    let mixed = g.attention(head_attention(spec), &q, &k, &v, None)?;
+    let mixed = attend(g, spec, weights, name, [&q, &k, &v])?;
     weights.linear(g, &of("to_out.0"), &mixed, [d, d])
 }
 

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::quantized::INPUT_FACTORS;
 use crate::weights::PlacedWeights;
 use bundle::dtype::ElementType;
-use bundle::quantization::{ComponentNumerics, Fold, LayerNumerics};
+use bundle::quantization::{AttentionNumerics, ComponentNumerics, Fold, LayerNumerics};
 use graph::{ExternalData, GraphBuilder, Tensor};
 
 /// The weights of one component, checked against the shapes that its model needs.
@@ -31,6 +31,11 @@ impl<'a> GraphWeights<'a> {
     /// The numbers of a layer, if it is quantised.
     pub fn layer(&self, name: &str) -> Option<&'a LayerNumerics> {
         self.numerics?.layers.get(name)
+    }
+
+    /// The numbers of the products inside an attention, if they are quantised.
+    pub fn attention(&self, name: &str) -> Option<AttentionNumerics> {
+        self.numerics?.attention.get(name).copied()
     }
 
     /// Vectors over channels that make the input of the layer `name`, the scale and shift of a norm: divided where the

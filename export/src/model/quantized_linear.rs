@@ -37,7 +37,8 @@ pub(super) fn quantized_linear(
         }
         (WeightScales::Tensor(scale), Some(input)) => {
             let weight = weights.load_stored(g, &stored, &[width, out], &[width, out])?;
-            let (range, weight_range) = (g.range_e4m3(input.scale)?, g.range_e4m3(*scale)?);
+            let (range, weight_range) =
+                (g.range_e4m3(input.scale, x.element())?, g.range_e4m3(*scale, x.element())?);
             let codes = g.quantize(&flat, &range)?;
             let values = g.dequantize(&codes, &range)?;
             let weight = g.dequantize(&weight, &weight_range)?;

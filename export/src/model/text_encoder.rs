@@ -14,7 +14,7 @@ use graph::{Attention, Dim, GraphBuilder, Model, Tensor};
 /// # Errors
 /// A weight that is missing or does not fit the spec.
 pub fn text_encoder_graph(spec: &TextEncoderSpec, weights: GraphWeights<'_>) -> Result<Model, Error> {
-    let mut graph = GraphBuilder::new("text_encoder");
+    let mut graph = weights.lowering().builder("text_encoder");
     let g = &mut graph;
     let length = Dim::symbol("S");
     let ids = g.input("ids", ElementType::I64, &[1.into(), length.clone()]);

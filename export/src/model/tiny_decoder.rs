@@ -23,7 +23,7 @@ pub fn tiny_decoder_graph(
     chunk: Chunk,
     weights: GraphWeights<'_>,
 ) -> Result<Model, Error> {
-    let mut graph = GraphBuilder::new(match chunk {
+    let mut graph = weights.lowering().builder(match chunk {
         Chunk::First => "preview_first",
         Chunk::Next => "preview_next",
     });

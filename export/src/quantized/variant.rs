@@ -5,7 +5,7 @@ use super::source::BundleWeights;
 use super::values::{self, Planned};
 use crate::Error;
 use crate::model::{
-    Chunk, GraphWeights, KernelLowering, integer_decoder_graph, kernel_step_graph, step_graph,
+    Chunk, GraphWeights, KernelLowering, Lowering, integer_decoder_graph, kernel_step_graph, step_graph,
     text_encoder_graph,
 };
 use crate::weights::PlacedWeights;
@@ -120,10 +120,13 @@ fn lower(
     let (placed, bytes) = write_weights(&source, numerics, &planned, &location)?;
     let folder = layout::component_folder(&entry.component);
     let mut graphs = Vec::new();
-    for (part, model) in build(&bundle.manifest, numerics, &placed, operators)? {
-        let file = layout::graph_file(&entry.component, part, Dialect::Cpu, precision, operators, &digest);
-        model.write(&bundle.folder.join(&file))?;
-        graphs.push(GraphEntry { part, dialect: Dialect::Cpu, precision, operators, file });
+    for dialect in dialects(request.scheme) {
+        let lowering = Lowering::new(*dialect, dialect.weights());
+        for (part, model) in build(&bundle.manifest, numerics, &placed, (operators, lowering))? {
+            let file = layout::graph_file(&entry.component, part, *dialect, precision, operators, &digest);
+            model.write(&bundle.folder.join(&file))?;
+            graphs.push(GraphEntry { part, dialect: *dialect, precision, operators, file });
+        }
     }
     Ok((graphs, WeightFile { file: format!("{folder}/{location}"), bytes: ByteCount(bytes) }))
 }
@@ -175,14 +178,22 @@ fn write_weights(
     Ok((placed, written.bytes))
 }
 
+/// For what a scheme is written down: E4M3 for TensorRT, and in f32 for the CPU, which computes the same numbers.
+fn dialects(scheme: Scheme) -> &'static [Dialect] {
+    match scheme {
+        Scheme::Fp8 => &[Dialect::Cpu, Dialect::Tensorrt],
+        Scheme::Int8 | Scheme::Int8Weights | Scheme::Bf16 => &[Dialect::Cpu],
+    }
+}
+
 /// The graphs of a component over quantised weights.
 fn build(
     manifest: &Manifest,
     numerics: &ComponentNumerics,
     placed: &PlacedWeights,
-    operators: Operators,
+    (operators, lowering): (Operators, Lowering),
 ) -> Result<Vec<(Part, Model)>, Error> {
-    let weights = GraphWeights::quantized(placed, numerics);
+    let weights = GraphWeights::quantized(placed, numerics).lowered(lowering);
     Ok(match (&numerics.component, operators) {
         (Component::TextEncoder, _) => {
             vec![(Part::Whole, text_encoder_graph(&manifest.text_encoder, weights)?)]

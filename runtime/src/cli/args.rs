@@ -209,7 +209,7 @@ pub(super) struct ExportArgs {
     /// The folder to make
     #[arg(long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// What the graphs are for, cpu or cuda; may be given more than once
+    /// What the graphs are for, cpu, cuda or tensorrt; may be given more than once
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) target: Vec<Dialect>,
     /// How weights are stored: f32, f16 or bf16 [default: f32 for cpu alone, bf16 with cuda]
@@ -274,6 +274,9 @@ pub(super) struct QuantizeArgs {
     /// In whose operators int8 steps are written down: own, stock, or own,stock for both, which takes twice the room
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "own")]
     pub(super) operators: Vec<Operators>,
+    /// With fp8: E4M3 in the products of attention too
+    #[arg(long)]
+    pub(super) attention: bool,
     /// What `rushes calibrate` wrote [default: calibration.json of the bundle]
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,

@@ -38,7 +38,13 @@ const PROMPTS: [&str; 2] =
 pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let path = args.calibration.clone().unwrap_or_else(|| args.bundle.join(table::FILE));
-    let options = QuantizeOptions { scheme: args.scheme, operators: args.operators.clone() };
+    if args.attention && args.scheme != Scheme::Fp8 {
+        let (rule, fix) =
+            ("products of attention are quantised in fp8 alone", "add --scheme fp8, or leave it out");
+        return Err(bundle::Error::value("--attention", args.scheme, rule, fix).into());
+    }
+    let options =
+        QuantizeOptions { scheme: args.scheme, operators: args.operators.clone(), attention: args.attention };
     let quantizer = Quantizer::open(&args.bundle, &path, options)?;
     let onnx = everywhere.onnx_runtime()?;
     let cancel = cancel_on_interrupt();

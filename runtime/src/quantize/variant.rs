@@ -33,6 +33,8 @@ pub struct QuantizeOptions {
     pub scheme: Scheme,
     /// In which operators steps are written down; both make the bundle larger.
     pub operators: Vec<Operators>,
+    /// Whether [`Scheme::Fp8`] is in the products of attention too.
+    pub attention: bool,
 }
 
 /// The weights of every component.
@@ -101,6 +103,7 @@ impl Quantizer {
             scheme: self.options.scheme,
             method: RangeMethod::LeastSquares,
             keep: keep.clone(),
+            attention: self.options.attention,
         };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
         Ok(plan(sources, entry, &options)?)
@@ -114,7 +117,7 @@ impl Quantizer {
         let mut manifest = self.bundle.manifest.clone();
         let entry = manifest.components.iter_mut().find(|entry| entry.component == numerics.component);
         if let Some(entry) = entry {
-            let QuantizeOptions { scheme, operators } = &self.options;
+            let QuantizeOptions { scheme, operators, .. } = &self.options;
             let request = VariantRequest { scheme: *scheme, numerics: &numerics, operators, note };
             write_variant(&self.bundle, entry, &request)?;
         }

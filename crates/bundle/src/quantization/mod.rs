@@ -136,6 +136,22 @@ pub struct LayerNumerics {
     pub range_shift: Option<Vec<f32>>,
 }
 
+/// How the products inside an attention are quantised: E4M3 scales of what they multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AttentionNumerics {
+    /// Of the queries, multiplied with the attention's scale.
+    pub queries: f32,
+    /// Of the keys.
+    pub keys: f32,
+    /// Of the values.
+    pub values: f32,
+}
+
+impl AttentionNumerics {
+    /// The scale of what a softmax gives, 0 to 1.
+    pub const WEIGHTS: f32 = 1.0 / 448.0;
+}
+
 /// How one component is quantised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComponentNumerics {
@@ -147,12 +163,15 @@ pub struct ComponentNumerics {
     pub layers: BTreeMap<String, LayerNumerics>,
     /// Layers that could be quantised and are not, each with the reason.
     pub kept: BTreeMap<String, String>,
+    /// Attentions whose products are quantised, by name, like `blocks.0.attn1`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attention: BTreeMap<String, AttentionNumerics>,
 }
 
 impl ComponentNumerics {
     /// Nothing is quantised.
     pub fn empty(component: Component, digest: Digest) -> Self {
-        Self { component, digest, layers: BTreeMap::new(), kept: BTreeMap::new() }
+        Self { component, digest, layers: BTreeMap::new(), kept: BTreeMap::new(), attention: BTreeMap::new() }
     }
 
     /// A digest over every number, for file names.

@@ -47,6 +47,9 @@ impl GraphBuilder {
                 format!("q [B,L,d], k and v [B,S,d] for {} heads, bias [1,n,L,S]", attention.heads);
             return Err(self.mismatch("MultiHeadAttention", expected, &operands));
         }
+        if self.is_plain() {
+            return self.decomposed_attention(attention, [q, k, v], bias, None);
+        }
         let operator = Operator::microsoft("MultiHeadAttention")
             .int("num_heads", attention.heads)
             .float("scale", attention.scale);
@@ -82,6 +85,9 @@ impl GraphBuilder {
                 "x [B,L,n·hd], cos and sin [L,hd/2]",
                 &[x, cos, sin],
             ));
+        }
+        if self.is_plain() {
+            return self.decomposed_rotation(heads, x, [cos, sin]);
         }
         let operator = Operator::microsoft("RotaryEmbedding").int("interleaved", 1).int("num_heads", heads);
         let first_position = self.integers("integer 0", &[1], &[0])?;

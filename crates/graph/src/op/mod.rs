@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 mod convolution;
+pub(crate) mod decomposed;
 mod elementwise;
 pub(crate) mod kernels;
 mod linear;

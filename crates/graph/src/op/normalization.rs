@@ -38,6 +38,9 @@ impl GraphBuilder {
         if gain.shape() != [x.from_last(1)] {
             return Err(self.mismatch("RMSNormalization", "a gain of the last axis", &[x, gain]));
         }
+        if self.is_plain() {
+            return self.decomposed_rms_norm(x, gain, narrow(epsilon));
+        }
         let norm = Operator::new("RMSNormalization").signed_int("axis", -1).float("epsilon", narrow(epsilon));
         Ok(self.node(norm, &[Some(x), Some(gain)], x.element(), x.shape().to_vec()))
     }

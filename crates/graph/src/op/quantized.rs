@@ -8,7 +8,7 @@ use bundle::quantization::Affine;
 /// A range as constants of a graph.
 #[derive(Debug, Clone)]
 pub struct QuantizedRange {
-    /// f32 scalar.
+    /// A scalar in the number format of the values.
     pub scale: Tensor,
     /// The code of 0.
     pub zero_point: Tensor,
@@ -32,13 +32,20 @@ impl GraphBuilder {
         Ok(QuantizedRange { scale: self.scalar(range.scale)?, zero_point })
     }
 
-    /// The constants of a range of E4M3 codes.
+    /// The constants of a range of E4M3 codes of values in the number format `values`, f32 or bf16, which the scale has too.
     ///
     /// # Errors
     /// Never.
-    pub fn range_e4m3(&mut self, scale: f32) -> Result<QuantizedRange, Error> {
+    pub fn range_e4m3(&mut self, scale: f32, values: ElementType) -> Result<QuantizedRange, Error> {
         let zero_point = self.zero_point(ElementType::F8E4M3, 0)?;
-        Ok(QuantizedRange { scale: self.scalar(scale)?, zero_point })
+        let scale = match values {
+            ElementType::Bf16 => {
+                let upper = scale.to_le_bytes()[2..].to_vec();
+                self.inline(&format!("scalar {scale:e} bf16"), values, &[], 1, upper)?
+            }
+            _ => self.scalar(scale)?,
+        };
+        Ok(QuantizedRange { scale, zero_point })
     }
 
     /// The zero point of signed codes.
@@ -74,7 +81,7 @@ impl GraphBuilder {
         }
         let inputs = [Some(codes), Some(&range.scale), Some(&range.zero_point)];
         let shape = codes.shape().to_vec();
-        Ok(self.node(Operator::new("DequantizeLinear"), &inputs, ElementType::F32, shape))
+        Ok(self.node(Operator::new("DequantizeLinear"), &inputs, range.scale.element(), shape))
     }
 
     /// `x·W + b` in integers, as f32: codes `x [rows,in]` u8, `weight [in,out]` s8 with `scales [out]`, `bias [out]`.

@@ -1,0 +1,127 @@
+//! Attention, rotary embedding and RMS norm in ONNX's own small operators, as TensorRT reads and fuses them.
+
+use super::attention::Attention;
+use super::quantized::QuantizedRange;
+use crate::builder::Operator;
+use crate::{Dim, Error, GraphBuilder, Tensor};
+use bundle::dtype::ElementType;
+
+/// Ranges of E4M3 codes inside an attention.
+#[derive(Debug, Clone)]
+pub struct AttentionRanges {
+    /// Of the queries, with the attention's scale in them.
+    pub queries: QuantizedRange,
+    /// Of the keys.
+    pub keys: QuantizedRange,
+    /// Of the values.
+    pub values: QuantizedRange,
+    /// Of what the softmax gives.
+    pub weights: QuantizedRange,
+}
+
+impl GraphBuilder {
+    /// [`GraphBuilder::attention`] as two products around a softmax, which hold the L×S scores unless they are fused. With
+    /// `ranges` all four operands are rounded to E4M3, each right before its product.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn decomposed_attention(
+        &mut self,
+        attention: Attention,
+        [q, k, v]: [&Tensor; 3],
+        bias: Option<&Tensor>,
+        ranges: Option<&AttentionRanges>,
+    ) -> Result<Tensor, Error> {
+        let factor = self.constant(&format!("scalar {:e}", attention.scale), &[], &[attention.scale])?;
+        let factor = self.cast(&factor, q.element());
+        let queries = self.multiply(q, &factor)?;
+        let queries = self.heads(attention, &queries, [0, 2, 1, 3])?; // [B,n,L,hd]
+        let keys = self.heads(attention, k, [0, 2, 3, 1])?; // [B,n,hd,S]
+        let values = self.heads(attention, v, [0, 2, 1, 3])?; // [B,n,S,vd]
+        let queries = self.rounded(queries, ranges.map(|ranges| &ranges.queries))?;
+        let keys = self.rounded(keys, ranges.map(|ranges| &ranges.keys))?;
+        let mut scores = self.batched_product(&queries, &keys)?;
+        if let Some(bias) = bias {
+            scores = self.add(&scores, bias)?;
+        }
+        let softmax = Operator::new("Softmax").signed_int("axis", -1);
+        let weights = self.node(softmax, &[Some(&scores)], scores.element(), scores.shape().to_vec());
+        let weights = self.rounded(weights, ranges.map(|ranges| &ranges.weights))?;
+        let values = self.rounded(values, ranges.map(|ranges| &ranges.values))?;
+        let mixed = self.batched_product(&weights, &values)?; // [B,n,L,vd]
+        let mixed = self.transpose(&mixed, &[0, 2, 1, 3])?;
+        self.reshape(&mixed, &[q.shape()[0].clone(), q.shape()[1].clone(), v.shape()[2].clone()])
+    }
+
+    /// `x [B,L,n·hd]` as `[B,L,n,hd]` with its axes in another order.
+    fn heads(&mut self, attention: Attention, x: &Tensor, order: [usize; 4]) -> Result<Tensor, Error> {
+        let width = x.from_last(1).fixed().map_or(0, |width| width / attention.heads.max(1));
+        let shape = [x.shape()[0].clone(), x.shape()[1].clone(), attention.heads.into(), width.into()];
+        let split = self.reshape(x, &shape)?;
+        self.transpose(&split, &order)
+    }
+
+    fn rounded(&mut self, x: Tensor, range: Option<&QuantizedRange>) -> Result<Tensor, Error> {
+        let Some(range) = range else { return Ok(x) };
+        let codes = self.quantize(&x, range)?;
+        self.dequantize(&codes, range)
+    }
+
+    /// `a [B,n,L,K]` times `b [B,n,K,S]`.
+    fn batched_product(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
+        let fits = a.rank() == 4
+            && b.rank() == 4
+            && a.shape()[..2] == b.shape()[..2]
+            && a.shape()[3] == b.shape()[2]
+            && a.element() == b.element();
+        if !fits {
+            return Err(self.mismatch("MatMul", "[B,n,L,K] and [B,n,K,S]", &[a, b]));
+        }
+        let mut shape = a.shape().to_vec();
+        shape[3] = b.shape()[3].clone();
+        Ok(self.node(Operator::new("MatMul"), &[Some(a), Some(b)], a.element(), shape))
+    }
+
+    /// [`GraphBuilder::rotate_interleaved`] as `(a·cos - b·sin, a·sin + b·cos)` over pairs.
+    pub(super) fn decomposed_rotation(
+        &mut self,
+        heads: usize,
+        x: &Tensor,
+        [cos, sin]: [&Tensor; 2],
+    ) -> Result<Tensor, Error> {
+        let (rows, half) = (x.shape()[1].clone(), cos.shape()[1].clone());
+        let pairs = [x.shape()[0].clone(), rows.clone(), heads.into(), half.clone(), 2.into()];
+        let pairs = self.reshape(x, &pairs)?;
+        let (a, b) = (self.slice(&pairs, 4, 0, 1)?, self.slice(&pairs, 4, 1, 2)?);
+        let angles = [rows, Dim::from(1), half, Dim::from(1)];
+        let (cos, sin) = (self.reshape(cos, &angles)?, self.reshape(sin, &angles)?);
+        let (a_cos, b_sin) = (self.multiply(&a, &cos)?, self.multiply(&b, &sin)?);
+        let (a_sin, b_cos) = (self.multiply(&a, &sin)?, self.multiply(&b, &cos)?);
+        let (first, second) = (self.subtract(&a_cos, &b_sin)?, self.add(&a_sin, &b_cos)?);
+        let turned = self.concat(&[&first, &second], 4)?;
+        self.reshape(&turned, x.shape())
+    }
+
+    /// [`GraphBuilder::rms_norm`] in steps, the mean in f32.
+    pub(super) fn decomposed_rms_norm(
+        &mut self,
+        x: &Tensor,
+        gain: &Tensor,
+        epsilon: f32,
+    ) -> Result<Tensor, Error> {
+        let wide = self.cast(x, ElementType::F32);
+        let squares = self.multiply(&wide, &wide)?;
+        let mut shape = x.shape().to_vec();
+        let last = shape.len() - 1;
+        shape[last] = 1.into();
+        let axis = self.integers("integer -1", &[1], &[-1])?;
+        let mean = Operator::new("ReduceMean").int("keepdims", 1);
+        let mean = self.node(mean, &[Some(&squares), Some(&axis)], ElementType::F32, shape);
+        let epsilon = self.constant(&format!("scalar {epsilon:e}"), &[], &[epsilon])?;
+        let mean = self.add(&mean, &epsilon)?;
+        let root = self.square_root(&mean);
+        let unit = self.divide(&wide, &root)?;
+        let unit = self.cast(&unit, x.element());
+        self.multiply(&unit, gain)
+    }
+}
