@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Operators that multiply in integers, and where their weight is among the inputs.
-const INTEGER: [(&str, usize); 10] = [
+const INTEGER: [(&str, usize); 11] = [
     ("MatMulIntegerToFloat", 1),
     ("DynamicQuantizeMatMul", 1),
     ("MatMulInteger", 1),
@@ -21,6 +21,7 @@ const INTEGER: [(&str, usize); 10] = [
     ("LinearQ", 2),
     ("LinearQGelu", 2),
     ("LinearQResidual", 2),
+    ("CausalConvolution", 1),
 ];
 /// Operators that multiply in floating point.
 const FLOAT: [&str; 10] = [

@@ -22,6 +22,7 @@ pub use external::ExternalData;
 pub use model::Model;
 pub use op::attention::Attention;
 pub use op::decomposed::AttentionRanges;
+pub use op::frames::{CodedFrames, PackedKernel};
 pub use op::kernels::{Activation, HeadAttention, LinearOperands, PackedBf16, PackedInt8, Quantized};
 pub use op::quantized::QuantizedRange;
 pub use tensor::Tensor;

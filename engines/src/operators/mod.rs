@@ -4,6 +4,7 @@
 //! (`infer_shape`), without which ONNX Runtime reuses no memory.
 
 mod attention;
+mod frames;
 mod linear;
 mod rows;
 mod tensors;
@@ -42,5 +43,7 @@ pub(crate) fn domain(kernels: Kernels, threads: NonZeroUsize) -> ort::Result<Ope
         .add(linear::LinearBf16(with()))?
         .add(linear::LinearBf16Residual(with()))?
         .add(attention::SelfAttention(with()))?
-        .add(attention::CrossAttention(with()))
+        .add(attention::CrossAttention(with()))?
+        .add(frames::ChannelNormQuant(with()))?
+        .add(frames::CausalConvolution(with()))
 }

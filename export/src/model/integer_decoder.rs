@@ -15,7 +15,7 @@ use bundle::spec::VaeSpec;
 use graph::{Attention, Dim, GraphBuilder, Model, QuantizedRange, Tensor};
 
 /// Under the root of the norm: nothing but a guard against 0.
-const EPSILON: f64 = 1e-24;
+pub(super) const EPSILON: f64 = 1e-24;
 
 /// Builds the graph for the first latent frame of a clip, or for every later one. Convolutions that the numbers leave
 /// out run in f32.
@@ -155,33 +155,14 @@ impl Decoder<'_> {
                 self.leave_empty(&conv, &x)?;
             } else {
                 let both = self.causal(&conv, &x, [2 * channels, channels], 1)?;
-                x = self.split_frames(&both, channels)?;
+                x = split_frames(self.g, &both, channels)?;
             }
         }
         let conv = format!("{name}.resample.1");
         let kernel = Kernel { out: channels / 2, channels, taps: 1, side: 3 };
         let (codes, range) = self.codes(&conv, &x)?;
-        let doubled = self.double_pixels(&codes)?;
+        let doubled = double_pixels(self.g, &codes)?;
         self.convolve(&conv, &doubled, range.as_ref(), kernel)
-    }
-
-    /// `[t,h,w,2C]`, two frames side by side, to `[2t,h,w,C]`, one after the other.
-    fn split_frames(&mut self, both: &Tensor, channels: usize) -> Result<Tensor, Error> {
-        let [t, h, w, _] = both.shape() else { return Ok(both.clone()) };
-        let (t, h, w) = (t.clone(), h.clone(), w.clone());
-        let apart = self.g.reshape(both, &[t.clone(), h.clone(), w.clone(), 2.into(), channels.into()])?;
-        let apart = self.g.transpose(&apart, &[0, 3, 1, 2, 4])?;
-        Ok(self.g.reshape(&apart, &[t.times(2), h, w, channels.into()])?)
-    }
-
-    /// `[t,h,w,C]` to `[t,2h,2w,C]`.
-    fn double_pixels(&mut self, x: &Tensor) -> Result<Tensor, Error> {
-        let [t, h, w, c] = x.shape() else { return Ok(x.clone()) };
-        let (t, h, w, c) = (t.clone(), h.clone(), w.clone(), c.clone());
-        let apart = self.g.reshape(x, &[t.clone(), h.clone(), 1.into(), w.clone(), 1.into(), c.clone()])?;
-        let wide = self.g.concat(&[&apart, &apart], 4)?;
-        let high = self.g.concat(&[&wide, &wide], 2)?;
-        Ok(self.g.reshape(&high, &[t, h.times(2), w.times(2), c])?)
     }
 
     /// What a layer reads: codes and their range where it is quantised, else the values.
@@ -305,12 +286,31 @@ impl Decoder<'_> {
     }
 }
 
-fn incomplete(name: &str) -> Error {
+/// `[t,h,w,2C]`, two frames side by side, to `[2t,h,w,C]`, one after the other.
+pub(super) fn split_frames(g: &mut GraphBuilder, both: &Tensor, channels: usize) -> Result<Tensor, Error> {
+    let [t, h, w, _] = both.shape() else { return Ok(both.clone()) };
+    let (t, h, w) = (t.clone(), h.clone(), w.clone());
+    let apart = g.reshape(both, &[t.clone(), h.clone(), w.clone(), 2.into(), channels.into()])?;
+    let apart = g.transpose(&apart, &[0, 3, 1, 2, 4])?;
+    Ok(g.reshape(&apart, &[t.times(2), h, w, channels.into()])?)
+}
+
+/// `[t,h,w,C]` to `[t,2h,2w,C]`.
+pub(super) fn double_pixels(g: &mut GraphBuilder, x: &Tensor) -> Result<Tensor, Error> {
+    let [t, h, w, c] = x.shape() else { return Ok(x.clone()) };
+    let (t, h, w, c) = (t.clone(), h.clone(), w.clone(), c.clone());
+    let apart = g.reshape(x, &[t.clone(), h.clone(), 1.into(), w.clone(), 1.into(), c.clone()])?;
+    let wide = g.concat(&[&apart, &apart], 4)?;
+    let high = g.concat(&[&wide, &wide], 2)?;
+    Ok(g.reshape(&high, &[t, h.times(2), w.times(2), c])?)
+}
+
+pub(super) fn incomplete(name: &str) -> Error {
     Error::Numerics { layer: name.to_owned() }
 }
 
 /// Two frames like those of `x [t,h,w,C]`.
-fn history_shape(x: &Tensor) -> Vec<Dim> {
+pub(super) fn history_shape(x: &Tensor) -> Vec<Dim> {
     let mut shape = x.shape().to_vec();
     shape[0] = 2.into();
     shape

@@ -1,8 +1,9 @@
-//! What is stored of an expert for our own operators: fused layers packed, high precision for the rest.
+//! What is stored of an expert or a decoder for our own operators: layers packed, high precision for the rest.
 
 use super::source::BundleWeights;
-use super::values::{Content, INPUT_FACTORS, Planned, as_it_is};
+use super::values::{Content, INPUT_FACTORS, Planned, as_it_is, taps_first};
 use crate::Error;
+use crate::checkpoint::inventory::Required;
 use crate::weights::new_file::Stored;
 use crate::weights::packed::PackedFormat;
 use bundle::dtype::ElementType;
@@ -13,7 +14,7 @@ use std::collections::BTreeSet;
 
 /// All tensors of an expert, in the order in which they are written. A fused layer is stored in bytes where its parts are
 /// quantised, else in bf16.
-pub(super) fn plan(
+pub(super) fn plan_expert(
     source: &BundleWeights,
     numerics: &ComponentNumerics,
     spec: &DenoiserSpec,
@@ -43,4 +44,34 @@ pub(super) fn plan(
         all.push(Planned::packed(layer, format));
     }
     Ok(all)
+}
+
+/// All tensors of a decoder, in the order in which they are written. A convolution that is not quantised, or whose kernel
+/// our operators do not read, is stored in f32.
+pub(super) fn plan_decoder(source: &BundleWeights, numerics: &ComponentNumerics) -> Vec<Planned> {
+    let packed = |layer: &str, shape: &[usize]| {
+        let is_quantized = numerics.layers.contains_key(layer);
+        is_quantized.then(|| Planned::packed_kernel(layer, shape)).flatten()
+    };
+    let shape_of = |weight: String| {
+        source.required.iter().find(|other| other.name == weight).map(|other| other.shape.as_slice())
+    };
+    let mut all = Vec::new();
+    for required in &source.required {
+        let Required { name, shape } = required;
+        let (layer, part) = name.rsplit_once('.').unwrap_or((name, ""));
+        let one = |shape: Vec<usize>, content: fn(String) -> Content| {
+            let stored = Stored { name: name.clone(), element: ElementType::F32, shape };
+            Planned::one(stored, content(name.clone()))
+        };
+        match part {
+            "weight" => {
+                all.push(packed(layer, shape).unwrap_or_else(|| one(taps_first(shape), Content::TapsFirst)))
+            }
+            "bias"
+                if shape_of(format!("{layer}.weight")).and_then(|shape| packed(layer, shape)).is_some() => {}
+            _ => all.push(one(shape.clone(), Content::Rounded)),
+        }
+    }
+    all
 }

@@ -46,6 +46,8 @@ pub(super) enum Content {
     InputFactors(String),
     /// A fused layer as our own operators read it.
     Packed(FusedLayer, PackedFormat),
+    /// A convolution of the decoder as our own operators read it.
+    PackedKernel(String),
 }
 
 /// All tensors of a variant, in the order in which they are written.
@@ -125,7 +127,7 @@ fn narrowed(source: &BundleWeights, name: &str) -> Result<ElementType, Error> {
 }
 
 /// `[out,in,3,k,k]` as `[out,3·in,k,k]`, or a kernel without time as `[out,in,k,k]`.
-fn taps_first(shape: &[usize]) -> Vec<usize> {
+pub(super) fn taps_first(shape: &[usize]) -> Vec<usize> {
     match shape {
         [out, channels, taps, height, width] => vec![*out, taps * channels, *height, *width],
         _ => shape.to_vec(),
@@ -175,6 +177,13 @@ impl Planned {
         Self { stored: packed::stored(&layer, format), content: Content::Packed(layer, format) }
     }
 
+    /// The tensors of a convolution of the decoder, whose weight has this shape; nothing for one that our operators do
+    /// not read.
+    pub(super) fn packed_kernel(layer: &str, shape: &[usize]) -> Option<Self> {
+        let stored = packed::stored_kernel(layer, shape)?;
+        Some(Self { stored, content: Content::PackedKernel(layer.to_owned()) })
+    }
+
     /// The bytes that are stored, tensor by tensor.
     pub(super) fn bytes(
         &self,
@@ -215,6 +224,7 @@ impl Planned {
             Content::Packed(layer, format) => {
                 return packed::packed(layer, *format, |part| part_weights(source, numerics, part));
             }
+            Content::PackedKernel(name) => return packed_kernel(source, name, layer(name).1),
         };
         Ok(vec![one])
     }
@@ -247,6 +257,16 @@ fn part_weights(
     let (_, codes) = row_codes(source, name, numbers, scales)?;
     let bias = bias(source, name, numbers, scales.len(), Input::RunTime)?;
     Ok(PartWeights { numbers: Numbers::Codes { codes, scales: scales.clone() }, bias })
+}
+
+/// Codes, sums, scales and bias of a convolution, in the order of [`packed::stored_kernel`].
+fn packed_kernel(source: &BundleWeights, name: &str, numbers: &LayerNumerics) -> Result<Vec<Vec<u8>>, Error> {
+    let WeightScales::Rows(scales) = &numbers.weights else {
+        return Err(Error::Numerics { layer: name.to_owned() });
+    };
+    let (shape, codes) = row_codes(source, name, numbers, scales)?;
+    let bias = bias(source, name, numbers, scales.len(), Input::Static)?;
+    packed::packed_kernel(name, &shape, &move_taps(&codes, &shape), scales, &bias)
 }
 
 /// How the scale of a layer's input is found.

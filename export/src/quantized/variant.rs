@@ -5,8 +5,8 @@ use super::source::BundleWeights;
 use super::values::{self, Planned};
 use crate::Error;
 use crate::model::{
-    Chunk, GraphWeights, KernelLowering, Lowering, integer_decoder_graph, kernel_step_graph, step_graph,
-    text_encoder_graph,
+    Chunk, GraphWeights, KernelLowering, Lowering, integer_decoder_graph, kernel_decoder_graph,
+    kernel_step_graph, step_graph, text_encoder_graph,
 };
 use crate::weights::PlacedWeights;
 use crate::weights::new_file::{Alignment, write_new};
@@ -32,11 +32,11 @@ pub struct VariantRequest<'a> {
 }
 
 impl VariantRequest<'_> {
-    /// Whose operators the variant is written in: ours are for steps of bytes and bf16, the latter for these alone.
+    /// Whose operators the variant is written in: ours are for steps and decoders of bytes, and alone for steps of bf16.
     fn lowerings(&self) -> Vec<Operators> {
         match (&self.numerics.component, self.scheme) {
             (Component::Expert(_), Scheme::Bf16) => vec![Operators::Own],
-            (Component::Expert(_), Scheme::Int8) if !self.numerics.layers.is_empty() => {
+            (Component::Expert(_) | Component::Decoder, Scheme::Int8) if !self.numerics.layers.is_empty() => {
                 self.operators.to_vec()
             }
             _ => vec![Operators::Stock],
@@ -112,7 +112,10 @@ fn lower(
     let source = BundleWeights::open(bundle, entry)?;
     let planned = match operators {
         Operators::Stock => values::plan(&source, numerics)?,
-        Operators::Own => packed_values::plan(&source, numerics, &bundle.manifest.denoiser)?,
+        Operators::Own if numerics.component == Component::Decoder => {
+            packed_values::plan_decoder(&source, numerics)
+        }
+        Operators::Own => packed_values::plan_expert(&source, numerics, &bundle.manifest.denoiser)?,
     };
     let digest = numerics.fingerprint();
     let name = layout::variant_name(precision, operators);
@@ -205,10 +208,16 @@ fn build(
             let lowering = KernelLowering { weights: GraphWeights::new(placed), values_as_bytes: true };
             vec![(Part::Whole, kernel_step_graph(&manifest.denoiser, lowering)?)]
         }
-        (Component::Decoder, _) => [(Part::First, Chunk::First), (Part::Next, Chunk::Next)]
-            .into_iter()
-            .map(|(part, chunk)| Ok((part, integer_decoder_graph(&manifest.vae, chunk, weights)?)))
-            .collect::<Result<_, Error>>()?,
+        (Component::Decoder, operators) => {
+            let build = match operators {
+                Operators::Stock => integer_decoder_graph,
+                Operators::Own => kernel_decoder_graph,
+            };
+            [(Part::First, Chunk::First), (Part::Next, Chunk::Next)]
+                .into_iter()
+                .map(|(part, chunk)| Ok((part, build(&manifest.vae, chunk, weights)?)))
+                .collect::<Result<_, Error>>()?
+        }
         (Component::Preview, _) => Vec::new(),
     })
 }

@@ -1,4 +1,4 @@
-//! Weights of linear layers as the CPU's own operators read them: quantised per output or rounded to bf16, and packed.
+//! Weights of linear layers and convolutions as the CPU's own operators read them: quantised per output or rounded to bf16, and packed.
 //!
 //! The operators read them where they lie in the file: nothing is rearranged when a graph is opened.
 
@@ -10,7 +10,7 @@ use bundle::dtype::ElementType;
 use bundle::layout;
 use bundle::quantization::layers::FusedLayer;
 use half::bf16;
-use kernels::{Bf16Matrix, Int8Matrix, MatrixShape};
+use kernels::{Bf16Matrix, Int8Kernel, Int8Matrix, KernelShape, MatrixShape};
 use rayon::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -117,6 +117,54 @@ pub(crate) fn packed(
             Ok(vec![matrix.packed.iter().flat_map(|value| value.to_le_bytes()).collect(), bias])
         }
     }
+}
+
+/// The kernel of a convolution `[out,in,taps,side,side]`, or without time `[out,in,side,side]`; nothing where there is no
+/// operator for it.
+pub(crate) fn kernel_shape(weight: &[usize]) -> Option<KernelShape> {
+    let (outputs, channels, taps, height, width) = match *weight {
+        [outputs, channels, taps, height, width] => (outputs, channels, taps, height, width),
+        [outputs, channels, height, width] => (outputs, channels, 1, height, width),
+        _ => return None,
+    };
+    let is_known = height == width && [1, 3].contains(&height) && [1, 3].contains(&taps);
+    (is_known && channels % 4 == 0).then_some(KernelShape { outputs, channels, taps, side: height })
+}
+
+/// What is stored of a convolution: `NAME.packed`, `NAME.sums`, `NAME.scales` and `NAME.bias`.
+pub(crate) fn stored_kernel(layer: &str, weight: &[usize]) -> Option<Vec<Stored>> {
+    let shape = kernel_shape(weight)?;
+    let MatrixShape { outputs, inputs } = shape.matrix();
+    let of = |what: &str, element, shape| Stored { name: format!("{layer}.{what}"), element, shape };
+    Some(vec![
+        of("packed", ElementType::I8, vec![outputs.div_ceil(kernels::GROUP), inputs.div_ceil(4), 64]),
+        of("sums", ElementType::I32, vec![shape.taps, outputs]),
+        of("scales", ElementType::F32, vec![outputs]),
+        of("bias", ElementType::F32, vec![outputs]),
+    ])
+}
+
+/// The bytes of the tensors of [`stored_kernel`], in their order, out of codes `[out,taps,in,side,side]`.
+///
+/// # Errors
+/// Numbers that do not fit the shape.
+pub(crate) fn packed_kernel(
+    layer: &str,
+    weight: &[usize],
+    codes: &[i8],
+    scales: &[f32],
+    bias: &[f32],
+) -> Result<Vec<Vec<u8>>, Error> {
+    let damaged = |why: String| Error::header(Path::new(layer), why);
+    let shape = kernel_shape(weight).ok_or_else(|| damaged("a convolution of another kind".into()))?;
+    let kernel = Int8Kernel::pack(shape, codes, scales).map_err(|error| damaged(error.to_string()))?;
+    let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    Ok(vec![
+        kernel.packed.iter().map(|code| code.cast_unsigned()).collect(),
+        kernel.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect(),
+        floats(&kernel.scales),
+        floats(bias),
+    ])
 }
 
 /// Packs `layers` into the new file `name` beside the weights in `folder`, the component's folder in the bundle, with

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 mod convolution;
 pub(crate) mod decomposed;
 mod elementwise;
+pub(crate) mod frames;
 pub(crate) mod kernels;
 mod linear;
 mod normalization;

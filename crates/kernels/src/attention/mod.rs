@@ -7,7 +7,7 @@
 
 mod blocks;
 mod prepare;
-mod scratch;
+pub(crate) mod scratch;
 
 pub use scratch::Scratch;
 

@@ -124,9 +124,9 @@ impl OutputLines {
     /// Nothing that is worth asking for.
     pub(crate) const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0 };
 
-    const LINE: usize = 64;
+    pub(crate) const LINE: usize = 64;
     /// Steps of the product from one pair of lines to the next.
-    const INTERVAL: usize = 16;
+    pub(crate) const INTERVAL: usize = 16;
 }
 
 /// Where the sums of a tile go: rows of 32-bit integers or floats.

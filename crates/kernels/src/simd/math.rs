@@ -22,3 +22,10 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let t = s.min(t, s.splat(100.0));
     s.mul(x, s.reciprocal(s.add(s.splat(1.0), s.exp2(t))))
 }
+
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {
+    let t = s.min(s.mul(x, s.splat(-std::f32::consts::LOG2_E)), s.splat(100.0));
+    s.mul(x, s.reciprocal(s.add(s.splat(1.0), s.exp2(t))))
+}

@@ -16,7 +16,7 @@ pub(crate) mod avx512;
 mod math;
 pub(crate) mod portable;
 
-pub(crate) use math::{exp2_polynomial, gelu_tanh};
+pub(crate) use math::{exp2_polynomial, gelu_tanh, silu};
 
 use half::bf16;
 

@@ -1,0 +1,373 @@
+//! Convolutions of frames with their channels last, over space and, causally, over time.
+//!
+//! Frames `[t,h,w,C]` are codes with one scale and zero point for all of them. A kernel's taps of time are frames side by
+//! side, and its three columns are neighbours in memory: for one row of outputs a convolution is the product of runs of
+//! `side·C` bytes that overlap, one run for each tap and each row of the kernel. So nothing is unrolled and no frames are
+//! stacked; only a border of zeros is put around the frames, and pixels are doubled on the way where that is wanted.
+
+mod padding;
+mod tile;
+
+use crate::Kernels;
+use crate::attention::scratch::Scratch;
+use crate::packing::{GROUP, Int8Matrix, MatrixShape, STEP, SizeError, check};
+use crate::product::tile::{OutputLines, PANEL, Sums};
+use crate::rows::RowScale;
+use crate::shared::{Chunks, Shared};
+use crate::simd::{Operation, Simd};
+use crate::workers::Workers;
+use padding::Padding;
+use std::ops::Range;
+use tile::{RunInput, RunList, multiply_runs};
+
+/// Pixels of one task, about.
+const TASK_PIXELS: usize = 416;
+
+/// Extents of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelShape {
+    /// Channels out.
+    pub outputs: usize,
+    /// Channels in, a multiple of 4.
+    pub channels: usize,
+    /// Frames that it looks at: this one alone (1), or also the two before it (3).
+    pub taps: usize,
+    /// Pixels that it looks at in each direction of space: 1 or 3, around its own.
+    pub side: usize,
+}
+
+impl KernelShape {
+    /// The products of one output, in the order in which they are packed: `[taps, side, side, channels]`.
+    pub fn matrix(self) -> MatrixShape {
+        MatrixShape { outputs: self.outputs, inputs: self.taps * self.side * self.side * self.channels }
+    }
+
+    fn check(self) -> Result<(), SizeError> {
+        let whole = self.channels.max(1).next_multiple_of(STEP);
+        check("channels of the frames, a multiple of 4", self.channels, whole)?;
+        let odd = |size: usize| if size == 1 { 1 } else { 3 };
+        check("taps of the kernel, 1 or 3", self.taps, odd(self.taps))?;
+        check("side of the kernel, 1 or 3", self.side, odd(self.side))
+    }
+}
+
+/// A kernel as the convolution reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Int8Kernel {
+    /// Extents.
+    pub shape: KernelShape,
+    /// `[N/16][K/4][16][4]`.
+    pub packed: Vec<i8>,
+    /// Sums of the codes of each tap and output, `[taps,N]`.
+    pub sums: Vec<i32>,
+    /// What a code of each output is worth, `[N]`.
+    pub scales: Vec<f32>,
+}
+
+impl Int8Kernel {
+    /// Packs codes `[N, taps, channels, side, side]` with a scale for each output.
+    ///
+    /// # Errors
+    /// Numbers that do not fit the shape, or a shape there is no convolution for.
+    pub fn pack(shape: KernelShape, codes: &[i8], scales: &[f32]) -> Result<Self, SizeError> {
+        shape.check()?;
+        let KernelShape { outputs, channels, taps, side } = shape;
+        check("codes", codes.len(), shape.matrix().elements())?;
+        let plane = side * side;
+        let mut ordered = Vec::with_capacity(codes.len());
+        let mut sums = vec![0; taps * outputs];
+        for (index, of_tap) in codes.chunks_exact((channels * plane).max(1)).enumerate() {
+            let (output, tap) = (index / taps, index % taps);
+            sums[tap * outputs + output] = of_tap.iter().map(|code| i32::from(*code)).sum();
+            for place in 0..plane {
+                ordered.extend(of_tap.iter().skip(place).step_by(plane));
+            }
+        }
+        let Int8Matrix { packed, scales, .. } = Int8Matrix::pack(shape.matrix(), &ordered, scales)?;
+        Ok(Self { shape, packed, sums, scales })
+    }
+
+    /// The kernel as the convolution takes it.
+    pub fn view(&self) -> KernelView<'_> {
+        KernelView { shape: self.shape, packed: &self.packed, sums: &self.sums, scales: &self.scales }
+    }
+}
+
+/// An [`Int8Kernel`] that lies anywhere, like in a mapped file.
+#[derive(Debug, Clone, Copy)]
+pub struct KernelView<'a> {
+    /// Extents.
+    pub shape: KernelShape,
+    /// See [`Int8Kernel::packed`].
+    pub packed: &'a [i8],
+    /// See [`Int8Kernel::sums`].
+    pub sums: &'a [i32],
+    /// See [`Int8Kernel::scales`].
+    pub scales: &'a [f32],
+}
+
+/// How pixels and frames change on the way into a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Arrival {
+    /// Each pixel stands for four.
+    pub doubles_pixels: bool,
+    /// Each frame holds two, the halves of its channels.
+    pub splits_frames: bool,
+}
+
+/// One convolution.
+#[derive(Debug)]
+pub struct Convolution<'a> {
+    /// The weights.
+    pub kernel: KernelView<'a>,
+    /// Added to each output, `[N]`.
+    pub bias: &'a [f32],
+    /// Scale and zero point of all codes.
+    pub input: RowScale,
+    /// Codes `[t,h,w,C]`, or `[t,h,w,2C]` where frames are split.
+    pub frames: &'a [u8],
+    /// `t`, `h` and `w` of the codes.
+    pub extent: [usize; 3],
+    /// The two frames before, `[2,h,w,C]`, for a kernel of three taps; nothing where only zeros came before.
+    pub history: Option<&'a [u8]>,
+    /// How the frames arrive.
+    pub arrival: Arrival,
+    /// Added to the result, of its shape.
+    pub residual: Option<&'a [f32]>,
+    /// `[t,h,w,N]`, with twice the pixels or frames where they are doubled or split.
+    pub to: &'a mut [f32],
+}
+
+impl Convolution<'_> {
+    /// Frames, height and width of the result.
+    pub fn result(extent: [usize; 3], arrival: Arrival) -> [usize; 3] {
+        let [frames, height, width] = extent;
+        let (time, space) = (1 + usize::from(arrival.splits_frames), 1 + usize::from(arrival.doubles_pixels));
+        [time * frames, space * height, space * width]
+    }
+
+    fn check(&self) -> Result<(), SizeError> {
+        let KernelView { shape, packed, sums, scales } = self.kernel;
+        shape.check()?;
+        check("packed weights", packed.len(), shape.matrix().packed_int8())?;
+        check("sums of the weights", sums.len(), shape.taps * shape.outputs)?;
+        check("scales of the weights", scales.len(), shape.outputs)?;
+        check("bias", self.bias.len(), shape.outputs)?;
+        let [frames, height, width] = self.extent;
+        let wide = shape.channels * (1 + usize::from(self.arrival.splits_frames));
+        check("frames", self.frames.len(), frames * height * width * wide)?;
+        if let Some(history) = self.history {
+            check("taps of a kernel with a history", shape.taps, 3)?;
+            check("history", history.len(), 2 * height * width * shape.channels)?;
+        }
+        let is_plain = self.arrival == Arrival::default();
+        check("side of a kernel whose frames change", shape.side, if is_plain { shape.side } else { 3 })?;
+        check("taps of a kernel whose frames change", shape.taps, if is_plain { shape.taps } else { 1 })?;
+        let size = Self::result(self.extent, self.arrival).iter().product::<usize>() * shape.outputs;
+        check("residual", self.residual.map_or(size, <[f32]>::len), size)?;
+        check("result of the convolution", self.to.len(), size)
+    }
+}
+
+impl Kernels {
+    /// A convolution; see the fields of [`Convolution`]. Sums of products are exact.
+    ///
+    /// # Errors
+    /// Lengths that do not fit together.
+    pub fn convolve_int8(
+        self,
+        workers: &dyn Workers,
+        scratch: &mut Scratch,
+        convolution: Convolution<'_>,
+    ) -> Result<(), SizeError> {
+        convolution.check()?;
+        let Convolution { kernel, bias, input, frames, extent, history, arrival, residual, to } = convolution;
+        let KernelShape { outputs, channels, taps, side } = kernel.shape;
+        let [count, height, width] = Convolution::result(extent, arrival);
+        if to.is_empty() {
+            return Ok(());
+        }
+        let before = if history.is_some() { 2 } else { 0 };
+        let frame = extent[1] * extent[2] * channels;
+        // Where the frames lie that it reads, those of the history first.
+        let (starts, row) = if side == 1 {
+            let all = history.unwrap_or_default().chunks_exact(frame).chain(frames.chunks_exact(frame));
+            (all.map(<[u8]>::as_ptr).collect::<Vec<_>>(), width * channels)
+        } else {
+            let padded = (height + 2) * (width + 2) * channels;
+            let [region] = scratch.regions([(before + count) * padded]);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a byte")]
+            let zero = input.zero as u8;
+            let padding =
+                Padding { history: history.unwrap_or_default(), frames, extent, channels, arrival, zero };
+            padding.write(workers, before + count, region);
+            let region: &[u8] = region;
+            (region.chunks_exact(padded).map(<[u8]>::as_ptr).collect(), (width + 2) * channels)
+        };
+        // Without a history only the newest tap meets anything but zeros.
+        let used = if taps == 3 && before == 0 { 2..3 } else { 0..taps };
+        let plan = Plan {
+            kernel,
+            bias,
+            input,
+            starts: Starts(starts),
+            row,
+            first_tap: used.start,
+            used_taps: used.len(),
+            width,
+            residual,
+            to: Shared::new(to),
+        };
+        let chunks = Chunks { rows: height, size: TASK_PIXELS.div_ceil(width).min(height) };
+        let each_frame = chunks.count();
+        // Neighbouring tasks share a panel of weights.
+        workers.run(outputs.div_ceil(PANEL) * count * each_frame, &|task| {
+            let (panel, task) = (task / (count * each_frame), task % (count * each_frame));
+            let (frame, chunk) = (task / each_frame, task % each_frame);
+            let rows = chunks.range(chunk);
+            self.run(Panel { plan: &plan, first: panel * PANEL, frame, rows, height });
+        });
+        Ok(())
+    }
+}
+
+/// Pointers to the frames that are read.
+struct Starts(Vec<*const u8>);
+
+// SAFETY: what they point to is only read while the tasks run.
+#[expect(unsafe_code, reason = "pointers to what all tasks read")]
+unsafe impl Sync for Starts {}
+
+/// What all tasks know.
+struct Plan<'a> {
+    kernel: KernelView<'a>,
+    bias: &'a [f32],
+    input: RowScale,
+    starts: Starts,
+    /// Bytes from one row of a frame to the next.
+    row: usize,
+    first_tap: usize,
+    used_taps: usize,
+    /// Pixels of a row.
+    width: usize,
+    residual: Option<&'a [f32]>,
+    to: Shared<'a, f32>,
+}
+
+/// One task: up to 64 channels of some rows of a frame.
+struct Panel<'a, 'b> {
+    plan: &'a Plan<'b>,
+    /// First channel out.
+    first: usize,
+    /// Frame of the result.
+    frame: usize,
+    rows: Range<usize>,
+    height: usize,
+}
+
+/// What belongs to the channels of a panel, with zeros beyond the last.
+#[repr(align(64))]
+struct Columns {
+    starts: [i32; PANEL],
+    scales: [f32; PANEL],
+    bias: [f32; PANEL],
+}
+
+impl Operation for Panel<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let plan = self.plan;
+        let KernelShape { outputs, channels, side, .. } = plan.kernel.shape;
+        let end = outputs.min(self.first + PANEL);
+        let columns = self.columns(self.first..end);
+        let (run, group) = (side * channels, plan.kernel.shape.matrix().inputs * GROUP);
+        let weights = plan.kernel.packed.as_ptr().cast::<u8>();
+        let weights = weights.wrapping_add(self.first / GROUP * group + plan.first_tap * side * run * GROUP);
+        let mut sums = Sums::new();
+        let tall = S::ROWS.min(plan.width);
+        let tiles = plan.width.div_ceil(tall);
+        for (row, tile) in self.rows.clone().flat_map(|row| (0..tiles).map(move |tile| (row, tile))) {
+            // The last tile of a row begins early enough to be whole; what it does again comes out the same.
+            let pixel = (tile * tall).min(plan.width - tall);
+            let mut runs = RunList::new();
+            for tap in 0..plan.used_taps {
+                let frame = plan.starts.0[self.frame + tap];
+                for line in 0..side {
+                    runs.push(frame.wrapping_add((row + line) * plan.row + pixel * channels));
+                }
+            }
+            let at = ((self.frame * self.height + row) * plan.width + pixel) * outputs + self.first;
+            let lines = OutputLines {
+                start: plan.to.address(at),
+                stride: outputs * size_of::<f32>(),
+                width: (end - self.first) * size_of::<f32>(),
+            };
+            let input = RunInput {
+                runs,
+                stride: channels,
+                weights,
+                group,
+                steps: run / STEP,
+                begin: columns.starts.as_ptr(),
+                lines,
+            };
+            let groups = (end - self.first).div_ceil(GROUP);
+            // SAFETY: the frames were checked to have these rows and pixels, `side - 1` more of each where there is a
+            // border, and the weights this many groups.
+            #[expect(unsafe_code, reason = "the innermost loop reads through bare pointers")]
+            unsafe {
+                multiply_runs(s, input, tall, groups, sums.rows());
+            }
+            for (in_tile, sums) in sums.0.iter().enumerate().take(tall) {
+                self.write(s, &columns, sums, at + in_tile * outputs, end - self.first);
+            }
+        }
+    }
+}
+
+impl Panel<'_, '_> {
+    fn columns(&self, range: Range<usize>) -> Columns {
+        let plan = self.plan;
+        let KernelView { shape, sums, scales, .. } = plan.kernel;
+        let mut columns = Columns { starts: [0; PANEL], scales: [0.0; PANEL], bias: [0.0; PANEL] };
+        #[expect(clippy::cast_possible_truncation, reason = "a zero point is a whole number in 0..=255")]
+        let zero = plan.input.zero as i32;
+        for (at, output) in range.enumerate() {
+            let taps = plan.first_tap..plan.first_tap + plan.used_taps;
+            columns.starts[at] = -zero * taps.map(|tap| sums[tap * shape.outputs + output]).sum::<i32>();
+            columns.scales[at] = scales[output] * plan.input.scale;
+            columns.bias[at] = plan.bias[output];
+        }
+        columns
+    }
+
+    /// Writes the channels of one pixel to the result from `at`.
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, columns: &Columns, sums: &[i32; PANEL], at: usize, count: usize) {
+        // SAFETY: a task writes the channels of its own panel in its own rows.
+        #[expect(unsafe_code, reason = "disjoint parts of one result")]
+        let to = unsafe { self.plan.to.part(at, count) };
+        let residual = self.plan.residual.map(|residual| &residual[at..at + count]);
+        for (first, to) in (0..PANEL).step_by(S::LANES).zip(to.chunks_mut(S::LANES)) {
+            // SAFETY: the arrays have a whole vector from `first`, which is a multiple of the lanes.
+            #[expect(unsafe_code, reason = "vectors of fixed arrays")]
+            let (sum, scale, mut offset) = unsafe {
+                (
+                    s.to_f32(s.load_bytes_at(sums.as_ptr().add(first).cast())),
+                    s.load_at(columns.scales.as_ptr().add(first)),
+                    s.load_at(columns.bias.as_ptr().add(first)),
+                )
+            };
+            if let Some(residual) = residual {
+                offset = s.add(offset, s.load(&residual[first..][..to.len()]));
+            }
+            s.store(s.mul_add(sum, scale, offset), to);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../convolution_tests.rs"]
+mod tests;
