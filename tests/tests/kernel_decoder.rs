@@ -1,0 +1,114 @@
+//! A decoder on the CPU's own operators gives what the f32 graph gives, to what bytes allow, on every path.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::manifest::{Bundle, Component, Part};
+use bundle::quantization::Scheme;
+use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
+use bundle::spec::VaeSpec;
+use calibration::observe::replay::Replay;
+use calibration::observe::set::{CalibrationSet, Sample, SetInfo, weight_digests};
+use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
+use graph::Model;
+use kernels::{CpuPath, Kernels};
+use ndarray::{Array, Array1, Array2, ArrayD, Axis, Dimension, ShapeBuilder, concatenate};
+use runtime::quantize::metrics::psnr;
+use runtime::quantize::variant::Kept;
+use runtime::quantize::{QuantizeOptions, Quantizer};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use tests::golden;
+use tests::synthetic::{self, Random, Values};
+
+fn normal<D: Dimension, S: ShapeBuilder<Dim = D>>(shape: S, seed: u64) -> Array<f32, D> {
+    let mut random = Random(seed);
+    Array::from_shape_simple_fn(shape, || random.normal())
+}
+
+/// A decoder whose widths fill no panel, that doubles time once, with two convolutions left in f32.
+fn bundle(folder: &Path) -> Bundle {
+    let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let like = like.model.manifest();
+    let vae = VaeSpec {
+        base: 24,
+        multipliers: vec![1, 2, 3],
+        residual_blocks: 1,
+        temporal_downsample: vec![false, true],
+        ..synthetic::vae()
+    };
+    let specs = (like.denoiser.clone(), vae);
+    let bundle = synthetic::bundle(folder, like, &Component::Decoder, specs, Values::Outliers);
+    let sample = Sample {
+        ids: Vec::new(),
+        text: Vec::new(),
+        latents: normal((1, 16, 1, 1, 1), 1),
+        timesteps: Array1::from(vec![0.0]),
+        latent: normal((16, 3, 6, 8), 5),
+        cos: Array2::zeros((1, 1)),
+        sin: Array2::zeros((1, 1)),
+    };
+    let info = SetInfo {
+        rushes: String::new(),
+        model: String::new(),
+        weights: weight_digests(&bundle.manifest),
+        settings: Vec::new(),
+        samples: vec![(String::new(), 0)],
+    };
+    let set = CalibrationSet::begin(&bundle.folder, info).unwrap();
+    set.write(0, &sample).unwrap();
+    let onnx = OnnxRuntime::load(None).unwrap();
+    let replay = Replay { bundle: &bundle, set: &set, onnx: &onnx, options: options(2) };
+    let table = replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap();
+    table.write(&bundle.folder, &set.info).unwrap();
+    let quantize = QuantizeOptions { scheme: Scheme::Int8, operators: vec![Operators::Own] };
+    let calibration = bundle.folder.join("calibration.json");
+    let mut quantizer = Quantizer::open(&bundle.folder, &calibration, quantize).unwrap();
+    let kept = ["decoder.up_blocks.1.resnets.0.conv1", "decoder.up_blocks.0.upsamplers.0.time_conv"];
+    let kept: Kept = kept.into_iter().map(|layer| (layer.to_owned(), "a test".to_owned())).collect();
+    let numerics = quantizer.plan(&bundle.manifest.components[0], &kept).unwrap().numerics;
+    quantizer.write(numerics, None).unwrap();
+    quantizer.bundle().clone()
+}
+
+fn options(threads: usize) -> OpenOptions {
+    OpenOptions { threads: NonZeroUsize::new(threads), weights: WeightMemory::Mapped }
+}
+
+/// All frames of three latent frames, `[t,3,H,W]`.
+fn decode(bundle: &Bundle, precision: Precision, kernels: Kernels, threads: usize) -> ArrayD<f32> {
+    let onnx = OnnxRuntime::load(None).unwrap().with_kernels(kernels);
+    let latent: ArrayD<f32> = normal((1, 16, 3, 7, 5), 77).into_dyn();
+    let mut caches: Vec<(String, Value)> = Vec::new();
+    let mut frames = Vec::new();
+    for index in 0..3 {
+        let part = if index == 0 { Part::First } else { Part::Next };
+        let entry = &bundle.manifest.components[0];
+        let path = bundle.path(&entry.graph(part, Dialect::Cpu, precision, Operators::Own).unwrap().file);
+        let contract = Model::read(&path).unwrap().signature();
+        let mut engine = onnx.open(&path, &contract, &options(threads)).unwrap();
+        let one = latent.index_axis(Axis(2), index).to_owned().insert_axis(Axis(2));
+        let one = Value::from_f32(one);
+        let mut inputs = vec![("latent", &one)];
+        inputs.extend(caches.iter().map(|(name, value)| (name.as_str(), value)));
+        let mut outputs = engine.run(&inputs, &Cancel::new()).unwrap();
+        frames.push(outputs.take("frames").unwrap().to_f32().unwrap());
+        let renamed = |name: &str| name.strip_prefix(CACHE_OUTPUT).map(|n| format!("{CACHE_INPUT}{n}"));
+        caches = outputs.into_iter().filter_map(|(name, value)| Some((renamed(&name)?, value))).collect();
+    }
+    let views: Vec<_> = frames.iter().map(ArrayD::view).collect();
+    concatenate(Axis(0), &views).unwrap()
+}
+
+#[test]
+fn frames_are_near_those_of_the_f32_graph_on_every_path_and_the_same_for_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = bundle(folder.path());
+    let exact = decode(&bundle, Precision::F32, Kernels::best(), 2);
+    assert_eq!(exact.shape(), [5, 3, 28, 20]);
+    for kernels in CpuPath::ALL.into_iter().filter_map(|path| Kernels::of(path).ok()) {
+        let frames = decode(&bundle, Precision::Int8, kernels, 1);
+        assert_eq!(decode(&bundle, Precision::Int8, kernels, 3), frames, "on {}", kernels.path());
+        let near = psnr((frames / 2.0).view(), (&exact / 2.0).view());
+        assert!(near >= 30.0, "{near:.1} dB on {}", kernels.path());
+    }
+}
