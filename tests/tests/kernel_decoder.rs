@@ -95,7 +95,7 @@ fn decode(bundle: &Bundle, precision: Precision, kernels: Kernels, threads: usiz
         let renamed = |name: &str| name.strip_prefix(CACHE_OUTPUT).map(|n| format!("{CACHE_INPUT}{n}"));
         caches = outputs.into_iter().filter_map(|(name, value)| Some((renamed(&name)?, value))).collect();
     }
-    let views: Vec<_> = frames.iter().map(ArrayD::view).collect();
+    let views: Vec<_> = frames.iter().map(|frames| frames.view()).collect();
     concatenate(Axis(0), &views).unwrap()
 }
 
