@@ -272,26 +272,17 @@ impl Prepare<'_, '_> {
             {
                 // The quad that the probabilities have at this position.
                 let quad = position / S::LANES * S::LANES + S::quad_order(position % S::LANES);
-                let mut codes = [[0_i8; GROUP]; STEP];
-                for (offset, codes) in codes.iter_mut().enumerate() {
-                    let row = padded.start + quad * STEP + offset;
-                    if row >= rows.end {
-                        continue;
-                    }
-                    let column = head * layout.width + first;
-                    let row = &values.row(row)[column..column + GROUP];
-                    for at in (0..GROUP).step_by(S::LANES) {
-                        let scaled = s.mul(s.load_bf16(&row[at..]), s.load(&inverses[column + at..]));
-                        let codes = &mut codes[at..at + S::LANES];
-                        // SAFETY: the slice has as many as there are lanes.
-                        unsafe { s.store_i8_at(s.to_i32(scaled), codes.as_mut_ptr()) };
-                    }
-                }
                 let to = &mut packed[(first / GROUP * steps + position) * GROUP * STEP..][..GROUP * STEP];
-                for (channel, to) in to.chunks_exact_mut(STEP).enumerate() {
-                    to.copy_from_slice(
-                        &[0, 1, 2, 3].map(|offset: usize| codes[offset][channel].cast_unsigned()),
-                    );
+                for (at, to) in (0..GROUP).step_by(S::LANES).zip(to.chunks_exact_mut(S::LANES * STEP)) {
+                    let column = head * layout.width + first + at;
+                    let inverse = s.load(&inverses[column..column + S::LANES]);
+                    let mut quad_codes = [s.splat_i32(0); STEP];
+                    for (codes, row) in quad_codes.iter_mut().zip(padded.start + quad * STEP..rows.end) {
+                        let row = &values.row(row)[column..column + S::LANES];
+                        *codes = s.to_i32(s.mul(s.load_bf16(row), inverse));
+                    }
+                    // SAFETY: the chunk has four bytes for each lane.
+                    unsafe { s.store_bytes_of_lanes_at(quad_codes, to.as_mut_ptr()) };
                 }
             }
         }

@@ -10,10 +10,10 @@ use std::arch::x86_64::{
     _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_cvtps_epi32,
     _mm512_cvtsepi32_epi8, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_max_epi32, _mm512_max_ps, _mm512_min_epi32,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_packs_epi32, _mm512_packus_epi16,
-    _mm512_permute_ps, _mm512_rcp14_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_reduce_ps,
-    _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi32,
-    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_packs_epi32,
+    _mm512_packus_epi16, _mm512_permute_ps, _mm512_rcp14_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
+    _mm512_reduce_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps,
 };
 use std::mem::transmute;
 
@@ -227,6 +227,21 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store_i8_at(self, value: __m512i, to: *mut i8) {
         // SAFETY: the caller's, and `Avx512`'s.
         unsafe { _mm_storeu_si128(to.cast::<__m128i>(), _mm512_cvtsepi32_epi8(value)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes_of_lanes_at(self, [a, b, c, d]: [__m512i; 4], to: *mut u8) {
+        // SAFETY: the caller's, and `Avx512`'s.
+        unsafe {
+            let low = _mm512_set1_epi32(0xFF);
+            let first =
+                _mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32::<8>(_mm512_and_si512(b, low)));
+            let second = _mm512_or_si512(
+                _mm512_slli_epi32::<16>(_mm512_and_si512(c, low)),
+                _mm512_slli_epi32::<24>(d),
+            );
+            _mm512_storeu_si512(to.cast::<__m512i>(), _mm512_or_si512(first, second));
+        }
     }
 
     #[inline(always)]

@@ -108,6 +108,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` bytes can be written at `to`.
     unsafe fn store_i8_at(self, value: Self::I, to: *mut i8);
+    /// The low bytes of four vectors, those of a lane side by side.
+    ///
+    /// # Safety
+    /// `4·LANES` bytes can be written at `to`.
+    unsafe fn store_bytes_of_lanes_at(self, values: [Self::I; 4], to: *mut u8);
     /// Four vectors clamped to bytes 0..=255, in the order of [`quad_order`](Self::quad_order).
     ///
     /// # Safety
