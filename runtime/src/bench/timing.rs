@@ -2,22 +2,25 @@
 
 use super::workload::{Run, Workload, timed};
 use crate::Error;
-use bundle::dtype::Precision;
+use bundle::dtype::{Operators, Precision};
 use engines::Cancel;
 use kernels::peak::Peaks;
 use serde::Serialize;
 
+/// What a contender's graphs are made of: their precision, and whose operators compute it.
+pub type Kind = (Precision, Operators);
+
 /// One of those that are compared.
 pub struct Contender {
-    /// How it is called: the precision of its graphs.
-    pub precision: Precision,
+    /// How it is called.
+    pub kind: Kind,
     /// What it runs.
     pub workload: Box<dyn Workload>,
 }
 
 impl std::fmt::Debug for Contender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Contender").field("precision", &self.precision).finish_non_exhaustive()
+        f.debug_struct("Contender").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
@@ -50,6 +53,8 @@ pub fn alternate(
 pub struct Measured {
     /// The precision of its graphs.
     pub precision: Precision,
+    /// Whose operators they are made of.
+    pub operators: Operators,
     /// Seconds of every run.
     pub seconds: Vec<f64>,
     /// The shortest, in milliseconds.
@@ -66,20 +71,22 @@ pub struct Measured {
     pub ratio_to_f32: Option<f64>,
 }
 
-/// The peak in whose number format the products of a precision run on the CPU: weights stored in 16 bits are widened.
-pub fn peak_of(precision: Precision, peaks: &Peaks) -> f64 {
-    match precision {
-        Precision::Int8 => peaks.int8,
+/// The peak in whose number format the products of a kind run on the CPU: stock operators widen weights that are stored
+/// in 16 bits, and so do our own without an instruction for bf16.
+pub fn peak_of(kind: Kind, peaks: &Peaks) -> f64 {
+    match kind {
+        (Precision::Int8, _) => peaks.int8,
+        (Precision::Bf16, Operators::Own) => peaks.bf16.unwrap_or(peaks.f32),
         _ => peaks.f32,
     }
 }
 
 /// Puts numbers to the runs of every contender, which did `flops` operations in each; none where that is not known.
-pub fn measured(runs: &[(Precision, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
+pub fn measured(runs: &[(Kind, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
     let shortest = |runs: &[Run]| runs.iter().map(|run| run.whole.as_secs_f64()).reduce(f64::min);
-    let of_f32 = runs.iter().find(|(precision, _)| *precision == Precision::F32);
+    let of_f32 = runs.iter().find(|((precision, _), _)| *precision == Precision::F32);
     let of_f32 = of_f32.and_then(|(_, runs)| shortest(runs));
-    let of = |(precision, runs): &(Precision, Vec<Run>)| {
+    let of = |(kind, runs): &(Kind, Vec<Run>)| {
         let best = shortest(runs)?;
         let mut seconds: Vec<f64> = runs.iter().map(|run| run.whole.as_secs_f64()).collect();
         let first = runs.iter().filter_map(|run| run.first).min();
@@ -87,13 +94,14 @@ pub fn measured(runs: &[(Precision, Vec<Run>)], flops: Option<f64>, peaks: &Peak
         let in_order = seconds.clone();
         seconds.sort_by(f64::total_cmp);
         Some(Measured {
-            precision: *precision,
+            precision: kind.0,
+            operators: kind.1,
             ms: 1e3 * best,
             median_ms: 1e3 * f64::midpoint(seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]),
             seconds: in_order,
             first_frame_ms: first.map(|first| 1e3 * first.as_secs_f64()),
             gflops: per_second.map(|rate| rate / 1e9),
-            share_of_peak: per_second.map(|rate| rate / peak_of(*precision, peaks)),
+            share_of_peak: per_second.map(|rate| rate / peak_of(*kind, peaks)),
             ratio_to_f32: of_f32.map(|f32| f32 / best),
         })
     };
@@ -105,6 +113,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    const F32: Kind = (Precision::F32, Operators::Stock);
+    const INT8: Kind = (Precision::Int8, Operators::Own);
     const PEAKS: Peaks = Peaks { int8: 800e9, bf16: None, f32: 200e9, memory_read: 1e9, memory_copy: 1e9 };
 
     fn runs(milliseconds: &[u64]) -> Vec<Run> {
@@ -113,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_shortest_runs_are_compared_and_shares_are_of_the_products_own_peak() {
-        let all = [(Precision::F32, runs(&[1200, 1000, 1100])), (Precision::Int8, runs(&[400, 500]))];
+        let all = [(F32, runs(&[1200, 1000, 1100])), (INT8, runs(&[400, 500]))];
         let found = measured(&all, Some(100e9), &PEAKS);
         assert_eq!((found[0].ms, found[0].median_ms), (1000.0, 1100.0));
         assert_eq!((found[0].share_of_peak, found[0].ratio_to_f32), (Some(0.5), Some(1.0)));
@@ -123,10 +133,18 @@ mod tests {
     }
 
     #[test]
+    fn bf16_is_measured_against_its_own_peak_where_there_is_an_instruction_for_it() {
+        let peaks = Peaks { bf16: Some(400e9), ..PEAKS };
+        assert_eq!(peak_of((Precision::Bf16, Operators::Own), &peaks), 400e9);
+        assert_eq!(peak_of((Precision::Bf16, Operators::Stock), &peaks), 200e9);
+        assert_eq!(peak_of((Precision::Bf16, Operators::Own), &PEAKS), 200e9);
+    }
+
+    #[test]
     fn nothing_is_said_of_what_is_not_known() {
-        let found = measured(&[(Precision::Int8, runs(&[400]))], None, &PEAKS);
+        let found = measured(&[(INT8, runs(&[400]))], None, &PEAKS);
         assert_eq!((found[0].gflops, found[0].share_of_peak, found[0].ratio_to_f32), (None, None, None));
-        assert!(measured(&[(Precision::F32, Vec::new())], None, &PEAKS).is_empty());
+        assert!(measured(&[(F32, Vec::new())], None, &PEAKS).is_empty());
     }
 
     struct Counted(std::rc::Rc<std::cell::RefCell<Vec<usize>>>, usize);
@@ -146,10 +164,8 @@ mod tests {
     #[test]
     fn contenders_take_turns_and_the_first_run_does_not_count() {
         let order = std::rc::Rc::default();
-        let contender = |number| Contender {
-            precision: Precision::F32,
-            workload: Box::new(Counted(std::rc::Rc::clone(&order), number)),
-        };
+        let contender =
+            |number| Contender { kind: F32, workload: Box::new(Counted(std::rc::Rc::clone(&order), number)) };
         let mut told = 0;
         let runs =
             alternate(&mut [contender(1), contender(2)], 2, &Cancel::new(), &mut || told += 1).unwrap();

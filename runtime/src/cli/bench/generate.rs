@@ -132,9 +132,11 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
             weights: WeightMemory::Prepacked,
         };
         let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-        Ok(Contender { precision, workload: Box::new(Clip::new(&model, &plan, mode)) })
+        let operators =
+            if bundle.manifest.has_own_operators(precision) { model.operators() } else { Operators::Stock };
+        Ok(Contender { kind: (precision, operators), workload: Box::new(Clip::new(&model, &plan, mode)) })
     };
-    let mut contenders = precisions.iter().copied().map(contender).collect::<Result<Vec<_>, Error>>()?;
+    let mut contenders = precisions.into_iter().map(contender).collect::<Result<Vec<_>, Error>>()?;
     let flops = contenders.first().map(|contender| contender.workload.flops());
 
     let cancel = cancel_on_interrupt();
@@ -146,7 +148,8 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         progress.advance(done, "");
     });
     progress.clear();
-    let runs: Vec<_> = precisions.into_iter().zip(runs?).collect();
+    let kinds = contenders.iter().map(|contender| contender.kind);
+    let runs: Vec<_> = kinds.zip(runs?).collect();
     drop(contenders);
     let machine = Machine::measure(args.threads);
     let results = measured(&runs, flops, &machine.peaks);

@@ -3,7 +3,8 @@
 use super::report::{Machine, table};
 use crate::Error;
 use crate::bench::shape::{LatentSize, Shape, Subject, TokenGrid, random_bundle, text_encoder};
-use crate::bench::timing::{Contender, alternate, measured};
+use crate::bench::timing::{Contender, Kind, alternate, measured};
+use crate::bench::variants;
 use crate::bench::workload::{Decode, Step, Text, Workload};
 use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
@@ -149,7 +150,11 @@ impl Bench<'_> {
         let folder = tempfile::tempdir().map_err(bundle::Error::file("create", &std::env::temp_dir()))?;
         let bundle = match &self.args.bundle {
             Some(bundle) => Bundle::open(bundle)?,
-            None => random_bundle(folder.path(), &self.subject)?,
+            None => {
+                let mut random = random_bundle(folder.path(), &self.subject)?;
+                variants::add(&mut random, &self.args.precision, onnx.kernels())?;
+                random
+            }
         };
         let mut contenders = self.contenders(&bundle, &onnx, open)?;
         let flops = contenders.first().map(|contender| contender.workload.flops());
@@ -163,11 +168,11 @@ impl Bench<'_> {
         });
         progress.clear();
         let runs = runs?;
-        let precisions: Vec<Precision> = contenders.iter().map(|contender| contender.precision).collect();
+        let kinds: Vec<Kind> = contenders.iter().map(|contender| contender.kind).collect();
         // The peaks are measured when nothing else of ours is left to run.
         drop(contenders);
         let machine = Machine::measure(self.args.threads);
-        let runs: Vec<_> = precisions.into_iter().zip(runs).collect();
+        let runs: Vec<_> = kinds.into_iter().zip(runs).collect();
         let results = measured(&runs, flops, &machine.peaks);
         let gflop = flops.map(|flops| flops / 1e9);
         let mut value = machine.as_json();
@@ -194,17 +199,39 @@ impl Bench<'_> {
             asked => asked.to_vec(),
         };
         let weights = if self.args.mapped { WeightMemory::Mapped } else { WeightMemory::Prepacked };
-        let contender = |precision: Precision| {
+        let contender = |kind: Kind| {
             let options = ModelOptions {
-                precision: Some(precision),
-                operators: None,
+                precision: Some(kind.0),
+                operators: self.is_step().then_some(kind.1),
                 provider: Provider::Auto,
                 threads: self.args.threads,
                 weights,
             };
             let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-            Ok(Contender { precision, workload: open(&model)? })
+            Ok(Contender { kind, workload: open(&model)? })
         };
-        precisions.into_iter().map(contender).collect()
+        precisions.into_iter().flat_map(|precision| self.kinds(bundle, precision)).map(contender).collect()
+    }
+
+    fn is_step(&self) -> bool {
+        matches!(self.subject, Subject::Step(_))
+    }
+
+    /// The operators in which there are graphs of a precision: steps may have both kinds. One kind at least, so that a
+    /// precision that is not there is refused by its name.
+    fn kinds(&self, bundle: &Bundle, precision: Precision) -> Vec<Kind> {
+        let manifest = &bundle.manifest;
+        let is_there = |operators: &Operators| match operators {
+            Operators::Stock => manifest.precisions(Dialect::Cpu, *operators).contains(&precision),
+            Operators::Own => manifest.has_own_operators(precision),
+        };
+        let mut found: Vec<Operators> = Vec::new();
+        if self.is_step() {
+            found.extend([Operators::Stock, Operators::Own].iter().filter(|operators| is_there(operators)));
+        }
+        if found.is_empty() {
+            found.push(Operators::Stock);
+        }
+        found.into_iter().map(|operators| (precision, operators)).collect()
     }
 }

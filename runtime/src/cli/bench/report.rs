@@ -83,8 +83,9 @@ pub(super) fn table(measured: &[Measured]) -> String {
     line(["precision", "ms", "median", "first frame", "GFLOP/s", "of peak", "x f32"]);
     let or_dash = |value: Option<String>| value.unwrap_or("-".into());
     for one in measured {
+        let operators = if one.operators.is_stock() { String::new() } else { format!(", {}", one.operators) };
         line([
-            one.precision.name(),
+            &format!("{}{operators}", one.precision),
             &format!("{:.1}", one.ms),
             &format!("{:.1}", one.median_ms),
             &or_dash(one.first_frame_ms.map(|ms| format!("{ms:.1}"))),
@@ -99,11 +100,12 @@ pub(super) fn table(measured: &[Measured]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bundle::dtype::Precision;
+    use bundle::dtype::{Operators, Precision};
 
     fn line(precision: Precision, ms: f64, first_frame_ms: Option<f64>) -> Measured {
         Measured {
             precision,
+            operators: Operators::Stock,
             seconds: vec![ms / 1e3],
             ms,
             median_ms: ms,
