@@ -15,7 +15,9 @@ use export::quantized::{VariantRequest, write_variant};
 use graph::Model;
 use graph::proto::DataType;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use runtime::quantize::report::ComponentQuality;
 use runtime::record::record;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Output;
 use tests::golden;
@@ -112,6 +114,19 @@ fn a_calibration_that_is_interrupted_everywhere_ends_with_the_same_bits() {
     assert!(Table::read(&folder.path().join("whole/calibration.json"), &bundle.manifest).is_err());
 }
 
+/// Signal to noise of every quantised layer of the report on int8.
+fn layers(bundle: &Path) -> BTreeMap<String, f64> {
+    let quality = runtime::quantize::report::read(bundle).remove("int8").unwrap();
+    let of = |component: ComponentQuality| {
+        let name = component.component;
+        component
+            .layers
+            .into_iter()
+            .map(move |layer| (format!("{name} {}", layer.layer), layer.signal_to_noise))
+    };
+    quality.components.into_iter().flat_map(of).collect()
+}
+
 #[test]
 fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     let folder = tempfile::tempdir().unwrap();
@@ -132,8 +147,16 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     };
     let psnr = quantize(&["--operators", "stock"]);
     assert!(psnr >= 30.0, "{psnr} dB in stock operators");
-    let psnr = quantize(&["--operators", "own,stock"]);
+    let measured = layers(&path);
+    let quick = ["--sensitivity", "estimated", "--ranges", "percentile"];
+    let psnr = quantize(&[&quick[..], &["--operators", "own,stock"]].concat());
     assert!(psnr >= 30.0, "{psnr} dB in own operators");
+    // What a layer costs was really measured: each has an error that is small and not the one of the estimate.
+    let estimated = layers(&path);
+    assert!(measured.keys().eq(estimated.keys()));
+    for (layer, found) in &measured {
+        assert!((20.0..100.0).contains(found) && *found != estimated[layer], "{layer}: {found} dB");
+    }
     let page = std::fs::read_to_string(path.join("quality.html")).unwrap();
     assert!(
         page.contains("data:image/bmp;base64,") && !page.contains("http"),
@@ -169,7 +192,10 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     let files = || walk(&path).len();
     let before = files();
     let budget = format!("{}", psnr + 0.5);
-    assert!(quantize(&["--operators", "own,stock", "--budget-psnr", &budget]) >= psnr + 0.5);
+    assert!(
+        quantize(&[&quick[..], &["--operators", "own,stock", "--budget-psnr", &budget]].concat())
+            >= psnr + 0.5
+    );
     let kept = |bundle: &Bundle| -> usize {
         bundle.manifest.components.iter().flat_map(|entry| &entry.variants).map(|variant| variant.kept).sum()
     };

@@ -6,6 +6,8 @@ use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
+use bundle::spec::DenoiserSpec;
+use calibration::numerics::range::RangeMethod;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, Sample, SetInfo, weight_digests};
 use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
@@ -28,8 +30,8 @@ fn normal<D: Dimension, S: ShapeBuilder<Dim = D>>(shape: S, seed: u64) -> Array<
     Array::from_shape_simple_fn(shape, || random.normal())
 }
 
-/// Calibrates on `samples` and quantises; gives the bundle.
-fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
+/// Records `samples` in a folder.
+fn record(folder: &Path, bundle: &Bundle, samples: &[Sample]) -> CalibrationSet {
     let info = SetInfo {
         rushes: String::new(),
         model: String::new(),
@@ -37,10 +39,16 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
         settings: Vec::new(),
         samples: samples.iter().map(|_| (String::new(), 0)).collect(),
     };
-    let set = CalibrationSet::begin(&bundle.folder, info).unwrap();
+    let set = CalibrationSet::begin(folder, info).unwrap();
     for (index, sample) in samples.iter().enumerate() {
         set.write(index, sample).unwrap();
     }
+    set
+}
+
+/// Calibrates on `samples` and quantises; gives the bundle.
+fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
+    let set = record(&bundle.folder, bundle, samples);
     let onnx = OnnxRuntime::load(None).unwrap();
     let replay = Replay { bundle, set: &set, onnx: &onnx, options: OPTIONS };
     let table = replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap();
@@ -50,6 +58,7 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
         scheme: Scheme::Int8,
         operators: vec![Operators::Own, Operators::Stock],
         attention: false,
+        ranges: RangeMethod::default(),
     };
     let mut quantizer = Quantizer::open(&bundle.folder, &calibration, options).unwrap();
     let began = Instant::now();
@@ -59,6 +68,7 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
         println!("{}: {} layers, {smoothed} smoothed", entry.component, numerics.layers.len());
         quantizer.write(numerics, None).unwrap();
     }
+    quantizer.write_numerics().unwrap();
     println!("planned and written in {:.1} s", began.elapsed().as_secs_f64());
     quantizer.bundle().clone()
 }
@@ -108,30 +118,53 @@ fn with_stream(path: &Path) -> std::path::PathBuf {
     out
 }
 
-#[test]
-#[ignore = "a measurement: minutes, and 1 GB of disk"]
-fn two_blocks_of_the_1_3b_shape() {
-    let folder = tempfile::tempdir().unwrap();
+/// Two blocks of the 1.3B shape with outlier channels.
+fn two_blocks(folder: &Path) -> (DenoiserSpec, Bundle) {
     let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
     let like = like.model.manifest();
     let spec = synthetic::denoiser(2);
     let specs = (spec.clone(), like.vae.clone());
-    let bundle = synthetic::bundle(folder.path(), like, &synthetic::expert(), specs, Values::Outliers);
+    let bundle = synthetic::bundle(folder, like, &synthetic::expert(), specs, Values::Outliers);
+    (spec, bundle)
+}
+
+/// Two steps over 1,950 tokens, with 60 tokens of text.
+fn two_steps(spec: &DenoiserSpec, seed: u64) -> Sample {
     let shape = bundle::geometry::LatentShape { channels: 16, frames: 5, height: 30, width: 52 };
-    let tables = RotaryTables::new(&spec, shape);
-    let sample = |seed: u64| {
-        let mut text: Array2<f32> = normal((512, spec.text_width), 3 * seed);
-        text.slice_mut(s![60.., ..]).fill(0.0);
-        Sample {
-            ids: Vec::new(),
-            text: vec![text],
-            latents: normal((2, 16, 5, 30, 52), seed),
-            timesteps: Array1::from(vec![900.0, 300.0]),
-            latent: normal((16, 5, 30, 52), seed),
-            cos: tables.cos.clone(),
-            sin: tables.sin.clone(),
-        }
-    };
+    let tables = RotaryTables::new(spec, shape);
+    let mut text: Array2<f32> = normal((512, spec.text_width), 3 * seed);
+    text.slice_mut(s![60.., ..]).fill(0.0);
+    Sample {
+        ids: Vec::new(),
+        text: vec![text],
+        latents: normal((2, 16, 5, 30, 52), seed),
+        timesteps: Array1::from(vec![900.0, 300.0]),
+        latent: normal((16, 5, 30, 52), seed),
+        cos: tables.cos,
+        sin: tables.sin,
+    }
+}
+
+#[test]
+#[ignore = "makes a bundle of 1 GB that benches/compare/quantizers.py reads"]
+fn a_bundle_of_two_blocks_for_other_quantisers() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("two-blocks");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let (spec, bundle) = two_blocks(&folder);
+    let sample = |seed| two_steps(&spec, seed);
+    record(&folder.join("held-out"), &bundle, &[sample(99)]);
+    let bundle = quantized(&bundle, &[sample(11), sample(12)]);
+    assert!(bundle.manifest.precisions(Dialect::Cpu, Operators::Stock).contains(&Precision::Int8));
+    println!("{}", folder.display());
+}
+
+#[test]
+#[ignore = "a measurement: minutes, and 1 GB of disk"]
+fn two_blocks_of_the_1_3b_shape() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spec, bundle) = two_blocks(folder.path());
+    let sample = |seed| two_steps(&spec, seed);
     let bundle = quantized(&bundle, &[sample(11), sample(12)]);
     let onnx = OnnxRuntime::load(None).unwrap();
     let entry = &bundle.manifest.components[0];

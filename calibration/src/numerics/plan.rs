@@ -1,6 +1,7 @@
 //! The numbers of all layers of a component.
 
 use super::fp8;
+use super::measured::output_error;
 use super::range::{Histogram, RangeMethod, round_trip};
 use super::smoothing::{Input, search};
 use super::weights::{
@@ -9,6 +10,7 @@ use super::weights::{
 use crate::Error;
 use crate::observe::statistics::Statistics;
 use crate::observe::table::Table;
+use bundle::dtype::Operators;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::quantization::layers::{self, Feed, LayerGroup};
 use bundle::quantization::{
@@ -114,6 +116,30 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
         planner.attention(&mut numerics)?;
     }
     Ok(Plan { numerics, errors })
+}
+
+/// What quantising each linear layer alone does to its output, over that output, both as mean squares: computed on rows
+/// that were kept of its input, in the given operators. Layers whose inputs were not kept as rows are left out.
+///
+/// # Errors
+/// Weights that cannot be read.
+pub fn measured_errors(
+    sources: Sources<'_>,
+    numerics: &ComponentNumerics,
+    operators: Operators,
+) -> Result<BTreeMap<String, f64>, Error> {
+    let mut errors = BTreeMap::new();
+    // Convolutions read positions with their neighbours, which were not kept together.
+    if numerics.component == Component::Decoder {
+        return Ok(errors);
+    }
+    for (layer, numbers) in &numerics.layers {
+        let Some(seen) = sources.table.input(&numerics.component, layer) else { continue };
+        let weight = Matrix::read(sources.weights, &numerics.component, layer)?;
+        let error = output_error(&weight, numbers, &seen.samples, operators);
+        errors.extend(error.map(|error| (layer.clone(), error)));
+    }
+    Ok(errors)
 }
 
 /// Errors by the layer's name.

@@ -1,23 +1,61 @@
 //! The range that an activation is quantised over.
 
+use bundle::Error;
 use bundle::quantization::Affine;
+use std::fmt;
+use std::str::FromStr;
 
 /// Codes of an unsigned activation.
 const CODES: f32 = 255.0;
 /// Bins of a histogram.
 const BINS: usize = 2048;
 
+/// What a percentile leaves out where nobody says: one value in ten thousand.
+const LEFT_OUT: f64 = 1e-4;
+
 /// How a range is chosen.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum RangeMethod {
     /// From the smallest to the largest value ever seen.
     Extremes,
     /// Leaves out this share of the values, half of it at each end.
     Percentile(f64),
     /// The least mean square error.
+    #[default]
     LeastSquares,
     /// The least loss of information (Kullback-Leibler) between the values and their codes.
     Entropy,
+}
+
+impl RangeMethod {
+    /// Every method, as it is named in flags.
+    const ALL: [Self; 4] = [Self::LeastSquares, Self::Percentile(LEFT_OUT), Self::Entropy, Self::Extremes];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::LeastSquares => "mse",
+            Self::Percentile(_) => "percentile",
+            Self::Entropy => "entropy",
+            Self::Extremes => "extremes",
+        }
+    }
+}
+
+impl fmt::Display for RangeMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for RangeMethod {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|method| method.name() == text).ok_or_else(|| {
+            let rule = "it is no way to choose the range of an activation";
+            Error::value("--ranges", text, rule, "use mse, percentile, entropy or extremes")
+        })
+    }
 }
 
 /// Values by size: how many lie in each of `BINS` equal parts between the extremes, which are in it.
@@ -165,6 +203,15 @@ pub fn round_trip(affine: Affine, value: f32) -> f32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn methods_are_known_by_their_names() {
+        for method in RangeMethod::ALL {
+            assert_eq!(method.to_string().parse::<RangeMethod>().unwrap(), method);
+        }
+        assert_eq!(RangeMethod::default().to_string(), "mse");
+        assert!("max".parse::<RangeMethod>().is_err());
+    }
 
     #[test]
     fn zero_is_always_exact_and_nothing_has_a_range_too() {

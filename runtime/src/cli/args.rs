@@ -3,11 +3,13 @@
 use crate::Error;
 use crate::decode::Tiles;
 use crate::media::OutputSpec;
+use crate::quantize::report::Sensitivity;
 use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::ByteCount;
+use calibration::numerics::range::RangeMethod;
 use clap::{Args, Parser, Subcommand};
 use engines::residency::Residency;
 use engines::{OnnxRuntime, Provider};
@@ -280,9 +282,15 @@ pub(super) struct QuantizeArgs {
     /// What `rushes calibrate` wrote [default: calibration.json of the bundle]
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,
+    /// How static ranges of activations are chosen: mse, percentile, entropy or extremes
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub(super) ranges: RangeMethod,
     /// How many clips are made in both precisions for the report
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(super) clips: usize,
+    /// How it is found what quantising each layer alone costs: measured, which reads all weights once more, or estimated
+    #[arg(long, value_name = "NAME", default_value = "measured")]
+    pub(super) sensitivity: Sensitivity,
     /// Keep the worst layers in high precision until every clip is this close to the exported model's, in decibels
     #[arg(long, value_name = "DB")]
     pub(super) budget_psnr: Option<f64>,

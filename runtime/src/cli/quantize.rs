@@ -7,8 +7,8 @@ use crate::judge::{Judge, embedded, quality};
 use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan};
 use crate::quantize::assess::{Assessor, by_noise, component_quality};
-use crate::quantize::clips::{Clip, ClipDistance, token_cosine};
-use crate::quantize::report::{self, JudgeScores, Quality};
+use crate::quantize::clips::{Clip, ClipDistance, decode, frames_error, token_cosine};
+use crate::quantize::report::{self, JudgeScores, Quality, Sensitivity};
 use crate::quantize::variant::Kept;
 use crate::quantize::{QuantizeOptions, Quantizer};
 use crate::text_encoder::TextEncoder;
@@ -43,25 +43,28 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
             ("products of attention are quantised in fp8 alone", "add --scheme fp8, or leave it out");
         return Err(bundle::Error::value("--attention", args.scheme, rule, fix).into());
     }
-    let options =
-        QuantizeOptions { scheme: args.scheme, operators: args.operators.clone(), attention: args.attention };
+    let options = QuantizeOptions {
+        scheme: args.scheme,
+        operators: args.operators.clone(),
+        attention: args.attention,
+        ranges: args.ranges,
+    };
     let quantizer = Quantizer::open(&args.bundle, &path, options)?;
     let onnx = everywhere.onnx_runtime()?;
     let cancel = cancel_on_interrupt();
-    let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
-    job.quantize_all()?;
-
-    let mut prompts = job.quantizer.prompts();
+    let mut prompts = quantizer.prompts();
     if prompts.is_empty() {
         prompts.extend(PROMPTS.map(str::to_owned));
     }
     let plan = |(index, prompt): (usize, &String)| {
         let request = GenerateRequest::new(prompt.clone(), Seed(FIRST_SEED + index as u64));
-        GenerationPlan::new(&job.quantizer.bundle().manifest, &request)
+        GenerationPlan::new(&quantizer.bundle().manifest, &request)
     };
     let plans = prompts.iter().cycle().take(args.clips.max(1)).enumerate().map(plan);
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
-    let assessor = Assessor::new(job.quantizer.bundle(), &onnx, args.threads, plans, &cancel)?;
+    let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads, plans, &cancel)?;
+    let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
+    job.quantize_all(&assessor)?;
     let assessed = job.within_budget(&assessor)?;
     job.quantizer.write_numerics()?;
 
@@ -134,9 +137,20 @@ impl Job<'_> {
         }
     }
 
-    fn quantize_all(&mut self) -> Result<(), Error> {
+    /// Whose operators a component is quantised in: our own are for steps.
+    fn operators_of(&self, component: &Component) -> Operators {
+        match component {
+            Component::Expert(_) => self.operators(),
+            _ => Operators::Stock,
+        }
+    }
+
+    fn quantize_all(&mut self, assessor: &Assessor<'_>) -> Result<(), Error> {
         let components = self.quantizer.bundle().manifest.components.clone();
         for entry in components.into_iter().filter(|entry| entry.component != Component::Preview) {
+            if entry.component == Component::Decoder && self.args.sensitivity == Sensitivity::Measured {
+                self.measure_decoder(assessor)?;
+            }
             self.requantize(&entry.component, &Kept::new())?;
             if entry.component == Component::TextEncoder {
                 self.check_text_encoder()?;
@@ -149,9 +163,46 @@ impl Job<'_> {
     fn requantize(&mut self, component: &Component, keep: &Kept) -> Result<(), Error> {
         let entry = self.quantizer.bundle().manifest.component(component)?.clone();
         let plan = self.quantizer.plan(&entry, keep)?;
-        // With fewer layers quantised the errors of those before stay known.
-        self.errors.entry(component_folder(component)).or_default().extend(plan.errors);
+        let operators = self.operators_of(component);
+        // With fewer layers quantised the errors of those before stay known, and so does what was measured.
+        let known = self.errors.entry(component_folder(component)).or_default();
+        let is_first = known.is_empty();
+        for (layer, error) in plan.errors {
+            known.entry(layer).or_insert(error);
+        }
+        if is_first && self.args.sensitivity == Sensitivity::Measured {
+            known.extend(self.quantizer.measure(&plan.numerics, operators)?);
+        }
         self.quantizer.write(plan.numerics, None)
+    }
+
+    /// What quantising each convolution alone does to the frames of a clip.
+    fn measure_decoder(&mut self, assessor: &Assessor<'_>) -> Result<(), Error> {
+        let layers: Vec<String> = groups(&self.quantizer.bundle().manifest, &Component::Decoder)
+            .into_iter()
+            .flat_map(|group| group.layers)
+            .collect();
+        let (Scheme::Int8, Some(latent)) = (self.args.scheme, assessor.first_frames()) else { return Ok(()) };
+        let alone = |bundle: &Bundle| {
+            let mut alone = bundle.clone();
+            alone.manifest.components.retain(|entry| entry.component == Component::Decoder);
+            alone
+        };
+        let expected = decode(&self.open(&alone(self.quantizer.bundle()), None)?, &latent, self.cancel)?;
+        let entry = self.quantizer.bundle().manifest.component(&Component::Decoder)?.clone();
+        for layer in &layers {
+            let others = layers.iter().filter(|other| *other != layer);
+            let keep = others.map(|other| (other.clone(), "another is measured".into())).collect();
+            self.quantizer.write(self.quantizer.plan(&entry, &keep)?.numerics, None)?;
+            let model =
+                self.open(&alone(self.quantizer.bundle()), Some((self.precision(), Operators::Stock)))?;
+            let error = frames_error(&model, &latent, &expected, self.cancel)?;
+            self.errors
+                .entry(component_folder(&Component::Decoder))
+                .or_default()
+                .insert(layer.clone(), error);
+        }
+        Ok(())
     }
 
     fn open(&self, bundle: &Bundle, lowered: Option<(Precision, Operators)>) -> Result<Model, Error> {
@@ -254,6 +305,7 @@ impl Job<'_> {
             psnr: clips.iter().map(|clip| clip.psnr).fold(f64::INFINITY, f64::min),
             ssim: clips.iter().map(|clip| clip.ssim).fold(1.0, f64::min),
             budget_psnr: self.args.budget_psnr,
+            sensitivity: self.args.sensitivity,
             components,
             noise: by_noise(bundle, &clips),
             clips,

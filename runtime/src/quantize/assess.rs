@@ -14,6 +14,7 @@ use bundle::units::Timestep;
 use calibration::integer_share::{self, Share, StepRows};
 use calibration::observe::replay::noise_bin;
 use engines::{Cancel, OnnxRuntime};
+use ndarray::{Array4, Axis, Slice};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
@@ -76,6 +77,13 @@ impl<'a> Assessor<'a> {
     /// Clips of the exported model beside those of a variant.
     pub fn pairs(&self, assessed: Vec<(ClipDistance, Clip)>) -> Vec<(Clip, Clip)> {
         self.reference.iter().cloned().zip(assessed.into_iter().map(|(_, clip)| clip)).collect()
+    }
+
+    /// The first latent frames of the first clip, `[C,T,h,w]`: enough for both of the decoder's graphs.
+    pub fn first_frames(&self) -> Option<Array4<f32>> {
+        let (_, _, latent) = self.reference.first()?.steps.last()?;
+        let frames = latent.len_of(Axis(1)).min(2);
+        Some(latent.slice_axis(Axis(1), Slice::from(..frames)).to_owned())
     }
 
     /// What of a component's variant runs in integers; none where it cannot be read.

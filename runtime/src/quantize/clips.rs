@@ -62,6 +62,21 @@ pub fn decode(model: &Model, latent: &Array4<f32>, cancel: &Cancel) -> Result<Ar
     Ok(concatenate(Axis(0), &views).unwrap_or_else(|_| unreachable!("chunks of one clip have one size")))
 }
 
+/// The relative error of a variant's decoder on the first latent frames of a clip, of the frames it gives, as mean
+/// squares: `|found - expected|² / |expected|²`.
+///
+/// # Errors
+/// What the decoder meets.
+pub fn frames_error(
+    model: &Model,
+    latent: &Array4<f32>,
+    expected: &Array4<f32>,
+    cancel: &Cancel,
+) -> Result<f64, Error> {
+    let found = decode(model, latent, cancel)?;
+    Ok(relative_error(found.view(), expected.view()).powi(2))
+}
+
 /// A step of two clips beside each other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepDistance {

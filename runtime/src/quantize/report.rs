@@ -18,12 +18,51 @@ pub const JSON: &str = "quality.json";
 /// The page.
 pub const HTML: &str = "quality.html";
 
+/// How it is known what quantising a layer alone costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sensitivity {
+    /// Linear layers: kept rows of their inputs went through both forms. Convolutions: frames were decoded with this one
+    /// alone quantised.
+    Measured,
+    /// From moments of what was observed, with channels taken as independent of each other: for models whose weights take
+    /// long to read.
+    #[default]
+    Estimated,
+}
+
+impl std::fmt::Display for Sensitivity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Measured => "measured",
+            Self::Estimated => "estimated",
+        })
+    }
+}
+
+impl std::str::FromStr for Sensitivity {
+    type Err = bundle::Error;
+
+    fn from_str(text: &str) -> Result<Self, bundle::Error> {
+        [Self::Measured, Self::Estimated].into_iter().find(|way| way.to_string() == text).ok_or_else(|| {
+            let rule = "what a layer costs is measured or estimated";
+            bundle::Error::value(
+                "--sensitivity",
+                text,
+                rule,
+                "use measured, or estimated where that takes long",
+            )
+        })
+    }
+}
+
 /// A layer of a variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerQuality {
     /// Its name.
     pub layer: String,
-    /// Signal over what quantising it alone adds to its output, in decibels; estimated from what was observed.
+    /// Signal over what quantising it alone adds to its output, or for a convolution to the frames, in decibels; see
+    /// [`Sensitivity`].
     pub signal_to_noise: f64,
     /// The exponent of its smoothing.
     pub alpha: Option<f32>,
@@ -87,6 +126,9 @@ pub struct Quality {
     pub ssim: f64,
     /// What was asked for, if anything was.
     pub budget_psnr: Option<f64>,
+    /// How the layers' signal to noise is known.
+    #[serde(default)]
+    pub sensitivity: Sensitivity,
     /// Components.
     pub components: Vec<ComponentQuality>,
     /// Experts and noise bins.
@@ -164,7 +206,7 @@ fn page(model: &str, quality: &Quality, clips: &[(Clip, Clip)]) -> String {
     let sheets: String =
         quality.clips.iter().zip(clips).map(|(distance, pair)| sheet(distance, pair)).collect();
     section("Pictures: exported, quantised, eight times their difference", sheets);
-    section("Layers", layers(quality));
+    section(&format!("Layers, each quantised alone ({})", quality.sensitivity), layers(quality));
     format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\n{body}</html>\n"
     )

@@ -5,7 +5,7 @@ use bundle::dtype::Operators;
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
-use calibration::numerics::plan::{Plan, PlanOptions, Sources, plan};
+use calibration::numerics::plan::{Plan, PlanOptions, Sources, measured_errors, plan};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
@@ -35,6 +35,8 @@ pub struct QuantizeOptions {
     pub operators: Vec<Operators>,
     /// Whether [`Scheme::Fp8`] is in the products of attention too.
     pub attention: bool,
+    /// How the static ranges of activations are chosen.
+    pub ranges: RangeMethod,
 }
 
 /// The weights of every component.
@@ -101,12 +103,27 @@ impl Quantizer {
         };
         let options = PlanOptions {
             scheme: self.options.scheme,
-            method: RangeMethod::LeastSquares,
+            method: self.options.ranges,
             keep: keep.clone(),
             attention: self.options.attention,
         };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
         Ok(plan(sources, entry, &options)?)
+    }
+
+    /// What quantising each linear layer alone does to its output, measured on rows that calibration kept, in the given
+    /// operators; of a decoder nothing.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn measure(
+        &self,
+        numerics: &ComponentNumerics,
+        operators: Operators,
+    ) -> Result<BTreeMap<String, f64>, Error> {
+        let Some((table, _)) = &self.calibration else { return Ok(BTreeMap::new()) };
+        let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
+        Ok(measured_errors(sources, numerics, operators)?)
     }
 
     /// Writes the variant of a component with the given numbers and enters it into `bundle.json`.

@@ -1,0 +1,181 @@
+//! What quantising a linear layer really does to its output, on rows that it was seen to read.
+//!
+//! The plan estimates this from moments, with channels taken as independent of each other. Here the kept rows go through
+//! the layer in f32 and through its quantised form, rounded as the operators round.
+
+use super::fp8;
+use super::range::round_trip;
+use super::weights::{Matrix, nearest};
+use bundle::dtype::Operators;
+use bundle::quantization::{LayerNumerics, WeightScales};
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+/// Rows of an input that are multiplied; more say little more.
+const ROWS: usize = 256;
+/// Output rows that are computed at a time.
+const OUTPUTS: usize = 128;
+
+/// The error that rounding adds to the output of a layer, over that output, both as mean squares. `rows` are inputs
+/// `[R,K]`, one after another; nothing where there are none.
+pub fn output_error(
+    weight: &Matrix,
+    numbers: &LayerNumerics,
+    rows: &[f32],
+    operators: Operators,
+) -> Option<f64> {
+    let columns = weight.columns.max(1);
+    let all = rows.len() / columns;
+    let step = all.div_ceil(ROWS).max(1);
+    let kept: Vec<f32> =
+        rows.chunks_exact(columns).step_by(step).flat_map(|row| row.iter().copied()).collect();
+    let exact = Array2::from_shape_vec((kept.len() / columns, columns), kept).ok()?;
+    let rounded = rounded_input(&exact, numbers, operators);
+    let sums = |(block, values): (usize, &[f32])| {
+        let first = block * OUTPUTS;
+        let stored = stored_weights(values, columns, first, numbers);
+        let outputs = values.len() / columns;
+        let (Ok(plain), Ok(stored)) = (
+            ArrayView2::from_shape((outputs, columns), values),
+            ArrayView2::from_shape((outputs, columns), &stored),
+        ) else {
+            return (0.0, 0.0);
+        };
+        let (expected, found) = (exact.dot(&plain.t()), rounded.dot(&stored.t()));
+        let mut sums = (0.0_f64, 0.0_f64);
+        for ((row, output), expected) in expected.indexed_iter() {
+            let found = f64::from(found[[row, output]]) + shift(numbers, operators, first + output);
+            let factor =
+                numbers.row_factors.as_ref().map_or(1.0, |factors| f64::from(factors[first + output]));
+            sums.0 += (found / factor - f64::from(*expected)).powi(2);
+            sums.1 += f64::from(*expected).powi(2);
+        }
+        sums
+    };
+    let (error, signal) = weight
+        .values
+        .par_chunks(columns * OUTPUTS)
+        .enumerate()
+        .map(sums)
+        .reduce(|| (0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+    (signal > 0.0).then_some(error / signal)
+}
+
+/// What is added to an output because rounding takes it from the mean.
+fn shift(numbers: &LayerNumerics, operators: Operators, output: usize) -> f64 {
+    let of = |shift: &Option<Vec<f32>>| shift.as_ref().map_or(0.0, |shift| f64::from(shift[output]));
+    let of_range = match operators {
+        Operators::Stock => of(&numbers.range_shift),
+        Operators::Own => 0.0,
+    };
+    of(&numbers.bias_shift) + of_range
+}
+
+/// The rows as the operators read them: divided, and rounded to their range, to a range of their own, or not at all.
+fn rounded_input(exact: &Array2<f32>, numbers: &LayerNumerics, operators: Operators) -> Array2<f32> {
+    let mut rows = exact.clone();
+    if let Some(smoothing) = &numbers.smoothing {
+        for mut row in rows.outer_iter_mut() {
+            row.iter_mut().zip(&smoothing.divisors).for_each(|(value, divisor)| *value /= divisor);
+        }
+    }
+    let Some(input) = numbers.input else { return rows };
+    match (&numbers.weights, operators) {
+        (WeightScales::Tensor(_), _) => rows.mapv_inplace(|value| fp8::nearest(input.scale, value)),
+        (_, Operators::Stock) => rows.mapv_inplace(|value| round_trip(input, value)),
+        (_, Operators::Own) => {
+            for mut row in rows.outer_iter_mut() {
+                let largest = row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                let scale = (largest / 127.0).max(f32::MIN_POSITIVE);
+                row.mapv_inplace(|value| nearest(scale, value));
+            }
+        }
+    }
+    rows
+}
+
+/// The weights of some output rows, from `first`, as they are stored.
+fn stored_weights(values: &[f32], columns: usize, first: usize, numbers: &LayerNumerics) -> Vec<f32> {
+    let mut stored = values.to_vec();
+    for (index, row) in stored.chunks_exact_mut(columns).enumerate() {
+        let output = first + index;
+        let factor = numbers.row_factors.as_ref().map_or(1.0, |factors| factors[output]);
+        for (column, value) in row.iter_mut().enumerate() {
+            *value *= factor * numbers.smoothing.as_ref().map_or(1.0, |smoothing| smoothing.divisors[column]);
+            *value = match &numbers.weights {
+                WeightScales::Rows(scales) => nearest(scales[output], *value),
+                WeightScales::Tensor(scale) => fp8::nearest(*scale, *value),
+                WeightScales::Blocks { size, scales } => {
+                    nearest(scales[output * columns.div_ceil(*size) + column / size], *value)
+                }
+            };
+        }
+    }
+    stored
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::quantization::{Affine, Fold, Smoothing};
+
+    fn layer(weights: WeightScales, input: Option<Affine>) -> LayerNumerics {
+        LayerNumerics {
+            weights,
+            input,
+            output: None,
+            smoothing: None,
+            row_factors: None,
+            bias_shift: None,
+            range_shift: None,
+        }
+    }
+
+    fn wave(count: usize, pace: f32) -> Vec<f32> {
+        (0..count).map(|index| (index as f32 * pace).sin()).collect()
+    }
+
+    #[test]
+    fn numbers_that_codes_hold_have_no_error_whatever_is_folded() {
+        let weight = Matrix { rows: 2, columns: 3, values: vec![1.0, -2.0, 3.0, 4.0, 0.0, -6.0] };
+        let rows = [8.0, -4.0, 2.0, 0.0, 6.0, -8.0];
+        let mut numbers =
+            layer(WeightScales::Rows(vec![1.0; 2]), Some(Affine { scale: 1.0, zero_point: 128 }));
+        assert_eq!(output_error(&weight, &numbers, &rows, Operators::Stock), Some(0.0));
+        numbers.smoothing =
+            Some(Smoothing { divisors: vec![2.0, 1.0, 1.0], fold: Fold::Upstream, alpha: 0.5 });
+        numbers.row_factors = Some(vec![1.0, 2.0]);
+        assert_eq!(output_error(&weight, &numbers, &rows, Operators::Stock), Some(0.0));
+        numbers.bias_shift = Some(vec![1.0, 0.0]);
+        assert!(output_error(&weight, &numbers, &rows, Operators::Stock).unwrap() > 1e-4);
+    }
+
+    #[test]
+    fn a_range_for_each_row_beats_one_that_all_share() {
+        let weight = Matrix { rows: 8, columns: 64, values: wave(512, 0.7) };
+        // One row in four is a hundred times as large.
+        let mut rows = wave(64 * 64, 1.3);
+        rows.chunks_mut(64).step_by(4).for_each(|row| row.iter_mut().for_each(|value| *value *= 100.0));
+        rows.chunks_mut(64).skip(1).step_by(4).for_each(|row| row.fill(0.3));
+        let scales = WeightScales::Rows(vec![1.0 / 127.0; 8]);
+        let numbers = layer(scales, Some(Affine { scale: 200.0 / 255.0, zero_point: 128 }));
+        let error = |rows: &[f32], operators| output_error(&weight, &numbers, rows, operators).unwrap();
+        let small: Vec<f32> = rows.chunks(64).skip(1).step_by(4).flatten().copied().collect();
+        assert!(error(&small, Operators::Own) < 1e-3);
+        assert!(error(&small, Operators::Stock) > 0.1);
+        assert_eq!(output_error(&weight, &numbers, &[], Operators::Own), None);
+    }
+
+    #[test]
+    fn coarser_formats_of_weights_are_measured_too() {
+        let weight = Matrix { rows: 4, columns: 256, values: wave(1024, 0.37) };
+        let rows = wave(256 * 16, 0.11);
+        let blocks = WeightScales::Blocks { size: 128, scales: vec![1.0 / 127.0; 8] };
+        let of_bytes = output_error(&weight, &layer(blocks, None), &rows, Operators::Stock).unwrap();
+        let e4m3 =
+            layer(WeightScales::Tensor(1.0 / 448.0), Some(Affine { scale: 1.0 / 448.0, zero_point: 0 }));
+        let of_e4m3 = output_error(&weight, &e4m3, &rows, Operators::Stock).unwrap();
+        assert!(of_bytes > 0.0 && of_bytes < 1e-4, "{of_bytes}");
+        assert!(of_e4m3 > of_bytes && of_e4m3 < 1e-2, "{of_e4m3}");
+    }
+}
