@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Times diffusers' modules in torch on this machine, and our program in the same run, alternating.
 
-    diffusers.py [--ours PATH] [--what step,decode,text] [--rounds N] [--json FILE]
+    diffusers.py [--ours PATH] [--operators PATH] [--what step,decode,text] [--rounds N] [--json FILE]
+    diffusers.py --join FILE...
 
 Three pieces of work, weights random on both sides:
   step    one denoising step of Wan2.1-1.3B's width (12 heads x 128, ffn 8960), 4 layers, 1,950 tokens, 512 text rows
@@ -9,12 +10,15 @@ Three pieces of work, weights random on both sides:
   text    layers of umT5-XXL (width 4096, 64 heads x 64, ffn 10240)
 
 `--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in every precision
-that it has or in those of `--precisions`. Loading and warming up are its own affair and not in its times, as they are
-not in torch's.
+that it has or in those of `--precisions`, steps in stock operators and in our own. `--operators` names `bench-operators`,
+which adds ONNX Runtime's INT8 products that find their scales at run time.
+Loading and warming up are their own affair and not in their times, as they are not in torch's. Long comparisons can be
+made in several calls, each with every kind in turn: `--json` keeps the times of each, `--join` puts them together.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -37,12 +41,27 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 HEADS, HEAD_DIM, FFN, LATENT_CHANNELS = 12, 128, 8960, 16
 TEXT_WIDTH, TEXT_ROWS, TEXT_HEADS, TEXT_HEAD_DIM, TEXT_FFN = 4096, 512, 64, 64, 10240
 MATMUL_SIZE = 4096
+# Kinds that `bench-operators` alone has: ONNX Runtime's products that find their scales at run time.
+OPERATORS = ["stock-int8"]
+# What a step of one kind should be, in times of another: (faster, slower, ratio at 1,950 tokens, ratio at 7,800).
+WANTED = [
+    ("int8", "f32", 2.3, None),
+    ("int8", "torch bf16", 1.6, None),
+    ("int8, own", "int8", 1.6, None),
+    ("int8, own", "torch bf16", 2.7, 3.3),
+    ("bf16, own", "torch bf16", 1.4, None),
+]
+WANTED_AT = [1950, 7800]
 # Below this share of its threads' time, torch was waiting for other programs and the numbers mean little.
 QUIET_SHARE = 0.85
 
 
 def main() -> None:
     arguments = parse()
+    if arguments.join:
+        reports = [json.loads(path.read_text()) for path in arguments.join]
+        print(markdown(reports[0]["machine"], reports[0]["matmul_gflops"], joined(reports)))
+        return
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     diffusers.utils.logging.set_verbosity_error()
@@ -61,6 +80,8 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", help="the program `rushes`; without it only torch is timed")
+    parser.add_argument("--operators", help="the program `bench-operators`, for dynamic INT8 products")
+    parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="puts files of --json together; times nothing")
     parser.add_argument("--precisions", help="ours, like f32,int8; every one there is without it")
     parser.add_argument("--what", type=names(["step", "decode", "text"]), default="step,decode,text")
     parser.add_argument("--dtypes", type=names(list(DTYPES)), default="f32,bf16", help="torch dtypes of step and text")
@@ -107,7 +128,13 @@ def compare(what: str, arguments: argparse.Namespace) -> dict:
             started = time.perf_counter()
             command_line = [arguments.ours, "bench", *command, "--threads", str(arguments.threads), "--runs", "1", "--json"]
             precisions = ["--precision", arguments.precisions] if arguments.precisions else []
-            add_ours(result, run_ours(command_line + precisions))
+            add_ours(result, run_ours(command_line + precisions)[-1])
+            waited += time.perf_counter() - started
+        if arguments.operators and what == "step":
+            started = time.perf_counter()
+            command_line = [arguments.operators, *command[1:], "--threads", str(arguments.threads), "--runs", "1"]
+            for line in run_ours(command_line + ["--only", ",".join(OPERATORS)])[1:]:
+                result.setdefault("ours", {}).setdefault(f"{line['kind']}, dynamic", []).extend(line["seconds"])
             waited += time.perf_counter() - started
         for dtype, run in runs.items():
             result["torch"][dtype].append(seconds(run))
@@ -203,18 +230,20 @@ def seconds(run) -> float:
     return time.perf_counter() - start
 
 
-def run_ours(command: list[str]) -> dict:
-    """The last line of the program's standard output."""
+def run_ours(command: list[str]) -> list[dict]:
+    """The lines of the program's standard output."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode} and {len(lines)} lines of output")
-    return json.loads(lines[-1])
+    return [json.loads(line) for line in lines]
 
 
 def add_ours(result: dict, answer: dict) -> None:
     for of_precision in answer["results"]:
         precision = of_precision["precision"]
+        if of_precision["operators"] != "stock":
+            precision += f", {of_precision['operators']}"
         result.setdefault("ours", {}).setdefault(precision, []).extend(of_precision["seconds"])
         if of_precision["first_frame_ms"] is not None:
             first_frames = result.setdefault("ours_first_frame", {}).setdefault(precision, [])
@@ -222,6 +251,37 @@ def add_ours(result: dict, answer: dict) -> None:
     result.setdefault("peaks", []).append(answer["peaks"])
     if result["gflop"] is None:
         result["gflop"] = answer["gflop"]
+
+
+def joined(reports: list[dict]) -> list[dict]:
+    """The times of several calls together, by work; only calls that did the same work are joined."""
+    together: dict[tuple, dict] = {}
+    for result in (result for report in reports for result in report["results"]):
+        key = (result["what"], result["shape"])
+        if key not in together:
+            together[key] = result
+            continue
+        whole = together[key]
+        for part in ("torch", "ours", "ours_first_frame"):
+            for name, times in result.get(part, {}).items():
+                whole.setdefault(part, {}).setdefault(name, []).extend(times)
+        whole.setdefault("peaks", []).extend(result.get("peaks", []))
+        whole["torch_cpu_share"] = min(whole["torch_cpu_share"], result["torch_cpu_share"])
+    return list(together.values())
+
+
+def wanted(result: dict) -> list[str]:
+    """Rows of the ratios that were aimed at, with those that were found."""
+    times = dict(result.get("ours", {})) | {f"torch {dtype}": found for dtype, found in result["torch"].items()}
+    tokens = math.prod(int(size) for size in result["shape"].split()[-1].split(","))
+    rows = []
+    for faster, slower, *ratios in WANTED if result["what"] == "step" else []:
+        if faster not in times or slower not in times:
+            continue
+        aim = dict(zip(WANTED_AT, ratios)).get(tokens)
+        best, middle = (f(times[slower]) / f(times[faster]) for f in (min, statistics.median))
+        rows.append(f"| {faster} against {slower}, {tokens} tokens | {best:.2f} | {middle:.2f} | {aim or ''} |")
+    return rows
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
@@ -245,6 +305,7 @@ def describe_machine(threads: int) -> dict:
         flags = set(fields.get("flags", "").split())
         wanted = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"]
         described["instructions"] = [flag for flag in wanted if flag in flags]
+    described["onednn"] = torch.backends.mkldnn.is_available()
     for package in ("torch", "diffusers", "transformers"):
         described[package] = version(package)
     return described
@@ -252,7 +313,7 @@ def describe_machine(threads: int) -> dict:
 
 def markdown(machine: dict, peaks: dict[str, float], results: list[dict]) -> str:
     about = ", ".join(f"{key} {' '.join(v) if isinstance(v, list) else v}" for key, v in machine.items())
-    products = ", ".join(f"{dtype} {gflops:.0f}" for dtype, gflops in peaks.items())
+    products = ", ".join(f"{dtype} {gflops:.0f}" for dtype, gflops in peaks.items()) or "not timed"
     lines = [
         about,
         "",
@@ -278,6 +339,8 @@ def markdown(machine: dict, peaks: dict[str, float], results: list[dict]) -> str
         if result["torch_cpu_share"] < QUIET_SHARE:
             note = f"torch had {result['torch_cpu_share']:.0%} of its threads' time: not a quiet machine"
             lines.append(f"| {' | '.join([result['shape'], note, *[''] * 6])} |")
+    if rows := [row for result in results for row in wanted(result)]:
+        lines += ["", "| how many times as fast | (min) | (median) | wanted |", "|---|---|---|---|", *rows]
     return "\n".join(lines)
 
 

@@ -1,20 +1,26 @@
 #!/usr/bin/env python3
-"""Others' INT8 quantisers on our f32 step graph, beside ours: the same calibration data, the same judgement.
+"""Others' INT8 quantisers on our f32 step graph, beside ours: the same nodes, the same calibration data, one judgement.
 
-    quantizers.py BUNDLE [--expert NAME] [--samples N] [--threads N] [--json FILE]
+    quantizers.py BUNDLE [--held-out FILE] [--expert NAME] [--peers NAMES] [--threads N] [--json FILE]
 
-BUNDLE has been through `rushes calibrate --keep` and `rushes quantize --scheme int8`. Its recorded clips but the last
-calibrate `onnxruntime.quantization.quantize_static` and `nvidia-modelopt`; on the last one, which no peer has seen, every
-graph's velocity is compared with the f32 graph's. (Ours was calibrated on all of them, by statistics alone; record one
-clip more with another prompt and move it in as the last for a strict comparison.)
+BUNDLE has been through `rushes calibrate --keep` and `rushes quantize --scheme int8 --operators own,stock`. Its recorded
+clips calibrate `onnxruntime.quantization.quantize_static` and `nvidia-modelopt`, as they did ours; on `--held-out`, a clip
+that was recorded elsewhere (`calibration/sample-*.safetensors` of another folder), or on the last clip without it, every
+graph's velocity is compared with the f32 graph's.
 
-Error: |velocity - f32| / |f32|, over all steps of the clip. Integer share: multiply-adds of linear layers in integers, read
-from the graph as ONNX Runtime has optimised it. Errors are compared where the shares are alike.
+Peers quantise exactly the layers that ours does, weights with a scale for each output. `quantize_static` runs as it comes
+(which also rounds what every product gives) and with its inputs and weights alone rounded, by each of its ways to choose a
+range; modelopt by both of its own.
+
+Error: |velocity - f32| / |f32|, over all steps of the clip, and the same of what the blocks add to the residual stream
+(the last block's output less the first one's input). Integer share: multiply-adds of linear layers in integers, read from
+the graph as ONNX Runtime has optimised it, without MatMulAddFusion, which would take them back to f32 in peers' graphs.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,7 +33,13 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static  # noqa: E402
+from onnxruntime.quantization import (  # noqa: E402
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 from safetensors.numpy import load_file  # noqa: E402
 
 # Operators of the optimised graph that multiply by a weight: which input it is, and whether they do so in integers.
@@ -53,24 +65,31 @@ def main() -> None:
     experts = [entry for entry in manifest["components"] if "expert" in str(entry["component"])]
     name = arguments.expert or experts[-1]["component"]["expert"]
     entry = next(entry for entry in experts if entry["component"]["expert"] == name)
-    ours = {graph["precision"]: bundle / graph["file"] for graph in entry["graphs"] if graph["dialect"] == "cpu"}
-    samples = [load_file(path) for path in sorted((bundle / "calibration").glob("sample-*.safetensors"))]
+    ours = {
+        graph["precision"]: bundle / graph["file"]
+        for graph in entry["graphs"]
+        if graph["dialect"] == "cpu" and graph.get("operators", "stock") == "stock"
+    }
     routes = manifest["routing"]
-    calibration = [given for sample in samples[: arguments.samples] for given in feeds(sample, routes, name)]
-    held_out = feeds(samples[-1], routes, name)
+    clips = sorted((bundle / "calibration").glob("sample-*.safetensors"))
+    held_out_clip = arguments.held_out or clips.pop()
+    calibration = [given for clip in clips for given in feeds(load_file(clip), routes, name)]
+    held_out = feeds(load_file(held_out_clip), routes, name)
     print(f"{name}: {len(calibration)} calibrating steps, {len(held_out)} judged", file=sys.stderr)
 
     with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
         folder = Path(folder)
         plain = folder / "plain.onnx"
         simplify(ours["f32"], plain, held_out[0])
-        graphs = {"ours, f32": ours["f32"], "the form that the peers get, f32": plain, "ours, int8": ours.get("int8")}
-        makers = {"onnxruntime quantize_static": static, "nvidia-modelopt int8": modelopt}
+        nodes = quantized_nodes(bundle, name, plain)
+        graphs = {"f32": ours["f32"], "f32, in the form that peers get": plain, "ours, int8": ours.get("int8")}
         failures = {}
-        for label, make in makers.items():
-            target = folder / f"{make.__name__}.onnx"
+        for index, (label, make) in enumerate(peers().items()):
+            if arguments.peers and not any(part in label for part in arguments.peers.split(",")):
+                continue
+            target = folder / f"peer-{index}.onnx"
             try:
-                make(plain, target, calibration)
+                make(plain, target, calibration, nodes)
                 graphs[label] = target
             except Exception as error:  # noqa: BLE001
                 failures[label] = " ".join(str(error).split())[:300]
@@ -85,11 +104,25 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--held-out", type=Path, metavar="FILE", help="a recorded clip that calibrated nobody")
     parser.add_argument("--expert", help="which expert; the one for low noise without it")
-    parser.add_argument("--samples", type=int, default=-1, help="recorded clips that calibrate; all but the last")
+    parser.add_argument("--peers", metavar="NAMES", help="only peers whose names have one of these in them, like static,max")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
+
+
+def peers() -> dict:
+    """How each peer makes its graph: `make(plain, target, calibration, nodes)`."""
+    methods = CalibrationMethod
+    return {
+        "quantize_static, as it comes": lambda *given: static(*given, methods.MinMax, rounds_outputs=True),
+        "quantize_static, minmax": lambda *given: static(*given, methods.MinMax),
+        "quantize_static, percentile": lambda *given: static(*given, methods.Percentile),
+        "quantize_static, entropy": lambda *given: static(*given, methods.Entropy),
+        "modelopt, max": lambda *given: modelopt(*given, "max"),
+        "modelopt, entropy": lambda *given: modelopt(*given, "entropy"),
+    }
 
 
 def feeds(sample: dict, routes: list, name: str) -> list[dict]:
@@ -114,14 +147,15 @@ def simplify(source: Path, target: Path, given: dict) -> None:
     model = onnx.load(source)
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
+    nodes, stored_as = [], {}
     for node in graph.node:
         if node.op_type == "Cast" and node.input[0] in weights:
+            stored_as[node.output[0]] = node.input[0]
             values = numpy_helper.to_array(weights[node.input[0]]).astype(np.float32)
             weights[node.output[0]] = numpy_helper.from_array(values, node.output[0])
         elif node.op_type == "Gemm" and node.input[1] in weights:
             weight = numpy_helper.to_array(weights[node.input[1]])
-            stored = f"{node.input[1]}.transposed"
+            stored = f"{stored_as.get(node.input[1], node.input[1])}.transposed"
             weights[stored] = numpy_helper.from_array(np.ascontiguousarray(weight.T), stored)
             product = f"{node.output[0]}.product" if len(node.input) > 2 else node.output[0]
             nodes.append(helper.make_node("MatMul", [node.input[0], stored], [product], name=node.name))
@@ -142,10 +176,20 @@ def simplify(source: Path, target: Path, given: dict) -> None:
     onnx.save(model, target)
 
 
-def left_alone(source: Path) -> list[str]:
-    """What we leave in f32 too: products on a single row, which steer everything and cost nothing, and the head."""
+def quantized_nodes(bundle: Path, name: str, source: Path) -> list[str]:
+    """The products of the layers that ours quantises of this expert."""
+    numerics = json.loads((bundle / "quantization.int8.json").read_text())
+    of = next(of for of in numerics["components"] if of["component"] == {"expert": name})
     nodes = onnx.load(source, load_external_data=False).graph.node
-    return [node.name for node in nodes if node.op_type == "MatMul" and node.name.startswith(("time", "head"))]
+    found = []
+    for node in nodes:
+        layers = [layer for layer in of["layers"] if node.op_type == "MatMul" and node.input[1].startswith(f"{layer}.")]
+        if layers:
+            node_name = node.name or node.output[0]
+            found.append(node_name)
+    if len(found) != len(of["layers"]):
+        raise SystemExit(f"{len(found)} products were found of {len(of['layers'])} layers")
+    return found
 
 
 class Reader(CalibrationDataReader):
@@ -156,40 +200,54 @@ class Reader(CalibrationDataReader):
         return next(self.left, None)
 
 
-def static(source: Path, target: Path, calibration: list[dict]) -> None:
+def static(source: Path, target: Path, calibration: list[dict], nodes: list[str], method, rounds_outputs=False) -> None:
     """Unsigned activations, signed weights with a scale for each output, as the CPU's kernels like it."""
+    # Types are not inferred past operators of ONNX Runtime's own, and what has no type is skipped.
+    options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    if not rounds_outputs:
+        options["OpTypesToExcludeOutputQuantization"] = ["MatMul"]
     quantize_static(
         source,
         target,
         Reader(calibration),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["MatMul"],
-        nodes_to_exclude=left_alone(source),
+        nodes_to_quantize=nodes,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        # Types are not inferred past operators of ONNX Runtime's own, and what has no type is skipped.
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        calibrate_method=method,
+        extra_options=options,
     )
 
 
-def modelopt(source: Path, target: Path, calibration: list[dict]) -> None:
+def modelopt(source: Path, target: Path, calibration: list[dict], nodes: list[str], method: str) -> None:
+    """Signed activations around 0, as TensorRT wants it, so slow on a CPU."""
     from modelopt.onnx.quantization import quantize
 
-    together = {name: np.concatenate([given[name] for given in calibration]) for name in ("latent", "timestep", "text")}
-    for name in ("cos", "sin"):
-        together[name] = np.concatenate([given[name] for given in calibration])
     quantize(
         str(source),
         quantize_mode="int8",
-        calibration_data=together,
-        calibration_method="max",
+        calibration_data_reader=Reader(calibration),
+        calibration_method=method,
         calibration_eps=["cpu"],
         high_precision_dtype="fp32",
         op_types_to_quantize=["MatMul"],
-        nodes_to_exclude=left_alone(source),
+        nodes_to_quantize=[f"^{re.escape(node)}$" for node in nodes],
         output_path=str(target),
+        log_level="ERROR",
     )
+
+
+def with_stream(source: Path, target: Path) -> None:
+    """The graph with the residual stream before the first block and after the last as outputs."""
+    model = onnx.load(source, load_external_data=False)
+    nodes = {node.name: node for node in model.graph.node}
+    for output, node in [("before", "block.0/LayerNormalization"), ("after", "head/LayerNormalization")]:
+        model.graph.node.append(helper.make_node("Identity", [nodes[node].input[0]], [output], name=output))
+        model.graph.output.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
+    # Beside the graph, whose weights are looked for there.
+    onnx.save(model, target)
 
 
 def judge(graphs: dict, held_out: list[dict], folder: Path, threads: int) -> list[dict]:
@@ -197,25 +255,49 @@ def judge(graphs: dict, held_out: list[dict], folder: Path, threads: int) -> lis
     for label, path in graphs.items():
         if path is None:
             continue
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        stream = path.with_name(f"{path.name}.stream.onnx")
+        with_stream(path, stream)
+        try:
+            found = answers(session(stream, threads), held_out)
+        finally:
+            stream.unlink()
         optimised = folder / "optimised.onnx"
-        options.optimized_model_filepath = str(optimised)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        found = np.stack([session.run(["velocity"], given)[0] for given in held_out])
+        timed = session(path, threads, optimised)
         best = float("inf")
         for _ in range(RUNS):
             began = time.perf_counter()
-            session.run(["velocity"], held_out[0])
+            timed.run(["velocity"], held_out[0])
             best = min(best, time.perf_counter() - began)
-        expected = found if expected is None else expected
-        error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+        expected = expected or found
+        errors = {what: distance(found[what], expected[what]) for what in found}
         tokens = held_out[0]["cos"].shape[0]
-        rows.append({"graph": label, "error": error, "share": share(optimised, tokens), "seconds": best})
+        rows.append({"graph": label, **errors, "share": share(optimised, tokens), "seconds": best})
         for left in folder.glob("optimised*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     return rows
+
+
+def session(path: Path, threads: int, optimised: Path | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if optimised:
+        options.optimized_model_filepath = str(optimised)
+    without = ["MatMulAddFusion"]
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
+
+
+def answers(graph: onnxruntime.InferenceSession, held_out: list[dict]) -> dict:
+    """The velocities, and what the blocks add, of all steps."""
+    steps = [graph.run(["velocity", "before", "after"], given) for given in held_out]
+    return {
+        "velocity": np.stack([step[0] for step in steps]),
+        "blocks": np.stack([step[2] - step[1] for step in steps]),
+    }
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def share(path: Path, tokens: int) -> float:
@@ -239,13 +321,17 @@ def share(path: Path, tokens: int) -> float:
 
 
 def markdown(rows: list[dict]) -> str:
-    lines = ["| graph | relative error | integer share | ms | times f32 |", "|---|---|---|---|---|"]
+    lines = [
+        "| graph | error of the velocity | of what the blocks add | integer share | ms | times f32 |",
+        "|---|---|---|---|---|---|",
+    ]
     baseline = rows[0]["seconds"]
     for row in rows:
         if "fails" in row:
-            lines.append(f"| {row['graph']} | fails: {row['fails']} | | | |")
+            lines.append(f"| {row['graph']} | fails: {row['fails']} | | | | |")
             continue
-        cells = [f"{100 * row['error']:.2f} %", f"{100 * row['share']:.1f} %", f"{1e3 * row['seconds']:.1f}"]
+        cells = [f"{100 * row[what]:.2f} %" for what in ("velocity", "blocks")]
+        cells += [f"{100 * row['share']:.1f} %", f"{1e3 * row['seconds']:.1f}"]
         lines.append(f"| {row['graph']} | {' | '.join(cells)} | {baseline / row['seconds']:.2f} |")
     return "\n".join(lines)
 
