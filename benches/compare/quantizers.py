@@ -163,6 +163,10 @@ def simplify(source: Path, target: Path, given: dict) -> None:
                 nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias"))
         else:
             nodes.append(node)
+    # Types are not inferred past operators of ONNX Runtime's own, and what has no type is not quantised.
+    for node in nodes:
+        if node.op_type == "MultiHeadAttention":
+            graph.value_info.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
     used = {name for node in nodes for name in node.input}
     del graph.node[:]
     graph.node.extend(nodes)
@@ -193,16 +197,24 @@ def quantized_nodes(bundle: Path, name: str, source: Path) -> list[str]:
 
 
 class Reader(CalibrationDataReader):
+    """The steps, one after another; modelopt also looks at the first and goes back to it."""
+
     def __init__(self, given: list[dict]):
-        self.left = iter(given)
+        self.given = given
+        self.rewind()
 
     def get_next(self):
         return next(self.left, None)
 
+    def get_first(self):
+        return self.given[0]
+
+    def rewind(self):
+        self.left = iter(self.given)
+
 
 def static(source: Path, target: Path, calibration: list[dict], nodes: list[str], method, rounds_outputs=False) -> None:
     """Unsigned activations, signed weights with a scale for each output, as the CPU's kernels like it."""
-    # Types are not inferred past operators of ONNX Runtime's own, and what has no type is skipped.
     options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
     if not rounds_outputs:
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul"]
