@@ -22,9 +22,9 @@ preview: setup
 test:
 	@scripts/setup.sh tests
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features runtime/whip -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
-	cargo test --locked --workspace
+	cargo test --locked --workspace --features runtime/whip
 
 bench: setup
 	cargo bench --locked --package benches

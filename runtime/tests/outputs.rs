@@ -263,6 +263,13 @@ fn the_file_says_that_it_was_generated_by_which_model_and_seed() {
     assert!(comment.starts_with("AI-generated: Rushes "), "{comment}");
     assert!(comment.ends_with("model Wan2.2-T2V-A14B, seed 7"), "{comment}");
     assert_eq!(tags["keywords"], "AI-generated");
+    let xmp = Command::new("ffprobe")
+        .args(["-v", "error", "-export_xmp", "1", "-show_entries", "format_tags=xmp", "-of", "default=nk=1"])
+        .arg(folder.path().join("clip.mp4"))
+        .output()
+        .unwrap();
+    let xmp = String::from_utf8(xmp.stdout).unwrap();
+    assert!(xmp.contains("trainedAlgorithmicMedia") && xmp.contains("一只猫 &amp; a ball"), "{xmp}");
     assert!(tags["encoder"].as_str().unwrap().starts_with("Rushes "), "{tags}");
     let (_, file) = probe(&folder.path().join("clip.mkv"));
     let version = env!("CARGO_PKG_VERSION");

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::decode::Tiles;
-use crate::media::OutputSpec;
+use crate::media::{OutputSpec, Token};
 use crate::quantize::report::Sensitivity;
 use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::geometry::PixelSize;
@@ -104,10 +104,13 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) bundle: Option<PathBuf>,
     /// Where the clip goes; may be given more than once: a file ending in .mp4, .webm, .mkv, .gif, .webp or .y4m, a
-    /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME
-    /// or window
+    /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME,
+    /// whip:https://HOST/PATH or window
     #[arg(short, long, value_name = "WHERE", default_value = "out.mp4", help_heading = "Outputs")]
     pub(super) output: Vec<OutputSpec>,
+    /// The bearer token for a whip: output whose address has none
+    #[arg(long, value_name = "TOKEN", help_heading = "Outputs")]
+    pub(super) whip_token: Option<Token>,
     /// Seconds after which an output that does not go on is given up
     #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
     pub(super) patience: Patience,

@@ -1,6 +1,7 @@
 //! Flags of `generate` that dress the clip: captions, logo, sound, key, rate, mark.
 
 use crate::Error;
+use crate::media::SigningKey;
 use crate::media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour};
 use bundle::Error as Refusal;
 use bundle::units::FrameRate;
@@ -41,6 +42,9 @@ pub(super) struct DressingArgs {
     /// Do not mark the outputs as made by a model
     #[arg(long, help_heading = "Dressing")]
     no_mark: bool,
+    /// Sign .mp4 outputs with C2PA content credentials: a PEM certificate chain and its private key
+    #[arg(long, value_name = "CERT,KEY", conflicts_with = "no_mark", help_heading = "Dressing")]
+    sign: Option<SigningKey>,
 }
 
 impl DressingArgs {
@@ -57,6 +61,11 @@ impl DressingArgs {
             audio: self.audio.clone(),
             rate: rate.map(|rate| (rate, self.output_fps_by)),
         })
+    }
+
+    /// What the outputs are signed with.
+    pub(super) fn signing_key(&self) -> Option<&SigningKey> {
+        self.sign.as_ref()
     }
 
     /// Whether the outputs are marked as made by a model.

@@ -46,8 +46,13 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     // Before GStreamer starts threads: loading may set an environment variable.
     let onnx = everywhere.onnx_runtime()?;
-    let targets = OutputTarget::claim_all(&args.output)?;
-    let live = args.preview.claim_live(&args.output)?;
+    let token = args.whip_token.as_ref();
+    let outputs: Vec<_> = args.output.iter().map(|output| output.clone().with_token(token)).collect();
+    let targets = OutputTarget::claim_all(&outputs)?;
+    if let Some(keys) = args.dressing.signing_key() {
+        media::check_signing(&targets, keys)?;
+    }
+    let live = args.preview.claim_live(&outputs, token)?;
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
     let dressing = args.dressing.spec()?.open(made)?;
     if dressing.sound().is_some() {
@@ -82,6 +87,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
             mark: args.dressing.mark(),
             ..Tags::new(plan.prompt.clone(), &model.manifest().model, plan.seed)
         },
+        sign: args.dressing.signing_key().cloned(),
         sound: dressing.sound().cloned(),
         patience: args.patience.0,
         cancel: cancel.clone(),
@@ -92,8 +98,10 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
             if let Some(address) = target.address().filter(|_| !everywhere.json) {
                 render::note(&format!("live at {} ({address})", target.spec()));
             }
-            let stride = model.manifest().vae.stride().time;
-            Some(Pump::start(target, &options, made, noise.view(), stride)?)
+            // Frames that a latent frame stands for, at the rate at which they are shown.
+            let (from, to) = (made.rate.per_second() as usize, options.format.rate.per_second() as usize);
+            let stride = (model.manifest().vae.stride().time * to).div_ceil(from);
+            Some(Pump::start(target, &options, options.format, noise.view(), stride)?)
         }
     };
     let previews = args.preview.prepare(&model, plan.size, live.as_ref().map(Pump::sink))?;
@@ -284,12 +292,13 @@ impl Clip<'_> {
         };
         let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.made);
         self.timing.frames_out();
-        if let Some(live) = &self.live {
-            live.add(frames.slice_axis(Axis(0), Slice::from(..wanted)))?;
-        }
         let mut written = Ok(());
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
-            written = written.and_then(|()| outputs.write_all(self.dressing.push(frame.to_owned())));
+            let dressed = self.dressing.push(frame.to_owned());
+            if let Some(live) = &self.live {
+                live.add(&dressed)?;
+            }
+            written = written.and_then(|()| outputs.write_all(dressed));
         }
         for failed in &outputs.failed()[self.told..] {
             self.progress.clear();
@@ -308,7 +317,11 @@ impl Clip<'_> {
         let Some(mut outputs) = self.outputs.take() else {
             unreachable!("a clip has at least one frame, and its first started the outputs");
         };
-        outputs.write_all(self.dressing.finish())?;
+        let last = self.dressing.finish();
+        if let Some(live) = &self.live {
+            live.add(&last)?;
+        }
+        outputs.write_all(last)?;
         let first_encoded = outputs.first_encoded();
         let outcome = outputs.finish();
         let previews = self.finish_previews();

@@ -4,7 +4,7 @@ use super::args::Everywhere;
 use super::render;
 use crate::Error;
 use crate::live::LiveSink;
-use crate::media::{OutputSpec, OutputTarget};
+use crate::media::{OutputSpec, OutputTarget, Token};
 use crate::model::{Model, ModelOptions};
 use crate::preview::budget::Extent;
 use crate::preview::fit::{PROMPTS, fit_preview_map};
@@ -34,8 +34,8 @@ pub(super) struct PreviewArgs {
     /// Show it after every N steps
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Previews")]
     preview_every: NonZeroUsize,
-    /// One address that sharpens: noise, previews, then the clip again and again until Ctrl-C; hls:DIR or
-    /// rtsp://HOST:PORT/NAME
+    /// One address that sharpens: noise, previews, then the clip again and again until Ctrl-C; hls:DIR,
+    /// rtsp://HOST:PORT/NAME or whip:https://HOST/PATH
     #[arg(long, value_name = "WHERE", help_heading = "Previews")]
     live: Option<OutputSpec>,
     /// A .png that always holds the newest, or a folder that gets one for each step [default: preview.png]
@@ -62,19 +62,23 @@ impl PreviewArgs {
     ///
     /// # Errors
     /// An output that nobody watches while it is made, one that is a place of the clip already, or one that cannot be taken.
-    pub(super) fn claim_live(&self, outputs: &[OutputSpec]) -> Result<Option<OutputTarget>, Error> {
-        let Some(live) = &self.live else { return Ok(None) };
+    pub(super) fn claim_live(
+        &self,
+        outputs: &[OutputSpec],
+        token: Option<&Token>,
+    ) -> Result<Option<OutputTarget>, Error> {
+        let Some(live) = self.live.clone().map(|live| live.with_token(token)) else { return Ok(None) };
         let refused = |rule: &str| {
             let fix = "use hls:DIR or rtsp://127.0.0.1:8554/clip, and -o for the clip itself";
-            Err(bundle::Error::value("--live", live, rule, fix).into())
+            Err(bundle::Error::value("--live", &live, rule, fix).into())
         };
         if !live.is_live() {
             return refused("nobody can watch it while it is made");
         }
-        if outputs.contains(live) {
+        if outputs.contains(&live) {
             return refused("the clip goes there already");
         }
-        Ok(Some(OutputTarget::claim(live)?))
+        Ok(Some(OutputTarget::claim(&live)?))
     }
 
     /// What previews of a clip need, checked before the run; none when there are none.

@@ -46,8 +46,8 @@ impl Shared {
 }
 
 impl Pump {
-    /// Starts the output in the format of the clip as the decoder makes it. It shows `noise [C,T,h,w]` until the first
-    /// preview; each latent frame will make `stride` frames.
+    /// Starts the output in the format of the finished clip. It shows `noise [C,T,h,w]` until the first preview; each latent
+    /// frame will make about `stride` frames.
     ///
     /// # Errors
     /// An output that does not start.
@@ -78,13 +78,13 @@ impl Pump {
         LiveSink { shared: Arc::clone(&self.shared), size: self.size, stride: self.stride }
     }
 
-    /// Adds frames of the clip, `[N,3,H,W]` in -1..1.
+    /// Adds frames of the clip, each `[3,H,W]` in -1..1.
     ///
     /// # Errors
     /// Frames of another size.
-    pub fn add(&self, frames: ArrayView4<'_, f32>) -> Result<(), Error> {
-        for colours in frames.axis_iter(Axis(0)) {
-            let frame = frame(colours, self.size)?;
+    pub fn add(&self, frames: &[Array3<f32>]) -> Result<(), Error> {
+        for colours in frames {
+            let frame = frame(colours.view(), self.size)?;
             self.shared.lock().programme.add(frame);
         }
         Ok(())

@@ -36,6 +36,8 @@ pub enum Error {
     },
     /// There is sound, and no output that could carry it.
     NoSound,
+    /// There is a key to sign with, and no output that could be signed.
+    NothingToSign,
     /// A value breaks the contract.
     Contract(#[from] bundle::Error),
     /// Raw frames would be written to a terminal.
@@ -65,6 +67,20 @@ pub enum Error {
         output: String,
         /// Which, and where Debian has them.
         elements: Vec<MissingElement>,
+    },
+    /// Something that this build of the program leaves out.
+    NotBuilt {
+        /// What was asked for.
+        what: String,
+        /// The cargo feature that has it.
+        feature: &'static str,
+    },
+    /// A clip cannot be signed.
+    Signing {
+        /// The certificate that was given.
+        certificate: PathBuf,
+        /// What is wrong.
+        why: String,
     },
     /// None of the known H.264 encoders is installed.
     NoEncoder {
@@ -143,6 +159,8 @@ impl Diagnose for Error {
             | Self::Terminal
             | Self::Unwritable { .. }
             | Self::Busy { .. }
+            | Self::Signing { .. }
+            | Self::NothingToSign
             | Self::OddSize { .. } => self.report_of_input(),
             Self::NoGStreamer { why } => Report::missing(
                 "GStreamer cannot start",
@@ -160,6 +178,13 @@ impl Diagnose for Error {
                     format!("install it with `sudo apt-get install {}`", packages.join(" ")),
                 )
             }
+            Self::NotBuilt { what, feature } => Report::missing(
+                format!("{what} is not for this build of the program"),
+                format!("it was built without the feature `{feature}`"),
+                format!(
+                    "build it with `cargo build --release -p runtime --features {feature}`, or with `full`"
+                ),
+            ),
             Self::NoEncoder { output } => {
                 let known: Vec<_> = H264Encoder::ALL.iter().map(|encoder| encoder.element()).collect();
                 Report::missing(
@@ -246,6 +271,16 @@ impl Error {
                 format!("{flag} cannot be {given}"),
                 why.clone(),
                 "check that the file is there and that `ffprobe` reads it",
+            ),
+            Self::Signing { certificate, why } => Report::bad_input(
+                format!("the clip cannot be signed with {}", certificate.display()),
+                why.clone(),
+                "give a PEM chain and its private key, made for signing content: --sign chain.pem,key.pem",
+            ),
+            Self::NothingToSign => Report::bad_input(
+                "there is no output that can be signed",
+                "only .mp4 carries content credentials",
+                "add one with -o, or leave --sign out",
             ),
             Self::NoSound => Report::bad_input(
                 "there is sound and no output for it",

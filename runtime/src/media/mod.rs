@@ -10,7 +10,7 @@
 //! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `part_file` and `part_folder` (checked
 //! before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
 //! package has the rest), [`tags`] (the AI mark, model and seed), `pipeline` (the elements), `collect` (writers of our
-//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `output` (one output), `outputs` (all of a run), `clip` (what goes
+//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `output` (one output), `outputs` (all of a run), `whip` (a feature), `clip` (what goes
 //! in and what comes out).
 //!
 //! ```no_run
@@ -47,15 +47,20 @@ mod pipeline;
 mod playable;
 pub mod plugins;
 mod shared_frame;
+mod sign;
 mod spec;
 pub mod tags;
 mod target;
+#[cfg(feature = "whip")]
+mod whip;
+mod xmp_box;
 
 pub use clip::{ClipFormat, Kept, WrittenClip};
 pub use error::Error;
 pub use output::{Output, OutputOptions};
 pub use outputs::{FailedOutput, Outcome, Outputs};
 pub use shared_frame::{PixelLayout, SharedFrame};
-pub use spec::{FileFormat, OutputSpec};
+pub use sign::SigningKey;
+pub use spec::{FileFormat, OutputSpec, Token};
 pub use tags::Tags;
-pub use target::{OutputTarget, check_sound};
+pub use target::{OutputTarget, check_signing, check_sound};

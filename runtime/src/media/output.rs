@@ -3,11 +3,13 @@
 use super::collect::PLAYLIST;
 use super::dressing::Sound;
 use super::feed::{Feed, Halt};
+use super::part_file::PartFile;
 use super::pipeline::{OutputPipeline, timed, timed_sound};
 use super::playable::is_playable;
 use super::shared_frame::{PixelLayout, SharedFrame};
 use super::target::Place;
-use super::{ClipFormat, Error, Kept, OutputSpec, OutputTarget, Tags, WrittenClip};
+use super::xmp_box;
+use super::{ClipFormat, Error, FileFormat, Kept, OutputSpec, OutputTarget, SigningKey, Tags, WrittenClip};
 use engines::Cancel;
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -24,6 +26,8 @@ pub struct OutputOptions {
     pub tags: Tags,
     /// How long nothing may move in a pipeline that has work, before it counts as stalled.
     pub patience: Duration,
+    /// What mp4 files are signed with.
+    pub sign: Option<SigningKey>,
     /// The sound of the clip, for outputs that carry it.
     pub sound: Option<Sound>,
     /// Stops waiting for outputs that do not go on.
@@ -36,7 +40,7 @@ impl OutputOptions {
 
     /// Options with the usual patience.
     pub fn new(format: ClipFormat, tags: Tags, cancel: &Cancel) -> Self {
-        Self { format, tags, patience: Self::PATIENCE, sound: None, cancel: cancel.clone() }
+        Self { format, tags, patience: Self::PATIENCE, sign: None, sound: None, cancel: cancel.clone() }
     }
 }
 
@@ -54,6 +58,9 @@ pub struct Output {
     sounded: usize,
     layout: PixelLayout,
     feed: Arc<Feed>,
+    /// What an mp4 says about itself beside its comment, and what it is signed with.
+    tags: Tags,
+    sign: Option<SigningKey>,
     closed: bool,
 }
 
@@ -79,8 +86,20 @@ impl Output {
         let OutputPipeline { pipeline, source, sound, layout, feed } =
             OutputPipeline::build(&target, options, stages)?;
         let sound = sound.zip(options.sound.clone());
-        let output =
-            Self { target, format, pipeline, source, sound, sounded: 0, layout, feed, closed: false };
+        let (tags, sign) = (options.tags.clone(), options.sign.clone());
+        let output = Self {
+            target,
+            format,
+            pipeline,
+            source,
+            sound,
+            sounded: 0,
+            layout,
+            feed,
+            tags,
+            sign,
+            closed: false,
+        };
         match output.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(output),
             Err(_) => Err(output.error(output.feed.wait_for_fault())),
@@ -169,12 +188,29 @@ impl Output {
             return Err(Error::FramesMissing { expected, found });
         }
         let bytes = match &self.target.place {
+            Place::File(file) if self.is_mp4() => Some(self.publish_mp4(file)?),
             Place::File(file) => file.publish().map(|()| Some(file.bytes()))?,
             Place::Folder(folder) => folder.publish().map(|()| Some(folder.bytes()))?,
             Place::Playlist(folder) => Some(folder.bytes()),
             Place::Pipe | Place::Listener(_) | Place::Elsewhere => None,
         };
         Ok(WrittenClip { output: self.target.spec.clone(), frames: found, bytes })
+    }
+
+    fn is_mp4(&self) -> bool {
+        matches!(self.target.spec, OutputSpec::File { format: FileFormat::Mp4, .. })
+    }
+
+    /// Adds what GStreamer does not write, and gives the file its name; its bytes.
+    fn publish_mp4(&self, file: &PartFile) -> Result<u64, Error> {
+        if let Err(error) = xmp_box::append(file.part(), &self.tags.xmp()) {
+            // The comment has said the same already.
+            tracing::warn!(%error, "the clip has no XMP");
+        }
+        match &self.sign {
+            None => file.publish().map(|()| file.bytes()),
+            Some(keys) => file.publish_instead(keys.sign(file.part(), &self.tags)?),
+        }
     }
 
     /// Ends the clip here. What there is stays under the part's name if it can be played, otherwise it goes.

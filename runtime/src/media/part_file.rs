@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use tempfile::TempPath;
 
 /// The file of an output while it is being written.
 #[derive(Debug)]
@@ -74,6 +75,21 @@ impl PartFile {
             .sync_all()
             .and_then(|()| std::fs::rename(&self.part, &self.path))
             .map_err(|source| Error::Publish { part: self.part.clone(), path: self.path.clone(), source })
+    }
+
+    /// Gives another file, which is flushed, the name instead; the part goes. Its bytes.
+    ///
+    /// # Errors
+    /// What the system said; the part stays, and the other file goes.
+    pub(super) fn publish_instead(&self, other: TempPath) -> Result<u64, Error> {
+        let bytes = other.metadata().map_or(0, |found| found.len());
+        other.persist(&self.path).map_err(|error| Error::Publish {
+            part: self.part.clone(),
+            path: self.path.clone(),
+            source: error.error,
+        })?;
+        self.discard();
+        Ok(bytes)
     }
 
     /// Removes the part, whatever is in it.

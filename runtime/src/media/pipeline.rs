@@ -11,6 +11,8 @@ use super::plugins::sound_elements;
 use super::shared_frame::PixelLayout;
 use super::tags::Spelling;
 use super::target::Place;
+#[cfg(feature = "whip")]
+use super::whip::WhipSender;
 use super::{ClipFormat, Error, FileFormat, OutputSpec, OutputTarget};
 use bundle::geometry::PixelSize;
 use bundle::units::FrameRate;
@@ -182,6 +184,17 @@ impl Builder<'_> {
                 self.options.tags.apply(&muxer, Spelling::Words, &name_of(&encoder));
                 self.streamed(encoder, muxer, Pace::AtOnce)
             }
+            OutputSpec::Whip { .. } => {
+                // What every WebRTC peer decodes, with parameter sets before each key frame.
+                let caps = gst::Caps::builder("video/x-h264")
+                    .field("stream-format", "byte-stream")
+                    .field("alignment", "au")
+                    .field("profile", "constrained-baseline")
+                    .build();
+                let profile = self.element("capsfilter", &[])?;
+                profile.set_property("caps", caps);
+                self.streamed(self.h264(Purpose::Live)?, profile, Pace::AtOnce)
+            }
             OutputSpec::Rtsp { .. } => {
                 // Parameter sets before each key frame, so that a viewer can begin at any of them.
                 let payloader = self.element("rtph264pay", &[("config-interval", "-1".into())])?;
@@ -268,6 +281,8 @@ impl Builder<'_> {
             (OutputSpec::Rtsp { .. }, Place::Listener(listener)) => {
                 Ok(Box::new(RtspServer::start(listener, &tags.comment())?))
             }
+            #[cfg(feature = "whip")]
+            (OutputSpec::Whip { url, token }, _) => Ok(Box::new(WhipSender::start(url, token.as_ref())?)),
             (OutputSpec::File { path, .. }, Place::Pipe) => y4m(Y4mTarget::Pipe(path.clone())),
             (_, Place::File(file)) => y4m(Y4mTarget::File(file.open()?)),
             _ => y4m(Y4mTarget::Stdout),

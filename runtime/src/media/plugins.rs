@@ -33,6 +33,7 @@ pub fn elements(spec: &OutputSpec) -> Vec<(&'static str, &'static str)> {
         OutputSpec::Hls { .. } => &[("mp4mux", GOOD)],
         OutputSpec::Rtmp { .. } => &[("h264parse", BAD), ("flvmux", GOOD), ("rtmp2sink", BAD)],
         OutputSpec::Rtsp { .. } => &[("rtph264pay", GOOD)],
+        OutputSpec::Whip { .. } => &[("capsfilter", CORE)],
         OutputSpec::Window => &[("videoconvert", BASE), ("ximagesink", X)],
     };
     ours.iter().chain(rest).copied().collect()
@@ -43,7 +44,10 @@ pub fn needs_h264(spec: &OutputSpec) -> bool {
     match spec {
         OutputSpec::File { format, .. } => matches!(format, FileFormat::Mp4 | FileFormat::Mkv),
         OutputSpec::Frames { .. } | OutputSpec::Stdout | OutputSpec::Window => false,
-        OutputSpec::Hls { .. } | OutputSpec::Rtmp { .. } | OutputSpec::Rtsp { .. } => true,
+        OutputSpec::Hls { .. }
+        | OutputSpec::Rtmp { .. }
+        | OutputSpec::Rtsp { .. }
+        | OutputSpec::Whip { .. } => true,
     }
 }
 

@@ -78,8 +78,54 @@ pub enum OutputSpec {
         /// The name of the stream.
         name: String,
     },
+    /// A server that takes a stream by WHIP: `whip:https://HOST/PATH`.
+    Whip {
+        /// Where the offer goes, `http` or `https`.
+        url: String,
+        /// What the server knows us by.
+        token: Option<Token>,
+    },
     /// A window on this machine's screen: `window`.
     Window,
+}
+
+/// A bearer token. It is never printed.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Token(String);
+
+impl Token {
+    /// A token of visible ASCII characters.
+    pub fn new(text: impl Into<String>) -> Option<Self> {
+        let text = text.into();
+        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(Self(text))
+    }
+
+    /// It as a header says it.
+    #[cfg(feature = "whip")]
+    pub(super) fn bearer(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl FromStr for Token {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::new(text).ok_or_else(|| {
+            Error::value(
+                "--whip-token",
+                "what was given",
+                "it is no bearer token",
+                "use letters, digits and signs",
+            )
+        })
+    }
 }
 
 /// The port that RTSP has when none is given; the one of the standard, 554, is root's.
@@ -88,7 +134,21 @@ const RTSP_PORT: &str = "8554";
 impl OutputSpec {
     /// Whether viewers look at it while it is made, so that it must keep to the clock.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Hls { .. } | Self::Rtmp { .. } | Self::Rtsp { .. } | Self::Window)
+        match self {
+            Self::Hls { .. } | Self::Rtmp { .. } | Self::Rtsp { .. } | Self::Whip { .. } | Self::Window => {
+                true
+            }
+            Self::File { .. } | Self::Frames { .. } | Self::Stdout => false,
+        }
+    }
+
+    /// The same with a token, where it is a WHIP server without one.
+    #[must_use]
+    pub fn with_token(self, token: Option<&Token>) -> Self {
+        match self {
+            Self::Whip { url, token: None } => Self::Whip { url, token: token.cloned() },
+            other => other,
+        }
     }
 }
 
@@ -101,6 +161,9 @@ impl FromStr for OutputSpec {
             "-" => return Ok(Self::Stdout),
             "window" => return Ok(Self::Window),
             _ => {}
+        }
+        if let Some(url) = text.strip_prefix("whip:") {
+            return whip(url);
         }
         if let Some((scheme, rest)) = text.split_once("://") {
             return match scheme {
@@ -146,6 +209,22 @@ fn rtsp(text: &str, rest: &str) -> Result<OutputSpec, Error> {
     Ok(OutputSpec::Rtsp { address, name: name.into() })
 }
 
+/// The address may carry the token where others have a user's name, which errors must not repeat.
+fn whip(url: &str) -> Result<OutputSpec, Error> {
+    let unusable = || refused("whip:…", "it names no server", "write it like whip:https://HOST/PATH");
+    let (scheme, rest) = url.split_once("://").ok_or_else(unusable)?;
+    let (server, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let (token, host) = match server.rsplit_once('@') {
+        Some((token, host)) => (Some(Token::new(token).ok_or_else(unusable)?), host),
+        None => (None, server),
+    };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    if !matches!(scheme, "http" | "https") || host.is_empty() || !host.chars().all(is_plain) {
+        return Err(unusable());
+    }
+    Ok(OutputSpec::Whip { url: format!("{scheme}://{host}{path}"), token })
+}
+
 fn refused(text: &str, rule: impl Into<String>, fix: impl Into<String>) -> Error {
     Error::value("--output", format!("`{text}`"), rule, fix)
 }
@@ -156,7 +235,7 @@ fn unknown(text: &str) -> Error {
         text,
         format!("its name does not end in one of {}", names.join(", ")),
         "name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, \
-         rtmp://…, rtsp://… or window",
+         rtmp://…, rtsp://…, whip:https://… or window",
     )
 }
 
@@ -169,6 +248,7 @@ impl fmt::Display for OutputSpec {
             Self::Hls { folder } => write!(f, "hls:{}", folder.display()),
             Self::Rtmp { url } => f.write_str(url),
             Self::Rtsp { address, name } => write!(f, "rtsp://{address}/{name}"),
+            Self::Whip { url, .. } => write!(f, "whip:{url}"),
             Self::Window => f.write_str("window"),
         }
     }
@@ -213,14 +293,43 @@ mod tests {
         assert_eq!(parsed("rtsp://127.0.0.1:9000/a"), rtsp("127.0.0.1:9000", "a"));
         assert_eq!(parsed("rtsp://localhost"), rtsp("localhost:8554", "clip"));
         assert_eq!(parsed("rtsp://[::1]/"), rtsp("[::1]:8554", "clip"));
+        let whip = |url: &str, token: Option<&str>| OutputSpec::Whip {
+            url: url.into(),
+            token: token.map(|token| Token::new(token).unwrap()),
+        };
+        assert_eq!(parsed("whip:http://h:8889/live/whip"), whip("http://h:8889/live/whip", None));
+        let secret = parsed("whip:https://s3cret@[::1]?a=b");
+        assert_eq!(secret, whip("https://[::1]?a=b", Some("s3cret")));
+        assert_eq!(secret.to_string(), "whip:https://[::1]?a=b");
+        assert!(!format!("{secret:?}").contains("s3cret"));
+        let other = Token::new("other").unwrap();
+        assert_eq!(secret.clone().with_token(Some(&other)), secret);
+        assert_eq!(parsed("whip:http://h").with_token(Some(&other)), whip("http://h", Some("other")));
         for text in ["rtsp://127.0.0.1:9000/a", "hls:a/live", "clip.mp4", "rtmp://host/app/key", "window"] {
             assert_eq!(parsed(text).to_string(), text);
         }
     }
 
     #[test]
+    fn a_token_is_not_repeated_when_its_address_is_refused() {
+        for text in [
+            "whip:",
+            "whip:s3cret@h/a",
+            "whip:ftp://s3cret@h/a",
+            "whip:http://s3cret@",
+            "whip:http://s\u{e9}@h",
+        ] {
+            let error = text.parse::<OutputSpec>().unwrap_err().to_string();
+            assert!(
+                error.starts_with("--output cannot be `whip:…`: ") && !error.contains("s3cret"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_none_of_these_is_refused_with_what_would_do() {
-        insta::assert_snapshot!(report("clip.avi"), @"--output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://… or window)");
+        insta::assert_snapshot!(report("clip.avi"), @"--output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://…, whip:https://… or window)");
         for text in [
             "",
             "clip",

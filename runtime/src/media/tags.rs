@@ -8,7 +8,7 @@ use gstreamer::prelude::*;
 pub const AI_MARK: &str = "AI-generated";
 
 /// The IPTC's term for it.
-const SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
+pub(super) const SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
 
 /// Characters of a title that are kept.
 const TITLE_LENGTH: usize = 200;

@@ -5,7 +5,7 @@ use super::encoder::H264Encoder;
 use super::part_file::PartFile;
 use super::part_folder::PartFolder;
 use super::plugins::{sound_elements, survey};
-use super::{Error, FileFormat, OutputSpec};
+use super::{Error, FileFormat, OutputSpec, SigningKey};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use std::io::{self, IsTerminal};
@@ -48,6 +48,9 @@ impl OutputTarget {
     /// GStreamer, an element or every H.264 encoder missing, with the Debian package; a folder that is not there or
     /// cannot be written; another run that is writing the same file; standard output that is a terminal.
     pub fn claim(spec: &OutputSpec) -> Result<Self, Error> {
+        if matches!(spec, OutputSpec::Whip { .. }) && !cfg!(feature = "whip") {
+            return Err(Error::NotBuilt { what: spec.to_string(), feature: "whip" });
+        }
         let encoder = survey()?.ready(spec)?;
         let place = match spec {
             OutputSpec::File { path, format: FileFormat::Y4m } if is_pipe(path) => Place::Pipe,
@@ -110,6 +113,17 @@ impl OutputTarget {
 pub fn check_sound(targets: &[OutputTarget]) -> Result<(), Error> {
     let found = targets.iter().map(|target| sound_elements(&target.spec)).collect::<Result<Vec<_>, _>>()?;
     if found.iter().any(Option::is_some) { Ok(()) } else { Err(Error::NoSound) }
+}
+
+/// Checks that a clip can be signed, and with these keys.
+///
+/// # Errors
+/// No mp4 among the outputs, or keys that are of no use.
+pub fn check_signing(targets: &[OutputTarget], keys: &SigningKey) -> Result<(), Error> {
+    keys.check()?;
+    let is_mp4 =
+        |target: &OutputTarget| matches!(target.spec, OutputSpec::File { format: FileFormat::Mp4, .. });
+    if targets.iter().any(is_mp4) { Ok(()) } else { Err(Error::NothingToSign) }
 }
 
 fn unwritable(spec: &OutputSpec, error: &io::Error) -> Error {

@@ -103,7 +103,7 @@ pub(super) fn sink(
 }
 
 /// The bytes of a buffer.
-fn bytes(buffer: &gst::BufferRef) -> io::Result<gst::BufferMap<'_, gst::buffer::Readable>> {
+pub(super) fn bytes(buffer: &gst::BufferRef) -> io::Result<gst::BufferMap<'_, gst::buffer::Readable>> {
     buffer.map_readable().map_err(|error| io::Error::other(error.to_string()))
 }
 
