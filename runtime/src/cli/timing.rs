@@ -92,6 +92,7 @@ impl Timing {
         json!({
             "loading": loading.as_secs_f64(),
             "text": self.encoded.map(since),
+            "first_step": self.first_step.map(since),
             "step": step,
             "first_preview": preview,
             "first_frame": first_frame.map(since),

@@ -72,7 +72,7 @@ impl I420Layout {
     pub fn convert(self, frame: ArrayView3<'_, f32>) -> Vec<u8> {
         assert_eq!(frame.dim(), (3, self.height, self.width), "a frame has the size of its layout");
         let frame = frame.as_standard_layout();
-        let samples = frame.as_slice().expect("the standard layout is contiguous");
+        let samples = frame.as_slice().unwrap_or_else(|| unreachable!("the standard layout is contiguous"));
         let plane = self.height * self.width;
         let colours: [&[f32]; 3] = std::array::from_fn(|c| &samples[c * plane..(c + 1) * plane]);
 

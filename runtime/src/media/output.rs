@@ -120,9 +120,14 @@ impl Output {
         if self.format.frames.is_some_and(|frames| number >= frames) {
             return Ok(());
         }
+        let Some(picture) = frame.buffer(self.layout) else {
+            let why = "a frame for video alone goes to no output of pictures".into();
+            let (output, element) = (self.target.spec.to_string(), "appsrc".into());
+            return Err(Error::Pipeline { output, element, why });
+        };
         self.push_sound(number);
         self.feed.wait_for_room().map_err(|halt| self.error(halt))?;
-        let buffer = timed(frame.buffer(self.layout), number, self.format.rate);
+        let buffer = timed(picture, number, self.format.rate);
         match self.source.push_buffer(buffer) {
             Ok(_) => Ok(()),
             Err(_) => Err(self.error(self.feed.wait_for_fault())),

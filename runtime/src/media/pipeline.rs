@@ -170,7 +170,8 @@ impl Builder<'_> {
             OutputSpec::Rtmp { url } => self.rtmp(url),
             OutputSpec::Window => {
                 let convert = self.element("videoconvert", &[])?;
-                let window = self.element("ximagesink", &[])?;
+                // What it would select for touch screens is not always what it meant, and X ends the program for that.
+                let window = self.element("ximagesink", &[("handle-events", "false".into())])?;
                 Ok(Tail { elements: vec![convert.clone(), window], encoded_before: Some(convert) })
             }
             OutputSpec::Hls { .. } => {

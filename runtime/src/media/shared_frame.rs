@@ -22,6 +22,7 @@ pub struct SharedFrame(Arc<Samples>);
 #[derive(Debug)]
 struct Samples {
     size: PixelSize,
+    video: I420Layout,
     /// `[3,H,W]` in -1..1; none in a frame that is for video alone.
     colours: Option<Array3<f32>>,
     i420: OnceLock<gst::Buffer>,
@@ -32,17 +33,17 @@ impl SharedFrame {
     /// The frame `[3,H,W]` in -1..1; none if its sides are not even.
     pub fn new(colours: Array3<f32>) -> Option<Self> {
         let (channels, height, width) = colours.dim();
-        let fits = channels == 3 && I420Layout::new(width, height).is_some();
+        let video = I420Layout::new(width, height).filter(|_| channels == 3)?;
         let (size, colours) = (PixelSize { width, height }, Some(colours));
-        fits.then(|| Self(Arc::new(Samples { size, colours, i420: OnceLock::new(), rgb: OnceLock::new() })))
+        Some(Self(Arc::new(Samples { size, video, colours, i420: OnceLock::new(), rgb: OnceLock::new() })))
     }
 
     /// The same for outputs of video alone: it keeps an eighth of the memory, which counts where a clip is kept whole.
     pub fn for_video(colours: Array3<f32>) -> Option<Self> {
         let frame = Self::new(colours)?;
-        let i420 = OnceLock::from(frame.buffer(PixelLayout::I420));
-        let size = frame.size();
-        Some(Self(Arc::new(Samples { size, colours: None, i420, rgb: OnceLock::new() })))
+        let i420 = OnceLock::from(frame.buffer(PixelLayout::I420)?);
+        let Samples { size, video, .. } = *frame.0;
+        Some(Self(Arc::new(Samples { size, video, colours: None, i420, rgb: OnceLock::new() })))
     }
 
     /// Its size in pixels.
@@ -50,21 +51,21 @@ impl SharedFrame {
         self.0.size
     }
 
-    /// Its samples, rows padded to 4 bytes. What is returned shares its memory with every other call's.
-    pub(super) fn buffer(&self, layout: PixelLayout) -> gst::Buffer {
-        let colours = || self.0.colours.as_ref().expect("outputs of pictures get frames of pictures").view();
-        let PixelSize { width, height } = self.size();
-        let made = match layout {
-            PixelLayout::I420 => self.0.i420.get_or_init(|| {
-                let layout = I420Layout::new(width, height).expect("`new` looked at the size");
-                gst::Buffer::from_slice(layout.convert(colours()))
-            }),
-            PixelLayout::Rgb => self
-                .0
-                .rgb
-                .get_or_init(|| gst::Buffer::from_slice(RgbLayout { width, height }.convert(colours()))),
+    /// Its samples, rows padded to 4 bytes; none where a frame for video alone is asked for a picture. What is returned
+    /// shares its memory with every other call's.
+    pub(super) fn buffer(&self, layout: PixelLayout) -> Option<gst::Buffer> {
+        let Samples { size: PixelSize { width, height }, video, colours, i420, rgb } = &*self.0;
+        let (made, converted): (_, &dyn Fn(&Array3<f32>) -> Vec<u8>) = match layout {
+            PixelLayout::I420 => (i420, &|colours| video.convert(colours.view())),
+            PixelLayout::Rgb => {
+                (rgb, &|colours| RgbLayout { width: *width, height: *height }.convert(colours.view()))
+            }
         };
-        made.copy()
+        if let Some(made) = made.get() {
+            return Some(made.copy());
+        }
+        let colours = colours.as_ref()?;
+        Some(made.get_or_init(|| gst::Buffer::from_slice(converted(colours))).copy())
     }
 }
 
@@ -78,11 +79,13 @@ mod tests {
         let frame = SharedFrame::new(Array3::zeros((3, 4, 6))).unwrap();
         let video = SharedFrame::for_video(Array3::zeros((3, 4, 6))).unwrap();
         assert_eq!(video.size(), frame.size());
-        let bytes = |frame: &SharedFrame| frame.buffer(PixelLayout::I420).map_readable().unwrap().to_vec();
+        let bytes =
+            |frame: &SharedFrame| frame.buffer(PixelLayout::I420).unwrap().map_readable().unwrap().to_vec();
         assert_eq!(bytes(&video), bytes(&frame));
+        assert!(video.buffer(PixelLayout::Rgb).is_none());
         for layout in [PixelLayout::I420, PixelLayout::Rgb] {
             let address = |buffer: &gst::Buffer| buffer.map_readable().unwrap().as_ptr();
-            let (first, second) = (frame.buffer(layout), frame.clone().buffer(layout));
+            let (first, second) = (frame.buffer(layout).unwrap(), frame.clone().buffer(layout).unwrap());
             assert_eq!(address(&first), address(&second));
         }
         assert!(SharedFrame::new(Array3::zeros((3, 3, 6))).is_none());
