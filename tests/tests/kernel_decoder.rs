@@ -60,7 +60,7 @@ fn bundle(folder: &Path) -> Bundle {
     let replay = Replay { bundle: &bundle, set: &set, onnx: &onnx, options: options(2) };
     let table = replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap();
     table.write(&bundle.folder, &set.info).unwrap();
-    let quantize = QuantizeOptions { scheme: Scheme::Int8, operators: vec![Operators::Own] };
+    let quantize = QuantizeOptions::new(Scheme::Int8);
     let calibration = bundle.folder.join("calibration.json");
     let mut quantizer = Quantizer::open(&bundle.folder, &calibration, quantize).unwrap();
     let kept = ["decoder.up_blocks.1.resnets.0.conv1", "decoder.up_blocks.0.upsamplers.0.time_conv"];

@@ -7,7 +7,6 @@ use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::DenoiserSpec;
-use calibration::numerics::range::RangeMethod;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, Sample, SetInfo, weight_digests};
 use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
@@ -55,10 +54,8 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
     table.write(&bundle.folder, &set.info).unwrap();
     let calibration = bundle.folder.join("calibration.json");
     let options = QuantizeOptions {
-        scheme: Scheme::Int8,
         operators: vec![Operators::Own, Operators::Stock],
-        attention: false,
-        ranges: RangeMethod::default(),
+        ..QuantizeOptions::new(Scheme::Int8)
     };
     let mut quantizer = Quantizer::open(&bundle.folder, &calibration, options).unwrap();
     let began = Instant::now();

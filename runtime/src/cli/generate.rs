@@ -68,16 +68,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let model = Model::new(bundle, onnx, options)?;
 
     if !everywhere.json {
-        render::note(&plan.to_string());
-        if let Some(side) = tile {
-            let pixels = side.get() * model.manifest().vae.stride().space;
-            render::note(&format!("pictures are decoded in tiles of {pixels} pixels, which is slower"));
-        }
-        if weights == WeightMemory::Mapped {
-            render::note(
-                "memory is short: weights are read from their files again and again, which is slower",
-            );
-        }
+        announce(&plan, &model, weights, tile);
     }
     let cancel = cancel_on_interrupt();
     let options = OutputOptions {
@@ -127,6 +118,18 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     match outcome {
         Ok(()) => clip.finish(&model, everywhere.json, started),
         Err(error) => Err(clip.stop(error)),
+    }
+}
+
+/// Says what will be done, and what will make it slow.
+fn announce(plan: &GenerationPlan, model: &Model, weights: WeightMemory, tile: Option<TileSide>) {
+    render::note(&plan.to_string());
+    if let Some(side) = tile {
+        let pixels = side.get() * model.manifest().vae.stride().space;
+        render::note(&format!("pictures are decoded in tiles of {pixels} pixels, which is slower"));
+    }
+    if weights == WeightMemory::Mapped {
+        render::note("memory is short: weights are read from their files again and again, which is slower");
     }
 }
 

@@ -55,17 +55,19 @@ impl SharedFrame {
     /// shares its memory with every other call's.
     pub(super) fn buffer(&self, layout: PixelLayout) -> Option<gst::Buffer> {
         let Samples { size: PixelSize { width, height }, video, colours, i420, rgb } = &*self.0;
-        let (made, converted): (_, &dyn Fn(&Array3<f32>) -> Vec<u8>) = match layout {
-            PixelLayout::I420 => (i420, &|colours| video.convert(colours.view())),
-            PixelLayout::Rgb => {
-                (rgb, &|colours| RgbLayout { width: *width, height: *height }.convert(colours.view()))
-            }
+        let made = match layout {
+            PixelLayout::I420 => i420,
+            PixelLayout::Rgb => rgb,
         };
         if let Some(made) = made.get() {
             return Some(made.copy());
         }
-        let colours = colours.as_ref()?;
-        Some(made.get_or_init(|| gst::Buffer::from_slice(converted(colours))).copy())
+        let colours = colours.as_ref()?.view();
+        let convert = || match layout {
+            PixelLayout::I420 => video.convert(colours),
+            PixelLayout::Rgb => RgbLayout { width: *width, height: *height }.convert(colours),
+        };
+        Some(made.get_or_init(|| gst::Buffer::from_slice(convert())).copy())
     }
 }
 

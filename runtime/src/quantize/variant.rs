@@ -39,6 +39,13 @@ pub struct QuantizeOptions {
     pub ranges: RangeMethod,
 }
 
+impl QuantizeOptions {
+    /// A scheme with everything else as the command line has it by default.
+    pub fn new(scheme: Scheme) -> Self {
+        Self { scheme, operators: vec![Operators::Own], attention: false, ranges: RangeMethod::default() }
+    }
+}
+
 /// The weights of every component.
 #[derive(Debug)]
 struct AllWeights(BTreeMap<String, BundleWeights>);
