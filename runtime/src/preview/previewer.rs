@@ -121,7 +121,7 @@ impl Shared {
 /// picture would else come when the system next gives its thread a turn, which can be a step later.
 const FIRST_SHARE: u32 = 10;
 
-/// Makes previews on a thread of its own. Nothing of it ever makes steps fail or, but for [`FIRST_SHARE`] of one step, holds
+/// Makes previews on a thread of its own. Nothing of it ever makes steps fail or, but for a tenth of the first step, holds
 /// them up.
 pub struct Previewer {
     kind: PreviewKind,
