@@ -194,8 +194,7 @@ impl Job<'_> {
             let others = layers.iter().filter(|other| *other != layer);
             let keep = others.map(|other| (other.clone(), "another is measured".into())).collect();
             self.quantizer.write(self.quantizer.plan(&entry, &keep)?.numerics, None)?;
-            let model =
-                self.open(&alone(self.quantizer.bundle()), Some((self.precision(), Operators::Stock)))?;
+            let model = self.open(&alone(self.quantizer.bundle()), Some(self.lowered()))?;
             let error = frames_error(&model, &latent, &expected, self.cancel)?;
             self.errors
                 .entry(component_folder(&Component::Decoder))
