@@ -126,6 +126,10 @@ pub(super) fn infer(
         *size = last;
         symbol.clear();
     }
+    // An extent without number and symbol would be taken for the number -1.
+    if shape.iter().zip(&symbols).any(|(size, symbol)| *size < 0 && symbol.is_empty()) {
+        return Ok(());
+    }
     let (shape, dimension_symbols) = (Shape::new(shape), SymbolicDimensions::new(symbols));
     context.set_output(index, &ValueType::Tensor { ty, shape, dimension_symbols })
 }
