@@ -287,15 +287,10 @@ fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
     let mut numerics = ComponentNumerics::empty(component, entry.digest.clone());
     for layer in layers::denoiser(&spec).into_iter().flat_map(|group| group.layers) {
         let rows = if layer.ends_with("ffn.net.0.proj") { spec.feed_forward } else { spec.width() };
-        let numbers = LayerNumerics {
-            weights: WeightScales::Rows(vec![1.0; rows]),
-            input: Some(Affine { scale: 1.0, zero_point: 128 }),
-            output: None,
-            smoothing: None,
-            row_factors: None,
-            bias_shift: None,
-            range_shift: None,
-        };
+        let numbers = LayerNumerics::plain(
+            WeightScales::Rows(vec![1.0; rows]),
+            Some(Affine { scale: 1.0, zero_point: 128 }),
+        );
         numerics.layers.insert(layer, numbers);
     }
     let both = [Operators::Own, Operators::Stock];

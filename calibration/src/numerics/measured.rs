@@ -119,18 +119,6 @@ mod tests {
     use super::*;
     use bundle::quantization::{Affine, Fold, Smoothing};
 
-    fn layer(weights: WeightScales, input: Option<Affine>) -> LayerNumerics {
-        LayerNumerics {
-            weights,
-            input,
-            output: None,
-            smoothing: None,
-            row_factors: None,
-            bias_shift: None,
-            range_shift: None,
-        }
-    }
-
     fn wave(count: usize, pace: f32) -> Vec<f32> {
         (0..count).map(|index| (index as f32 * pace).sin()).collect()
     }
@@ -139,8 +127,10 @@ mod tests {
     fn numbers_that_codes_hold_have_no_error_whatever_is_folded() {
         let weight = Matrix { rows: 2, columns: 3, values: vec![1.0, -2.0, 3.0, 4.0, 0.0, -6.0] };
         let rows = [8.0, -4.0, 2.0, 0.0, 6.0, -8.0];
-        let mut numbers =
-            layer(WeightScales::Rows(vec![1.0; 2]), Some(Affine { scale: 1.0, zero_point: 128 }));
+        let mut numbers = LayerNumerics::plain(
+            WeightScales::Rows(vec![1.0; 2]),
+            Some(Affine { scale: 1.0, zero_point: 128 }),
+        );
         assert_eq!(output_error(&weight, &numbers, &rows, Operators::Stock), Some(0.0));
         numbers.smoothing =
             Some(Smoothing { divisors: vec![2.0, 1.0, 1.0], fold: Fold::Upstream, alpha: 0.5 });
@@ -158,7 +148,7 @@ mod tests {
         rows.chunks_mut(64).step_by(4).for_each(|row| row.iter_mut().for_each(|value| *value *= 100.0));
         rows.chunks_mut(64).skip(1).step_by(4).for_each(|row| row.fill(0.3));
         let scales = WeightScales::Rows(vec![1.0 / 127.0; 8]);
-        let numbers = layer(scales, Some(Affine { scale: 200.0 / 255.0, zero_point: 128 }));
+        let numbers = LayerNumerics::plain(scales, Some(Affine { scale: 200.0 / 255.0, zero_point: 128 }));
         let error = |rows: &[f32], operators| output_error(&weight, &numbers, rows, operators).unwrap();
         let small: Vec<f32> = rows.chunks(64).skip(1).step_by(4).flatten().copied().collect();
         assert!(error(&small, Operators::Own) < 1e-3);
@@ -171,9 +161,12 @@ mod tests {
         let weight = Matrix { rows: 4, columns: 256, values: wave(1024, 0.37) };
         let rows = wave(256 * 16, 0.11);
         let blocks = WeightScales::Blocks { size: 128, scales: vec![1.0 / 127.0; 8] };
-        let of_bytes = output_error(&weight, &layer(blocks, None), &rows, Operators::Stock).unwrap();
-        let e4m3 =
-            layer(WeightScales::Tensor(1.0 / 448.0), Some(Affine { scale: 1.0 / 448.0, zero_point: 0 }));
+        let of_bytes =
+            output_error(&weight, &LayerNumerics::plain(blocks, None), &rows, Operators::Stock).unwrap();
+        let e4m3 = LayerNumerics::plain(
+            WeightScales::Tensor(1.0 / 448.0),
+            Some(Affine { scale: 1.0 / 448.0, zero_point: 0 }),
+        );
         let of_e4m3 = output_error(&weight, &e4m3, &rows, Operators::Stock).unwrap();
         assert!(of_bytes > 0.0 && of_bytes < 1e-4, "{of_bytes}");
         assert!(of_e4m3 > of_bytes && of_e4m3 < 1e-2, "{of_e4m3}");

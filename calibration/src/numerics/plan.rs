@@ -228,7 +228,7 @@ impl Planner<'_> {
             let error = |value: f32, scale: f32| value - nearest(scale, value);
             errors.insert(layer.clone(), block_error(&weight, &scales, &importance, BLOCK, error));
             let weights = WeightScales::Blocks { size: BLOCK, scales };
-            numerics.layers.insert(layer.clone(), plain(weights, None));
+            numerics.layers.insert(layer.clone(), LayerNumerics::plain(weights, None));
         }
         Ok(())
     }
@@ -250,7 +250,7 @@ impl Planner<'_> {
                 block_error(&weight, &vec![scale; weight.rows], &importance, usize::MAX, rounding);
             errors.insert(layer.clone(), of_weights + input_error);
             let weights = WeightScales::Tensor(scale);
-            numerics.layers.insert(layer.clone(), plain(weights, Some(input)));
+            numerics.layers.insert(layer.clone(), LayerNumerics::plain(weights, Some(input)));
         }
         Ok(())
     }
@@ -348,19 +348,6 @@ fn layer_point<'a>(planner: &'a Planner<'_>, layer: &'a str) -> &'a str {
     let folder = bundle::layout::component_folder(planner.component);
     let point = planner.sources.table.inputs.get(&folder).and_then(|inputs| inputs.get(layer));
     point.map_or(layer, String::as_str)
-}
-
-/// A layer without smoothing and shift.
-fn plain(weights: WeightScales, input: Option<Affine>) -> LayerNumerics {
-    LayerNumerics {
-        weights,
-        input,
-        output: None,
-        smoothing: None,
-        row_factors: None,
-        bias_shift: None,
-        range_shift: None,
-    }
 }
 
 /// Divides what a quantised layer gives, row by row; exact, as each row has a scale of its own.

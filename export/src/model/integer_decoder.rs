@@ -5,17 +5,16 @@
 //! `[out,3·in,k,k]`. Histories and pixels that are doubled are moved as codes, a quarter of the bytes.
 
 use super::causal_convolution::{Caches, Chunk};
+use super::channels_last::{
+    EPSILON, Kernel, attend, double_pixels, history_shape, incomplete, latent_frame, split_frames,
+};
 use super::graph_weights::GraphWeights;
 use crate::Error;
 use crate::quantized::SCALES;
-use bundle::dtype::ElementType;
 use bundle::quantization::LayerNumerics;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::VaeSpec;
-use graph::{Attention, Dim, GraphBuilder, Model, QuantizedRange, Tensor};
-
-/// Under the root of the norm: nothing but a guard against 0.
-pub(super) const EPSILON: f64 = 1e-24;
+use graph::{GraphBuilder, Model, QuantizedRange, Tensor};
 
 /// Builds the graph for the first latent frame of a clip, or for every later one. Convolutions that the numbers leave
 /// out run in f32.
@@ -31,30 +30,13 @@ pub fn integer_decoder_graph(
         Chunk::First => "decoder_first",
         Chunk::Next => "decoder_next",
     });
-    let (height, width) = (Dim::symbol("h"), Dim::symbol("w"));
+    let x = latent_frame(&mut graph, spec)?;
     let z = spec.latent_channels;
-    let shape = [1.into(), z.into(), 1.into(), height.clone(), width.clone()];
-    let latent = graph.input("latent", ElementType::F32, &shape);
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
-    let x = decoder.g.reshape(&latent, &[1.into(), z.into(), height, width])?;
-    let x = decoder.g.transpose(&x, &[0, 2, 3, 1])?;
-    let std = decoder.g.constant("latents_std", &[z], &spec.latents_std)?;
-    let mean = decoder.g.constant("latents_mean", &[z], &spec.latents_mean)?;
-    let x = decoder.g.multiply(&x, &std)?;
-    let x = decoder.g.add(&x, &mean)?;
     let x = decoder.pointwise("post_quant_conv", &x, [z, z])?;
     let frames = decoder.decode(spec, &x)?;
     graph.output("frames", &frames)?;
     Ok(graph.finish())
-}
-
-/// What a convolution is: channels out and in, taps of time (1 or 3), side in space.
-#[derive(Debug, Clone, Copy)]
-struct Kernel {
-    out: usize,
-    channels: usize,
-    taps: usize,
-    side: usize,
 }
 
 impl Kernel {
@@ -127,15 +109,7 @@ impl Decoder<'_> {
         let of = |part: &str| format!("{name}.{part}");
         let h = self.norm(&of("norm"), x, &[channels, 1, 1])?;
         let h = self.pointwise(&of("to_qkv"), &h, [3 * channels, channels])?;
-        let positions = x.shape()[1].times(x.shape()[2].clone());
-        let h = self.g.reshape(&h, &[x.shape()[0].clone(), positions, (3 * channels).into()])?;
-        let q = self.g.slice(&h, 2, 0, channels)?;
-        let k = self.g.slice(&h, 2, channels, 2 * channels)?;
-        let v = self.g.slice(&h, 2, 2 * channels, 3 * channels)?;
-        #[expect(clippy::cast_precision_loss, reason = "a few thousand channels")]
-        let scale = 1.0 / (channels as f32).sqrt();
-        let h = self.g.attention(Attention { heads: 1, scale }, &q, &k, &v, None)?;
-        let h = self.g.reshape(&h, x.shape())?;
+        let h = attend(self.g, &h, channels)?;
         let h = self.pointwise(&of("proj"), &h, [channels, channels])?;
         Ok(self.g.add(&h, x)?)
     }
@@ -284,34 +258,4 @@ impl Decoder<'_> {
             _ => Err(incomplete(name)),
         }
     }
-}
-
-/// `[t,h,w,2C]`, two frames side by side, to `[2t,h,w,C]`, one after the other.
-pub(super) fn split_frames(g: &mut GraphBuilder, both: &Tensor, channels: usize) -> Result<Tensor, Error> {
-    let [t, h, w, _] = both.shape() else { return Ok(both.clone()) };
-    let (t, h, w) = (t.clone(), h.clone(), w.clone());
-    let apart = g.reshape(both, &[t.clone(), h.clone(), w.clone(), 2.into(), channels.into()])?;
-    let apart = g.transpose(&apart, &[0, 3, 1, 2, 4])?;
-    Ok(g.reshape(&apart, &[t.times(2), h, w, channels.into()])?)
-}
-
-/// `[t,h,w,C]` to `[t,2h,2w,C]`.
-pub(super) fn double_pixels(g: &mut GraphBuilder, x: &Tensor) -> Result<Tensor, Error> {
-    let [t, h, w, c] = x.shape() else { return Ok(x.clone()) };
-    let (t, h, w, c) = (t.clone(), h.clone(), w.clone(), c.clone());
-    let apart = g.reshape(x, &[t.clone(), h.clone(), 1.into(), w.clone(), 1.into(), c.clone()])?;
-    let wide = g.concat(&[&apart, &apart], 4)?;
-    let high = g.concat(&[&wide, &wide], 2)?;
-    Ok(g.reshape(&high, &[t, h.times(2), w.times(2), c])?)
-}
-
-pub(super) fn incomplete(name: &str) -> Error {
-    Error::Numerics { layer: name.to_owned() }
-}
-
-/// Two frames like those of `x [t,h,w,C]`.
-pub(super) fn history_shape(x: &Tensor) -> Vec<Dim> {
-    let mut shape = x.shape().to_vec();
-    shape[0] = 2.into();
-    shape
 }

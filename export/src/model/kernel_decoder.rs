@@ -5,14 +5,15 @@
 //! flows past it. Between convolutions values stay f32; histories are codes. Convolutions that are not packed run in f32.
 
 use super::causal_convolution::{Caches, Chunk};
+use super::channels_last::{
+    EPSILON, Kernel, attend, double_pixels, history_shape, incomplete, latent_frame, split_frames,
+};
 use super::graph_weights::GraphWeights;
-use super::integer_decoder::{EPSILON, double_pixels, history_shape, incomplete, split_frames};
 use crate::Error;
-use bundle::dtype::ElementType;
 use bundle::quantization::Affine;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::VaeSpec;
-use graph::{Attention, CodedFrames, Dim, GraphBuilder, Model, PackedKernel, Tensor};
+use graph::{CodedFrames, GraphBuilder, Model, PackedKernel, Tensor};
 
 /// Builds the graph for the first latent frame of a clip, or for every later one.
 ///
@@ -23,30 +24,13 @@ pub fn kernel_decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<
         Chunk::First => "decoder_first",
         Chunk::Next => "decoder_next",
     });
-    let (height, width) = (Dim::symbol("h"), Dim::symbol("w"));
+    let x = latent_frame(&mut graph, spec)?;
     let z = spec.latent_channels;
-    let shape = [1.into(), z.into(), 1.into(), height.clone(), width.clone()];
-    let latent = graph.input("latent", ElementType::F32, &shape);
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
-    let x = decoder.g.reshape(&latent, &[1.into(), z.into(), height, width])?;
-    let x = decoder.g.transpose(&x, &[0, 2, 3, 1])?;
-    let std = decoder.g.constant("latents_std", &[z], &spec.latents_std)?;
-    let mean = decoder.g.constant("latents_mean", &[z], &spec.latents_mean)?;
-    let x = decoder.g.multiply(&x, &std)?;
-    let x = decoder.g.add(&x, &mean)?;
     let x = decoder.pointwise("post_quant_conv", &x, [z, z], None)?;
     let frames = decoder.decode(spec, &x)?;
     graph.output("frames", &frames)?;
     Ok(graph.finish())
-}
-
-/// What a convolution is: channels out and in, taps of time (1 or 3), side in space.
-#[derive(Debug, Clone, Copy)]
-struct Kernel {
-    out: usize,
-    channels: usize,
-    taps: usize,
-    side: usize,
 }
 
 /// A norm over channels before a convolution.
@@ -159,15 +143,7 @@ impl Decoder<'_> {
         let h = self.normed(&qkv, x, &Norm { name: &norm, shape: &[channels, 1, 1], activates: false })?;
         let kernel = Kernel { out: 3 * channels, channels, taps: 1, side: 1 };
         let h = self.convolve(&qkv, &h, kernel, None)?;
-        let positions = x.shape()[1].times(x.shape()[2].clone());
-        let h = self.g.reshape(&h, &[x.shape()[0].clone(), positions, (3 * channels).into()])?;
-        let q = self.g.slice(&h, 2, 0, channels)?;
-        let k = self.g.slice(&h, 2, channels, 2 * channels)?;
-        let v = self.g.slice(&h, 2, 2 * channels, 3 * channels)?;
-        #[expect(clippy::cast_precision_loss, reason = "a few thousand channels")]
-        let scale = 1.0 / (channels as f32).sqrt();
-        let h = self.g.attention(Attention { heads: 1, scale }, &q, &k, &v, None)?;
-        let h = self.g.reshape(&h, x.shape())?;
+        let h = attend(self.g, &h, channels)?;
         self.pointwise(&of("proj"), &h, [channels, channels], Some(x))
     }
 

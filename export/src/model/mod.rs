@@ -4,6 +4,7 @@
 //! [`Lowering`].
 
 mod causal_convolution;
+mod channels_last;
 mod decoder;
 mod denoiser;
 mod denoiser_block;

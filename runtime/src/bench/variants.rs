@@ -86,27 +86,15 @@ fn numerics(bundle: &Bundle, entry: &ComponentEntry, scheme: Scheme) -> Componen
 fn integers(rows: usize, columns: usize, feed: &Feed, has_output: bool) -> LayerNumerics {
     let product = || Smoothing { divisors: vec![1.0; columns], fold: Fold::Product, alpha: 0.5 };
     LayerNumerics {
-        weights: WeightScales::Rows(vec![WEIGHT_SCALE; rows]),
-        input: Some(RANGE),
         output: has_output.then_some(RANGE),
         smoothing: (*feed == Feed::Text).then(product),
-        row_factors: None,
-        bias_shift: None,
-        range_shift: None,
+        ..LayerNumerics::plain(WeightScales::Rows(vec![WEIGHT_SCALE; rows]), Some(RANGE))
     }
 }
 
 fn weights_alone(rows: usize, columns: usize) -> LayerNumerics {
     let scales = vec![WEIGHT_SCALE; rows * columns.div_ceil(BLOCK)];
-    LayerNumerics {
-        weights: WeightScales::Blocks { size: BLOCK, scales },
-        input: None,
-        output: None,
-        smoothing: None,
-        row_factors: None,
-        bias_shift: None,
-        range_shift: None,
-    }
+    LayerNumerics::plain(WeightScales::Blocks { size: BLOCK, scales }, None)
 }
 
 #[cfg(test)]

@@ -136,6 +136,21 @@ pub struct LayerNumerics {
     pub range_shift: Option<Vec<f32>>,
 }
 
+impl LayerNumerics {
+    /// A layer with nothing but scales: no smoothing, no shifts.
+    pub fn plain(weights: WeightScales, input: Option<Affine>) -> Self {
+        Self {
+            weights,
+            input,
+            output: None,
+            smoothing: None,
+            row_factors: None,
+            bias_shift: None,
+            range_shift: None,
+        }
+    }
+}
+
 /// How the products inside an attention are quantised: E4M3 scales of what they multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AttentionNumerics {
