@@ -67,6 +67,7 @@ fn bundle(folder: &Path) -> Bundle {
     let kept: Kept = kept.into_iter().map(|layer| (layer.to_owned(), "a test".to_owned())).collect();
     let numerics = quantizer.plan(&bundle.manifest.components[0], &kept).unwrap().numerics;
     quantizer.write(numerics, None).unwrap();
+    quantizer.commit().unwrap();
     quantizer.bundle().clone()
 }
 

@@ -3,6 +3,7 @@
 
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
+use bundle::quantization::Scheme;
 use bundle::units::Seed;
 use calibration::integer_share::{Share, StepRows, integer_share, positions};
 use calibration::observe::replay::Replay;
@@ -16,6 +17,7 @@ use graph::Model;
 use graph::proto::DataType;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::quantize::report::ComponentQuality;
+use runtime::quantize::{QuantizeOptions, Quantizer};
 use runtime::record::record;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -125,6 +127,49 @@ fn layers(bundle: &Path) -> BTreeMap<String, f64> {
             .map(move |layer| (format!("{name} {}", layer.layer), layer.signal_to_noise))
     };
     quality.components.into_iter().flat_map(of).collect()
+}
+
+#[test]
+fn a_quantisation_that_is_stopped_leaves_the_bundle_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (exported, set) = recorded(folder.path());
+    let (bundle, onnx) = (exported.model.bundle(), OnnxRuntime::load(None).unwrap());
+    let replay = Replay { bundle, set: &set, onnx: &onnx, options: OPTIONS };
+    replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap().write(folder.path(), &set.info).unwrap();
+    let contents = || {
+        let mut files = walk(&bundle.folder);
+        files.sort();
+        let lengths = files.iter().map(|path| std::fs::metadata(path).unwrap().len()).collect::<Vec<_>>();
+        (files, lengths, std::fs::read(bundle.path("bundle.json")).unwrap())
+    };
+    // Every component but the last, and nothing is committed; with a variant in the bundle and without one.
+    let quantize = |components: usize, reason: &str| {
+        let calibration = folder.path().join("calibration.json");
+        let mut quantizer =
+            Quantizer::open(&bundle.folder, &calibration, QuantizeOptions::new(Scheme::Int8)).unwrap();
+        for entry in bundle.manifest.components.iter().take(components) {
+            let groups = calibration::numerics::plan::groups(&bundle.manifest, &entry.component);
+            let keep = groups[0].layers.iter().map(|layer| (layer.clone(), reason.to_owned())).collect();
+            let numerics = quantizer.plan(entry, &keep).unwrap().numerics;
+            quantizer.write(numerics, None).unwrap();
+        }
+        quantizer
+    };
+    let all = bundle.manifest.components.len();
+    let exported_alone = contents();
+    drop(quantize(all - 1, "stopped"));
+    assert_eq!(contents(), exported_alone);
+
+    quantize(all, "first").commit().unwrap();
+    let with_variant = contents();
+    assert_ne!(with_variant.0, exported_alone.0);
+    drop(quantize(all - 1, "stopped"));
+    assert_eq!(contents(), with_variant);
+    quantize(all, "second").commit().unwrap();
+    let replaced = contents();
+    assert_eq!(replaced.0.len(), with_variant.0.len());
+    assert_ne!(replaced.0, with_variant.0);
+    Bundle::open(&bundle.folder).unwrap();
 }
 
 #[test]
@@ -275,7 +320,7 @@ fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
 
 #[test]
 fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
-    use bundle::quantization::{Affine, ComponentNumerics, LayerNumerics, Scheme, WeightScales, layers};
+    use bundle::quantization::{Affine, ComponentNumerics, LayerNumerics, WeightScales, layers};
     let folder = tempfile::tempdir().unwrap();
     let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
     let spec = synthetic::denoiser(1);

@@ -65,6 +65,7 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
         println!("{}: {} layers, {smoothed} smoothed", entry.component, numerics.layers.len());
         quantizer.write(numerics, None).unwrap();
     }
+    quantizer.commit().unwrap();
     quantizer.write_numerics().unwrap();
     println!("planned and written in {:.1} s", began.elapsed().as_secs_f64());
     quantizer.bundle().clone()

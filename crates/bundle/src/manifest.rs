@@ -10,6 +10,7 @@ use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
 use crate::{Error, atomic};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -241,6 +242,15 @@ impl Manifest {
                 models.all(|entry| entry.graphs.iter().any(|graph| fits(graph, *precision)))
             })
             .collect()
+    }
+
+    /// Every file of graphs and weights that it names, relative to the bundle.
+    pub fn files(&self) -> BTreeSet<&str> {
+        let graphs = self.components.iter().flat_map(|entry| &entry.graphs).map(|graph| &graph.file);
+        let of_variants =
+            self.components.iter().flat_map(|entry| &entry.variants).flat_map(|variant| &variant.weights);
+        let weights = self.components.iter().flat_map(|entry| &entry.weights).chain(of_variants);
+        graphs.chain(weights.map(|weights| &weights.file)).map(String::as_str).collect()
     }
 
     /// Whether a component has graphs of our own operators in that precision.

@@ -200,6 +200,20 @@ impl Decoder<'_> {
         }
     }
 
+    /// Codes where the input is, else values.
+    fn weight(
+        &mut self,
+        name: &str,
+        range: Option<&QuantizedRange>,
+        kernel: Kernel,
+    ) -> Result<Tensor, Error> {
+        let (name, shape) = (format!("{name}.weight"), kernel.shape());
+        match range {
+            Some(_) => self.weights.load_stored(self.g, &name, &shape, &shape),
+            None => self.weights.load(self.g, &name, &shape),
+        }
+    }
+
     fn convolve(
         &mut self,
         name: &str,
@@ -207,11 +221,7 @@ impl Decoder<'_> {
         range: Option<&QuantizedRange>,
         kernel: Kernel,
     ) -> Result<Tensor, Error> {
-        let shape = kernel.shape();
-        let weight = match range {
-            Some(_) => self.weights.load_stored(self.g, &format!("{name}.weight"), &shape, &shape)?,
-            None => self.weights.load(self.g, &format!("{name}.weight"), &shape)?,
-        };
+        let weight = self.weight(name, range, kernel)?;
         self.convolve_with(name, x, &weight, range)
     }
 
@@ -223,11 +233,7 @@ impl Decoder<'_> {
         range: Option<&QuantizedRange>,
         kernel: Kernel,
     ) -> Result<Tensor, Error> {
-        let shape = kernel.shape();
-        let weight = match range {
-            Some(_) => self.weights.load_stored(self.g, &format!("{name}.weight"), &shape, &shape)?,
-            None => self.weights.load(self.g, &format!("{name}.weight"), &shape)?,
-        };
+        let weight = self.weight(name, range, kernel)?;
         let newest = self.g.slice(&weight, 1, 2 * kernel.channels, 3 * kernel.channels)?;
         self.convolve_with(name, x, &newest, range)
     }

@@ -16,7 +16,6 @@ use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, 
 use bundle::quantization::{ComponentNumerics, Scheme};
 use bundle::units::ByteCount;
 use graph::Model;
-use std::path::PathBuf;
 
 /// A variant of a component.
 #[derive(Debug, Clone)]
@@ -44,8 +43,8 @@ impl VariantRequest<'_> {
     }
 }
 
-/// Writes the weights and graphs of a variant of `entry` and puts them into it; what the entry had under the same
-/// precision is removed. `bundle.json` is the caller's to write.
+/// Writes the weights and graphs of a variant of `entry` and puts them into it, in place of what the entry had under the
+/// same precision. `bundle.json` is the caller's to write, and files that it then names no more are the caller's to remove.
 ///
 /// A component of which nothing is quantised runs on its own weights.
 ///
@@ -56,21 +55,16 @@ pub fn write_variant(
     entry: &mut ComponentEntry,
     request: &VariantRequest<'_>,
 ) -> Result<(), Error> {
-    let precision = request.scheme.precision();
-    let stale = remove_entries(bundle, entry, precision);
-    let mut kept_files: Vec<PathBuf> = Vec::new();
+    remove_entries(entry, request.scheme.precision());
     for operators in request.lowerings() {
         if operators == Operators::Stock && request.numerics.layers.is_empty() {
             share_exported(entry, request);
             continue;
         }
         let (graphs, weights) = lower(bundle, entry, request, operators)?;
-        kept_files.extend(graphs.iter().map(|graph| bundle.path(&graph.file)));
-        kept_files.push(bundle.path(&weights.file));
         entry.graphs.extend(graphs);
         entry.variants.push(variant(request, operators, vec![weights]));
     }
-    remove_files(&stale.into_iter().filter(|path| !kept_files.contains(path)).collect::<Vec<_>>());
     Ok(())
 }
 
@@ -134,28 +128,13 @@ fn lower(
     Ok((graphs, WeightFile { file: format!("{folder}/{location}"), bytes: ByteCount(bytes) }))
 }
 
-/// Takes the entries of a variant out; gives the files that nothing names any more.
-fn remove_entries(bundle: &Bundle, entry: &mut ComponentEntry, precision: Precision) -> Vec<PathBuf> {
+/// Takes the entries of a variant out.
+fn remove_entries(entry: &mut ComponentEntry, precision: Precision) {
     let base = Precision::from(entry.weight_type);
-    let is_stale = |graph: &GraphEntry| {
-        graph.precision == precision && (precision != base || graph.operators == Operators::Own)
-    };
-    let (stale, graphs): (Vec<_>, Vec<_>) = std::mem::take(&mut entry.graphs).into_iter().partition(is_stale);
-    entry.graphs = graphs;
-    let (variants, others): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut entry.variants).into_iter().partition(|variant| variant.precision == precision);
-    entry.variants = others;
-    let shared = |file: &String| entry.graphs.iter().any(|graph| graph.file == *file);
-    let graphs = stale.into_iter().map(|graph| graph.file).filter(|file| !shared(file));
-    let weights = variants.into_iter().flat_map(|variant| variant.weights).map(|weights| weights.file);
-    graphs.chain(weights).map(|file| bundle.path(&file)).collect()
-}
-
-/// A file that stays behind wastes room and harms nothing.
-fn remove_files(paths: &[PathBuf]) {
-    for path in paths {
-        let _ = std::fs::remove_file(path);
-    }
+    entry.graphs.retain(|graph| {
+        graph.precision != precision || (precision == base && graph.operators == Operators::Stock)
+    });
+    entry.variants.retain(|variant| variant.precision != precision);
 }
 
 /// Writes the weights; says where each lies and how long the file is.

@@ -66,6 +66,7 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
     let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
     job.quantize_all(&assessor)?;
     let assessed = job.within_budget(&assessor)?;
+    job.quantizer.commit()?;
     job.quantizer.write_numerics()?;
 
     let distances: Vec<ClipDistance> = assessed.iter().map(|(distance, _)| distance.clone()).collect();
@@ -137,7 +138,7 @@ impl Job<'_> {
         }
     }
 
-    /// Whose operators a component is quantised in: our own are for steps.
+    /// Whose operators the linear layers of a component are quantised in: our own are for steps.
     fn operators_of(&self, component: &Component) -> Operators {
         match component {
             Component::Expert(_) => self.operators(),

@@ -3,23 +3,27 @@
 use crate::Error;
 use bundle::dtype::Operators;
 use bundle::layout::component_folder;
-use bundle::manifest::{self, Bundle, Component, ComponentEntry};
+use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
 use calibration::numerics::plan::{Plan, PlanOptions, Sources, measured_errors, plan};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
 use export::quantized::{BundleWeights, VariantRequest, write_variant};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Layers that stay in high precision, each with the reason.
 pub type Kept = BTreeMap<String, String>;
 
 /// A bundle that is being quantised.
+///
+/// What is written becomes part of the bundle by [`Quantizer::commit`], all at once; without it the bundle stays as it was.
 #[derive(Debug)]
 pub struct Quantizer {
     bundle: Bundle,
+    /// What `bundle.json` says.
+    committed: Manifest,
     options: QuantizeOptions,
     calibration: Option<(Table, Header)>,
     weights: AllWeights,
@@ -80,7 +84,8 @@ impl Quantizer {
             weights.insert(component_folder(&entry.component), BundleWeights::open(&bundle, entry)?);
         }
         let weights = AllWeights(weights);
-        Ok(Self { bundle, options, calibration, weights, numerics: BTreeMap::new() })
+        let committed = bundle.manifest.clone();
+        Ok(Self { bundle, committed, options, calibration, weights, numerics: BTreeMap::new() })
     }
 
     /// The prompts that the calibration was made with.
@@ -89,7 +94,7 @@ impl Quantizer {
         samples.map(|(prompt, _)| prompt.clone()).collect()
     }
 
-    /// The bundle as it is now.
+    /// The bundle with what was written so far.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
     }
@@ -133,7 +138,7 @@ impl Quantizer {
         Ok(measured_errors(sources, numerics, operators)?)
     }
 
-    /// Writes the variant of a component with the given numbers and enters it into `bundle.json`.
+    /// Writes the variant of a component with the given numbers, in place of one that was written before.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -145,10 +150,29 @@ impl Quantizer {
             let request = VariantRequest { scheme: *scheme, numerics: &numerics, operators, note };
             write_variant(&self.bundle, entry, &request)?;
         }
-        manifest::write(&self.bundle.folder, &manifest)?;
-        self.bundle.manifest = manifest;
+        let before = std::mem::replace(&mut self.bundle.manifest, manifest);
+        self.remove_files(&before, &[&self.bundle.manifest, &self.committed]);
         self.numerics.insert(component_folder(&numerics.component), numerics);
         Ok(())
+    }
+
+    /// Makes what was written part of the bundle, and removes what it replaces.
+    ///
+    /// # Errors
+    /// `bundle.json` cannot be written; it is as it was then.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        manifest::write(&self.bundle.folder, &self.bundle.manifest)?;
+        let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
+        self.remove_files(&before, &[&self.committed]);
+        Ok(())
+    }
+
+    /// Removes files that `named` names and none of `kept` does. One that stays behind wastes room and harms nothing.
+    fn remove_files(&self, named: &Manifest, kept: &[&Manifest]) {
+        let kept: BTreeSet<&str> = kept.iter().flat_map(|manifest| manifest.files()).collect();
+        for file in named.files().difference(&kept) {
+            let _ = std::fs::remove_file(self.bundle.path(file));
+        }
     }
 
     /// Writes all numbers into `quantization.SCHEME.json`, from which another lowering can be made.
@@ -163,5 +187,11 @@ impl Quantizer {
             |error: serde_json::Error| bundle::Error::Manifest { path: path.clone(), why: error.to_string() };
         let text = serde_json::to_vec(&all).map_err(wrong)?;
         Ok(bundle::atomic::write_atomic(&path, &text)?)
+    }
+}
+
+impl Drop for Quantizer {
+    fn drop(&mut self) {
+        self.remove_files(&self.bundle.manifest, &[&self.committed]);
     }
 }
