@@ -133,12 +133,7 @@ impl<'a> GraphWeights<'a> {
         x: &Tensor,
         [out, width]: [usize; 2],
     ) -> Result<Tensor, Error> {
-        if let Some(numbers) = self.layer(name) {
-            return quantized_linear(graph, *self, name, numbers, x, [out, width]);
-        }
-        let weight = self.load(graph, &format!("{name}.weight"), &[out, width])?;
-        let bias = self.load(graph, &format!("{name}.bias"), &[out])?;
-        Ok(graph.linear(x, &weight, Some(&bias))?)
+        self.linear_with(graph, name, x, [out, width], true)
     }
 
     /// A linear layer without a bias.
@@ -152,10 +147,22 @@ impl<'a> GraphWeights<'a> {
         x: &Tensor,
         [out, width]: [usize; 2],
     ) -> Result<Tensor, Error> {
+        self.linear_with(graph, name, x, [out, width], false)
+    }
+
+    fn linear_with(
+        &self,
+        graph: &mut GraphBuilder,
+        name: &str,
+        x: &Tensor,
+        [out, width]: [usize; 2],
+        has_bias: bool,
+    ) -> Result<Tensor, Error> {
         if let Some(numbers) = self.layer(name) {
             return quantized_linear(graph, *self, name, numbers, x, [out, width]);
         }
         let weight = self.load(graph, &format!("{name}.weight"), &[out, width])?;
-        Ok(graph.linear(x, &weight, None)?)
+        let bias = has_bias.then(|| self.load(graph, &format!("{name}.bias"), &[out])).transpose()?;
+        Ok(graph.linear(x, &weight, bias.as_ref())?)
     }
 }
