@@ -1,5 +1,7 @@
 //! Which instructions the kernels use: asked once, then passed in.
 
+use crate::simd::tiles::permission;
+pub use crate::simd::tiles::permission::TileRefusal;
 use crate::simd::{Operation, Simd, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx256, avx256::Avx256, avx512::Avx512};
@@ -9,6 +11,8 @@ use std::str::FromStr;
 /// An instruction set that every kernel is compiled for, as `--cpu-path` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CpuPath {
+    /// Products of tiles of bytes and of bf16 (AMX), and 512-bit vectors for everything else.
+    Amx,
     /// Byte dot products on 512-bit vectors; bf16 dot products too where the processor has them.
     Avx512Vnni,
     /// Byte dot products on 256-bit vectors, of AVX-VNNI or of AVX-512.
@@ -17,13 +21,16 @@ pub enum CpuPath {
     Avx2,
     /// Plain arithmetic, on any processor.
     Scalar,
+    /// The drivers of tiles over tiles of plain arithmetic, for tests on any processor.
+    #[cfg(test)]
+    AmxEmulated,
 }
 
 /// Why a path cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// No path has this name.
-    #[error("`{0}` is no path of the CPU kernels: use avx512-vnni, vnni-256, avx2 or scalar")]
+    #[error("`{0}` is no path of the CPU kernels: use amx, avx512-vnni, vnni-256, avx2 or scalar")]
     Unknown(String),
     /// The processor lacks its instructions.
     #[error("this processor lacks the instructions of `{asked}`: its best path is `{best}`")]
@@ -33,19 +40,30 @@ pub enum PathError {
         /// The best that this processor has.
         best: CpuPath,
     },
+    /// There are no tiles for this process.
+    #[error("`amx` cannot be used: {why}; the best path here is `{best}`")]
+    NoTiles {
+        /// Why not.
+        why: TileRefusal,
+        /// The best that this process has.
+        best: CpuPath,
+    },
 }
 
 impl CpuPath {
     /// Every path, the fastest first.
-    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::Vnni256, Self::Avx2, Self::Scalar];
+    pub const ALL: [Self; 5] = [Self::Amx, Self::Avx512Vnni, Self::Vnni256, Self::Avx2, Self::Scalar];
 
     /// The name used in flags.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Amx => "amx",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Vnni256 => "vnni-256",
             Self::Avx2 => "avx2",
             Self::Scalar => "scalar",
+            #[cfg(test)]
+            Self::AmxEmulated => "amx-emulated",
         }
     }
 }
@@ -75,6 +93,8 @@ pub struct Kernels {
 #[derive(Debug, Clone, Copy)]
 enum Set {
     #[cfg(target_arch = "x86_64")]
+    Amx(Avx512<true, true>),
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512<true>),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512<false>),
@@ -85,6 +105,8 @@ enum Set {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx256<{ avx256::WIDENED }>),
     Portable(Portable),
+    #[cfg(test)]
+    Emulated(Portable<true>),
 }
 
 impl Kernels {
@@ -97,11 +119,17 @@ impl Kernels {
     /// Those of one path.
     ///
     /// # Errors
-    /// The processor lacks its instructions.
+    /// The processor lacks its instructions, or this process may not use them.
     pub fn of(path: CpuPath) -> Result<Self, PathError> {
         match detect(path) {
             Some(set) => Ok(Self { set }),
-            None => Err(PathError::Lacking { asked: path, best: Self::best().path() }),
+            None => {
+                let best = Self::best().path();
+                Err(match tile_refusal() {
+                    Some(why) if path == CpuPath::Amx => PathError::NoTiles { why, best },
+                    _ => PathError::Lacking { asked: path, best },
+                })
+            }
         }
     }
 
@@ -109,12 +137,16 @@ impl Kernels {
     pub fn path(self) -> CpuPath {
         match self.set {
             #[cfg(target_arch = "x86_64")]
+            Set::Amx(_) => CpuPath::Amx,
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(_) | Set::Avx512(_) => CpuPath::Avx512Vnni,
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Vnni256(_) | Set::AvxVnni(_) => CpuPath::Vnni256,
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(_) => CpuPath::Avx2,
             Set::Portable(_) => CpuPath::Scalar,
+            #[cfg(test)]
+            Set::Emulated(_) => CpuPath::AmxEmulated,
         }
     }
 
@@ -122,13 +154,26 @@ impl Kernels {
     pub fn has_bf16(self) -> bool {
         match self.set {
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Bf16(_) => true,
+            Set::Amx(_) | Set::Avx512Bf16(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether products are made of tiles.
+    pub(crate) fn has_tiles(self) -> bool {
+        match self.set {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(_) => true,
+            #[cfg(test)]
+            Set::Emulated(_) => true,
             _ => false,
         }
     }
 
     pub(crate) fn run<O: Operation>(self, operation: O) -> O::Output {
         match self.set {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx(s) => s.vectorize(operation),
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16(s) => s.vectorize(operation),
             #[cfg(target_arch = "x86_64")]
@@ -140,13 +185,21 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(s) => s.vectorize(operation),
             Set::Portable(s) => s.vectorize(operation),
+            #[cfg(test)]
+            Set::Emulated(s) => s.vectorize(operation),
         }
     }
+}
+
+/// Why this process has no path `amx`, although its processor may have AMX; nothing where it has one.
+pub fn tile_refusal() -> Option<TileRefusal> {
+    permission::tiles().err()
 }
 
 #[cfg(target_arch = "x86_64")]
 fn detect(path: CpuPath) -> Option<Set> {
     match path {
+        CpuPath::Amx => Avx512::<true, true>::detect().map(Set::Amx),
         CpuPath::Avx512Vnni => Avx512::<true>::detect()
             .map(Set::Avx512Bf16)
             .or_else(|| Avx512::<false>::detect().map(Set::Avx512)),
@@ -155,12 +208,27 @@ fn detect(path: CpuPath) -> Option<Set> {
         }
         CpuPath::Avx2 => Avx256::detect().map(Set::Avx2),
         CpuPath::Scalar => Some(Set::Portable(Portable)),
+        #[cfg(test)]
+        CpuPath::AmxEmulated => Some(Set::Emulated(Portable)),
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn detect(path: CpuPath) -> Option<Set> {
-    (path == CpuPath::Scalar).then_some(Set::Portable(Portable))
+    match path {
+        CpuPath::Scalar => Some(Set::Portable(Portable)),
+        #[cfg(test)]
+        CpuPath::AmxEmulated => Some(Set::Emulated(Portable)),
+        _ => None,
+    }
+}
+
+/// Every path that can be had here, and the emulated one; says which are skipped, so that no test passes silently.
+#[cfg(test)]
+pub(crate) fn tested() -> impl Iterator<Item = Kernels> {
+    CpuPath::ALL.into_iter().chain([CpuPath::AmxEmulated]).filter_map(|path| {
+        Kernels::of(path).inspect_err(|error| eprintln!("{path} is skipped: {error}")).ok()
+    })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use ort::value::{
     PrimitiveTensorElementType, Shape, SymbolicDimensions, TensorElementType, ValueRef, ValueRefMut,
     ValueType,
 };
+use std::num::NonZeroUsize;
 
 /// A problem that no graph of ours has: it says where.
 pub(super) fn problem(what: impl Into<String>) -> ort::Error {
@@ -96,6 +97,10 @@ impl Workers for Pool<'_> {
         }
         // Does what is left: everything, where there are no other threads.
         counter.work(task);
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        self.shared.threads
     }
 }
 

@@ -41,8 +41,8 @@ pub(super) struct Everywhere {
     /// Print results and errors as JSON lines on standard output
     #[arg(long, global = true, help_heading = "For every command")]
     pub(super) json: bool,
-    /// The instructions that our own operators use: avx512-vnni, vnni-256, avx2 or scalar [default: the fastest that
-    /// this processor has]
+    /// The instructions that our own operators use: amx, avx512-vnni, vnni-256, avx2 or scalar [default: the fastest
+    /// that this processor has]
     #[arg(long, global = true, value_name = "NAME", value_parser = cpu_path, help_heading = "For every command")]
     pub(super) cpu_path: Option<CpuPath>,
 }

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::media::{FileFormat, OutputSpec, plugins};
 use bundle::{Diagnose, ErrorClass, Report};
 use engines::doctor::{Examination, examine};
-use kernels::Kernels;
+use kernels::{Kernels, TileRefusal};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -34,6 +34,11 @@ fn default_output() -> OutputSpec {
     OutputSpec::File { path: "out.mp4".into(), format: FileFormat::Mp4 }
 }
 
+/// Why the tiles of this processor are not used; nothing where they are, or where it has none.
+fn refused_tiles() -> Option<String> {
+    kernels::tile_refusal().filter(|why| *why != TileRefusal::Processor).map(|why| why.to_string())
+}
+
 fn as_json(
     machine: &Examination,
     kernels: Kernels,
@@ -56,6 +61,7 @@ fn as_json(
             "instruction_sets": instruction_sets,
             "path": kernels.path().name(),
             "bf16_products": kernels.has_bf16(),
+            "amx_refused": refused_tiles(),
         },
         "memory": machine.memory.as_ref().map(|memory| json!({"total": memory.total, "available": memory.available})),
         "onnx_runtime": onnx.map(|onnx| json!({
@@ -92,6 +98,9 @@ fn as_text(
     line("", sets.join(", "));
     let bf16 = if kernels.has_bf16() { "with" } else { "without" };
     line("", format!("own operators on {}, {bf16} bf16 products", kernels.path()));
+    if let Some(why) = refused_tiles() {
+        line("", format!("not on amx: {why}"));
+    }
     if let Some(memory) = &machine.memory {
         line("memory", format!("{}, {} free", memory.total, memory.available));
     }

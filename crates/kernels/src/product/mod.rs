@@ -1,20 +1,23 @@
 //! Linear layers: `y[l][n] = Σ x[l][k]·w[n][k] + b[n]`, with what comes after it done while the sums are in registers.
 
 mod finish;
+mod rows;
 pub(crate) mod tile;
+mod tiled;
 
 pub use finish::{Gate, Output, Residual};
 use tile::{Bytes, Dot, Halves, PANEL, Sums, TileInput, floats, multiply};
 
 use crate::Kernels;
-use crate::packing::{Bf16Weights, GROUP, Int8Weights, STEP, SizeError, check};
+use crate::packing::{Bf16Weights, GROUP, Int8Weights, MatrixShape, STEP, SizeError, check};
 use crate::rows::RowScale;
 use crate::shared::Chunks;
+use crate::simd::tiles::SIDE;
 use crate::simd::{Operation, Simd};
 use crate::workers::Workers;
 use finish::Finish;
 use half::bf16;
-use std::borrow::Cow;
+use rows::Rows;
 
 /// Rows of one task, about: few enough for a task on each of many cores, and enough to use a panel of weights well.
 const TASK_ROWS: usize = 246;
@@ -59,15 +62,21 @@ impl Kernels {
         check("bias", bias.len(), shape.outputs)?;
         let finish = Finish::new(to, rows, shape.outputs)?;
         let values = Int8Values { scales: x.scales, weights, bias };
-        let codes = whole_steps(x.codes, shape.inputs, STEP);
+        let is_tiled = self.is_tiled(rows, shape);
+        let x = Rows::new(x.codes, shape.inputs, is_tiled);
         let operands = Operands {
-            x: codes.as_ptr(),
-            stride: shape.inputs.div_ceil(STEP) * STEP,
+            x: x.start(),
+            stride: x.stride(),
             weights: weights.packed.as_ptr().cast(),
+            steps: shape.inputs.div_ceil(STEP),
             rows,
             outputs: shape.outputs,
         };
-        self.each_panel(workers, operands, &values, &finish);
+        if is_tiled {
+            self.each_tiled_task(workers, operands, &values, &finish);
+        } else {
+            self.each_panel(workers, operands, &values, &finish);
+        }
         Ok(())
     }
 
@@ -103,16 +112,27 @@ impl Kernels {
         check("activations", x.len(), rows * shape.inputs)?;
         check("bias", bias.len(), shape.outputs)?;
         let finish = Finish::new(to, rows, shape.outputs)?;
-        let x = whole_steps(x, shape.inputs, STEP / 2);
+        let is_tiled = self.is_tiled(rows, shape);
+        let x = Rows::new(x, shape.inputs, is_tiled);
         let operands = Operands {
-            x: x.as_ptr().cast(),
-            stride: shape.inputs.div_ceil(STEP / 2) * STEP,
+            x: x.start(),
+            stride: x.stride(),
             weights: weights.packed.as_ptr().cast(),
+            steps: shape.inputs.div_ceil(STEP / 2),
             rows,
             outputs: shape.outputs,
         };
-        self.each_panel(workers, operands, &HalfValues { bias }, &finish);
+        if is_tiled {
+            self.each_tiled_task(workers, operands, &HalfValues { bias }, &finish);
+        } else {
+            self.each_panel(workers, operands, &HalfValues { bias }, &finish);
+        }
         Ok(())
+    }
+
+    /// Whether a product of so many rows is made of tiles: of fewer than a block has, vectors are as fast.
+    fn is_tiled(self, rows: usize, shape: MatrixShape) -> bool {
+        self.has_tiles() && rows >= SIDE && shape.inputs > 0
     }
 
     fn each_panel<V: Values>(
@@ -137,19 +157,6 @@ impl Kernels {
     }
 }
 
-/// The rows padded with zeros to whole steps; borrowed where they are whole already.
-fn whole_steps<T: Copy + Default>(x: &[T], width: usize, step: usize) -> Cow<'_, [T]> {
-    if width.is_multiple_of(step) {
-        return Cow::Borrowed(x);
-    }
-    let stride = width.next_multiple_of(step);
-    let mut padded = vec![T::default(); x.len() / width * stride];
-    for (to, from) in padded.chunks_mut(stride).zip(x.chunks(width)) {
-        to[..width].copy_from_slice(from);
-    }
-    Cow::Owned(padded)
-}
-
 /// Where the operands of a product lie, whatever their format. Both are made of whole steps of four bytes.
 #[derive(Debug, Clone, Copy)]
 struct Operands {
@@ -157,6 +164,8 @@ struct Operands {
     /// Bytes from one row of activations to the next.
     stride: usize,
     weights: *const u8,
+    /// Steps of four bytes of a group of weights.
+    steps: usize,
     rows: usize,
     outputs: usize,
 }

@@ -5,6 +5,7 @@
 )]
 
 use crate::packing::{GROUP, STEP};
+use crate::simd::tiles::{Step, Tiles};
 use crate::simd::{Operation, Simd, unrolled};
 use std::marker::PhantomData;
 
@@ -39,6 +40,11 @@ pub(crate) fn floats(row: &[i32; PANEL]) -> &[f32; PANEL] {
 pub(crate) trait Dot: Copy + Send + Sync {
     type Sum<S: Simd>: Copy;
 
+    /// 64 bytes of 32 rows times those of 32 columns, added to the sums in tiles.
+    ///
+    /// # Safety
+    /// As [`Tiles::step_bytes`].
+    unsafe fn step_tiles<T: Tiles>(tiles: &mut T, step: Step);
     fn zero<S: Simd>(s: S) -> Self::Sum<S>;
     fn step<S: Simd>(s: S, sum: Self::Sum<S>, a: S::I, w: S::I) -> Self::Sum<S>;
     /// # Safety
@@ -55,6 +61,12 @@ pub(crate) struct Bytes;
 
 impl Dot for Bytes {
     type Sum<S: Simd> = S::I;
+
+    #[inline(always)]
+    unsafe fn step_tiles<T: Tiles>(tiles: &mut T, step: Step) {
+        // SAFETY: the caller's.
+        unsafe { tiles.step_bytes(step) }
+    }
 
     #[inline(always)]
     fn zero<S: Simd>(s: S) -> S::I {
@@ -85,6 +97,12 @@ pub(crate) struct Halves;
 
 impl Dot for Halves {
     type Sum<S: Simd> = S::F;
+
+    #[inline(always)]
+    unsafe fn step_tiles<T: Tiles>(tiles: &mut T, step: Step) {
+        // SAFETY: the caller's.
+        unsafe { tiles.step_halves(step) }
+    }
 
     #[inline(always)]
     fn zero<S: Simd>(s: S) -> S::F {

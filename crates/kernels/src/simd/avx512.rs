@@ -1,6 +1,7 @@
-//! AVX-512 with VNNI, and with BF16 where `BF16` is true.
+//! AVX-512 with VNNI, with BF16 where `BF16` is true, and with the tiles of AMX where `TILES` is.
 #![expect(unsafe_code, reason = "instructions of one processor family, and reads through bare pointers")]
 
+use super::tiles::{hardware::Hardware, permission};
 use super::{Operation, Simd, exp2_polynomial};
 use half::bf16;
 use std::arch::x86_64::{
@@ -17,9 +18,9 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, and BF16 if `BF16`.
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, BF16 if `BF16`, and VBMI and permitted tiles if `TILES`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<const BF16: bool, const TILES: bool = false>(());
 
 impl Avx512<false> {
     pub(crate) fn detect() -> Option<Self> {
@@ -39,15 +40,29 @@ impl Avx512<true> {
     }
 }
 
+impl Avx512<true, true> {
+    /// Also asks the system for the tiles, once for this process.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = Avx512::<true>::detect().is_some() && is_x86_feature_detected!("avx512vbmi");
+        (has && permission::tiles().is_ok()).then_some(Self(()))
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline(never)]
-fn with_vnni<const BF16: bool, O: Operation>(s: Avx512<BF16>, operation: O) -> O::Output {
+fn with_vnni<S: Simd, O: Operation>(s: S, operation: O) -> O::Output {
     operation.run(s)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 #[inline(never)]
-fn with_bf16<const BF16: bool, O: Operation>(s: Avx512<BF16>, operation: O) -> O::Output {
+fn with_bf16<S: Simd, O: Operation>(s: S, operation: O) -> O::Output {
+    operation.run(s)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi")]
+#[inline(never)]
+fn with_tiles<S: Simd, O: Operation>(s: S, operation: O) -> O::Output {
     operation.run(s)
 }
 
@@ -59,9 +74,10 @@ macro_rules! proven {
     };
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
     type F = __m512;
     type I = __m512i;
+    type Tiles = Hardware;
 
     const LANES: usize = 16;
     const ROWS: usize = 6;
@@ -69,7 +85,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn vectorize<O: Operation>(self, operation: O) -> O::Output {
-        if BF16 { proven!(with_bf16(self, operation)) } else { proven!(with_vnni(self, operation)) }
+        match (TILES, BF16) {
+            (true, _) => proven!(with_tiles(self, operation)),
+            (false, true) => proven!(with_bf16(self, operation)),
+            (false, false) => proven!(with_vnni(self, operation)),
+        }
+    }
+
+    #[inline(always)]
+    fn tiles(self) -> Option<Hardware> {
+        // SAFETY: an `Avx512<_, true>` is only made where tiles are permitted.
+        TILES.then(|| unsafe { Hardware::configured() })
     }
 
     #[inline(always)]

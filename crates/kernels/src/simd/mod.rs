@@ -15,10 +15,12 @@ pub(crate) mod avx256;
 pub(crate) mod avx512;
 mod math;
 pub(crate) mod portable;
+pub(crate) mod tiles;
 
 pub(crate) use math::{exp2_polynomial, gelu_tanh, silu};
 
 use half::bf16;
+use tiles::Tiles;
 
 /// Elements of the widest vector there is; scratch rows are padded to it.
 pub(crate) const WIDEST: usize = 16;
@@ -37,6 +39,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type F: Copy;
     /// 32-bit integers; also four bytes or two bf16 for each lane.
     type I: Copy;
+    /// Tiles, for an instruction set that has them.
+    type Tiles: Tiles;
 
     /// Lanes of a vector: 16 or 8.
     const LANES: usize;
@@ -47,6 +51,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Runs `operation` compiled for this instruction set.
     fn vectorize<O: Operation>(self, operation: O) -> O::Output;
+
+    /// The tiles of this thread, configured until they are dropped; nothing without them.
+    fn tiles(self) -> Option<Self::Tiles>;
 
     fn splat(self, value: f32) -> Self::F;
     /// # Safety

@@ -1,0 +1,52 @@
+//! Rows of activations as the products read them: whole steps, and whole cache lines for tiles.
+#![expect(unsafe_code, reason = "numbers are copied as their bytes")]
+
+use crate::packing::STEP;
+use crate::simd::tiles::DEPTH;
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; DEPTH]);
+
+/// Rows of whole steps, borrowed where they are so already.
+pub(super) struct Rows {
+    start: *const u8,
+    /// Bytes from one row to the next.
+    stride: usize,
+    /// A copy, with zeros at the end of each row.
+    _copied: Vec<Line>,
+}
+
+impl Rows {
+    /// Rows of `width` numbers. For tiles a step is 64 bytes at a whole cache line: rows that lie across two make a product
+    /// half as fast.
+    pub(super) fn new<T: Copy>(x: &[T], width: usize, for_tiles: bool) -> Self {
+        let bytes = width * size_of::<T>();
+        let stride = bytes.next_multiple_of(if for_tiles { DEPTH } else { STEP });
+        let start = x.as_ptr().cast::<u8>();
+        if bytes == stride && (!for_tiles || start.addr().is_multiple_of(DEPTH)) {
+            return Self { start, stride, _copied: Vec::new() };
+        }
+        let rows = x.len().checked_div(width).unwrap_or(0);
+        let mut copied = vec![Line([0; DEPTH]); (rows * stride).div_ceil(DEPTH)];
+        let to = copied.as_mut_ptr().cast::<u8>();
+        for row in 0..rows {
+            // SAFETY: `x` has whole rows, and the lines have room for as many of `stride` bytes.
+            unsafe {
+                std::ptr::copy_nonoverlapping(start.add(row * bytes), to.add(row * stride), bytes);
+            }
+        }
+        Self { start: copied.as_ptr().cast(), stride, _copied: copied }
+    }
+
+    /// First byte of the first row.
+    pub(super) fn start(&self) -> *const u8 {
+        self.start
+    }
+
+    /// Bytes from one row to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+}

@@ -1,0 +1,180 @@
+//! Tiles of the processor. Stable Rust has no intrinsics for AMX: all of its instructions are in this file, as assembly.
+#![expect(unsafe_code, reason = "instructions without intrinsics")]
+
+use super::powers::WidePowers;
+use super::{BlockSums, DEPTH, ROWS, Step, Tiles};
+use std::arch::asm;
+
+/// Tiles of this thread. They are released when this is dropped, so that a thread that waits or does something else has
+/// no state of 8 KiB to be saved.
+///
+/// Whoever makes one has asked [`super::permission`].
+#[derive(Debug)]
+pub(crate) struct Hardware(());
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Configuration([u8; 64]);
+
+/// Palette 1: eight tiles of sixteen rows of 64 bytes.
+static WHOLE: Configuration = {
+    let mut bytes = [0; 64];
+    bytes[0] = 1;
+    let mut tile = 0;
+    while tile < 8 {
+        bytes[16 + 2 * tile] = 64;
+        bytes[48 + tile] = 16;
+        tile += 1;
+    }
+    Configuration(bytes)
+};
+
+impl Hardware {
+    /// Configures the tiles of this thread.
+    ///
+    /// # Safety
+    /// The processor has tiles, and the system permits them.
+    #[inline(always)]
+    pub(crate) unsafe fn configured() -> Self {
+        // SAFETY: the caller's; the instruction reads 64 bytes.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) WHOLE.0.as_ptr(), options(nostack, preserves_flags, readonly))
+        };
+        Self(())
+    }
+}
+
+impl Drop for Hardware {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: there are tiles, or `configured` would not have been called.
+        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+    }
+}
+
+/// One step of 32 rows and 32 columns. Each tile is loaded right before its first use: the loads of the next step go on
+/// beside the products of this one.
+macro_rules! step {
+    ($dot:literal, $step:expr) => {{
+        let Step { rows, stride, columns } = $step;
+        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{upper} + {stride}]",
+                "tileloadd tmm6, [{left} + {depth}]",
+                "tileloadd tmm7, [{right} + {depth}]",
+                concat!($dot, " tmm0, tmm4, tmm6"),
+                concat!($dot, " tmm1, tmm4, tmm7"),
+                "tileloadd tmm5, [{lower} + {stride}]",
+                concat!($dot, " tmm2, tmm5, tmm6"),
+                concat!($dot, " tmm3, tmm5, tmm7"),
+                upper = in(reg) rows,
+                lower = in(reg) rows.wrapping_add(ROWS * stride),
+                stride = in(reg) stride,
+                left = in(reg) columns[0],
+                right = in(reg) columns[1],
+                depth = in(reg) DEPTH,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }};
+}
+
+impl Tiles for Hardware {
+    type Powers = WidePowers;
+
+    #[inline(always)]
+    unsafe fn zero(&mut self) {
+        // SAFETY: the tiles are configured as long as the value lives.
+        unsafe {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, preserves_flags, nomem)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(&mut self, from: BlockSums) {
+        let BlockSums { start, pitch, right, below } = from;
+        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{a} + {pitch}]",
+                "tileloadd tmm1, [{b} + {pitch}]",
+                "tileloadd tmm2, [{c} + {pitch}]",
+                "tileloadd tmm3, [{d} + {pitch}]",
+                a = in(reg) start,
+                b = in(reg) start.wrapping_byte_add(right),
+                c = in(reg) start.wrapping_byte_add(below),
+                d = in(reg) start.wrapping_byte_add(below + right),
+                pitch = in(reg) pitch,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&mut self, to: BlockSums) {
+        let BlockSums { start, pitch, right, below } = to;
+        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        unsafe {
+            asm!(
+                "tilestored [{a} + {pitch}], tmm0",
+                "tilestored [{b} + {pitch}], tmm1",
+                "tilestored [{c} + {pitch}], tmm2",
+                "tilestored [{d} + {pitch}], tmm3",
+                a = in(reg) start,
+                b = in(reg) start.wrapping_byte_add(right),
+                c = in(reg) start.wrapping_byte_add(below),
+                d = in(reg) start.wrapping_byte_add(below + right),
+                pitch = in(reg) pitch,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step_bytes(&mut self, step: Step) {
+        step!("tdpbusd", step);
+    }
+
+    #[inline(always)]
+    unsafe fn step_halves(&mut self, step: Step) {
+        step!("tdpbf16ps", step);
+    }
+
+    #[inline(always)]
+    fn products(&mut self, rounds: usize, halves: bool) {
+        /// Four sums, none of which waits for another.
+        macro_rules! chains {
+            ($dot:literal) => {
+                // SAFETY: the tiles are configured as long as the value lives, and nothing else is touched.
+                unsafe {
+                    asm!(
+                        "2:",
+                        concat!($dot, " tmm0, tmm4, tmm6"),
+                        concat!($dot, " tmm1, tmm4, tmm7"),
+                        concat!($dot, " tmm2, tmm5, tmm6"),
+                        concat!($dot, " tmm3, tmm5, tmm7"),
+                        "sub {rounds}, 1",
+                        "jnz 2b",
+                        rounds = inout(reg) rounds.max(1) => _,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack, nomem)
+                    );
+                }
+            };
+        }
+        if halves {
+            chains!("tdpbf16ps");
+        } else {
+            chains!("tdpbusd");
+        }
+    }
+}

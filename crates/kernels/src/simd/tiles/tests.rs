@@ -1,0 +1,90 @@
+use super::emulated::Emulated;
+use super::*;
+use half::bf16;
+
+/// The sums of one block after two steps, from what they start from.
+fn run<T: Tiles>(tiles: &mut T, operands: &Operands, halves: bool) -> Vec<u32> {
+    let mut sums = operands.begin.clone();
+    let at = BlockSums::rows(sums.as_mut_ptr().cast(), SIDE * 4);
+    // SAFETY: the operands have two steps of 32 rows and columns, and the sums are 32 × 32.
+    unsafe {
+        tiles.load(at);
+        for index in 0..2 {
+            let step = Step {
+                rows: operands.rows.as_ptr().wrapping_add(index * DEPTH),
+                stride: 2 * DEPTH,
+                columns: [0, 1]
+                    .map(|group| operands.columns.as_ptr().wrapping_add((group * 2 + index) * TILE)),
+            };
+            if halves { tiles.step_halves(step) } else { tiles.step_bytes(step) }
+        }
+        tiles.store(at);
+    }
+    sums
+}
+
+struct Operands {
+    rows: Vec<u8>,
+    columns: Vec<u8>,
+    begin: Vec<u32>,
+}
+
+impl Operands {
+    fn bytes() -> Self {
+        let mut state = 5_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state
+        };
+        Self {
+            rows: (0..SIDE * 2 * DEPTH).map(|_| (next() >> 24) as u8).collect(),
+            columns: (0..4 * TILE).map(|_| (next() >> 24) as u8).collect(),
+            begin: (0..SIDE * SIDE).map(|_| next() >> 8).collect(),
+        }
+    }
+
+    /// bf16 around one, with some that are no normal numbers.
+    fn halves() -> Self {
+        let bytes = Self::bytes();
+        let float = |pair: &[u8]| {
+            let value = f32::from(pair[0]) / 128.0 - 1.0;
+            bf16::from_f32(if pair[1] == 7 { value * 1e-39 } else { value }).to_le_bytes()
+        };
+        let floats = |bytes: &[u8]| bytes.chunks(2).flat_map(float).collect();
+        Self {
+            rows: floats(&bytes.rows),
+            columns: floats(&bytes.columns),
+            begin: bytes.begin.iter().map(|bits| (*bits as f32 / 1e6).to_bits()).collect(),
+        }
+    }
+}
+
+#[test]
+fn emulated_products_of_bytes_are_those_of_plain_loops() {
+    let operands = Operands::bytes();
+    let found = run(&mut Emulated::default(), &operands, false);
+    for (index, found) in found.iter().enumerate() {
+        let (row, column) = (index / SIDE, index % SIDE);
+        let mut sum = operands.begin[index] as i32;
+        for k in 0..2 * DEPTH {
+            let at =
+                (column / ROWS * 2 + k / DEPTH) * TILE + k % DEPTH / 4 * DEPTH + column % ROWS * 4 + k % 4;
+            sum += i32::from(operands.rows[row * 2 * DEPTH + k]) * i32::from(operands.columns[at] as i8);
+        }
+        assert_eq!(*found as i32, sum, "row {row}, column {column}");
+    }
+}
+
+#[test]
+fn the_processor_gives_what_is_emulated_to_the_last_bit() {
+    #[cfg(target_arch = "x86_64")]
+    if permission::tiles().is_ok() {
+        for (operands, halves) in [(Operands::bytes(), false), (Operands::halves(), true)] {
+            // SAFETY: permission was asked.
+            let found = run(&mut unsafe { hardware::Hardware::configured() }, &operands, halves);
+            assert!(found == run(&mut Emulated::default(), &operands, halves), "halves: {halves}");
+        }
+        return;
+    }
+    eprintln!("skipped: this machine has no AMX");
+}
