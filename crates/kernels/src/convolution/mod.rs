@@ -7,6 +7,7 @@
 
 mod padding;
 mod tile;
+mod tiled;
 
 use crate::Kernels;
 use crate::attention::scratch::Scratch;
@@ -195,7 +196,8 @@ impl Kernels {
             (all.map(<[u8]>::as_ptr).collect::<Vec<_>>(), width * channels)
         } else {
             let padded = (height + 2) * (width + 2) * channels;
-            let [region] = scratch.regions([(before + count) * padded]);
+            let [region] = scratch.regions([(before + count) * padded + tiled::BEHIND]);
+            let (region, _) = region.split_at_mut((before + count) * padded);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a byte")]
             let zero = input.zero as u8;
             let padding =
@@ -215,6 +217,7 @@ impl Kernels {
             first_tap: used.start,
             used_taps: used.len(),
             width,
+            is_tiled: self.has_tiles() && tiled::fits(kernel.shape, height, width),
             residual,
             to: Shared::new(to),
         };
@@ -250,6 +253,7 @@ struct Plan<'a> {
     used_taps: usize,
     /// Pixels of a row.
     width: usize,
+    is_tiled: bool,
     residual: Option<&'a [f32]>,
     to: Shared<'a, f32>,
 }
@@ -285,6 +289,11 @@ impl Operation for Panel<'_, '_> {
         let (run, group) = (side * channels, plan.kernel.shape.matrix().inputs * GROUP);
         let weights = plan.kernel.packed.as_ptr().cast::<u8>();
         let weights = weights.wrapping_add(self.first / GROUP * group + plan.first_tap * side * run * GROUP);
+        if plan.is_tiled
+            && let Some(mut tiles) = s.tiles()
+        {
+            return self.run_tiles(s, &mut tiles, &columns, weights, self.first..end);
+        }
         let mut sums = Sums::new();
         let tall = S::ROWS.min(plan.width);
         let tiles = plan.width.div_ceil(tall);
