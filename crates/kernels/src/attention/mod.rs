@@ -8,6 +8,7 @@
 mod blocks;
 mod prepare;
 pub(crate) mod scratch;
+mod tiled;
 
 pub use scratch::Scratch;
 
@@ -158,6 +159,10 @@ impl Kernels {
         to: &mut [bf16],
     ) -> Result<(), SizeError> {
         attention.check(to.len())?;
+        if self.has_tiles() && tiled::fits(attention) {
+            self.tiled_attention(workers, scratch, attention, crate::shared::Shared::new(to));
+            return Ok(());
+        }
         let prepared = Prepared::new(scratch, attention);
         workers.run(prepared.tasks(), &|task| {
             self.run(Prepare { attention, prepared: &prepared, task });
