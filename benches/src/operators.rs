@@ -115,8 +115,8 @@ impl Setting {
     /// The step in one kind of operators.
     ///
     /// # Errors
-    /// No ONNX Runtime, no room, or a graph that cannot be opened.
-    pub fn open(&self, operators: Operators, options: &OpenOptions) -> Outcome<Step> {
+    /// No room, or a graph that cannot be opened.
+    pub fn open(&self, onnx: &OnnxRuntime, operators: Operators, options: &OpenOptions) -> Outcome<Step> {
         let folder = self.folder.path();
         let stock = || step_graph(&self.spec, GraphWeights::new(&self.placed));
         let own = |format, values_as_bytes, name: &str| -> Outcome<Model> {
@@ -138,7 +138,7 @@ impl Setting {
         } else {
             Signature::of_step(&self.spec)
         };
-        let engine = OnnxRuntime::load(None)?.open(&path, &contract, options)?;
+        let engine = onnx.open(&path, &contract, options)?;
         Ok(Step { engine, inputs: self.inputs(operators.is_own()) })
     }
 

@@ -1,16 +1,20 @@
 //! Times the operators of a step against each other in one run, and prints one JSON line for each kind.
 //!
-//! `bench-operators [--layers N] [--tokens F,H,W] [--threads N] [--runs N] [--only KIND,…]`
+//! `bench-operators [--layers N] [--tokens F,H,W] [--threads N] [--runs N] [--only KIND,…] [--cpu-path NAME] [--turns]`
 //!
 //! Kinds take turns, so that a change of the machine's state meets all of them. The floor is the time that the products
 //! of the blocks would take at the peak that was measured in the same run. The error is that of the velocity, of what
 //! the blocks add to it: |kind - stock f32| / |stock f32 - a step without blocks|. `VmHWM` is the process's: run one
 //! kind alone to compare memory.
+//!
+//! With `--turns` it loads and warms up, prints its first line, and then times one step of each kind whenever it is given a
+//! line, so that a script can let it and other programs take turns.
 
 use benches::operators::{Operators, Setting, Step};
 use engines::{OnnxRuntime, OpenOptions, WeightMemory};
-use kernels::Kernels;
+use kernels::{CpuPath, Kernels};
 use std::error::Error;
+use std::io::{BufRead, Write};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
@@ -20,28 +24,30 @@ struct Arguments {
     threads: NonZeroUsize,
     runs: usize,
     kinds: Vec<Operators>,
+    kernels: Kernels,
+    turns: bool,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Arguments { layers, grid, threads, runs, kinds } = parse()?;
+    let Arguments { layers, grid, threads, runs, kinds, kernels, turns } = parse()?;
     let options = OpenOptions { threads: Some(threads), weights: WeightMemory::Prepacked };
-    let kernels = Kernels::best();
     let peaks = kernels.peaks(threads);
-    let onnx = OnnxRuntime::load(None)?;
-    println!(
-        "{}",
-        serde_json::json!({
+    let onnx = OnnxRuntime::load(None)?.with_kernels(kernels);
+    let about = serde_json::json!({
             "onnxruntime": onnx.version(), "cpu_path": kernels.path().name(), "threads": threads.get(),
             "int8_gops": peaks.int8 / 1e9, "bf16_gflops": peaks.bf16.map(|peak| peak / 1e9),
             "f32_gflops": peaks.f32 / 1e9,
-        })
-    );
+    });
     let setting = Setting::new(layers, grid)?;
     let mut steps: Vec<Step> =
-        kinds.iter().map(|kind| setting.open(*kind, &options)).collect::<Result<_, _>>()?;
+        kinds.iter().map(|kind| setting.open(&onnx, *kind, &options)).collect::<Result<_, _>>()?;
     let mut velocities = Vec::new();
     for step in &mut steps {
         velocities.push(step.run()?);
+    }
+    println!("{about}");
+    if turns {
+        return take_turns(&kinds, &mut steps);
     }
     let mut seconds = vec![Vec::new(); kinds.len()];
     for _ in 0..runs {
@@ -53,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let reference = kinds.iter().position(|kind| *kind == Operators::StockF32);
     let without = if reference.is_some() && kinds.len() > 1 {
-        Some(Setting::new(0, grid)?.open(Operators::StockF32, &options)?.run()?)
+        Some(Setting::new(0, grid)?.open(&onnx, Operators::StockF32, &options)?.run()?)
     } else {
         None
     };
@@ -78,6 +84,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// One step of each kind for each line that comes in.
+fn take_turns(kinds: &[Operators], steps: &mut [Step]) -> Result<(), Box<dyn Error>> {
+    std::io::stdout().flush()?;
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        for (kind, step) in kinds.iter().zip(&mut *steps) {
+            let began = Instant::now();
+            step.run()?;
+            println!(
+                "{}",
+                serde_json::json!({ "kind": kind.name(), "seconds": began.elapsed().as_secs_f64() })
+            );
+        }
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
 }
@@ -96,9 +120,15 @@ fn parse() -> Result<Arguments, Box<dyn Error>> {
         threads: std::thread::available_parallelism()?,
         runs: 3,
         kinds: Operators::ALL.to_vec(),
+        kernels: Kernels::best(),
+        turns: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(flag) = words.next() {
+        if flag == "--turns" {
+            arguments.turns = true;
+            continue;
+        }
         let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
         match flag.as_str() {
             "--layers" => arguments.layers = value.parse()?,
@@ -109,6 +139,7 @@ fn parse() -> Result<Arguments, Box<dyn Error>> {
             }
             "--threads" => arguments.threads = value.parse()?,
             "--runs" => arguments.runs = value.parse()?,
+            "--cpu-path" => arguments.kernels = Kernels::of(value.parse::<CpuPath>()?)?,
             "--only" => {
                 let kind = |name: &str| {
                     Operators::ALL
