@@ -28,8 +28,8 @@ const LONGEST: usize = 4096;
 const RESIDENT: usize = 900_000;
 /// Rows of a task whose sums wait in memory.
 const WAITING_ROWS: usize = 256;
-/// Columns of a task whose sums wait in memory.
-const WAITING_COLUMNS: usize = 512;
+/// Most columns of a task: the next panel of weights is asked for while one passes, which a task can do for its own.
+const MOST_COLUMNS: usize = 512;
 /// Fewest rows of a task: with fewer, the weights come from the third cache faster than they are used.
 const FEWEST_ROWS: usize = 64;
 
@@ -45,19 +45,17 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// For `rows` rows of `stride` bytes, with two tasks for each of `threads` threads at least, if there are enough.
+    /// For `rows` rows of `stride` bytes, with two tasks for each of `threads` threads at least, if there are enough rows
+    /// and columns; with eight, where only columns have to be parted for that.
     pub(super) fn new(rows: usize, outputs: usize, stride: usize, threads: usize) -> Self {
         let parts = stride.div_ceil(LONGEST).max(1);
         let depth = stride.div_ceil(parts).next_multiple_of(DEPTH);
-        let (most, mut columns) = if parts == 1 {
-            (RESIDENT / depth.max(1), PANEL)
-        } else {
-            (WAITING_ROWS, WAITING_COLUMNS.min(outputs.next_multiple_of(PANEL)))
-        };
+        let most = if parts == 1 { RESIDENT / depth.max(1) } else { WAITING_ROWS };
+        let mut columns = MOST_COLUMNS.min(outputs.next_multiple_of(PANEL));
         let even = |most: usize| rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(SIDE);
         let mut size = even(most.max(FEWEST_ROWS));
         let tasks = |size: usize, columns: usize| rows.div_ceil(size) * outputs.div_ceil(columns);
-        while columns > PANEL && tasks(size, columns) < 2 * threads {
+        while columns > PANEL && tasks(size, columns) < 8 * threads {
             columns = (columns / 2).next_multiple_of(PANEL);
         }
         while size > FEWEST_ROWS && tasks(size, columns) < 2 * threads {
@@ -128,6 +126,8 @@ struct Weights {
     groups: usize,
     /// Steps of 64 bytes of K.
     steps: usize,
+    /// The same part of the next panel, which comes next; nothing after the last.
+    next: Option<*const u8>,
 }
 
 impl Weights {
@@ -194,7 +194,9 @@ impl<V: Values> Task<'_, V> {
         let start = weights.wrapping_add(first / GROUP * group + depth.start * GROUP);
         let steps = depth.len() / DEPTH;
         if start.addr().is_multiple_of(DEPTH) && group == stride * GROUP {
-            return Weights { start, group, groups, steps };
+            let next = first + PANEL;
+            let next = (next < self.columns.end).then(|| start.wrapping_add(PANEL / GROUP * group));
+            return Weights { start, group, groups, steps, next };
         }
         // What is beyond the end of K is zero.
         let there = (group - depth.start * GROUP).min(steps * TILE);
@@ -205,7 +207,7 @@ impl<V: Values> Task<'_, V> {
             // SAFETY: the group has `there` bytes from here on, and its tiles have room for them.
             unsafe { std::ptr::copy_nonoverlapping(start.wrapping_add(index * group), to, there) };
         }
-        Weights { start: copied.as_ptr().cast(), group: steps * TILE, groups, steps }
+        Weights { start: copied.as_ptr().cast(), group: steps * TILE, groups, steps, next: None }
     }
 }
 
@@ -230,6 +232,7 @@ impl<V: Values> Pass<'_, '_, V> {
         finish.gate(self.columns.clone(), &mut columns.gate);
         let halves = self.weights.groups.div_ceil(2);
         let mut waiting = Waiting { row: 0, line: 0, count: 0 };
+        let mut coming = Coming::new(&self.weights, rows.len().div_ceil(SIDE));
         for block in 0..rows.len().div_ceil(SIDE) {
             let row = rows.start + block * SIDE;
             // The last block begins early enough to be whole; rows before it are computed again and written once.
@@ -262,7 +265,7 @@ impl<V: Values> Pass<'_, '_, V> {
                     } else {
                         tiles.load(image)
                     }
-                    self.products(s, tiles, begin, half, backwards, &mut beside);
+                    self.products(s, tiles, begin, half, backwards, &mut beside, &mut coming);
                     if self.is_last {
                         let to = now.0.as_mut_ptr().cast::<i32>().wrapping_add(half * SIDE);
                         tiles.store(BlockSums::rows(to, PANEL * size_of::<i32>()));
@@ -287,6 +290,7 @@ impl<V: Values> Pass<'_, '_, V> {
     /// # Safety
     /// 32 rows from `begin` and the tiles of the half can be read.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the innermost loop, with what goes on beside it")]
     unsafe fn products<S: Simd>(
         &self,
         s: S,
@@ -295,6 +299,7 @@ impl<V: Values> Pass<'_, '_, V> {
         half: usize,
         backwards: bool,
         beside: &mut Beside<'_, '_, V>,
+        coming: &mut Coming,
     ) {
         let Operands { x, stride, .. } = self.task.operands;
         let columns = self.weights.half(half);
@@ -310,6 +315,52 @@ impl<V: Values> Pass<'_, '_, V> {
             // SAFETY: the caller's.
             unsafe { V::Product::step_tiles(tiles, step) };
             beside.step(s);
+            coming.step(s);
+        }
+    }
+}
+
+/// The lines of the next panel of weights, asked for into the second cache while this one passes: they come from memory or
+/// from the third cache, and a block would wait for them.
+struct Coming {
+    line: *const u8,
+    /// Lines that are left of this group.
+    in_group: usize,
+    lines: usize,
+    /// From the end of this part of a group to the next.
+    skip: usize,
+    /// Lines that are left.
+    count: usize,
+    /// Lines after each step.
+    each: usize,
+}
+
+impl Coming {
+    fn new(weights: &Weights, blocks: usize) -> Self {
+        let lines = weights.steps * TILE / OutputLines::LINE;
+        let count = if weights.next.is_some() { lines * weights.groups } else { 0 };
+        let steps = blocks * weights.groups.div_ceil(2) * weights.steps;
+        Self {
+            line: weights.next.unwrap_or(weights.start),
+            in_group: lines,
+            lines,
+            skip: weights.group.saturating_sub(weights.steps * TILE),
+            count,
+            each: count.div_ceil(steps.max(1)),
+        }
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(&mut self, s: S) {
+        for _ in 0..self.each.min(self.count) {
+            s.prefetch_to_second_cache(self.line);
+            self.line = self.line.wrapping_add(OutputLines::LINE);
+            self.in_group -= 1;
+            if self.in_group == 0 {
+                self.line = self.line.wrapping_add(self.skip);
+                self.in_group = self.lines;
+            }
+            self.count -= 1;
         }
     }
 }

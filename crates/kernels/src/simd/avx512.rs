@@ -5,8 +5,8 @@ use super::tiles::{hardware::Hardware, permission};
 use super::{Operation, Simd, exp2_polynomial};
 use half::bf16;
 use std::arch::x86_64::{
-    __m128i, __m256bh, __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q, _MM_HINT_ET0, _mm_prefetch,
-    _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_epi32,
+    __m128i, __m256bh, __m256i, __m512, __m512bh, __m512i, _CMP_UNORD_Q, _MM_HINT_ET0, _MM_HINT_T1,
+    _mm_prefetch, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_epi32,
     _mm512_add_ps, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8,
     _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_cvtps_epi32,
     _mm512_cvtsepi32_epi8, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
@@ -309,6 +309,12 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
     fn prefetch_to_write(self, at: *const u8) {
         // SAFETY: a prefetch reads nothing that could fault.
         unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast::<i8>()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_to_second_cache(self, at: *const u8) {
+        // SAFETY: a prefetch reads nothing that could fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast::<i8>()) }
     }
 }
 

@@ -134,6 +134,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn dot_bf16(self, acc: Self::F, a: Self::I, w: Self::I) -> Self::F;
     /// Asks for the cache line at `at`, to be written soon. Any address is allowed.
     fn prefetch_to_write(self, at: *const u8);
+    /// Asks for the cache line at `at`, to be read later. Any address is allowed.
+    fn prefetch_to_second_cache(self, at: *const u8);
 
     /// The first lanes of `from`, and zeros.
     #[inline(always)]
