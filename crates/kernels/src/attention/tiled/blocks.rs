@@ -1,16 +1,16 @@
 //! Some queries of one head against all keys.
 //!
-//! The work is parted into units of 32 queries and [`BLOCK`] keys, and three of them are under way at once: while the
-//! tiles make the scores of one and mix the values of another, the rows of the one between pass through vectors. Vectors
-//! and tiles do not get into each other's way.
+//! The work is parted into units of 32 queries and [`BLOCK`] keys, and two of them are under way at once: some scores of
+//! one are made, and become probabilities on vectors while tiles mix some values of the one before. Vectors and tiles do
+//! not get into each other's way, and what waits between them stays in the first cache.
 #![expect(unsafe_code, reason = "tiles are read and written through bare pointers into fixed arrays")]
 
 use super::prepare::Prepared;
 use super::{Attention, BLOCK, WIDEST_HEAD};
 use crate::packing::GROUP;
-use crate::shared::Shared;
+use crate::shared::{Chunks, Shared};
 use crate::simd::tiles::powers::{LOG2_ONE, Powers, STEPS_OF_LOG2};
-use crate::simd::tiles::{BlockSums, DEPTH, ROWS, SIDE, Step, TILE, Tiles};
+use crate::simd::tiles::{BlockSums, DEPTH, HELD, HeldProducts, ROWS, SIDE, Step, TILE, Tiles};
 use crate::simd::{Operation, Simd};
 use half::bf16;
 use std::ops::Range;
@@ -29,9 +29,9 @@ const PARTS: usize = BLOCK / SIDE;
 /// Memory of one task at a time.
 #[derive(Debug, Clone, Copy)]
 struct Work {
-    /// Of two units, blocks of scores for each 32 keys.
+    /// Blocks of scores, for some 32 keys of a unit.
     scores: *mut f32,
-    /// Their probabilities, in pairs of tiles.
+    /// Probabilities of two units, in pairs of tiles.
     probabilities: *mut u16,
     /// What the scores of a query start from, sixteen times.
     starts: *mut f32,
@@ -43,13 +43,13 @@ struct Work {
 
 /// Bytes of a [`Work`].
 pub(super) const WORK: usize =
-    2 * PARTS * SQUARE * (4 + 2) + 2 * QUERIES * GROUP * 4 + QUERIES * WIDEST_HEAD * 4;
+    PARTS * SQUARE * (4 + 2 * 2) + 2 * QUERIES * GROUP * 4 + QUERIES * WIDEST_HEAD * 4;
 
 impl Work {
     fn new(bytes: &mut [u8]) -> Self {
         let start = bytes.as_mut_ptr();
         assert!(bytes.len() == WORK && start.addr().is_multiple_of(DEPTH), "memory that is no work");
-        let probabilities = start.wrapping_add(2 * PARTS * SQUARE * 4);
+        let probabilities = start.wrapping_add(PARTS * SQUARE * 4);
         let starts = probabilities.wrapping_add(2 * PARTS * SQUARE * 2);
         let weights = starts.wrapping_add(QUERIES * GROUP * 4);
         Self {
@@ -61,9 +61,8 @@ impl Work {
         }
     }
 
-    /// Scores of the 32 keys `part` of a unit.
-    fn scores(self, buffer: usize, part: usize) -> *mut f32 {
-        self.scores.wrapping_add((buffer * PARTS + part) * SQUARE)
+    fn scores(self, part: usize) -> *mut f32 {
+        self.scores.wrapping_add(part * SQUARE)
     }
 
     /// Probabilities of the first 32 keys of a unit; those of the others follow.
@@ -114,6 +113,8 @@ struct Operands {
     values: *const u8,
     /// Bytes of a query, key or value.
     row: usize,
+    /// Keys.
+    count: usize,
     /// Keys with those that fill the last 32.
     padded_keys: usize,
     /// Which of the last 32 keys are there, in the order of the probabilities.
@@ -125,7 +126,7 @@ struct Operands {
 struct Unit {
     queries: usize,
     block: usize,
-    /// Which of the two buffers of scores and probabilities.
+    /// Which of the two buffers of probabilities.
     buffer: usize,
     /// Parts of 32 keys.
     parts: usize,
@@ -151,16 +152,24 @@ impl Operation for QueryBlock<'_, '_, '_> {
                 Unit { queries, block, buffer: index % 2, parts }
             })
         };
-        for turn in 0..blocks * query_blocks + 2 {
-            let of_rows = turn.checked_sub(1).and_then(unit);
-            let mut rows = PowerRows::new(operands, work, of_rows, powers);
-            if let Some(unit) = turn.checked_sub(2).and_then(unit) {
-                mix(&mut tiles, operands, work, unit, &mut rows);
+        let pairs = layout.row_bytes() / DEPTH;
+        for turn in 0..=blocks * query_blocks {
+            let (now, before) = (unit(turn), turn.checked_sub(1).and_then(unit));
+            for pair in 0..pairs {
+                // Rows of some keys pass through vectors while the values of the unit before are mixed.
+                let mut rows = PowerRows::none(powers);
+                if let Some(now) = now {
+                    let parts = Chunks { rows: now.parts, size: PARTS.div_ceil(pairs) };
+                    if pair < parts.count() {
+                        scores(&mut tiles, operands, work, now, parts.range(pair));
+                        rows = PowerRows::new(operands, work, now, parts.range(pair), powers);
+                    }
+                }
+                if let Some(before) = before {
+                    mix(&mut tiles, operands, work, before, pair, &mut rows);
+                }
+                rows.rest();
             }
-            if let Some(unit) = unit(turn) {
-                scores(&mut tiles, operands, work, unit, &mut rows);
-            }
-            rows.rest();
         }
         drop(tiles);
         self.write(s, work);
@@ -184,6 +193,7 @@ impl QueryBlock<'_, '_, '_> {
                 keys: of_head(keys),
                 values: of_head(values),
                 row,
+                count: layout.keys,
                 padded_keys: layout.padded_keys,
                 last: last.fold(0, |mask, position| mask | 1 << position),
             }
@@ -209,7 +219,7 @@ impl QueryBlock<'_, '_, '_> {
             let bounds: [f32; SIDE] = std::array::from_fn(|row| lengths[row] * longest / STEPS_OF_LOG2);
             let mut offsets = [0.0; SIDE];
             if bounds.iter().any(|bound| *bound > ROOM) {
-                offsets = offsets_of(s, tiles, operands, work, index, &bounds, layout.keys);
+                offsets = offsets_of(s, tiles, operands, work, index, &bounds);
             }
             for (row, offset) in offsets.into_iter().enumerate() {
                 let query = index * SIDE + row;
@@ -255,7 +265,6 @@ fn offsets_of<S: Simd>(
     work: Work,
     queries: usize,
     bounds: &[f32; SIDE],
-    keys: usize,
 ) -> [f32; SIDE] {
     let mut largest = [f32::NEG_INFINITY; SIDE];
     for query in queries * SIDE..(queries + 1) * SIDE {
@@ -263,12 +272,11 @@ fn offsets_of<S: Simd>(
         unsafe { Work::fill(work.starts(query), 0.0) };
     }
     for part in 0..operands.padded_keys / SIDE {
-        let unit = Unit { queries, block: part * SIDE / BLOCK, buffer: 0, parts: 1 };
-        let keys_before = part * SIDE % BLOCK;
-        score_part(tiles, operands, work, unit, keys_before / SIDE, 0, &mut || ());
-        let there = SIDE.min(keys - part * SIDE);
+        let unit = Unit { queries, block: part / PARTS, buffer: 0, parts: PARTS };
+        scores(tiles, operands, work, unit, part % PARTS..part % PARTS + 1);
+        let there = SIDE.min(operands.count - part * SIDE);
         // SAFETY: a block of scores that was just made.
-        let scores = unsafe { work.scores(0, 0).cast::<[[f32; SIDE]; SIDE]>().read() };
+        let scores = unsafe { work.scores(0).cast::<[[f32; SIDE]; SIDE]>().read() };
         for (largest, scores) in largest.iter_mut().zip(&scores) {
             let of_part = scores[..there].chunks(S::LANES).map(|scores| {
                 if scores.len() == S::LANES {
@@ -296,86 +304,87 @@ fn offsets_of<S: Simd>(
     })
 }
 
-/// Scores of a unit.
+/// Scores of 32 queries and of some parts of 32 keys of a unit.
 #[inline(always)]
-fn scores<T: Tiles>(
-    tiles: &mut T,
-    operands: Operands,
-    work: Work,
-    unit: Unit,
-    rows: &mut PowerRows<T::Powers>,
-) {
-    for part in 0..unit.parts {
-        score_part(tiles, operands, work, unit, part, part, &mut || rows.step());
-    }
-}
-
-/// Scores of 32 queries and the 32 keys `part` of a block, into the block `to` of the buffer.
-#[inline(always)]
-fn score_part<T: Tiles>(
-    tiles: &mut T,
-    operands: Operands,
-    work: Work,
-    unit: Unit,
-    part: usize,
-    to: usize,
-    beside: &mut impl FnMut(),
-) {
-    let Operands { row, .. } = operands;
+fn scores<T: Tiles>(tiles: &mut T, operands: Operands, work: Work, unit: Unit, parts: Range<usize>) {
+    let row = operands.row;
     let queries = operands.queries.wrapping_add(unit.queries * SIDE * row);
-    let first = operands.keys.wrapping_add((unit.block * BLOCK + part * SIDE) * row);
-    let columns = [first, first.wrapping_add(GROUP * row)];
     let starts = work.starts(unit.queries * SIDE);
-    let to = work.scores(unit.buffer, to).cast::<i32>();
+    let pitch = SIDE * size_of::<f32>();
+    let columns = |part: usize| {
+        let first = operands.keys.wrapping_add((unit.block * BLOCK + part * SIDE) * row);
+        [first, first.wrapping_add(GROUP * row)]
+    };
     // SAFETY: queries and keys are padded to whole blocks, `starts` has sixteen numbers for each query, and a block of
     // scores is 32 × 32.
     unsafe {
-        tiles.load(BlockSums::of_rows(starts));
-        for step in 0..row / DEPTH {
-            tiles.step_halves(Step {
-                rows: queries.wrapping_add(step * DEPTH),
-                stride: row,
-                columns: columns.map(|column| column.wrapping_add(step * TILE)),
-            });
-            beside();
+        if row == HELD {
+            for half in 0..2 {
+                tiles.hold(queries.wrapping_add(half * ROWS * row), row);
+                for (index, part) in parts.clone().enumerate() {
+                    tiles.held_products(HeldProducts {
+                        begin: starts.wrapping_add(half * ROWS * GROUP),
+                        columns: columns(part),
+                        to: work.scores(index).wrapping_add(half * ROWS * SIDE),
+                        pitch,
+                    });
+                }
+            }
+            return;
         }
-        tiles.store(BlockSums::rows(to, SIDE * size_of::<f32>()));
+        for (index, part) in parts.enumerate() {
+            tiles.load(BlockSums::of_rows(starts));
+            for step in 0..row / DEPTH {
+                tiles.step_halves(Step {
+                    rows: queries.wrapping_add(step * DEPTH),
+                    stride: row,
+                    columns: columns(part).map(|column| column.wrapping_add(step * TILE)),
+                });
+            }
+            tiles.store(BlockSums::rows(work.scores(index).cast(), pitch));
+        }
     }
 }
 
-/// Adds the values of a unit, each times its probability.
+/// Adds the values of 32 channels of a unit, each times its probability.
 #[inline(always)]
-fn mix<T: Tiles>(tiles: &mut T, operands: Operands, work: Work, unit: Unit, rows: &mut PowerRows<T::Powers>) {
+fn mix<T: Tiles>(
+    tiles: &mut T,
+    operands: Operands,
+    work: Work,
+    unit: Unit,
+    pair: usize,
+    rows: &mut PowerRows<T::Powers>,
+) {
     let Operands { row, values, .. } = operands;
     let probabilities = work.probabilities(unit.buffer).cast::<u8>();
     let values = values.wrapping_add(unit.block * BLOCK * row);
     // Bytes of the values of sixteen channels.
     let group = unit.parts * TILE;
-    for pair in 0..row / DEPTH {
-        let image = BlockSums::images(work.mixed(unit.queries, pair).cast());
-        let columns = [2 * pair, 2 * pair + 1].map(|index| values.wrapping_add(index * group));
-        // SAFETY: probabilities are pairs of tiles for each 32 keys, and so are the values of 32 channels; an image is a
-        // block of sums.
-        unsafe {
-            if unit.block == 0 {
-                tiles.zero()
-            } else {
-                tiles.load(image)
-            }
-            for part in 0..unit.parts {
-                tiles.step_halves(Step {
-                    rows: probabilities.wrapping_add(part * 2 * TILE),
-                    stride: DEPTH,
-                    columns: columns.map(|column| column.wrapping_add(part * TILE)),
-                });
-                rows.step();
-            }
-            tiles.store(image);
+    let image = BlockSums::images(work.mixed(unit.queries, pair).cast());
+    let columns = [2 * pair, 2 * pair + 1].map(|index| values.wrapping_add(index * group));
+    let each = SIDE.div_ceil(unit.parts);
+    // SAFETY: probabilities are pairs of tiles for each 32 keys, and so are the values of 32 channels; an image is a block
+    // of sums.
+    unsafe {
+        if unit.block == 0 {
+            tiles.zero()
+        } else {
+            tiles.load(image)
         }
+        for part in 0..unit.parts {
+            tiles.step_halves(Step {
+                rows: probabilities.wrapping_add(part * 2 * TILE),
+                stride: DEPTH,
+                columns: columns.map(|column| column.wrapping_add(part * TILE)),
+            });
+            (0..each).for_each(|_| rows.one());
+        }
+        tiles.store(image);
     }
 }
 
-/// The rows of scores of a unit that become probabilities beside the tiles.
+/// The rows of scores that become probabilities beside the tiles.
 struct PowerRows<P> {
     powers: P,
     scores: *const f32,
@@ -385,37 +394,28 @@ struct PowerRows<P> {
     last: u32,
     row: usize,
     count: usize,
-    /// Steps of tiles so far.
-    steps: usize,
 }
 
 impl<P: Powers> PowerRows<P> {
-    /// Those of a unit; none without one.
     #[inline(always)]
-    fn new(operands: Operands, work: Work, unit: Option<Unit>, powers: P) -> Self {
-        let is_there = unit.is_some();
-        let Unit { queries, block, buffer, parts } =
-            unit.unwrap_or(Unit { queries: 0, block: 0, buffer: 0, parts: 0 });
-        let is_last = block * BLOCK + parts * SIDE == operands.padded_keys;
-        Self {
-            powers,
-            scores: work.scores(buffer, 0),
-            to: work.probabilities(buffer),
-            weights: work.weights(queries * SIDE),
-            parts,
-            last: if is_last { operands.last } else { u32::MAX },
-            row: 0,
-            count: if is_there { SIDE } else { 0 },
-            steps: 0,
-        }
+    fn none(powers: P) -> Self {
+        let (scores, to, weights) = (std::ptr::null(), std::ptr::null_mut(), std::ptr::null_mut());
+        Self { powers, scores, to, weights, parts: 0, last: 0, row: 0, count: 0 }
     }
 
-    /// A row after every other step of tiles.
+    /// Those of some parts of a unit, whose scores were just made.
     #[inline(always)]
-    fn step(&mut self) {
-        self.steps += 1;
-        if self.steps.is_multiple_of(2) {
-            self.one();
+    fn new(operands: Operands, work: Work, unit: Unit, parts: Range<usize>, powers: P) -> Self {
+        let is_last = unit.block * BLOCK + parts.end * SIDE == operands.padded_keys;
+        Self {
+            powers,
+            scores: work.scores(0),
+            to: work.probabilities(unit.buffer).wrapping_add(parts.start * SQUARE),
+            weights: work.weights(unit.queries * SIDE),
+            parts: parts.len(),
+            last: if is_last { operands.last } else { u32::MAX },
+            row: 0,
+            count: SIDE,
         }
     }
 

@@ -30,6 +30,11 @@ pub(super) fn fits(attention: &Attention<'_>) -> bool {
         && attention.keys.rows >= 2 * SIDE
 }
 
+/// Tasks of each head.
+fn query_blocks(rows: usize) -> usize {
+    rows.div_ceil(QUERIES)
+}
+
 impl Kernels {
     /// The attention, whose lengths were checked.
     pub(super) fn tiled_attention(
@@ -40,7 +45,7 @@ impl Kernels {
         to: Shared<'_, bf16>,
     ) {
         let rows = attention.queries.rows;
-        let blocks = rows.div_ceil(QUERIES);
+        let blocks = query_blocks(rows);
         let tasks = attention.heads.count * blocks;
         // Each of these does tasks in memory of its own until there are none left.
         let hands = workers.threads().get().min(tasks);
@@ -101,5 +106,16 @@ impl Layout {
     /// Bytes of a query, a key or a value of one head.
     fn row_bytes(self) -> usize {
         self.width * size_of::<bf16>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ninety_six_threads_have_two_tasks_each_at_1950_rows() {
+        // The model with the fewest heads has twelve.
+        assert!(12 * query_blocks(1950) >= 2 * 96);
     }
 }

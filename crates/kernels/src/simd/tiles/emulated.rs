@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "tiles are read and written through bare pointers, as the trait has them")]
 
 use super::powers::PlainPowers;
-use super::{BlockSums, DEPTH, ROWS, Step, TILE, Tiles};
+use super::{BlockSums, DEPTH, HeldProducts, ROWS, Step, TILE, Tiles};
 
 /// Values of 32 bits in a row of a tile.
 const LANES: usize = DEPTH / 4;
@@ -12,6 +12,8 @@ const LANES: usize = DEPTH / 4;
 pub(crate) struct Emulated {
     /// The bits of four tiles of sums: upper left and right, lower left and right.
     sums: [[[u32; LANES]; ROWS]; 4],
+    /// Four steps of sixteen rows.
+    held: [[[[u8; 4]; LANES]; ROWS]; 4],
 }
 
 /// A tile as the processor loads it: rows `stride` bytes apart.
@@ -35,9 +37,10 @@ impl Emulated {
             let (a, b) = unsafe {
                 (tile(rows.wrapping_add(index / 2 * ROWS * stride), stride), tile(columns[index % 2], DEPTH))
             };
+            let columns = columns_of(b);
             for (sums, a) in sums.iter_mut().zip(a) {
-                for (column, sum) in sums.iter_mut().enumerate() {
-                    *sum = add(*sum, a, b.map(|quads| quads[column]));
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = add(*sum, a, column);
                 }
             }
         }
@@ -49,9 +52,26 @@ impl Emulated {
     }
 }
 
+/// The columns of a tile of weights, whose rows are steps of four bytes of sixteen columns.
+fn columns_of(tile: [[[u8; 4]; LANES]; ROWS]) -> [[[u8; 4]; LANES]; ROWS] {
+    std::array::from_fn(|column| tile.map(|quads| quads[column]))
+}
+
 fn bf16_pair(quad: [u8; 4]) -> [f32; 2] {
     let bits = |low, high| f32::from_bits(u32::from_le_bytes([0, 0, low, high]));
     [normal(bits(quad[0], quad[1])), normal(bits(quad[2], quad[3]))]
+}
+
+/// A sum of f32 with the products of a row and a column of bf16: those of the first and of the second of each pair are summed
+/// apart.
+fn add_halves(sum: u32, a: [[u8; 4]; LANES], b: [[u8; 4]; LANES]) -> u32 {
+    let mut sums = [0.0_f32; 2];
+    for (a, b) in a.into_iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(bf16_pair(a)).zip(bf16_pair(b)) {
+            *sum = normal(a.mul_add(b, *sum));
+        }
+    }
+    normal(normal(f32::from_bits(sum)) + normal(sums[0] + sums[1])).to_bits()
 }
 
 /// Zero for what is too small to be a normal number.
@@ -94,17 +114,35 @@ impl Tiles for Emulated {
     }
 
     unsafe fn step_halves(&mut self, step: Step) {
-        let add = |sum: u32, a: [[u8; 4]; LANES], b: [[u8; 4]; LANES]| {
-            let mut sums = [0.0_f32; 2];
-            for (a, b) in a.into_iter().zip(b) {
-                for ((sum, a), b) in sums.iter_mut().zip(bf16_pair(a)).zip(bf16_pair(b)) {
-                    *sum = normal(a.mul_add(b, *sum));
+        // SAFETY: the caller's.
+        unsafe { self.each(step, add_halves) };
+    }
+
+    unsafe fn hold(&mut self, rows: *const u8, stride: usize) {
+        // SAFETY: the caller's.
+        self.held = std::array::from_fn(|step| unsafe { tile(rows.add(step * DEPTH), stride) });
+    }
+
+    unsafe fn held_products(&mut self, products: HeldProducts) {
+        let HeldProducts { begin, columns, to, pitch } = products;
+        for (index, columns) in columns.into_iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe {
+                let mut sums = tile(begin.cast(), DEPTH).map(|row| row.map(u32::from_le_bytes));
+                for (step, held) in self.held.iter().enumerate() {
+                    let columns = columns_of(tile(columns.add(step * TILE), DEPTH));
+                    for (sums, a) in sums.iter_mut().zip(held) {
+                        for (sum, column) in sums.iter_mut().zip(columns) {
+                            *sum = add_halves(*sum, *a, column);
+                        }
+                    }
+                }
+                for (row, sums) in sums.into_iter().enumerate() {
+                    let to = to.wrapping_byte_add(row * pitch + index * DEPTH);
+                    to.cast::<[u32; LANES]>().write_unaligned(sums);
                 }
             }
-            normal(normal(f32::from_bits(sum)) + normal(sums[0] + sums[1])).to_bits()
-        };
-        // SAFETY: the caller's.
-        unsafe { self.each(step, add) };
+        }
     }
 }
 

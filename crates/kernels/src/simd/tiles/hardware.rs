@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "instructions without intrinsics")]
 
 use super::powers::WidePowers;
-use super::{BlockSums, DEPTH, ROWS, Step, Tiles};
+use super::{BlockSums, DEPTH, HeldProducts, ROWS, Step, Tiles};
 use std::arch::asm;
 
 /// Tiles of this thread. They are released when this is dropped, so that a thread that waits or does something else has
@@ -146,6 +146,57 @@ impl Tiles for Hardware {
     #[inline(always)]
     unsafe fn step_halves(&mut self, step: Step) {
         step!("tdpbf16ps", step);
+    }
+
+    #[inline(always)]
+    unsafe fn hold(&mut self, rows: *const u8, stride: usize) {
+        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{rows} + {stride}]",
+                "tileloadd tmm5, [{rows} + {stride} + 64]",
+                "tileloadd tmm6, [{rows} + {stride} + 128]",
+                "tileloadd tmm7, [{rows} + {stride} + 192]",
+                rows = in(reg) rows,
+                stride = in(reg) stride,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }
+
+    // Each sum is a chain of its own, and is written while the next one is made.
+    #[inline(always)]
+    unsafe fn held_products(&mut self, products: HeldProducts) {
+        let HeldProducts { begin, columns, to, pitch } = products;
+        macro_rules! chain {
+            ($sum:tt, $columns:expr, $to:expr) => {
+                // SAFETY: the caller's; the tiles are configured as long as the value lives.
+                unsafe {
+                    asm!(
+                        concat!("tileloadd ", $sum, ", [{begin} + {depth}]"),
+                        "tileloadd tmm2, [{columns} + {depth}]",
+                        concat!("tdpbf16ps ", $sum, ", tmm4, tmm2"),
+                        "tileloadd tmm3, [{columns} + {depth} + 1024]",
+                        concat!("tdpbf16ps ", $sum, ", tmm5, tmm3"),
+                        "tileloadd tmm2, [{columns} + {depth} + 2048]",
+                        concat!("tdpbf16ps ", $sum, ", tmm6, tmm2"),
+                        "tileloadd tmm3, [{columns} + {depth} + 3072]",
+                        concat!("tdpbf16ps ", $sum, ", tmm7, tmm3"),
+                        concat!("tilestored [{to} + {pitch}], ", $sum),
+                        begin = in(reg) begin,
+                        columns = in(reg) $columns,
+                        depth = in(reg) DEPTH,
+                        to = in(reg) $to,
+                        pitch = in(reg) pitch,
+                        out($sum) _, out("tmm2") _, out("tmm3") _,
+                        options(nostack, preserves_flags)
+                    );
+                }
+            };
+        }
+        chain!("tmm0", columns[0], to);
+        chain!("tmm1", columns[1], to.wrapping_byte_add(DEPTH));
     }
 
     #[inline(always)]

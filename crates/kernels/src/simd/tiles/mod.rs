@@ -76,10 +76,25 @@ pub(crate) struct Step {
     pub(crate) columns: [*const u8; 2],
 }
 
+/// Bytes of a row that tiles can hold: four steps.
+pub(crate) const HELD: usize = 4 * DEPTH;
+
+/// Operands of [`Tiles::held_products`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeldProducts {
+    /// What the sums of each row start from, sixteen times.
+    pub(crate) begin: *const f32,
+    /// Four tiles of each of two groups of sixteen columns.
+    pub(crate) columns: [*const u8; 2],
+    pub(crate) to: *mut f32,
+    /// Bytes from one row of sums to the next.
+    pub(crate) pitch: usize,
+}
+
 /// The tiles of this thread, from when they are asked for until this is dropped.
 ///
 /// # Safety
-/// Of all functions: what [`BlockSums`] and [`Step`] point to can be read, or written by [`store`](Self::store).
+/// Of all functions: what the operands point to can be read, or written where it is a result.
 pub(crate) trait Tiles: Sized {
     /// What makes probabilities of scores beside them.
     type Powers: Powers;
@@ -94,6 +109,10 @@ pub(crate) trait Tiles: Sized {
     unsafe fn step_bytes(&mut self, step: Step);
     /// Adds products of bf16; numbers below 2^-126 are zero, before and after.
     unsafe fn step_halves(&mut self, step: Step);
+    /// Takes [`HELD`] bytes of sixteen rows, which stay until the next step: no sums are left.
+    unsafe fn hold(&mut self, rows: *const u8, stride: usize);
+    /// Products of bf16 of the rows that are held with 32 columns, whose sums lie sixteen rows by 32.
+    unsafe fn held_products(&mut self, products: HeldProducts);
     /// The products of `rounds` steps of bytes or of bf16 and nothing else, with operands that stay where they are: what
     /// there can be at most.
     fn products(&mut self, rounds: usize, halves: bool) {
@@ -130,6 +149,14 @@ impl Tiles for NoTiles {
     }
 
     unsafe fn step_halves(&mut self, _: Step) {
+        match *self {}
+    }
+
+    unsafe fn hold(&mut self, _: *const u8, _: usize) {
+        match *self {}
+    }
+
+    unsafe fn held_products(&mut self, _: HeldProducts) {
         match *self {}
     }
 }

@@ -88,3 +88,46 @@ fn the_processor_gives_what_is_emulated_to_the_last_bit() {
     }
     eprintln!("skipped: this machine has no AMX");
 }
+
+#[test]
+fn products_of_rows_that_are_held_are_those_of_steps() {
+    let operands = Operands::halves();
+    // Four steps of sixteen rows, from rows that lie one behind another, and of two groups of columns.
+    let columns: Vec<u8> = operands.columns.iter().chain(&operands.columns).copied().collect();
+    let begin: Vec<f32> = (0..ROWS * 16).map(|index| (index / 16) as f32).collect();
+    fn held<T: Tiles>(tiles: &mut T, operands: &Operands, columns: &[u8], begin: &[f32]) -> Vec<f32> {
+        let mut to = vec![f32::NAN; ROWS * SIDE];
+        let products = HeldProducts {
+            begin: begin.as_ptr(),
+            columns: [0, 4 * TILE].map(|group| columns[group..].as_ptr()),
+            to: to.as_mut_ptr(),
+            pitch: SIDE * 4,
+        };
+        // SAFETY: there are sixteen rows of four steps, as many tiles, and room for the sums.
+        unsafe {
+            tiles.hold(operands.rows.as_ptr(), HELD);
+            tiles.held_products(products);
+        }
+        to
+    }
+    let found = held(&mut Emulated::default(), &operands, &columns, &begin);
+    let half = |bytes: &[u8], at: usize| bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64();
+    for (index, found) in found.iter().enumerate() {
+        let (row, column) = (index / SIDE, index % SIDE);
+        let mut exact = row as f64;
+        for k in 0..HELD / 2 {
+            let tile = column / ROWS * 4 * TILE + k / 32 * TILE;
+            let at = tile + k % 32 / 2 * DEPTH + column % ROWS * 4 + k % 2 * 2;
+            exact += half(&operands.rows, row * HELD + k * 2) * half(&columns, at);
+        }
+        assert!((f64::from(*found) - exact).abs() < 1e-4, "row {row}, column {column}: {found} {exact}");
+    }
+    #[cfg(target_arch = "x86_64")]
+    if permission::tiles().is_ok() {
+        // SAFETY: permission was asked.
+        let mut tiles = unsafe { hardware::Hardware::configured() };
+        assert!(held(&mut tiles, &operands, &columns, &begin) == found);
+        return;
+    }
+    eprintln!("skipped in part: this machine has no AMX");
+}
