@@ -151,7 +151,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let kinds = contenders.iter().map(|contender| contender.kind);
     let runs: Vec<_> = kinds.zip(runs?).collect();
     drop(contenders);
-    let machine = Machine::measure(args.threads);
+    let machine = Machine::measure(everywhere.kernels()?, args.threads);
     let results = measured(&runs, flops, &machine.peaks);
     let shape = format!(
         "{} {}, {} frames, {} steps, {} tokens",

@@ -171,7 +171,7 @@ impl Bench<'_> {
         let kinds: Vec<Kind> = contenders.iter().map(|contender| contender.kind).collect();
         // The peaks are measured when nothing else of ours is left to run.
         drop(contenders);
-        let machine = Machine::measure(self.args.threads);
+        let machine = Machine::measure(everywhere.kernels()?, self.args.threads);
         let runs: Vec<_> = kinds.into_iter().zip(runs).collect();
         let results = measured(&runs, flops, &machine.peaks);
         let gflop = flops.map(|flops| flops / 1e9);

@@ -19,7 +19,7 @@ pub(super) struct PeaksArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &PeaksArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    let machine = Machine::measure(args.threads);
+    let machine = Machine::measure(everywhere.kernels()?, args.threads);
     let mut value = machine.as_json();
     value["event"] = json!("bench");
     value["what"] = json!("peaks");

@@ -2,7 +2,8 @@
 
 use crate::bench::timing::Measured;
 use engines::doctor::Cpu;
-use kernels::peak::{self, Peaks};
+use kernels::peak::Peaks;
+use kernels::{CpuPath, Kernels};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::num::NonZeroUsize;
@@ -12,15 +13,16 @@ use std::num::NonZeroUsize;
 pub(super) struct Machine {
     cpu: Cpu,
     threads: usize,
+    path: CpuPath,
     pub(super) peaks: Peaks,
 }
 
 impl Machine {
-    /// Looks the processor up and measures it with so many threads, in about a second.
-    pub(super) fn measure(threads: Option<NonZeroUsize>) -> Self {
+    /// Looks the processor up and measures the path of `kernels` with so many threads, in about a second.
+    pub(super) fn measure(kernels: Kernels, threads: Option<NonZeroUsize>) -> Self {
         let cpu = Cpu::of_machine();
         let threads = threads.or(NonZeroUsize::new(cpu.threads)).unwrap_or(NonZeroUsize::MIN);
-        Self { cpu, threads: threads.get(), peaks: peak::measure(threads) }
+        Self { cpu, threads: threads.get(), path: kernels.path(), peaks: kernels.peaks(threads) }
     }
 
     fn instruction_sets(&self) -> Vec<&'static str> {
@@ -32,7 +34,8 @@ impl Machine {
     pub(super) fn describe(&self) -> String {
         let family = self.cpu.family.as_deref().map_or(String::new(), |family| format!(" ({family})"));
         let threads = if self.threads == 1 { "1 thread".into() } else { format!("{} threads", self.threads) };
-        format!("{}{family}, {threads}; {}", self.cpu.name, self.instruction_sets().join(" "))
+        let sets = self.instruction_sets().join(" ");
+        format!("{}{family}, {threads}; {sets}; own operators on {}", self.cpu.name, self.path)
     }
 
     pub(super) fn as_json(&self) -> Value {
@@ -42,6 +45,7 @@ impl Machine {
                 "family": self.cpu.family,
                 "threads": self.threads,
                 "instruction_sets": self.instruction_sets(),
+                "path": self.path.name(),
             },
             "peaks": {
                 "int8_gops": self.peaks.int8 / 1e9,
