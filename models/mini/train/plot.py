@@ -8,8 +8,9 @@ import sys
 from collections import defaultdict
 
 PANELS = [
-    ("vae", "psnr"), ("tiny", "psnr"), ("judge", "right"), ("text", "right"), ("denoiser", "still_velocity"),
-    ("denoiser", "velocity"), ("high", "velocity"), ("low", "velocity"),
+    ("vae", "psnr"), ("vae", "subject_psnr"), ("tiny", "psnr"), ("judge", "right"), ("denoiser", "still_velocity"),
+    ("denoiser", "clip_velocity"), ("denoiser", "velocity@0.85"), ("denoiser", "subject@0.85"), ("denoiser", "subject@0.5"),
+    ("high", "subject@0.93"), ("low", "subject@0.5"),
 ]  # fmt: skip
 WIDTH, HEIGHT, MARGIN = 240, 160, 34
 

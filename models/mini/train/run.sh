@@ -1,13 +1,17 @@
 #!/bin/sh
 # Trains mini from rendering to checkpoint, one stage after another; run it again to go on where it stopped.
 #
-#   run.sh RUN [VAE_MINUTES] [TEXT_MINUTES] [DENOISER_MINUTES] [EXPERTS_MINUTES] [CLIPS] [START]
+#   run.sh RUN [START]
 #
-# RUN is a folder outside the repository. START is a finished checkpoint whose weights every stage begins with. PYTHON names
-# the interpreter. While RUN/PAUSE exists, training sleeps. Larger minutes for a finished stage continue it; a VAE trained
-# further needs its latents encoded again (remove RUN/latents), or only its decoder trained (see vae.py).
+# RUN is a folder outside the repository. START is a finished checkpoint, whose text encoder is taken instead of trained: captions
+# have not changed. Budgets are minutes of work and come from the environment, as do the numbers of clips; larger ones continue a
+# finished stage. What was made with an earlier state of it must be removed first: RUN/latents after the VAE's encoder has changed,
+# RUN/high.pt and RUN/low.pt after the denoiser. While RUN/PAUSE exists, training sleeps. PYTHON names the interpreter.
 set -eu
-run=$1 vae=${2:-90} text=${3:-5} denoiser=${4:-240} experts=${5:-60} clips=${6:-20000} start=${7:-}
+run=$1 start=${2:-}
+clips=${CLIPS:-6000} latents=${LATENTS:-12000} stills=${STILLS:-24000}
+vae=${VAE_MINUTES:-90} decoder=${DECODER_MINUTES:-15} tiny=${TINY_MINUTES:-10} judge=${JUDGE_MINUTES:-30}
+text=${TEXT_MINUTES:-5} denoiser=${DENOISER_MINUTES:-600} experts=${EXPERTS_MINUTES:-60}
 here=$(cd "$(dirname "$0")" && pwd)
 stage() {
     script=$1
@@ -16,17 +20,22 @@ stage() {
 }
 
 mkdir -p "$run"
-[ -f "$run/masks.npy" ] || stage vae.py clips "$run"
-stage vae.py train "$run" --minutes "$vae" ${start:+--start "$start/vae"}
+stage clips.py "$run" --count "$clips"
+stage vae.py train "$run" --minutes "$vae"
 stage vae.py score "$run"
-stage vae.py latents "$run" --count "$clips"
-stage tiny.py "$run" --minutes 8
-[ -f "$run/judge-clips.npy" ] || stage judge.py clips "$run"
-stage judge.py train "$run" --minutes 30
+stage vae.py decoder "$run" --minutes "$decoder"
+stage vae.py score "$run"
+stage judge.py train "$run" --minutes "$judge"
 stage judge.py score "$run"
 stage judge.py export "$run" "$run/judge"
-stage text.py "$run" --minutes "$text" ${start:+--start "$start"}
-stage denoiser.py "$run" --minutes "$denoiser" ${start:+--start "$start"}
+stage latents.py "$run" --clips "$latents" --stills "$stills"
+stage tiny.py "$run" --minutes "$tiny"
+if [ -n "$start" ]; then
+    stage text.py "$run" --minutes 0 --start "$start"
+else
+    stage text.py "$run" --minutes "$text"
+fi
+stage denoiser.py "$run" --minutes "$denoiser"
 stage experts.py "$run" --minutes "$experts"
 stage export.py "$run" "$run/checkpoint"
 stage sheet.py "$run/checkpoint" "$run/sheet.png"

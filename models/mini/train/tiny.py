@@ -1,6 +1,6 @@
 """The tiny decoder of previews, in the published `taew2_1` layout, trained against the VAE's latents.
 
-  python tiny.py RUN --minutes 8         after `vae.py latents`; writes RUN/tiny_decoder/taew2_1.safetensors
+  python tiny.py RUN --minutes 8         after `latents.py`; writes RUN/tiny_decoder/taew2_1.safetensors
 
 It reads latents at the scale that the denoiser works on. Half of them are softened and speckled: a preview shows an early
 guess at the clip, which is both.
@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import loop
-from vae import SHARD
+from clips import Clips
+from latents import Latents
 
 WIDTHS = (32, 24, 16, 16)
 BATCH = 4
@@ -103,23 +104,24 @@ def difference(made, wanted):
     return e.abs().mean() + 0.3 * edge + 0.5 * F.avg_pool2d(e.flatten(0, 1), 6, 3).abs().mean()
 
 
-def samples(shards, clips, rng):
+def samples(data, rows, clips, rng):
     """Latents f32 `[B,16,T,h,w]` and the frames that they stand for, f32 `[B,1+4(T-1),3,8h,8w]` in 0..1."""
     latents, wanted = [], []
-    for first in rng.choices(list(shards), k=BATCH):
-        row, left = rng.randrange(SHARD), rng.randint(0, shards[first].shape[-1] - CUT_COLUMNS)
-        latents.append(shards[first][row][:, :CUT_FRAMES, :, left : left + CUT_COLUMNS])
-        wanted.append(clips[first + row][: 4 * CUT_FRAMES - 3, :, 8 * left : 8 * (left + CUT_COLUMNS)])
+    for key, row in rng.choices(rows, k=BATCH):
+        cells = data.shards[key][0][row]
+        left = rng.randint(0, cells.shape[-1] - CUT_COLUMNS)
+        latents.append(cells[:, :CUT_FRAMES, :, left : left + CUT_COLUMNS])
+        clip, _ = clips[key[1] + row]
+        wanted.append(clip[: 4 * CUT_FRAMES - 3, :, 8 * left : 8 * (left + CUT_COLUMNS)])
     frames = torch.from_numpy(np.stack(wanted)).permute(0, 1, 4, 2, 3).float() / 255
-    return torch.from_numpy(np.stack(latents)).float(), frames
+    return torch.stack(latents).float(), frames
 
 
 def train(run, minutes):
     torch.manual_seed(4)
     where = loop.device()
-    clips = np.load(run / "clips.npy", mmap_mode="r")
-    shards = {int(path.stem): np.load(path)["latents"] for path in (run / "latents").glob("*.npz")}
-    shards = {first: latents for first, latents in shards.items() if first + SHARD <= len(clips)}
+    clips, data = Clips(run), Latents(run)
+    rows = [(key, row) for key, row in data.rows["clip"] if key[1] + row in clips]
     decoder = TinyDecoder().to(where, memory_format=torch.channels_last).train()
     stage = loop.Stage(run, "tiny", minutes)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=PEAK, weight_decay=0, betas=(0.9, 0.99))
@@ -136,7 +138,7 @@ def train(run, minutes):
     while stage.share() < 1:
         for group in optimizer.param_groups:
             group["lr"] = loop.rate(stage, PEAK)
-        latents, wanted = (tensor.to(where) for tensor in samples(shards, clips, rng))
+        latents, wanted = (tensor.to(where) for tensor in samples(data, rows, clips, rng))
         with torch.autocast(where.type, torch.bfloat16):
             made = decoder(worn(latents, rng).contiguous()).float()
         loss = difference(made, wanted)
