@@ -129,7 +129,7 @@ def worn(small, rng):
 def batch(clips, rng, where):
     """Worn clips at half size, some with a blob as their subject, and what is right for each."""
     pictures, covers, scenes = [], [], []
-    for _ in range(BATCH):
+    for _ in range(loop.batch_size(BATCH)):
         index = clips.draw(rng)
         clip, mask = (halved(pixels) for pixels in clips[index])
         scene = world.numbered(index)
@@ -139,7 +139,7 @@ def batch(clips, rng, where):
         covers.append(mask.transpose(3, 0, 1, 2))
         scenes.append(scene)
     small, masks = (torch.from_numpy(np.stack(part)).to(where).float() / 255 for part in (pictures, covers))
-    told, blobs = targets(scenes), round(BATCH * BLURRED)
+    told, blobs = targets(scenes), round(len(scenes) * BLURRED)
     for i in range(blobs):
         # Pixels are twice as large at half size.
         small[i : i + 1] = with_blob(small[i : i + 1], masks[i : i + 1], rng.uniform(*UNNAMEABLE) / 2, rng.uniform(*EDGES))

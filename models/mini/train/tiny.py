@@ -107,7 +107,7 @@ def difference(made, wanted):
 def samples(data, rows, clips, rng):
     """Latents f32 `[B,16,T,h,w]` and the frames that they stand for, f32 `[B,1+4(T-1),3,8h,8w]` in 0..1."""
     latents, wanted = [], []
-    for key, row in rng.choices(rows, k=BATCH):
+    for key, row in rng.choices(rows, k=loop.batch_size(BATCH)):
         cells = data.shards[key][0][row]
         left = rng.randint(0, cells.shape[-1] - CUT_COLUMNS)
         latents.append(cells[:, :CUT_FRAMES, :, left : left + CUT_COLUMNS])
