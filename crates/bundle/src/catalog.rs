@@ -3,6 +3,7 @@
 use crate::geometry::{Patch, PixelSize};
 use crate::settings::{Recommended, ScheduleKind, SolverKind};
 use crate::spec::{DenoiserSpec, VaeSpec};
+use crate::units::FrameRate;
 
 /// The negative prompt that Wan is published with.
 pub const OFFICIAL_NEGATIVE_PROMPT: &str = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
@@ -24,7 +25,7 @@ pub fn identify(denoiser: &DenoiserSpec, experts: usize) -> Option<KnownModel> {
         recommended: Recommended {
             size: Some(PixelSize { width: 1280, height: 720 }),
             frames: Some(81),
-            fps: Some(16),
+            fps: Some(FrameRate::WAN),
             steps: Some(40),
             guidance: Some(vec![4.0, 3.0]),
             // Its scheduler_config.json says 3, which gives a different trajectory and worse clips.

@@ -14,6 +14,7 @@ pub mod diagnose;
 pub mod digest;
 pub mod dtype;
 mod error;
+mod frame_rate;
 pub mod geometry;
 pub mod layout;
 pub mod manifest;

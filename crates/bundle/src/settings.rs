@@ -118,7 +118,7 @@ pub struct Recommended {
     /// Frames of the clip.
     pub frames: Option<usize>,
     /// Rate at which the frames are played.
-    pub fps: Option<u32>,
+    pub fps: Option<FrameRate>,
     /// Denoising steps.
     pub steps: Option<usize>,
     /// Guidance scale of each expert, from the noisiest down.
@@ -161,7 +161,7 @@ impl Defaults {
         Ok(Self {
             size: first(sources, |s| s.size, PixelSize { width: 832, height: 480 }),
             frames: checked(frames, |n| crate::geometry::FrameCount::try_new(n).map(|n| n.get()))?,
-            fps: checked(first(sources, |s| s.fps, 16), FrameRate::try_new)?,
+            fps: first(sources, |s| s.fps, FrameRate::WAN),
             steps: checked(steps, check_steps)?,
             guidance: checked(guidance, |scales| {
                 per_expert(&scales.into_iter().map(GuidanceScale).collect::<Vec<_>>(), experts)

@@ -8,7 +8,7 @@ use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::ByteCount;
+use bundle::units::{ByteCount, FrameRate};
 use calibration::numerics::range::RangeMethod;
 use clap::{Args, Parser, Subcommand};
 use engines::residency::Residency;
@@ -128,9 +128,9 @@ pub(super) struct GenerateArgs {
     /// Length of the clip
     #[arg(long, allow_negative_numbers = true, value_name = "S")]
     pub(super) seconds: Option<f64>,
-    /// Frames per second at which the clip is played [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub(super) fps: Option<u32>,
+    /// Frames per second at which the clip is played, like 24, 23.976 or 24000/1001 [default: the model's]
+    #[arg(long, value_name = "RATE")]
+    pub(super) fps: Option<FrameRate>,
     /// Denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     pub(super) steps: Option<usize>,

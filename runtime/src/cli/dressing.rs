@@ -27,9 +27,9 @@ pub(super) struct DressingArgs {
     /// A picture or film to be seen where --key is
     #[arg(long, value_name = "FILE", requires = "key", help_heading = "Dressing")]
     background: Option<PathBuf>,
-    /// Frames per second of the outputs, made of those of the clip
-    #[arg(long, value_name = "N", help_heading = "Dressing")]
-    output_fps: Option<u32>,
+    /// Frames per second of the outputs, made of those of the clip; like --fps
+    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "Dressing")]
+    output_fps: Option<FrameRate>,
     /// Where the frames of --output-fps come from: blend or repeat
     #[arg(
         long,
@@ -51,15 +51,14 @@ impl DressingArgs {
     /// What was asked for, with the captions read.
     ///
     /// # Errors
-    /// A rate that is none, a SubRip file that cannot be read.
+    /// A SubRip file that cannot be read.
     pub(super) fn spec(&self) -> Result<DressingSpec, Error> {
-        let rate = self.output_fps.map(FrameRate::try_new).transpose()?;
         Ok(DressingSpec {
             captions: self.caption.as_deref().map(captions).transpose()?.unwrap_or_default(),
             logo: self.logo.clone().map(|logo| (logo.path, logo.corner)),
             key: self.key.zip(self.background.clone()),
             audio: self.audio.clone(),
-            rate: rate.map(|rate| (rate, self.output_fps_by)),
+            rate: self.output_fps.map(|rate| (rate, self.output_fps_by)),
         })
     }
 
@@ -72,6 +71,10 @@ impl DressingArgs {
     pub(super) fn mark(&self) -> bool {
         !self.no_mark
     }
+}
+
+fn output_rate(text: &str) -> Result<FrameRate, Refusal> {
+    FrameRate::parse("--output-fps", text)
 }
 
 fn captions(given: &str) -> Result<Vec<Caption>, Refusal> {

@@ -19,7 +19,7 @@ use crate::trace::{Trace, read_noise};
 use crate::{Error, mini};
 use bundle::dtype::Operators;
 use bundle::manifest::Bundle;
-use bundle::units::{ByteCount, GuidanceScale, Seed};
+use bundle::units::{ByteCount, FrameRate, GuidanceScale, Seed};
 use engines::{Cancel, WeightMemory, residency};
 use ndarray::{Array4, Axis, Slice};
 use serde_json::json;
@@ -90,8 +90,10 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
                 render::note(&format!("live at {} ({address})", target.spec()));
             }
             // Frames that a latent frame stands for, at the rate at which they are shown.
-            let (from, to) = (made.rate.per_second() as usize, options.format.rate.per_second() as usize);
-            let stride = (model.manifest().vae.stride().time * to).div_ceil(from);
+            let ((from, from_seconds), (to, to_seconds)) =
+                (made.rate.fraction(), options.format.rate.fraction());
+            let frames = model.manifest().vae.stride().time * to as usize * from_seconds as usize;
+            let stride = frames.div_ceil(from as usize * to_seconds as usize);
             Some(Pump::start(target, &options, options.format, noise.view(), stride)?)
         }
     };
@@ -343,7 +345,8 @@ impl Clip<'_> {
             "frames": self.options.format.frames,
             "bytes": first.and_then(|clip| clip.bytes),
             "size": self.plan.size,
-            "fps": self.options.format.rate,
+            "fps": fps(self.options.format.rate),
+            "frame_rate": self.options.format.rate.to_string(),
             "seed": self.plan.seed,
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
@@ -413,6 +416,11 @@ impl Clip<'_> {
         let kept = if kept.is_empty() { Kept::Nothing.to_string() } else { kept.join("; ") };
         Error::Interrupted { phase, kept }
     }
+}
+
+/// A rate as a program reads it: whole, or as near as a number is.
+fn fps(rate: FrameRate) -> serde_json::Value {
+    if rate.fraction().1 == 1 { json!(rate) } else { json!(rate.per_second()) }
 }
 
 /// An output as a program reads it: the path of a file or folder, or the address.

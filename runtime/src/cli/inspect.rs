@@ -97,7 +97,7 @@ pub(super) fn describe(manifest: &Manifest) -> String {
     };
     default("size", defaults.size.value.to_string(), defaults.size.from);
     default("frames", defaults.frames.value.to_string(), defaults.frames.from);
-    default("fps", defaults.fps.value.per_second().to_string(), defaults.fps.from);
+    default("fps", defaults.fps.value.to_string(), defaults.fps.from);
     default("steps", defaults.steps.value.to_string(), defaults.steps.from);
     let scales: Vec<String> = defaults.guidance.value.iter().map(|scale| scale.0.to_string()).collect();
     default("guidance", scales.join(","), defaults.guidance.from);

@@ -136,7 +136,7 @@ impl Output {
 
     /// Gives the sound up to half a second after a frame: encoders of sound hold some back, and the muxer would wait.
     fn push_sound(&mut self, number: usize) {
-        let lead = self.format.rate.per_second().div_ceil(2) as usize;
+        let lead = self.format.rate.nominal().div_ceil(2) as usize;
         if let Some((source, sound)) = &self.sound {
             for number in self.sounded..=number + lead {
                 let (samples, start) = sound.of_frame(number);

@@ -276,8 +276,7 @@ impl Builder<'_> {
             }
             (OutputSpec::Hls { .. }, Place::Playlist(folder)) => {
                 folder.clear()?;
-                let (rate, endless) = (format.rate.per_second(), format.frames.is_none());
-                Ok(Box::new(HlsWriter::new(folder.path(), rate, endless)))
+                Ok(Box::new(HlsWriter::new(folder.path(), format.rate, format.frames.is_none())))
             }
             (OutputSpec::Rtsp { .. }, Place::Listener(listener)) => {
                 Ok(Box::new(RtspServer::start(listener, &tags.comment())?))
@@ -337,14 +336,15 @@ pub(super) fn caps(
     layout: PixelLayout,
 ) -> Result<gst::Caps, gst::glib::BoolError> {
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-    let rate = i32::try_from(rate.per_second()).unwrap_or(i32::MAX);
+    let (frames, seconds) = rate.fraction();
+    let whole = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
     let (pixels, colorimetry) = match layout {
         PixelLayout::I420 => (gst_video::VideoFormat::I420, "bt709"),
         PixelLayout::Rgb => (gst_video::VideoFormat::Rgb, "sRGB"),
     };
     let colorimetry: gst_video::VideoColorimetry = colorimetry.parse()?;
     let info = gst_video::VideoInfo::builder(pixels, side(size.width), side(size.height))
-        .fps(gst::Fraction::new(rate, 1))
+        .fps(gst::Fraction::new(whole(frames), whole(seconds)))
         .colorimetry(&colorimetry);
     match layout {
         PixelLayout::I420 => info.chroma_site(gst_video::VideoChromaSite::JPEG).build()?.to_caps(),
@@ -354,11 +354,12 @@ pub(super) fn caps(
 
 /// The picture with the time at which it is shown, from its number.
 pub(super) fn timed(mut picture: gst::Buffer, number: usize, rate: FrameRate) -> gst::Buffer {
-    let start = |number: usize| gst::ClockTime::SECOND.mul_div_floor(number as u64, rate.per_second().into());
-    let duration = start(number + 1).zip(start(number)).map(|(end, start)| end - start);
+    let start = |number: usize| {
+        gst::ClockTime::from_nseconds(rate.moment(number as u64, gst::ClockTime::SECOND.nseconds()))
+    };
     let buffer = picture.make_mut();
     buffer.set_pts(start(number));
-    buffer.set_duration(duration);
+    buffer.set_duration(start(number + 1) - start(number));
     picture
 }
 

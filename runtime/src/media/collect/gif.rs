@@ -3,6 +3,7 @@
 use super::{Collector, bytes, rgb_rows};
 use crate::media::ClipFormat;
 use crate::media::frames::RgbLayout;
+use bundle::units::FrameRate;
 use gif::{AnyExtension, Encoder, EncodingError, Extension, Frame, Repeat};
 use gstreamer as gst;
 use std::fs::File;
@@ -15,7 +16,7 @@ const PALETTE_SPEED: i32 = 10;
 pub(in crate::media) struct GifFile {
     encoder: Option<Encoder<BufWriter<File>>>,
     layout: RgbLayout,
-    frames_per_second: u64,
+    rate: FrameRate,
     written: u64,
 }
 
@@ -35,13 +36,12 @@ impl GifFile {
         encoder.set_repeat(Repeat::Infinite).map_err(plain)?;
         let lines: Vec<&[u8]> = comment.as_bytes().chunks(255).collect();
         encoder.write_raw_extension(AnyExtension(Extension::Comment as u8), &lines).map_err(plain)?;
-        let frames_per_second = format.rate.per_second().into();
-        Ok(Self { encoder: Some(encoder), layout, frames_per_second, written: 0 })
+        Ok(Self { encoder: Some(encoder), layout, rate: format.rate, written: 0 })
     }
 
     /// The hundredths of a second at which frame `number` is shown; the differences are right on average.
     fn shown_at(&self, number: u64) -> u64 {
-        (200 * number + self.frames_per_second) / (2 * self.frames_per_second)
+        self.rate.nearest_moment(number, 100)
     }
 }
 

@@ -4,6 +4,7 @@
 //! read. A clip keeps all its segments; a stream without end keeps the newest.
 
 use super::{Collector, bytes};
+use bundle::units::FrameRate;
 use gstreamer as gst;
 use std::fmt::Write;
 use std::fs;
@@ -75,7 +76,7 @@ impl Drop for HlsFolder {
 #[derive(Debug)]
 pub(in crate::media) struct HlsWriter {
     folder: PathBuf,
-    frames_per_second: u32,
+    rate: FrameRate,
     endless: bool,
     boxes: Boxes,
     /// The boxes of the head or of the segment that is not whole yet.
@@ -89,10 +90,10 @@ pub(in crate::media) struct HlsWriter {
 
 impl HlsWriter {
     /// A writer into a folder that is there.
-    pub(in crate::media) fn new(folder: &Path, frames_per_second: u32, endless: bool) -> Self {
+    pub(in crate::media) fn new(folder: &Path, rate: FrameRate, endless: bool) -> Self {
         Self {
             folder: folder.to_owned(),
-            frames_per_second,
+            rate,
             endless,
             boxes: Boxes::default(),
             waiting: Vec::new(),
@@ -116,7 +117,7 @@ impl HlsWriter {
             b"mdat" if self.pictures > 0 => {
                 self.waiting.extend_from_slice(content);
                 // The muxer begins a fragment at every key frame, and where the picture changes they come close.
-                if self.pictures >= self.frames_per_second {
+                if self.pictures >= self.rate.nominal() {
                     self.close_segment()?;
                 }
             }
@@ -145,7 +146,7 @@ impl HlsWriter {
     }
 
     fn playlist(&self, ended: bool) -> String {
-        let seconds = |pictures: u32| f64::from(pictures) / f64::from(self.frames_per_second);
+        let seconds = |pictures: u32| f64::from(pictures) / self.rate.per_second();
         let longest = self.listed.iter().map(|(_, pictures)| seconds(*pictures)).fold(1.0, f64::max);
         let first = self.listed.first().map_or(0, |(number, _)| number - 1);
         let mut text = format!(
@@ -266,7 +267,7 @@ mod tests {
         let head = [boxed(b"ftyp", b"iso6"), boxed(b"moov", &[0; 20])].concat();
         let second = [fragment(5), fragment(11)].concat();
         let stream = [head, second.repeat(fragments), fragment(8)].concat();
-        let mut writer = HlsWriter::new(folder.path(), 16, endless);
+        let mut writer = HlsWriter::new(folder.path(), FrameRate::WAN, endless);
         for piece in stream.chunks(step) {
             writer.take(&gst::Buffer::from_slice(piece.to_vec())).unwrap();
         }

@@ -6,6 +6,7 @@
 use super::{Collector, bytes, rgb_rows};
 use crate::media::ClipFormat;
 use crate::media::frames::RgbLayout;
+use bundle::units::FrameRate;
 use gstreamer as gst;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -23,7 +24,7 @@ const REPLACE: u8 = 0x02;
 pub(in crate::media) struct WebPFile {
     file: File,
     layout: RgbLayout,
-    frames_per_second: u64,
+    rate: FrameRate,
     xmp: String,
     written: u64,
     closed: bool,
@@ -48,8 +49,7 @@ impl WebPFile {
             chunk(b"ANIM", &[0; 6]),
         ];
         file.write_all(&head.concat())?;
-        let frames_per_second = format.rate.per_second().into();
-        Ok(Self { file, layout, frames_per_second, xmp, written: 0, closed: false })
+        Ok(Self { file, layout, rate: format.rate, xmp, written: 0, closed: false })
     }
 
     fn append(&mut self, chunk: &[u8]) -> io::Result<()> {
@@ -64,7 +64,7 @@ impl WebPFile {
 
     /// The millisecond at which frame `number` is shown; the differences are right on average.
     fn shown_at(&self, number: u64) -> u64 {
-        (2000 * number + self.frames_per_second) / (2 * self.frames_per_second)
+        self.rate.nearest_moment(number, 1000)
     }
 }
 

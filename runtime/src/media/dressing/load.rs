@@ -119,10 +119,10 @@ impl Film {
         rate: FrameRate,
     ) -> Result<Self, Error> {
         let PixelSize { width, height } = size;
+        let (frames, seconds) = rate.fraction();
         let wanted = format!(
             "videoconvert ! videoscale add-borders=false ! videorate ! \
-             video/x-raw,format=RGB,width={width},height={height},pixel-aspect-ratio=1/1,framerate={}/1",
-            rate.per_second()
+             video/x-raw,format=RGB,width={width},height={height},pixel-aspect-ratio=1/1,framerate={frames}/{seconds}"
         );
         let reader = Reader::open(flag, path, &wanted)?;
         let first = reader.next()?.and_then(|sample| colours(&sample, size)).ok_or_else(|| reader.error())?;

@@ -53,10 +53,9 @@ impl DressingSpec {
             .rate
             .filter(|(rate, _)| *rate != made.rate)
             .map(|(rate, between)| (Resampler::new(made.rate, rate, between), between));
-        let note = resampler.as_ref().map(|(_, between)| {
-            let (from, to) = (made.rate.per_second(), rate.per_second());
-            format!("{to} fps made of {from} by {}", between.name())
-        });
+        let note = resampler
+            .as_ref()
+            .map(|(_, between)| format!("{rate} fps made of {} by {}", made.rate, between.name()));
         if !self.captions.is_empty() {
             text::check(&self.captions.iter().map(|caption| &*caption.text).collect::<Vec<_>>())?;
         }
@@ -77,7 +76,7 @@ impl DressingSpec {
         });
         let sound = self.audio.as_ref().zip(frames).map(|(path, frames)| {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            let seconds = frames as f64 / f64::from(rate.per_second());
+            let seconds = frames as f64 / rate.per_second();
             let samples = load::samples("--audio", path, seconds)?;
             Sound::fit(&samples, frames, rate).ok_or_else(|| Error::Dressing {
                 flag: "--audio",
@@ -154,8 +153,7 @@ impl Dressing {
             if let Some(logo) = &self.logo {
                 logo.draw(frame);
             }
-            let nanoseconds = self.given as u64 * 1_000_000_000 / u64::from(self.format.rate.per_second());
-            let time = Duration::from_nanos(nanoseconds);
+            let time = Duration::from_nanos(self.format.rate.moment(self.given as u64, 1_000_000_000));
             for (_, drawn) in self.captions.iter().filter(|(caption, _)| caption.is_shown_at(time)) {
                 if let Some(drawn) = drawn {
                     drawn.draw(frame);

@@ -47,7 +47,7 @@ impl Sound {
 
 /// The first sample of a frame.
 fn start_of(number: usize, rate: FrameRate) -> usize {
-    number * RATE / rate.per_second() as usize
+    usize::try_from(rate.moment(number as u64, RATE as u64)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
