@@ -1,5 +1,6 @@
 //! The command line as it is typed; values are parsed into types right here.
 
+use super::seed::{SeedChoice, first_seed};
 use crate::Error;
 use crate::decode::Tiles;
 use crate::media::{OutputSpec, Token};
@@ -146,9 +147,9 @@ pub(super) struct GenerateArgs {
     /// Noise levels of which code base: official or diffusers [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(super) schedule: Option<ScheduleKind>,
-    /// Seed of the noise; the same seed makes the same clip [default: another one each time]
+    /// Seed of the noise; the same seed makes the same clip; -1 is another one each time [default: -1]
     #[arg(long, value_name = "N")]
-    pub(super) seed: Option<u64>,
+    pub(super) seed: Option<SeedChoice>,
     /// A safetensors file whose tensor `noise` [C,T,h,w] replaces the seeded noise
     #[arg(long, value_name = "FILE")]
     pub(super) noise: Option<PathBuf>,
@@ -254,7 +255,7 @@ pub(super) struct CalibrateArgs {
     #[arg(long, value_name = "N")]
     pub(super) steps: Option<usize>,
     /// Seed of the first clip; each later one takes the next
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = first_seed)]
     pub(super) seed: u64,
     /// Threads [default: every core]
     #[arg(long, value_name = "N")]

@@ -99,7 +99,7 @@ fn plans(
             size: args.size,
             length: args.frames.map(Length::Frames),
             steps: args.steps,
-            ..GenerateRequest::new(prompt.clone(), Seed(args.seed + index as u64))
+            ..GenerateRequest::new(prompt.clone(), Seed(args.seed.wrapping_add(index as u64)))
         };
         GenerationPlan::new(&bundle.manifest, &request)
     };

@@ -4,6 +4,7 @@ use super::args::{Everywhere, GenerateArgs};
 use super::preview;
 use super::progress::Progress;
 use super::render;
+use super::seed::SeedChoice;
 use super::timing::Timing;
 use crate::decode::{TileSide, Tiles};
 use crate::footprint::{Running, footprints};
@@ -19,12 +20,11 @@ use crate::trace::{Trace, read_noise};
 use crate::{Error, mini};
 use bundle::dtype::Operators;
 use bundle::manifest::Bundle;
-use bundle::units::{ByteCount, FrameRate, GuidanceScale, Seed};
+use bundle::units::{ByteCount, FrameRate, GuidanceScale};
 use engines::{Cancel, WeightMemory, residency};
 use ndarray::{Array4, Axis, Slice};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -151,15 +151,9 @@ fn request(args: &GenerateArgs) -> Result<GenerateRequest, Error> {
         shift: args.shift,
         sampler: args.sampler,
         schedule: args.schedule,
-        seed: args.seed.map_or_else(any_seed, Seed),
+        seed: args.seed.unwrap_or(SeedChoice::Any).seed(),
         noise_scale: args.noise_scale,
     })
-}
-
-/// A seed that was not used before; short enough to be typed again.
-fn any_seed() -> Seed {
-    let random = std::hash::RandomState::new().build_hasher().finish();
-    Seed(random >> 32)
 }
 
 /// How memory is used.

@@ -1,6 +1,7 @@
 //! The command line: arguments in, one command, an exit code out.
 
 mod args;
+mod arguments;
 mod bench;
 mod calibrate;
 mod doctor;
@@ -12,18 +13,20 @@ mod preview;
 mod progress;
 mod quantize;
 mod render;
+mod seed;
 mod timing;
 
 use crate::Error;
 use args::{Cli, Command};
 use bundle::Report;
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Runs one command line, program name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let arguments = arguments::prepared(arguments.into_iter().collect());
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error, arguments.iter().any(|argument| argument == "--json")),
@@ -72,10 +75,23 @@ fn foreign(error: &clap::Error) -> Report {
     let text = error.render().to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let what = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    let why: Vec<&str> = lines.filter(|line| !line.starts_with("For more information")).collect();
+    // clap's advice to put `--` before a value takes away the flags after it.
+    let is_reason =
+        |line: &&str| !line.starts_with("For more information") && !line.contains("as a value, use");
+    let why: Vec<&str> = lines.filter(is_reason).collect();
     let why =
         if why.is_empty() { "the command line cannot be understood".to_owned() } else { why.join("; ") };
-    Report::bad_input(what, why, "see `rushes --help` or `rushes COMMAND --help`")
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(unknown)) if error.kind() == ErrorKind::UnknownArgument => unknown,
+        _ => "",
+    };
+    let fix = if unknown.starts_with('-') {
+        "see `rushes COMMAND --help`; a text that begins with a dash is written `--flag=TEXT`, and a prompt like that comes \
+         last, after `--`"
+    } else {
+        "see `rushes --help` or `rushes COMMAND --help`"
+    };
+    Report::bad_input(what, why, fix)
 }
 
 /// Messages of libraries go to standard error; `RUST_LOG` chooses which.
