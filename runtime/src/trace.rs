@@ -57,6 +57,13 @@ impl Trace {
     /// # Errors
     /// A folder that does not exist or may not be written to.
     pub fn create(path: &Path) -> Result<Self, Error> {
+        let refused = |why: &str| Err(Error::TraceFile { path: path.to_owned(), why: why.into() });
+        if path == Path::new("-") {
+            return refused("a trace is written whole when the run is over, and never to standard output");
+        }
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return refused("there is something of that name that is no file");
+        }
         // Shows now what would otherwise be learnt after the run, and leaves a trace that is already there alone.
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".part");

@@ -39,7 +39,7 @@ pub(super) struct Everywhere {
     /// Where things that can be made again are kept [default: the user's cache folder]
     #[arg(long, global = true, value_name = "DIR", help_heading = "For every command")]
     pub(super) cache_dir: Option<PathBuf>,
-    /// Print results and errors as JSON lines on standard output
+    /// Print results and errors as JSON lines on standard output; on standard error if the clip goes to standard output
     #[arg(long, global = true, help_heading = "For every command")]
     pub(super) json: bool,
     /// The instructions that our own operators use: avx512-vnni, vnni-256, avx2 or scalar [default: the fastest that

@@ -50,6 +50,26 @@ pub(super) fn prepared(arguments: Vec<OsString>) -> Vec<OsString> {
     prepared
 }
 
+/// The outputs that arguments name, whether or not the rest of them makes sense.
+pub(super) fn outputs(prepared: &[OsString]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut arguments = prepared.iter().map(|argument| argument.to_string_lossy());
+    while let Some(argument) = arguments.next() {
+        match &*argument {
+            "--" => break,
+            "-o" | "--output" => found.extend(arguments.next().map(String::from)),
+            other => {
+                let attached = other.strip_prefix("--output=").or_else(|| {
+                    let short = other.strip_prefix("-o")?;
+                    Some(short.strip_prefix('=').unwrap_or(short))
+                });
+                found.extend(attached.map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
 /// The flag that an argument is, if its value is the next argument.
 fn waiting_flag<'a>(command: &'a Command, argument: &OsStr) -> Option<&'a Arg> {
     let argument = argument.to_str()?;
@@ -183,5 +203,13 @@ mod tests {
         ] {
             assert_eq!(after(arguments), arguments);
         }
+    }
+
+    #[test]
+    fn outputs_are_found_however_they_are_given() {
+        let arguments =
+            ["rushes", "generate", "-o", "-", "-oa.mp4", "--output=b.gif", "-o=c.y4m", "--", "-o", "d"];
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        assert_eq!(outputs(&arguments), ["-", "a.mp4", "b.gif", "c.y4m"]);
     }
 }

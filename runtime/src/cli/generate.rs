@@ -3,7 +3,7 @@
 use super::args::{Everywhere, GenerateArgs};
 use super::preview;
 use super::progress::Progress;
-use super::render;
+use super::render::{self, Stream};
 use super::seed::SeedChoice;
 use super::timing::Timing;
 use crate::decode::{TileSide, Tiles};
@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs the command. Everything that can be refused is refused before a graph is opened.
-pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = request(args)?;
     let folder = match &args.bundle {
@@ -118,7 +118,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let mut pipeline = Pipeline::new(&model, mode).tiled(tile);
     let outcome = pipeline.run(&plan, noise, &cancel, &mut |event| clip.on_event(event));
     match outcome {
-        Ok(()) => clip.finish(&model, everywhere.json, started),
+        Ok(()) => clip.finish(&model, (stream, everywhere.json), started),
         Err(error) => Err(clip.stop(error)),
     }
 }
@@ -310,7 +310,12 @@ impl Clip<'_> {
         Ok(())
     }
 
-    fn finish(mut self, model: &Model, as_json: bool, started: Instant) -> Result<ExitCode, Error> {
+    fn finish(
+        mut self,
+        model: &Model,
+        (stream, as_json): (Stream, bool),
+        started: Instant,
+    ) -> Result<ExitCode, Error> {
         self.end_phase();
         self.progress.clear();
         let Some(mut outputs) = self.outputs.take() else {
@@ -359,13 +364,8 @@ impl Clip<'_> {
             self.options.format.frames.unwrap_or_default(),
             self.plan.seed.0
         );
-        let stdout_is_taken = self.targets.iter().any(|target| *target.spec() == OutputSpec::Stdout);
         if !outcome.written.is_empty() {
-            if stdout_is_taken {
-                render::note(&if as_json { value.to_string() } else { text });
-            } else {
-                render::result(as_json, &value, &text)?;
-            }
+            render::result_on(stream, as_json, &value, &text)?;
         }
         if let Some(live) = self.live.take() {
             live.go_round(&self.options.cancel)?;

@@ -17,24 +17,27 @@ mod seed;
 mod timing;
 
 use crate::Error;
+use crate::media::OutputSpec;
 use args::{Cli, Command};
 use bundle::Report;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use render::Stream;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Runs one command line, program name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = arguments::prepared(arguments.into_iter().collect());
+    let stream = stream(&arguments);
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error, arguments.iter().any(|argument| argument == "--json")),
+        Err(error) => return refuse(&error, stream, arguments.iter().any(|argument| argument == "--json")),
     };
     start_log();
     let everywhere = &cli.everywhere;
     let result = match &cli.command {
-        Command::Generate(args) => generate::run(args, everywhere),
+        Command::Generate(args) => generate::run(args, everywhere, stream),
         Command::Export(args) => export::run(args, everywhere),
         Command::Calibrate(args) => calibrate::run(args, everywhere),
         Command::Quantize(args) => quantize::run(args, everywhere),
@@ -44,18 +47,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        Err(error) => fail(&error, everywhere.json),
+        Err(error) => fail(&error, stream, everywhere.json),
     }
 }
 
-fn fail(error: &Error, as_json: bool) -> ExitCode {
+/// Where results and errors go. Known from the arguments alone, so that it holds for those that are refused too.
+fn stream(arguments: &[OsString]) -> Stream {
+    let outputs = arguments::outputs(arguments);
+    let parsed = outputs.iter().filter_map(|output| output.parse::<OutputSpec>().ok());
+    let mut taken = parsed.filter(OutputSpec::is_standard_output);
+    if taken.next().is_some() { Stream::Error } else { Stream::Output }
+}
+
+fn fail(error: &Error, stream: Stream, as_json: bool) -> ExitCode {
     let report = render::report(error);
-    render::error(as_json, &report);
+    render::error(stream, as_json, &report);
     ExitCode::from(report.class.exit_code())
 }
 
 /// Arguments that clap or one of our types refuses. `--help` and `--version` come this way too.
-fn refuse(error: &clap::Error, as_json: bool) -> ExitCode {
+fn refuse(error: &clap::Error, stream: Stream, as_json: bool) -> ExitCode {
     if !error.use_stderr() {
         // Nobody reads a help text whose pipe is closed.
         let _ = error.print();
@@ -66,7 +77,7 @@ fn refuse(error: &clap::Error, as_json: bool) -> ExitCode {
         Some(own) => bundle::Diagnose::report(own),
         None => foreign(error),
     };
-    render::error(as_json, &report);
+    render::error(stream, as_json, &report);
     ExitCode::from(report.class.exit_code())
 }
 

@@ -49,6 +49,7 @@ pub mod plugins;
 mod shared_frame;
 mod sign;
 mod spec;
+mod standard_output;
 pub mod tags;
 mod target;
 #[cfg(feature = "whip")]

@@ -1,5 +1,6 @@
 //! What an output is, from how it is typed: a path or an address.
 
+use super::standard_output;
 use bundle::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,7 @@ pub enum OutputSpec {
         /// The folder.
         folder: PathBuf,
     },
-    /// YUV4MPEG2 on standard output: `-`.
+    /// YUV4MPEG2 on standard output: `-`, or one of its paths like `/dev/stdout`.
     Stdout,
     /// A folder with an HLS playlist and its segments: `hls:DIR`.
     Hls {
@@ -160,6 +161,7 @@ impl FromStr for OutputSpec {
         match text {
             "-" => return Ok(Self::Stdout),
             "window" => return Ok(Self::Window),
+            _ if standard_output::is_its_path(path) => return Ok(Self::Stdout),
             _ => {}
         }
         if let Some(url) = text.strip_prefix("whip:") {

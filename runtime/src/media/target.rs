@@ -79,6 +79,9 @@ impl OutputTarget {
                 return Err(Error::Twice { output: spec.to_string() });
             }
         }
+        if let Some(second) = specs.iter().filter(|spec| spec.is_standard_output()).nth(1) {
+            return Err(Error::Twice { output: second.to_string() });
+        }
         specs.iter().map(Self::claim).collect()
     }
 

@@ -28,6 +28,10 @@ impl PictureFiles {
     /// # Errors
     /// A folder that cannot be made, or a place that cannot be written to.
     pub fn create(path: &Path, size: PixelSize) -> Result<Self, Error> {
+        if path == Path::new("-") {
+            let why = "previews are files and never go to standard output".into();
+            return Err(Error::PreviewFile { path: path.to_owned(), why });
+        }
         let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
         let place = if is_file { Place::File(path.to_owned()) } else { Place::Folder(path.to_owned()) };
         let files = Self { place, size };
