@@ -353,6 +353,7 @@ impl Clip<'_> {
             "operators": model.operators(),
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
+            "live": self.live.as_ref().map(Pump::sent),
             "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),
             "timing": timing,
             "total_seconds": total,
@@ -368,7 +369,13 @@ impl Clip<'_> {
             render::result_on(stream, as_json, &value, &text)?;
         }
         if let Some(live) = self.live.take() {
-            live.go_round(&self.options.cancel)?;
+            let sent = live.go_round(&self.options.cancel)?;
+            let value = json!({"event": "live_ended", "live": sent});
+            let text = format!(
+                "live: {} pictures were on, the clip from number {} on",
+                sent.pictures, sent.before_clip
+            );
+            render::result_on(stream, as_json, &value, &text)?;
         }
         match outcome.failed.into_iter().next() {
             None => Ok(ExitCode::SUCCESS),
