@@ -6,7 +6,7 @@ use crate::model::{
     text_encoder_graph, tiny_decoder_graph,
 };
 use crate::weights::scan::{Verify, scan};
-use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, place};
+use crate::weights::{COPY_LIMIT, Destination, Keeping, PlacedWeights, place};
 use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
 use bundle::dtype::{Dialect, Operators, Precision, WeightType};
@@ -31,8 +31,8 @@ pub struct ExportRequest {
     pub verify: bool,
     /// A tiny decoder to take in place of the checkpoint's own.
     pub tiny_decoder: Option<PathBuf>,
-    /// Whether a large file may be copied where it cannot be linked.
-    pub allow_copy: bool,
+    /// Whether weights are copied even where they could be linked, and however large they are.
+    pub copy: bool,
 }
 
 impl ExportRequest {
@@ -45,7 +45,7 @@ impl ExportRequest {
             weights: None,
             verify: true,
             tiny_decoder: None,
-            allow_copy: false,
+            copy: false,
         }
     }
 }
@@ -177,14 +177,14 @@ fn write_components(
     let mut all = Written::default();
     let weight_type = request.weights.unwrap_or_else(|| weights_for(&request.targets));
     let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
-    let copy_limit = (!request.allow_copy).then_some(COPY_LIMIT);
+    let keeping = if request.copy { Keeping::Copy } else { Keeping::Link { copy_limit: Some(COPY_LIMIT) } };
     for source in &checkpoint.sources {
         let component = &source.component;
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
         let digest = scan(&source.shards, verify)?;
         on_event(ExportEvent::Writing { component: component.clone() });
-        let placed = place(source, weight_type, Destination { bundle: folder, component, copy_limit })?;
+        let placed = place(source, weight_type, Destination { bundle: folder, component, keeping })?;
         for file in &placed.files {
             if is_linked(&folder.join(&file.file))? {
                 all.linked = all.linked + file.bytes;

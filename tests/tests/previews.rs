@@ -11,7 +11,7 @@ use bundle::units::{Sigma, Timestep};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value, WeightMemory};
 use export::checkpoint::tiny_decoder;
 use export::model::{Chunk, GraphWeights, tiny_decoder_graph};
-use export::weights::{Destination, place};
+use export::weights::{Destination, Keeping, place};
 use ndarray::{Array4, ArrayD, ArrayView4, Axis, concatenate, s};
 use runtime::decode::{TileSide, VideoDecoder};
 use runtime::denoise::StepDone;
@@ -38,7 +38,11 @@ fn tiny(name: &str) -> PathBuf {
 /// A tiny decoder, exported and open: its graph for the first latent frame and for the others.
 fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
     let (spec, source) = tiny_decoder::open(&tiny(name)).unwrap();
-    let destination = Destination { bundle: folder, component: &source.component, copy_limit: None };
+    let destination = Destination {
+        bundle: folder,
+        component: &source.component,
+        keeping: Keeping::Link { copy_limit: None },
+    };
     let placed = place(&source, bundle::dtype::WeightType::F32, destination).unwrap();
     let onnx = OnnxRuntime::load(None).unwrap();
     let [first, next] = [(Chunk::First, "first.onnx"), (Chunk::Next, "next.onnx")].map(|(chunk, file)| {

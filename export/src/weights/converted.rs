@@ -107,6 +107,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::names::Family;
     use crate::checkpoint::samples::{bytes_of, write_shard};
+    use crate::weights::Keeping;
     use bundle::manifest::Component;
     use half::{bf16, f16};
     use proptest::prelude::*;
@@ -127,8 +128,11 @@ mod tests {
         ];
         write_shard(&folder.path().join("m.safetensors"), &tensors);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
-        let destination =
-            Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit: None };
+        let destination = Destination {
+            bundle: bundle.path(),
+            component: &Component::Decoder,
+            keeping: Keeping::Link { copy_limit: None },
+        };
         let required = required(&[("b.weight", &[values.len()]), ("a.bias", &[1])]);
         let placed = place(&shards, &required, weights, destination);
         let weights: Vec<_> = std::fs::read_dir(bundle.path().join("decoder/weights"))
@@ -197,8 +201,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_shard(&folder.path().join("m.safetensors"), &[("a", &[1], &bytes_of(&[1.0]))]);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
-        let destination =
-            Destination { bundle: folder.path(), component: &Component::Decoder, copy_limit: None };
+        let destination = Destination {
+            bundle: folder.path(),
+            component: &Component::Decoder,
+            keeping: Keeping::Link { copy_limit: None },
+        };
         let error = place(&shards, &required(&[("z", &[1])]), WeightType::F16, destination).unwrap_err();
         assert!(matches!(&error, Error::MissingTensor { name, .. } if name == "z"), "{error}");
     }

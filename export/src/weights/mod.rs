@@ -75,8 +75,20 @@ pub struct Destination<'a> {
     pub bundle: &'a Path,
     /// The component.
     pub component: &'a Component,
-    /// The most that may be copied when hard links are refused; none for any amount.
-    pub copy_limit: Option<ByteCount>,
+    /// How files come to it that are stored as they are needed.
+    pub keeping: Keeping,
+}
+
+/// How a weight file that is stored as it is needed becomes part of a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// By a hard link: no room is taken, and the file stays that of the checkpoint too.
+    Link {
+        /// The most that may be copied when links are refused; none for any amount.
+        copy_limit: Option<ByteCount>,
+    },
+    /// By a copy: what happens to the checkpoint later does not touch the bundle.
+    Copy,
 }
 
 impl Destination<'_> {
@@ -133,8 +145,11 @@ mod tests {
         let (_folder, checkpoint) = samples::checkpoint();
         let bundle = tempfile::tempdir().unwrap();
         for source in &checkpoint.sources {
-            let destination =
-                Destination { bundle: bundle.path(), component: &source.component, copy_limit: None };
+            let destination = Destination {
+                bundle: bundle.path(),
+                component: &source.component,
+                keeping: Keeping::Link { copy_limit: None },
+            };
             for (weights, file) in [
                 (WeightType::F32, "diffusion_pytorch_model.safetensors"),
                 (WeightType::Bf16, "bf16.safetensors"),
@@ -158,8 +173,11 @@ mod tests {
         let (_folder, checkpoint) = samples::checkpoint();
         let bundle = tempfile::tempdir().unwrap();
         let source = &checkpoint.sources[0];
-        let destination =
-            Destination { bundle: bundle.path(), component: &source.component, copy_limit: None };
+        let destination = Destination {
+            bundle: bundle.path(),
+            component: &source.component,
+            keeping: Keeping::Link { copy_limit: None },
+        };
         let placed = place(source, WeightType::F32, destination).unwrap();
         assert!(placed.expect("shared.weight", &[30, 8]).is_ok());
         assert!(matches!(placed.expect("shared.weight", &[8, 30]), Err(Error::WrongShape { .. })));

@@ -227,7 +227,8 @@ pub(super) struct ExportArgs {
     /// Do not read every weight for its digest and for broken values
     #[arg(long)]
     pub(super) no_verify: bool,
-    /// Copy weights over 1 GB where the file system refuses hard links
+    /// Copy weights in place of hard-linking them, so that the bundle does not change with the checkpoint; without it, up
+    /// to 1 GB is copied where the file system refuses links
     #[arg(long)]
     pub(super) copy: bool,
 }

@@ -16,7 +16,7 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
         weights: args.weights,
         verify: !args.no_verify,
         tiny_decoder: args.tiny.clone(),
-        allow_copy: args.copy,
+        copy: args.copy,
         ..ExportRequest::new(&args.checkpoint, &args.out)
     };
     let as_json = everywhere.json;
