@@ -6,7 +6,8 @@
 //! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
 //! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
 //! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
-//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`atomic`].
+//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`],
+//! [`atomic`], [`lock`].
 
 pub mod atomic;
 pub mod catalog;
@@ -16,6 +17,7 @@ pub mod dtype;
 mod error;
 pub mod geometry;
 pub mod layout;
+pub mod lock;
 pub mod manifest;
 pub mod preview;
 pub mod quantization;
