@@ -227,24 +227,3 @@ fn a_reader_that_leaves_or_never_comes_ends_its_own_output() {
         assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "60");
     }
 }
-
-/// `/dev/full` has no room left, like a disk that is full from the first byte on.
-#[test]
-fn a_full_disk_ends_the_output_on_it_and_no_other() {
-    for name in ["full.mp4", "full.webm", "full.gif", "full.webp", "full.y4m"] {
-        let folder = tempfile::tempdir().unwrap();
-        let part = folder.path().join(name.replace('.', ".part."));
-        std::os::unix::fs::symlink("/dev/full", part).unwrap();
-        let options = options("96x64", Some(40));
-        let file = in_folder(folder.path(), "clip.mp4");
-        let all = [in_folder(folder.path(), name), file.clone()];
-        let mut outputs = Outputs::start(&claim(&all), &options).unwrap();
-        (0..40).for_each(|number| outputs.push(&frame(&options, number)).unwrap());
-        let outcome = outputs.finish();
-        assert_eq!((outcome.written.len(), outcome.failed.len()), (1, 1), "{name}: {:?}", outcome.failed);
-        let failed = &outcome.failed[0];
-        assert!(failed.error.to_string().contains("no room left"), "{name}: {}", failed.error);
-        assert_eq!(failed.kept, Kept::Nothing, "{name}");
-        assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "40", "{name}");
-    }
-}

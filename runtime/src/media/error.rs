@@ -249,13 +249,13 @@ impl Error {
         match self {
             Self::Busy { path, part } => Report::bad_input(
                 format!("cannot write {}", path.display()),
-                format!("another run is writing {}", part.display()),
+                format!("another run or output is writing {}", part.display()),
                 "wait for it, or choose another name with -o",
             ),
             Self::Unwritable { path, why } => Report::bad_input(
                 format!("cannot write {}", path.display()),
                 why.clone(),
-                "choose a file in a folder that you may write with -o",
+                "choose another place with -o, where you may write",
             ),
             Self::OddSize { size } => Report::bad_input(
                 format!("a clip cannot be {size}"),

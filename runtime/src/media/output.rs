@@ -197,7 +197,7 @@ impl Output {
             Place::File(file) => file.publish().map(|()| Some(file.bytes()))?,
             Place::Folder(folder) => folder.publish().map(|()| Some(folder.bytes()))?,
             Place::Playlist(folder) => Some(folder.bytes()),
-            Place::Pipe | Place::Listener(_) | Place::Elsewhere => None,
+            Place::Pipe { .. } | Place::Listener(_) | Place::Elsewhere => None,
         };
         Ok(WrittenClip { output: self.target.spec.clone(), frames: found, bytes })
     }
@@ -208,6 +208,7 @@ impl Output {
 
     /// Adds what GStreamer does not write, and gives the file its name; its bytes.
     fn publish_mp4(&self, file: &PartFile) -> Result<u64, Error> {
+        file.ensure_ours()?;
         if let Err(error) = xmp_box::append(file.part(), &self.tags.xmp()) {
             // The comment has said the same already.
             tracing::warn!(%error, "the clip has no XMP");
@@ -240,7 +241,7 @@ impl Output {
             }
             Place::Folder(folder) if frames > 0 => folder.part().to_owned(),
             Place::Playlist(folder) if folder.path().join(PLAYLIST).exists() => folder.path().join(PLAYLIST),
-            Place::Pipe | Place::Listener(_) | Place::Elsewhere if frames > 0 => {
+            Place::Pipe { .. } | Place::Listener(_) | Place::Elsewhere if frames > 0 => {
                 return Kept::Sent { to: self.target.spec.clone(), frames };
             }
             _ => return Kept::Nothing,

@@ -1,6 +1,8 @@
 //! The elements of each output and how they are joined: `appsrc ! stages ! encoder ! muxer ! sink`.
 
-use super::collect::{self, Collector, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile};
+use super::collect::{
+    self, Collector, FolderStore, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile,
+};
 use super::collect::{Y4mTarget, Y4mWriter};
 use super::dressing::{CHANNELS, RATE};
 use super::encoder::{Purpose, vp9_settings};
@@ -219,6 +221,9 @@ impl Builder<'_> {
         spelling: Spelling,
     ) -> Result<Tail, Error> {
         self.options.tags.apply(&muxer, spelling, &name_of(&encoder));
+        if let Place::File(file) = &self.target.place {
+            file.hold().map_err(|error| self.unwritable(&error))?;
+        }
         let location = self.target.part().unwrap_or(Path::new("")).to_owned();
         let sink = gst::ElementFactory::make("filesink")
             .property("location", location)
@@ -272,19 +277,20 @@ impl Builder<'_> {
             }
             (OutputSpec::Frames { .. }, Place::Folder(folder)) => {
                 folder.empty()?;
-                Ok(Box::new(PngFolder::new(folder.part().to_owned(), rgb, tags.comment())))
+                Ok(Box::new(PngFolder::new(FolderStore(folder.part().to_owned()), rgb, tags.comment())))
             }
             (OutputSpec::Hls { .. }, Place::Playlist(folder)) => {
                 folder.clear()?;
                 let (rate, endless) = (format.rate.per_second(), format.frames.is_none());
-                Ok(Box::new(HlsWriter::new(folder.path(), rate, endless)))
+                let store = Box::new(FolderStore(folder.path().to_owned()));
+                Ok(Box::new(HlsWriter::new(store, rate, endless)))
             }
             (OutputSpec::Rtsp { .. }, Place::Listener(listener)) => {
                 Ok(Box::new(RtspServer::start(listener, &tags.comment())?))
             }
             #[cfg(feature = "whip")]
             (OutputSpec::Whip { url, token }, _) => Ok(Box::new(WhipSender::start(url, token.as_ref())?)),
-            (OutputSpec::File { path, .. }, Place::Pipe) => y4m(Y4mTarget::Pipe(path.clone())),
+            (OutputSpec::File { path, .. }, Place::Pipe { .. }) => y4m(Y4mTarget::Pipe(path.clone())),
             (_, Place::File(file)) => y4m(Y4mTarget::File(file.open()?)),
             _ => y4m(Y4mTarget::Stdout),
         }
