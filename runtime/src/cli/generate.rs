@@ -53,6 +53,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         media::check_signing(&targets, keys)?;
     }
     let live = args.preview.claim_live(&outputs, token)?;
+    let pictures = args.preview.claim_pictures(&bundle, plan.size)?;
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
     let dressing = args.dressing.spec()?.open(made)?;
     if dressing.sound().is_some() {
@@ -95,7 +96,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
             Some(Pump::start(target, &options, options.format, noise.view(), stride)?)
         }
     };
-    let previews = args.preview.prepare(&model, plan.size, live.as_ref().map(Pump::sink))?;
+    let previews = args.preview.prepare(&model, pictures, live.as_ref().map(Pump::sink))?;
     let preparing = Instant::now();
     let previewer = previews.map(|previews| previews.start(plan.latent, &cancel));
     let mut clip = Clip {

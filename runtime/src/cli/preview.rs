@@ -75,17 +75,36 @@ impl PreviewArgs {
         if !live.is_live() {
             return refused("nobody can watch it while it is made");
         }
-        if outputs.contains(&live) {
+        if outputs.iter().any(|output| output.is_same_place(&live)) {
             return refused("the clip goes there already");
         }
         Ok(Some(OutputTarget::claim(&live)?))
+    }
+
+    /// Takes the file or folder that previews of `size` go to, if they do.
+    ///
+    /// # Errors
+    /// A place that cannot be written or that another run has.
+    pub(super) fn claim_pictures(
+        &self,
+        bundle: &Bundle,
+        size: PixelSize,
+    ) -> Result<Option<PictureFiles>, Error> {
+        if self.kind(bundle)? == PreviewKind::Off {
+            return Ok(None);
+        }
+        match &self.preview_out {
+            Some(place) => PictureFiles::create(place, size).map(Some),
+            None if self.live.is_some() => Ok(None),
+            None => PictureFiles::create_unasked(Path::new(DEFAULT_PICTURE), size).map(Some),
+        }
     }
 
     /// What previews of a clip need, checked before the run; none when there are none.
     pub(super) fn prepare(
         &self,
         model: &Model,
-        size: PixelSize,
+        pictures: Option<PictureFiles>,
         live: Option<LiveSink>,
     ) -> Result<Option<PreparedPreviews>, Error> {
         let kind = self.kind(model.bundle())?;
@@ -94,9 +113,8 @@ impl PreviewArgs {
         let stand_in = if has_map { Painter::new(model, PreviewKind::Rgb)? } else { None };
         let extent = if live.is_some() { Extent::Moving } else { Extent::Still };
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
-        if self.preview_out.is_some() || live.is_none() {
-            let place = self.preview_out.as_deref().unwrap_or(Path::new(DEFAULT_PICTURE));
-            sinks.push(Box::new(PictureFiles::create(place, size)?));
+        if let Some(pictures) = pictures {
+            sinks.push(Box::new(pictures));
         }
         if let Some(live) = live {
             sinks.push(Box::new(live));
