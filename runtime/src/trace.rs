@@ -123,7 +123,7 @@ impl Trace {
 
 /// Whether a file may be a trace that a run did not finish: the length of its description, then that.
 fn may_begin(head: &[u8]) -> bool {
-    head.get(8).is_none_or(|byte| *byte == b'{')
+    head.get(4..9) == Some(b"\0\0\0\0{")
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     }
     let live = args.preview.claim_live(&outputs, token)?;
     let pictures = args.preview.claim_pictures(&bundle, plan.size)?;
+    // Nobody else's until the clip is whole, though the last preview is made before that.
+    let _claimed = pictures.clone();
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
     let dressing = args.dressing.spec()?.open(made)?;
     if dressing.sound().is_some() {

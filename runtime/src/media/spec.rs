@@ -44,7 +44,7 @@ impl FileFormat {
         let begins =
             |at: usize, mark: &[u8]| head.iter().skip(at).zip(mark).all(|(found, wanted)| found == wanted);
         match self {
-            Self::Mp4 => begins(4, b"ftyp"),
+            Self::Mp4 => begins(0, b"\0\0\0") && begins(4, b"ftyp"),
             Self::Mkv | Self::WebM => begins(0, b"\x1a\x45\xdf\xa3"),
             Self::Gif => begins(0, b"GIF89a"),
             Self::WebP => begins(0, b"RIFF") && begins(8, b"WEBPVP8X"),
@@ -327,7 +327,9 @@ mod tests {
                 assert!(!format.may_begin(head), "{format:?}, {other:?}");
             }
             assert!(
-                !format.may_begin(b"precious notes") && !format.may_begin(b"RIFF\0\0\0\0WAVEfmt "),
+                !format.may_begin(b"mine")
+                    && !format.may_begin(b"precious notes")
+                    && !format.may_begin(b"RIFF\0\0\0\0WAVEfmt "),
                 "{format:?}"
             );
         }

@@ -10,6 +10,7 @@ use ndarray::{Array3, ArrayView3, Axis};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How the comment of each preview begins.
 const COMMENT: &str = "AI-generated preview";
@@ -18,9 +19,9 @@ const HEAD: u64 = 256;
 
 /// Writes each preview as a PNG of the clip's size, whole or not at all. While it lives no other run can take the same file
 /// or folder.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PictureFiles {
-    place: Place,
+    place: Arc<Place>,
     size: PixelSize,
 }
 
@@ -42,7 +43,7 @@ impl PictureFiles {
         let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
         let place = if is_file { Self::file(path) } else { Self::folder(path) };
         place
-            .map(|place| Self { place, size })
+            .map(|place| Self { place: Arc::new(place), size })
             .map_err(|why| Error::PreviewFile { path: path.to_owned(), why })
     }
 
@@ -86,7 +87,7 @@ impl PictureFiles {
     }
 
     fn path_of(&self, step: usize, steps: usize) -> PathBuf {
-        match &self.place {
+        match &*self.place {
             Place::File(file) => file.path().to_owned(),
             Place::Folder { folder, .. } => folder.join(format!("step-{step:03}-of-{steps:03}.png")),
         }
