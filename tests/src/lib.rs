@@ -6,5 +6,6 @@
 pub mod compare;
 pub mod edit;
 pub mod golden;
+pub mod mounts;
 pub mod program;
 pub mod synthetic;
