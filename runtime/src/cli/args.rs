@@ -1,5 +1,6 @@
 //! The command line as it is typed; values are parsed into types right here.
 
+use super::threads::Threads;
 use crate::Error;
 use crate::decode::Tiles;
 use crate::media::{OutputSpec, Token};
@@ -14,7 +15,6 @@ use clap::{Args, Parser, Subcommand};
 use engines::residency::Residency;
 use engines::{OnnxRuntime, Provider};
 use kernels::{CpuPath, Kernels};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -55,6 +55,19 @@ fn cpu_path(name: &str) -> Result<CpuPath, bundle::Error> {
 fn refused_path(name: &str, error: &kernels::PathError) -> bundle::Error {
     let fix = "leave it out for the fastest path of this machine; `rushes doctor` names it";
     bundle::Error::value("--cpu-path", format!("`{name}`"), error.to_string(), fix)
+}
+
+impl Command {
+    /// What was asked for with `--threads`.
+    pub(super) fn threads(&self) -> Option<Threads> {
+        match self {
+            Self::Generate(args) => args.threads,
+            Self::Calibrate(args) => args.threads,
+            Self::Quantize(args) => args.threads,
+            Self::Bench(args) => args.threads(),
+            Self::Export(_) | Self::Inspect(_) | Self::Doctor => None,
+        }
+    }
 }
 
 impl Everywhere {
@@ -173,9 +186,9 @@ pub(super) struct GenerateArgs {
     /// Decode in tiles: auto where memory is short, off, or their side in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = Tiles::Auto)]
     pub(super) tile: Tiles,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    pub(super) threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Factor on the initial noise; 0.85 makes calmer clips
     #[arg(long, allow_negative_numbers = true, value_name = "F", default_value_t = 1.0)]
     pub(super) noise_scale: f32,
@@ -256,9 +269,9 @@ pub(super) struct CalibrateArgs {
     /// Seed of the first clip; each later one takes the next
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    pub(super) threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Keep the recorded clips in the bundle's folder `calibration`
     #[arg(long)]
     pub(super) keep: bool,
@@ -300,9 +313,9 @@ pub(super) struct QuantizeArgs {
     /// Have mini's judge read clips of both variants; takes minutes
     #[arg(long)]
     pub(super) judge: bool,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    pub(super) threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
 }
 
 /// `rushes inspect`.

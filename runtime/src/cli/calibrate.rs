@@ -3,6 +3,7 @@
 use super::args::{CalibrateArgs, Everywhere};
 use super::generate::cancel_on_interrupt;
 use super::progress::Progress;
+use super::threads::Threads;
 use super::{preview, render};
 use crate::Error;
 use crate::model::{Model, ModelOptions};
@@ -31,7 +32,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     let plans = plans(args, &bundle, &prompts, samples)?;
     let info = set_info(&bundle, &plans);
     let onnx = everywhere.onnx_runtime()?;
-    let options = ModelOptions { threads: args.threads, ..ModelOptions::default() };
+    let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::default() };
     let model = Model::new(bundle.clone(), onnx.clone(), options)?;
     let cancel = cancel_on_interrupt();
     let set = CalibrationSet::begin(&bundle.folder, info)?;
@@ -44,7 +45,8 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
         Ok(())
     })?;
     progress.begin("observe", plans.len() * bundle.manifest.components.len());
-    let engine_options = OpenOptions { threads: args.threads, weights: WeightMemory::Prepacked };
+    let engine_options =
+        OpenOptions { threads: args.threads.map(Threads::used), weights: WeightMemory::Prepacked };
     let replay = Replay { bundle: &bundle, set: &set, onnx: &onnx, options: engine_options };
     let table = replay.run(&cancel, &mut |unit| {
         progress.advance(unit.done, "");

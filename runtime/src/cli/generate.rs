@@ -4,6 +4,7 @@ use super::args::{Everywhere, GenerateArgs};
 use super::preview;
 use super::progress::Progress;
 use super::render;
+use super::threads::Threads;
 use super::timing::Timing;
 use crate::decode::{TileSide, Tiles};
 use crate::footprint::{Running, footprints};
@@ -62,7 +63,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         precision: args.precision,
         operators: args.operators,
         provider: args.ep,
-        threads: args.threads,
+        threads: args.threads.map(Threads::used),
         weights,
     };
     let model = Model::new(bundle, onnx, options)?;

@@ -12,6 +12,7 @@ mod preview;
 mod progress;
 mod quantize;
 mod render;
+mod threads;
 mod timing;
 
 use crate::Error;
@@ -30,6 +31,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     start_log();
     let everywhere = &cli.everywhere;
+    if let Some(note) = cli.command.threads().and_then(threads::Threads::note) {
+        render::note(&note);
+    }
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args, everywhere),
         Command::Export(args) => export::run(args, everywhere),

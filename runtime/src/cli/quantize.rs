@@ -3,6 +3,7 @@
 use super::args::{Everywhere, QuantizeArgs};
 use super::generate::cancel_on_interrupt;
 use super::render;
+use super::threads::Threads;
 use crate::judge::{Judge, embedded, quality};
 use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan};
@@ -62,7 +63,9 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
     };
     let plans = prompts.iter().cycle().take(args.clips.max(1)).enumerate().map(plan);
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
-    let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads, plans, &cancel)?;
+    // All clips are as large.
+    plans.first().map(|plan| room::mode(&quantizer.bundle().manifest, plan)).transpose()?;
+    let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads.map(Threads::used), plans, &cancel)?;
     let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
     job.quantize_all(&assessor)?;
     let assessed = job.within_budget(&assessor)?;
@@ -207,8 +210,12 @@ impl Job<'_> {
 
     fn open(&self, bundle: &Bundle, lowered: Option<(Precision, Operators)>) -> Result<Model, Error> {
         let (precision, operators) = lowered.unzip();
-        let options =
-            ModelOptions { precision, operators, threads: self.args.threads, ..ModelOptions::default() };
+        let options = ModelOptions {
+            precision,
+            operators,
+            threads: self.args.threads.map(Threads::used),
+            ..ModelOptions::default()
+        };
         Model::new(bundle.clone(), self.onnx.clone(), options)
     }
 
@@ -320,7 +327,7 @@ impl Job<'_> {
         let bundle = self.quantizer.bundle();
         let score = |lowered| -> Result<f64, Error> {
             let model = self.open(bundle, lowered)?;
-            let mut judge = Judge::open(self.onnx, &files, self.args.threads)?;
+            let mut judge = Judge::open(self.onnx, &files, self.args.threads.map(Threads::used))?;
             let request = quality::QualityRequest::default();
             let plans = quality::plans(model.manifest(), &prompts, judge.clip_shape(), &request)?;
             let clips = (prompts.as_slice(), plans.as_slice());

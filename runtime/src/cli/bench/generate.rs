@@ -7,6 +7,7 @@ use crate::bench::workload::Workload;
 use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
+use crate::cli::threads::Threads;
 use crate::cli::render;
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, seeded_noise};
@@ -52,9 +53,9 @@ pub(super) struct GenerateArgs {
     /// Timed clips of each precision, after one that opens the graphs
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Progress: auto, bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     progress: ProgressKind,
@@ -128,7 +129,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
             precision: Some(precision),
             operators: args.operators,
             provider: Provider::Auto,
-            threads: args.threads,
+            threads: args.threads.map(Threads::used),
             weights: WeightMemory::Prepacked,
         };
         let model = Model::new(bundle.clone(), onnx.clone(), options)?;
@@ -151,7 +152,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let kinds = contenders.iter().map(|contender| contender.kind);
     let runs: Vec<_> = kinds.zip(runs?).collect();
     drop(contenders);
-    let machine = Machine::measure(args.threads);
+    let machine = Machine::measure(args.threads.map(Threads::used));
     let results = measured(&runs, flops, &machine.peaks);
     let shape = format!(
         "{} {}, {} frames, {} steps, {} tokens",

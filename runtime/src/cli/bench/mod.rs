@@ -7,6 +7,7 @@ mod quality;
 mod report;
 
 use super::args::Everywhere;
+use super::threads::Threads;
 use crate::Error;
 use crate::footprint::{Running, footprints};
 use crate::plan::GenerationPlan;
@@ -34,6 +35,20 @@ enum What {
     Decode(graphs::DecodeArgs),
     /// Time the text encoder in every precision there is
     Text(graphs::TextArgs),
+impl BenchArgs {
+    /// What was asked for with `--threads`.
+    pub(super) fn threads(&self) -> Option<Threads> {
+        match &self.what {
+            What::Peaks(args) => args.threads,
+            What::Step(args) => args.graph.threads,
+            What::Decode(args) => args.graph.threads,
+            What::Text(args) => args.graph.threads,
+            What::Generate(args) => args.threads,
+            What::Quality(args) => args.threads,
+        }
+    }
+}
+
     /// Time whole clips of a model in every precision that it has
     Generate(generate::GenerateArgs),
     /// Score how well a model follows its prompts
