@@ -1,12 +1,13 @@
 //! Writes a bundle: weights into their place, graphs over them, `bundle.json` last.
 
 use crate::checkpoint::Checkpoint;
+use crate::digests::{self, Known};
 use crate::model::{
     Chunk, GraphWeights, Lowering, decoder_graph, decoder_rise_graph, decoder_stem_graph, step_graph,
     text_encoder_graph, tiny_decoder_graph,
 };
-use crate::weights::scan::{Verify, scan};
-use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, place};
+use crate::weights::scan::{Scan, Verify, scan};
+use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, are_stored_as, place};
 use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
 use bundle::dtype::{Dialect, Operators, Precision, WeightType};
@@ -14,6 +15,7 @@ use bundle::layout;
 use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part};
 use bundle::units::ByteCount;
 use graph::Model;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What to export, and how.
@@ -104,7 +106,7 @@ pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) ->
         }
         let tokenizer = part.join(layout::TOKENIZER);
         std::fs::copy(&checkpoint.tokenizer, &tokenizer).map_err(Error::file("write", &tokenizer))?;
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             format: manifest::FORMAT,
             rushes: env!("CARGO_PKG_VERSION").into(),
             model,
@@ -115,7 +117,11 @@ pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) ->
             routing: checkpoint.routing.clone(),
             defaults,
             components: written.entries,
+            digests: BTreeMap::new(),
         };
+        digests::complete(&part, &mut manifest, &written.known)?;
+        // What is linked is the checkpoint's own file: a change after it was read is a change of the bundle.
+        checkpoint.sources.iter().try_for_each(|source| source.shards.check_unchanged())?;
         manifest::write(&part, &manifest)?;
         // An empty folder may stand where the bundle goes; a rename replaces it.
         std::fs::rename(&part, &request.out).map_err(Error::file("create", &request.out))?;
@@ -164,6 +170,8 @@ fn part_folder(out: &Path) -> Result<PathBuf, Error> {
 #[derive(Default)]
 struct Written {
     entries: Vec<ComponentEntry>,
+    /// Digests of files that were read already.
+    known: Known,
     linked: ByteCount,
     written: ByteCount,
 }
@@ -182,10 +190,16 @@ fn write_components(
         let component = &source.component;
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
-        let digest = scan(&source.shards, verify)?;
+        let Scan { digest, files: scanned } = scan(&source.shards, verify)?;
         on_event(ExportEvent::Writing { component: component.clone() });
         let placed = place(source, weight_type, Destination { bundle: folder, component, copy_limit })?;
-        for file in &placed.files {
+        source.shards.check_unchanged()?;
+        let as_they_are = are_stored_as(source, weight_type)?;
+        for (index, file) in placed.files.iter().enumerate() {
+            if as_they_are {
+                // Without verification nobody reads what is linked.
+                all.known.insert(file.file.clone(), scanned.get(index).cloned());
+            }
             if is_linked(&folder.join(&file.file))? {
                 all.linked = all.linked + file.bytes;
             } else {

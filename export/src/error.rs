@@ -69,6 +69,15 @@ pub enum Error {
         /// Bytes that it has.
         found: u64,
     },
+    /// A weight file was written to while it was read.
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it had when it was opened.
+        before: u64,
+        /// Bytes that it has now.
+        now: u64,
+    },
     /// The header of a weight file does not hold.
     Header {
         /// The file.
@@ -244,6 +253,15 @@ impl Diagnose for Error {
                 format!("{} is cut off", path.display()),
                 format!("it should have at least {expected} bytes and has {found}"),
                 DOWNLOAD_AGAIN,
+            ),
+            Self::Changed { path, before, now } => Report::bad_input(
+                format!("{} changed while it was read", path.display()),
+                if before == now {
+                    format!("somebody wrote to it; it still has {now} bytes")
+                } else {
+                    format!("it had {before} bytes at first and has {now} now")
+                },
+                "wait until the download or copy into that folder has ended, then run the command again",
             ),
             Self::Header { path, why } => {
                 Report::bad_input(format!("{} is damaged", path.display()), why.clone(), DOWNLOAD_AGAIN)

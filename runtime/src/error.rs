@@ -54,6 +54,15 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// Files of a bundle are not as they were written.
+    DamagedBundle {
+        /// The bundle.
+        path: PathBuf,
+        /// How many files were looked at.
+        files: usize,
+        /// Those that are damaged, each with the reason.
+        damaged: Vec<(String, String)>,
+    },
     /// The bundle has no map to show latents with.
     NoPreviewMap,
     /// The bundle has no tiny decoder.
@@ -116,6 +125,11 @@ impl Diagnose for Error {
                 format!("the noise in {} cannot be used", path.display()),
                 why.clone(),
                 "give a safetensors file whose tensor `noise` is f32 and has the shape of the clip's latent",
+            ),
+            Self::DamagedBundle { path, files, damaged } => Report::bad_input(
+                format!("the bundle {} is damaged in {} of {files} files", path.display(), damaged.len()),
+                damaged.iter().map(|(file, why)| format!("{file}: {why}")).collect::<Vec<_>>().join("; "),
+                "copy these files once more, or export the checkpoint again",
             ),
             Self::NoPreviewMap => Report::bad_input(
                 "--preview cannot be rgb",

@@ -41,6 +41,22 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A file of a bundle is not what was written.
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Weights lie where ONNX Runtime does not read them.
+    OutsideWeights {
+        /// The file, as `bundle.json` names it.
+        path: PathBuf,
+        /// Where it really is.
+        found: PathBuf,
+        /// The folder that it must be in.
+        folder: PathBuf,
+    },
     /// A preview map cannot be used.
     PreviewMap {
         /// The file.
@@ -75,6 +91,11 @@ impl Error {
     pub fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
+    }
+
+    /// A file of a bundle that is not what was written.
+    pub fn damaged(path: &Path, why: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), why: why.into() }
     }
 
     /// A value that breaks a rule.
@@ -117,6 +138,21 @@ impl Diagnose for Error {
                 format!("{} cannot be understood", path.display()),
                 why.clone(),
                 "export the checkpoint again with this version of rushes",
+            ),
+            Self::Damaged { path, why } => Report::bad_input(
+                format!("{} is damaged", path.display()),
+                why.clone(),
+                "copy the bundle whole once more, or export the checkpoint again; `rushes inspect BUNDLE --verify` names every \
+                 damaged file",
+            ),
+            Self::OutsideWeights { path, found, folder } => Report::bad_input(
+                format!("the weights {} cannot be used", path.display()),
+                format!(
+                    "they are {}, and ONNX Runtime reads no weights from outside of {}, the folder of their graphs",
+                    found.display(),
+                    folder.display()
+                ),
+                "move or copy the file into the bundle in place of the link; a hard link will do too",
             ),
             Self::PreviewMap { path, why } => Report::bad_input(
                 format!("the preview map {} cannot be used", path.display()),

@@ -6,7 +6,8 @@
 //! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
 //! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
 //! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
-//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`atomic`].
+//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`file_digest`],
+//! [`atomic`].
 
 pub mod atomic;
 pub mod catalog;
@@ -14,6 +15,7 @@ pub mod diagnose;
 pub mod digest;
 pub mod dtype;
 mod error;
+pub mod file_digest;
 pub mod geometry;
 pub mod layout;
 pub mod manifest;

@@ -16,7 +16,7 @@
 //! [`scheduler`] (settings), [`inventory`] (which weights belong to which settings), [`tiny_decoder`] (a single file).
 
 mod config;
-mod header;
+pub(crate) mod header;
 pub mod inventory;
 pub mod names;
 #[cfg(test)]

@@ -1,34 +1,56 @@
-//! The weights of one component: memory-mapped safetensors files, looked at through canonical names.
+//! The weights of one component: safetensors files, looked at through canonical names.
+//!
+//! Files are read, not mapped: one that becomes shorter in between is an error, where a map would end the process.
 
 use super::header;
 use super::inventory::Required;
 use super::names::Family;
 use crate::Error;
 use bundle::dtype::ElementType;
-use memmap2::Mmap;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
 use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// One weight file, mapped read-only.
+/// One weight file, open for reading.
 #[derive(Debug)]
 pub struct ShardFile {
     path: PathBuf,
-    map: Mmap,
+    file: File,
+    stamp: Stamp,
+    /// Header and tensors, in order.
+    parts: Vec<Range<u64>>,
+}
+
+/// What tells that a file was written to: its length, and when it was changed last, in seconds and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self { bytes: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
 }
 
 impl ShardFile {
-    /// Maps a file.
-    #[expect(unsafe_code, reason = "weights of 57 GB are read in place")]
-    fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::file("read", path))?;
-        // SAFETY: the map is private and read-only, and every bit pattern is a valid u8. Changing or shortening a
-        // checkpoint while it is being exported is not supported: a change would be exported half, a cut ends the
-        // process with SIGBUS; both are within the user's control alone.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::file("read", path))?;
-        Ok(Self { path: path.to_owned(), map })
+    /// Opens a file and reads its header.
+    fn open(path: &Path) -> Result<(Self, Vec<header::HeaderTensor>), Error> {
+        let io = || Error::file("read", path);
+        // Opening a pipe would wait for a writer.
+        if !std::fs::metadata(path).map_err(io())?.is_file() {
+            return Err(Error::header(path, "it is no file"));
+        }
+        let file = File::open(path).map_err(io())?;
+        let stamp = Stamp::of(&file.metadata().map_err(io())?);
+        let tensors = header::read(path, &file, stamp.bytes)?;
+        let parts = header::parts(&tensors, stamp.bytes);
+        Ok((Self { path: path.to_owned(), file, stamp, parts }, tensors))
     }
 
     /// Where it is.
@@ -36,9 +58,42 @@ impl ShardFile {
         &self.path
     }
 
-    /// Its length in bytes.
+    /// Its length in bytes when it was opened.
     pub fn bytes(&self) -> u64 {
-        self.map.len() as u64
+        self.stamp.bytes
+    }
+
+    /// Header and tensors, in order, without gaps.
+    pub(crate) fn parts(&self) -> &[Range<u64>] {
+        &self.parts
+    }
+
+    /// Fills `buffer` from the position `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when the file has become shorter, [`Error::File`] for everything else.
+    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        self.file.read_exact_at(buffer, offset).map_err(|source| {
+            if source.kind() == ErrorKind::UnexpectedEof {
+                let now = self.file.metadata().map_or(offset, |found| found.len());
+                self.changed(now)
+            } else {
+                Error::file("read", &self.path)(source)
+            }
+        })
+    }
+
+    /// Makes sure that nobody has written to the file since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        let found = self.file.metadata().map_err(Error::file("read", &self.path))?;
+        if Stamp::of(&found) == self.stamp { Ok(()) } else { Err(self.changed(found.len())) }
+    }
+
+    fn changed(&self, now: u64) -> Error {
+        Error::Changed { path: self.path.clone(), before: self.stamp.bytes, now }
     }
 }
 
@@ -55,11 +110,29 @@ pub struct StoredTensor<'a> {
     pub shape: &'a [usize],
     /// Position of its first byte in the file. May be unaligned.
     pub offset: u64,
-    /// Its bytes, little-endian.
-    pub bytes: &'a [u8],
+    /// Number of its bytes.
+    pub length: usize,
 }
 
 impl StoredTensor<'_> {
+    /// Fills `buffer` with its bytes, little-endian, from byte `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when the file has become shorter since it was opened, [`Error::File`] for everything else.
+    pub fn read_at(&self, start: usize, buffer: &mut [u8]) -> Result<(), Error> {
+        self.file.read_at(self.offset + start as u64, buffer)
+    }
+
+    /// All its bytes.
+    ///
+    /// # Errors
+    /// The same as of [`Self::read_at`].
+    pub fn read(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; self.length];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Checks the shape.
     ///
     /// # Errors
@@ -122,8 +195,7 @@ impl Shards {
         let mut files = Vec::with_capacity(listing.files.len());
         let mut stored = Vec::new();
         for path in &listing.files {
-            let file = ShardFile::open(path)?;
-            let tensors = header::parse(path, &file.map)?;
+            let (file, tensors) = ShardFile::open(path)?;
             stored.extend(tensors.into_iter().map(|tensor| (files.len(), tensor)));
             files.push(file);
         }
@@ -180,8 +252,16 @@ impl Shards {
             element: location.element,
             shape: &location.shape,
             offset: location.span.start as u64,
-            bytes: &file.map[location.span.clone()],
+            length: location.span.len(),
         }
+    }
+
+    /// Makes sure that nobody has written to the files since they were opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] for the first that was.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        self.files.iter().try_for_each(ShardFile::check_unchanged)
     }
 
     /// The number format of the given weights when all have the same.
@@ -355,7 +435,7 @@ mod tests {
         let folder = two_shards();
         let shards = open(&folder).unwrap();
         let tensor = shards.tensor("y").unwrap();
-        assert_eq!(tensor.bytes, bytes_of(&[3.0]));
+        assert_eq!(tensor.read().unwrap(), bytes_of(&[3.0]));
         let file = std::fs::read(tensor.file.path()).unwrap();
         assert_eq!(file[usize::try_from(tensor.offset).unwrap()..], bytes_of(&[3.0]));
         assert_eq!(shards.tensors().map(|tensor| tensor.name).collect::<Vec<_>>(), ["x", "y"]);
@@ -386,6 +466,38 @@ mod tests {
                 "{length}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_written_to_after_it_was_opened_is_named() {
+        let folder = two_shards();
+        let path = folder.path().join("a-2.safetensors");
+        let shards = open(&folder).unwrap();
+        assert!(shards.check_unchanged().is_ok());
+        let file = File::options().write(true).open(&path).unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(length - 1).unwrap();
+        for error in [shards.tensor("y").unwrap().read().unwrap_err(), shards.check_unchanged().unwrap_err()]
+        {
+            assert!(
+                matches!(&error, Error::Changed { path: found, before, now } if *found == path
+                    && *before == length && *now == length - 1),
+                "{error}"
+            );
+        }
+        assert!(shards.tensor("x").unwrap().read().is_ok());
+        file.set_len(length).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert!(matches!(shards.check_unchanged(), Err(Error::Changed { .. })));
+    }
+
+    #[test]
+    fn a_folder_or_a_pipe_is_no_weight_file() {
+        let folder = two_shards();
+        let path = folder.path().join("a-2.safetensors");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(matches!(open(&folder), Err(Error::Header { path: found, .. }) if found == path));
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn place_with(
             let placed = ExternalTensor {
                 location: location(file_name(tensor.file.path())?),
                 offset: tensor.offset,
-                length: tensor.bytes.len() as u64,
+                length: tensor.length as u64,
                 element: tensor.element,
                 shape: tensor.shape.to_vec(),
             };

@@ -99,6 +99,14 @@ fn location(name: &str) -> String {
     format!("{}/{name}", layout::WEIGHTS)
 }
 
+/// Whether all that the graphs of a component read is stored as `weights`, so that its files can be taken as they are.
+///
+/// # Errors
+/// A weight that is missing.
+pub(crate) fn are_stored_as(source: &Source, weights: WeightType) -> Result<bool, Error> {
+    Ok(source.shards.uniform_element(&source.required)? == Some(weights.element()))
+}
+
 /// Gets the weights of a component into the bundle, stored as `weights`: linked when all that its graphs read are
 /// stored like that already, else converted.
 ///
@@ -109,7 +117,7 @@ pub fn place(
     weights: WeightType,
     destination: Destination<'_>,
 ) -> Result<PlacedWeights, Error> {
-    if source.shards.uniform_element(&source.required)? == Some(weights.element()) {
+    if are_stored_as(source, weights)? {
         linked::place(&source.shards, destination)
     } else {
         converted::place(&source.shards, &source.required, weights, destination)

@@ -323,4 +323,7 @@ pub(super) struct QuantizeArgs {
 pub(super) struct InspectArgs {
     /// The bundle
     pub(super) bundle: PathBuf,
+    /// Read every byte of the bundle and name each file that is not as it was written
+    #[arg(long)]
+    pub(super) verify: bool,
 }

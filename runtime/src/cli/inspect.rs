@@ -5,14 +5,25 @@ use super::render;
 use crate::Error;
 use crate::quantize::report::{self, Quality};
 use bundle::dtype::Precision;
+use bundle::layout;
 use bundle::manifest::{Bundle, ComponentEntry, Manifest};
+use bundle::units::ByteCount;
+use calibration::observe::table::{self, Table};
+use export::digests::{self, Verified};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
+
+/// Files from this size on are told of before they are read.
+const TOLD: ByteCount = ByteCount(100_000_000);
 
 /// Runs the command.
 pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    if args.verify {
+        return verify(&args.bundle, everywhere);
+    }
     let bundle = Bundle::open(&args.bundle)?;
     let quality = report::read(&bundle.folder);
     let scores: serde_json::Map<String, serde_json::Value> = quality
@@ -25,6 +36,55 @@ pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCod
     let text = format!("{}{}", describe(&bundle.manifest), variants(&bundle.manifest, &quality));
     render::result(everywhere.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads every byte, and names all that is not as it was written.
+fn verify(folder: &Path, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let bundle = Bundle::read(folder)?;
+    let mut found = digests::verify(&bundle, &mut |file, bytes| {
+        if bytes >= TOLD && !everywhere.json {
+            render::note(&format!("{file}: reading {bytes}"));
+        }
+    });
+    // These have digests of their own.
+    let mut check = |file: &str, check: &dyn Fn() -> Result<(), Error>| {
+        if !bundle.path(file).exists() {
+            return;
+        }
+        match check() {
+            Ok(()) => found.whole.push(file.to_owned()),
+            Err(error) => found.damaged.push((file.to_owned(), render::report(&error).why)),
+        }
+    };
+    check(layout::PREVIEW_MAP, &|| Ok(bundle.preview_map().map(drop)?));
+    check(table::FILE, &|| Ok(Table::read(&bundle.path(table::FILE), &bundle.manifest).map(drop)?));
+    let Verified { whole, unknown, damaged, bytes } = found;
+    let total = whole.len() + unknown.len() + damaged.len();
+    let of_damaged = damaged.iter().map(|(file, why)| json!({"file": file, "why": why}));
+    let value = json!({
+        "event": "verified",
+        "files": total,
+        "bytes": bytes,
+        "whole": whole.len(),
+        "unknown": unknown,
+        "damaged": of_damaged.collect::<Vec<_>>(),
+    });
+    let mut text = format!("{} of {total} files are as they were written ({bytes} read)", whole.len());
+    if !unknown.is_empty() {
+        // Writing into a String cannot fail.
+        let _ = write!(
+            text,
+            "\n{} have no digest over every byte, because `rushes export` ran with --no-verify or was of an older version: {}",
+            unknown.len(),
+            unknown.join(", ")
+        );
+    }
+    render::result(everywhere.json, &value, &text)?;
+    if damaged.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(Error::DamagedBundle { path: folder.to_owned(), files: total, damaged })
+    }
 }
 
 /// The quantised variants as a person reads them: sizes, and scores where they were measured.

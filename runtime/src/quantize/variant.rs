@@ -1,7 +1,7 @@
 //! Plans the numbers of components and writes their variants into the bundle.
 
 use crate::Error;
-use bundle::dtype::Operators;
+use bundle::dtype::{Operators, Precision};
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
@@ -9,6 +9,7 @@ use calibration::numerics::plan::{Plan, PlanOptions, Sources, measured_errors, p
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
+use export::digests::Known;
 use export::quantized::{BundleWeights, VariantRequest, write_variant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -152,6 +153,10 @@ impl Quantizer {
         }
         let before = std::mem::replace(&mut self.bundle.manifest, manifest);
         self.remove_files(&before, &[&self.bundle.manifest, &self.committed]);
+            // What was written anew may have a name that was there before.
+            for file in files_of(entry, scheme.precision()) {
+                manifest.digests.remove(&file);
+            }
         self.numerics.insert(component_folder(&numerics.component), numerics);
         Ok(())
     }
@@ -159,11 +164,12 @@ impl Quantizer {
     /// Makes what was written part of the bundle, and removes what it replaces.
     ///
     /// # Errors
-    /// `bundle.json` cannot be written; it is as it was then.
+    /// A file that was written cannot be read back, or `bundle.json` cannot be written; it is as it was then.
     pub fn commit(&mut self) -> Result<(), Error> {
         manifest::write(&self.bundle.folder, &self.bundle.manifest)?;
         let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
         self.remove_files(&before, &[&self.committed]);
+        export::digests::complete(&self.bundle.folder, &mut self.bundle.manifest, &Known::new())?;
         Ok(())
     }
 
@@ -193,5 +199,13 @@ impl Quantizer {
 impl Drop for Quantizer {
     fn drop(&mut self) {
         self.remove_files(&self.bundle.manifest, &[&self.committed]);
+/// The files of a component's variant.
+fn files_of(entry: &ComponentEntry, precision: Precision) -> Vec<String> {
+    let graphs = entry.graphs.iter().filter(|graph| graph.precision == precision).map(|graph| &graph.file);
+    let variants = entry.variants.iter().filter(|variant| variant.precision == precision);
+    let weights = variants.flat_map(|variant| &variant.weights).map(|weights| &weights.file);
+    graphs.chain(weights).cloned().collect()
+}
+
     }
 }
