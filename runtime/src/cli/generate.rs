@@ -6,7 +6,7 @@ use super::progress::Progress;
 use super::render;
 use super::threads::Threads;
 use super::timing::Timing;
-use crate::decode::{TileSide, Tiles};
+use crate::decode::{TileSide, Tiles, Tiling};
 use crate::footprint::{Running, footprints};
 use crate::live::Pump;
 use crate::media::dressing::Dressing;
@@ -18,8 +18,8 @@ use crate::preview::{PreviewReport, Previewer};
 use crate::prompt::Cut;
 use crate::trace::{Trace, read_noise};
 use crate::{Error, mini};
-use bundle::dtype::Operators;
-use bundle::manifest::Bundle;
+use bundle::dtype::{Operators, Precision};
+use bundle::manifest::{Bundle, Component, GraphEntry, Part};
 use bundle::units::{ByteCount, GuidanceScale, Seed};
 use engines::{Cancel, WeightMemory, residency};
 use ndarray::{Array4, Axis, Slice};
@@ -67,6 +67,8 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         weights,
     };
     let model = Model::new(bundle, onnx, options)?;
+    let is_tiled = |side| Tiling::new(plan.latent.height, plan.latent.width, side).count() > 1;
+    model.check_parts(tile.is_some_and(is_tiled))?;
 
     if !everywhere.json {
         announce(&plan, &model, weights, tile);
@@ -180,7 +182,8 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
         // A tile as large as the picture would be no tile.
         Tiles::Auto => {
             let longest = plan.latent.height.max(plan.latent.width);
-            let smaller = TileSide::TRIED.into_iter().filter(|side| side.get() < longest);
+            let has_tiles = has_tiles(bundle, args.precision);
+            let smaller = TileSide::TRIED.into_iter().filter(|side| has_tiles && side.get() < longest);
             std::iter::once(None).chain(smaller.map(Some)).collect()
         }
     };
@@ -202,6 +205,15 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
     }
     // Each needs less than the one before, or about as much.
     Err(refusal.unwrap_or_else(|| unreachable!("something was tried")).into())
+}
+
+/// Whether the decoder of a variant can be run in tiles.
+fn has_tiles(bundle: &Bundle, precision: Option<Precision>) -> bool {
+    let mut decoder = bundle.manifest.components.iter().filter(|entry| entry.component == Component::Decoder);
+    let fits = |graph: &GraphEntry| {
+        graph.part == Part::StemFirst && precision.is_none_or(|asked| asked == graph.precision)
+    };
+    decoder.any(|entry| entry.graphs.iter().any(fits))
 }
 
 /// The first Ctrl-C stops the run in order; a second one ends the process at once.
