@@ -7,7 +7,7 @@
 //! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
 //! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
 //! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`file_digest`],
-//! [`atomic`].
+//! [`validate`] (ranges of what `bundle.json` states), [`atomic`].
 
 pub mod atomic;
 pub mod catalog;
@@ -26,6 +26,7 @@ pub mod settings;
 pub mod signature;
 pub mod spec;
 pub mod units;
+pub mod validate;
 
 pub use diagnose::{Diagnose, ErrorClass, Report};
 pub use error::Error;

@@ -9,7 +9,7 @@ use crate::routing::{ExpertName, Routing};
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
-use crate::{Error, atomic};
+use crate::{Error, atomic, validate};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -329,6 +329,7 @@ impl Bundle {
             return Err(wrong(format!("its format is {found} and this version reads format {FORMAT}")));
         }
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        validate::check(&manifest).map_err(wrong)?;
         Ok(Self { folder: folder.to_owned(), manifest })
     }
 

@@ -5,10 +5,10 @@ use super::generate::cancel_on_interrupt;
 use super::progress::Progress;
 use super::threads::Threads;
 use super::{preview, render};
-use crate::Error;
 use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use crate::record::record;
+use crate::{Error, room};
 use bundle::manifest::Bundle;
 use bundle::units::Seed;
 use calibration::observe::replay::Replay;
@@ -30,6 +30,8 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
+    // All clips are as large.
+    plans.first().map(|plan| room::mode(&bundle.manifest, plan)).transpose()?;
     let info = set_info(&bundle, &plans);
     let onnx = everywhere.onnx_runtime()?;
     let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::default() };

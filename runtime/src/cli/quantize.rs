@@ -13,7 +13,7 @@ use crate::quantize::report::{self, JudgeScores, Quality, Sensitivity};
 use crate::quantize::variant::Kept;
 use crate::quantize::{QuantizeOptions, Quantizer};
 use crate::text_encoder::TextEncoder;
-use crate::{Error, judge};
+use crate::{Error, judge, room};
 use bundle::dtype::{Operators, Precision};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component};

@@ -1,18 +1,17 @@
 //! `rushes bench generate`: whole clips, without the encoding of the video.
 
 use super::report::{Machine, table};
-use super::residency;
 use crate::bench::timing::{Contender, alternate, measured};
 use crate::bench::workload::Workload;
 use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
-use crate::cli::threads::Threads;
 use crate::cli::render;
+use crate::cli::threads::Threads;
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
-use crate::{Error, mini};
+use crate::{Error, mini, room};
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
@@ -119,7 +118,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     };
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let onnx = everywhere.onnx_runtime()?;
-    let mode = residency(&bundle, &plan)?;
+    let mode = room::mode(&bundle.manifest, &plan)?;
     let precisions = match &args.precision[..] {
         [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
         asked => asked.to_vec(),

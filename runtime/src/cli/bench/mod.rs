@@ -9,13 +9,7 @@ mod report;
 use super::args::Everywhere;
 use super::threads::Threads;
 use crate::Error;
-use crate::footprint::{Running, footprints};
-use crate::plan::GenerationPlan;
-use bundle::manifest::Bundle;
-use bundle::units::ByteCount;
 use clap::{Args, Subcommand};
-use engines::WeightMemory;
-use engines::residency::{self, Mode, Residency};
 use std::process::ExitCode;
 
 /// `rushes bench`.
@@ -35,6 +29,12 @@ enum What {
     Decode(graphs::DecodeArgs),
     /// Time the text encoder in every precision there is
     Text(graphs::TextArgs),
+    /// Time whole clips of a model in every precision that it has
+    Generate(generate::GenerateArgs),
+    /// Score how well a model follows its prompts
+    Quality(quality::QualityArgs),
+}
+
 impl BenchArgs {
     /// What was asked for with `--threads`.
     pub(super) fn threads(&self) -> Option<Threads> {
@@ -49,12 +49,6 @@ impl BenchArgs {
     }
 }
 
-    /// Time whole clips of a model in every precision that it has
-    Generate(generate::GenerateArgs),
-    /// Score how well a model follows its prompts
-    Quality(quality::QualityArgs),
-}
-
 /// Runs the command.
 pub(super) fn run(args: &BenchArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     match &args.what {
@@ -65,11 +59,4 @@ pub(super) fn run(args: &BenchArgs, everywhere: &Everywhere) -> Result<ExitCode,
         What::Generate(args) => generate::run(args, everywhere),
         What::Quality(args) => quality::run(args, everywhere),
     }
-}
-
-/// What may stay open from clip to clip.
-fn residency(bundle: &Bundle, plan: &GenerationPlan) -> Result<Mode, Error> {
-    let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
-    let needed = footprints(&bundle.manifest, plan, Running::plain(WeightMemory::Prepacked));
-    Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }

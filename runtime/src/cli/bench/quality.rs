@@ -1,17 +1,16 @@
 //! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
 
-use super::residency;
 use crate::cli::args::Everywhere;
 use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
-use crate::cli::threads::Threads;
 use crate::cli::render;
+use crate::cli::threads::Threads;
 use crate::judge::quality::{self, QualityRequest};
 use crate::judge::score::{AttributeScore, Means, ScoreCard};
 use crate::judge::{Judge, JudgeFiles, embedded, prompts};
 use crate::model::{Model, ModelOptions};
 use crate::plan::GenerationPlan;
-use crate::{Error, mini};
+use crate::{Error, mini, room};
 use bundle::dtype::{Operators, Precision};
 use bundle::manifest::Bundle;
 use bundle::units::GuidanceScale;
@@ -82,7 +81,7 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
     let onnx = everywhere.onnx_runtime()?;
     let mut judge = Judge::open(&onnx, &judge, args.threads.map(Threads::used))?;
     let plans = quality::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
-    let mode = residency(&bundle, &plans[0])?;
+    let mode = room::mode(&bundle.manifest, &plans[0])?;
     let options = ModelOptions {
         precision: args.precision,
         operators: args.operators,
