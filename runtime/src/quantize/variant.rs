@@ -11,6 +11,7 @@ use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
 use export::digests::Known;
 use export::quantized::{BundleWeights, VariantRequest, write_variant};
+use kernels::Heads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -71,9 +72,11 @@ impl Quantizer {
     /// Opens a bundle and its calibration, which [`Scheme::Bf16`] does without.
     ///
     /// # Errors
-    /// A bundle or calibration that is damaged, or one that was made for other weights.
+    /// A bundle or calibration that is damaged, one that was made for other weights, or a model that there are no kernels
+    /// for.
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
+        check_heads(&bundle.manifest, &options)?;
         let calibration = match options.scheme {
             Scheme::Bf16 => None,
             Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => {
@@ -150,13 +153,13 @@ impl Quantizer {
             let QuantizeOptions { scheme, operators, .. } = &self.options;
             let request = VariantRequest { scheme: *scheme, numerics: &numerics, operators, note };
             write_variant(&self.bundle, entry, &request)?;
-        }
-        let before = std::mem::replace(&mut self.bundle.manifest, manifest);
-        self.remove_files(&before, &[&self.bundle.manifest, &self.committed]);
             // What was written anew may have a name that was there before.
             for file in files_of(entry, scheme.precision()) {
                 manifest.digests.remove(&file);
             }
+        }
+        let before = std::mem::replace(&mut self.bundle.manifest, manifest);
+        self.remove_files(&before, &[&self.bundle.manifest, &self.committed]);
         self.numerics.insert(component_folder(&numerics.component), numerics);
         Ok(())
     }
@@ -166,10 +169,10 @@ impl Quantizer {
     /// # Errors
     /// A file that was written cannot be read back, or `bundle.json` cannot be written; it is as it was then.
     pub fn commit(&mut self) -> Result<(), Error> {
+        export::digests::complete(&self.bundle.folder, &mut self.bundle.manifest, &Known::new())?;
         manifest::write(&self.bundle.folder, &self.bundle.manifest)?;
         let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
         self.remove_files(&before, &[&self.committed]);
-        export::digests::complete(&self.bundle.folder, &mut self.bundle.manifest, &Known::new())?;
         Ok(())
     }
 
@@ -196,9 +199,31 @@ impl Quantizer {
     }
 }
 
-impl Drop for Quantizer {
-    fn drop(&mut self) {
-        self.remove_files(&self.bundle.manifest, &[&self.committed]);
+/// Makes sure that our own operators have kernels for the heads of the experts, if they are to run them.
+fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Error> {
+    let width = manifest.denoiser.head_width;
+    let has_experts = manifest.components.iter().any(|entry| matches!(entry.component, Component::Expert(_)));
+    let rule = || {
+        format!(
+            "our own operators take heads whose width is a multiple of 16 up to 256, and this model's are {width} wide"
+        )
+    };
+    let refused = match options.scheme {
+        _ if Heads::fits(width) || !has_experts => return Ok(()),
+        Scheme::Bf16 => bundle::Error::value(
+            "--scheme",
+            Scheme::Bf16,
+            rule(),
+            "use --scheme int8 --operators stock, or the exported variant",
+        ),
+        Scheme::Int8 if options.operators.contains(&Operators::Own) => {
+            bundle::Error::value("--operators", Operators::Own, rule(), "use --operators stock")
+        }
+        Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => return Ok(()),
+    };
+    Err(refused.into())
+}
+
 /// The files of a component's variant.
 fn files_of(entry: &ComponentEntry, precision: Precision) -> Vec<String> {
     let graphs = entry.graphs.iter().filter(|graph| graph.precision == precision).map(|graph| &graph.file);
@@ -207,5 +232,8 @@ fn files_of(entry: &ComponentEntry, precision: Precision) -> Vec<String> {
     graphs.chain(weights).cloned().collect()
 }
 
+impl Drop for Quantizer {
+    fn drop(&mut self) {
+        self.remove_files(&self.bundle.manifest, &[&self.committed]);
     }
 }
