@@ -63,4 +63,4 @@ pub use shared_frame::{PixelLayout, SharedFrame};
 pub use sign::SigningKey;
 pub use spec::{FileFormat, OutputSpec, Token};
 pub use tags::Tags;
-pub use target::{OutputTarget, check_signing, check_sound};
+pub use target::{OutputTarget, check_signing, check_sound, notes};

@@ -1,6 +1,6 @@
 //! One output while the frames are being made.
 
-use super::collect::PLAYLIST;
+use super::collect::{Delays, PLAYLIST};
 use super::dressing::Sound;
 use super::feed::{Feed, Halt};
 use super::part_file::PartFile;
@@ -199,7 +199,9 @@ impl Output {
             Place::Playlist(folder) => Some(folder.bytes()),
             Place::Pipe | Place::Listener(_) | Place::Elsewhere => None,
         };
-        Ok(WrittenClip { output: self.target.spec.clone(), frames: found, bytes })
+        let delays = Delays::of_output(&self.target.spec, self.format);
+        let frames = delays.map_or(found, |delays| delays.shown(found));
+        Ok(WrittenClip { output: self.target.spec.clone(), frames, bytes })
     }
 
     fn is_mp4(&self) -> bool {

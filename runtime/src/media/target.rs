@@ -1,11 +1,11 @@
 //! Where a clip goes, checked and taken before any other work starts.
 
-use super::collect::HlsFolder;
+use super::collect::{Delays, HlsFolder};
 use super::encoder::H264Encoder;
 use super::part_file::PartFile;
 use super::part_folder::PartFolder;
 use super::plugins::{sound_elements, survey};
-use super::{Error, FileFormat, OutputSpec, SigningKey};
+use super::{ClipFormat, Error, FileFormat, OutputSpec, SigningKey};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use std::io::{self, IsTerminal};
@@ -113,6 +113,21 @@ impl OutputTarget {
 pub fn check_sound(targets: &[OutputTarget]) -> Result<(), Error> {
     let found = targets.iter().map(|target| sound_elements(&target.spec)).collect::<Result<Vec<_>, _>>()?;
     if found.iter().any(Option::is_some) { Ok(()) } else { Err(Error::NoSound) }
+}
+
+/// What the user should know of how outputs play a clip.
+pub fn notes(targets: &[OutputTarget], format: ClipFormat) -> Vec<String> {
+    let note = |target: &OutputTarget| {
+        let delays = Delays::of_output(&target.spec, format).filter(|delays| delays.is_too_fast())?;
+        let frames = format.frames?;
+        Some(format!(
+            "{} shows {} of the {frames} frames, evenly: players show pictures of less than {} ms for a tenth of a second",
+            target.spec,
+            delays.shown(frames),
+            delays.least_milliseconds(),
+        ))
+    };
+    targets.iter().filter_map(note).collect()
 }
 
 /// Checks that a clip can be signed, and with these keys.

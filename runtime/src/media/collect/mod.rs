@@ -2,6 +2,7 @@
 //!
 //! A collector runs in the pipeline's thread. What it cannot write ends its own pipeline and no other.
 
+mod delays;
 mod gif;
 mod hls;
 mod png_folder;
@@ -10,6 +11,7 @@ mod rtsp_request;
 mod webp;
 mod y4m;
 
+pub(super) use delays::Delays;
 pub(super) use gif::GifFile;
 pub(super) use hls::{HlsFolder, HlsWriter, PLAYLIST};
 pub(super) use png_folder::PngFolder;
