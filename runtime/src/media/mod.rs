@@ -10,7 +10,8 @@
 //! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `part_file` and `part_folder` (checked
 //! before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
 //! package has the rest), [`tags`] (the AI mark, model and seed), `pipeline` (the elements), `collect` (writers of our
-//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `output` (one output), `outputs` (all of a run), `whip` (a feature), `clip` (what goes
+//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `mp4` (sound in time,
+//! index in front), `output` (one output), `outputs` (all of a run), `whip` (a feature), `clip` (what goes
 //! in and what comes out).
 //!
 //! ```no_run
@@ -39,6 +40,7 @@ pub mod encoder;
 mod error;
 mod feed;
 pub mod frames;
+mod mp4;
 mod output;
 mod outputs;
 mod part_file;

@@ -7,7 +7,7 @@ use super::encoder::{Purpose, vp9_settings};
 use super::feed::{Fault, Feed};
 use super::frames::{I420Layout, RgbLayout};
 use super::output::OutputOptions;
-use super::plugins::sound_elements;
+use super::plugins::{SoundEncoder, sound_encoder};
 use super::shared_frame::PixelLayout;
 use super::tags::Spelling;
 use super::target::Place;
@@ -37,8 +37,8 @@ pub(super) struct OutputPipeline {
     pub(super) pipeline: gst::Pipeline,
     /// Where the frames go in.
     pub(super) source: AppSrc,
-    /// Where the samples of sound go in.
-    pub(super) sound: Option<AppSrc>,
+    /// Where the samples of sound go in, and what encodes them.
+    pub(super) sound: Option<(AppSrc, SoundEncoder)>,
     /// How they lie in memory there.
     pub(super) layout: PixelLayout,
     /// What its threads have done.
@@ -120,8 +120,12 @@ impl Builder<'_> {
     }
 
     /// A second way into the muxer, if the output carries sound.
-    fn add_sound(&self, pipeline: &gst::Pipeline, muxer: &gst::Element) -> Result<Option<AppSrc>, Error> {
-        let Some(elements) = sound_elements(&self.target.spec)? else { return Ok(None) };
+    fn add_sound(
+        &self,
+        pipeline: &gst::Pipeline,
+        muxer: &gst::Element,
+    ) -> Result<Option<(AppSrc, SoundEncoder)>, Error> {
+        let Some(encoder) = sound_encoder(&self.target.spec)? else { return Ok(None) };
         let caps = gst::Caps::builder("audio/x-raw")
             .field("format", "S16LE")
             .field("layout", "interleaved")
@@ -132,14 +136,14 @@ impl Builder<'_> {
         // Bounded by the frames, which it accompanies.
         let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build();
         let mut chain: Vec<gst::Element> = vec![source.clone().upcast()];
-        for element in elements {
+        for element in encoder.elements {
             chain.push(self.element(element, &[])?);
         }
         let failed = |why: &dyn fmt::Display| self.failed("the pipeline", why);
         pipeline.add_many(&chain).map_err(|error| failed(&error))?;
         chain.push(muxer.clone());
         gst::Element::link_many(&chain).map_err(|error| failed(&error))?;
-        Ok(Some(source))
+        Ok(Some((source, encoder)))
     }
 
     fn tail(&self) -> Result<Tail, Error> {

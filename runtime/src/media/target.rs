@@ -4,7 +4,7 @@ use super::collect::{Delays, HlsFolder};
 use super::encoder::H264Encoder;
 use super::part_file::PartFile;
 use super::part_folder::PartFolder;
-use super::plugins::{sound_elements, survey};
+use super::plugins::{sound_encoder, survey};
 use super::{ClipFormat, Error, FileFormat, OutputSpec, SigningKey};
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -111,7 +111,7 @@ impl OutputTarget {
 /// # Errors
 /// No output carries sound, or the encoder for it is missing.
 pub fn check_sound(targets: &[OutputTarget]) -> Result<(), Error> {
-    let found = targets.iter().map(|target| sound_elements(&target.spec)).collect::<Result<Vec<_>, _>>()?;
+    let found = targets.iter().map(|target| sound_encoder(&target.spec)).collect::<Result<Vec<_>, _>>()?;
     if found.iter().any(Option::is_some) { Ok(()) } else { Err(Error::NoSound) }
 }
 
