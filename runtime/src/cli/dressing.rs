@@ -2,10 +2,11 @@
 
 use crate::Error;
 use crate::media::SigningKey;
-use crate::media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour};
+use crate::media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour, SrtError};
 use bundle::Error as Refusal;
 use bundle::units::FrameRate;
 use clap::Args;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -76,17 +77,23 @@ impl DressingArgs {
 
 fn captions(given: &str) -> Result<Vec<Caption>, Refusal> {
     let path = Path::new(given);
-    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("srt")) {
-        return Ok(vec![Caption::always(given)]);
+    let refused = |why: String, fix: &str| Refusal::value("--caption", path.display(), why, fix);
+    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+    match extension.as_deref().and_then(OsStr::to_str) {
+        Some("srt") => {}
+        Some(other @ ("vtt" | "ass" | "ssa" | "sub" | "sbv" | "ttml")) if path.is_file() => {
+            let why = format!("captions in files are read as SubRip, and .{other} is another format");
+            return Err(refused(why, "convert it, like `ffmpeg -i FILE captions.srt`"));
+        }
+        _ => return Ok(vec![Caption::always(given)]),
     }
-    let text = std::fs::read_to_string(path).map_err(Refusal::file("read", path))?;
-    Caption::parse_srt(&text).map_err(|block| {
-        Refusal::value(
-            "--caption",
-            path.display(),
-            format!("its block {block} has no line like 00:00:01,000 --> 00:00:02,500"),
-            "put the file right, or give a text instead",
-        )
+    let bytes = std::fs::read(path).map_err(Refusal::file("read", path))?;
+    Caption::read_srt(&bytes).map_err(|error| {
+        let fix = match error {
+            SrtError::Encoding => "convert it, like `iconv -f WINDOWS-1252 -t UTF-8 FILE > captions.srt`",
+            _ => "put the file right, or give a text instead",
+        };
+        refused(error.to_string(), fix)
     })
 }
 

@@ -58,8 +58,8 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     if dressing.sound().is_some() {
         media::check_sound(&targets)?;
     }
-    for note in media::notes(&targets, dressing.format()) {
-        render::note(&note);
+    for note in media::notes(&targets, dressing.format()).iter().chain(dressing.notes()) {
+        render::note(note);
     }
     let options = ModelOptions {
         precision: args.precision,

@@ -27,6 +27,24 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A caption cannot be shown.
+    Caption {
+        /// How it begins, and when.
+        caption: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Nothing on this machine decodes a file that the clip is dressed with.
+    MissingDecoder {
+        /// The flag that it came from.
+        flag: &'static str,
+        /// What was given.
+        given: String,
+        /// What is in it.
+        name: String,
+        /// The Debian package that has a decoder for it.
+        package: &'static str,
+    },
     /// No font on this machine has a character of a caption.
     NoFont {
         /// The character.
@@ -155,6 +173,7 @@ impl Diagnose for Error {
         match self {
             Self::Twice { .. }
             | Self::Dressing { .. }
+            | Self::Caption { .. }
             | Self::NoSound
             | Self::Terminal
             | Self::Unwritable { .. }
@@ -178,6 +197,11 @@ impl Diagnose for Error {
                     format!("install it with `sudo apt-get install {}`", packages.join(" ")),
                 )
             }
+            Self::MissingDecoder { flag, given, name, package } => Report::missing(
+                format!("{flag} cannot be {given} on this machine"),
+                format!("GStreamer has no {name}"),
+                format!("install it with `sudo apt-get install {package}`, or give a file of another format"),
+            ),
             Self::NotBuilt { what, feature } => Report::missing(
                 format!("{what} is not for this build of the program"),
                 format!("it was built without the feature `{feature}`"),
@@ -270,7 +294,12 @@ impl Error {
             Self::Dressing { flag, given, why } => Report::bad_input(
                 format!("{flag} cannot be {given}"),
                 why.clone(),
-                "check that the file is there and that `ffprobe` reads it",
+                "give a whole file of the right kind; `ffmpeg -v error -i FILE -f null -` says more about one",
+            ),
+            Self::Caption { caption, why } => Report::bad_input(
+                format!("the caption {caption} cannot be shown"),
+                why.clone(),
+                "make it shorter, show fewer captions at a time, or choose a larger --size",
             ),
             Self::Signing { certificate, why } => Report::bad_input(
                 format!("the clip cannot be signed with {}", certificate.display()),

@@ -3,6 +3,7 @@
 //!
 //! The frames are dressed once, as f32, before they are converted: all outputs show the same.
 
+mod captions;
 mod load;
 mod overlay;
 mod resample;
@@ -14,16 +15,16 @@ pub use overlay::{Corner, KeyColour};
 pub use resample::Between;
 pub use sound::Sound;
 pub(super) use sound::{CHANNELS, RATE};
-pub use srt::Caption;
+pub use srt::{Caption, SrtError};
 
 use super::{ClipFormat, Error};
 use bundle::units::FrameRate;
+use captions::Captions;
 use load::Film;
 use ndarray::Array3;
 use overlay::{ChromaKey, Overlay};
 use resample::Resampler;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,12 +58,8 @@ impl DressingSpec {
             let (from, to) = (made.rate.per_second(), rate.per_second());
             format!("{to} fps made of {from} by {}", between.name())
         });
-        if !self.captions.is_empty() {
-            text::check(&self.captions.iter().map(|caption| &*caption.text).collect::<Vec<_>>())?;
-        }
-        let captions =
-            self.captions.iter().map(|caption| Ok((caption.clone(), text::draw(&caption.text, made.size)?)));
-        let captions = captions.collect::<Result<Vec<_>, Error>>()?;
+        let mut captions = Captions::open(&self.captions, format)?;
+        let notes = std::mem::take(&mut captions.notes);
         let logo = self.logo.as_ref().map(|(path, corner)| {
             let (rgba, size) = load::picture("--logo", path)?;
             let margin = made.size.height / 30;
@@ -88,6 +85,7 @@ impl DressingSpec {
         Ok(Dressing {
             format,
             note,
+            notes,
             key: key.transpose()?,
             resampler: resampler.map(|(resampler, _)| resampler),
             logo: logo.transpose()?,
@@ -103,10 +101,11 @@ impl DressingSpec {
 pub struct Dressing {
     format: ClipFormat,
     note: Option<String>,
+    notes: Vec<String>,
     key: Option<(KeyColour, Option<ChromaKey>, Film)>,
     resampler: Option<Resampler>,
     logo: Option<Overlay>,
-    captions: Vec<(Caption, Option<Overlay>)>,
+    captions: Captions,
     sound: Option<Sound>,
     given: usize,
 }
@@ -120,6 +119,11 @@ impl Dressing {
     /// What the metadata says about it.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
+    }
+
+    /// What was decided that the user should know: captions that are smaller or not shown.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The sound of the clip.
@@ -154,13 +158,7 @@ impl Dressing {
             if let Some(logo) = &self.logo {
                 logo.draw(frame);
             }
-            let nanoseconds = self.given as u64 * 1_000_000_000 / u64::from(self.format.rate.per_second());
-            let time = Duration::from_nanos(nanoseconds);
-            for (_, drawn) in self.captions.iter().filter(|(caption, _)| caption.is_shown_at(time)) {
-                if let Some(drawn) = drawn {
-                    drawn.draw(frame);
-                }
-            }
+            self.captions.draw(self.given, frame);
             self.given += 1;
         }
         frames
