@@ -31,7 +31,7 @@ fn rows(mut dressing: Dressing) -> Vec<Option<Range<usize>>> {
         let first = (0..size.height).find(is_changed)?;
         Some(first..(0..size.height).rfind(is_changed)? + 1)
     };
-    (0..FRAMES).flat_map(|_| dressing.push(grey.clone())).map(changed).collect()
+    (0..FRAMES).flat_map(|_| dressing.push(grey.clone()).unwrap()).map(changed).collect()
 }
 
 /// The rows of a caption that is there all the time, and what is said of it.
@@ -150,7 +150,7 @@ fn nothing_is_cut_off_at_the_sides() {
     // The text itself is brighter than its ground: none of it may touch the edge of the frame.
     for text in ["W".repeat(200), "wide words ".repeat(20), "i".repeat(300)] {
         let mut dressing = open(vec![Caption::always(text)], "160x240").unwrap();
-        let frame = dressing.push(Array3::from_elem((3, 240, 160), -1.0)).remove(0);
+        let frame = dressing.push(Array3::from_elem((3, 240, 160), -1.0)).unwrap().remove(0);
         for column in [0, 159] {
             let edge = frame.slice(s![.., .., column]);
             assert!(edge.iter().all(|value| *value < 0.9), "{}", edge.fold(-1.0_f32, |a, b| a.max(*b)));

@@ -300,7 +300,7 @@ impl Clip<'_> {
         self.timing.frames_out();
         let mut written = Ok(());
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
-            let dressed = self.dressing.push(frame.to_owned());
+            let dressed = self.dressing.push(frame.to_owned())?;
             if let Some(live) = &self.live {
                 live.add(&dressed)?;
             }

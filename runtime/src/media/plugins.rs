@@ -5,6 +5,8 @@ use super::{Error, FileFormat, OutputSpec};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
+/// libav's decoders.
+const LIBAV: &str = "gstreamer1.0-libav";
 const CORE: &str = "libgstreamer1.0-0";
 const BASE: &str = "gstreamer1.0-plugins-base";
 const GOOD: &str = "gstreamer1.0-plugins-good";
@@ -87,6 +89,22 @@ pub fn sound_encoder(spec: &OutputSpec) -> Result<Option<SoundEncoder>, Error> {
             elements: vec![MissingElement { element: elements[0], package }],
         }),
         (None, None) => Ok(None),
+    }
+}
+
+/// The Debian package with a decoder for what GStreamer calls so.
+pub(super) fn decoder_package(media_type: &str) -> &'static str {
+    match media_type {
+        "application/x-yuv4mpeg"
+        | "image/webp"
+        | "image/svg+xml"
+        | "video/mpegts"
+        | "video/x-dirac"
+        | "audio/x-mod"
+        | "audio/midi" => BAD,
+        "image/jpeg" | "image/png" | "video/x-vp8" | "video/x-vp9" | "audio/x-flac" | "audio/x-wav" => GOOD,
+        "application/ogg" | "audio/x-vorbis" | "audio/x-opus" | "video/x-theora" => BASE,
+        _ => LIBAV,
     }
 }
 

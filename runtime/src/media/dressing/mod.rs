@@ -3,13 +3,17 @@
 //!
 //! The frames are dressed once, as f32, before they are converted: all outputs show the same.
 
+mod animation;
 mod captions;
+mod gapless;
 mod load;
 mod overlay;
+mod reader;
 mod resample;
 mod sound;
 mod srt;
 mod text;
+mod whole;
 
 pub use overlay::{Corner, KeyColour};
 pub use resample::Between;
@@ -45,7 +49,8 @@ impl DressingSpec {
     /// Loads everything for a clip.
     ///
     /// # Errors
-    /// A file that cannot be read or does not fit, a font or an element that is missing, with its Debian package.
+    /// A file that cannot be read, is damaged or does not fit; a font, a decoder or an element that is missing, with its
+    /// Debian package.
     pub fn open(&self, made: ClipFormat) -> Result<Dressing, Error> {
         let rate = self.rate.map_or(made.rate, |(rate, _)| rate);
         let frames = made.frames.map(|frames| Resampler::count(made.rate, rate, frames));
@@ -59,7 +64,7 @@ impl DressingSpec {
             format!("{to} fps made of {from} by {}", between.name())
         });
         let mut captions = Captions::open(&self.captions, format)?;
-        let notes = std::mem::take(&mut captions.notes);
+        let mut notes = std::mem::take(&mut captions.notes);
         let logo = self.logo.as_ref().map(|(path, corner)| {
             let (rgba, size) = load::picture("--logo", path)?;
             let margin = made.size.height / 30;
@@ -70,8 +75,21 @@ impl DressingSpec {
             })
         });
         let key = self.key.as_ref().map(|(colour, path)| {
+            if let Some(frames) = made.frames {
+                let pictures = Film::check("--background", path, made.size, made.rate, frames)?;
+                // One picture is no film.
+                if (2..frames).contains(&pictures) {
+                    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+                    let seconds = pictures as f64 / f64::from(made.rate.per_second());
+                    let shown = path.display();
+                    notes.push(format!(
+                        "{shown} ends after {seconds:.2} s; its last picture stays behind the clip"
+                    ));
+                }
+            }
             Film::open("--background", path, made.size, made.rate).map(|film| (*colour, None, film))
         });
+        let key = key.transpose()?;
         let sound = self.audio.as_ref().zip(frames).map(|(path, frames)| {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let seconds = frames as f64 / f64::from(rate.per_second());
@@ -86,7 +104,7 @@ impl DressingSpec {
             format,
             note,
             notes,
-            key: key.transpose()?,
+            key,
             resampler: resampler.map(|(resampler, _)| resampler),
             logo: logo.transpose()?,
             captions,
@@ -121,7 +139,7 @@ impl Dressing {
         self.note.as_deref()
     }
 
-    /// What was decided that the user should know: captions that are smaller or not shown.
+    /// What was decided that the user should know: captions that are smaller or not shown, a film that is too short.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -132,16 +150,19 @@ impl Dressing {
     }
 
     /// The frames `[3,H,W]` in -1..1 that come out when the next one goes in.
-    pub fn push(&mut self, mut frame: Array3<f32>) -> Vec<Array3<f32>> {
+    ///
+    /// # Errors
+    /// The background can no longer be read.
+    pub fn push(&mut self, mut frame: Array3<f32>) -> Result<Vec<Array3<f32>>, Error> {
         if let Some((colour, key, background)) = &mut self.key {
             let key = key.get_or_insert_with(|| ChromaKey::measure(*colour, frame.view()));
-            key.apply(&mut frame, background.next().view());
+            key.apply(&mut frame, background.next()?.view());
         }
         let frames = match &mut self.resampler {
             Some(resampler) => resampler.push(frame),
             None => vec![frame],
         };
-        self.overlaid(frames)
+        Ok(self.overlaid(frames))
     }
 
     /// The frames that come after the last one.

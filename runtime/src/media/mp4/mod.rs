@@ -5,5 +5,6 @@ mod boxes;
 mod front;
 mod sound;
 
+pub(super) use boxes::outermost;
 pub(super) use front::with_index_in_front;
 pub(super) use sound::align;
