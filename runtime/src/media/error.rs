@@ -181,47 +181,12 @@ impl Diagnose for Error {
             | Self::Signing { .. }
             | Self::NothingToSign
             | Self::OddSize { .. } => self.report_of_input(),
-            Self::NoGStreamer { why } => Report::missing(
-                "GStreamer cannot start",
-                why.clone(),
-                "install it with `make setup` or `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-                 gstreamer1.0-plugins-ugly`",
-            ),
-            Self::MissingElements { output, elements } => {
-                let names: Vec<_> = elements.iter().map(|missing| missing.element).collect();
-                let mut packages: Vec<_> = elements.iter().map(|missing| missing.package).collect();
-                packages.dedup();
-                Report::missing(
-                    format!("{output} cannot be written on this machine"),
-                    format!("GStreamer has no {}", names.join(", ")),
-                    format!("install it with `sudo apt-get install {}`", packages.join(" ")),
-                )
-            }
-            Self::MissingDecoder { flag, given, name, package } => Report::missing(
-                format!("{flag} cannot be {given} on this machine"),
-                format!("GStreamer has no {name}"),
-                format!("install it with `sudo apt-get install {package}`, or give a file of another format"),
-            ),
-            Self::NotBuilt { what, feature } => Report::missing(
-                format!("{what} is not for this build of the program"),
-                format!("it was built without the feature `{feature}`"),
-                format!(
-                    "build it with `cargo build --release -p runtime --features {feature}`, or with `full`"
-                ),
-            ),
-            Self::NoEncoder { output } => {
-                let known: Vec<_> = H264Encoder::ALL.iter().map(|encoder| encoder.element()).collect();
-                Report::missing(
-                    format!("{output} cannot be written on this machine"),
-                    format!("GStreamer has no H.264 encoder, none of {}", known.join(", ")),
-                    format!("install one with `sudo apt-get install {}`", H264Encoder::ALL[0].package()),
-                )
-            }
-            Self::NoFont { character, package } => Report::missing(
-                "the caption cannot be shown as it is",
-                format!("no font on this machine has `{character}`"),
-                format!("install one with `sudo apt-get install {package}`"),
-            ),
+            Self::NoGStreamer { .. }
+            | Self::MissingElements { .. }
+            | Self::MissingDecoder { .. }
+            | Self::NotBuilt { .. }
+            | Self::NoEncoder { .. }
+            | Self::NoFont { .. } => self.report_of_machine(),
             Self::Contract(error) => error.report(),
             Self::Shape { expected, found } => Report::failed(
                 "the decoder's frames do not fit the clip",
@@ -269,6 +234,53 @@ impl Diagnose for Error {
 }
 
 impl Error {
+    fn report_of_machine(&self) -> Report {
+        match self {
+            Self::NoGStreamer { why } => Report::missing(
+                "GStreamer cannot start",
+                why.clone(),
+                "install it with `make setup` or `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+                 gstreamer1.0-plugins-ugly`",
+            ),
+            Self::MissingElements { output, elements } => {
+                let names: Vec<_> = elements.iter().map(|missing| missing.element).collect();
+                let mut packages: Vec<_> = elements.iter().map(|missing| missing.package).collect();
+                packages.dedup();
+                Report::missing(
+                    format!("{output} cannot be written on this machine"),
+                    format!("GStreamer has no {}", names.join(", ")),
+                    format!("install it with `sudo apt-get install {}`", packages.join(" ")),
+                )
+            }
+            Self::MissingDecoder { flag, given, name, package } => Report::missing(
+                format!("{flag} cannot be {given} on this machine"),
+                format!("GStreamer has no {name}"),
+                format!("install it with `sudo apt-get install {package}`, or give a file of another format"),
+            ),
+            Self::NotBuilt { what, feature } => Report::missing(
+                format!("{what} is not for this build of the program"),
+                format!("it was built without the feature `{feature}`"),
+                format!(
+                    "build it with `cargo build --release -p runtime --features {feature}`, or with `full`"
+                ),
+            ),
+            Self::NoEncoder { output } => {
+                let known: Vec<_> = H264Encoder::ALL.iter().map(|encoder| encoder.element()).collect();
+                Report::missing(
+                    format!("{output} cannot be written on this machine"),
+                    format!("GStreamer has no H.264 encoder, none of {}", known.join(", ")),
+                    format!("install one with `sudo apt-get install {}`", H264Encoder::ALL[0].package()),
+                )
+            }
+            Self::NoFont { character, package } => Report::missing(
+                "the caption cannot be shown as it is",
+                format!("no font on this machine has `{character}`"),
+                format!("install one with `sudo apt-get install {package}`"),
+            ),
+            _ => self.report_of_input(),
+        }
+    }
+
     fn report_of_input(&self) -> Report {
         match self {
             Self::Busy { path, part } => Report::bad_input(

@@ -128,7 +128,7 @@ fn frames(caption: &Caption, rate: FrameRate) -> Range<usize> {
 }
 
 /// Runs of captions, sorted by their first frame, of which each is shown together with one before it.
-fn groups<'a, T>(captions: &'a [(Range<usize>, T)]) -> Vec<&'a [(Range<usize>, T)]> {
+fn groups<T>(captions: &[(Range<usize>, T)]) -> Vec<&[(Range<usize>, T)]> {
     let mut groups = vec![];
     let (mut from, mut end) = (0, 0);
     for (index, (frames, _)) in captions.iter().enumerate() {
