@@ -1,7 +1,7 @@
 //! Errors of the contract: values out of range, a `bundle.json` that does not hold, files that cannot be written.
 
 use crate::dtype::ElementType;
-use crate::{Diagnose, Report};
+use crate::{Diagnose, ErrorClass, Report};
 use std::path::{Path, PathBuf};
 
 /// What can be wrong with a value or a bundle.
@@ -29,6 +29,27 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The folder to make is there already and is not empty.
+    Taken {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another run is making or changing the same folder.
+    Busy {
+        /// The folder.
+        path: PathBuf,
+        /// What that run has locked.
+        part: PathBuf,
+    },
+    /// What has the name that a folder needs while it is made was not left by a run.
+    InTheWay {
+        /// The folder to make.
+        path: PathBuf,
+        /// What is in its way.
+        part: PathBuf,
+    },
+    /// The work was stopped on request.
+    Stopped,
     /// `bundle.json` is absent.
     NotABundle {
         /// The folder that was given.
@@ -107,6 +128,30 @@ impl Diagnose for Error {
                 format!("cannot {action} {}", path.display()),
                 source.to_string(),
                 "check that the path exists, that there is room and that you may write there",
+            ),
+            Self::Taken { path } => Report::bad_input(
+                format!("{} cannot be made", path.display()),
+                "something is there already",
+                "name another folder with --out, or remove that one",
+            ),
+            Self::Busy { path, part } => Report::bad_input(
+                format!("{} cannot be written", path.display()),
+                format!("another run is at work there and holds {}", part.display()),
+                "wait until it has ended, or name another folder",
+            ),
+            Self::InTheWay { path, part } => Report::bad_input(
+                format!("{} cannot be written", path.display()),
+                format!(
+                    "{} is needed on the way and is there already; no run of rushes made it",
+                    part.display()
+                ),
+                "move it away, or name another folder",
+            ),
+            Self::Stopped => Report::new(
+                ErrorClass::Interrupted,
+                "stopped",
+                "it was asked to; nothing half-written was kept",
+                "run the same command again",
             ),
             Self::NotABundle { path } => Report::bad_input(
                 format!("{} is not a bundle", path.display()),

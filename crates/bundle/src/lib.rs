@@ -6,15 +6,18 @@
 //! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
 //! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
 //! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
-//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`atomic`].
+//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`],
+//! [`atomic`] (files that are whole or not there), [`staging`] (folders likewise) and [`in_use`], [`stop`].
 
 pub mod atomic;
 pub mod catalog;
+mod claim;
 pub mod diagnose;
 pub mod digest;
 pub mod dtype;
 mod error;
 pub mod geometry;
+pub mod in_use;
 pub mod layout;
 pub mod manifest;
 pub mod preview;
@@ -23,6 +26,8 @@ pub mod routing;
 pub mod settings;
 pub mod signature;
 pub mod spec;
+pub mod staging;
+pub mod stop;
 pub mod units;
 
 pub use diagnose::{Diagnose, ErrorClass, Report};
