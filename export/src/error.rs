@@ -151,11 +151,6 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// The folder to make is there already and is not empty.
-    OutTaken {
-        /// The folder.
-        path: PathBuf,
-    },
     /// A graph cannot be built or written.
     Graph(#[from] graph::Error),
     /// A value breaks the contract of bundles.
@@ -224,11 +219,6 @@ impl Diagnose for Error {
                     second.0.display()
                 ),
                 "use folders that belong to one model",
-            ),
-            Self::OutTaken { path } => Report::bad_input(
-                format!("{} cannot be made", path.display()),
-                "something is there already",
-                "name another folder with --out, or remove that one",
             ),
             Self::NoWeights { folder, found } => Report::bad_input(
                 format!("no weights can be read from {}", folder.display()),

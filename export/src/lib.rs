@@ -15,5 +15,5 @@ pub mod quantized;
 pub mod synthetic;
 pub mod weights;
 
-pub use bundle_writer::{ExportEvent, ExportReport, ExportRequest, export};
+pub use bundle_writer::{ExportEvent, ExportReport, ExportRequest, export, export_into};
 pub use error::Error;

@@ -11,6 +11,7 @@ use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Mani
 use bundle::routing::Routing;
 use bundle::settings::Defaults;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -40,9 +41,9 @@ pub struct Sizes {
 /// and no `bundle.json`: it is there to be timed, not to be kept.
 ///
 /// # Errors
-/// A file that cannot be written.
-pub fn write(folder: &Path, sizes: &Sizes, components: &[Component]) -> Result<Bundle, Error> {
-    let entries = components.iter().map(|component| write_component(folder, sizes, component));
+/// A file that cannot be written, or a stop.
+pub fn write(folder: &Path, sizes: &Sizes, components: &[Component], stop: &Stop) -> Result<Bundle, Error> {
+    let entries = components.iter().map(|component| write_component(folder, sizes, component, stop));
     let manifest = Manifest {
         format: manifest::FORMAT,
         rushes: env!("CARGO_PKG_VERSION").into(),
@@ -58,7 +59,12 @@ pub fn write(folder: &Path, sizes: &Sizes, components: &[Component]) -> Result<B
     Ok(Bundle { folder: folder.to_owned(), manifest })
 }
 
-fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Result<ComponentEntry, Error> {
+fn write_component(
+    folder: &Path,
+    sizes: &Sizes,
+    component: &Component,
+    stop: &Stop,
+) -> Result<ComponentEntry, Error> {
     let required = match component {
         Component::TextEncoder => inventory::text_encoder(&sizes.text_encoder),
         Component::Expert(_) => inventory::denoiser(&sizes.denoiser),
@@ -70,7 +76,7 @@ fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Resul
     let weights = folder.join(&of_component).join(layout::WEIGHTS);
     std::fs::create_dir_all(&weights).map_err(Error::file("create", &weights))?;
     let path = folder.join(&of_component).join(&location);
-    let (tensors, bytes) = write_weights(&path, &location, &required)?;
+    let (tensors, bytes) = write_weights(&path, &location, &required, stop)?;
     let files = vec![WeightFile { file: format!("{of_component}/{location}"), bytes: ByteCount(bytes) }];
     let placed = PlacedWeights { tensors, files, from: weights };
     let read = GraphWeights::new(&placed);
@@ -106,6 +112,7 @@ fn write_weights(
     path: &Path,
     location: &str,
     required: &[Required],
+    stop: &Stop,
 ) -> Result<(BTreeMap<String, ExternalTensor>, u64), Error> {
     let count = |weight: &Required| weight.shape.iter().product::<usize>();
     let bytes_of = |weight: &Required| count(weight) * ElementType::F32.bytes();
@@ -134,6 +141,7 @@ fn write_weights(
     let mut tensors = BTreeMap::new();
     for (seed, weight) in (1..).zip(required) {
         for block in (0..count(weight)).step_by(BLOCK) {
+            stop.check()?;
             let values = BLOCK.min(count(weight) - block);
             file.write_all(&random(centre(&weight.name), seed, block, values)).map_err(io())?;
         }
@@ -206,7 +214,7 @@ mod tests {
         };
         let sizes = Sizes { text_encoder, denoiser, vae: bundle::catalog::wan21_vae() };
         let expert = Component::Expert(ExpertName("only".into()));
-        let bundle = write(folder.path(), &sizes, std::slice::from_ref(&expert)).unwrap();
+        let bundle = write(folder.path(), &sizes, std::slice::from_ref(&expert), &Stop::new()).unwrap();
         let entry = bundle.manifest.component(&expert).unwrap();
         let file = folder.path().join(&entry.weights[0].file);
         assert_eq!(std::fs::metadata(&file).unwrap().len(), entry.weights[0].bytes.0);

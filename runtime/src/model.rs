@@ -2,6 +2,7 @@
 
 use crate::Error;
 use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::in_use::InUse;
 use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
 use engines::{Engine, OnnxRuntime, OpenOptions, Outputs, Provider, WeightMemory};
@@ -52,6 +53,8 @@ pub struct Model {
     operators: Operators,
     engine_options: OpenOptions,
     opening: Arc<AtomicU64>,
+    /// Nothing of the bundle is removed meanwhile.
+    _in_use: Arc<InUse>,
 }
 
 impl Model {
@@ -63,8 +66,9 @@ impl Model {
         let dialect = options.provider.dialect()?;
         let (precision, operators) = choose_variant(&bundle.manifest, dialect, &onnx, &options)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
-        let opening = Arc::default();
-        Ok(Self { bundle: Arc::new(bundle), onnx, dialect, precision, operators, engine_options, opening })
+        let (opening, in_use) = (Arc::default(), Arc::new(InUse::of(&bundle.folder)));
+        let bundle = Arc::new(bundle);
+        Ok(Self { bundle, onnx, dialect, precision, operators, engine_options, opening, _in_use: in_use })
     }
 
     /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.

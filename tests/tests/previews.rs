@@ -38,7 +38,8 @@ fn tiny(name: &str) -> PathBuf {
 /// A tiny decoder, exported and open: its graph for the first latent frame and for the others.
 fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
     let (spec, source) = tiny_decoder::open(&tiny(name)).unwrap();
-    let destination = Destination { bundle: folder, component: &source.component, copy_limit: None };
+    let destination =
+        Destination { bundle: folder, component: &source.component, copy_limit: None, stop: None };
     let placed = place(&source, bundle::dtype::WeightType::F32, destination).unwrap();
     let onnx = OnnxRuntime::load(None).unwrap();
     let [first, next] = [(Chunk::First, "first.onnx"), (Chunk::Next, "next.onnx")].map(|(chunk, file)| {

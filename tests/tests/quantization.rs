@@ -4,6 +4,7 @@
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
 use bundle::quantization::Scheme;
+use bundle::stop::Stop;
 use bundle::units::Seed;
 use calibration::integer_share::{Share, StepRows, integer_share, positions};
 use calibration::observe::replay::Replay;
@@ -339,7 +340,13 @@ fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
         numerics.layers.insert(layer, numbers);
     }
     let both = [Operators::Own, Operators::Stock];
-    let request = VariantRequest { scheme: Scheme::Int8, numerics: &numerics, operators: &both, note: None };
+    let request = VariantRequest {
+        scheme: Scheme::Int8,
+        numerics: &numerics,
+        operators: &both,
+        note: None,
+        stop: &Stop::new(),
+    };
     write_variant(&bundle, &mut entry, &request).unwrap();
     for (operators, text) in [(Operators::Own, 61), (Operators::Stock, 512)] {
         let share = share_of(&bundle, &entry, Part::Whole, operators, StepRows { tokens: 1950, text });

@@ -55,6 +55,7 @@ pub fn place(
             })
             .collect();
         blocks.into_par_iter().try_for_each_init(Buffers::default, |buffers, (index, start)| {
+            destination.check()?;
             let bytes = buffers.convert(&tensors[index], start, weights)?;
             file.write(index, start * weights.element().bytes(), bytes)
         })
@@ -127,8 +128,12 @@ mod tests {
         ];
         write_shard(&folder.path().join("m.safetensors"), &tensors);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
-        let destination =
-            Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit: None };
+        let destination = Destination {
+            bundle: bundle.path(),
+            component: &Component::Decoder,
+            copy_limit: None,
+            stop: None,
+        };
         let required = required(&[("b.weight", &[values.len()]), ("a.bias", &[1])]);
         let placed = place(&shards, &required, weights, destination);
         let weights: Vec<_> = std::fs::read_dir(bundle.path().join("decoder/weights"))
@@ -197,8 +202,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_shard(&folder.path().join("m.safetensors"), &[("a", &[1], &bytes_of(&[1.0]))]);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
-        let destination =
-            Destination { bundle: folder.path(), component: &Component::Decoder, copy_limit: None };
+        let destination = Destination {
+            bundle: folder.path(),
+            component: &Component::Decoder,
+            copy_limit: None,
+            stop: None,
+        };
         let error = place(&shards, &required(&[("z", &[1])]), WeightType::F16, destination).unwrap_err();
         assert!(matches!(&error, Error::MissingTensor { name, .. } if name == "z"), "{error}");
     }

@@ -1,11 +1,16 @@
 //! Weights that stay as they are: their files become part of the bundle by hard links.
 
-use super::{Destination, ExternalTensor, PlacedWeights, location, part_of};
+use super::{Destination, ExternalTensor, PlacedWeights, location};
 use crate::Error;
 use crate::checkpoint::shards::Shards;
+use bundle::atomic;
 use bundle::units::ByteCount;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+/// Bytes that are copied before it is looked whether to go on.
+const COPIED_AT_ONCE: u64 = 64 << 20;
 
 /// Links every weight file of a component into the bundle, or copies it when the file system refuses.
 ///
@@ -53,7 +58,7 @@ fn place_with(
         }
         tracing::info!(%bytes, %source, "hard links are refused; weights are copied");
     }
-    to_copy.iter().try_for_each(|(original, target)| copy(original, target))?;
+    to_copy.iter().try_for_each(|(original, target)| copy(original, target, destination))?;
 
     let tensors = shards
         .tensors()
@@ -89,13 +94,19 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn copy(original: &Path, target: &Path) -> Result<(), Error> {
-    let part = part_of(target);
-    std::fs::copy(original, &part).and_then(|_| std::fs::rename(&part, target)).map_err(|source| {
-        // The first error is the one worth telling; a leftover that cannot be removed is seen by its name.
-        let _ = std::fs::remove_file(&part);
-        Error::File { action: "copy into", path: target.to_owned(), source }
-    })
+/// Copies a file; it gets its name when it is whole.
+fn copy(original: &Path, target: &Path, destination: Destination<'_>) -> Result<(), Error> {
+    let failed = |source| Error::File { action: "copy into", path: target.to_owned(), source };
+    let mut from = File::open(original).map_err(Error::file("read", original))?;
+    let mut part = atomic::part_of(target).map_err(failed)?;
+    loop {
+        destination.check()?;
+        // In the kernel, where both file systems can.
+        if io::copy(&mut (&mut from).take(COPIED_AT_ONCE), part.as_file_mut()).map_err(failed)? == 0 {
+            break;
+        }
+    }
+    atomic::publish(part, target).map_err(failed)
 }
 
 #[cfg(test)]
@@ -121,7 +132,7 @@ mod tests {
 
     fn destination(bundle: &TempDir, copy_limit: Option<u64>) -> Destination<'_> {
         let copy_limit = copy_limit.map(ByteCount);
-        Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit }
+        Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit, stop: None }
     }
 
     fn inode(path: &Path) -> u64 {

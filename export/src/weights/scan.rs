@@ -8,6 +8,7 @@ use crate::Error;
 use crate::checkpoint::shards::{Shards, StoredTensor};
 use crate::weights::number_format::{element_at, first_non_finite};
 use bundle::digest::Digest;
+use bundle::stop::Stop;
 use rayon::prelude::*;
 
 /// Bytes that are hashed as one; a multiple of the size of every element.
@@ -29,8 +30,8 @@ pub enum Verify {
 /// Digests the weights of a component and makes sure that they are finite.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for the first bad element of the first bad weight, in the order of names.
-pub fn scan(shards: &Shards, verify: Verify) -> Result<Digest, Error> {
+/// [`Error::NotFinite`] for the first bad element of the first bad weight, in the order of names; a stop.
+pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Digest, Error> {
     let tensors: Vec<StoredTensor<'_>> = shards.tensors().collect();
     let read = |tensor: &StoredTensor<'_>| match verify {
         Verify::Whole => tensor.bytes.len(),
@@ -50,8 +51,8 @@ pub fn scan(shards: &Shards, verify: Verify) -> Result<Digest, Error> {
         .collect();
     // In the order of the files, which is how a disk likes to be read.
     pieces.sort_by_key(|piece| piece.bytes.as_ptr());
-    let mut results: Vec<PieceResult> =
-        pieces.into_par_iter().map(|piece| piece.read(&tensors[piece.tensor])).collect();
+    let read = |piece: Piece<'_>| stop.check().map(|()| piece.read(&tensors[piece.tensor]));
+    let mut results = pieces.into_par_iter().map(read).collect::<Result<Vec<PieceResult>, _>>()?;
     results.sort_by_key(|result| (result.tensor, result.start));
 
     if let Some((result, index)) = results.iter().find_map(|result| Some((result, result.bad?))) {
@@ -135,7 +136,7 @@ mod tests {
     }
 
     fn digest(folder: &Path, verify: Verify) -> Result<Digest, Error> {
-        scan(&Shards::open(folder, Family::Denoiser).unwrap(), verify)
+        scan(&Shards::open(folder, Family::Denoiser).unwrap(), verify, &Stop::new())
     }
 
     #[test]
@@ -200,5 +201,16 @@ mod tests {
         write(folder.path(), &vec![1.0; LARGE], f32::NAN);
         let error = digest(folder.path(), Verify::Beginnings).unwrap_err();
         assert!(matches!(&error, Error::NotFinite { name, index: 0, .. } if name == "small"), "{error}");
+    }
+
+    #[test]
+    fn a_stop_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &vec![1.0; LARGE], 1.0);
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        let stop = Stop::new();
+        stop.request();
+        let error = scan(&shards, Verify::Whole, &stop).unwrap_err();
+        assert!(matches!(error, Error::Contract(bundle::Error::Stopped)), "{error}");
     }
 }

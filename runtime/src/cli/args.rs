@@ -1,13 +1,16 @@
 //! The command line as it is typed; values are parsed into types right here.
 
-use crate::Error;
+use super::interrupt::Interrupts;
+use super::render;
 use crate::decode::Tiles;
 use crate::media::{OutputSpec, Token};
 use crate::quantize::report::Sensitivity;
+use crate::{Error, mini};
 use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use calibration::numerics::range::RangeMethod;
 use clap::{Args, Parser, Subcommand};
@@ -15,7 +18,7 @@ use engines::residency::Residency;
 use engines::{OnnxRuntime, Provider};
 use kernels::{CpuPath, Kernels};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -45,6 +48,9 @@ pub(super) struct Everywhere {
     /// this processor has]
     #[arg(long, global = true, value_name = "NAME", value_parser = cpu_path, help_heading = "For every command")]
     pub(super) cpu_path: Option<CpuPath>,
+    /// Signals that ask the program to end.
+    #[arg(skip)]
+    pub(super) interrupts: Interrupts,
 }
 
 fn cpu_path(name: &str) -> Result<CpuPath, bundle::Error> {
@@ -65,6 +71,21 @@ impl Everywhere {
     pub(super) fn onnx_runtime(&self) -> Result<OnnxRuntime, Error> {
         let kernels = self.kernels()?;
         Ok(OnnxRuntime::load(self.onnxruntime.as_deref())?.with_kernels(kernels))
+    }
+
+    /// The folder of the bundle that was given, else of the embedded model.
+    ///
+    /// # Errors
+    /// See [`mini::prepare`].
+    pub(super) fn bundle_or_mini(&self, given: Option<&Path>, stop: &Stop) -> Result<PathBuf, Error> {
+        match given {
+            Some(folder) => Ok(folder.to_owned()),
+            None => mini::prepare(self.cache_dir.as_deref(), stop, &mut |event| {
+                if !self.json {
+                    render::note(&event.to_string());
+                }
+            }),
+        }
     }
 
     /// The kernels of our own operators.

@@ -1,7 +1,6 @@
 //! `rushes calibrate`: records clips and writes down what the layers of the model see in them; or fits what previews need.
 
 use super::args::{CalibrateArgs, Everywhere};
-use super::generate::cancel_on_interrupt;
 use super::progress::Progress;
 use super::{preview, render};
 use crate::Error;
@@ -9,6 +8,7 @@ use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use crate::record::record;
 use bundle::manifest::Bundle;
+use bundle::staging::Writing;
 use bundle::units::Seed;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
@@ -26,6 +26,8 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     };
     let started = Instant::now();
     let bundle = Bundle::open(&args.bundle)?;
+    let cancel = everywhere.interrupts.cancel();
+    let _writing = Writing::of(&bundle.folder)?;
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
@@ -33,7 +35,6 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     let onnx = everywhere.onnx_runtime()?;
     let options = ModelOptions { threads: args.threads, ..ModelOptions::default() };
     let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-    let cancel = cancel_on_interrupt();
     let set = CalibrationSet::begin(&bundle.folder, info)?;
 
     let mut progress = Progress::new(args.progress);

@@ -17,6 +17,7 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
         verify: !args.no_verify,
         tiny_decoder: args.tiny.clone(),
         allow_copy: args.copy,
+        stop: everywhere.interrupts.cancel().stop().clone(),
         ..ExportRequest::new(&args.checkpoint, &args.out)
     };
     let as_json = everywhere.json;

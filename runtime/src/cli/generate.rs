@@ -5,6 +5,7 @@ use super::preview;
 use super::progress::Progress;
 use super::render;
 use super::timing::Timing;
+use crate::Error;
 use crate::decode::{TileSide, Tiles};
 use crate::footprint::{Running, footprints};
 use crate::live::Pump;
@@ -16,11 +17,10 @@ use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use crate::preview::{PreviewReport, Previewer};
 use crate::prompt::Cut;
 use crate::trace::{Trace, read_noise};
-use crate::{Error, mini};
 use bundle::dtype::Operators;
 use bundle::manifest::Bundle;
 use bundle::units::{ByteCount, GuidanceScale, Seed};
-use engines::{Cancel, WeightMemory, residency};
+use engines::{WeightMemory, residency};
 use ndarray::{Array4, Axis, Slice};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -32,10 +32,8 @@ use std::time::Instant;
 pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = request(args)?;
-    let folder = match &args.bundle {
-        Some(folder) => folder.clone(),
-        None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
-    };
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let MemoryPlan { mode, weights, tile } = plan_memory(args, &bundle, &plan)?;
@@ -70,7 +68,6 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     if !everywhere.json {
         announce(&plan, &model, weights, tile);
     }
-    let cancel = cancel_on_interrupt();
     let options = OutputOptions {
         format: dressing.format(),
         tags: Tags {
@@ -201,22 +198,6 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
     }
     // Each needs less than the one before, or about as much.
     Err(refusal.unwrap_or_else(|| unreachable!("something was tried")).into())
-}
-
-/// The first Ctrl-C stops the run in order; a second one ends the process at once.
-pub(super) fn cancel_on_interrupt() -> Cancel {
-    let cancel = Cancel::new();
-    let handler = cancel.clone();
-    let installed = ctrlc::set_handler(move || {
-        if handler.is_cancelled() {
-            std::process::exit(i32::from(bundle::ErrorClass::Interrupted.exit_code()));
-        }
-        handler.cancel();
-    });
-    if let Err(error) = installed {
-        tracing::warn!(%error, "Ctrl-C will end the process at once");
-    }
-    cancel
 }
 
 /// A clip on its way to its outputs.

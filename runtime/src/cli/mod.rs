@@ -8,6 +8,7 @@ mod dressing;
 mod export;
 mod generate;
 mod inspect;
+mod interrupt;
 mod preview;
 mod progress;
 mod quantize;
@@ -18,16 +19,20 @@ use crate::Error;
 use args::{Cli, Command};
 use bundle::Report;
 use clap::Parser;
+use interrupt::Interrupts;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Runs one command line, program name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let cli = match Cli::try_parse_from(&arguments) {
+    let as_json = arguments.iter().any(|argument| argument == "--json");
+    let interrupts = Interrupts::listen(as_json);
+    let mut cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error, arguments.iter().any(|argument| argument == "--json")),
+        Err(error) => return refuse(&error, as_json),
     };
+    cli.everywhere.interrupts = interrupts;
     start_log();
     let everywhere = &cli.everywhere;
     let result = match &cli.command {

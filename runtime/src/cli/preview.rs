@@ -14,6 +14,7 @@ use bundle::geometry::{LatentShape, PixelSize};
 use bundle::layout;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
+use bundle::staging::Writing;
 use clap::Args;
 use engines::{Cancel, residency};
 use serde_json::json;
@@ -169,10 +170,11 @@ pub(super) fn fit(
 ) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let bundle = Bundle::open(folder)?;
+    let cancel = everywhere.interrupts.cancel();
+    let _writing = Writing::of(&bundle.folder)?;
     let onnx = everywhere.onnx_runtime()?;
     let path = bundle.path(layout::PREVIEW_MAP);
     let model = Model::new(bundle, onnx, ModelOptions::default())?;
-    let cancel = super::generate::cancel_on_interrupt();
     let mut on_clip = |clip: usize, prompt: &str| {
         if !everywhere.json {
             render::note(&format!("clip {clip} of {}: {prompt}", args.clips));

@@ -1,7 +1,6 @@
 //! `rushes quantize`: a calibrated bundle gets a quantised variant, and a report of what that costs.
 
 use super::args::{Everywhere, QuantizeArgs};
-use super::generate::cancel_on_interrupt;
 use super::render;
 use crate::judge::{Judge, embedded, quality};
 use crate::model::{Model, ModelOptions};
@@ -49,9 +48,9 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
         attention: args.attention,
         ranges: args.ranges,
     };
-    let quantizer = Quantizer::open(&args.bundle, &path, options)?;
+    let cancel = everywhere.interrupts.cancel();
+    let quantizer = Quantizer::open(&args.bundle, &path, options)?.stopped_by(cancel.stop());
     let onnx = everywhere.onnx_runtime()?;
-    let cancel = cancel_on_interrupt();
     let mut prompts = quantizer.prompts();
     if prompts.is_empty() {
         prompts.extend(PROMPTS.map(str::to_owned));
@@ -66,11 +65,12 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
     let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
     job.quantize_all(&assessor)?;
     let assessed = job.within_budget(&assessor)?;
-    job.quantizer.commit()?;
-    job.quantizer.write_numerics()?;
-
     let distances: Vec<ClipDistance> = assessed.iter().map(|(distance, _)| distance.clone()).collect();
     let quality = job.quality(&assessor, distances)?;
+    // From here on it is a matter of moments, and nothing stops it half-way.
+    cancel.stop().check()?;
+    job.quantizer.commit()?;
+    job.quantizer.write_numerics()?;
     report::write(job.quantizer.bundle(), &quality, &assessor.pairs(assessed))?;
     let seconds = started.elapsed().as_secs_f64();
     let value = json!({

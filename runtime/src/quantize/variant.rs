@@ -1,10 +1,14 @@
 //! Plans the numbers of components and writes their variants into the bundle.
 
+use super::leftovers;
 use crate::Error;
 use bundle::dtype::Operators;
+use bundle::in_use;
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
+use bundle::staging::Writing;
+use bundle::stop::Stop;
 use calibration::numerics::plan::{Plan, PlanOptions, Sources, measured_errors, plan};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
@@ -28,6 +32,9 @@ pub struct Quantizer {
     calibration: Option<(Table, Header)>,
     weights: AllWeights,
     numerics: BTreeMap<String, ComponentNumerics>,
+    stop: Stop,
+    /// No other run changes the bundle meanwhile.
+    _writing: Writing,
 }
 
 /// How a bundle is quantised.
@@ -52,7 +59,10 @@ impl QuantizeOptions {
 
 /// The weights of every component.
 #[derive(Debug)]
-struct AllWeights(BTreeMap<String, BundleWeights>);
+struct AllWeights {
+    components: BTreeMap<String, BundleWeights>,
+    stop: Stop,
+}
 
 impl WeightSource for AllWeights {
     fn read(
@@ -60,8 +70,10 @@ impl WeightSource for AllWeights {
         component: &Component,
         name: &str,
     ) -> Result<(Vec<usize>, Vec<f32>), Box<dyn std::error::Error + Send + Sync>> {
+        // Layers are planned one after the other, each from its weights.
+        self.stop.check()?;
         let folder = component_folder(component);
-        let weights = self.0.get(&folder).ok_or_else(|| format!("the bundle has no {component}"))?;
+        let weights = self.components.get(&folder).ok_or_else(|| format!("the bundle has no {component}"))?;
         Ok(weights.read(name)?)
     }
 }
@@ -73,6 +85,8 @@ impl Quantizer {
     /// A bundle or calibration that is damaged, or one that was made for other weights.
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
+        let writing = Writing::of(&bundle.folder)?;
+        leftovers::clear(&bundle);
         let calibration = match options.scheme {
             Scheme::Bf16 => None,
             Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => {
@@ -83,9 +97,19 @@ impl Quantizer {
         for entry in &bundle.manifest.components {
             weights.insert(component_folder(&entry.component), BundleWeights::open(&bundle, entry)?);
         }
-        let weights = AllWeights(weights);
+        let weights = AllWeights { components: weights, stop: Stop::new() };
         let committed = bundle.manifest.clone();
-        Ok(Self { bundle, committed, options, calibration, weights, numerics: BTreeMap::new() })
+        let numerics = BTreeMap::new();
+        let stop = Stop::new();
+        Ok(Self { bundle, committed, options, calibration, weights, numerics, stop, _writing: writing })
+    }
+
+    /// The same, ended by a request to stop.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: &Stop) -> Self {
+        self.weights.stop = stop.clone();
+        self.stop = stop.clone();
+        self
     }
 
     /// The prompts that the calibration was made with.
@@ -120,7 +144,7 @@ impl Quantizer {
             attention: self.options.attention,
         };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
-        Ok(plan(sources, entry, &options)?)
+        plan(sources, entry, &options).map_err(|error| self.or_stopped(error))
     }
 
     /// What quantising each linear layer alone does to its output, measured on rows that calibration kept, in the given
@@ -135,7 +159,7 @@ impl Quantizer {
     ) -> Result<BTreeMap<String, f64>, Error> {
         let Some((table, _)) = &self.calibration else { return Ok(BTreeMap::new()) };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
-        Ok(measured_errors(sources, numerics, operators)?)
+        measured_errors(sources, numerics, operators).map_err(|error| self.or_stopped(error))
     }
 
     /// Writes the variant of a component with the given numbers, in place of one that was written before.
@@ -147,7 +171,8 @@ impl Quantizer {
         let entry = manifest.components.iter_mut().find(|entry| entry.component == numerics.component);
         if let Some(entry) = entry {
             let QuantizeOptions { scheme, operators, .. } = &self.options;
-            let request = VariantRequest { scheme: *scheme, numerics: &numerics, operators, note };
+            let request =
+                VariantRequest { scheme: *scheme, numerics: &numerics, operators, note, stop: &self.stop };
             write_variant(&self.bundle, entry, &request)?;
         }
         let before = std::mem::replace(&mut self.bundle.manifest, manifest);
@@ -163,8 +188,16 @@ impl Quantizer {
     pub fn commit(&mut self) -> Result<(), Error> {
         manifest::write(&self.bundle.folder, &self.bundle.manifest)?;
         let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
-        self.remove_files(&before, &[&self.committed]);
+        // A run that opened the bundle before may open any of its files still; a later run of this command removes them.
+        if !in_use::is_used(&self.bundle.folder) {
+            self.remove_files(&before, &[&self.committed]);
+        }
         Ok(())
+    }
+
+    /// The stop behind an error, if there was one.
+    fn or_stopped(&self, error: calibration::Error) -> Error {
+        self.stop.check().map_or_else(Error::from, |()| error.into())
     }
 
     /// Removes files that `named` names and none of `kept` does. One that stays behind wastes room and harms nothing.

@@ -2,16 +2,15 @@
 
 use super::report::{Machine, table};
 use super::residency;
+use crate::Error;
 use crate::bench::timing::{Contender, alternate, measured};
 use crate::bench::workload::Workload;
 use crate::cli::args::Everywhere;
-use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
-use crate::{Error, mini};
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
@@ -105,10 +104,8 @@ impl Workload for Clip {
 
 /// Runs the command.
 pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    let folder = match &args.bundle {
-        Some(folder) => folder.clone(),
-        None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
-    };
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let request = GenerateRequest {
         size: args.size,
@@ -139,7 +136,6 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let mut contenders = precisions.into_iter().map(contender).collect::<Result<Vec<_>, Error>>()?;
     let flops = contenders.first().map(|contender| contender.workload.flops());
 
-    let cancel = cancel_on_interrupt();
     let mut progress = Progress::new(args.progress);
     progress.begin("clips", (args.runs.get() + 1) * contenders.len());
     let mut done = 0;
@@ -151,6 +147,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let kinds = contenders.iter().map(|contender| contender.kind);
     let runs: Vec<_> = kinds.zip(runs?).collect();
     drop(contenders);
+    everywhere.interrupts.at_once()?;
     let machine = Machine::measure(args.threads);
     let results = measured(&runs, flops, &machine.peaks);
     let shape = format!(

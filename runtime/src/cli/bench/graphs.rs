@@ -7,12 +7,12 @@ use crate::bench::timing::{Contender, Kind, alternate, measured};
 use crate::bench::variants;
 use crate::bench::workload::{Decode, Step, Text, Workload};
 use crate::cli::args::Everywhere;
-use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::model::{Model, ModelOptions};
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::Bundle;
+use bundle::staging::Scratch;
 use clap::Args;
 use engines::{OnnxRuntime, Provider, WeightMemory};
 use serde_json::json;
@@ -145,14 +145,14 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn run(&self, everywhere: &Everywhere, open: Open<'_>) -> Result<ExitCode, Error> {
         let onnx = everywhere.onnx_runtime()?;
-        let cancel = cancel_on_interrupt();
+        let cancel = everywhere.interrupts.cancel();
         // Removed with all its weights when the command is over.
-        let folder = tempfile::tempdir().map_err(bundle::Error::file("create", &std::env::temp_dir()))?;
+        let scratch = Scratch::create(&std::env::temp_dir(), "rushes-bench")?;
         let bundle = match &self.args.bundle {
             Some(bundle) => Bundle::open(bundle)?,
             None => {
-                let mut random = random_bundle(folder.path(), &self.subject)?;
-                variants::add(&mut random, &self.args.precision, onnx.kernels())?;
+                let mut random = random_bundle(scratch.folder(), &self.subject, cancel.stop())?;
+                variants::add(&mut random, &self.args.precision, onnx.kernels(), cancel.stop())?;
                 random
             }
         };
@@ -171,6 +171,8 @@ impl Bench<'_> {
         let kinds: Vec<Kind> = contenders.iter().map(|contender| contender.kind).collect();
         // The peaks are measured when nothing else of ours is left to run.
         drop(contenders);
+        drop(scratch);
+        everywhere.interrupts.at_once()?;
         let machine = Machine::measure(self.args.threads);
         let runs: Vec<_> = kinds.into_iter().zip(runs).collect();
         let results = measured(&runs, flops, &machine.peaks);

@@ -1,8 +1,8 @@
 //! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
 
 use super::residency;
+use crate::Error;
 use crate::cli::args::Everywhere;
-use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::judge::quality::{self, QualityRequest};
@@ -10,7 +10,6 @@ use crate::judge::score::{AttributeScore, Means, ScoreCard};
 use crate::judge::{Judge, JudgeFiles, embedded, prompts};
 use crate::model::{Model, ModelOptions};
 use crate::plan::GenerationPlan;
-use crate::{Error, mini};
 use bundle::dtype::{Operators, Precision};
 use bundle::manifest::Bundle;
 use bundle::units::GuidanceScale;
@@ -74,10 +73,8 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
         None => embedded::judge()?,
     };
     prompts::check(&prompts, &judge.attributes, &file)?;
-    let folder = match &args.bundle {
-        Some(folder) => folder.clone(),
-        None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
-    };
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let onnx = everywhere.onnx_runtime()?;
     let mut judge = Judge::open(&onnx, &judge, args.threads)?;
@@ -92,7 +89,6 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
     };
     let model = Model::new(bundle, onnx, options)?;
 
-    let cancel = cancel_on_interrupt();
     let mut progress = Progress::new(args.progress);
     progress.begin("clips", plans.len());
     let mut done = 0;
