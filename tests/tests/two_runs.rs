@@ -103,7 +103,7 @@ fn what_another_left_never_comes_into_a_bundle() {
 const CHANGES: [&[&str]; 3] = [
     &["calibrate", "b", "--prompts", "p"],
     &["calibrate", "b", "--preview", "--clips", "2"],
-    &["quantize", "b", "--clips", "1", "--sensitivity", "estimated"],
+    &["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--operators", "stock"],
 ];
 
 /// Starts `first`, and while it runs each of `others`, which must be refused.
@@ -165,19 +165,14 @@ fn files_that_a_running_clip_may_need_are_not_removed() {
     let workplace = workplace();
     let folder = workplace.path();
     bundle(folder);
-    let quantize = |operators: &str| {
-        done(
-            folder,
-            &["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--operators", operators],
-        );
-    };
-    quantize("own");
+    let quantize = |ranges: &str| done(folder, &[CHANGES[2], &["--ranges", ranges]].concat());
+    quantize("mse");
     let files = || names(&folder.join("b/decoder/weights"));
     let before = files();
     let running = InUse::of(&folder.join("b"));
-    quantize("stock");
+    quantize("extremes");
     assert!(before.iter().all(|name| files().contains(name)), "{before:?} {:?}", files());
     drop(running);
-    quantize("stock");
+    quantize("extremes");
     assert!(!before.iter().all(|name| files().contains(name)), "{:?}", files());
 }

@@ -1,7 +1,7 @@
 //! The command line as it is typed; values are parsed into types right here.
 
 use super::interrupt::Interrupts;
-use super::render;
+use super::{os_text, render};
 use crate::decode::Tiles;
 use crate::media::{OutputSpec, Token};
 use crate::quantize::report::Sensitivity;
@@ -13,6 +13,7 @@ use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use calibration::numerics::range::RangeMethod;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use engines::residency::Residency;
 use engines::{OnnxRuntime, Provider};
@@ -127,7 +128,14 @@ pub(super) struct GenerateArgs {
     /// Where the clip goes; may be given more than once: a file ending in .mp4, .webm, .mkv, .gif, .webp or .y4m, a
     /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME,
     /// whip:https://HOST/PATH or window
-    #[arg(short, long, value_name = "WHERE", default_value = "out.mp4", help_heading = "Outputs")]
+    #[arg(
+        short,
+        long,
+        value_name = "WHERE",
+        default_value = "out.mp4",
+        value_parser = OsStringValueParser::new().try_map(os_text::output),
+        help_heading = "Outputs"
+    )]
     pub(super) output: Vec<OutputSpec>,
     /// The bearer token for a whip: output whose address has none
     #[arg(long, value_name = "TOKEN", help_heading = "Outputs")]

@@ -60,7 +60,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     let seconds = started.elapsed().as_secs_f64();
     let value = json!({
         "event": "calibrated",
-        "calibration": path,
+        "calibration": render::path(&path),
         "samples": plans.len(),
         "seconds": seconds,
     });

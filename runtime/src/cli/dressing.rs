@@ -1,11 +1,14 @@
 //! Flags of `generate` that dress the clip: captions, logo, sound, key, rate, mark.
 
+use super::os_text;
 use crate::Error;
 use crate::media::SigningKey;
 use crate::media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour};
 use bundle::Error as Refusal;
 use bundle::units::FrameRate;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -14,9 +17,14 @@ use std::str::FromStr;
 pub(super) struct DressingArgs {
     /// A text at the bottom of the frame, or a SubRip file ending in .srt
     #[arg(long, value_name = "TEXT|FILE", help_heading = "Dressing")]
-    caption: Option<String>,
+    caption: Option<OsString>,
     /// A picture in a corner: FILE@top-left, @top-right, @bottom-left or @bottom-right
-    #[arg(long, value_name = "FILE@CORNER", help_heading = "Dressing")]
+    #[arg(
+        long,
+        value_name = "FILE@CORNER",
+        value_parser = OsStringValueParser::new().try_map(os_text::logo),
+        help_heading = "Dressing"
+    )]
     logo: Option<Logo>,
     /// Sound from a file, repeated or cut to the clip's length and faded
     #[arg(long, value_name = "FILE", help_heading = "Dressing")]
@@ -43,7 +51,13 @@ pub(super) struct DressingArgs {
     #[arg(long, help_heading = "Dressing")]
     no_mark: bool,
     /// Sign .mp4 outputs with C2PA content credentials: a PEM certificate chain and its private key
-    #[arg(long, value_name = "CERT,KEY", conflicts_with = "no_mark", help_heading = "Dressing")]
+    #[arg(
+        long,
+        value_name = "CERT,KEY",
+        conflicts_with = "no_mark",
+        value_parser = OsStringValueParser::new().try_map(os_text::signing_key),
+        help_heading = "Dressing"
+    )]
     sign: Option<SigningKey>,
 }
 
@@ -74,10 +88,14 @@ impl DressingArgs {
     }
 }
 
-fn captions(given: &str) -> Result<Vec<Caption>, Refusal> {
+fn captions(given: &OsStr) -> Result<Vec<Caption>, Refusal> {
     let path = Path::new(given);
     if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("srt")) {
-        return Ok(vec![Caption::always(given)]);
+        let Some(text) = given.to_str() else {
+            let (rule, fix) = ("a text is UTF-8", "write it in UTF-8, or name a SubRip file ending in .srt");
+            return Err(Refusal::value("--caption", format!("`{}`", given.display()), rule, fix));
+        };
+        return Ok(vec![Caption::always(text)]);
     }
     let text = std::fs::read_to_string(path).map_err(Refusal::file("read", path))?;
     Caption::parse_srt(&text).map_err(|block| {
@@ -92,8 +110,9 @@ fn captions(given: &str) -> Result<Vec<Caption>, Refusal> {
 
 /// A picture and its corner.
 #[derive(Debug, Clone)]
-struct Logo {
-    path: PathBuf,
+pub(super) struct Logo {
+    /// The file.
+    pub(super) path: PathBuf,
     corner: Corner,
 }
 

@@ -29,7 +29,7 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
     let seconds = started.elapsed().as_secs_f64();
     let value = json!({
         "event": "exported",
-        "bundle": report.folder,
+        "bundle": render::path(&report.folder),
         "model": report.manifest.model,
         "linked_bytes": report.linked,
         "written_bytes": report.written,

@@ -320,7 +320,7 @@ impl Clip<'_> {
             "event": "done",
             "output": first.map(|clip| place(&clip.output)),
             "outputs": outputs_as_json(&outcome),
-            "trace": trace,
+            "trace": trace.as_deref().map(render::path),
             "frames": self.options.format.frames,
             "bytes": first.and_then(|clip| clip.bytes),
             "size": self.plan.size,

@@ -9,6 +9,7 @@ mod export;
 mod generate;
 mod inspect;
 mod interrupt;
+mod os_text;
 mod preview;
 mod progress;
 mod quantize;

@@ -1,7 +1,7 @@
 //! The flags of previews, and the fitting of their map.
 
 use super::args::Everywhere;
-use super::render;
+use super::{os_text, render};
 use crate::Error;
 use crate::live::LiveSink;
 use crate::media::{OutputSpec, OutputTarget, Token};
@@ -16,6 +16,7 @@ use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
 use bundle::staging::Writing;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use engines::{Cancel, residency};
 use serde_json::json;
 use std::num::NonZeroUsize;
@@ -37,7 +38,12 @@ pub(super) struct PreviewArgs {
     preview_every: NonZeroUsize,
     /// One address that sharpens: noise, previews, then the clip again and again until Ctrl-C; hls:DIR,
     /// rtsp://HOST:PORT/NAME or whip:https://HOST/PATH
-    #[arg(long, value_name = "WHERE", help_heading = "Previews")]
+    #[arg(
+        long,
+        value_name = "WHERE",
+        value_parser = OsStringValueParser::new().try_map(os_text::output),
+        help_heading = "Previews"
+    )]
     live: Option<OutputSpec>,
     /// A .png that always holds the newest, or a folder that gets one for each step [default: preview.png]
     #[arg(long, value_name = "FILE|DIR", help_heading = "Previews")]
@@ -190,7 +196,7 @@ pub(super) fn fit(
     let decibels = -20.0 * (map.error / 2.0).log10();
     let value = json!({
         "event": "calibrated",
-        "preview_map": path,
+        "preview_map": render::path(&path),
         "positions": map.positions,
         "error": map.error,
         "psnr": decibels,

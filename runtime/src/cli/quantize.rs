@@ -80,7 +80,7 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
         "ssim": quality.ssim,
         "clips": quality.clips,
         "judge": quality.judge,
-        "report": args.bundle.join(report::HTML),
+        "report": render::path(&args.bundle.join(report::HTML)),
         "seconds": seconds,
     });
     render::result(everywhere.json, &value, &describe(&quality, args, seconds))?;

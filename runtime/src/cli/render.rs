@@ -4,6 +4,7 @@ use crate::Error;
 use bundle::{Diagnose, Report};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::Path;
 
 /// Prints text for people, or a JSON line, to standard output.
 ///
@@ -41,6 +42,11 @@ pub(super) fn error(as_json: bool, report: &Report) {
     } else {
         say(&format!("error: {}\n  why: {}\n  fix: {}", report.what, report.why, report.fix));
     }
+}
+
+/// A path for programs: JSON has text alone, so bytes that are none become question marks.
+pub(super) fn path(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// The report of any error.
