@@ -18,6 +18,8 @@ pub enum Error {
     Calibration(#[from] calibration::Error),
     /// A prompt or a tokenizer cannot be used.
     Prompt(#[from] crate::prompt::Error),
+    /// A text file of the user cannot be read.
+    TextFile(#[from] crate::text_file::Error),
     /// A clip cannot be written.
     Media(#[from] crate::media::Error),
     /// A model cannot be judged.
@@ -95,6 +97,7 @@ impl Diagnose for Error {
             Self::Export(error) => error.report(),
             Self::Calibration(error) => error.report(),
             Self::Prompt(error) => error.report(),
+            Self::TextFile(error) => error.report(),
             Self::Media(error) => error.report(),
             Self::Judge(error) => error.report(),
             Self::Vocabulary { tokenizer, encoder } => Report::bad_input(

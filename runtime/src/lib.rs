@@ -29,6 +29,7 @@ pub mod quantize;
 pub mod record;
 pub mod sampler;
 pub mod text_encoder;
+pub mod text_file;
 pub mod trace;
 
 pub use error::Error;
