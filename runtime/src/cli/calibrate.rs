@@ -8,13 +8,17 @@ use crate::Error;
 use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use crate::record::record;
+use crate::sampler::Schedule;
 use bundle::manifest::Bundle;
+use bundle::routing::{ExpertIndex, Routing};
+use bundle::settings::MAX_STEPS;
 use bundle::units::Seed;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table;
 use engines::{OpenOptions, WeightMemory, residency};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -70,7 +74,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
 
 /// One prompt a line; empty lines and those that begin with `#` are left out.
 fn read_prompts(path: &Path) -> Result<Vec<String>, Error> {
-    let text = std::fs::read_to_string(path).map_err(bundle::Error::file("read", path))?;
+    let text = crate::text_file::read(path)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let prompts: Vec<String> = lines.map(str::to_owned).collect();
     if prompts.is_empty() {
@@ -103,7 +107,53 @@ fn plans(
         };
         GenerationPlan::new(&bundle.manifest, &request)
     };
-    prompts.iter().cycle().take(samples).enumerate().map(plan).collect()
+    let plans: Vec<_> =
+        prompts.iter().cycle().take(samples).enumerate().map(plan).collect::<Result<_, _>>()?;
+    check_coverage(&plans, &bundle.manifest.routing)?;
+    Ok(plans)
+}
+
+/// Refuses clips in which an expert or the later frames of the decoder are never at work: `rushes quantize` would miss
+/// them after all was recorded.
+fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Error> {
+    // All clips have the same steps and length.
+    let Some(plan) = plans.first() else { return Ok(()) };
+    let steps = plan.schedule.steps();
+    if let Some((expert, _)) = plan.expert_steps.iter().find(|(_, steps)| *steps == 0) {
+        return Err(bundle::Error::value(
+            "--steps",
+            steps,
+            format!(
+                "with it no step is that of the expert {expert}, of which the calibration would know nothing"
+            ),
+            match enough_steps(plan, routing) {
+                Some(steps) => format!("take {steps} steps or more, best as many as clips are made with"),
+                None => format!("export a checkpoint whose expert {expert} has steps"),
+            },
+        )
+        .into());
+    }
+    let (_, latent_frames, _, _) = plan.latent.dims();
+    if latent_frames < 2 {
+        return Err(bundle::Error::value(
+            "--frames",
+            plan.frames.get(),
+            "such a clip is one latent frame, and the decoder makes all later ones in another way",
+            format!("record clips of {} frames or more", plan.frames_made + 1),
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// The fewest steps with which every expert has one, from those of a plan on.
+fn enough_steps(plan: &GenerationPlan, routing: &Routing) -> Option<usize> {
+    (plan.schedule.steps()..=MAX_STEPS).find(|steps| {
+        let schedule = Schedule::new(plan.solver, plan.schedule_kind, *steps, plan.shift);
+        let experts: BTreeSet<ExpertIndex> =
+            schedule.timesteps().iter().map(|timestep| routing.expert_at(*timestep)).collect();
+        experts.len() == routing.routes().len()
+    })
 }
 
 /// All that the set depends on.

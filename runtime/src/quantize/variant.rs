@@ -5,7 +5,7 @@ use bundle::dtype::Operators;
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
-use calibration::numerics::plan::{Plan, PlanOptions, Sources, measured_errors, plan};
+use calibration::numerics::plan::{Plan, PlanOptions, Sources, check_observed, measured_errors, plan};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
@@ -70,13 +70,16 @@ impl Quantizer {
     /// Opens a bundle and its calibration, which [`Scheme::Bf16`] does without.
     ///
     /// # Errors
-    /// A bundle or calibration that is damaged, or one that was made for other weights.
+    /// A bundle or calibration that is damaged, one that was made for other weights, or one without a layer that is
+    /// quantised by it.
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
         let calibration = match options.scheme {
             Scheme::Bf16 => None,
             Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => {
-                Some(Table::read(calibration, &bundle.manifest)?)
+                let (table, header) = Table::read(calibration, &bundle.manifest)?;
+                check_observed(&bundle.manifest, &table, options.scheme)?;
+                Some((table, header))
             }
         };
         let mut weights = BTreeMap::new();
