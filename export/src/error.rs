@@ -35,6 +35,31 @@ pub enum Error {
         /// What is supported instead.
         why: String,
     },
+    /// A scheduler config asks for a trajectory that no solver here takes.
+    Scheduler {
+        /// The config file.
+        path: PathBuf,
+        /// The setting as it stands there.
+        setting: String,
+        /// What can be followed.
+        expected: String,
+        /// Why.
+        why: String,
+    },
+    /// A file of the checkpoint is a Git LFS pointer.
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of what it points to, where it says so.
+        bytes: Option<u64>,
+    },
+    /// The tokenizer cannot be used with this text encoder.
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Two config files that must agree do not.
     ConfigsDiffer {
         /// The key that differs, as the first file calls it.
@@ -184,6 +209,21 @@ impl Error {
         Self::Unsupported { path: path.to_owned(), setting: setting.into(), why: why.into() }
     }
 
+    /// A scheduler setting that no solver here follows.
+    pub(crate) fn scheduler(
+        path: &Path,
+        setting: impl Into<String>,
+        expected: impl Into<String>,
+        why: impl Into<String>,
+    ) -> Self {
+        Self::Scheduler {
+            path: path.to_owned(),
+            setting: setting.into(),
+            expected: expected.into(),
+            why: why.into(),
+        }
+    }
+
     /// A weight file whose header does not hold.
     pub(crate) fn header(path: &Path, why: impl Into<String>) -> Self {
         Self::Header { path: path.to_owned(), why: why.into() }
@@ -213,6 +253,24 @@ impl Diagnose for Error {
                 format!("{} asks for what cannot be exported: {setting}", path.display()),
                 why.clone(),
                 "export a Wan text-to-video checkpoint in the diffusers layout, such as Wan2.2-T2V-A14B",
+            ),
+            Self::Scheduler { path, setting, expected, why } => Report::bad_input(
+                format!("{} cannot be followed: {setting}", path.display()),
+                format!("{why}; expected {expected}"),
+                "if another trajectory will do, change the file, or write how to sample into rushes.json beside \
+                 model_index.json, such as {\"sampler\": \"unipc\", \"shift\": 5.0, \"steps\": 40}",
+            ),
+            Self::LfsPointer { path, bytes } => Report::bad_input(
+                format!("{} is a Git LFS pointer, not the file", path.display()),
+                bytes.map_or("the repository was cloned without its large files".into(), |bytes| {
+                    format!("the repository was cloned without its large files; this one has {bytes} bytes")
+                }),
+                "run `git lfs pull` in the checkpoint's folder, and export again",
+            ),
+            Self::Tokenizer { path, why } => Report::bad_input(
+                format!("the tokenizer {} cannot be used", path.display()),
+                why.clone(),
+                "use the tokenizer.json that was published with this text encoder",
             ),
             Self::ConfigsDiffer { key, first, second } => Report::bad_input(
                 format!("two configs of the checkpoint disagree about {key}"),

@@ -3,6 +3,7 @@
 use super::header;
 use super::inventory::Required;
 use super::names::Family;
+use super::pointer;
 use crate::Error;
 use bundle::dtype::ElementType;
 use memmap2::Mmap;
@@ -28,6 +29,7 @@ impl ShardFile {
         // checkpoint while it is being exported is not supported: a change would be exported half, a cut ends the
         // process with SIGBUS; both are within the user's control alone.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::file("read", path))?;
+        pointer::refuse(path, &map)?;
         Ok(Self { path: path.to_owned(), map })
     }
 
@@ -84,6 +86,13 @@ pub struct Shards {
     tensors: BTreeMap<String, Location>,
 }
 
+/// The embedding of umT5, which encoder and decoder share.
+const EMBEDDING: &str = "shared.weight";
+/// The same where the encoder alone was saved.
+const EMBEDDING_COPY: &str = "encoder.embed_tokens.weight";
+/// The bytes of `spiece.model`, which single-file repacks of umT5 hold as a tensor. It is no weight.
+const STORED_TOKENIZER: &str = "spiece_model";
+
 #[derive(Debug)]
 struct Location {
     file: usize,
@@ -133,6 +142,9 @@ impl Shards {
         let mut tensors = BTreeMap::new();
         for (file, tensor) in stored {
             let name = family.canonical(naming, &tensor.name);
+            if family == Family::TextEncoder && name == STORED_TOKENIZER {
+                continue;
+            }
             let location = Location { file, element: tensor.element, shape: tensor.shape, span: tensor.span };
             if let Some(other) = tensors.insert(name.clone(), location) {
                 let other: Location = other;
@@ -142,6 +154,10 @@ impl Shards {
                     second: files[file].path.clone(),
                 });
             }
+        }
+        if family == Family::TextEncoder && !tensors.contains_key(EMBEDDING) {
+            let copy = tensors.remove(EMBEDDING_COPY);
+            tensors.extend(copy.map(|location| (EMBEDDING.to_owned(), location)));
         }
         Ok(Self { folder: folder.to_owned(), files, tensors })
     }
@@ -226,7 +242,6 @@ impl Shards {
     }
 }
 
-const INDEX_END: &str = ".safetensors.index.json";
 const SHARD_END: &str = ".safetensors";
 /// What diffusers and transformers call the weights when there is one version of them.
 const USUAL_STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
@@ -248,13 +263,16 @@ impl Listing {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(Error::file("list", folder))? {
             let name = entry.map_err(Error::file("list", folder))?.file_name();
-            names.extend(name.into_string());
+            // Hidden files are no weights: macOS writes `._NAME` beside NAME where a file system has no room for its own.
+            names.extend(name.into_string().ok().filter(|name| !name.starts_with('.')));
         }
         names.sort();
-        if let Some(index) = choose(folder, &names, INDEX_END)? {
-            return Self::of_index(folder, &folder.join(index));
+        let indexes: Vec<&str> =
+            names.iter().map(String::as_str).filter(|name| index_stem(name).is_some()).collect();
+        if !indexes.is_empty() {
+            return Self::of_indexes(folder, &indexes);
         }
-        match choose(folder, &names, SHARD_END)? {
+        match choose(folder, &names)? {
             Some(file) => Ok(Self { files: vec![folder.join(file)], index: None }),
             None => Err(Error::NoWeights {
                 folder: folder.to_owned(),
@@ -263,8 +281,31 @@ impl Listing {
         }
     }
 
+    /// Takes the index with a usual name, else the only one; where shards of it are missing, as when one variant of a model
+    /// was downloaded with the indexes of all, the only one whose shards are all there.
+    fn of_indexes(folder: &Path, indexes: &[&str]) -> Result<Self, Error> {
+        let mut listings: Vec<_> =
+            indexes.iter().map(|index| Self::of_index(folder, &folder.join(index))).collect();
+        let is_usual = |index: &&str| index_stem(index).is_some_and(|stem| USUAL_STEMS.contains(&stem));
+        let position = |wanted: &dyn Fn(usize) -> bool| {
+            let mut found = (0..indexes.len()).filter(|index| wanted(*index));
+            found.next().filter(|_| found.next().is_none())
+        };
+        let is_whole = |index: usize| !matches!(listings[index], Err(Error::MissingShard { .. }));
+        let usual = (0..indexes.len()).find(|index| is_usual(&indexes[*index]));
+        let chosen = usual
+            .filter(|index| is_whole(*index))
+            .or_else(|| position(&is_whole))
+            .or(usual)
+            .or_else(|| position(&|_| true));
+        match chosen {
+            Some(chosen) => listings.swap_remove(chosen),
+            None => Err(several(folder, indexes)),
+        }
+    }
+
     fn of_index(folder: &Path, path: &Path) -> Result<Self, Error> {
-        let index: Index = super::config::read_json(path)?;
+        let index: Index = super::json::read_json(path)?;
         let mut names: Vec<&String> = index.weight_map.values().collect();
         names.sort();
         names.dedup();
@@ -308,20 +349,35 @@ impl Listing {
     }
 }
 
-/// The file with the given ending: the one with a usual name, else the only one.
-fn choose<'a>(folder: &Path, names: &'a [String], end: &str) -> Result<Option<&'a str>, Error> {
-    let found: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(end)).collect();
+/// What an index is named after: `STEM.safetensors.index.json`, or with a variant `STEM.safetensors.index.VARIANT.json`, whose
+/// stem counts with it.
+fn index_stem(name: &str) -> Option<&str> {
+    let (stem, end) = name.split_once(".safetensors.index.")?;
+    match end.strip_suffix("json")? {
+        "" => Some(stem),
+        variant => variant.ends_with('.').then_some(name),
+    }
+}
+
+/// The weight file: the one with a usual name, else the only one.
+fn choose<'a>(folder: &Path, names: &'a [String]) -> Result<Option<&'a str>, Error> {
+    let found: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| name.ends_with(SHARD_END)).collect();
     let usual = USUAL_STEMS
         .iter()
-        .find_map(|stem| found.iter().find(|name| name.strip_suffix(end) == Some(stem)).copied());
+        .find_map(|stem| found.iter().find(|name| name.strip_suffix(SHARD_END) == Some(stem)).copied());
     match (usual, found.as_slice()) {
         (Some(usual), _) => Ok(Some(usual)),
         (None, []) => Ok(None),
         (None, [one]) => Ok(Some(one)),
-        (None, several) => Err(Error::NoWeights {
-            folder: folder.to_owned(),
-            found: format!("there are several files and none says which to use: {}", several.join(", ")),
-        }),
+        (None, several_files) => Err(several(folder, several_files)),
+    }
+}
+
+fn several(folder: &Path, files: &[&str]) -> Error {
+    Error::NoWeights {
+        folder: folder.to_owned(),
+        found: format!("there are several files and none says which to use: {}", files.join(", ")),
     }
 }
 
@@ -450,6 +506,42 @@ mod tests {
         assert_eq!(open(&folder).unwrap().tensor("x").unwrap().file.path(), usual);
         let absent = folder.path().join("absent");
         assert!(matches!(Shards::open(&absent, Family::Denoiser), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn a_variant_is_taken_where_it_is_the_only_set_that_is_whole() {
+        let folder = two_shards();
+        let usual = folder.path().join("diffusion_pytorch_model.safetensors.index.json");
+        let variant = folder.path().join("diffusion_pytorch_model.safetensors.index.fp16.json");
+        let value = bytes_of(&[9.0]);
+        write_shard(&folder.path().join("a.fp16-1.safetensors"), &[("x", &[1], &value)]);
+        let map = json!({ "weight_map": { "x": "a.fp16-1.safetensors" } });
+        std::fs::write(&variant, map.to_string()).unwrap();
+        assert_eq!(open(&folder).unwrap().files().len(), 2);
+        std::fs::remove_file(folder.path().join("a-1.safetensors")).unwrap();
+        assert_eq!(open(&folder).unwrap().tensor("x").unwrap().bytes, value);
+        std::fs::remove_file(usual).unwrap();
+        assert_eq!(open(&folder).unwrap().tensor("x").unwrap().bytes, value);
+        std::fs::copy(&variant, folder.path().join("model.safetensors.index.bf16.json")).unwrap();
+        assert!(matches!(open(&folder), Err(Error::NoWeights { .. })));
+        std::fs::remove_file(folder.path().join("a.fp16-1.safetensors")).unwrap();
+        assert!(matches!(open(&folder), Err(Error::NoWeights { .. })));
+    }
+
+    #[test]
+    fn an_encoder_without_a_shared_embedding_has_it_under_the_name_of_its_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (bytes_of(&[1.0]), bytes_of(&[2.0]));
+        let path = folder.path().join("model.safetensors");
+        let embedding = |tensors: &[(&str, &[usize], &[u8])]| {
+            write_shard(&path, tensors);
+            let shards = Shards::open(folder.path(), Family::TextEncoder).unwrap();
+            shards.tensor("shared.weight").unwrap().bytes.to_vec()
+        };
+        assert_eq!(embedding(&[("encoder.embed_tokens.weight", &[1], &one)]), one);
+        let both: [(&str, &[usize], &[u8]); 2] =
+            [("shared.weight", &[1], &two), ("encoder.embed_tokens.weight", &[1], &one)];
+        assert_eq!(embedding(&both), two);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `rushes export`: a checkpoint to a bundle.
 
 use super::args::{Everywhere, ExportArgs};
-use super::render;
+use super::{inspect, render};
 use crate::Error;
 use export::{ExportEvent, ExportRequest};
 use serde_json::json;
@@ -32,8 +32,13 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
         "model": report.manifest.model,
         "linked_bytes": report.linked,
         "written_bytes": report.written,
+        "defaults": report.manifest.defaults,
         "seconds": seconds,
     });
+    let defaults = inspect::describe_defaults(&report.manifest.defaults);
+    if !as_json {
+        render::note(&format!("{}: {defaults}", report.manifest.model));
+    }
     let text = format!(
         "{}: {} linked, {} written, {seconds:.1} s",
         report.folder.display(),

@@ -6,6 +6,7 @@ use crate::Error;
 use crate::quantize::report::{self, Quality};
 use bundle::dtype::Precision;
 use bundle::manifest::{Bundle, ComponentEntry, Manifest};
+use bundle::settings::Defaults;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -91,20 +92,7 @@ pub(super) fn describe(manifest: &Manifest) -> String {
         line(format!("expert        {} from timestep {}", route.expert, route.from_timestep));
     }
     line(String::new());
-    line("defaults".into());
-    let mut default = |name: &str, value: String, from: bundle::settings::Origin| {
-        line(format!("  {name:<10} {value} ({from})"));
-    };
-    default("size", defaults.size.value.to_string(), defaults.size.from);
-    default("frames", defaults.frames.value.to_string(), defaults.frames.from);
-    default("fps", defaults.fps.value.per_second().to_string(), defaults.fps.from);
-    default("steps", defaults.steps.value.to_string(), defaults.steps.from);
-    let scales: Vec<String> = defaults.guidance.value.iter().map(|scale| scale.0.to_string()).collect();
-    default("guidance", scales.join(","), defaults.guidance.from);
-    default("shift", defaults.shift.value.0.to_string(), defaults.shift.from);
-    default("sampler", defaults.sampler.value.to_string(), defaults.sampler.from);
-    default("schedule", defaults.schedule.value.to_string(), defaults.schedule.from);
-    default("negative", format!("\"{}\"", defaults.negative.value), defaults.negative.from);
+    line(describe_defaults(defaults));
     for entry in &manifest.components {
         line(String::new());
         line(format!(
@@ -122,4 +110,24 @@ pub(super) fn describe(manifest: &Manifest) -> String {
         }
     }
     text
+}
+
+/// Every default with its origin, one a line, and what there is to know about them.
+pub(super) fn describe_defaults(defaults: &Defaults) -> String {
+    let mut lines = vec!["defaults".to_owned()];
+    let mut default = |name: &str, value: String, from: bundle::settings::Origin| {
+        lines.push(format!("  {name:<10} {value} ({from})"));
+    };
+    default("size", defaults.size.value.to_string(), defaults.size.from);
+    default("frames", defaults.frames.value.to_string(), defaults.frames.from);
+    default("fps", defaults.fps.value.per_second().to_string(), defaults.fps.from);
+    default("steps", defaults.steps.value.to_string(), defaults.steps.from);
+    let scales: Vec<String> = defaults.guidance.value.iter().map(|scale| scale.0.to_string()).collect();
+    default("guidance", scales.join(","), defaults.guidance.from);
+    default("shift", defaults.shift.value.0.to_string(), defaults.shift.from);
+    default("sampler", defaults.sampler.value.to_string(), defaults.sampler.from);
+    default("schedule", defaults.schedule.value.to_string(), defaults.schedule.from);
+    default("negative", format!("\"{}\"", defaults.negative.value), defaults.negative.from);
+    lines.extend(defaults.notes.iter().map(|note| format!("  note       {note}")));
+    lines.join("\n")
 }
