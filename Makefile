@@ -3,12 +3,13 @@
 target := $(or $(CARGO_TARGET_DIR),target)
 prompt := A red ball bounces on the beach
 
-.PHONY: help setup preview test bench golden
+.PHONY: help setup preview test test-long bench golden
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make preview   installs what is missing, builds, and writes preview.mp4'
 	@echo 'make test      installs what is missing and runs everything CI runs'
+	@echo 'make test-long runs the long forms of the tests too, which make test leaves out'
 	@echo 'make bench     times the three graphs of a model on this machine'
 	@echo 'make golden    makes the golden files again with diffusers (large download)'
 
@@ -19,12 +20,23 @@ preview: setup
 	cargo build --locked --release --package runtime --bin rushes
 	$(target)/release/rushes generate "$(prompt)" -o preview.mp4
 
+# Runs a command and says how many seconds it took: $(call timed,NAME,COMMAND).
+define timed
+@echo '$(2)'
+@start=$$(date +%s); $(2) || exit $$?; echo "seconds for $(1): $$(( $$(date +%s) - start ))"
+endef
+
 test:
 	@scripts/setup.sh tests
-	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --features runtime/whip -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
-	cargo test --locked --workspace --features runtime/whip
+	$(call timed,format,cargo fmt --all --check)
+	$(call timed,clippy,cargo clippy --locked --workspace --all-targets --features runtime/whip -- -D warnings)
+	$(call timed,docs,RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps)
+	$(call timed,tests,cargo test --locked --workspace --features runtime/whip)
+
+# Each test that is ignored says why; these are the long forms of tests that `make test` runs with a small sample.
+test-long:
+	@scripts/setup.sh tests
+	$(call timed,all tests,cargo test --locked --workspace --features runtime/whip -- --include-ignored)
 
 bench: setup
 	cargo bench --locked --package benches

@@ -58,6 +58,8 @@ missing_packages() {
     library_is_there || has_pip || echo python3-venv
     [[ $1 == tests ]] || return 0
     { have ffmpeg && have ffprobe; } || echo ffmpeg
+    # Decodes H.264 and AAC, with the libraries of ffmpeg.
+    has_plugin libav || echo gstreamer1.0-libav
     has_plugin pango || echo gstreamer1.0-x
     fc-list 2>/dev/null | grep -q . || echo fonts-dejavu-core
     { have webpinfo && have webpmux; } || echo webp

@@ -24,7 +24,8 @@ impl RandomModel {
     /// No ONNX Runtime, or no room for the weights: a bench cannot go on without them.
     pub fn new(subject: &Subject) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let bundle = random_bundle(folder.path(), subject).expect("room for random weights");
+        let bundle = random_bundle(folder.path(), subject, &bundle::stop::Stop::new())
+            .expect("room for random weights");
         let onnx = OnnxRuntime::load(None).unwrap_or_else(|error| panic!("{error}"));
         let model = Model::new(bundle, onnx, ModelOptions::default()).expect("graphs for the CPU");
         Self { model, _folder: folder }

@@ -1,7 +1,7 @@
 //! Stopping a run from another thread.
 
+use bundle::stop::Stop;
 use ort::session::RunOptions;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A request to stop, shared by whoever may make it and every run that obeys it.
@@ -14,7 +14,7 @@ pub struct Cancel {
 
 #[derive(Default)]
 struct Shared {
-    requested: AtomicBool,
+    stop: Stop,
     /// The options of every run in flight; terminating them stops the run before its next node.
     running: Mutex<Vec<Arc<RunOptions>>>,
 }
@@ -29,7 +29,7 @@ impl Cancel {
     pub fn cancel(&self) {
         let running = self.running();
         // Set while the list is locked: a run that starts now sees either the flag or the termination.
-        self.shared.requested.store(true, Ordering::SeqCst);
+        self.shared.stop.request();
         for options in running.iter() {
             if let Err(error) = options.terminate() {
                 tracing::warn!(%error, "a run could not be asked to stop");
@@ -39,7 +39,12 @@ impl Cancel {
 
     /// Whether the request has been made.
     pub fn is_cancelled(&self) -> bool {
-        self.shared.requested.load(Ordering::SeqCst)
+        self.shared.stop.is_requested()
+    }
+
+    /// The same request for work that runs no graph.
+    pub fn stop(&self) -> &Stop {
+        &self.shared.stop
     }
 
     /// Puts a run under this request until the guard is dropped; `None` when the request has already been made.
@@ -91,7 +96,7 @@ mod tests {
         let other = cancel.clone();
         assert!(!cancel.is_cancelled());
         other.cancel();
-        assert!(cancel.is_cancelled());
+        assert!(cancel.is_cancelled() && cancel.stop().is_requested());
         assert!(!Cancel::new().is_cancelled());
     }
 }

@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// How a graph is opened.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenOptions {
-    /// Threads that share each operator; by default as many as the process may use.
+    /// Threads that share each operator; by default as many as the process may use. More than that are slow: they wait for
+    /// one another at every operator.
     pub threads: Option<NonZeroUsize>,
     /// Where the weights lie while the graph is open.
     pub weights: WeightMemory,

@@ -1,27 +1,32 @@
 //! Writes a bundle: weights into their place, graphs over them, `bundle.json` last.
 
 use crate::checkpoint::Checkpoint;
+use crate::digests::{self, Known};
 use crate::model::{
     Chunk, GraphWeights, Lowering, decoder_graph, decoder_rise_graph, decoder_stem_graph, step_graph,
     text_encoder_graph, tiny_decoder_graph,
 };
-use crate::weights::scan::{Verify, scan};
-use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, place};
+use crate::weights::scan::{Scan, Verify, scan};
+use crate::weights::{COPY_LIMIT, Destination, Keeping, PlacedWeights, place_converted, place_linked};
 use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
 use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::layout;
 use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part};
+use bundle::staging::Staging;
+use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use graph::Model;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What to export, and how.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ExportRequest {
     /// A folder in the diffusers layout.
     pub checkpoint: PathBuf,
-    /// The folder to make; it must not exist, or be empty.
+    /// The folder to make; it must not exist, or be empty. One that is there keeps its place: it may be a link, a mount
+    /// point or the working folder.
     pub out: PathBuf,
     /// What the graphs are for.
     pub targets: Vec<Dialect>,
@@ -31,8 +36,10 @@ pub struct ExportRequest {
     pub verify: bool,
     /// A tiny decoder to take in place of the checkpoint's own.
     pub tiny_decoder: Option<PathBuf>,
-    /// Whether a large file may be copied where it cannot be linked.
-    pub allow_copy: bool,
+    /// Whether weights are copied even where they could be linked, and however large they are.
+    pub copy: bool,
+    /// What may end the export.
+    pub stop: Stop,
 }
 
 impl ExportRequest {
@@ -45,7 +52,8 @@ impl ExportRequest {
             weights: None,
             verify: true,
             tiny_decoder: None,
-            allow_copy: false,
+            copy: false,
+            stop: Stop::new(),
         }
     }
 }
@@ -82,55 +90,61 @@ pub struct ExportReport {
     pub written: ByteCount,
 }
 
-/// Exports a checkpoint. The folder gets its name when it is whole; a failed export leaves nothing.
+/// Exports a checkpoint. The folder gets its name when it is whole; an export that fails or is stopped leaves nothing.
 ///
 /// # Errors
-/// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken or cannot be written.
+/// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken, that another run makes or
+/// that cannot be written; a stop.
 pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) -> Result<ExportReport, Error> {
+    let staging = Staging::of_folder(&request.out)?;
+    let report = export_into(request, &staging.folder(), on_event)?;
+    request.stop.check()?;
+    staging.publish(layout::MANIFEST)?;
+    Ok(ExportReport { folder: request.out.clone(), ..report })
+}
+
+/// Exports a checkpoint into `folder`, which is there and empty; `out` of the request is not looked at.
+///
+/// # Errors
+/// As [`export`]; what was written stays then.
+pub fn export_into(
+    request: &ExportRequest,
+    folder: &Path,
+    on_event: &mut dyn FnMut(ExportEvent),
+) -> Result<ExportReport, Error> {
     refuse_f16_on_accelerators(request)?;
     let mut checkpoint = Checkpoint::open(&request.checkpoint)?;
     if let Some(path) = &request.tiny_decoder {
         checkpoint.take_tiny_decoder(path)?;
     }
     let (model, defaults) = defaults::resolve(&checkpoint)?;
-    refuse_taken(&request.out)?;
-    let part = part_folder(&request.out)?;
-    let written = write_components(request, &checkpoint, &part, on_event).and_then(|written| {
-        if let Some(decoder) = written.entries.iter().find(|entry| entry.component == Component::Decoder) {
-            let channels = checkpoint.vae.latent_channels;
-            if preview_map::place(&request.checkpoint, &part, &decoder.digest, channels)? {
-                on_event(ExportEvent::ForeignPreviewMap);
-            }
+    let written = write_components(request, &checkpoint, folder, on_event)?;
+    if let Some(decoder) = written.entries.iter().find(|entry| entry.component == Component::Decoder) {
+        let channels = checkpoint.vae.latent_channels;
+        if preview_map::place(&request.checkpoint, folder, &decoder.digest, channels)? {
+            on_event(ExportEvent::ForeignPreviewMap);
         }
-        let tokenizer = part.join(layout::TOKENIZER);
-        std::fs::copy(&checkpoint.tokenizer, &tokenizer).map_err(Error::file("write", &tokenizer))?;
-        let manifest = Manifest {
-            format: manifest::FORMAT,
-            rushes: env!("CARGO_PKG_VERSION").into(),
-            model,
-            text_encoder: checkpoint.text_encoder.clone(),
-            denoiser: checkpoint.denoiser.clone(),
-            vae: checkpoint.vae.clone(),
-            tiny_decoder: checkpoint.tiny_decoder.clone(),
-            routing: checkpoint.routing.clone(),
-            defaults,
-            components: written.entries,
-        };
-        manifest::write(&part, &manifest)?;
-        // An empty folder may stand where the bundle goes; a rename replaces it.
-        std::fs::rename(&part, &request.out).map_err(Error::file("create", &request.out))?;
-        Ok(ExportReport {
-            folder: request.out.clone(),
-            manifest,
-            linked: written.linked,
-            written: written.written,
-        })
-    });
-    if written.is_err() {
-        // The first error is the one worth telling.
-        let _ = std::fs::remove_dir_all(&part);
     }
-    written
+    let tokenizer = folder.join(layout::TOKENIZER);
+    std::fs::copy(&checkpoint.tokenizer, &tokenizer).map_err(Error::file("write", &tokenizer))?;
+    let mut manifest = Manifest {
+        format: manifest::FORMAT,
+        rushes: env!("CARGO_PKG_VERSION").into(),
+        model,
+        text_encoder: checkpoint.text_encoder.clone(),
+        denoiser: checkpoint.denoiser.clone(),
+        vae: checkpoint.vae.clone(),
+        tiny_decoder: checkpoint.tiny_decoder.clone(),
+        routing: checkpoint.routing.clone(),
+        defaults,
+        components: written.entries,
+        digests: BTreeMap::new(),
+    };
+    digests::complete(folder, &mut manifest, &written.known)?;
+    // What is linked is the checkpoint's own file: a change after it was read is a change of the bundle.
+    checkpoint.sources.iter().try_for_each(|source| source.shards.check_unchanged())?;
+    manifest::write(folder, &manifest)?;
+    Ok(ExportReport { folder: folder.to_owned(), manifest, linked: written.linked, written: written.written })
 }
 
 /// Graphs for accelerators compute in the number format of their weights.
@@ -144,26 +158,11 @@ fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse_taken(out: &Path) -> Result<(), Error> {
-    let taken = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-    };
-    if taken { Err(Error::OutTaken { path: out.to_owned() }) } else { Ok(()) }
-}
-
-/// An empty folder beside the one to make, on the same file system.
-fn part_folder(out: &Path) -> Result<PathBuf, Error> {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".part.{}", std::process::id()));
-    let part = out.with_file_name(name);
-    std::fs::create_dir_all(&part).map_err(Error::file("create", &part))?;
-    Ok(part)
-}
-
 #[derive(Default)]
 struct Written {
     entries: Vec<ComponentEntry>,
+    /// Digests of files that were read already.
+    known: Known,
     linked: ByteCount,
     written: ByteCount,
 }
@@ -177,23 +176,46 @@ fn write_components(
     let mut all = Written::default();
     let weight_type = request.weights.unwrap_or_else(|| weights_for(&request.targets));
     let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
-    let copy_limit = (!request.allow_copy).then_some(COPY_LIMIT);
+    let keeping = if request.copy { Keeping::Copy } else { Keeping::Link { copy_limit: Some(COPY_LIMIT) } };
+    let destination =
+        |component| Destination { bundle: folder, component, keeping, stop: Some(&request.stop) };
+    // Whether files may be linked is known before the long work, and said.
+    let mut linked = Vec::with_capacity(checkpoint.sources.len());
     for source in &checkpoint.sources {
+        linked.push(place_linked(source, weight_type, destination(&source.component))?);
+    }
+    for (source, linked) in checkpoint.sources.iter().zip(linked) {
         let component = &source.component;
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
-        let digest = scan(&source.shards, verify)?;
+        let Scan { digest, files: scanned } = scan(&source.shards, verify, &request.stop)?;
         on_event(ExportEvent::Writing { component: component.clone() });
-        let placed = place(source, weight_type, Destination { bundle: folder, component, copy_limit })?;
-        for file in &placed.files {
+        let as_they_are = linked.is_some();
+        let placed = match linked {
+            Some(placed) => placed,
+            None => place_converted(source, weight_type, destination(component))?,
+        };
+        source.shards.check_unchanged()?;
+        for (index, file) in placed.files.iter().enumerate() {
+            if as_they_are {
+                // Without verification nobody reads what is linked.
+                all.known.insert(file.file.clone(), scanned.get(index).cloned());
+            }
             if is_linked(&folder.join(&file.file))? {
                 all.linked = all.linked + file.bytes;
             } else {
                 all.written = all.written + file.bytes;
             }
         }
-        let writer =
-            GraphWriter { checkpoint, component, placed: &placed, weight_type, digest: &digest, folder };
+        let writer = GraphWriter {
+            checkpoint,
+            component,
+            placed: &placed,
+            weight_type,
+            digest: &digest,
+            folder,
+            stop: &request.stop,
+        };
         let graphs =
             request.targets.iter().map(|dialect| writer.write(*dialect)).collect::<Result<Vec<_>, _>>()?;
         all.entries.push(ComponentEntry {
@@ -229,10 +251,12 @@ struct GraphWriter<'a> {
     weight_type: WeightType,
     digest: &'a Digest,
     folder: &'a Path,
+    stop: &'a Stop,
 }
 
 impl GraphWriter<'_> {
     fn write(&self, dialect: Dialect) -> Result<Vec<GraphEntry>, Error> {
+        self.stop.check()?;
         let precision = Precision::from(self.weight_type);
         self.graphs(dialect)?
             .into_iter()

@@ -2,8 +2,12 @@
 
 use crate::Error;
 use crate::checkpoint::Checkpoint;
-use bundle::catalog;
-use bundle::settings::{Defaults, Origin};
+use bundle::catalog::{self, Certainty, Evidence, KnownModel};
+use bundle::settings::{Defaults, Origin, Recommended};
+
+/// What a user can do where the model was not recognised, or perhaps not rightly.
+const TELL: &str =
+    "if that is wrong, write its settings into rushes.json beside model_index.json and export again";
 
 /// Name and resolved defaults of a model.
 ///
@@ -11,13 +15,38 @@ use bundle::settings::{Defaults, Origin};
 /// A recommended value that is out of range.
 pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
     let experts = checkpoint.routing.routes().len();
-    let known = catalog::identify(&checkpoint.denoiser, experts);
-    let scheduler = checkpoint.scheduler.recommended();
+    let scheduler = checkpoint.scheduler.as_ref().ok();
+    let recognised = catalog::identify(&Evidence {
+        name: &checkpoint.name,
+        denoiser: &checkpoint.denoiser,
+        routing: &checkpoint.routing,
+        scheduler: scheduler.map(|scheduler| (scheduler.solver, scheduler.shift)),
+    });
+    let mut notes = Vec::new();
+    if let Err(error) = &checkpoint.scheduler {
+        notes.push(format!("rushes.json says how to sample; the scheduler config is not followed: {error}"));
+    }
+    let known = match recognised {
+        None => None,
+        Some(KnownModel { name, certainty: Certainty::Published, recommended }) => {
+            Some((Origin::Catalogue, Some(name), recommended))
+        }
+        Some(KnownModel { name, certainty: Certainty::Guess { why }, recommended }) => {
+            notes.push(format!("its defaults are those of {name}, which is a guess: {why}; {TELL}"));
+            Some((Origin::CatalogueGuess, None, recommended))
+        }
+        Some(KnownModel { name, certainty: Certainty::Other { why }, .. }) => {
+            notes.push(format!("it has the shape of {name} and is not taken for it: {why}; {TELL}"));
+            None
+        }
+    };
+    let of_scheduler = scheduler.map_or_else(Recommended::default, |scheduler| scheduler.recommended());
     let mut sources = vec![(Origin::Checkpoint, &checkpoint.recommended)];
-    sources.extend(known.as_ref().map(|model| (Origin::Catalogue, &model.recommended)));
-    sources.push((Origin::SchedulerConfig, &scheduler));
-    let defaults = Defaults::resolve(&sources, experts)?;
-    let name = known.map_or_else(|| checkpoint.name.clone(), |model| model.name.into());
+    sources.extend(known.as_ref().map(|(origin, _, recommended)| (*origin, recommended)));
+    sources.push((Origin::SchedulerConfig, &of_scheduler));
+    let mut defaults = Defaults::resolve(&sources, experts)?;
+    defaults.notes = notes;
+    let name = known.and_then(|(_, name, _)| name).map_or_else(|| checkpoint.name.clone(), str::to_owned);
     Ok((name, defaults))
 }
 
@@ -25,8 +54,9 @@ pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
 mod tests {
     use super::*;
     use crate::checkpoint::samples;
-    use bundle::settings::Recommended;
-    use bundle::units::Shift;
+    use bundle::catalog::wan_denoiser;
+    use bundle::routing::Routing;
+    use bundle::units::{Shift, Timestep};
 
     #[test]
     fn what_the_checkpoint_recommends_beats_its_scheduler_config() {
@@ -36,17 +66,44 @@ mod tests {
         assert_eq!((defaults.steps.value, defaults.steps.from), (7, Origin::Checkpoint));
         assert_eq!((defaults.shift.value, defaults.shift.from), (Shift(3.0), Origin::SchedulerConfig));
         assert_eq!(defaults.size.from, Origin::Fallback);
+        assert!(defaults.notes.is_empty());
+    }
+
+    fn like_a14b(name: &str) -> (tempfile::TempDir, Checkpoint) {
+        let (folder, mut checkpoint) = samples::checkpoint();
+        checkpoint.recommended = Recommended::default();
+        checkpoint.denoiser = wan_denoiser(40, 40, 13824);
+        checkpoint.routing = Routing::pair(Timestep(875.0)).unwrap();
+        checkpoint.name = name.into();
+        (folder, checkpoint)
     }
 
     #[test]
     fn the_published_a14b_gets_shift_12_whatever_its_scheduler_config_says() {
-        let (_folder, mut checkpoint) = samples::checkpoint();
-        checkpoint.recommended = Recommended::default();
-        let denoiser = &mut checkpoint.denoiser;
-        (denoiser.heads, denoiser.head_width, denoiser.layers, denoiser.in_channels) = (40, 128, 40, 16);
+        let (_folder, checkpoint) = like_a14b("Wan-AI/Wan2.2-T2V-A14B-Diffusers");
         let (name, defaults) = resolve(&checkpoint).unwrap();
         assert_eq!(name, "Wan2.2-T2V-A14B");
         assert_eq!((defaults.shift.value, defaults.shift.from), (Shift(12.0), Origin::Catalogue));
         assert_eq!(defaults.guidance.value.iter().map(|scale| scale.0).collect::<Vec<_>>(), [4.0, 3.0]);
+        assert!(defaults.notes.is_empty());
+    }
+
+    #[test]
+    fn a_guess_keeps_the_name_of_the_folder_and_is_told() {
+        let (_folder, checkpoint) = like_a14b("my-model");
+        let (name, defaults) = resolve(&checkpoint).unwrap();
+        assert_eq!(name, "my-model");
+        assert_eq!((defaults.steps.value, defaults.steps.from), (40, Origin::CatalogueGuess));
+        assert!(defaults.notes[0].contains("a guess") && defaults.notes[0].contains("rushes.json"));
+    }
+
+    #[test]
+    fn a_model_that_is_another_gets_nothing_from_the_catalogue() {
+        let (_folder, mut checkpoint) = like_a14b("Wan2.2-T2V-A14B-Diffusers");
+        checkpoint.routing = Routing::pair(Timestep(900.0)).unwrap();
+        let (name, defaults) = resolve(&checkpoint).unwrap();
+        assert_eq!(name, "Wan2.2-T2V-A14B-Diffusers");
+        assert_eq!((defaults.steps.from, defaults.shift.from), (Origin::Fallback, Origin::SchedulerConfig));
+        assert!(defaults.notes[0].contains("not taken for it"), "{:?}", defaults.notes);
     }
 }

@@ -35,6 +35,31 @@ pub enum Error {
         /// What is supported instead.
         why: String,
     },
+    /// A scheduler config asks for a trajectory that no solver here takes.
+    Scheduler {
+        /// The config file.
+        path: PathBuf,
+        /// The setting as it stands there.
+        setting: String,
+        /// What can be followed.
+        expected: String,
+        /// Why.
+        why: String,
+    },
+    /// A file of the checkpoint is a Git LFS pointer.
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of what it points to, where it says so.
+        bytes: Option<u64>,
+    },
+    /// The tokenizer cannot be used with this text encoder.
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Two config files that must agree do not.
     ConfigsDiffer {
         /// The key that differs, as the first file calls it.
@@ -68,6 +93,15 @@ pub enum Error {
         expected: u64,
         /// Bytes that it has.
         found: u64,
+    },
+    /// A weight file was written to while it was read.
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it had when it was opened.
+        before: u64,
+        /// Bytes that it has now.
+        now: u64,
     },
     /// The header of a weight file does not hold.
     Header {
@@ -151,11 +185,6 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// The folder to make is there already and is not empty.
-    OutTaken {
-        /// The folder.
-        path: PathBuf,
-    },
     /// A graph cannot be built or written.
     Graph(#[from] graph::Error),
     /// A value breaks the contract of bundles.
@@ -182,6 +211,21 @@ impl Error {
     /// A setting that the exported graphs do not have.
     pub(crate) fn unsupported(path: &Path, setting: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Unsupported { path: path.to_owned(), setting: setting.into(), why: why.into() }
+    }
+
+    /// A scheduler setting that no solver here follows.
+    pub(crate) fn scheduler(
+        path: &Path,
+        setting: impl Into<String>,
+        expected: impl Into<String>,
+        why: impl Into<String>,
+    ) -> Self {
+        Self::Scheduler {
+            path: path.to_owned(),
+            setting: setting.into(),
+            expected: expected.into(),
+            why: why.into(),
+        }
     }
 
     /// A weight file whose header does not hold.
@@ -214,6 +258,24 @@ impl Diagnose for Error {
                 why.clone(),
                 "export a Wan text-to-video checkpoint in the diffusers layout, such as Wan2.2-T2V-A14B",
             ),
+            Self::Scheduler { path, setting, expected, why } => Report::bad_input(
+                format!("{} cannot be followed: {setting}", path.display()),
+                format!("{why}; expected {expected}"),
+                "if another trajectory will do, change the file, or write how to sample into rushes.json beside \
+                 model_index.json, such as {\"sampler\": \"unipc\", \"shift\": 5.0, \"steps\": 40}",
+            ),
+            Self::LfsPointer { path, bytes } => Report::bad_input(
+                format!("{} is a Git LFS pointer, not the file", path.display()),
+                bytes.map_or("the repository was cloned without its large files".into(), |bytes| {
+                    format!("the repository was cloned without its large files; this one has {bytes} bytes")
+                }),
+                "run `git lfs pull` in the checkpoint's folder, and export again",
+            ),
+            Self::Tokenizer { path, why } => Report::bad_input(
+                format!("the tokenizer {} cannot be used", path.display()),
+                why.clone(),
+                "use the tokenizer.json that was published with this text encoder",
+            ),
             Self::ConfigsDiffer { key, first, second } => Report::bad_input(
                 format!("two configs of the checkpoint disagree about {key}"),
                 format!(
@@ -224,11 +286,6 @@ impl Diagnose for Error {
                     second.0.display()
                 ),
                 "use folders that belong to one model",
-            ),
-            Self::OutTaken { path } => Report::bad_input(
-                format!("{} cannot be made", path.display()),
-                "something is there already",
-                "name another folder with --out, or remove that one",
             ),
             Self::NoWeights { folder, found } => Report::bad_input(
                 format!("no weights can be read from {}", folder.display()),
@@ -244,6 +301,15 @@ impl Diagnose for Error {
                 format!("{} is cut off", path.display()),
                 format!("it should have at least {expected} bytes and has {found}"),
                 DOWNLOAD_AGAIN,
+            ),
+            Self::Changed { path, before, now } => Report::bad_input(
+                format!("{} changed while it was read", path.display()),
+                if before == now {
+                    format!("somebody wrote to it; it still has {now} bytes")
+                } else {
+                    format!("it had {before} bytes at first and has {now} now")
+                },
+                "wait until the download or copy into that folder has ended, then run the command again",
             ),
             Self::Header { path, why } => {
                 Report::bad_input(format!("{} is damaged", path.display()), why.clone(), DOWNLOAD_AGAIN)

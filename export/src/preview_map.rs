@@ -1,6 +1,7 @@
 //! The linear map of previews that a checkpoint may ship as `preview_map.json`.
 
 use crate::Error;
+use crate::checkpoint::pointer;
 use bundle::digest::Digest;
 use bundle::layout;
 use bundle::preview::LatentToRgb;
@@ -8,6 +9,19 @@ use std::path::Path;
 
 /// Name of the map in a checkpoint.
 pub const PREVIEW_MAP: &str = "preview_map.json";
+
+/// Checks that the checkpoint's map can be read, if there is one.
+///
+/// # Errors
+/// A map that is damaged or a Git LFS pointer.
+pub(crate) fn check(checkpoint: &Path) -> Result<(), Error> {
+    let path = checkpoint.join(PREVIEW_MAP);
+    if path.is_file() {
+        pointer::read(&path)?;
+        LatentToRgb::read(&path)?;
+    }
+    Ok(())
+}
 
 /// Puts the checkpoint's map into the bundle, if there is one and it was fitted for this decoder. Says whether there was
 /// one that could not be taken.

@@ -11,6 +11,7 @@ use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Mani
 use bundle::routing::Routing;
 use bundle::settings::Defaults;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -40,9 +41,9 @@ pub struct Sizes {
 /// and no `bundle.json`: it is there to be timed, not to be kept.
 ///
 /// # Errors
-/// A file that cannot be written.
-pub fn write(folder: &Path, sizes: &Sizes, components: &[Component]) -> Result<Bundle, Error> {
-    let entries = components.iter().map(|component| write_component(folder, sizes, component));
+/// A file that cannot be written, or a stop.
+pub fn write(folder: &Path, sizes: &Sizes, components: &[Component], stop: &Stop) -> Result<Bundle, Error> {
+    let entries = components.iter().map(|component| write_component(folder, sizes, component, stop));
     let manifest = Manifest {
         format: manifest::FORMAT,
         rushes: env!("CARGO_PKG_VERSION").into(),
@@ -54,11 +55,17 @@ pub fn write(folder: &Path, sizes: &Sizes, components: &[Component]) -> Result<B
         routing: Routing::single(),
         defaults: Defaults::resolve(&[], 1)?,
         components: entries.collect::<Result<_, _>>()?,
+        digests: BTreeMap::new(),
     };
     Ok(Bundle { folder: folder.to_owned(), manifest })
 }
 
-fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Result<ComponentEntry, Error> {
+fn write_component(
+    folder: &Path,
+    sizes: &Sizes,
+    component: &Component,
+    stop: &Stop,
+) -> Result<ComponentEntry, Error> {
     let required = match component {
         Component::TextEncoder => inventory::text_encoder(&sizes.text_encoder),
         Component::Expert(_) => inventory::denoiser(&sizes.denoiser),
@@ -70,7 +77,7 @@ fn write_component(folder: &Path, sizes: &Sizes, component: &Component) -> Resul
     let weights = folder.join(&of_component).join(layout::WEIGHTS);
     std::fs::create_dir_all(&weights).map_err(Error::file("create", &weights))?;
     let path = folder.join(&of_component).join(&location);
-    let (tensors, bytes) = write_weights(&path, &location, &required)?;
+    let (tensors, bytes) = write_weights(&path, &location, &required, stop)?;
     let files = vec![WeightFile { file: format!("{of_component}/{location}"), bytes: ByteCount(bytes) }];
     let placed = PlacedWeights { tensors, files, from: weights };
     let read = GraphWeights::new(&placed);
@@ -106,6 +113,7 @@ fn write_weights(
     path: &Path,
     location: &str,
     required: &[Required],
+    stop: &Stop,
 ) -> Result<(BTreeMap<String, ExternalTensor>, u64), Error> {
     let count = |weight: &Required| weight.shape.iter().product::<usize>();
     let bytes_of = |weight: &Required| count(weight) * ElementType::F32.bytes();
@@ -134,6 +142,7 @@ fn write_weights(
     let mut tensors = BTreeMap::new();
     for (seed, weight) in (1..).zip(required) {
         for block in (0..count(weight)).step_by(BLOCK) {
+            stop.check()?;
             let values = BLOCK.min(count(weight) - block);
             file.write_all(&random(centre(&weight.name), seed, block, values)).map_err(io())?;
         }
@@ -206,17 +215,18 @@ mod tests {
         };
         let sizes = Sizes { text_encoder, denoiser, vae: bundle::catalog::wan21_vae() };
         let expert = Component::Expert(ExpertName("only".into()));
-        let bundle = write(folder.path(), &sizes, std::slice::from_ref(&expert)).unwrap();
+        let bundle = write(folder.path(), &sizes, std::slice::from_ref(&expert), &Stop::new()).unwrap();
         let entry = bundle.manifest.component(&expert).unwrap();
         let file = folder.path().join(&entry.weights[0].file);
         assert_eq!(std::fs::metadata(&file).unwrap().len(), entry.weights[0].bytes.0);
         let shards = Shards::open(file.parent().unwrap(), Family::Denoiser).unwrap();
         let stored = shards.tensor("blocks.0.ffn.net.2.weight").unwrap();
-        let values: Vec<f32> = stored.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let values: Vec<f32> =
+            stored.read().unwrap().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let deviation = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
         assert!((0.8..1.2).contains(&(deviation / SPREAD)), "{deviation}");
         assert!(folder.path().join(&entry.graphs[0].file).is_file());
         let gain = shards.tensor("blocks.0.norm2.weight").unwrap();
-        assert!(gain.bytes.as_chunks().0.iter().all(|b| f32::from_le_bytes(*b) > 0.9));
+        assert!(gain.read().unwrap().as_chunks().0.iter().all(|b| f32::from_le_bytes(*b) > 0.9));
     }
 }

@@ -18,6 +18,8 @@ pub enum Error {
     Calibration(#[from] calibration::Error),
     /// A prompt or a tokenizer cannot be used.
     Prompt(#[from] crate::prompt::Error),
+    /// A text file of the user cannot be read.
+    TextFile(#[from] crate::text_file::Error),
     /// A clip cannot be written.
     Media(#[from] crate::media::Error),
     /// A model cannot be judged.
@@ -53,6 +55,15 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// Files of a bundle are not as they were written.
+    DamagedBundle {
+        /// The bundle.
+        path: PathBuf,
+        /// How many files were looked at.
+        files: usize,
+        /// Those that are damaged, each with the reason.
+        damaged: Vec<(String, String)>,
     },
     /// The bundle has no map to show latents with.
     NoPreviewMap,
@@ -95,6 +106,7 @@ impl Diagnose for Error {
             Self::Export(error) => error.report(),
             Self::Calibration(error) => error.report(),
             Self::Prompt(error) => error.report(),
+            Self::TextFile(error) => error.report(),
             Self::Media(error) => error.report(),
             Self::Judge(error) => error.report(),
             Self::Vocabulary { tokenizer, encoder } => Report::bad_input(
@@ -116,6 +128,11 @@ impl Diagnose for Error {
                 format!("the noise in {} cannot be used", path.display()),
                 why.clone(),
                 "give a safetensors file whose tensor `noise` is f32 and has the shape of the clip's latent",
+            ),
+            Self::DamagedBundle { path, files, damaged } => Report::bad_input(
+                format!("the bundle {} is damaged in {} of {files} files", path.display(), damaged.len()),
+                damaged.iter().map(|(file, why)| format!("{file}: {why}")).collect::<Vec<_>>().join("; "),
+                "copy these files once more, or export the checkpoint again",
             ),
             Self::NoPreviewMap => Report::bad_input(
                 "--preview cannot be rgb",

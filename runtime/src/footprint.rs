@@ -4,7 +4,7 @@ use crate::decode::{TileSide, Tiling};
 use crate::denoise::BATCHED_TOKENS_MAX;
 use crate::plan::GenerationPlan;
 use bundle::dtype::{ElementType, Operators, Precision};
-use bundle::geometry::LatentShape;
+use bundle::geometry::{LatentShape, VaeStride};
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::preview::PreviewKind;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
@@ -13,7 +13,7 @@ use engines::WeightMemory;
 use engines::residency::Footprint;
 
 /// Bytes of one f32.
-const F32: usize = 4;
+const F32: u128 = 4;
 
 /// What decides on memory beside the clip itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,29 +63,33 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
             Footprint {
                 component: entry.component.to_string(),
                 weights: resident_weights(entry, running),
-                activations: ByteCount(activations as u64),
+                activations: bytes(activations),
             }
         })
         .collect()
 }
 
+/// A number of bytes; sums and products are in 128 bits, which extents of a bundle cannot exceed.
+fn bytes(count: u128) -> ByteCount {
+    ByteCount(u64::try_from(count).unwrap_or(u64::MAX))
+}
+
 /// What previews of a clip with `positions = h·w` need.
-fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> usize {
+fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> u128 {
     let weights_of = |component| {
         let entry = manifest.components.iter().find(|entry| entry.component == component);
-        let bytes = entry.map_or(0, |entry| resident_weights(entry, Running::plain(weights)).0);
-        usize::try_from(bytes).unwrap_or(usize::MAX)
+        entry.map_or(0, |entry| u128::from(resident_weights(entry, Running::plain(weights)).0))
     };
     match kind {
         PreviewKind::Off | PreviewKind::Rgb => 0,
         PreviewKind::Tiny => {
             let activations = manifest.tiny_decoder.as_ref().map_or(0, |spec| tiny_decoding(spec, positions));
-            weights_of(Component::Preview).saturating_add(activations)
+            weights_of(Component::Preview) + activations
         }
         PreviewKind::Full => {
             // One frame where a later latent frame makes as many as the stride.
-            let first = decoding(&manifest.vae, positions) / manifest.vae.stride().time;
-            weights_of(Component::Decoder).saturating_add(first)
+            let first = decoding(&manifest.vae, positions) / manifest.vae.stride().time as u128;
+            weights_of(Component::Decoder) + first
         }
     }
 }
@@ -100,71 +104,78 @@ fn resident_weights(entry: &ComponentEntry, running: Running) -> ByteCount {
     if weights == WeightMemory::Mapped && stored == ElementType::F32 {
         return ByteCount(0);
     }
-    let widening = (F32 / stored.bytes()) as u64;
-    ByteCount(entry.weight_bytes().0 * widening)
+    bytes(u128::from(entry.weight_bytes().0) * F32 / stored.bytes() as u128)
 }
 
 /// Peak of the text encoder: a full prompt's position bias of two layers and the gated feed-forward.
-fn encoding(spec: &TextEncoderSpec) -> usize {
-    F32 * (3 * spec.heads * TEXT_ROWS * TEXT_ROWS + TEXT_ROWS * (3 * spec.feed_forward + 6 * spec.width))
+fn encoding(spec: &TextEncoderSpec) -> u128 {
+    let [heads, width, feed_forward, rows] = [spec.heads, spec.width, spec.feed_forward, TEXT_ROWS].map(wide);
+    F32 * (3 * heads * rows * rows + rows * (3 * feed_forward + 6 * width))
 }
 
 /// Peak of a step: the feed-forward layer before and after its activation, beside the residual stream and its branch.
-fn step(spec: &DenoiserSpec, tokens: usize, batch: usize) -> usize {
-    let tokens = batch * tokens;
-    let text = batch * TEXT_ROWS;
-    F32 * (tokens * (2 * spec.feed_forward + 4 * spec.width()) + text * 4 * spec.width())
+fn step(spec: &DenoiserSpec, tokens: usize, batch: usize) -> u128 {
+    let [tokens, rows, batch] = [tokens, TEXT_ROWS, batch].map(wide);
+    let [feed_forward, width] = [spec.feed_forward, spec.width()].map(wide);
+    F32 * batch * (tokens * (2 * feed_forward + 4 * width) + rows * 4 * width)
 }
 
 /// Full-resolution layers that a decoder call holds at once, as measured: frames stacked for a causal convolution, the
 /// same in the layout of the convolution, its result, and what ONNX Runtime's pool cannot use again.
-const DECODER_LAYERS_HELD: usize = 30;
+const DECODER_LAYERS_HELD: u128 = 30;
 
 /// Peak of a decoder call over `positions = h·w`: caches before and after, and the layers at full resolution.
-fn decoding(spec: &VaeSpec, positions: usize) -> usize {
-    F32 * positions * (2 * caches(spec) + working(spec))
+fn decoding(spec: &VaeSpec, positions: usize) -> u128 {
+    F32 * wide(positions) * (2 * caches(spec) + working(spec))
 }
 
 /// Frames that the part of a decoder at the latent's resolution holds: caches before and after, and a few layers.
-const STEM_FRAMES_HELD: usize = 60;
+const STEM_FRAMES_HELD: u128 = 60;
 
 /// Peak of decoding in tiles: what sees the whole picture, the caches of all tiles, those that one call replaces, its
 /// layers, and the picture.
-fn decoding_tiles(spec: &VaeSpec, latent: LatentShape, side: TileSide) -> usize {
+fn decoding_tiles(spec: &VaeSpec, latent: LatentShape, side: TileSide) -> u128 {
     let tiling = Tiling::new(latent.height, latent.width, side);
-    let (count, positions) = (tiling.count(), tiling.tile_positions());
-    let stride = spec.stride();
-    let picture = 3 * stride.time * stride.space * stride.space * latent.height * latent.width;
-    let stem = STEM_FRAMES_HELD * spec.deepest_width() * latent.height * latent.width;
+    let (count, positions) = (wide(tiling.count()), wide(tiling.tile_positions()));
+    let picture = 3 * frames_and_pixels(spec.stride()) * wide(latent.height) * wide(latent.width);
+    let stem = STEM_FRAMES_HELD * wide(spec.deepest_width()) * wide(latent.height) * wide(latent.width);
     F32 * (stem + positions * ((count + 1) * caches(spec) + working(spec)) + picture)
 }
 
 /// Peak of a tiny decoder over `positions = h·w`: four frames at full resolution, a few layers at once.
-fn tiny_decoding(spec: &TinyDecoderSpec, positions: usize) -> usize {
-    let stride = spec.stride();
-    let [_, _, third, fourth] = spec.widths;
-    F32 * positions * stride.time * stride.space * stride.space * 4 * (third + fourth)
+fn tiny_decoding(spec: &TinyDecoderSpec, positions: usize) -> u128 {
+    let [_, _, third, fourth] = spec.widths.map(wide);
+    F32 * wide(positions) * frames_and_pixels(spec.stride()) * 4 * (third + fourth)
 }
 
 /// Values at full resolution that a call holds for each latent position.
-fn working(spec: &VaeSpec) -> usize {
-    let stride = spec.stride();
-    DECODER_LAYERS_HELD * stride.time * stride.space * stride.space * spec.base
+fn working(spec: &VaeSpec) -> u128 {
+    DECODER_LAYERS_HELD * frames_and_pixels(spec.stride()) * wide(spec.base)
+}
+
+/// Pixels of all frames that a latent position stands for.
+fn frames_and_pixels(stride: VaeStride) -> u128 {
+    wide(stride.time) * wide(stride.space) * wide(stride.space)
 }
 
 /// Values that the caches of a decoder hold for each latent position.
-fn caches(spec: &VaeSpec) -> usize {
-    let widest = spec.base * spec.multipliers.iter().copied().max().unwrap_or(1);
-    let mut caches = 2 * spec.latent_channels + 8 * widest;
+fn caches(spec: &VaeSpec) -> u128 {
+    let base = wide(spec.base);
+    let widest = base * wide(spec.multipliers.iter().copied().max().unwrap_or(1));
+    let mut caches = 2 * wide(spec.latent_channels) + 8 * widest;
     let mut area = 1;
     let levels = spec.multipliers.len();
-    for (level, width) in spec.multipliers.iter().rev().enumerate() {
-        caches += 2 * area * 2 * (spec.residual_blocks + 1) * width * spec.base;
+    for (level, width) in spec.multipliers.iter().rev().copied().map(wide).enumerate() {
+        caches += 2 * area * 2 * (wide(spec.residual_blocks) + 1) * width * base;
         if level + 1 < levels {
             area *= 4;
         }
     }
     caches
+}
+
+fn wide(extent: usize) -> u128 {
+    extent as u128
 }
 
 #[cfg(test)]
@@ -183,10 +194,24 @@ mod tests {
     fn smaller_tiles_need_less_until_overlaps_take_over() {
         let vae = wan21_vae();
         let latent = LatentShape { channels: 16, frames: 21, height: 90, width: 160 };
-        let needed: Vec<usize> =
+        let needed: Vec<u128> =
             TileSide::TRIED.into_iter().map(|side| decoding_tiles(&vae, latent, side)).collect();
         assert!(needed[2] < decoding(&vae, 90 * 160) / 2, "{needed:?}");
         assert!(needed[..3].is_sorted_by(|a, b| a > b), "{needed:?}");
+    }
+
+    #[test]
+    fn the_largest_extents_that_a_bundle_may_have_do_not_overflow() {
+        let most = bundle::validate::MAX_EXTENT;
+        let mut vae = wan21_vae();
+        vae.base = most;
+        vae.multipliers = vec![1; 8];
+        vae.temporal_downsample = vec![true; 7];
+        vae.residual_blocks = bundle::validate::MAX_COUNT;
+        assert_eq!(bytes(decoding(&vae, 16_384 * 16_384)), ByteCount(u64::MAX));
+        let spec = wan_denoiser(most / 2, 1000, most);
+        let tokens = 25_001 * 16_384 * 16_384;
+        assert_eq!(bytes(step(&DenoiserSpec { head_width: 2, ..spec }, tokens, 2)), ByteCount(u64::MAX));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! Below them: [`prompt`] (cleaning, tokens), [`sampler`] (schedules, solvers, guidance, noise; pure), [`media`] (video
 //! out), [`preview`] (pictures while it denoises), [`live`] (one address that shows all of it), [`trace`] (files for parity
 //! checks), [`record`] (clips for calibration), [`quantize`] (quantised variants and what they cost), [`footprint`]
-//! (predicted memory), [`mini`] (the embedded model), [`judge`] (how well a model follows its prompts), [`mod@bench`] (how fast
+//! (predicted memory), [`room`] (whether it is there), [`mini`] (the embedded model), [`judge`] (how well a model follows its prompts), [`mod@bench`] (how fast
 //! graphs run). [`cli`] is the command line.
 
 pub mod bench;
@@ -27,8 +27,10 @@ pub mod preview;
 pub mod prompt;
 pub mod quantize;
 pub mod record;
+pub mod room;
 pub mod sampler;
 pub mod text_encoder;
+pub mod text_file;
 pub mod trace;
 
 pub use error::Error;

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::in_use::InUse;
 use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
 use engines::{Engine, OnnxRuntime, OpenOptions, Outputs, Provider, WeightMemory};
@@ -52,6 +53,8 @@ pub struct Model {
     operators: Operators,
     engine_options: OpenOptions,
     opening: Arc<AtomicU64>,
+    /// Nothing of the bundle is removed meanwhile.
+    _in_use: Arc<InUse>,
 }
 
 impl Model {
@@ -63,8 +66,9 @@ impl Model {
         let dialect = options.provider.dialect()?;
         let (precision, operators) = choose_variant(&bundle.manifest, dialect, &onnx, &options)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
-        let opening = Arc::default();
-        Ok(Self { bundle: Arc::new(bundle), onnx, dialect, precision, operators, engine_options, opening })
+        let (opening, in_use) = (Arc::default(), Arc::new(InUse::of(&bundle.folder)));
+        let bundle = Arc::new(bundle);
+        Ok(Self { bundle, onnx, dialect, precision, operators, engine_options, opening, _in_use: in_use })
     }
 
     /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.
@@ -122,6 +126,28 @@ impl Model {
         Ok(entry.graph(part, self.dialect, precision, self.operators)?)
     }
 
+    /// Makes sure that the bundle has every graph that a clip needs, so that none is missed after the steps; `tiled` says
+    /// whether pictures are decoded in several tiles.
+    ///
+    /// # Errors
+    /// The first component or part that the bundle lacks in the variant that runs.
+    pub fn check_parts(&self, tiled: bool) -> Result<(), Error> {
+        let experts = self.manifest().routing.routes().iter();
+        let experts = experts.map(|route| (Component::Expert(route.expert.clone()), Part::Whole));
+        let decoder = [Part::First, Part::Next].map(|part| (Component::Decoder, part));
+        let whole = std::iter::once((Component::TextEncoder, Part::Whole)).chain(experts).chain(decoder);
+        for (component, part) in whole {
+            self.graph(&component, part)?;
+        }
+        let parts = [Part::StemFirst, Part::RiseFirst, Part::StemNext, Part::RiseNext];
+        if tiled && parts.iter().any(|part| self.graph(&Component::Decoder, *part).is_err()) {
+            let rule = format!("the {} variant of the decoder decodes pictures whole", self.precision);
+            let fix = "use --tile off, or --precision of a variant that was exported";
+            return Err(bundle::Error::value("--tile", "used", rule, fix).into());
+        }
+        Ok(())
+    }
+
     /// Opens one graph and checks it against its contract.
     pub(crate) fn engine(
         &self,
@@ -130,6 +156,11 @@ impl Model {
         contract: &Signature,
     ) -> Result<Engine, Error> {
         let graph = self.graph(component, part)?;
+        // ONNX Runtime maps the weights, and the end of a map beyond the end of its file ends the process.
+        let entry = self.manifest().component(component)?;
+        for file in entry.weight_files() {
+            self.bundle.check_length(&file.file)?;
+        }
         let opened =
             self.loading(|| self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options));
         Ok(opened?)

@@ -64,7 +64,8 @@ impl Pipeline {
     /// With [`residency::Mode::OneAtATime`] each part leaves memory when its phase is over.
     ///
     /// # Errors
-    /// What any part meets, a cancelled run, or an error of `on_event`.
+    /// A graph that the bundle lacks, which is found before anything runs; what any part meets, a cancelled run, or an error
+    /// of `on_event`.
     pub fn run(
         &mut self,
         plan: &GenerationPlan,
@@ -72,6 +73,7 @@ impl Pipeline {
         cancel: &Cancel,
         on_event: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.model.check_parts(self.decoder.is_tiled(plan.latent.height, plan.latent.width))?;
         on_event(Event::Encoding)?;
         let (prompt, negative) = self.encode(plan, cancel)?;
         on_event(Event::Encoded { prompt: &prompt, negative: negative.as_ref() })?;

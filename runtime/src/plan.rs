@@ -31,7 +31,7 @@ pub struct GenerateRequest {
     /// Length of the clip.
     pub length: Option<Length>,
     /// Rate at which the frames are played.
-    pub fps: Option<u32>,
+    pub fps: Option<FrameRate>,
     /// Denoising steps.
     pub steps: Option<usize>,
     /// Guidance scale of each expert from the noisiest down, or one for all.
@@ -115,7 +115,7 @@ impl GenerationPlan {
         let defaults = &manifest.defaults;
         let negative = request.negative.clone().unwrap_or_else(|| defaults.negative.value.clone());
         prompt::check_negative(&negative)?;
-        let rate = request.fps.map_or(Ok(defaults.fps.value), FrameRate::try_new)?;
+        let rate = request.fps.unwrap_or(defaults.fps.value);
         let frames = frame_count(request.length.unwrap_or(Length::Frames(defaults.frames.value)), rate)?;
         let size = request.size.unwrap_or(defaults.size.value);
         let (vae, denoiser, routing) = (&manifest.vae, &manifest.denoiser, &manifest.routing);
@@ -176,18 +176,14 @@ fn frame_count(length: Length, rate: FrameRate) -> Result<FrameCount, Error> {
     let frames = match length {
         Length::Frames(frames) => frames,
         Length::Seconds(seconds) => {
-            let frames = (seconds * f64::from(rate.per_second())).round();
+            let frames = (seconds * rate.per_second()).round();
             #[expect(clippy::cast_precision_loss, reason = "a limit far below 2^52")]
             let most = FrameCount::MAX as f64;
             if !(1.0..=most).contains(&frames) {
                 return Err(bundle::Error::value(
                     "--seconds",
                     seconds,
-                    format!(
-                        "at {} frames per second it is no clip of 1 to {} frames",
-                        rate.per_second(),
-                        FrameCount::MAX
-                    ),
+                    format!("at {rate} frames per second it is no clip of 1 to {} frames", FrameCount::MAX),
                     "give a longer or shorter time, or --frames",
                 )
                 .into());
@@ -203,7 +199,7 @@ fn frame_count(length: Length, rate: FrameRate) -> Result<FrameCount, Error> {
 impl fmt::Display for GenerationPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { size, frames, rate, solver, schedule_kind, shift, seed, .. } = self;
-        write!(f, "{size}, {} frames at {} fps", frames.get(), rate.per_second())?;
+        write!(f, "{size}, {} frames at {rate} fps", frames.get())?;
         if self.frames_made != frames.get() {
             write!(f, " (the model makes {}, the rest is trimmed)", self.frames_made)?;
         }

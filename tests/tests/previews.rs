@@ -11,16 +11,17 @@ use bundle::units::{Sigma, Timestep};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value, WeightMemory};
 use export::checkpoint::tiny_decoder;
 use export::model::{Chunk, GraphWeights, tiny_decoder_graph};
-use export::weights::{Destination, place};
+use export::weights::{Destination, Keeping, place};
 use ndarray::{Array4, ArrayD, ArrayView4, Axis, concatenate, s};
 use runtime::decode::{TileSide, VideoDecoder};
 use runtime::denoise::StepDone;
 use runtime::model::{Model, ModelOptions};
 use runtime::preview::budget::Extent;
 use runtime::preview::{Painter, Painters, Preview, PreviewSettings, Previewer, Sink};
+use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 use tests::compare::largest_difference;
@@ -38,7 +39,12 @@ fn tiny(name: &str) -> PathBuf {
 /// A tiny decoder, exported and open: its graph for the first latent frame and for the others.
 fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
     let (spec, source) = tiny_decoder::open(&tiny(name)).unwrap();
-    let destination = Destination { bundle: folder, component: &source.component, copy_limit: None };
+    let destination = Destination {
+        bundle: folder,
+        component: &source.component,
+        keeping: Keeping::Link { copy_limit: None },
+        stop: None,
+    };
     let placed = place(&source, bundle::dtype::WeightType::F32, destination).unwrap();
     let onnx = OnnxRuntime::load(None).unwrap();
     let [first, next] = [(Chunk::First, "first.onnx"), (Chunk::Next, "next.onnx")].map(|(chunk, file)| {
@@ -122,13 +128,17 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     Shared { folder, bundle }
 });
 
-fn generate(folder: &Path, arguments: &[&str]) -> Output {
-    rushes(folder)
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = rushes(folder);
+    command
         .args(["generate", "a boat", "--seed", "5", "--json", "--bundle"])
         .arg(&SHARED.bundle)
-        .args(arguments)
-        .output()
-        .unwrap()
+        .args(arguments);
+    command
+}
+
+fn generate(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -252,16 +262,32 @@ fn one_file_holds_the_newest_and_every_nth_is_enough() {
     assert_eq!(size_of(&folder.path().join("now.png")), "png,64,32");
 }
 
+/// Somebody removes the folder while the run goes on; one that could be seen before is refused then.
 #[test]
 fn a_preview_that_cannot_be_written_costs_no_clip() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("previews");
-    std::fs::create_dir(&place).unwrap();
-    // A folder where a file should go.
-    for step in 1..=STEPS {
-        std::fs::create_dir(place.join(format!("step-{step:03}-of-{STEPS:03}.png"))).unwrap();
+    let mut child = command(folder.path(), &["--preview-out", "previews", "--progress", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = child.id().to_string();
+    let signal = |signal: &str| {
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    };
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"phase\":\"text\"") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "the run ended early");
     }
-    let output = generate(folder.path(), &["--preview-out", "previews"]);
+    signal("-STOP");
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::write(&place, "in the way").unwrap();
+    signal("-CONT");
+    std::io::copy(&mut said, &mut std::io::sink()).unwrap();
+    let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let failed = event(&output, "done")["preview"]["failed"].as_str().unwrap().to_owned();
     assert!(failed.contains("step-00"), "{failed}");

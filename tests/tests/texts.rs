@@ -102,7 +102,12 @@ fn an_error() {
       fix: use a smaller --size or fewer --frames, or allow more with --memory-budget
     ");
     insta::assert_snapshot!(text(&fail(&["--fps", "fast"]).stderr), @r"
-    error: invalid value 'fast' for '--fps <N>': invalid digit found in string
+    error: --fps cannot be `fast`
+      why: it is no number of frames per second
+      fix: write it like 24, 23.976 or 24000/1001
+    ");
+    insta::assert_snapshot!(text(&fail(&["--steps", "fast"]).stderr), @r"
+    error: invalid value 'fast' for '--steps <N>': invalid digit found in string
       why: the command line cannot be understood
       fix: see `rushes --help` or `rushes COMMAND --help`
     ");

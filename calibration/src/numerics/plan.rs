@@ -85,16 +85,10 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
     let mut errors = BTreeMap::new();
     let mut numerics = ComponentNumerics::empty(component.clone(), entry.digest.clone());
     let groups = groups(sources.manifest, component);
-    let blocks = groups.iter().filter_map(|group| group.block).max().map_or(0, |last| last + 1);
+    let blocks = blocks_of(&groups);
     for group in &groups {
         let kept = group.layers.iter().find_map(|layer| options.keep.get(layer)).cloned();
-        let kept = kept.or_else(|| match options.scheme {
-            Scheme::Fp8 => fp8::kept(component, group, blocks),
-            Scheme::Int8Weights if *component == Component::Decoder => {
-                Some("convolutions are quantised whole or not at all".into())
-            }
-            _ => None,
-        });
+        let kept = kept.or_else(|| kept_by_scheme(options.scheme, component, group, blocks));
         if let Some(reason) = kept {
             numerics.kept.extend(group.layers.iter().map(|layer| (layer.clone(), reason.clone())));
             continue;
@@ -116,6 +110,51 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
         planner.attention(&mut numerics)?;
     }
     Ok(Plan { numerics, errors })
+}
+
+fn blocks_of(groups: &[LayerGroup]) -> usize {
+    groups.iter().filter_map(|group| group.block).max().map_or(0, |last| last + 1)
+}
+
+/// Why a scheme leaves a group in high precision, if it does.
+fn kept_by_scheme(
+    scheme: Scheme,
+    component: &Component,
+    group: &LayerGroup,
+    blocks: usize,
+) -> Option<String> {
+    match scheme {
+        Scheme::Fp8 => fp8::kept(component, group, blocks),
+        Scheme::Int8Weights if *component == Component::Decoder => {
+            Some("convolutions are quantised whole or not at all".into())
+        }
+        _ => None,
+    }
+}
+
+/// Checks that [`plan`] finds an observation of every layer that a scheme quantises by what it saw.
+///
+/// # Errors
+/// [`Error::NotObserved`] for the first layer that no recorded clip used.
+pub fn check_observed(manifest: &Manifest, table: &Table, scheme: Scheme) -> Result<(), Error> {
+    if !matches!(scheme, Scheme::Int8 | Scheme::Fp8) {
+        return Ok(());
+    }
+    for ComponentEntry { component, .. } in &manifest.components {
+        // Of a convolution only what later frames showed has the taps of time.
+        let bin = (*component == Component::Decoder).then_some(1);
+        let groups = groups(manifest, component);
+        let blocks = blocks_of(&groups);
+        let quantized =
+            groups.iter().filter(|group| kept_by_scheme(scheme, component, group, blocks).is_none());
+        for layer in quantized.filter_map(|group| group.layers.first()) {
+            if !table.has_input(component, layer, bin) {
+                let component = component.to_string();
+                return Err(Error::NotObserved { layer: layer.clone(), component });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What quantising each linear layer alone does to its output, over that output, both as mean squares: computed on rows

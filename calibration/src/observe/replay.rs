@@ -120,13 +120,10 @@ impl OpenGraph {
         let elements = (ELEMENTS / records.max(1)).clamp(32, 4096);
         let observed = observe(Model::read(&source)?, rows, elements);
         // Beside the graph it was made of, as its weights are below that folder; gone when it is open.
-        let mut name = source.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".observed.{}", std::process::id()));
-        let path = source.with_file_name(name);
-        observed.model.write(&path)?;
-        let engine = replay.onnx.open(&path, &observed.model.signature(), &replay.options);
-        // A leftover is seen by its name and harms nothing.
-        let _ = std::fs::remove_file(&path);
+        let part = bundle::atomic::part_of(&source).map_err(bundle::Error::file("write beside", &source))?;
+        observed.model.write(part.path())?;
+        let engine = replay.onnx.open(part.path(), &observed.model.signature(), &replay.options);
+        drop(part);
         Ok(Self { engine: engine?, points: observed.points.clone(), observed })
     }
 

@@ -59,6 +59,15 @@ impl Table {
         self.over_bins(component, self.inputs.get(&component_folder(component))?.get(layer)?)
     }
 
+    /// Whether the input of a layer was observed, in one bin or in any.
+    pub fn has_input(&self, component: &Component, layer: &str, bin: Option<usize>) -> bool {
+        let folder = component_folder(component);
+        let point = self.inputs.get(&folder).and_then(|inputs| inputs.get(layer));
+        let point = point.map_or(layer, String::as_str);
+        let mut bins = self.components.get(&folder).into_iter().flatten();
+        bins.any(|(of, points)| bin.is_none_or(|bin| bin == *of) && points.contains_key(point))
+    }
+
     /// What a point was over all bins.
     pub fn over_bins(&self, component: &Component, point: &str) -> Option<Statistics> {
         let bins = self.components.get(&component_folder(component))?;

@@ -1,39 +1,183 @@
 //! Published models whose recommended settings are known.
 
 use crate::geometry::{Patch, PixelSize};
+use crate::routing::Routing;
 use crate::settings::{Recommended, ScheduleKind, SolverKind};
 use crate::spec::{DenoiserSpec, VaeSpec};
+use crate::units::FrameRate;
 
 /// The negative prompt that Wan is published with.
 pub const OFFICIAL_NEGATIVE_PROMPT: &str = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
 
-/// A published model.
+/// What a model is recognised by.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence<'a> {
+    /// Name of the checkpoint or of its folder.
+    pub name: &'a str,
+    /// Hyper-parameters of every expert.
+    pub denoiser: &'a DenoiserSpec,
+    /// Experts and the boundary between them.
+    pub routing: &'a Routing,
+    /// Solver and shift of the scheduler config, where it can be followed.
+    pub scheduler: Option<(SolverKind, Option<f64>)>,
+}
+
+/// A published model that a checkpoint is, or is like.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownModel {
     /// Its name.
     pub name: &'static str,
-    /// What its authors recommend.
+    /// How sure it is.
+    pub certainty: Certainty,
+    /// What its authors recommend, as far as it holds for the checkpoint.
     pub recommended: Recommended,
 }
 
-/// Finds the published model that a denoiser with this many experts belongs to.
-pub fn identify(denoiser: &DenoiserSpec, experts: usize) -> Option<KnownModel> {
-    let dims = (denoiser.width(), denoiser.layers, denoiser.in_channels, experts);
-    (dims == (5120, 40, 16, 2)).then(|| KnownModel {
-        name: "Wan2.2-T2V-A14B",
-        recommended: Recommended {
-            size: Some(PixelSize { width: 1280, height: 720 }),
-            frames: Some(81),
-            fps: Some(16),
-            steps: Some(40),
-            guidance: Some(vec![4.0, 3.0]),
-            // Its scheduler_config.json says 3, which gives a different trajectory and worse clips.
-            shift: Some(12.0),
-            sampler: Some(SolverKind::UniPc),
-            schedule: Some(ScheduleKind::Official),
-            negative: Some(OFFICIAL_NEGATIVE_PROMPT.into()),
-        },
-    })
+/// How sure it is that a checkpoint is a published model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Certainty {
+    /// Name, shape, boundary and scheduler are those of the publication.
+    Published,
+    /// Nothing speaks against it, and not all for it.
+    Guess {
+        /// What speaks for it and what does not.
+        why: String,
+    },
+    /// It has the shape, and something speaks against it.
+    Other {
+        /// What.
+        why: String,
+    },
+}
+
+const A14B: &str = "Wan2.2-T2V-A14B";
+const A14B_IN_FOUR_STEPS: &str = "Wan2.2-T2V-A14B in four steps (Lightning)";
+/// Where its experts take turns.
+const A14B_BOUNDARY: f32 = 875.0;
+/// The shift of its scheduler config, which gives a different trajectory and worse clips, and the one its authors use.
+const A14B_SHIFTS: [f64; 2] = [3.0, 12.0];
+
+/// Finds the published model that a checkpoint is, or has the shape of; none for any other shape.
+pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
+    let boundary = match evidence.routing.routes() {
+        [high, _] => high.from_timestep,
+        _ => return None,
+    };
+    if *evidence.denoiser != wan_denoiser(40, 40, 13824) {
+        return None;
+    }
+    let known = |name, certainty, recommended| Some(KnownModel { name, certainty, recommended });
+    let other = |why| known(A14B, Certainty::Other { why }, Recommended::default());
+    if boundary != A14B_BOUNDARY {
+        return other(format!("its boundary is {}, not 0.875", boundary / 1000.0));
+    }
+    match distilled(evidence.name) {
+        Some(Distilled { steps: Some(4), .. }) => {
+            let why = format!("shape and boundary are its own, and the name is {}", evidence.name);
+            return known(A14B_IN_FOUR_STEPS, Certainty::Guess { why }, a14b_in_four_steps());
+        }
+        Some(Distilled { word, .. }) => {
+            let name = evidence.name;
+            return other(format!("the name {name} says {word:?}, so that it takes another number of steps"));
+        }
+        None => {}
+    }
+    let (solver, shift) = match evidence.scheduler {
+        Some((solver, shift)) => (solver, shift),
+        None => (SolverKind::UniPc, None),
+    };
+    if solver != SolverKind::UniPc {
+        return other(format!("its scheduler is {solver}, not unipc"));
+    }
+    let mut recommended = a14b();
+    let own_shift = shift.filter(|shift| !A14B_SHIFTS.contains(shift));
+    if let Some(shift) = own_shift {
+        // Somebody changed it, and meant it.
+        recommended.shift = None;
+        let why =
+            format!("shape, boundary and solver are its own, and its scheduler has the shift {shift}, not 3");
+        return known(A14B, Certainty::Guess { why }, recommended);
+    }
+    if evidence.scheduler.is_some() && is_published_name(evidence.name) {
+        return known(A14B, Certainty::Published, recommended);
+    }
+    let own = match evidence.scheduler {
+        Some(_) => "shape, boundary and scheduler are its own",
+        None => "shape and boundary are its own, its scheduler cannot be followed",
+    };
+    let why = format!("{own}, and the name is {}", evidence.name);
+    known(A14B, Certainty::Guess { why }, recommended)
+}
+
+/// Whether a name is the published one, in its own repository or in a folder of that name.
+fn is_published_name(name: &str) -> bool {
+    let own = name.rsplit('/').next().unwrap_or(name);
+    let own = own.strip_suffix("-Diffusers").unwrap_or(own);
+    own.eq_ignore_ascii_case(A14B)
+}
+
+/// What a name says of a model that was distilled to few steps.
+#[derive(Debug, PartialEq)]
+struct Distilled {
+    /// The word that says so.
+    word: String,
+    /// In how many steps, where it says that.
+    steps: Option<usize>,
+}
+
+/// Words in the names of models that were distilled to few steps.
+const DISTILLED: [&str; 11] =
+    ["lightning", "lightx2v", "lightvx", "turbo", "lcm", "dmd", "dmd2", "causvid", "accvid", "rcm", "tcd"];
+
+fn distilled(name: &str) -> Option<Distilled> {
+    let name = name.to_lowercase();
+    let words: Vec<&str> =
+        name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+    let steps = words.iter().enumerate().find_map(|(at, word)| {
+        let digits = word.trim_end_matches("steps").trim_end_matches("step");
+        match digits.parse() {
+            Ok(steps) if digits.len() < word.len() => Some((steps, (*word).to_owned())),
+            Ok(steps) => {
+                let next = words.get(at + 1).filter(|next| matches!(**next, "step" | "steps"))?;
+                Some((steps, format!("{word} {next}")))
+            }
+            Err(_) => None,
+        }
+    });
+    let word = words
+        .into_iter()
+        .find(|word| DISTILLED.contains(word) || word.starts_with("distil") || word.starts_with("fastwan"));
+    match (word, steps) {
+        (None, None) => None,
+        (Some(word), steps) => Some(Distilled { word: word.into(), steps: steps.map(|(steps, _)| steps) }),
+        (None, Some((steps, word))) => Some(Distilled { word, steps: Some(steps) }),
+    }
+}
+
+fn a14b() -> Recommended {
+    Recommended {
+        size: Some(PixelSize { width: 1280, height: 720 }),
+        frames: Some(81),
+        fps: Some(FrameRate::WAN),
+        steps: Some(40),
+        guidance: Some(vec![4.0, 3.0]),
+        shift: Some(12.0),
+        sampler: Some(SolverKind::UniPc),
+        schedule: Some(ScheduleKind::Official),
+        negative: Some(OFFICIAL_NEGATIVE_PROMPT.into()),
+    }
+}
+
+/// Four steps of Euler at the timesteps 1000, 937.5, 833.3 and 625, without guidance.
+fn a14b_in_four_steps() -> Recommended {
+    Recommended {
+        steps: Some(4),
+        guidance: Some(vec![1.0]),
+        shift: Some(5.0),
+        sampler: Some(SolverKind::Euler),
+        negative: Some(String::new()),
+        ..a14b()
+    }
 }
 
 /// A text-to-video denoiser of Wan, whose heads are 128 wide. The published ones: 12 heads, 30 layers, 8960 (1.3B), and 40,
@@ -69,5 +213,88 @@ pub fn wan21_vae() -> VaeSpec {
             2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579,
             1.6382, 1.1253, 2.8251, 1.9160,
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Timestep;
+
+    fn identified(name: &str, boundary: f32, scheduler: Option<(SolverKind, Option<f64>)>) -> KnownModel {
+        let routing = Routing::pair(Timestep(boundary)).unwrap();
+        let denoiser = wan_denoiser(40, 40, 13824);
+        identify(&Evidence { name, denoiser: &denoiser, routing: &routing, scheduler }).unwrap()
+    }
+
+    const PUBLISHED: Option<(SolverKind, Option<f64>)> = Some((SolverKind::UniPc, Some(3.0)));
+
+    #[test]
+    fn the_published_model_is_known_by_everything() {
+        for name in ["Wan2.2-T2V-A14B", "Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"] {
+            assert_eq!(identified(name, 875.0, PUBLISHED).certainty, Certainty::Published, "{name}");
+        }
+    }
+
+    #[test]
+    fn without_its_name_its_scheduler_or_its_shift_it_is_a_guess() {
+        for (name, scheduler) in [
+            ("my-model", PUBLISHED),
+            ("Wan2.2-T2V-A14B-style-Diffusers", PUBLISHED),
+            ("Wan2.2-T2V-A14B", None),
+            ("Wan2.2-T2V-A14B", Some((SolverKind::UniPc, Some(8.0)))),
+        ] {
+            let found = identified(name, 875.0, scheduler);
+            assert!(matches!(found.certainty, Certainty::Guess { .. }), "{name}");
+            assert_eq!(found.recommended.steps, Some(40));
+            let is_own = scheduler == Some((SolverKind::UniPc, Some(8.0)));
+            assert_eq!(found.recommended.shift, (!is_own).then_some(12.0));
+        }
+    }
+
+    #[test]
+    fn what_speaks_against_it_is_told_and_nothing_is_recommended() {
+        for (name, boundary, scheduler, why) in [
+            ("Wan2.2-T2V-A14B", 900.0, PUBLISHED, "0.9"),
+            ("Wan2.2-T2V-A14B", 875.0, Some((SolverKind::Euler, Some(5.0))), "euler"),
+            ("Wan2.2-T2V-A14B-8steps", 875.0, PUBLISHED, "8steps"),
+            ("lcm-a14b", 875.0, PUBLISHED, "lcm"),
+            ("a14b_Distilled", 875.0, PUBLISHED, "distilled"),
+        ] {
+            let found = identified(name, boundary, scheduler);
+            assert_eq!(found.recommended, Recommended::default());
+            assert!(
+                matches!(&found.certainty, Certainty::Other { why: told } if told.contains(why)),
+                "{:?}",
+                found.certainty
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_that_says_four_steps_gets_the_settings_of_four_steps() {
+        for name in ["Wan2.2-Lightning-4steps", "wan22 4-step", "T2V_A14B_lightx2v_4step_bf16"] {
+            let found = identified(name, 875.0, PUBLISHED);
+            assert!(matches!(found.certainty, Certainty::Guess { .. }), "{name}");
+            assert_eq!((found.recommended.steps, found.recommended.guidance), (Some(4), Some(vec![1.0])));
+        }
+        for name in ["Wan2.2-T2V-A14B", "steps", "4", "stepping-stone", "version-2.2"] {
+            assert_eq!(distilled(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn other_shapes_are_not_in_the_catalogue() {
+        let routing = Routing::pair(Timestep(875.0)).unwrap();
+        for denoiser in [wan_denoiser(40, 39, 13824), wan_denoiser(40, 40, 13823), wan_denoiser(12, 30, 8960)]
+        {
+            let evidence =
+                Evidence { name: A14B, denoiser: &denoiser, routing: &routing, scheduler: PUBLISHED };
+            assert_eq!(identify(&evidence), None);
+        }
+        let denoiser = wan_denoiser(40, 40, 13824);
+        let single =
+            Evidence { name: A14B, denoiser: &denoiser, routing: &Routing::single(), scheduler: None };
+        assert_eq!(identify(&single), None);
     }
 }

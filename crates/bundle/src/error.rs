@@ -1,7 +1,7 @@
 //! Errors of the contract: values out of range, a `bundle.json` that does not hold, files that cannot be written.
 
 use crate::dtype::ElementType;
-use crate::{Diagnose, Report};
+use crate::{Diagnose, ErrorClass, Report};
 use std::path::{Path, PathBuf};
 
 /// What can be wrong with a value or a bundle.
@@ -29,6 +29,27 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The folder to make is there already and is not empty.
+    Taken {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another run is making or changing the same folder.
+    Busy {
+        /// The folder.
+        path: PathBuf,
+        /// What that run has locked.
+        part: PathBuf,
+    },
+    /// What has the name that a folder needs while it is made was not left by a run.
+    InTheWay {
+        /// The folder to make.
+        path: PathBuf,
+        /// What is in its way.
+        part: PathBuf,
+    },
+    /// The work was stopped on request.
+    Stopped,
     /// `bundle.json` is absent.
     NotABundle {
         /// The folder that was given.
@@ -40,6 +61,22 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// A file of a bundle is not what was written.
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Weights lie where ONNX Runtime does not read them.
+    OutsideWeights {
+        /// The file, as `bundle.json` names it.
+        path: PathBuf,
+        /// Where it really is.
+        found: PathBuf,
+        /// The folder that it must be in.
+        folder: PathBuf,
     },
     /// A preview map cannot be used.
     PreviewMap {
@@ -77,6 +114,11 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
+    /// A file of a bundle that is not what was written.
+    pub fn damaged(path: &Path, why: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), why: why.into() }
+    }
+
     /// A value that breaks a rule.
     pub fn value(
         name: &'static str,
@@ -108,6 +150,30 @@ impl Diagnose for Error {
                 source.to_string(),
                 "check that the path exists, that there is room and that you may write there",
             ),
+            Self::Taken { path } => Report::bad_input(
+                format!("{} cannot be made", path.display()),
+                "something is there already",
+                "name another folder with --out, or remove that one",
+            ),
+            Self::Busy { path, part } => Report::bad_input(
+                format!("{} cannot be written", path.display()),
+                format!("another run is at work there and holds {}", part.display()),
+                "wait until it has ended, or name another folder",
+            ),
+            Self::InTheWay { path, part } => Report::bad_input(
+                format!("{} cannot be written", path.display()),
+                format!(
+                    "{} is needed on the way and is there already; no run of rushes made it",
+                    part.display()
+                ),
+                "move it away, or name another folder",
+            ),
+            Self::Stopped => Report::new(
+                ErrorClass::Interrupted,
+                "stopped",
+                "it was asked to; nothing half-written was kept",
+                "run the same command again",
+            ),
             Self::NotABundle { path } => Report::bad_input(
                 format!("{} is not a bundle", path.display()),
                 "it has no bundle.json",
@@ -117,6 +183,21 @@ impl Diagnose for Error {
                 format!("{} cannot be understood", path.display()),
                 why.clone(),
                 "export the checkpoint again with this version of rushes",
+            ),
+            Self::Damaged { path, why } => Report::bad_input(
+                format!("{} is damaged", path.display()),
+                why.clone(),
+                "copy the bundle whole once more, or export the checkpoint again; `rushes inspect BUNDLE --verify` names every \
+                 damaged file",
+            ),
+            Self::OutsideWeights { path, found, folder } => Report::bad_input(
+                format!("the weights {} cannot be used", path.display()),
+                format!(
+                    "they are {}, and ONNX Runtime reads no weights from outside of {}, the folder of their graphs",
+                    found.display(),
+                    folder.display()
+                ),
+                "move or copy the file into the bundle in place of the link; a hard link will do too",
             ),
             Self::PreviewMap { path, why } => Report::bad_input(
                 format!("the preview map {} cannot be used", path.display()),

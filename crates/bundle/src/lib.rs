@@ -6,16 +6,23 @@
 //! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
 //! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
 //! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
-//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`atomic`].
+//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`file_digest`],
+//! [`validate`] (ranges of what `bundle.json` states), [`atomic`] (files that are whole or not there), [`staging`] (folders
+//! likewise), [`lock`] and [`in_use`], [`stop`].
 
 pub mod atomic;
 pub mod catalog;
+mod claim;
 pub mod diagnose;
 pub mod digest;
 pub mod dtype;
 mod error;
+pub mod file_digest;
+mod frame_rate;
 pub mod geometry;
+pub mod in_use;
 pub mod layout;
+pub mod lock;
 pub mod manifest;
 pub mod preview;
 pub mod quantization;
@@ -23,7 +30,10 @@ pub mod routing;
 pub mod settings;
 pub mod signature;
 pub mod spec;
+pub mod staging;
+pub mod stop;
 pub mod units;
+pub mod validate;
 
 pub use diagnose::{Diagnose, ErrorClass, Report};
 pub use error::Error;

@@ -2,20 +2,24 @@
 
 use crate::digest::Digest;
 use crate::dtype::{Dialect, Operators, Precision, WeightType};
+use crate::file_digest::{self, FileDigest};
 use crate::layout;
 use crate::preview::LatentToRgb;
 use crate::routing::{ExpertName, Routing};
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
-use crate::{Error, atomic};
+use crate::{Error, atomic, validate};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 
 /// The version of the layout of bundles; a reader refuses others.
 pub const FORMAT: u32 = 1;
+/// The longest `bundle.json` that is read.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A part of the model that has weights of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -138,7 +142,12 @@ impl ComponentEntry {
         preferred(self.variants.iter().filter(fits), operators, |variant| variant.operators)
     }
 
-    /// Bytes of all its weights on disk.
+    /// Files of weights, of its variants too.
+    pub fn weight_files(&self) -> impl Iterator<Item = &WeightFile> {
+        self.weights.iter().chain(self.variants.iter().flat_map(|variant| &variant.weights))
+    }
+
+    /// Bytes of its exported weights on disk.
     pub fn weight_bytes(&self) -> ByteCount {
         self.weights.iter().map(|file| file.bytes).sum()
     }
@@ -214,6 +223,9 @@ pub struct Manifest {
     pub defaults: Defaults,
     /// Graphs and weights.
     pub components: Vec<ComponentEntry>,
+    /// Digests of graphs, weights and tokenizer by their paths; none in bundles of before there were any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub digests: BTreeMap<String, FileDigest>,
 }
 
 impl Manifest {
@@ -247,10 +259,12 @@ impl Manifest {
     /// Every file of graphs and weights that it names, relative to the bundle.
     pub fn files(&self) -> BTreeSet<&str> {
         let graphs = self.components.iter().flat_map(|entry| &entry.graphs).map(|graph| &graph.file);
-        let of_variants =
-            self.components.iter().flat_map(|entry| &entry.variants).flat_map(|variant| &variant.weights);
-        let weights = self.components.iter().flat_map(|entry| &entry.weights).chain(of_variants);
-        graphs.chain(weights.map(|weights| &weights.file)).map(String::as_str).collect()
+        graphs.chain(self.weight_files().map(|weights| &weights.file)).map(String::as_str).collect()
+    }
+
+    /// Every file of weights, of variants too.
+    pub fn weight_files(&self) -> impl Iterator<Item = &WeightFile> {
+        self.components.iter().flat_map(ComponentEntry::weight_files)
     }
 
     /// Whether a component has graphs of our own operators in that precision.
@@ -270,20 +284,42 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Reads `bundle.json` and checks that every file it names is there and as long as it says.
+    /// Reads `bundle.json` and makes sure that every file it names can be used: it is there and may be read, ONNX Runtime
+    /// will take it, it is as long as `bundle.json` says and has the sampled digest. The last reads at most 128 KiB of each.
     ///
     /// # Errors
-    /// A folder without `bundle.json`, one of another format, or a file that is missing or of another length.
+    /// A folder without `bundle.json`, one of another format or with values out of range, or the first file that cannot be
+    /// used.
     pub fn open(folder: &Path) -> Result<Self, Error> {
+        let bundle = Self::read(folder)?;
+        bundle.files().into_iter().try_for_each(|file| bundle.check_file(file))?;
+        Ok(bundle)
+    }
+
+    /// Reads `bundle.json` alone and checks what it says.
+    ///
+    /// # Errors
+    /// A folder without `bundle.json`, one of another format or with values out of range.
+    pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(layout::MANIFEST);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
+        let wrong = |why: String| Error::Manifest { path: path.clone(), why };
+        match std::fs::metadata(&path) {
+            Ok(found) if !found.is_file() => return Err(wrong("it is no file".into())),
+            Ok(found) if found.len() > MAX_BYTES => {
+                let why = format!(
+                    "it has {} and at most {} are read",
+                    ByteCount(found.len()),
+                    ByteCount(MAX_BYTES)
+                );
+                return Err(wrong(why));
+            }
+            Ok(_) => {}
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::NotABundle { path: folder.to_owned() });
             }
             Err(source) => return Err(Error::File { action: "read", path, source }),
-        };
-        let wrong = |why: String| Error::Manifest { path: path.clone(), why };
+        }
+        let text = std::fs::read(&path).map_err(Error::file("read", &path))?;
         let format = serde_json::from_slice::<serde_json::Value>(&text)
             .map_err(|error| wrong(error.to_string()))?
             .get("format")
@@ -293,32 +329,69 @@ impl Bundle {
             return Err(wrong(format!("its format is {found} and this version reads format {FORMAT}")));
         }
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        let bundle = Self { folder: folder.to_owned(), manifest };
-        bundle.check_files()?;
-        Ok(bundle)
+        validate::check(&manifest).map_err(wrong)?;
+        Ok(Self { folder: folder.to_owned(), manifest })
     }
 
-    fn check_files(&self) -> Result<(), Error> {
-        for entry in &self.manifest.components {
-            for graph in &entry.graphs {
-                let path = self.path(&graph.file);
-                std::fs::metadata(&path).map_err(Error::file("read", &path))?;
-            }
-            let of_variants = entry.variants.iter().flat_map(|variant| &variant.weights);
-            for weights in entry.weights.iter().chain(of_variants) {
-                let path = self.path(&weights.file);
-                let found = std::fs::metadata(&path).map_err(Error::file("read", &path))?.len();
-                if found != weights.bytes.0 {
-                    return Err(Error::Manifest {
-                        path,
-                        why: format!("it has {found} bytes and should have {}", weights.bytes.0),
-                    });
-                }
-            }
+    /// Every file that the bundle needs, relative to it: graphs, weights and the tokenizer.
+    pub fn files(&self) -> BTreeSet<&str> {
+        let mut files = self.manifest.files();
+        files.insert(layout::TOKENIZER);
+        files
+    }
+
+    /// Makes sure that one of [`Self::files`] can be used, as [`Self::open`] does.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_file(&self, file: &str) -> Result<(), Error> {
+        let path = self.path(file);
+        let found = self.check_length(file)?;
+        self.check_place(file)?;
+        let opened = File::open(&path).map_err(Error::file("read", &path))?;
+        let Some(digest) = self.manifest.digests.get(file) else { return Ok(()) };
+        let sampled = file_digest::sampled(&opened, found.len()).map_err(Error::file("read", &path))?;
+        if sampled == digest.sampled {
+            Ok(())
+        } else {
+            Err(Error::damaged(&path, "its bytes are not those that were written"))
         }
-        let tokenizer = self.tokenizer();
-        std::fs::metadata(&tokenizer).map_err(Error::file("read", &tokenizer))?;
-        Ok(())
+    }
+
+    /// Makes sure that a file is there and as long as it was written. Reads nothing of it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_length(&self, file: &str) -> Result<Metadata, Error> {
+        let path = self.path(file);
+        let found = std::fs::metadata(&path).map_err(Error::file("read", &path))?;
+        // Opening a pipe would wait for a writer.
+        if !found.is_file() {
+            return Err(Error::damaged(&path, "it is no file"));
+        }
+        let stated = self.manifest.weight_files().find(|weights| weights.file == file);
+        let stated = stated.map(|weights| weights.bytes);
+        match stated.or_else(|| self.manifest.digests.get(file).map(|digest| digest.bytes)) {
+            Some(bytes) if bytes.0 != found.len() => Err(Error::damaged(
+                &path,
+                format!("it has {} bytes and should have {}", found.len(), bytes.0),
+            )),
+            _ => Ok(found),
+        }
+    }
+
+    /// Makes sure that weights lie in the folder of their graphs, links followed: ONNX Runtime takes no others.
+    fn check_place(&self, file: &str) -> Result<(), Error> {
+        let mut components = self.manifest.components.iter();
+        let owner = components.find(|entry| entry.weight_files().any(|weights| weights.file == file));
+        let Some(owner) = owner else { return Ok(()) };
+        let (path, folder) = (self.path(file), self.path(&layout::component_folder(&owner.component)));
+        let real = |path: &Path| std::fs::canonicalize(path).map_err(Error::file("read", path));
+        let (real_path, real_folder) = (real(&path)?, real(&folder)?);
+        if real_path.starts_with(&real_folder) {
+            return Ok(());
+        }
+        Err(Error::OutsideWeights { path, found: real_path, folder })
     }
 
     /// Absolute or working-directory path of a file that `bundle.json` names.

@@ -60,6 +60,8 @@ pub enum Origin {
     Checkpoint,
     /// The catalogue of known models.
     Catalogue,
+    /// The catalogue, by a likeness that does not prove which model it is.
+    CatalogueGuess,
     /// The checkpoint's scheduler config.
     SchedulerConfig,
     /// Nothing said anything: the tool's own choice.
@@ -71,6 +73,7 @@ impl fmt::Display for Origin {
         f.write_str(match self {
             Self::Checkpoint => "rushes.json",
             Self::Catalogue => "catalogue",
+            Self::CatalogueGuess => "catalogue, a guess",
             Self::SchedulerConfig => "scheduler config",
             Self::Fallback => "built in",
         })
@@ -107,6 +110,9 @@ pub struct Defaults {
     pub schedule: Default<ScheduleKind>,
     /// Negative prompt.
     pub negative: Default<String>,
+    /// What a user should know of how these were found, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Recommended settings: what `rushes.json` holds; what is absent is looked up elsewhere.
@@ -118,7 +124,7 @@ pub struct Recommended {
     /// Frames of the clip.
     pub frames: Option<usize>,
     /// Rate at which the frames are played.
-    pub fps: Option<u32>,
+    pub fps: Option<FrameRate>,
     /// Denoising steps.
     pub steps: Option<usize>,
     /// Guidance scale of each expert, from the noisiest down.
@@ -161,7 +167,7 @@ impl Defaults {
         Ok(Self {
             size: first(sources, |s| s.size, PixelSize { width: 832, height: 480 }),
             frames: checked(frames, |n| crate::geometry::FrameCount::try_new(n).map(|n| n.get()))?,
-            fps: checked(first(sources, |s| s.fps, 16), FrameRate::try_new)?,
+            fps: first(sources, |s| s.fps, FrameRate::WAN),
             steps: checked(steps, check_steps)?,
             guidance: checked(guidance, |scales| {
                 per_expert(&scales.into_iter().map(GuidanceScale).collect::<Vec<_>>(), experts)
@@ -170,6 +176,7 @@ impl Defaults {
             sampler: first(sources, |s| s.sampler, SolverKind::UniPc),
             schedule: first(sources, |s| s.schedule, ScheduleKind::Diffusers),
             negative: first(sources, |s| s.negative.clone(), String::new()),
+            notes: Vec::new(),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Numbers that must not be mixed up.
 
+pub use crate::frame_rate::FrameRate;
+
 use crate::Error;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -80,38 +82,6 @@ impl Shift {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Seed(pub u64);
-
-/// Whole frames per second at which a clip is played.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct FrameRate(u32);
-
-impl FrameRate {
-    /// The fastest rate that is accepted.
-    pub const MAX: u32 = 240;
-
-    /// A rate of 1 to 240 frames per second.
-    ///
-    /// # Errors
-    /// Any other number.
-    pub fn try_new(frames_per_second: u32) -> Result<Self, Error> {
-        if (1..=Self::MAX).contains(&frames_per_second) {
-            Ok(Self(frames_per_second))
-        } else {
-            Err(Error::value(
-                "--fps",
-                frames_per_second,
-                format!("a clip plays at 1 to {} frames per second", Self::MAX),
-                "use the default by leaving it out",
-            ))
-        }
-    }
-
-    /// Frames per second.
-    pub fn per_second(self) -> u32 {
-        self.0
-    }
-}
 
 /// A number of bytes; prints as a person says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]

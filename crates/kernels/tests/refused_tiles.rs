@@ -1,5 +1,6 @@
 //! Where the system refuses tiles to a process, its kernels run on the next path.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 #![expect(unsafe_code, reason = "a system call that the standard library has no function for")]
 
 use kernels::{

@@ -5,51 +5,14 @@
 
 use crate::Error;
 use bundle::geometry::Patch;
-use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
+use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use std::path::Path;
 
 /// The most layers, levels or residual blocks that a config may ask for.
 const MAX_LAYERS: usize = 1000;
 /// The largest width, number of heads or number of rows that a config may ask for.
 const MAX_EXTENT: usize = 1 << 24;
-
-/// Reads a JSON file of the checkpoint.
-///
-/// # Errors
-/// A file that cannot be read, or does not hold what it should.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let text = std::fs::read(path).map_err(Error::file("read", path))?;
-    serde_json::from_slice(&quote_non_finite(&text)).map_err(|error| Error::config(path, error.to_string()))
-}
-
-/// Puts quotes around `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON does not know. A key that is not
-/// read may then hold one (`lambda_min_clipped` of schedulers does), and one that is read as a number is refused.
-fn quote_non_finite(text: &[u8]) -> Vec<u8> {
-    let mut quoted = Vec::with_capacity(text.len() + 16);
-    let mut rest = text;
-    let mut in_string = false;
-    while let Some(byte) = rest.first() {
-        let word: Option<&[u8]> = [&b"-Infinity"[..], b"Infinity", b"NaN"]
-            .into_iter()
-            .find(|word| !in_string && rest.starts_with(word));
-        let length = match word {
-            Some(word) => word.len(),
-            None if in_string && *byte == b'\\' => 2.min(rest.len()),
-            None => 1,
-        };
-        let (token, after) = rest.split_at(length);
-        if word.is_some() {
-            quoted.extend([b"\"", token, b"\""].concat());
-        } else {
-            quoted.extend(token);
-        }
-        in_string ^= *byte == b'"';
-        rest = after;
-    }
-    quoted
-}
 
 /// `model_index.json`.
 #[derive(Debug, Deserialize)]
@@ -60,9 +23,16 @@ pub(super) struct ModelIndex {
     expand_timesteps: Option<bool>,
     /// Library and class; both null, or absent, when there is one expert.
     transformer_2: Option<Vec<Option<String>>>,
+    /// Library and class.
+    scheduler: Option<Vec<Option<String>>>,
 }
 
 impl ModelIndex {
+    /// The class of the scheduler.
+    pub(super) fn scheduler(&self) -> Option<&str> {
+        self.scheduler.as_deref()?.get(1)?.as_deref()
+    }
+
     /// The timestep from which upwards the first of two experts is used; none when there is one expert.
     pub(super) fn boundary(&self, path: &Path) -> Result<Option<f64>, Error> {
         let class = self.class.as_deref().unwrap_or("WanPipeline");
@@ -100,11 +70,14 @@ impl ModelIndex {
 #[derive(Debug, Deserialize)]
 pub(super) struct TextEncoderConfig {
     vocab_size: usize,
-    d_model: usize,
-    num_heads: usize,
+    d_model: Option<usize>,
+    hidden_size: Option<usize>,
+    num_heads: Option<usize>,
+    num_attention_heads: Option<usize>,
     d_kv: usize,
     d_ff: usize,
-    num_layers: usize,
+    num_layers: Option<usize>,
+    num_hidden_layers: Option<usize>,
     relative_attention_num_buckets: Option<usize>,
     relative_attention_max_distance: Option<usize>,
     layer_norm_epsilon: Option<f64>,
@@ -124,13 +97,19 @@ impl TextEncoderConfig {
             let why = "only gated-gelu is supported";
             return Err(Error::unsupported(path, format!("feed_forward_proj = {activation}"), why));
         }
+        // transformers takes both spellings and saves the first.
+        let width = needed(path, ("d_model", self.d_model), ("hidden_size", self.hidden_size))?;
+        let heads =
+            needed(path, ("num_heads", self.num_heads), ("num_attention_heads", self.num_attention_heads))?;
+        let depth =
+            needed(path, ("num_layers", self.num_layers), ("num_hidden_layers", self.num_hidden_layers))?;
         let spec = TextEncoderSpec {
             vocabulary: extent(path, "vocab_size", self.vocab_size)?,
-            width: extent(path, "d_model", self.d_model)?,
-            heads: extent(path, "num_heads", self.num_heads)?,
+            width: extent(path, "d_model", width)?,
+            heads: extent(path, "num_heads", heads)?,
             head_width: extent(path, "d_kv", self.d_kv)?,
             feed_forward: extent(path, "d_ff", self.d_ff)?,
-            layers: layers(path, "num_layers", self.num_layers)?,
+            layers: layers(path, "num_layers", depth)?,
             buckets: extent(
                 path,
                 "relative_attention_num_buckets",
@@ -159,15 +138,22 @@ impl TextEncoderConfig {
 #[derive(Debug, Deserialize)]
 pub(super) struct DenoiserConfig {
     patch_size: Option<[usize; 3]>,
-    #[serde(alias = "num_heads")]
     num_attention_heads: Option<usize>,
+    /// Official.
+    num_heads: Option<usize>,
     attention_head_dim: Option<usize>,
     /// Official: heads × head width.
     dim: Option<usize>,
-    #[serde(alias = "in_dim")]
     in_channels: Option<usize>,
-    #[serde(alias = "out_dim")]
+    /// Official.
+    in_dim: Option<usize>,
     out_channels: Option<usize>,
+    /// Official.
+    out_dim: Option<usize>,
+    /// Official: rows of text that cross attention attends to.
+    text_len: Option<usize>,
+    /// Official: how far self-attention reaches; -1 is everywhere.
+    window_size: Option<[i64; 2]>,
     text_dim: Option<usize>,
     freq_dim: Option<usize>,
     ffn_dim: Option<usize>,
@@ -175,7 +161,7 @@ pub(super) struct DenoiserConfig {
     cross_attn_norm: Option<bool>,
     /// Absent is not the same as null, which means no normalisation.
     #[serde(default = "default_qk_norm")]
-    qk_norm: Option<String>,
+    qk_norm: Option<QkNorm>,
     eps: Option<f64>,
     image_dim: Option<usize>,
     added_kv_proj_dim: Option<usize>,
@@ -184,15 +170,31 @@ pub(super) struct DenoiserConfig {
 
 const QK_NORM: &str = "rms_norm_across_heads";
 
-fn default_qk_norm() -> Option<String> {
-    Some(QK_NORM.into())
+/// How queries and keys are normalised: by name in diffusers, whether at all in the official code.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum QkNorm {
+    Is(bool),
+    Named(String),
+}
+
+fn default_qk_norm() -> Option<QkNorm> {
+    Some(QkNorm::Is(true))
 }
 
 impl DenoiserConfig {
     pub(super) fn spec(self, path: &Path) -> Result<DenoiserSpec, Error> {
         self.check_supported(path)?;
-        let heads = extent(path, "num_attention_heads", self.num_attention_heads.unwrap_or(40))?;
+        let heads =
+            one(path, ("num_attention_heads", self.num_attention_heads), ("num_heads", self.num_heads))?;
+        let heads = extent(path, "num_attention_heads", heads.unwrap_or(40))?;
         let head_width = match (self.attention_head_dim, self.dim) {
+            (Some(width), Some(dim)) if heads.checked_mul(width) != Some(dim) => {
+                let why = format!(
+                    "dim is {dim}, and {heads} heads (num_attention_heads) of {width} (attention_head_dim) are another width"
+                );
+                return Err(Error::config(path, why));
+            }
             (Some(width), _) => width,
             (None, Some(dim)) if dim % heads == 0 => dim / heads,
             (None, Some(dim)) => {
@@ -214,14 +216,16 @@ impl DenoiserConfig {
             let why = "a token covers one latent frame";
             return Err(Error::unsupported(path, format!("patch_size = [{time}, {height}, {width}]"), why));
         }
-        let in_channels = extent(path, "in_channels", self.in_channels.unwrap_or(16))?;
+        let in_channels = one(path, ("in_channels", self.in_channels), ("in_dim", self.in_dim))?;
+        let in_channels = extent(path, "in_channels", in_channels.unwrap_or(16))?;
+        let out_channels = one(path, ("out_channels", self.out_channels), ("out_dim", self.out_dim))?;
         Ok(DenoiserSpec {
             heads,
             head_width: extent(path, "attention_head_dim", head_width)?,
             layers: layers(path, "num_layers", self.num_layers.unwrap_or(40))?,
             feed_forward: extent(path, "ffn_dim", self.ffn_dim.unwrap_or(13824))?,
             in_channels,
-            out_channels: extent(path, "out_channels", self.out_channels.unwrap_or(in_channels))?,
+            out_channels: extent(path, "out_channels", out_channels.unwrap_or(in_channels))?,
             patch: Patch {
                 time,
                 height: layers(path, "patch_size", height)?,
@@ -234,14 +238,27 @@ impl DenoiserConfig {
     }
 
     fn check_supported(&self, path: &Path) -> Result<(), Error> {
-        if self.qk_norm.as_deref() != Some(QK_NORM) {
-            let found = self.qk_norm.as_deref().unwrap_or("null");
+        let found = match &self.qk_norm {
+            Some(QkNorm::Is(true)) => QK_NORM,
+            Some(QkNorm::Is(false)) => "false",
+            Some(QkNorm::Named(name)) => name.as_str(),
+            None => "null",
+        };
+        if found != QK_NORM {
             let why = format!("queries and keys are normalised with {QK_NORM}");
             return Err(Error::unsupported(path, format!("qk_norm = {found}"), why));
         }
         if self.cross_attn_norm == Some(false) {
             let why = "cross attention has a normalisation of its own";
             return Err(Error::unsupported(path, "cross_attn_norm = false", why));
+        }
+        if let Some(rows) = self.text_len.filter(|rows| *rows != TEXT_ROWS) {
+            let why = format!("a prompt has {TEXT_ROWS} rows");
+            return Err(Error::unsupported(path, format!("text_len = {rows}"), why));
+        }
+        if let Some([before, after]) = self.window_size.filter(|window| *window != [-1, -1]) {
+            let why = "every token attends to all others";
+            return Err(Error::unsupported(path, format!("window_size = [{before}, {after}]"), why));
         }
         for (key, value) in [
             ("image_dim", self.image_dim),
@@ -268,6 +285,7 @@ pub(super) struct VaeConfig {
     attn_scales: Option<Vec<f64>>,
     /// Spelled like this in every published file.
     temperal_downsample: Option<Vec<bool>>,
+    temporal_downsample: Option<Vec<bool>>,
     latents_mean: Option<Vec<f32>>,
     latents_std: Option<Vec<f32>>,
     is_residual: Option<bool>,
@@ -291,13 +309,18 @@ const WAN21_DEVIATION: [f32; 16] = [
 impl VaeConfig {
     pub(super) fn spec(self, path: &Path) -> Result<VaeSpec, Error> {
         self.check_supported(path)?;
+        let temporal = one(
+            path,
+            ("temperal_downsample", self.temperal_downsample),
+            ("temporal_downsample", self.temporal_downsample),
+        )?;
         let base = self.decoder_base_dim.or(self.base_dim).unwrap_or(96);
         let spec = VaeSpec {
             base: extent(path, "base_dim", base)?,
             latent_channels: extent(path, "z_dim", self.z_dim.unwrap_or(16))?,
             multipliers: self.dim_mult.unwrap_or_else(|| vec![1, 2, 4, 4]),
             residual_blocks: layers(path, "num_res_blocks", self.num_res_blocks.unwrap_or(2))?,
-            temporal_downsample: self.temperal_downsample.unwrap_or_else(|| vec![false, true, true]),
+            temporal_downsample: temporal.unwrap_or_else(|| vec![false, true, true]),
             latents_mean: self.latents_mean.unwrap_or_else(|| WAN21_MEAN.to_vec()),
             latents_std: self.latents_std.unwrap_or_else(|| WAN21_DEVIATION.to_vec()),
         };
@@ -358,6 +381,28 @@ impl VaeConfig {
     }
 }
 
+/// A setting that goes by two names, which must agree where both are there.
+fn one<T: PartialEq + std::fmt::Debug>(
+    path: &Path,
+    (key, value): (&str, Option<T>),
+    (other_key, other): (&str, Option<T>),
+) -> Result<Option<T>, Error> {
+    match (value, other) {
+        (Some(value), Some(other)) if value != other => {
+            let why =
+                format!("{key} is {value:?} and {other_key}, which is another name of it, is {other:?}");
+            Err(Error::config(path, why))
+        }
+        (value, other) => Ok(value.or(other)),
+    }
+}
+
+/// [`one`] of a setting that must be there.
+fn needed(path: &Path, first: (&str, Option<usize>), second: (&str, Option<usize>)) -> Result<usize, Error> {
+    let key = first.0;
+    one(path, first, second)?.ok_or_else(|| Error::config(path, format!("it has no {key}")))
+}
+
 fn within(path: &Path, key: &str, value: usize, most: usize) -> Result<usize, Error> {
     if (1..=most).contains(&value) {
         Ok(value)
@@ -384,143 +429,5 @@ fn epsilon(path: &Path, key: &str, value: Option<f64>) -> Result<f64, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn from<T: DeserializeOwned>(value: Value) -> T {
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn path() -> &'static Path {
-        Path::new("config.json")
-    }
-
-    fn text(extra: Value) -> Result<TextEncoderSpec, Error> {
-        let mut config = json!({ "vocab_size": 384, "d_model": 24, "num_heads": 3, "d_kv": 8, "d_ff": 32, "num_layers": 3 });
-        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        from::<TextEncoderConfig>(config).spec(path())
-    }
-
-    fn denoiser(config: Value) -> Result<DenoiserSpec, Error> {
-        from::<DenoiserConfig>(config).spec(path())
-    }
-
-    fn vae(config: Value) -> Result<VaeSpec, Error> {
-        from::<VaeConfig>(config).spec(path())
-    }
-
-    #[test]
-    fn numbers_that_only_python_writes_are_quoted_outside_of_strings() {
-        let text = br#"{"a": -Infinity, "b": [NaN, Infinity], "c \"NaN": "-Infinity \\", "d": NaN}"#;
-        let expected =
-            br#"{"a": "-Infinity", "b": ["NaN", "Infinity"], "c \"NaN": "-Infinity \\", "d": "NaN"}"#;
-        assert_eq!(quote_non_finite(text), expected);
-        assert!(serde_json::from_slice::<Value>(&quote_non_finite(text)).is_ok());
-    }
-
-    #[test]
-    fn absent_keys_have_the_values_of_diffusers() {
-        let spec = denoiser(json!({})).unwrap();
-        assert_eq!((spec.width(), spec.layers, spec.feed_forward), (5120, 40, 13824));
-        assert_eq!((spec.in_channels, spec.out_channels, spec.text_width), (16, 16, 4096));
-        let spec = vae(json!({})).unwrap();
-        assert_eq!((spec.base, spec.latent_channels, spec.residual_blocks), (96, 16, 2));
-        let spec = text(json!({})).unwrap();
-        assert_eq!((spec.buckets, spec.max_distance, spec.epsilon), (32, 128, 1e-6));
-    }
-
-    #[test]
-    fn the_official_keys_of_the_denoiser_are_understood() {
-        let spec = denoiser(json!({
-            "_class_name": "WanModel", "model_type": "t2v", "dim": 1536, "num_heads": 12, "in_dim": 16,
-            "out_dim": 16, "ffn_dim": 8960, "num_layers": 30, "text_len": 512,
-        }))
-        .unwrap();
-        assert_eq!((spec.heads, spec.head_width, spec.layers), (12, 128, 30));
-        assert!(denoiser(json!({ "dim": 100, "num_heads": 12 })).is_err());
-    }
-
-    #[test]
-    fn settings_without_a_graph_are_refused_by_name() {
-        for (config, setting) in [
-            (json!({ "qk_norm": null }), "qk_norm = null"),
-            (json!({ "qk_norm": "layer_norm" }), "qk_norm = layer_norm"),
-            (json!({ "cross_attn_norm": false }), "cross_attn_norm = false"),
-            (json!({ "image_dim": 1280 }), "image_dim = 1280"),
-            (json!({ "added_kv_proj_dim": 64 }), "added_kv_proj_dim = 64"),
-            (json!({ "patch_size": [2, 2, 2] }), "patch_size = [2, 2, 2]"),
-            (json!({ "attention_head_dim": 7 }), "attention_head_dim = 7"),
-            (json!({ "freq_dim": 255 }), "freq_dim = 255"),
-        ] {
-            let error = denoiser(config).unwrap_err();
-            assert!(
-                matches!(&error, Error::Unsupported { setting: found, .. } if found == setting),
-                "{error}"
-            );
-        }
-        for (config, setting) in [
-            (json!({ "is_residual": true }), "is_residual = true"),
-            (json!({ "patch_size": 2 }), "patch_size = 2"),
-            (json!({ "attn_scales": [0.5] }), "attn_scales = [0.5]"),
-            (json!({ "out_channels": 12 }), "out_channels = 12"),
-        ] {
-            let error = vae(config).unwrap_err();
-            assert!(
-                matches!(&error, Error::Unsupported { setting: found, .. } if found == setting),
-                "{error}"
-            );
-        }
-        assert!(matches!(text(json!({ "model_type": "t5" })), Err(Error::Unsupported { .. })));
-        assert!(matches!(text(json!({ "feed_forward_proj": "relu" })), Err(Error::Unsupported { .. })));
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused() {
-        for config in [
-            json!({ "num_layers": 0 }),
-            json!({ "num_layers": 1_000_000_000_000_u64 }),
-            json!({ "num_attention_heads": 0 }),
-            json!({ "ffn_dim": 1_u64 << 40 }),
-            json!({ "eps": -1.0 }),
-        ] {
-            assert!(matches!(denoiser(config.clone()), Err(Error::Config { .. })), "{config}");
-        }
-        for config in [
-            json!({ "dim_mult": [] }),
-            json!({ "dim_mult": [1, 2] }),
-            json!({ "dim_mult": [1, 2, 0, 4] }),
-            json!({ "z_dim": 8 }),
-            json!({ "z_dim": 1, "latents_mean": [0.0], "latents_std": [0.0] }),
-            json!({ "scale_factor_spatial": 16 }),
-            json!({ "temperal_downsample": vec![true; 70], "dim_mult": vec![1; 71] }),
-        ] {
-            assert!(matches!(vae(config.clone()), Err(Error::Config { .. })), "{config}");
-        }
-        assert!(matches!(text(json!({ "relative_attention_num_buckets": 2 })), Err(Error::Config { .. })));
-        assert!(matches!(text(json!({ "relative_attention_max_distance": 8 })), Err(Error::Config { .. })));
-    }
-
-    #[test]
-    fn two_experts_need_a_boundary_and_the_other_way_round() {
-        let boundary = |index: Value| from::<ModelIndex>(index).boundary(path());
-        let pair = json!(["diffusers", "WanTransformer3DModel"]);
-        let both = json!({ "boundary_ratio": 0.875, "transformer_2": pair });
-        assert_eq!(boundary(both).unwrap(), Some(875.0));
-        let one = json!({ "boundary_ratio": null, "transformer_2": [null, null] });
-        assert_eq!(boundary(one).unwrap(), None);
-        assert_eq!(boundary(json!({})).unwrap(), None);
-        for wrong in [
-            json!({ "transformer_2": pair }),
-            json!({ "boundary_ratio": 0.9 }),
-            json!({ "boundary_ratio": 875.0, "transformer_2": pair }),
-        ] {
-            assert!(matches!(boundary(wrong.clone()), Err(Error::Config { .. })), "{wrong}");
-        }
-        for other in
-            [json!({ "expand_timesteps": true }), json!({ "_class_name": "WanImageToVideoPipeline" })]
-        {
-            assert!(matches!(boundary(other.clone()), Err(Error::Unsupported { .. })), "{other}");
-        }
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -13,7 +13,9 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// The longest header that is read, as in the reference implementation of the format.
@@ -30,25 +32,35 @@ pub(crate) struct HeaderTensor {
     pub(crate) span: Range<usize>,
 }
 
-/// Reads the header of a file and checks it against the file's length: spans lie inside the file, do not overlap, leave
-/// no gap and fit shapes and number formats. Tensors come in the order of their spans.
+/// Reads the header of an open file of `bytes` bytes and checks it against them: spans lie inside the file, do not overlap,
+/// leave no gap and fit shapes and number formats. Tensors come in the order of their spans.
 ///
 /// # Errors
-/// [`Error::Truncated`] when the file ends too early, [`Error::Header`] for everything else.
-pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, Error> {
-    let truncated = |expected: usize| Error::Truncated {
-        path: path.to_owned(),
-        expected: expected as u64,
-        found: file.len() as u64,
-    };
-    let length = file.first_chunk::<8>().ok_or_else(|| truncated(8))?;
+/// [`Error::Truncated`] when the file ends too early, [`Error::Header`] or [`Error::File`] for everything else.
+pub(crate) fn read(path: &Path, file: &File, bytes: u64) -> Result<Vec<HeaderTensor>, Error> {
+    let io = || Error::file("read", path);
+    let mut length = [0; 8];
+    if bytes >= 8 {
+        file.read_exact_at(&mut length, 0).map_err(io())?;
+    }
+    let claimed = u64::from_le_bytes(length).min(MAX_HEADER_BYTES as u64).saturating_add(8);
+    let mut head = vec![0; usize::try_from(claimed.min(bytes)).unwrap_or_default()];
+    file.read_exact_at(&mut head, 0).map_err(io())?;
+    parse(path, &head, bytes)
+}
+
+/// [`read`] for a file that begins with `head`, which holds the whole header if the file does.
+fn parse(path: &Path, head: &[u8], bytes: u64) -> Result<Vec<HeaderTensor>, Error> {
+    let truncated =
+        |expected: usize| Error::Truncated { path: path.to_owned(), expected: expected as u64, found: bytes };
+    let length = head.first_chunk::<8>().ok_or_else(|| truncated(8))?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
     if length > MAX_HEADER_BYTES {
         let why = format!("its header claims {length} bytes and at most {MAX_HEADER_BYTES} are possible");
         return Err(Error::header(path, why));
     }
     let data_start = 8 + length;
-    let json = file.get(8..data_start).ok_or_else(|| truncated(data_start))?;
+    let json = head.get(8..data_start).ok_or_else(|| truncated(data_start))?;
     let entries: Entries = serde_json::from_slice(json)
         .map_err(|error| Error::header(path, format!("its header cannot be read: {error}")))?;
 
@@ -59,14 +71,22 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, Error
         .collect::<Result<Vec<_>, _>>()?;
     tensors.sort_by_key(|tensor| (tensor.span.start, tensor.span.end));
     let end = check_spans(&tensors, data_start).map_err(|why| Error::header(path, why))?;
-    if file.len() < end {
+    if bytes < end as u64 {
         return Err(truncated(end));
     }
-    if file.len() > end {
-        let why = format!("{} bytes follow the last tensor", file.len() - end);
+    if bytes > end as u64 {
+        let why = format!("{} bytes follow the last tensor", bytes - end as u64);
         return Err(Error::header(path, why));
     }
     Ok(tensors)
+}
+
+/// Header and tensors of a file as the parts of its digest over every byte
+/// ([`bundle::file_digest::of_pieces`]).
+pub(crate) fn parts(tensors: &[HeaderTensor], bytes: u64) -> Vec<Range<u64>> {
+    let header = tensors.first().map_or(bytes, |tensor| tensor.span.start as u64);
+    let spans = tensors.iter().map(|tensor| tensor.span.start as u64..tensor.span.end as u64);
+    std::iter::once(0..header).chain(spans).filter(|part| !part.is_empty()).collect()
 }
 
 fn place(name: String, info: &TensorInfo, data_start: usize) -> Result<HeaderTensor, String> {
@@ -172,8 +192,12 @@ mod tests {
         file
     }
 
+    fn read_all(bytes: &[u8]) -> Result<Vec<HeaderTensor>, Error> {
+        parse(Path::new("x.safetensors"), bytes, bytes.len() as u64)
+    }
+
     fn parsed(header: &str, data: usize) -> Result<Vec<HeaderTensor>, Error> {
-        parse(Path::new("x.safetensors"), &file(header, data))
+        read_all(&file(header, data))
     }
 
     fn why(header: &str, data: usize) -> String {
@@ -200,10 +224,34 @@ mod tests {
     fn a_file_that_ends_too_early_is_truncated_wherever_it_ends() {
         let whole = file(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 16);
         for length in 0..whole.len() {
-            let error = parse(Path::new("x"), &whole[..length]).unwrap_err();
+            let error = read_all(&whole[..length]).unwrap_err();
             assert!(matches!(error, Error::Truncated { found, .. } if found == length as u64), "{error}");
         }
-        assert!(parse(Path::new("x"), &whole).is_ok());
+        assert!(read_all(&whole).is_ok());
+    }
+
+    #[test]
+    fn a_file_is_read_as_its_bytes_are() {
+        use std::io::Write;
+        let whole = file(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 16);
+        for length in [0, 7, 8, 20, whole.len() - 1, whole.len()] {
+            let mut stored = tempfile::tempfile().unwrap();
+            stored.write_all(&whole[..length]).unwrap();
+            let found = read(Path::new("x.safetensors"), &stored, length as u64);
+            let expected = read_all(&whole[..length]);
+            assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(|error| error.to_string()));
+        }
+    }
+
+    #[test]
+    fn parts_cover_the_file() {
+        let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+            "none":{"dtype":"F32","shape":[0],"data_offsets":[4,4]},
+            "b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
+        let start = 8 + header.len() as u64;
+        let parts = parts(&parsed(header, 8).unwrap(), start + 8);
+        assert_eq!(parts, [0..start, start..start + 4, start + 4..start + 8]);
+        assert_eq!(super::parts(&parsed("{}", 0).unwrap(), 10), Vec::from_iter(std::iter::once(0..10)));
     }
 
     #[test]
@@ -214,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_header_longer_than_the_format_allows_is_refused_unread() {
-        let error = parse(Path::new("x"), &u64::MAX.to_le_bytes()).unwrap_err();
+        let error = read_all(&u64::MAX.to_le_bytes()).unwrap_err();
         assert!(matches!(error, Error::Header { .. }), "{error}");
     }
 
@@ -275,7 +323,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(Path::new("x"), &bytes);
+            let _ = read_all(&bytes);
         }
 
         #[test]
@@ -289,7 +337,7 @@ mod tests {
                 format!(r#""{name}":{{"dtype":"{dtype}","shape":[{extent}],"data_offsets":[{begin},{end}]}}"#)
             }).collect();
             let file = file(&format!("{{{}}}", entries.join(",")), data);
-            if let Ok(tensors) = parse(Path::new("x"), &file) {
+            if let Ok(tensors) = read_all(&file) {
                 prop_assert_eq!(tensors.len(), entries.len());
                 let stored: usize = tensors.iter().map(|tensor| tensor.span.len()).sum();
                 prop_assert_eq!(stored, data);

@@ -12,29 +12,37 @@
 //!            preview_map.json  the linear map of previews (may be absent)
 //! ```
 //!
-//! In reading order: [`names`] (official names to canonical ones), `header` and [`shards`] (weight files), `config` and
-//! [`scheduler`] (settings), [`inventory`] (which weights belong to which settings), [`tiny_decoder`] (a single file).
+//! In reading order: [`names`] (official names to canonical ones), `listing`, `header` and [`shards`] (weight files), `json`, `config` and
+//! [`scheduler`] with `scheduler_keys` (settings), [`inventory`] (which weights belong to which settings),
+//! [`tiny_decoder`] (a single file), `tokenizer`, `hub` and `pointer` (what else is checked and named).
 
 mod config;
-mod header;
+pub(crate) mod header;
+mod hub;
 pub mod inventory;
+mod json;
+mod listing;
 pub mod names;
+pub(crate) mod pointer;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod scheduler;
+mod scheduler_keys;
 pub mod shards;
 pub mod tiny_decoder;
+mod tokenizer;
 
-use crate::Error;
+use crate::{Error, preview_map};
 use bundle::manifest::Component;
 use bundle::routing::Routing;
 use bundle::settings::Recommended;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use bundle::units::Timestep;
-use config::{DenoiserConfig, ModelIndex, TextEncoderConfig, VaeConfig, read_json};
+use config::{DenoiserConfig, ModelIndex, TextEncoderConfig, VaeConfig};
 use inventory::Required;
+use json::read_json;
 use names::Family;
-use scheduler::{Scheduler, SchedulerConfig};
+use scheduler::Scheduler;
 use serde::Serialize;
 use shards::Shards;
 use std::path::{Path, PathBuf};
@@ -53,7 +61,7 @@ pub struct Source {
 /// A checkpoint whose configs are supported and agree with each other and with the weights.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Name of its folder, for people.
+    /// Its name, for people: that of its folder, or `Org/Name` in the cache of a model hub.
     pub name: String,
     /// Hyper-parameters of the text encoder.
     pub text_encoder: TextEncoderSpec,
@@ -67,8 +75,8 @@ pub struct Checkpoint {
     pub routing: Routing,
     /// Contents of `rushes.json`; empty when there is none.
     pub recommended: Recommended,
-    /// What the scheduler config recommends.
-    pub scheduler: Scheduler,
+    /// What the scheduler config recommends; or why it cannot be followed, where `rushes.json` says how to sample.
+    pub scheduler: Result<Scheduler, Error>,
     /// Path of `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// Text encoder, experts in the order of the routing table, decoder, tiny decoder.
@@ -89,14 +97,19 @@ impl Checkpoint {
     /// with the weights; each names the file and the key or weight.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let index_path = folder.join("model_index.json");
-        let boundary = read_json::<ModelIndex>(&index_path)?.boundary(&index_path)?;
+        let index = read_json::<ModelIndex>(&index_path)?;
+        let boundary = index.boundary(&index_path)?;
         let routing = match boundary {
             None => Routing::single(),
             #[expect(clippy::cast_possible_truncation, reason = "timesteps are compared in f32")]
             Some(boundary) => Routing::pair(Timestep(boundary as f32))?,
         };
-        let path = folder.join("scheduler/scheduler_config.json");
-        let scheduler = read_json::<SchedulerConfig>(&path)?.scheduler(&path)?;
+        let recommended = read_recommended(&folder.join("rushes.json"))?;
+        let is_told = recommended.sampler.is_some() && recommended.shift.is_some();
+        let scheduler = match read_scheduler(folder, (&index_path, index.scheduler())) {
+            Err(error @ Error::Scheduler { .. }) if is_told => Err(error),
+            scheduler => Ok(scheduler?),
+        };
         let text_path = folder.join("text_encoder/config.json");
         let text_encoder = read_json::<TextEncoderConfig>(&text_path)?.spec(&text_path)?;
         let vae_path = folder.join("vae/config.json");
@@ -113,17 +126,18 @@ impl Checkpoint {
         )?;
 
         let mut checkpoint = Self {
-            name: name_of(folder),
+            name: hub::name_of(folder),
+            tokenizer: find_tokenizer(folder, &text_encoder)?,
             text_encoder,
             denoiser,
             vae,
             tiny_decoder: None,
             routing,
-            recommended: read_recommended(&folder.join("rushes.json"))?,
+            recommended,
             scheduler,
-            tokenizer: find_tokenizer(folder)?,
             sources: Vec::new(),
         };
+        preview_map::check(folder)?;
         checkpoint.sources = checkpoint.open_weights(folder, expert_folders)?;
         if let Some(path) = tiny_decoder::find(folder) {
             checkpoint.take_tiny_decoder(&path)?;
@@ -245,15 +259,15 @@ fn read_recommended(path: &Path) -> Result<Recommended, Error> {
     }
 }
 
-fn find_tokenizer(folder: &Path) -> Result<PathBuf, Error> {
-    let path = folder.join("tokenizer/tokenizer.json");
-    std::fs::metadata(&path).map_err(Error::file("read", &path))?;
-    Ok(path)
+fn read_scheduler(folder: &Path, index: (&Path, Option<&str>)) -> Result<Scheduler, Error> {
+    let path = folder.join("scheduler/scheduler_config.json");
+    scheduler::of_config(&read_json(&path)?, scheduler::Names { config: &path, index })
 }
 
-fn name_of(folder: &Path) -> String {
-    let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+fn find_tokenizer(folder: &Path, text_encoder: &TextEncoderSpec) -> Result<PathBuf, Error> {
+    let path = folder.join("tokenizer/tokenizer.json");
+    tokenizer::check(&path, text_encoder)?;
+    Ok(path)
 }
 
 #[cfg(test)]
@@ -279,7 +293,8 @@ mod tests {
         assert_eq!(checkpoint.denoiser.width(), 12);
         assert_eq!(checkpoint.vae.stride().space, 2);
         assert_eq!(checkpoint.recommended.steps, Some(4));
-        assert_eq!(checkpoint.scheduler, Scheduler { solver: Some(SolverKind::UniPc), shift: 3.0 });
+        let scheduler = Scheduler { solver: SolverKind::UniPc, schedule: None, shift: Some(3.0) };
+        assert_eq!(checkpoint.scheduler.unwrap(), scheduler);
         let routes: Vec<_> = checkpoint
             .routing
             .routes()
@@ -354,6 +369,65 @@ mod tests {
         let (folder, _) = samples::checkpoint();
         std::fs::remove_file(folder.path().join("rushes.json")).unwrap();
         assert_eq!(Checkpoint::open(folder.path()).unwrap().recommended, Recommended::default());
+    }
+
+    #[test]
+    fn a_scheduler_that_cannot_be_followed_is_refused_unless_the_sampling_is_told() {
+        let (folder, _) = samples::checkpoint();
+        let path = folder.path().join("scheduler/scheduler_config.json");
+        std::fs::write(&path, json!({ "_class_name": "LCMScheduler" }).to_string()).unwrap();
+        assert!(matches!(Checkpoint::open(folder.path()), Err(Error::Scheduler { .. })));
+        let tell = |value: Value| {
+            std::fs::write(folder.path().join("rushes.json"), value.to_string()).unwrap();
+            Checkpoint::open(folder.path())
+        };
+        assert!(tell(json!({ "sampler": "euler" })).is_err());
+        assert!(tell(json!({ "shift": 5.0 })).is_err());
+        let told = tell(json!({ "sampler": "euler", "shift": 5.0 })).unwrap();
+        assert!(matches!(told.scheduler, Err(Error::Scheduler { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_a_pointer_is_named_whichever_it_is() {
+        for file in [
+            "model_index.json",
+            "rushes.json",
+            "scheduler/scheduler_config.json",
+            "tokenizer/tokenizer.json",
+            "text_encoder/config.json",
+            "text_encoder/diffusion_pytorch_model.safetensors",
+            "transformer_2/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+            "tiny_decoder/taew2_1.safetensors",
+            "preview_map.json",
+        ] {
+            let (folder, _) = samples::checkpoint();
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+                .unwrap();
+            let error = Checkpoint::open(folder.path()).unwrap_err();
+            assert!(matches!(&error, Error::LfsPointer { path: found, .. } if *found == path), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_that_does_not_suit_the_text_encoder_is_refused() {
+        let small = changed("text_encoder/config.json", "vocab_size", json!(5)).unwrap_err();
+        assert!(matches!(&small, Error::Tokenizer { why, .. } if why.contains("5 rows")), "{small}");
+        for (broken, reason) in [
+            (samples::tokenizer().to_string()[..150].to_owned(), "EOF"),
+            (String::new(), "empty"),
+            ("{}".into(), ""),
+            (samples::tokenizer().to_string().replace("</s>", "<end>"), "</s>"),
+        ] {
+            let (folder, _) = samples::checkpoint();
+            std::fs::write(folder.path().join("tokenizer/tokenizer.json"), &broken).unwrap();
+            let error = Checkpoint::open(folder.path()).err();
+            let is_named = matches!(&error, Some(Error::Tokenizer { why, .. }) if why.contains(reason));
+            assert!(is_named, "{broken}: {error:?}");
+        }
     }
 
     #[test]

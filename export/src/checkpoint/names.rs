@@ -28,8 +28,13 @@ pub enum Naming {
     Official,
 }
 
-/// Prefix of single-file checkpoints made for other tools.
-const REPACK_PREFIX: &str = "model.diffusion_model.";
+/// What stands before every name when a model was saved as part of another: by tools with single files, and by the
+/// wrappers that torch trains in.
+const OUTER_MODELS: [&str; 3] = ["model.", "diffusion_model.", "module."];
+
+/// What torch's wrappers put into names, before any part of a model that they wrap: `torch.compile`, FSDP, and
+/// recomputation of activations.
+const WRAPPERS: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
 
 impl Family {
     /// Finds out whose names a set of tensors uses.
@@ -40,7 +45,7 @@ impl Family {
             Self::Vae { .. } => "decoder.head.0.gamma",
             Self::TinyDecoder => return Naming::Diffusers,
         };
-        if names.into_iter().any(|name| without_prefix(name) == marker) {
+        if names.into_iter().any(|name| unwrapped(name) == marker) {
             Naming::Official
         } else {
             Naming::Diffusers
@@ -49,7 +54,8 @@ impl Family {
 
     /// The canonical name of a stored tensor. A name without a counterpart stays as it is.
     pub fn canonical(self, naming: Naming, stored: &str) -> String {
-        let stored = without_prefix(stored);
+        let stored = unwrapped(stored);
+        let stored = stored.as_str();
         let mapped = match (naming, self) {
             (Naming::Diffusers, _) | (_, Self::TinyDecoder) => None,
             (Naming::Official, Self::TextEncoder) => text_encoder(stored),
@@ -60,8 +66,18 @@ impl Family {
     }
 }
 
-fn without_prefix(name: &str) -> &str {
-    name.strip_prefix(REPACK_PREFIX).unwrap_or(name)
+/// A name as the model itself has it, without what was around the model when it was saved, however deep. No name of a
+/// model here begins like one of [`OUTER_MODELS`] or has one of [`WRAPPERS`] in it.
+fn unwrapped(name: &str) -> String {
+    let mut plain = String::with_capacity(name.len());
+    // The beginning of every part is looked at once, parts of wrappers are left out.
+    for part in name.split_inclusive('.') {
+        let is_outer = plain.is_empty() && OUTER_MODELS.contains(&part);
+        if !is_outer && !WRAPPERS.contains(&part) {
+            plain.push_str(part);
+        }
+    }
+    plain
 }
 
 /// Replaces the beginning of a name by the first row of `table` that fits.
@@ -241,9 +257,39 @@ mod tests {
         assert_eq!(family.naming(["model.diffusion_model.head.modulation"]), Naming::Official);
         for (official, diffusers) in DENOISER {
             assert_eq!(family.canonical(Naming::Official, official), diffusers);
-            assert_eq!(family.canonical(Naming::Official, &format!("{REPACK_PREFIX}{official}")), diffusers);
+            let repacked = format!("model.diffusion_model.{official}");
+            assert_eq!(family.canonical(Naming::Official, &repacked), diffusers);
             assert_eq!(family.canonical(Naming::Diffusers, diffusers), diffusers);
         }
+    }
+
+    #[test]
+    fn what_was_around_a_model_is_left_out_of_its_names() {
+        let vae = Family::Vae { residual_blocks: 2 };
+        for (stored, family, plain) in [
+            ("model.proj_out.bias", Family::Denoiser, "proj_out.bias"),
+            ("module._orig_mod.diffusion_model.proj_out.bias", Family::Denoiser, "proj_out.bias"),
+            ("_orig_mod.blocks.0._orig_mod.attn1.to_q.bias", Family::Denoiser, "blocks.0.attn1.to_q.bias"),
+            (
+                "_fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module.norm2.bias",
+                Family::Denoiser,
+                "blocks.0.norm2.bias",
+            ),
+            ("model.model.shared.weight", Family::TextEncoder, "shared.weight"),
+            ("module.decoder.conv_in.bias", vae, "decoder.conv_in.bias"),
+            ("_orig_mod.decoder.1.weight", Family::TinyDecoder, "decoder.1.weight"),
+            // Inside a name only what wrappers write is left out.
+            ("decoder.module.model.bias", vae, "decoder.module.model.bias"),
+            ("modules.bias", vae, "modules.bias"),
+        ] {
+            assert_eq!(family.canonical(Naming::Diffusers, stored), plain);
+        }
+        assert_eq!(Family::TextEncoder.naming(["module.token_embedding.weight"]), Naming::Official);
+        assert_eq!(vae.naming(["model._orig_mod.decoder.head.0.gamma"]), Naming::Official);
+        assert_eq!(
+            Family::TextEncoder.canonical(Naming::Official, "_orig_mod.blocks.0.norm1.weight"),
+            "encoder.block.0.layer.0.layer_norm.weight"
+        );
     }
 
     #[test]

@@ -81,8 +81,18 @@ pub(crate) fn write_checkpoint(folder: &Path) {
             "prediction_type": "flow_prediction",
         }),
     );
-    write("tokenizer/tokenizer.json", json!({}));
+    write("tokenizer/tokenizer.json", tokenizer());
     write("rushes.json", json!({ "size": "64x48", "steps": 4 }));
+}
+
+/// A `tokenizer.json` of six tokens.
+pub(crate) fn tokenizer() -> Value {
+    let pieces = ["<pad>", "</s>", "<s>", "<unk>", "▁", "▁cat"].map(|piece| json!([piece, -1.0]));
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": { "type": "Unigram", "unk_id": 3, "vocab": pieces, "byte_fallback": false },
+    })
 }
 
 /// A whole two-expert checkpoint of tiny models, opened.

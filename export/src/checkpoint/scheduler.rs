@@ -1,153 +1,289 @@
 //! The checkpoint's scheduler config, as far as it says how to sample.
 
+use super::scheduler_keys::{Class, Rule, is_allowed, needed, rule};
 use crate::Error;
-use bundle::settings::{Recommended, SolverKind};
-use serde::Deserialize;
+use bundle::settings::{Recommended, ScheduleKind, SolverKind};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// What the scheduler config recommends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scheduler {
-    /// The solver of the scheduler's class; none for a class that there is no solver for.
-    pub solver: Option<SolverKind>,
-    /// Shift of the sigma grid.
-    pub shift: f64,
+    /// The solver of the scheduler's class.
+    pub solver: SolverKind,
+    /// The sigma grid; none where it is the one that is built in.
+    pub schedule: Option<ScheduleKind>,
+    /// Shift of the sigma grid; none where the class is told it when it runs.
+    pub shift: Option<f64>,
 }
 
 impl Scheduler {
     /// The same as recommended settings.
     pub fn recommended(&self) -> Recommended {
-        Recommended { sampler: self.solver, shift: Some(self.shift), ..Recommended::default() }
+        Recommended {
+            sampler: Some(self.solver),
+            schedule: self.schedule,
+            shift: self.shift,
+            ..Recommended::default()
+        }
     }
 }
 
-/// `scheduler/scheduler_config.json`. Absent keys have the values that diffusers gives them.
-#[derive(Debug, Deserialize)]
-pub(super) struct SchedulerConfig {
-    #[serde(rename = "_class_name")]
-    class: String,
-    flow_shift: Option<f64>,
-    shift: Option<f64>,
-    use_flow_sigmas: Option<bool>,
-    prediction_type: Option<String>,
-    num_train_timesteps: Option<usize>,
-    solver_order: Option<usize>,
-    solver_type: Option<String>,
-    algorithm_type: Option<String>,
-    use_karras_sigmas: Option<bool>,
-    use_exponential_sigmas: Option<bool>,
-    use_beta_sigmas: Option<bool>,
-    use_dynamic_shifting: Option<bool>,
+/// Where the name of a scheduler's class may stand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names<'a> {
+    /// `scheduler_config.json`, whose `_class_name` it is.
+    pub(super) config: &'a Path,
+    /// `model_index.json` and the class that it names for the scheduler.
+    pub(super) index: (&'a Path, Option<&'a str>),
 }
 
-impl SchedulerConfig {
-    pub(super) fn scheduler(self, path: &Path) -> Result<Scheduler, Error> {
-        let solver = match self.class.as_str() {
-            "UniPCMultistepScheduler" => Some(SolverKind::UniPc),
-            "DPMSolverMultistepScheduler" => Some(SolverKind::DpmPp),
-            "FlowMatchEulerDiscreteScheduler" => Some(SolverKind::Euler),
-            other => {
-                tracing::warn!(scheduler = other, "no solver for this scheduler; the default one is used");
-                None
+/// Reads `scheduler_config.json`: every key of it is followed, has no effect on a flow's trajectory, or is refused.
+/// Absent keys have the values that diffusers gives them.
+///
+/// # Errors
+/// A class or a value that cannot be followed, or a key that is not known.
+pub(super) fn of_config(config: &Map<String, Value>, names: Names<'_>) -> Result<Scheduler, Error> {
+    let path = names.config;
+    let class = class(config, names)?;
+    for (key, value) in config.iter().filter(|(key, _)| !key.starts_with('_')) {
+        match rule(class, key) {
+            None => {
+                let why = format!("{} has no such setting", class.name());
+                return Err(refused(path, key, value, "no such key".into(), why));
             }
-        };
-        self.check_supported(path, solver)?;
-        let shift = match solver {
-            Some(SolverKind::Euler) => self.shift,
-            _ => self.flow_shift.or(self.shift),
-        };
-        Ok(Scheduler { solver, shift: shift.unwrap_or(1.0) })
+            Some(Rule::OneOf(allowed, why) | Rule::Needed(allowed, why)) if !is_allowed(allowed, value) => {
+                return Err(refused(path, key, value, allowed[0].to_string(), why));
+            }
+            Some(_) => {}
+        }
     }
+    if let Some(key) = needed(class).find(|key| !config.contains_key(*key))
+        && let Some(Rule::Needed(allowed, why)) = rule(class, key)
+    {
+        let setting = format!("{key} is not there, and {} has another default", class.name());
+        return Err(Error::scheduler(path, setting, allowed[0].to_string(), why));
+    }
+    Ok(match class {
+        Class::UniPc => diffusers(SolverKind::UniPc, shift(config, path, "flow_shift", "shift")?),
+        Class::Dpm => diffusers(SolverKind::DpmPp, shift(config, path, "flow_shift", "shift")?),
+        Class::Euler => diffusers(SolverKind::Euler, shift(config, path, "shift", "flow_shift")?),
+        Class::FlowUniPc => official(SolverKind::UniPc, shift(config, path, "shift", "flow_shift")?),
+        Class::FlowDpm => official(SolverKind::DpmPp, shift(config, path, "shift", "flow_shift")?),
+    })
+}
 
-    fn check_supported(&self, path: &Path, solver: Option<SolverKind>) -> Result<(), Error> {
-        let refuse = |setting: String, why: &str| Err(Error::unsupported(path, setting, why));
-        for (key, value) in [
-            ("use_karras_sigmas", self.use_karras_sigmas),
-            ("use_exponential_sigmas", self.use_exponential_sigmas),
-            ("use_beta_sigmas", self.use_beta_sigmas),
-            ("use_dynamic_shifting", self.use_dynamic_shifting),
-        ] {
-            if value == Some(true) {
-                return refuse(format!("{key} = true"), "the sigma grid is linear with a fixed shift");
-            }
+fn diffusers(solver: SolverKind, shift: Option<f64>) -> Scheduler {
+    Scheduler { solver, schedule: None, shift: Some(shift.unwrap_or(1.0)) }
+}
+
+/// The official code makes its schedulers with a shift of 1, and says another when it sets the steps.
+fn official(solver: SolverKind, shift: Option<f64>) -> Scheduler {
+    Scheduler { solver, schedule: Some(ScheduleKind::Official), shift: shift.filter(|shift| *shift != 1.0) }
+}
+
+fn class(config: &Map<String, Value>, names: Names<'_>) -> Result<Class, Error> {
+    let own = config.get("_class_name").and_then(Value::as_str);
+    let (index, in_index) = names.index;
+    let name = match (own, in_index) {
+        (Some(own), Some(in_index)) if own != in_index => {
+            return Err(Error::ConfigsDiffer {
+                key: "the class of the scheduler".into(),
+                first: (names.config.to_owned(), own.to_owned()),
+                second: (index.to_owned(), in_index.to_owned()),
+            });
         }
-        if let Some(steps) = self.num_train_timesteps.filter(|steps| *steps != 1000) {
-            return refuse(format!("num_train_timesteps = {steps}"), "timesteps run from 0 to 1000");
+        (Some(name), _) | (None, Some(name)) => name,
+        (None, None) => {
+            let why = format!("it has no _class_name, and {} names no scheduler", index.display());
+            return Err(Error::config(names.config, why));
         }
-        let text = |value: &Option<String>, otherwise: &str| value.clone().unwrap_or(otherwise.into());
-        if matches!(solver, Some(SolverKind::UniPc | SolverKind::DpmPp)) {
-            let prediction = text(&self.prediction_type, "epsilon");
-            if prediction != "flow_prediction" || self.use_flow_sigmas != Some(true) {
-                let flow = self.use_flow_sigmas.unwrap_or(false);
-                return refuse(
-                    format!("prediction_type = {prediction}, use_flow_sigmas = {flow}"),
-                    "the denoiser predicts the velocity of a flow (flow_prediction, true)",
-                );
-            }
-            if let Some(order) = self.solver_order.filter(|order| *order != 2) {
-                return refuse(format!("solver_order = {order}"), "solvers are of order 2");
-            }
-            let known = if solver == Some(SolverKind::UniPc) { "bh2" } else { "midpoint" };
-            let found = text(&self.solver_type, known);
-            if found != known {
-                return refuse(format!("solver_type = {found}"), "UniPC is bh2 and DPM++ is midpoint");
-            }
-            let algorithm = text(&self.algorithm_type, "dpmsolver++");
-            if algorithm != "dpmsolver++" {
-                return refuse(format!("algorithm_type = {algorithm}"), "DPM-Solver is dpmsolver++");
-            }
+    };
+    Class::ALL.into_iter().find(|class| class.name() == name).ok_or_else(|| {
+        let known: Vec<_> = Class::ALL.into_iter().map(Class::name).collect();
+        let setting = format!("_class_name = {name}");
+        Error::scheduler(names.config, setting, known.join(" or "), "there is no solver for it")
+    })
+}
+
+/// The shift that the class reads under `key`. Under `other` the schedulers of another kind keep theirs, where it is most
+/// likely meant and not read.
+fn shift(config: &Map<String, Value>, path: &Path, key: &str, other: &str) -> Result<Option<f64>, Error> {
+    let value = |key: &str| match config.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64().filter(|shift| shift.is_finite() && *shift > 0.0) {
+            Some(shift) => Ok(Some(shift)),
+            None => Err(Error::config(path, format!("{key} is {value} and must be a number above 0"))),
+        },
+    };
+    match (value(key)?, value(other)?) {
+        (None, Some(shift)) if shift != 1.0 => {
+            let setting = format!("{other} = {shift} without {key}");
+            Err(Error::scheduler(
+                path,
+                setting,
+                format!("{key} = {shift}"),
+                format!("this class reads {key}"),
+            ))
         }
-        Ok(())
+        (shift, _) => Ok(shift),
     }
+}
+
+fn refused(path: &Path, key: &str, value: &Value, expected: String, why: impl Into<String>) -> Error {
+    Error::scheduler(path, format!("{key} = {value}"), expected, why)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
-    fn scheduler(config: Value) -> Result<Scheduler, Error> {
-        serde_json::from_value::<SchedulerConfig>(config)
-            .unwrap()
-            .scheduler(Path::new("scheduler_config.json"))
+    fn scheduler_in(config: &Value, index: Option<&str>) -> Result<Scheduler, Error> {
+        let names = Names {
+            config: Path::new("scheduler_config.json"),
+            index: (Path::new("model_index.json"), index),
+        };
+        of_config(config.as_object().unwrap(), names)
     }
 
-    fn unipc(extra: Value) -> Result<Scheduler, Error> {
-        let mut config = json!({
+    fn with(base: &Value, extra: &Value) -> Value {
+        let mut config = base.clone();
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        config
+    }
+
+    fn unipc(extra: &Value) -> Result<Scheduler, Error> {
+        let base = json!({
             "_class_name": "UniPCMultistepScheduler", "flow_shift": 3.0, "use_flow_sigmas": true,
             "prediction_type": "flow_prediction", "solver_order": 2, "solver_type": "bh2",
         });
-        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        scheduler(config)
+        scheduler_in(&with(&base, extra), None)
+    }
+
+    fn dpm(extra: &Value) -> Result<Scheduler, Error> {
+        unipc(&with(&json!({ "_class_name": "DPMSolverMultistepScheduler" }), extra))
+    }
+
+    fn euler(extra: &Value) -> Result<Scheduler, Error> {
+        let base = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0 });
+        scheduler_in(&with(&base, extra), None)
+    }
+
+    fn flow(class: &str, extra: &Value) -> Result<Scheduler, Error> {
+        scheduler_in(&with(&json!({ "_class_name": class }), extra), None)
     }
 
     #[test]
-    fn each_class_has_its_solver_and_its_key_of_the_shift() {
-        let found = unipc(json!({})).unwrap();
-        assert_eq!(found, Scheduler { solver: Some(SolverKind::UniPc), shift: 3.0 });
-        assert_eq!(found.recommended().shift, Some(3.0));
-        let dpm = json!({ "_class_name": "DPMSolverMultistepScheduler", "solver_type": "midpoint" });
-        assert_eq!(unipc(dpm).unwrap().solver, Some(SolverKind::DpmPp));
-        let euler = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0 });
-        assert_eq!(scheduler(euler).unwrap(), Scheduler { solver: Some(SolverKind::Euler), shift: 5.0 });
-        assert_eq!(scheduler(json!({ "_class_name": "LCMScheduler" })).unwrap().solver, None);
+    fn each_class_has_its_solver_its_grid_and_its_key_of_the_shift() {
+        let found = |solver, schedule, shift| Scheduler { solver, schedule, shift };
+        let nothing = json!({});
+        assert_eq!(unipc(&nothing).unwrap(), found(SolverKind::UniPc, None, Some(3.0)));
+        assert_eq!(dpm(&nothing).unwrap(), found(SolverKind::DpmPp, None, Some(3.0)));
+        assert_eq!(euler(&nothing).unwrap(), found(SolverKind::Euler, None, Some(5.0)));
+        assert_eq!(euler(&json!({ "shift": null })).unwrap().shift, Some(1.0));
+        let official = Some(ScheduleKind::Official);
+        for (class, solver) in [
+            ("FlowUniPCMultistepScheduler", SolverKind::UniPc),
+            ("FlowDPMSolverMultistepScheduler", SolverKind::DpmPp),
+        ] {
+            assert_eq!(flow(class, &json!({ "shift": 1 })).unwrap(), found(solver, official, None));
+            assert_eq!(flow(class, &json!({ "shift": 8.0 })).unwrap(), found(solver, official, Some(8.0)));
+        }
+    }
+
+    #[test]
+    fn a_class_may_stand_in_the_index_alone_and_must_be_one() {
+        let config = json!({ "shift": 5.0 });
+        let class = Some("FlowMatchEulerDiscreteScheduler");
+        assert_eq!(scheduler_in(&config, class).unwrap().solver, SolverKind::Euler);
+        assert!(matches!(scheduler_in(&config, None), Err(Error::Config { .. })));
+        let other = json!({ "_class_name": "UniPCMultistepScheduler" });
+        let error = scheduler_in(&other, class).unwrap_err().to_string();
+        assert!(error.contains("UniPCMultistepScheduler") && error.contains("FlowMatchEuler"), "{error}");
+        for class in ["LCMScheduler", "FlowMatchHeunDiscreteScheduler", "DDIMScheduler", "HeliosScheduler"] {
+            let error = flow(class, &json!({})).unwrap_err();
+            assert!(matches!(&error, Error::Scheduler { setting, .. } if setting.contains(class)), "{error}");
+        }
     }
 
     #[test]
     fn settings_that_would_change_the_trajectory_are_refused_by_name() {
-        for wrong in [
-            json!({ "use_karras_sigmas": true }),
-            json!({ "use_exponential_sigmas": true }),
-            json!({ "use_beta_sigmas": true }),
-            json!({ "use_dynamic_shifting": true }),
-            json!({ "num_train_timesteps": 500 }),
-            json!({ "prediction_type": "epsilon" }),
-            json!({ "use_flow_sigmas": false }),
-            json!({ "solver_order": 3 }),
-            json!({ "solver_type": "bh1" }),
-            json!({ "algorithm_type": "sde-dpmsolver++" }),
-        ] {
-            assert!(matches!(unipc(wrong.clone()), Err(Error::Unsupported { .. })), "{wrong}");
+        type Config = fn(&Value) -> Result<Scheduler, Error>;
+        let both: [Config; 2] = [unipc, dpm];
+        let all: [Config; 3] = [unipc, dpm, euler];
+        let cases: [(&[Config], Value); 23] = [
+            (&all, json!({ "use_karras_sigmas": true })),
+            (&all, json!({ "use_exponential_sigmas": true })),
+            (&all, json!({ "use_beta_sigmas": true })),
+            (&all, json!({ "use_dynamic_shifting": true })),
+            (&all, json!({ "num_train_timesteps": 500 })),
+            (&all, json!({ "not_a_setting": 1 })),
+            (&both, json!({ "prediction_type": "epsilon" })),
+            (&both, json!({ "prediction_type": null })),
+            (&both, json!({ "use_flow_sigmas": false })),
+            (&both, json!({ "solver_order": 3 })),
+            (&both, json!({ "thresholding": true })),
+            (&both, json!({ "final_sigmas_type": "sigma_min" })),
+            (&[unipc], json!({ "solver_type": "bh1" })),
+            (&[unipc], json!({ "predict_x0": false })),
+            (&[unipc], json!({ "lower_order_final": false })),
+            (&[unipc], json!({ "disable_corrector": [0] })),
+            (&[unipc], json!({ "solver_p": ["diffusers", "DDIMScheduler"] })),
+            (&[dpm], json!({ "solver_type": "heun" })),
+            (&[dpm], json!({ "algorithm_type": "sde-dpmsolver++" })),
+            (&[dpm], json!({ "use_lu_lambdas": true })),
+            (&[unipc, euler], json!({ "shift_terminal": 0.1 })),
+            (&[euler], json!({ "invert_sigmas": true })),
+            (&[euler], json!({ "stochastic_sampling": true })),
+        ];
+        for (classes, wrong) in cases {
+            let key = wrong.as_object().unwrap().keys().next().unwrap();
+            for config in classes {
+                let error = config(&wrong).unwrap_err();
+                let named = matches!(&error, Error::Scheduler { setting, .. } if setting.starts_with(key));
+                assert!(named, "{wrong}: {error}");
+            }
         }
+    }
+
+    #[test]
+    fn settings_without_effect_and_other_names_of_the_same_are_taken() {
+        for same in [
+            json!({ "beta_schedule": "scaled_linear", "trained_betas": [0.1], "timestep_spacing": "trailing" }),
+            json!({ "sigma_max": 80.0, "time_shift_type": "linear", "sample_max_value": 3 }),
+            json!({ "solver_type": "midpoint", "stochastic_sampling": true, "_diffusers_version": "0.99" }),
+            json!({ "disable_corrector": null, "shift_terminal": 0.0, "use_karras_sigmas": null }),
+        ] {
+            assert_eq!(unipc(&same).unwrap(), unipc(&json!({})).unwrap(), "{same}");
+        }
+        for same in [
+            json!({ "solver_type": "bh2", "disable_corrector": [0], "lower_order_final": false }),
+            json!({ "euler_at_final": true, "lambda_min_clipped": "-Infinity", "variance_type": "learned" }),
+        ] {
+            assert_eq!(dpm(&same).unwrap(), dpm(&json!({})).unwrap(), "{same}");
+        }
+    }
+
+    #[test]
+    fn what_is_absent_or_under_the_key_of_another_class_is_not_guessed() {
+        for (class, absent) in [
+            ("UniPCMultistepScheduler", json!({ "prediction_type": "flow_prediction" })),
+            ("DPMSolverMultistepScheduler", json!({ "use_flow_sigmas": true })),
+        ] {
+            assert!(matches!(flow(class, &absent), Err(Error::Scheduler { .. })), "{class}");
+        }
+        assert!(euler(&json!({ "shift": null, "flow_shift": 3.0 })).is_err());
+        assert!(unipc(&json!({ "flow_shift": null, "shift": 3.0 })).is_err());
+        assert_eq!(unipc(&json!({ "shift": 9.0 })).unwrap().shift, Some(3.0));
+        for wrong in [json!(0.0), json!(-1), json!("5"), json!("Infinity")] {
+            assert!(matches!(euler(&json!({ "shift": wrong })), Err(Error::Config { .. })));
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_would_do() {
+        let error = unipc(&json!({ "final_sigmas_type": "sigma_min" })).unwrap_err();
+        insta::assert_snapshot!(error, @r#"scheduler_config.json cannot be followed: final_sigmas_type = "sigma_min": the last step ends at the clean latent; expected "zero" (if another trajectory will do, change the file, or write how to sample into rushes.json beside model_index.json, such as {"sampler": "unipc", "shift": 5.0, "steps": 40})"#);
     }
 }

@@ -1,34 +1,58 @@
-//! The weights of one component: memory-mapped safetensors files, looked at through canonical names.
+//! The weights of one component: safetensors files, looked at through canonical names.
+//!
+//! Files are read, not mapped: one that becomes shorter in between is an error, where a map would end the process.
 
 use super::header;
 use super::inventory::Required;
+use super::listing::Listing;
 use super::names::Family;
+use super::pointer;
 use crate::Error;
 use bundle::dtype::ElementType;
-use memmap2::Mmap;
-use serde::Deserialize;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
 use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// One weight file, mapped read-only.
+/// One weight file, open for reading.
 #[derive(Debug)]
 pub struct ShardFile {
     path: PathBuf,
-    map: Mmap,
+    file: File,
+    stamp: Stamp,
+    /// Header and tensors, in order.
+    parts: Vec<Range<u64>>,
+}
+
+/// What tells that a file was written to: its length, and when it was changed last, in seconds and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self { bytes: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
 }
 
 impl ShardFile {
-    /// Maps a file.
-    #[expect(unsafe_code, reason = "weights of 57 GB are read in place")]
-    fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::file("read", path))?;
-        // SAFETY: the map is private and read-only, and every bit pattern is a valid u8. Changing or shortening a
-        // checkpoint while it is being exported is not supported: a change would be exported half, a cut ends the
-        // process with SIGBUS; both are within the user's control alone.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::file("read", path))?;
-        Ok(Self { path: path.to_owned(), map })
+    /// Opens a file and reads its header.
+    fn open(path: &Path) -> Result<(Self, Vec<header::HeaderTensor>), Error> {
+        let io = || Error::file("read", path);
+        // Opening a pipe would wait for a writer.
+        if !std::fs::metadata(path).map_err(io())?.is_file() {
+            return Err(Error::header(path, "it is no file"));
+        }
+        let file = File::open(path).map_err(io())?;
+        let stamp = Stamp::of(&file.metadata().map_err(io())?);
+        pointer::refuse_file(path, &file)?;
+        let tensors = header::read(path, &file, stamp.bytes)?;
+        let parts = header::parts(&tensors, stamp.bytes);
+        Ok((Self { path: path.to_owned(), file, stamp, parts }, tensors))
     }
 
     /// Where it is.
@@ -36,9 +60,42 @@ impl ShardFile {
         &self.path
     }
 
-    /// Its length in bytes.
+    /// Its length in bytes when it was opened.
     pub fn bytes(&self) -> u64 {
-        self.map.len() as u64
+        self.stamp.bytes
+    }
+
+    /// Header and tensors, in order, without gaps.
+    pub(crate) fn parts(&self) -> &[Range<u64>] {
+        &self.parts
+    }
+
+    /// Fills `buffer` from the position `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when the file has become shorter, [`Error::File`] for everything else.
+    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        self.file.read_exact_at(buffer, offset).map_err(|source| {
+            if source.kind() == ErrorKind::UnexpectedEof {
+                let now = self.file.metadata().map_or(offset, |found| found.len());
+                self.changed(now)
+            } else {
+                Error::file("read", &self.path)(source)
+            }
+        })
+    }
+
+    /// Makes sure that nobody has written to the file since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        let found = self.file.metadata().map_err(Error::file("read", &self.path))?;
+        if Stamp::of(&found) == self.stamp { Ok(()) } else { Err(self.changed(found.len())) }
+    }
+
+    fn changed(&self, now: u64) -> Error {
+        Error::Changed { path: self.path.clone(), before: self.stamp.bytes, now }
     }
 }
 
@@ -55,11 +112,29 @@ pub struct StoredTensor<'a> {
     pub shape: &'a [usize],
     /// Position of its first byte in the file. May be unaligned.
     pub offset: u64,
-    /// Its bytes, little-endian.
-    pub bytes: &'a [u8],
+    /// Number of its bytes.
+    pub length: usize,
 }
 
 impl StoredTensor<'_> {
+    /// Fills `buffer` with its bytes, little-endian, from byte `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when the file has become shorter since it was opened, [`Error::File`] for everything else.
+    pub fn read_at(&self, start: usize, buffer: &mut [u8]) -> Result<(), Error> {
+        self.file.read_at(self.offset + start as u64, buffer)
+    }
+
+    /// All its bytes.
+    ///
+    /// # Errors
+    /// The same as of [`Self::read_at`].
+    pub fn read(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; self.length];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Checks the shape.
     ///
     /// # Errors
@@ -83,6 +158,13 @@ pub struct Shards {
     files: Vec<ShardFile>,
     tensors: BTreeMap<String, Location>,
 }
+
+/// The embedding of umT5, which encoder and decoder share.
+const EMBEDDING: &str = "shared.weight";
+/// The same where the encoder alone was saved.
+const EMBEDDING_COPY: &str = "encoder.embed_tokens.weight";
+/// The bytes of `spiece.model`, which single-file repacks of umT5 hold as a tensor. It is no weight.
+const STORED_TOKENIZER: &str = "spiece_model";
 
 #[derive(Debug)]
 struct Location {
@@ -122,8 +204,7 @@ impl Shards {
         let mut files = Vec::with_capacity(listing.files.len());
         let mut stored = Vec::new();
         for path in &listing.files {
-            let file = ShardFile::open(path)?;
-            let tensors = header::parse(path, &file.map)?;
+            let (file, tensors) = ShardFile::open(path)?;
             stored.extend(tensors.into_iter().map(|tensor| (files.len(), tensor)));
             files.push(file);
         }
@@ -133,6 +214,9 @@ impl Shards {
         let mut tensors = BTreeMap::new();
         for (file, tensor) in stored {
             let name = family.canonical(naming, &tensor.name);
+            if family == Family::TextEncoder && name == STORED_TOKENIZER {
+                continue;
+            }
             let location = Location { file, element: tensor.element, shape: tensor.shape, span: tensor.span };
             if let Some(other) = tensors.insert(name.clone(), location) {
                 let other: Location = other;
@@ -142,6 +226,10 @@ impl Shards {
                     second: files[file].path.clone(),
                 });
             }
+        }
+        if family == Family::TextEncoder && !tensors.contains_key(EMBEDDING) {
+            let copy = tensors.remove(EMBEDDING_COPY);
+            tensors.extend(copy.map(|location| (EMBEDDING.to_owned(), location)));
         }
         Ok(Self { folder: folder.to_owned(), files, tensors })
     }
@@ -180,8 +268,16 @@ impl Shards {
             element: location.element,
             shape: &location.shape,
             offset: location.span.start as u64,
-            bytes: &file.map[location.span.clone()],
+            length: location.span.len(),
         }
+    }
+
+    /// Makes sure that nobody has written to the files since they were opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] for the first that was.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        self.files.iter().try_for_each(ShardFile::check_unchanged)
     }
 
     /// The number format of the given weights when all have the same.
@@ -226,105 +322,6 @@ impl Shards {
     }
 }
 
-const INDEX_END: &str = ".safetensors.index.json";
-const SHARD_END: &str = ".safetensors";
-/// What diffusers and transformers call the weights when there is one version of them.
-const USUAL_STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
-
-/// Which files make up a component, and what the index says about them.
-struct Listing {
-    files: Vec<PathBuf>,
-    /// The index's path, and for each tensor the position of its shard in `files`.
-    index: Option<(PathBuf, BTreeMap<String, usize>)>,
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-impl Listing {
-    fn of(folder: &Path) -> Result<Self, Error> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(Error::file("list", folder))? {
-            let name = entry.map_err(Error::file("list", folder))?.file_name();
-            names.extend(name.into_string());
-        }
-        names.sort();
-        if let Some(index) = choose(folder, &names, INDEX_END)? {
-            return Self::of_index(folder, &folder.join(index));
-        }
-        match choose(folder, &names, SHARD_END)? {
-            Some(file) => Ok(Self { files: vec![folder.join(file)], index: None }),
-            None => Err(Error::NoWeights {
-                folder: folder.to_owned(),
-                found: "there is no .safetensors file in it".into(),
-            }),
-        }
-    }
-
-    fn of_index(folder: &Path, path: &Path) -> Result<Self, Error> {
-        let index: Index = super::config::read_json(path)?;
-        let mut names: Vec<&String> = index.weight_map.values().collect();
-        names.sort();
-        names.dedup();
-        if names.is_empty() {
-            return Err(Error::config(path, "its weight_map is empty"));
-        }
-        let mut files = Vec::with_capacity(names.len());
-        for name in &names {
-            if Path::new(name).file_name() != Some(name.as_ref()) {
-                return Err(Error::config(path, format!("`{name}` is not the name of a file beside it")));
-            }
-            let file = folder.join(name);
-            if !file.exists() {
-                return Err(Error::MissingShard {
-                    index: path.to_owned(),
-                    shard: (*name).clone(),
-                    tensors: index.weight_map.values().filter(|shard| shard == name).count(),
-                });
-            }
-            files.push(file);
-        }
-        let shard_of = index
-            .weight_map
-            .iter()
-            .filter_map(|(tensor, shard)| Some((tensor.clone(), names.binary_search(&shard).ok()?)))
-            .collect();
-        Ok(Self { files, index: Some((path.to_owned(), shard_of)) })
-    }
-
-    /// Checks that every tensor of the index is stored, and in the shard that it names.
-    fn check_index<'a>(&self, stored: impl Iterator<Item = (usize, &'a str)>) -> Result<(), Error> {
-        let Some((path, shard_of)) = &self.index else { return Ok(()) };
-        let stored: HashSet<(usize, &str)> = stored.collect();
-        match shard_of.iter().find(|(tensor, shard)| !stored.contains(&(**shard, tensor.as_str()))) {
-            None => Ok(()),
-            Some((tensor, shard)) => Err(Error::header(
-                &self.files[*shard],
-                format!("{} says that it holds tensor {tensor}, and it does not", path.display()),
-            )),
-        }
-    }
-}
-
-/// The file with the given ending: the one with a usual name, else the only one.
-fn choose<'a>(folder: &Path, names: &'a [String], end: &str) -> Result<Option<&'a str>, Error> {
-    let found: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(end)).collect();
-    let usual = USUAL_STEMS
-        .iter()
-        .find_map(|stem| found.iter().find(|name| name.strip_suffix(end) == Some(stem)).copied());
-    match (usual, found.as_slice()) {
-        (Some(usual), _) => Ok(Some(usual)),
-        (None, []) => Ok(None),
-        (None, [one]) => Ok(Some(one)),
-        (None, several) => Err(Error::NoWeights {
-            folder: folder.to_owned(),
-            found: format!("there are several files and none says which to use: {}", several.join(", ")),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,7 +352,7 @@ mod tests {
         let folder = two_shards();
         let shards = open(&folder).unwrap();
         let tensor = shards.tensor("y").unwrap();
-        assert_eq!(tensor.bytes, bytes_of(&[3.0]));
+        assert_eq!(tensor.read().unwrap(), bytes_of(&[3.0]));
         let file = std::fs::read(tensor.file.path()).unwrap();
         assert_eq!(file[usize::try_from(tensor.offset).unwrap()..], bytes_of(&[3.0]));
         assert_eq!(shards.tensors().map(|tensor| tensor.name).collect::<Vec<_>>(), ["x", "y"]);
@@ -386,6 +383,38 @@ mod tests {
                 "{length}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_written_to_after_it_was_opened_is_named() {
+        let folder = two_shards();
+        let path = folder.path().join("a-2.safetensors");
+        let shards = open(&folder).unwrap();
+        assert!(shards.check_unchanged().is_ok());
+        let file = File::options().write(true).open(&path).unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(length - 1).unwrap();
+        for error in [shards.tensor("y").unwrap().read().unwrap_err(), shards.check_unchanged().unwrap_err()]
+        {
+            assert!(
+                matches!(&error, Error::Changed { path: found, before, now } if *found == path
+                    && *before == length && *now == length - 1),
+                "{error}"
+            );
+        }
+        assert!(shards.tensor("x").unwrap().read().is_ok());
+        file.set_len(length).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert!(matches!(shards.check_unchanged(), Err(Error::Changed { .. })));
+    }
+
+    #[test]
+    fn a_folder_or_a_pipe_is_no_weight_file() {
+        let folder = two_shards();
+        let path = folder.path().join("a-2.safetensors");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(matches!(open(&folder), Err(Error::Header { path: found, .. }) if found == path));
     }
 
     #[test]
@@ -450,6 +479,42 @@ mod tests {
         assert_eq!(open(&folder).unwrap().tensor("x").unwrap().file.path(), usual);
         let absent = folder.path().join("absent");
         assert!(matches!(Shards::open(&absent, Family::Denoiser), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn a_variant_is_taken_where_it_is_the_only_set_that_is_whole() {
+        let folder = two_shards();
+        let usual = folder.path().join("diffusion_pytorch_model.safetensors.index.json");
+        let variant = folder.path().join("diffusion_pytorch_model.safetensors.index.fp16.json");
+        let value = bytes_of(&[9.0]);
+        write_shard(&folder.path().join("a.fp16-1.safetensors"), &[("x", &[1], &value)]);
+        let map = json!({ "weight_map": { "x": "a.fp16-1.safetensors" } });
+        std::fs::write(&variant, map.to_string()).unwrap();
+        assert_eq!(open(&folder).unwrap().files().len(), 2);
+        std::fs::remove_file(folder.path().join("a-1.safetensors")).unwrap();
+        assert_eq!(open(&folder).unwrap().tensor("x").unwrap().read().unwrap(), value);
+        std::fs::remove_file(usual).unwrap();
+        assert_eq!(open(&folder).unwrap().tensor("x").unwrap().read().unwrap(), value);
+        std::fs::copy(&variant, folder.path().join("model.safetensors.index.bf16.json")).unwrap();
+        assert!(matches!(open(&folder), Err(Error::NoWeights { .. })));
+        std::fs::remove_file(folder.path().join("a.fp16-1.safetensors")).unwrap();
+        assert!(matches!(open(&folder), Err(Error::NoWeights { .. })));
+    }
+
+    #[test]
+    fn an_encoder_without_a_shared_embedding_has_it_under_the_name_of_its_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (bytes_of(&[1.0]), bytes_of(&[2.0]));
+        let path = folder.path().join("model.safetensors");
+        let embedding = |tensors: &[(&str, &[usize], &[u8])]| {
+            write_shard(&path, tensors);
+            let shards = Shards::open(folder.path(), Family::TextEncoder).unwrap();
+            shards.tensor("shared.weight").unwrap().read().unwrap()
+        };
+        assert_eq!(embedding(&[("encoder.embed_tokens.weight", &[1], &one)]), one);
+        let both: [(&str, &[usize], &[u8]); 2] =
+            [("shared.weight", &[1], &two), ("encoder.embed_tokens.weight", &[1], &one)];
+        assert_eq!(embedding(&both), two);
     }
 
     #[test]

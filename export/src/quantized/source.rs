@@ -20,7 +20,7 @@ pub struct BundleWeights {
 }
 
 impl BundleWeights {
-    /// Opens the weights of a component, mapped read-only.
+    /// Opens the weights of a component for reading.
     ///
     /// # Errors
     /// A file that is missing or damaged, or a weight that is.
@@ -48,11 +48,11 @@ impl BundleWeights {
     /// A weight as f32, with its shape.
     ///
     /// # Errors
-    /// A weight that there is not.
+    /// A weight that there is not, or a file that became shorter since it was opened.
     pub fn read(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), Error> {
         let tensor = self.shards.tensor(name)?;
-        let mut values = vec![0.0; tensor.bytes.len() / tensor.element.bytes()];
-        widen(tensor.element, tensor.bytes, &mut values);
+        let mut values = vec![0.0; tensor.length / tensor.element.bytes()];
+        widen(tensor.element, &tensor.read()?, &mut values);
         Ok((tensor.shape.to_vec(), values))
     }
 }

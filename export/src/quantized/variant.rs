@@ -14,6 +14,7 @@ use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::layout;
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, Variant, WeightFile};
 use bundle::quantization::{ComponentNumerics, Scheme};
+use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use graph::Model;
 
@@ -28,6 +29,8 @@ pub struct VariantRequest<'a> {
     pub operators: &'a [Operators],
     /// What a person should know of it.
     pub note: Option<String>,
+    /// What may end the work.
+    pub stop: &'a Stop,
 }
 
 impl VariantRequest<'_> {
@@ -114,7 +117,7 @@ fn lower(
     let digest = numerics.fingerprint();
     let name = layout::variant_name(precision, operators);
     let location = format!("{}/{name}.{}.safetensors", layout::WEIGHTS, digest.short());
-    let (placed, bytes) = write_weights(&source, numerics, &planned, &location)?;
+    let (placed, bytes) = write_weights(&source, request, &planned, &location)?;
     let folder = layout::component_folder(&entry.component);
     let mut graphs = Vec::new();
     for dialect in dialects(request.scheme) {
@@ -140,7 +143,7 @@ fn remove_entries(entry: &mut ComponentEntry, precision: Precision) {
 /// Writes the weights; says where each lies and how long the file is.
 fn write_weights(
     source: &BundleWeights,
-    numerics: &ComponentNumerics,
+    request: &VariantRequest<'_>,
     planned: &[Planned],
     location: &str,
 ) -> Result<(PlacedWeights, u64), Error> {
@@ -149,7 +152,8 @@ fn write_weights(
     let written = write_new(&path, location, &stored, Alignment::LargeAtPages, |file| {
         let mut index = 0;
         for planned in planned {
-            for bytes in planned.bytes(source, numerics)? {
+            request.stop.check()?;
+            for bytes in planned.bytes(source, request.numerics)? {
                 file.write(index, 0, &bytes)?;
                 index += 1;
             }

@@ -9,7 +9,7 @@ use crate::checkpoint::shards::{Shards, StoredTensor};
 use bundle::dtype::{ElementType, WeightType};
 use rayon::prelude::*;
 
-/// Elements that are converted at a time; a thread holds two buffers of them.
+/// Elements that are converted at a time; a thread holds three buffers of them.
 const BLOCK: usize = 1 << 18;
 
 /// Writes the required weights of a component into one new file, stored as `weights`. Weights that are stored like that
@@ -50,11 +50,12 @@ pub fn place(
             .iter()
             .enumerate()
             .flat_map(|(index, tensor)| {
-                let elements = tensor.bytes.len() / tensor.element.bytes();
+                let elements = tensor.length / tensor.element.bytes();
                 (0..elements).step_by(BLOCK).map(move |start| (index, start))
             })
             .collect();
         blocks.into_par_iter().try_for_each_init(Buffers::default, |buffers, (index, start)| {
+            destination.check()?;
             let bytes = buffers.convert(&tensors[index], start, weights)?;
             file.write(index, start * weights.element().bytes(), bytes)
         })
@@ -66,25 +67,27 @@ pub fn place(
 /// What a thread converts with.
 #[derive(Default)]
 struct Buffers {
+    stored: Vec<u8>,
     values: Vec<f32>,
     bytes: Vec<u8>,
 }
 
 impl Buffers {
     /// The block of a tensor that begins with element `start`, stored as `weights`.
-    fn convert<'a>(
-        &'a mut self,
-        tensor: &StoredTensor<'a>,
+    fn convert(
+        &mut self,
+        tensor: &StoredTensor<'_>,
         start: usize,
         weights: WeightType,
-    ) -> Result<&'a [u8], Error> {
+    ) -> Result<&[u8], Error> {
         let (from, to) = (tensor.element, weights.element());
-        let source = &tensor.bytes[start * from.bytes()..];
-        let source = &source[..source.len().min(BLOCK * from.bytes())];
+        let elements = (tensor.length / from.bytes() - start).min(BLOCK);
+        self.stored.resize(elements * from.bytes(), 0);
+        tensor.read_at(start * from.bytes(), &mut self.stored)?;
+        let source = self.stored.as_slice();
         if from == to {
             return Ok(source);
         }
-        let elements = source.len() / from.bytes();
         self.values.resize(elements, 0.0);
         self.bytes.resize(elements * to.bytes(), 0);
         widen(from, source, &mut self.values);
@@ -107,6 +110,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::names::Family;
     use crate::checkpoint::samples::{bytes_of, write_shard};
+    use crate::weights::Keeping;
     use bundle::manifest::Component;
     use half::{bf16, f16};
     use proptest::prelude::*;
@@ -127,8 +131,12 @@ mod tests {
         ];
         write_shard(&folder.path().join("m.safetensors"), &tensors);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
-        let destination =
-            Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit: None };
+        let destination = Destination {
+            bundle: bundle.path(),
+            component: &Component::Decoder,
+            keeping: Keeping::Link { copy_limit: None },
+            stop: None,
+        };
         let required = required(&[("b.weight", &[values.len()]), ("a.bias", &[1])]);
         let placed = place(&shards, &required, weights, destination);
         let weights: Vec<_> = std::fs::read_dir(bundle.path().join("decoder/weights"))
@@ -197,8 +205,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_shard(&folder.path().join("m.safetensors"), &[("a", &[1], &bytes_of(&[1.0]))]);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
-        let destination =
-            Destination { bundle: folder.path(), component: &Component::Decoder, copy_limit: None };
+        let destination = Destination {
+            bundle: folder.path(),
+            component: &Component::Decoder,
+            keeping: Keeping::Link { copy_limit: None },
+            stop: None,
+        };
         let error = place(&shards, &required(&[("z", &[1])]), WeightType::F16, destination).unwrap_err();
         assert!(matches!(&error, Error::MissingTensor { name, .. } if name == "z"), "{error}");
     }

@@ -1,13 +1,18 @@
 //! Weights that stay as they are: their files become part of the bundle by hard links.
 
-use super::{Destination, ExternalTensor, PlacedWeights, location, part_of};
+use super::{Destination, ExternalTensor, Keeping, PlacedWeights, location};
 use crate::Error;
 use crate::checkpoint::shards::Shards;
+use bundle::atomic;
 use bundle::units::ByteCount;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// Links every weight file of a component into the bundle, or copies it when the file system refuses.
+/// Bytes that are copied before it is looked whether to go on.
+const COPIED_AT_ONCE: u64 = 64 << 20;
+
+/// Links every weight file of a component into the bundle, or copies it when that is asked for or the file system refuses.
 ///
 /// A link and its original are one file: overwriting the checkpoint in place later changes the bundle too; replacing or
 /// deleting it does not.
@@ -40,20 +45,24 @@ fn place_with(
             continue;
         }
         remove_if_there(&target)?;
-        if let Err(source) = link(&original, &target) {
+        if destination.keeping == Keeping::Copy {
+            to_copy.push((original, target));
+        } else if let Err(source) = link(&original, &target) {
             bytes = bytes + ByteCount(file.bytes());
             refusal.get_or_insert(source);
             to_copy.push((original, target));
         }
     }
     if let (Some(source), Some((path, _))) = (refusal, to_copy.first()) {
-        if let Some(limit) = destination.copy_limit.filter(|limit| bytes > *limit) {
+        if let Keeping::Link { copy_limit: Some(limit) } = destination.keeping
+            && bytes > limit
+        {
             let path = path.clone();
             return Err(Error::CopyRefused { path, target: folder, bytes, limit, source });
         }
         tracing::info!(%bytes, %source, "hard links are refused; weights are copied");
     }
-    to_copy.iter().try_for_each(|(original, target)| copy(original, target))?;
+    to_copy.iter().try_for_each(|(original, target)| copy(original, target, destination))?;
 
     let tensors = shards
         .tensors()
@@ -61,7 +70,7 @@ fn place_with(
             let placed = ExternalTensor {
                 location: location(file_name(tensor.file.path())?),
                 offset: tensor.offset,
-                length: tensor.bytes.len() as u64,
+                length: tensor.length as u64,
                 element: tensor.element,
                 shape: tensor.shape.to_vec(),
             };
@@ -89,13 +98,19 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn copy(original: &Path, target: &Path) -> Result<(), Error> {
-    let part = part_of(target);
-    std::fs::copy(original, &part).and_then(|_| std::fs::rename(&part, target)).map_err(|source| {
-        // The first error is the one worth telling; a leftover that cannot be removed is seen by its name.
-        let _ = std::fs::remove_file(&part);
-        Error::File { action: "copy into", path: target.to_owned(), source }
-    })
+/// Copies a file; it gets its name when it is whole.
+fn copy(original: &Path, target: &Path, destination: Destination<'_>) -> Result<(), Error> {
+    let failed = |source| Error::File { action: "copy into", path: target.to_owned(), source };
+    let mut from = File::open(original).map_err(Error::file("read", original))?;
+    let mut part = atomic::part_of(target).map_err(failed)?;
+    loop {
+        destination.check()?;
+        // In the kernel, where both file systems can.
+        if io::copy(&mut (&mut from).take(COPIED_AT_ONCE), part.as_file_mut()).map_err(failed)? == 0 {
+            break;
+        }
+    }
+    atomic::publish(part, target).map_err(failed)
 }
 
 #[cfg(test)]
@@ -120,8 +135,8 @@ mod tests {
     }
 
     fn destination(bundle: &TempDir, copy_limit: Option<u64>) -> Destination<'_> {
-        let copy_limit = copy_limit.map(ByteCount);
-        Destination { bundle: bundle.path(), component: &Component::Decoder, copy_limit }
+        let keeping = Keeping::Link { copy_limit: copy_limit.map(ByteCount) };
+        Destination { bundle: bundle.path(), component: &Component::Decoder, keeping, stop: None }
     }
 
     fn inode(path: &Path) -> u64 {
@@ -175,6 +190,25 @@ mod tests {
             assert_ne!(inode(&file), inode(&folder.path().join(FILE)));
             assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(folder.path().join(FILE)).unwrap());
         }
+        assert_eq!(std::fs::read_dir(bundle.path().join("decoder/weights")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_copy_that_was_asked_for_does_not_follow_the_checkpoint() {
+        let (folder, shards) = checkpoint();
+        let bundle = tempfile::tempdir().unwrap();
+        let copied = Destination { keeping: Keeping::Copy, ..destination(&bundle, None) };
+        let before = std::fs::read(folder.path().join(FILE)).unwrap();
+        // In place of an older link too.
+        for destination in [copied, destination(&bundle, None), copied] {
+            place(&shards, destination).unwrap();
+        }
+        let placed = bundle.path().join("decoder/weights").join(FILE);
+        assert_ne!(inode(&placed), inode(&folder.path().join(FILE)));
+        let mut changed = before.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        std::fs::write(folder.path().join(FILE), &changed).unwrap();
+        assert_eq!(std::fs::read(&placed).unwrap(), before);
         assert_eq!(std::fs::read_dir(bundle.path().join("decoder/weights")).unwrap().count(), 1);
     }
 

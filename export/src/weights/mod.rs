@@ -17,6 +17,7 @@ use crate::checkpoint::Source;
 use bundle::dtype::{ElementType, WeightType};
 use bundle::layout;
 use bundle::manifest::{Component, WeightFile};
+use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -75,11 +76,30 @@ pub struct Destination<'a> {
     pub bundle: &'a Path,
     /// The component.
     pub component: &'a Component,
-    /// The most that may be copied when hard links are refused; none for any amount.
-    pub copy_limit: Option<ByteCount>,
+    /// How files come to it that are stored as they are needed.
+    pub keeping: Keeping,
+    /// What may end the work.
+    pub stop: Option<&'a Stop>,
+}
+
+/// How a weight file that is stored as it is needed becomes part of a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// By a hard link: no room is taken, and the file stays that of the checkpoint too.
+    Link {
+        /// The most that may be copied when links are refused; none for any amount.
+        copy_limit: Option<ByteCount>,
+    },
+    /// By a copy: what happens to the checkpoint later does not touch the bundle.
+    Copy,
 }
 
 impl Destination<'_> {
+    /// Lets the work go on, or ends it.
+    fn check(&self) -> Result<(), Error> {
+        Ok(self.stop.map_or(Ok(()), Stop::check)?)
+    }
+
     /// Makes the folder of the weights.
     fn create_folder(&self) -> Result<PathBuf, Error> {
         let folder = self.bundle.join(layout::component_folder(self.component)).join(layout::WEIGHTS);
@@ -99,6 +119,32 @@ fn location(name: &str) -> String {
     format!("{}/{name}", layout::WEIGHTS)
 }
 
+/// Gets the weights of a component into the bundle as they are, when all that its graphs read are stored as `weights`
+/// already; none when they are not.
+///
+/// # Errors
+/// See [`linked::place`].
+pub fn place_linked(
+    source: &Source,
+    weights: WeightType,
+    destination: Destination<'_>,
+) -> Result<Option<PlacedWeights>, Error> {
+    let is_right = source.shards.uniform_element(&source.required)? == Some(weights.element());
+    is_right.then(|| linked::place(&source.shards, destination)).transpose()
+}
+
+/// Gets the weights of a component into the bundle in another number format.
+///
+/// # Errors
+/// See [`converted::place`].
+pub fn place_converted(
+    source: &Source,
+    weights: WeightType,
+    destination: Destination<'_>,
+) -> Result<PlacedWeights, Error> {
+    converted::place(&source.shards, &source.required, weights, destination)
+}
+
 /// Gets the weights of a component into the bundle, stored as `weights`: linked when all that its graphs read are
 /// stored like that already, else converted.
 ///
@@ -109,18 +155,10 @@ pub fn place(
     weights: WeightType,
     destination: Destination<'_>,
 ) -> Result<PlacedWeights, Error> {
-    if source.shards.uniform_element(&source.required)? == Some(weights.element()) {
-        linked::place(&source.shards, destination)
-    } else {
-        converted::place(&source.shards, &source.required, weights, destination)
+    match place_linked(source, weights, destination)? {
+        Some(placed) => Ok(placed),
+        None => place_converted(source, weights, destination),
     }
-}
-
-/// `NAME.part` beside a file.
-fn part_of(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    path.with_file_name(name)
 }
 
 #[cfg(test)]
@@ -133,8 +171,12 @@ mod tests {
         let (_folder, checkpoint) = samples::checkpoint();
         let bundle = tempfile::tempdir().unwrap();
         for source in &checkpoint.sources {
-            let destination =
-                Destination { bundle: bundle.path(), component: &source.component, copy_limit: None };
+            let destination = Destination {
+                bundle: bundle.path(),
+                component: &source.component,
+                keeping: Keeping::Link { copy_limit: None },
+                stop: None,
+            };
             for (weights, file) in [
                 (WeightType::F32, "diffusion_pytorch_model.safetensors"),
                 (WeightType::Bf16, "bf16.safetensors"),
@@ -158,8 +200,12 @@ mod tests {
         let (_folder, checkpoint) = samples::checkpoint();
         let bundle = tempfile::tempdir().unwrap();
         let source = &checkpoint.sources[0];
-        let destination =
-            Destination { bundle: bundle.path(), component: &source.component, copy_limit: None };
+        let destination = Destination {
+            bundle: bundle.path(),
+            component: &source.component,
+            keeping: Keeping::Link { copy_limit: None },
+            stop: None,
+        };
         let placed = place(source, WeightType::F32, destination).unwrap();
         assert!(placed.expect("shared.weight", &[30, 8]).is_ok());
         assert!(matches!(placed.expect("shared.weight", &[8, 30]), Err(Error::WrongShape { .. })));

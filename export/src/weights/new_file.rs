@@ -3,8 +3,9 @@
 //! The format allows no gaps, so padding is made of tensors of its own, `__pad.N`; their bytes are holes in the file and
 //! take no room on disk.
 
-use super::{ExternalTensor, part_of};
+use super::ExternalTensor;
 use crate::Error;
+use bundle::atomic;
 use bundle::dtype::ElementType;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -79,22 +80,16 @@ pub(crate) fn write_new(
     fill: impl FnOnce(&NewFile) -> Result<(), Error>,
 ) -> Result<Written, Error> {
     let Layout { header, offsets, bytes } = Layout::of(tensors, alignment, path)?;
-    let part = part_of(path);
-    let write = || {
-        let io = || Error::file("write", &part);
-        let file = File::create(&part).map_err(io())?;
-        file.set_len(bytes as u64).map_err(io())?;
-        file.write_all_at(&header, 0).map_err(io())?;
-        let new = NewFile { file, path: part.clone(), offsets };
-        fill(&new)?;
-        new.file.sync_all().map_err(io())?;
-        std::fs::rename(&part, path).map_err(Error::file("write", path))?;
-        Ok::<_, Error>(new.offsets)
-    };
-    let offsets = write().inspect_err(|_| {
-        // The first error is the one worth telling; a leftover that cannot be removed is seen by its name.
-        let _ = std::fs::remove_file(&part);
-    })?;
+    let io = || Error::file("write", path);
+    // Removed when it is dropped without its name.
+    let part = atomic::part_of(path).map_err(io())?;
+    let file = part.reopen().map_err(io())?;
+    file.set_len(bytes as u64).map_err(io())?;
+    file.write_all_at(&header, 0).map_err(io())?;
+    let new = NewFile { file, path: path.to_owned(), offsets };
+    fill(&new)?;
+    atomic::publish(part, path).map_err(io())?;
+    let offsets = new.offsets;
     let place = |(tensor, offset): (&Stored, usize)| {
         let external = ExternalTensor {
             location: location.to_owned(),

@@ -2,20 +2,23 @@
 //!
 //! The digest depends on canonical names, number formats, shapes and contents alone, not on how they are spread over
 //! files. It is the BLAKE3 hash of, for every tensor in the order of canonical names: length and bytes of the name, name
-//! of the number format, rank and extents, and the BLAKE3 hash of each [`PIECE`] of its bytes.
+//! of the number format, rank and extents, and the BLAKE3 hash of each [`file_digest::PIECE`] of its bytes. The same hashes
+//! make the digests of the files.
 
 use crate::Error;
-use crate::checkpoint::shards::{Shards, StoredTensor};
+use crate::checkpoint::shards::{ShardFile, Shards, StoredTensor};
 use crate::weights::number_format::{element_at, first_non_finite};
 use bundle::digest::Digest;
+use bundle::file_digest;
+use bundle::stop::Stop;
 use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ops::Range;
 
-/// Bytes that are hashed as one; a multiple of the size of every element.
-pub const PIECE: usize = 1 << 20;
 /// Bytes that are hashed and searched in turn, so that they come from memory once.
 const BLOCK: usize = 1 << 17;
 /// Bytes of each tensor that are read when not everything is.
-const BEGINNING: usize = 4096;
+const BEGINNING: u64 = 4096;
 
 /// How much of the weights is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,76 +29,117 @@ pub enum Verify {
     Beginnings,
 }
 
+/// What a scan found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scan {
+    /// Digest of the weights.
+    pub digest: Digest,
+    /// Digest over every byte of each file, as of [`file_digest::of_pieces`], in the order of [`Shards::files`]; empty when
+    /// not every byte was read.
+    pub files: Vec<String>,
+}
+
 /// Digests the weights of a component and makes sure that they are finite.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for the first bad element of the first bad weight, in the order of names.
-pub fn scan(shards: &Shards, verify: Verify) -> Result<Digest, Error> {
+/// [`Error::NotFinite`] for the first bad element of the first bad weight, in the order of names; a file that cannot be read
+/// or changed meanwhile; a stop.
+pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error> {
     let tensors: Vec<StoredTensor<'_>> = shards.tensors().collect();
-    let read = |tensor: &StoredTensor<'_>| match verify {
-        Verify::Whole => tensor.bytes.len(),
-        Verify::Beginnings => tensor.bytes.len().min(BEGINNING),
-    };
-    let mut pieces: Vec<Piece<'_>> = tensors
-        .iter()
-        .enumerate()
-        .flat_map(|(index, tensor)| {
-            let starts = (0..read(tensor)).step_by(PIECE);
-            starts.map(move |start| Piece { tensor: index, start, bytes: &tensor.bytes[start..] })
-        })
-        .map(|piece| {
-            let left = read(&tensors[piece.tensor]) - piece.start;
-            Piece { bytes: &piece.bytes[..left.min(PIECE)], ..piece }
-        })
-        .collect();
     // In the order of the files, which is how a disk likes to be read.
-    pieces.sort_by_key(|piece| piece.bytes.as_ptr());
-    let mut results: Vec<PieceResult> =
-        pieces.into_par_iter().map(|piece| piece.read(&tensors[piece.tensor])).collect();
-    results.sort_by_key(|result| (result.tensor, result.start));
+    let pieces = pieces(shards, &tensors, verify);
+    let read = |block: &mut Vec<u8>, piece: &Piece<'_>| {
+        stop.check()?;
+        piece.read(block, &tensors)
+    };
+    let results: Vec<PieceResult> =
+        pieces.par_iter().map_init(Vec::new, read).collect::<Result<_, Error>>()?;
+    shards.check_unchanged()?;
 
-    if let Some((result, index)) = results.iter().find_map(|result| Some((result, result.bad?))) {
-        return Err(not_finite(&tensors[result.tensor], index));
+    let mut of_tensors = vec![Vec::new(); tensors.len()];
+    for (piece, result) in pieces.iter().zip(&results) {
+        if let Some((tensor, _)) = piece.tensor {
+            of_tensors[tensor].push(result);
+        }
     }
-    let mut results = results.iter().peekable();
     let mut hasher = blake3::Hasher::new();
-    for (index, tensor) in tensors.iter().enumerate() {
+    for (tensor, results) in tensors.iter().zip(&of_tensors) {
+        if let Some(index) = results.iter().find_map(|result| result.bad) {
+            return Err(not_finite(tensor, index));
+        }
         describe(&mut hasher, tensor);
-        while let Some(result) = results.next_if(|result| result.tensor == index) {
+        for result in results {
             hasher.update(result.hash.as_bytes());
         }
     }
-    Ok(Digest::new(hasher.finalize(), verify == Verify::Whole))
+    let file = |index: usize| {
+        let of_file = pieces.iter().zip(&results).filter(move |(piece, _)| piece.index == index);
+        file_digest::of_pieces(of_file.map(|(_, result)| &result.hash))
+    };
+    let whole = verify == Verify::Whole;
+    let files = if whole { (0..shards.files().len()).map(file).collect() } else { Vec::new() };
+    Ok(Scan { digest: Digest::new(hasher.finalize(), whole), files })
 }
 
-/// A part of a tensor that one thread reads.
+/// What is read, in the order of files and of positions in them: everything, headers too, or the beginning of every tensor.
+fn pieces<'a>(shards: &'a Shards, tensors: &[StoredTensor<'_>], verify: Verify) -> Vec<Piece<'a>> {
+    let mut all = Vec::new();
+    for (index, file) in shards.files().iter().enumerate() {
+        let here = tensors
+            .iter()
+            .enumerate()
+            .filter(|(_, tensor)| tensor.length > 0 && std::ptr::eq(tensor.file, file));
+        let at: HashMap<u64, usize> = here.map(|(number, tensor)| (tensor.offset, number)).collect();
+        for part in file.parts() {
+            let tensor = at.get(&part.start).copied();
+            let end = match (verify, tensor) {
+                (Verify::Whole, _) => part.end,
+                (Verify::Beginnings, Some(_)) => part.end.min(part.start + BEGINNING),
+                (Verify::Beginnings, None) => continue,
+            };
+            all.extend(file_digest::pieces(std::iter::once(part.start..end)).map(|range| {
+                let tensor = tensor.map(|tensor| (tensor, range.start - part.start));
+                Piece { index, file, range, tensor }
+            }));
+        }
+    }
+    all
+}
+
+/// A part of a file that one thread reads.
 struct Piece<'a> {
-    tensor: usize,
-    start: usize,
-    bytes: &'a [u8],
+    /// Position of the file in [`Shards::files`].
+    index: usize,
+    file: &'a ShardFile,
+    range: Range<u64>,
+    /// The tensor that it belongs to, and how many of its bytes come before.
+    tensor: Option<(usize, u64)>,
 }
 
+#[derive(Debug, Clone)]
 struct PieceResult {
-    tensor: usize,
-    start: usize,
     hash: blake3::Hash,
     /// Position in the tensor of the first element that is not finite.
     bad: Option<usize>,
 }
 
 impl Piece<'_> {
-    fn read(&self, tensor: &StoredTensor<'_>) -> PieceResult {
-        let element = tensor.element;
+    fn read(&self, block: &mut Vec<u8>, tensors: &[StoredTensor<'_>]) -> Result<PieceResult, Error> {
         let mut hasher = blake3::Hasher::new();
         let mut bad = None;
-        for (block, bytes) in self.bytes.chunks(BLOCK).enumerate() {
-            hasher.update(bytes);
-            if bad.is_none() {
-                let before = (self.start + block * BLOCK) / element.bytes();
-                bad = first_non_finite(element, bytes).map(|index| before + index);
+        for start in self.range.clone().step_by(BLOCK) {
+            let length = usize::try_from(self.range.end - start).unwrap_or(usize::MAX).min(BLOCK);
+            block.resize(length, 0);
+            self.file.read_at(start, block)?;
+            hasher.update(block);
+            if let (None, Some((tensor, before))) = (bad, self.tensor) {
+                let element = tensors[tensor].element;
+                let before = before + (start - self.range.start);
+                let before = usize::try_from(before).unwrap_or(usize::MAX) / element.bytes();
+                bad = first_non_finite(element, block).map(|index| before + index);
             }
         }
-        PieceResult { tensor: self.tensor, start: self.start, hash: hasher.finalize(), bad }
+        Ok(PieceResult { hash: hasher.finalize(), bad })
     }
 }
 
@@ -115,8 +159,15 @@ fn not_finite(tensor: &StoredTensor<'_>, index: usize) -> Error {
         name: tensor.name.to_owned(),
         path: tensor.file.path().to_owned(),
         index,
-        value: element_at(tensor.element, tensor.bytes, index).unwrap_or(f32::NAN),
+        value: value_at(tensor, index).unwrap_or(f32::NAN),
     }
+}
+
+/// An element, read again.
+fn value_at(tensor: &StoredTensor<'_>, index: usize) -> Option<f32> {
+    let mut bytes = vec![0; tensor.element.bytes()];
+    tensor.read_at(index * bytes.len(), &mut bytes).ok()?;
+    element_at(tensor.element, &bytes, 0)
 }
 
 #[cfg(test)]
@@ -127,6 +178,7 @@ mod tests {
     use std::path::Path;
 
     const LARGE: usize = 600_000;
+    const PIECE: usize = file_digest::PIECE;
 
     fn write(folder: &Path, values: &[f32], small: f32) {
         let tensors: [(&str, &[usize], &[u8]); 2] =
@@ -135,7 +187,7 @@ mod tests {
     }
 
     fn digest(folder: &Path, verify: Verify) -> Result<Digest, Error> {
-        scan(&Shards::open(folder, Family::Denoiser).unwrap(), verify)
+        scan(&Shards::open(folder, Family::Denoiser).unwrap(), verify, &Stop::new()).map(|scan| scan.digest)
     }
 
     #[test]
@@ -200,5 +252,16 @@ mod tests {
         write(folder.path(), &vec![1.0; LARGE], f32::NAN);
         let error = digest(folder.path(), Verify::Beginnings).unwrap_err();
         assert!(matches!(&error, Error::NotFinite { name, index: 0, .. } if name == "small"), "{error}");
+    }
+
+    #[test]
+    fn a_stop_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &vec![1.0; LARGE], 1.0);
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        let stop = Stop::new();
+        stop.request();
+        let error = scan(&shards, Verify::Whole, &stop).unwrap_err();
+        assert!(matches!(error, Error::Contract(bundle::Error::Stopped)), "{error}");
     }
 }

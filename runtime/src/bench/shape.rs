@@ -5,6 +5,7 @@ use bundle::catalog::{wan_denoiser, wan21_vae};
 use bundle::manifest::{Bundle, Component};
 use bundle::routing::ExpertName;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec};
+use bundle::stop::Stop;
 use export::synthetic::{self, Sizes};
 use std::fmt;
 use std::path::Path;
@@ -83,8 +84,8 @@ pub enum Subject {
 /// A bundle in `folder` that holds the subject alone, with random weights.
 ///
 /// # Errors
-/// A file that cannot be written.
-pub fn random_bundle(folder: &Path, subject: &Subject) -> Result<Bundle, export::Error> {
+/// A file that cannot be written, or a stop.
+pub fn random_bundle(folder: &Path, subject: &Subject, stop: &Stop) -> Result<Bundle, export::Error> {
     let mut sizes =
         Sizes { text_encoder: text_encoder(1), denoiser: Shape::Small.denoiser(Some(1)), vae: wan21_vae() };
     let component = match subject {
@@ -98,7 +99,7 @@ pub fn random_bundle(folder: &Path, subject: &Subject) -> Result<Bundle, export:
             Component::TextEncoder
         }
     };
-    synthetic::write(folder, &sizes, &[component])
+    synthetic::write(folder, &sizes, &[component], stop)
 }
 
 /// Tokens of a step: frames, rows and columns of patches.

@@ -6,6 +6,7 @@ use bundle::dtype::{Operators, Precision};
 use bundle::manifest::{Bundle, Component, ComponentEntry};
 use bundle::quantization::layers::Feed;
 use bundle::quantization::{Affine, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales};
+use bundle::stop::Stop;
 use calibration::numerics::plan::{BLOCK, groups};
 use export::checkpoint::inventory;
 use export::quantized::{VariantRequest, write_variant};
@@ -21,8 +22,8 @@ const RANGE: Affine = Affine { scale: 16.0 / 255.0, zero_point: 128 };
 /// into a random bundle; int8 steps in both kinds of operators. A precision that no component has is left out.
 ///
 /// # Errors
-/// A file that cannot be written.
-pub fn add(bundle: &mut Bundle, asked: &[Precision], kernels: Kernels) -> Result<(), Error> {
+/// A file that cannot be written, or a stop.
+pub fn add(bundle: &mut Bundle, asked: &[Precision], kernels: Kernels, stop: &Stop) -> Result<(), Error> {
     let by_default = |scheme: Scheme| match scheme {
         Scheme::Int8 | Scheme::Int8Weights => true,
         Scheme::Bf16 => kernels.has_bf16(),
@@ -43,7 +44,7 @@ pub fn add(bundle: &mut Bundle, asked: &[Precision], kernels: Kernels) -> Result
                 write_variant(
                     bundle,
                     entry,
-                    &VariantRequest { scheme, numerics: &numerics, operators, note: None },
+                    &VariantRequest { scheme, numerics: &numerics, operators, note: None, stop },
                 )?;
             }
         }
@@ -116,16 +117,16 @@ mod tests {
             text_width: 16,
             ..bundle::catalog::wan_denoiser(1, 1, 1)
         };
-        let mut bundle = random_bundle(folder.path(), &Subject::Step(step)).unwrap();
+        let mut bundle = random_bundle(folder.path(), &Subject::Step(step), &Stop::new()).unwrap();
         let precisions = |bundle: &Bundle, operators| bundle.manifest.precisions(Dialect::Cpu, operators);
         let kernels = Kernels::of(CpuPath::Scalar).unwrap();
-        add(&mut bundle, &[Precision::F32], kernels).unwrap();
+        add(&mut bundle, &[Precision::F32], kernels, &Stop::new()).unwrap();
         assert_eq!(precisions(&bundle, Operators::Own), [Precision::F32]);
-        add(&mut bundle, &[], kernels).unwrap();
+        add(&mut bundle, &[], kernels, &Stop::new()).unwrap();
         let stock = precisions(&bundle, Operators::Stock);
         assert_eq!(stock.len(), 3, "{stock:?}");
         assert!(!bundle.manifest.has_own_operators(Precision::Bf16), "no instruction for it");
-        add(&mut bundle, &[Precision::Bf16], kernels).unwrap();
+        add(&mut bundle, &[Precision::Bf16], kernels, &Stop::new()).unwrap();
         assert!(bundle.manifest.has_own_operators(Precision::Bf16));
         let variants = &bundle.manifest.components[0].variants;
         let int8 = variants.iter().filter(|variant| variant.precision == Precision::Int8);

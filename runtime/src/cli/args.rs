@@ -1,21 +1,26 @@
 //! The command line as it is typed; values are parsed into types right here.
 
-use crate::Error;
+use super::interrupt::Interrupts;
+use super::seed::{SeedChoice, first_seed};
+use super::threads::Threads;
+use super::{os_text, render};
 use crate::decode::Tiles;
 use crate::media::{OutputSpec, Token};
 use crate::quantize::report::Sensitivity;
+use crate::{Error, mini};
 use bundle::dtype::{Dialect, Operators, Precision, WeightType};
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::ByteCount;
+use bundle::stop::Stop;
+use bundle::units::{ByteCount, FrameRate};
 use calibration::numerics::range::RangeMethod;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use engines::residency::Residency;
 use engines::{OnnxRuntime, Provider};
 use kernels::{CpuPath, Kernels};
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -38,13 +43,16 @@ pub(super) struct Everywhere {
     /// Where things that can be made again are kept [default: the user's cache folder]
     #[arg(long, global = true, value_name = "DIR", help_heading = "For every command")]
     pub(super) cache_dir: Option<PathBuf>,
-    /// Print results and errors as JSON lines on standard output
+    /// Print results and errors as JSON lines on standard output; on standard error if the clip goes to standard output
     #[arg(long, global = true, help_heading = "For every command")]
     pub(super) json: bool,
     /// The instructions that our own operators use: amx, avx512-vnni, vnni-256, avx2 or scalar [default: the fastest
     /// that this processor has]
     #[arg(long, global = true, value_name = "NAME", value_parser = cpu_path, help_heading = "For every command")]
     pub(super) cpu_path: Option<CpuPath>,
+    /// Signals that ask the program to end.
+    #[arg(skip)]
+    pub(super) interrupts: Interrupts,
 }
 
 fn cpu_path(name: &str) -> Result<CpuPath, bundle::Error> {
@@ -57,6 +65,19 @@ fn refused_path(name: &str, error: &kernels::PathError) -> bundle::Error {
     bundle::Error::value("--cpu-path", format!("`{name}`"), error.to_string(), fix)
 }
 
+impl Command {
+    /// What was asked for with `--threads`.
+    pub(super) fn threads(&self) -> Option<Threads> {
+        match self {
+            Self::Generate(args) => args.threads,
+            Self::Calibrate(args) => args.threads,
+            Self::Quantize(args) => args.threads,
+            Self::Bench(args) => args.threads(),
+            Self::Export(_) | Self::Inspect(_) | Self::Doctor => None,
+        }
+    }
+}
+
 impl Everywhere {
     /// ONNX Runtime, with our own operators on the path that was asked for.
     ///
@@ -65,6 +86,21 @@ impl Everywhere {
     pub(super) fn onnx_runtime(&self) -> Result<OnnxRuntime, Error> {
         let kernels = self.kernels()?;
         Ok(OnnxRuntime::load(self.onnxruntime.as_deref())?.with_kernels(kernels))
+    }
+
+    /// The folder of the bundle that was given, else of the embedded model.
+    ///
+    /// # Errors
+    /// See [`mini::prepare`].
+    pub(super) fn bundle_or_mini(&self, given: Option<&Path>, stop: &Stop) -> Result<PathBuf, Error> {
+        match given {
+            Some(folder) => Ok(folder.to_owned()),
+            None => mini::prepare(self.cache_dir.as_deref(), stop, &mut |event| {
+                if !self.json {
+                    render::note(&event.to_string());
+                }
+            }),
+        }
     }
 
     /// The kernels of our own operators.
@@ -106,7 +142,14 @@ pub(super) struct GenerateArgs {
     /// Where the clip goes; may be given more than once: a file ending in .mp4, .webm, .mkv, .gif, .webp or .y4m, a
     /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME,
     /// whip:https://HOST/PATH or window
-    #[arg(short, long, value_name = "WHERE", default_value = "out.mp4", help_heading = "Outputs")]
+    #[arg(
+        short,
+        long,
+        value_name = "WHERE",
+        default_value = "out.mp4",
+        value_parser = OsStringValueParser::new().try_map(os_text::output),
+        help_heading = "Outputs"
+    )]
     pub(super) output: Vec<OutputSpec>,
     /// The bearer token for a whip: output whose address has none
     #[arg(long, value_name = "TOKEN", help_heading = "Outputs")]
@@ -128,9 +171,9 @@ pub(super) struct GenerateArgs {
     /// Length of the clip
     #[arg(long, allow_negative_numbers = true, value_name = "S")]
     pub(super) seconds: Option<f64>,
-    /// Frames per second at which the clip is played [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub(super) fps: Option<u32>,
+    /// Frames per second at which the clip is played, like 24, 23.976 or 24000/1001 [default: the model's]
+    #[arg(long, value_name = "RATE")]
+    pub(super) fps: Option<FrameRate>,
     /// Denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     pub(super) steps: Option<usize>,
@@ -146,9 +189,9 @@ pub(super) struct GenerateArgs {
     /// Noise levels of which code base: official or diffusers [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(super) schedule: Option<ScheduleKind>,
-    /// Seed of the noise; the same seed makes the same clip [default: another one each time]
+    /// Seed of the noise; the same seed makes the same clip; -1 is another one each time [default: -1]
     #[arg(long, value_name = "N")]
-    pub(super) seed: Option<u64>,
+    pub(super) seed: Option<SeedChoice>,
     /// A safetensors file whose tensor `noise` [C,T,h,w] replaces the seeded noise
     #[arg(long, value_name = "FILE")]
     pub(super) noise: Option<PathBuf>,
@@ -173,9 +216,9 @@ pub(super) struct GenerateArgs {
     /// Decode in tiles: auto where memory is short, off, or their side in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = Tiles::Auto)]
     pub(super) tile: Tiles,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    pub(super) threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Factor on the initial noise; 0.85 makes calmer clips
     #[arg(long, allow_negative_numbers = true, value_name = "F", default_value_t = 1.0)]
     pub(super) noise_scale: f32,
@@ -226,7 +269,8 @@ pub(super) struct ExportArgs {
     /// Do not read every weight for its digest and for broken values
     #[arg(long)]
     pub(super) no_verify: bool,
-    /// Copy weights over 1 GB where the file system refuses hard links
+    /// Copy weights in place of hard-linking them, so that the bundle does not change with the checkpoint; without it, up
+    /// to 1 GB is copied where the file system refuses links
     #[arg(long)]
     pub(super) copy: bool,
 }
@@ -254,11 +298,11 @@ pub(super) struct CalibrateArgs {
     #[arg(long, value_name = "N")]
     pub(super) steps: Option<usize>,
     /// Seed of the first clip; each later one takes the next
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = first_seed)]
     pub(super) seed: u64,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    pub(super) threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Keep the recorded clips in the bundle's folder `calibration`
     #[arg(long)]
     pub(super) keep: bool,
@@ -300,9 +344,9 @@ pub(super) struct QuantizeArgs {
     /// Have mini's judge read clips of both variants; takes minutes
     #[arg(long)]
     pub(super) judge: bool,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    pub(super) threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
 }
 
 /// `rushes inspect`.
@@ -310,4 +354,7 @@ pub(super) struct QuantizeArgs {
 pub(super) struct InspectArgs {
     /// The bundle
     pub(super) bundle: PathBuf,
+    /// Read every byte of the bundle and name each file that is not as it was written
+    #[arg(long)]
+    pub(super) verify: bool,
 }

@@ -1,20 +1,25 @@
 //! `rushes calibrate`: records clips and writes down what the layers of the model see in them; or fits what previews need.
 
 use super::args::{CalibrateArgs, Everywhere};
-use super::generate::cancel_on_interrupt;
 use super::progress::Progress;
+use super::threads::Threads;
 use super::{preview, render};
-use crate::Error;
 use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use crate::record::record;
+use crate::sampler::Schedule;
+use crate::{Error, room};
 use bundle::manifest::Bundle;
+use bundle::routing::{ExpertIndex, Routing};
+use bundle::settings::MAX_STEPS;
+use bundle::staging::Writing;
 use bundle::units::Seed;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table;
 use engines::{OpenOptions, WeightMemory, residency};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -26,14 +31,17 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     };
     let started = Instant::now();
     let bundle = Bundle::open(&args.bundle)?;
+    let cancel = everywhere.interrupts.cancel();
+    let _writing = Writing::of(&bundle.folder)?;
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
+    // All clips are as large.
+    plans.first().map(|plan| room::mode(&bundle.manifest, plan)).transpose()?;
     let info = set_info(&bundle, &plans);
     let onnx = everywhere.onnx_runtime()?;
-    let options = ModelOptions { threads: args.threads, ..ModelOptions::default() };
+    let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::default() };
     let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-    let cancel = cancel_on_interrupt();
     let set = CalibrationSet::begin(&bundle.folder, info)?;
 
     let mut progress = Progress::new(args.progress);
@@ -44,7 +52,8 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
         Ok(())
     })?;
     progress.begin("observe", plans.len() * bundle.manifest.components.len());
-    let engine_options = OpenOptions { threads: args.threads, weights: WeightMemory::Prepacked };
+    let engine_options =
+        OpenOptions { threads: args.threads.map(Threads::used), weights: WeightMemory::Prepacked };
     let replay = Replay { bundle: &bundle, set: &set, onnx: &onnx, options: engine_options };
     let table = replay.run(&cancel, &mut |unit| {
         progress.advance(unit.done, "");
@@ -59,7 +68,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     let seconds = started.elapsed().as_secs_f64();
     let value = json!({
         "event": "calibrated",
-        "calibration": path,
+        "calibration": render::path(&path),
         "samples": plans.len(),
         "seconds": seconds,
     });
@@ -70,7 +79,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
 
 /// One prompt a line; empty lines and those that begin with `#` are left out.
 fn read_prompts(path: &Path) -> Result<Vec<String>, Error> {
-    let text = std::fs::read_to_string(path).map_err(bundle::Error::file("read", path))?;
+    let text = crate::text_file::read(path)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let prompts: Vec<String> = lines.map(str::to_owned).collect();
     if prompts.is_empty() {
@@ -99,11 +108,57 @@ fn plans(
             size: args.size,
             length: args.frames.map(Length::Frames),
             steps: args.steps,
-            ..GenerateRequest::new(prompt.clone(), Seed(args.seed + index as u64))
+            ..GenerateRequest::new(prompt.clone(), Seed(args.seed.wrapping_add(index as u64)))
         };
         GenerationPlan::new(&bundle.manifest, &request)
     };
-    prompts.iter().cycle().take(samples).enumerate().map(plan).collect()
+    let plans: Vec<_> =
+        prompts.iter().cycle().take(samples).enumerate().map(plan).collect::<Result<_, _>>()?;
+    check_coverage(&plans, &bundle.manifest.routing)?;
+    Ok(plans)
+}
+
+/// Refuses clips in which an expert or the later frames of the decoder are never at work: `rushes quantize` would miss
+/// them after all was recorded.
+fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Error> {
+    // All clips have the same steps and length.
+    let Some(plan) = plans.first() else { return Ok(()) };
+    let steps = plan.schedule.steps();
+    if let Some((expert, _)) = plan.expert_steps.iter().find(|(_, steps)| *steps == 0) {
+        return Err(bundle::Error::value(
+            "--steps",
+            steps,
+            format!(
+                "with it no step is that of the expert {expert}, of which the calibration would know nothing"
+            ),
+            match enough_steps(plan, routing) {
+                Some(steps) => format!("take {steps} steps or more, best as many as clips are made with"),
+                None => format!("export a checkpoint whose expert {expert} has steps"),
+            },
+        )
+        .into());
+    }
+    let (_, latent_frames, _, _) = plan.latent.dims();
+    if latent_frames < 2 {
+        return Err(bundle::Error::value(
+            "--frames",
+            plan.frames.get(),
+            "such a clip is one latent frame, and the decoder makes all later ones in another way",
+            format!("record clips of {} frames or more", plan.frames_made + 1),
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// The fewest steps with which every expert has one, from those of a plan on.
+fn enough_steps(plan: &GenerationPlan, routing: &Routing) -> Option<usize> {
+    (plan.schedule.steps()..=MAX_STEPS).find(|steps| {
+        let schedule = Schedule::new(plan.solver, plan.schedule_kind, *steps, plan.shift);
+        let experts: BTreeSet<ExpertIndex> =
+            schedule.timesteps().iter().map(|timestep| routing.expert_at(*timestep)).collect();
+        experts.len() == routing.routes().len()
+    })
 }
 
 /// All that the set depends on.

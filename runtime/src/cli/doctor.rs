@@ -65,7 +65,7 @@ fn as_json(
         },
         "memory": machine.memory.as_ref().map(|memory| json!({"total": memory.total, "available": memory.available})),
         "onnx_runtime": onnx.map(|onnx| json!({
-            "path": onnx.path(),
+            "path": render::path(onnx.path()),
             "version": onnx.version(),
             "providers": onnx.providers(),
         })),

@@ -1,11 +1,14 @@
 //! Flags of `generate` that dress the clip: captions, logo, sound, key, rate, mark.
 
+use super::os_text;
 use crate::Error;
 use crate::media::SigningKey;
-use crate::media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour};
+use crate::media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour, SrtError};
 use bundle::Error as Refusal;
 use bundle::units::FrameRate;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -14,9 +17,14 @@ use std::str::FromStr;
 pub(super) struct DressingArgs {
     /// A text at the bottom of the frame, or a SubRip file ending in .srt
     #[arg(long, value_name = "TEXT|FILE", help_heading = "Dressing")]
-    caption: Option<String>,
+    caption: Option<OsString>,
     /// A picture in a corner: FILE@top-left, @top-right, @bottom-left or @bottom-right
-    #[arg(long, value_name = "FILE@CORNER", help_heading = "Dressing")]
+    #[arg(
+        long,
+        value_name = "FILE@CORNER",
+        value_parser = OsStringValueParser::new().try_map(os_text::logo),
+        help_heading = "Dressing"
+    )]
     logo: Option<Logo>,
     /// Sound from a file, repeated or cut to the clip's length and faded
     #[arg(long, value_name = "FILE", help_heading = "Dressing")]
@@ -27,9 +35,9 @@ pub(super) struct DressingArgs {
     /// A picture or film to be seen where --key is
     #[arg(long, value_name = "FILE", requires = "key", help_heading = "Dressing")]
     background: Option<PathBuf>,
-    /// Frames per second of the outputs, made of those of the clip
-    #[arg(long, value_name = "N", help_heading = "Dressing")]
-    output_fps: Option<u32>,
+    /// Frames per second of the outputs, made of those of the clip; like --fps
+    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "Dressing")]
+    output_fps: Option<FrameRate>,
     /// Where the frames of --output-fps come from: blend or repeat
     #[arg(
         long,
@@ -43,7 +51,13 @@ pub(super) struct DressingArgs {
     #[arg(long, help_heading = "Dressing")]
     no_mark: bool,
     /// Sign .mp4 outputs with C2PA content credentials: a PEM certificate chain and its private key
-    #[arg(long, value_name = "CERT,KEY", conflicts_with = "no_mark", help_heading = "Dressing")]
+    #[arg(
+        long,
+        value_name = "CERT,KEY",
+        conflicts_with = "no_mark",
+        value_parser = OsStringValueParser::new().try_map(os_text::signing_key),
+        help_heading = "Dressing"
+    )]
     sign: Option<SigningKey>,
 }
 
@@ -51,15 +65,14 @@ impl DressingArgs {
     /// What was asked for, with the captions read.
     ///
     /// # Errors
-    /// A rate that is none, a SubRip file that cannot be read.
+    /// A SubRip file that cannot be read.
     pub(super) fn spec(&self) -> Result<DressingSpec, Error> {
-        let rate = self.output_fps.map(FrameRate::try_new).transpose()?;
         Ok(DressingSpec {
             captions: self.caption.as_deref().map(captions).transpose()?.unwrap_or_default(),
             logo: self.logo.clone().map(|logo| (logo.path, logo.corner)),
             key: self.key.zip(self.background.clone()),
             audio: self.audio.clone(),
-            rate: rate.map(|rate| (rate, self.output_fps_by)),
+            rate: self.output_fps.map(|rate| (rate, self.output_fps_by)),
         })
     }
 
@@ -74,26 +87,44 @@ impl DressingArgs {
     }
 }
 
-fn captions(given: &str) -> Result<Vec<Caption>, Refusal> {
+fn output_rate(text: &str) -> Result<FrameRate, Refusal> {
+    FrameRate::parse("--output-fps", text)
+}
+
+fn captions(given: &OsStr) -> Result<Vec<Caption>, Refusal> {
     let path = Path::new(given);
-    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("srt")) {
-        return Ok(vec![Caption::always(given)]);
+    let refused = |why: String, fix: &str| Refusal::value("--caption", path.display(), why, fix);
+    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+    match extension.as_deref().and_then(OsStr::to_str) {
+        Some("srt") => {}
+        Some(other @ ("vtt" | "ass" | "ssa" | "sub" | "sbv" | "ttml")) if path.is_file() => {
+            let why = format!("captions in files are read as SubRip, and .{other} is another format");
+            return Err(refused(why, "convert it, like `ffmpeg -i FILE captions.srt`"));
+        }
+        _ => {
+            let Some(text) = given.to_str() else {
+                let (rule, fix) =
+                    ("a text is UTF-8", "write it in UTF-8, or name a SubRip file ending in .srt");
+                return Err(Refusal::value("--caption", format!("`{}`", given.display()), rule, fix));
+            };
+            return Ok(vec![Caption::always(text)]);
+        }
     }
-    let text = std::fs::read_to_string(path).map_err(Refusal::file("read", path))?;
-    Caption::parse_srt(&text).map_err(|block| {
-        Refusal::value(
-            "--caption",
-            path.display(),
-            format!("its block {block} has no line like 00:00:01,000 --> 00:00:02,500"),
-            "put the file right, or give a text instead",
-        )
+    let bytes = std::fs::read(path).map_err(Refusal::file("read", path))?;
+    Caption::read_srt(&bytes).map_err(|error| {
+        let fix = match error {
+            SrtError::Encoding => "convert it, like `iconv -f WINDOWS-1252 -t UTF-8 FILE > captions.srt`",
+            _ => "put the file right, or give a text instead",
+        };
+        refused(error.to_string(), fix)
     })
 }
 
 /// A picture and its corner.
 #[derive(Debug, Clone)]
-struct Logo {
-    path: PathBuf,
+pub(super) struct Logo {
+    /// The file.
+    pub(super) path: PathBuf,
     corner: Corner,
 }
 

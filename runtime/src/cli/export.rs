@@ -1,7 +1,7 @@
 //! `rushes export`: a checkpoint to a bundle.
 
 use super::args::{Everywhere, ExportArgs};
-use super::render;
+use super::{inspect, render};
 use crate::Error;
 use export::{ExportEvent, ExportRequest};
 use serde_json::json;
@@ -16,7 +16,8 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
         weights: args.weights,
         verify: !args.no_verify,
         tiny_decoder: args.tiny.clone(),
-        allow_copy: args.copy,
+        copy: args.copy,
+        stop: everywhere.interrupts.cancel().stop().clone(),
         ..ExportRequest::new(&args.checkpoint, &args.out)
     };
     let as_json = everywhere.json;
@@ -28,12 +29,17 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
     let seconds = started.elapsed().as_secs_f64();
     let value = json!({
         "event": "exported",
-        "bundle": report.folder,
+        "bundle": render::path(&report.folder),
         "model": report.manifest.model,
         "linked_bytes": report.linked,
         "written_bytes": report.written,
+        "defaults": report.manifest.defaults,
         "seconds": seconds,
     });
+    let defaults = inspect::describe_defaults(&report.manifest.defaults);
+    if !as_json {
+        render::note(&format!("{}: {defaults}", report.manifest.model));
+    }
     let text = format!(
         "{}: {} linked, {} written, {seconds:.1} s",
         report.folder.display(),

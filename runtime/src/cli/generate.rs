@@ -3,9 +3,12 @@
 use super::args::{Everywhere, GenerateArgs};
 use super::preview;
 use super::progress::Progress;
-use super::render;
+use super::render::{self, Stream};
+use super::seed::SeedChoice;
+use super::threads::Threads;
 use super::timing::Timing;
-use crate::decode::{TileSide, Tiles};
+use crate::Error;
+use crate::decode::{TileSide, Tiles, Tiling};
 use crate::footprint::{Running, footprints};
 use crate::live::Pump;
 use crate::media::dressing::Dressing;
@@ -16,26 +19,22 @@ use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use crate::preview::{PreviewReport, Previewer};
 use crate::prompt::Cut;
 use crate::trace::{Trace, read_noise};
-use crate::{Error, mini};
-use bundle::dtype::Operators;
-use bundle::manifest::Bundle;
-use bundle::units::{ByteCount, GuidanceScale, Seed};
-use engines::{Cancel, WeightMemory, residency};
-use ndarray::{Array4, Axis, Slice};
+use bundle::dtype::{Operators, Precision};
+use bundle::manifest::{Bundle, Component, GraphEntry, Part};
+use bundle::units::{ByteCount, FrameRate, GuidanceScale};
+use engines::{WeightMemory, residency};
+use ndarray::{Array4, ArrayView4, Axis, Slice};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher};
 use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs the command. Everything that can be refused is refused before a graph is opened.
-pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = request(args)?;
-    let folder = match &args.bundle {
-        Some(folder) => folder.clone(),
-        None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
-    };
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let MemoryPlan { mode, weights, tile } = plan_memory(args, &bundle, &plan)?;
@@ -53,24 +52,31 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         media::check_signing(&targets, keys)?;
     }
     let live = args.preview.claim_live(&outputs, token)?;
+    let pictures = args.preview.claim_pictures(&bundle, plan.size)?;
+    // Nobody else's until the clip is whole, though the last preview is made before that.
+    let _claimed = pictures.clone();
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
     let dressing = args.dressing.spec()?.open(made)?;
     if dressing.sound().is_some() {
         media::check_sound(&targets)?;
     }
+    for note in media::notes(&targets, dressing.format()).iter().chain(dressing.notes()) {
+        render::note(note);
+    }
     let options = ModelOptions {
         precision: args.precision,
         operators: args.operators,
         provider: args.ep,
-        threads: args.threads,
+        threads: args.threads.map(Threads::used),
         weights,
     };
     let model = Model::new(bundle, onnx, options)?;
+    let is_tiled = |side| Tiling::new(plan.latent.height, plan.latent.width, side).count() > 1;
+    model.check_parts(tile.is_some_and(is_tiled))?;
 
     if !everywhere.json {
         announce(&plan, &model, weights, tile);
     }
-    let cancel = cancel_on_interrupt();
     let options = OutputOptions {
         format: dressing.format(),
         tags: Tags {
@@ -83,19 +89,14 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         patience: args.patience.0,
         cancel: cancel.clone(),
     };
-    let live = match live {
-        None => None,
-        Some(target) => {
-            if let Some(address) = target.address().filter(|_| !everywhere.json) {
-                render::note(&format!("live at {} ({address})", target.spec()));
-            }
-            // Frames that a latent frame stands for, at the rate at which they are shown.
-            let (from, to) = (made.rate.per_second() as usize, options.format.rate.per_second() as usize);
-            let stride = (model.manifest().vae.stride().time * to).div_ceil(from);
-            Some(Pump::start(target, &options, options.format, noise.view(), stride)?)
+    let start = |target| {
+        if let Some(address) = OutputTarget::address(&target).filter(|_| !everywhere.json) {
+            render::note(&format!("live at {} ({address})", target.spec()));
         }
+        start_live(target, &options, (made.rate, noise.view()), model.manifest().vae.stride().time)
     };
-    let previews = args.preview.prepare(&model, plan.size, live.as_ref().map(Pump::sink))?;
+    let live = live.map(start).transpose()?;
+    let previews = args.preview.prepare(&model, pictures, live.as_ref().map(Pump::sink))?;
     let preparing = Instant::now();
     let previewer = previews.map(|previews| previews.start(plan.latent, &cancel));
     let mut clip = Clip {
@@ -116,9 +117,23 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let mut pipeline = Pipeline::new(&model, mode).tiled(tile);
     let outcome = pipeline.run(&plan, noise, &cancel, &mut |event| clip.on_event(event));
     match outcome {
-        Ok(()) => clip.finish(&model, everywhere.json, started),
+        Ok(()) => clip.finish(&model, (stream, everywhere.json), started),
         Err(error) => Err(clip.stop(error)),
     }
+}
+
+/// Starts the live address of a clip that is made at `rate` from `noise`, by latent frames of `stride` frames each.
+fn start_live(
+    target: OutputTarget,
+    options: &OutputOptions,
+    (rate, noise): (FrameRate, ArrayView4<'_, f32>),
+    stride: usize,
+) -> Result<Pump, Error> {
+    // Frames that a latent frame stands for, at the rate at which they are shown.
+    let ((from, from_seconds), (to, to_seconds)) = (rate.fraction(), options.format.rate.fraction());
+    let frames = stride * to as usize * from_seconds as usize;
+    let stride = frames.div_ceil(from as usize * to_seconds as usize);
+    Pump::start(target, options, options.format, noise, stride)
 }
 
 /// Says what will be done, and what will make it slow.
@@ -149,15 +164,9 @@ fn request(args: &GenerateArgs) -> Result<GenerateRequest, Error> {
         shift: args.shift,
         sampler: args.sampler,
         schedule: args.schedule,
-        seed: args.seed.map_or_else(any_seed, Seed),
+        seed: args.seed.unwrap_or(SeedChoice::Any).seed(),
         noise_scale: args.noise_scale,
     })
-}
-
-/// A seed that was not used before; short enough to be typed again.
-fn any_seed() -> Seed {
-    let random = std::hash::RandomState::new().build_hasher().finish();
-    Seed(random >> 32)
 }
 
 /// How memory is used.
@@ -179,7 +188,8 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
         // A tile as large as the picture would be no tile.
         Tiles::Auto => {
             let longest = plan.latent.height.max(plan.latent.width);
-            let smaller = TileSide::TRIED.into_iter().filter(|side| side.get() < longest);
+            let has_tiles = has_tiles(bundle, args.precision);
+            let smaller = TileSide::TRIED.into_iter().filter(|side| has_tiles && side.get() < longest);
             std::iter::once(None).chain(smaller.map(Some)).collect()
         }
     };
@@ -203,20 +213,13 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
     Err(refusal.unwrap_or_else(|| unreachable!("something was tried")).into())
 }
 
-/// The first Ctrl-C stops the run in order; a second one ends the process at once.
-pub(super) fn cancel_on_interrupt() -> Cancel {
-    let cancel = Cancel::new();
-    let handler = cancel.clone();
-    let installed = ctrlc::set_handler(move || {
-        if handler.is_cancelled() {
-            std::process::exit(i32::from(bundle::ErrorClass::Interrupted.exit_code()));
-        }
-        handler.cancel();
-    });
-    if let Err(error) = installed {
-        tracing::warn!(%error, "Ctrl-C will end the process at once");
-    }
-    cancel
+/// Whether the decoder of a variant can be run in tiles.
+fn has_tiles(bundle: &Bundle, precision: Option<Precision>) -> bool {
+    let mut decoder = bundle.manifest.components.iter().filter(|entry| entry.component == Component::Decoder);
+    let fits = |graph: &GraphEntry| {
+        graph.part == Part::StemFirst && precision.is_none_or(|asked| asked == graph.precision)
+    };
+    decoder.any(|entry| entry.graphs.iter().any(fits))
 }
 
 /// A clip on its way to its outputs.
@@ -297,7 +300,7 @@ impl Clip<'_> {
         self.timing.frames_out();
         let mut written = Ok(());
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
-            let dressed = self.dressing.push(frame.to_owned());
+            let dressed = self.dressing.push(frame.to_owned())?;
             if let Some(live) = &self.live {
                 live.add(&dressed)?;
             }
@@ -314,7 +317,12 @@ impl Clip<'_> {
         Ok(())
     }
 
-    fn finish(mut self, model: &Model, as_json: bool, started: Instant) -> Result<ExitCode, Error> {
+    fn finish(
+        mut self,
+        model: &Model,
+        (stream, as_json): (Stream, bool),
+        started: Instant,
+    ) -> Result<ExitCode, Error> {
         self.end_phase();
         self.progress.clear();
         let Some(mut outputs) = self.outputs.take() else {
@@ -339,11 +347,12 @@ impl Clip<'_> {
             "event": "done",
             "output": first.map(|clip| place(&clip.output)),
             "outputs": outputs_as_json(&outcome),
-            "trace": trace,
+            "trace": trace.as_deref().map(render::path),
             "frames": self.options.format.frames,
             "bytes": first.and_then(|clip| clip.bytes),
             "size": self.plan.size,
-            "fps": self.options.format.rate,
+            "fps": fps(self.options.format.rate),
+            "frame_rate": self.options.format.rate.to_string(),
             "seed": self.plan.seed,
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
@@ -351,6 +360,7 @@ impl Clip<'_> {
             "operators": model.operators(),
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
+            "live": self.live.as_ref().map(Pump::sent),
             "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),
             "timing": timing,
             "total_seconds": total,
@@ -362,16 +372,17 @@ impl Clip<'_> {
             self.options.format.frames.unwrap_or_default(),
             self.plan.seed.0
         );
-        let stdout_is_taken = self.targets.iter().any(|target| *target.spec() == OutputSpec::Stdout);
         if !outcome.written.is_empty() {
-            if stdout_is_taken {
-                render::note(&if as_json { value.to_string() } else { text });
-            } else {
-                render::result(as_json, &value, &text)?;
-            }
+            render::result_on(stream, as_json, &value, &text)?;
         }
         if let Some(live) = self.live.take() {
-            live.go_round(&self.options.cancel)?;
+            let sent = live.go_round(&self.options.cancel)?;
+            let value = json!({"event": "live_ended", "live": sent});
+            let text = format!(
+                "live: {} pictures were on, the clip from number {} on",
+                sent.pictures, sent.before_clip
+            );
+            render::result_on(stream, as_json, &value, &text)?;
         }
         match outcome.failed.into_iter().next() {
             None => Ok(ExitCode::SUCCESS),
@@ -413,6 +424,11 @@ impl Clip<'_> {
         let kept = if kept.is_empty() { Kept::Nothing.to_string() } else { kept.join("; ") };
         Error::Interrupted { phase, kept }
     }
+}
+
+/// A rate as a program reads it: whole, or as near as a number is.
+fn fps(rate: FrameRate) -> serde_json::Value {
+    if rate.fraction().1 == 1 { json!(rate) } else { json!(rate.per_second()) }
 }
 
 /// An output as a program reads it: the path of a file or folder, or the address.

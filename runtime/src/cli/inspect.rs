@@ -5,14 +5,26 @@ use super::render;
 use crate::Error;
 use crate::quantize::report::{self, Quality};
 use bundle::dtype::Precision;
+use bundle::layout;
 use bundle::manifest::{Bundle, ComponentEntry, Manifest};
+use bundle::settings::Defaults;
+use bundle::units::ByteCount;
+use calibration::observe::table::{self, Table};
+use export::digests::{self, Verified};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
+
+/// Files from this size on are told of before they are read.
+const TOLD: ByteCount = ByteCount(100_000_000);
 
 /// Runs the command.
 pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    if args.verify {
+        return verify(&args.bundle, everywhere);
+    }
     let bundle = Bundle::open(&args.bundle)?;
     let quality = report::read(&bundle.folder);
     let scores: serde_json::Map<String, serde_json::Value> = quality
@@ -25,6 +37,55 @@ pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCod
     let text = format!("{}{}", describe(&bundle.manifest), variants(&bundle.manifest, &quality));
     render::result(everywhere.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads every byte, and names all that is not as it was written.
+fn verify(folder: &Path, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let bundle = Bundle::read(folder)?;
+    let mut found = digests::verify(&bundle, &mut |file, bytes| {
+        if bytes >= TOLD && !everywhere.json {
+            render::note(&format!("{file}: reading {bytes}"));
+        }
+    });
+    // These have digests of their own.
+    let mut check = |file: &str, check: &dyn Fn() -> Result<(), Error>| {
+        if !bundle.path(file).exists() {
+            return;
+        }
+        match check() {
+            Ok(()) => found.whole.push(file.to_owned()),
+            Err(error) => found.damaged.push((file.to_owned(), render::report(&error).why)),
+        }
+    };
+    check(layout::PREVIEW_MAP, &|| Ok(bundle.preview_map().map(drop)?));
+    check(table::FILE, &|| Ok(Table::read(&bundle.path(table::FILE), &bundle.manifest).map(drop)?));
+    let Verified { whole, unknown, damaged, bytes } = found;
+    let total = whole.len() + unknown.len() + damaged.len();
+    let of_damaged = damaged.iter().map(|(file, why)| json!({"file": file, "why": why}));
+    let value = json!({
+        "event": "verified",
+        "files": total,
+        "bytes": bytes,
+        "whole": whole.len(),
+        "unknown": unknown,
+        "damaged": of_damaged.collect::<Vec<_>>(),
+    });
+    let mut text = format!("{} of {total} files are as they were written ({bytes} read)", whole.len());
+    if !unknown.is_empty() {
+        // Writing into a String cannot fail.
+        let _ = write!(
+            text,
+            "\n{} have no digest over every byte, because `rushes export` ran with --no-verify or was of an older version: {}",
+            unknown.len(),
+            unknown.join(", ")
+        );
+    }
+    render::result(everywhere.json, &value, &text)?;
+    if damaged.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(Error::DamagedBundle { path: folder.to_owned(), files: total, damaged })
+    }
 }
 
 /// The quantised variants as a person reads them: sizes, and scores where they were measured.
@@ -91,20 +152,7 @@ pub(super) fn describe(manifest: &Manifest) -> String {
         line(format!("expert        {} from timestep {}", route.expert, route.from_timestep));
     }
     line(String::new());
-    line("defaults".into());
-    let mut default = |name: &str, value: String, from: bundle::settings::Origin| {
-        line(format!("  {name:<10} {value} ({from})"));
-    };
-    default("size", defaults.size.value.to_string(), defaults.size.from);
-    default("frames", defaults.frames.value.to_string(), defaults.frames.from);
-    default("fps", defaults.fps.value.per_second().to_string(), defaults.fps.from);
-    default("steps", defaults.steps.value.to_string(), defaults.steps.from);
-    let scales: Vec<String> = defaults.guidance.value.iter().map(|scale| scale.0.to_string()).collect();
-    default("guidance", scales.join(","), defaults.guidance.from);
-    default("shift", defaults.shift.value.0.to_string(), defaults.shift.from);
-    default("sampler", defaults.sampler.value.to_string(), defaults.sampler.from);
-    default("schedule", defaults.schedule.value.to_string(), defaults.schedule.from);
-    default("negative", format!("\"{}\"", defaults.negative.value), defaults.negative.from);
+    line(describe_defaults(defaults));
     for entry in &manifest.components {
         line(String::new());
         line(format!(
@@ -122,4 +170,24 @@ pub(super) fn describe(manifest: &Manifest) -> String {
         }
     }
     text
+}
+
+/// Every default with its origin, one a line, and what there is to know about them.
+pub(super) fn describe_defaults(defaults: &Defaults) -> String {
+    let mut lines = vec!["defaults".to_owned()];
+    let mut default = |name: &str, value: String, from: bundle::settings::Origin| {
+        lines.push(format!("  {name:<10} {value} ({from})"));
+    };
+    default("size", defaults.size.value.to_string(), defaults.size.from);
+    default("frames", defaults.frames.value.to_string(), defaults.frames.from);
+    default("fps", defaults.fps.value.to_string(), defaults.fps.from);
+    default("steps", defaults.steps.value.to_string(), defaults.steps.from);
+    let scales: Vec<String> = defaults.guidance.value.iter().map(|scale| scale.0.to_string()).collect();
+    default("guidance", scales.join(","), defaults.guidance.from);
+    default("shift", defaults.shift.value.0.to_string(), defaults.shift.from);
+    default("sampler", defaults.sampler.value.to_string(), defaults.sampler.from);
+    default("schedule", defaults.schedule.value.to_string(), defaults.schedule.from);
+    default("negative", format!("\"{}\"", defaults.negative.value), defaults.negative.from);
+    lines.extend(defaults.notes.iter().map(|note| format!("  note       {note}")));
+    lines.join("\n")
 }

@@ -1,7 +1,7 @@
 //! The flags of previews, and the fitting of their map.
 
 use super::args::Everywhere;
-use super::render;
+use super::{os_text, render};
 use crate::Error;
 use crate::live::LiveSink;
 use crate::media::{OutputSpec, OutputTarget, Token};
@@ -14,7 +14,9 @@ use bundle::geometry::{LatentShape, PixelSize};
 use bundle::layout;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
+use bundle::staging::Writing;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use engines::{Cancel, residency};
 use serde_json::json;
 use std::num::NonZeroUsize;
@@ -36,7 +38,12 @@ pub(super) struct PreviewArgs {
     preview_every: NonZeroUsize,
     /// One address that sharpens: noise, previews, then the clip again and again until Ctrl-C; hls:DIR,
     /// rtsp://HOST:PORT/NAME or whip:https://HOST/PATH
-    #[arg(long, value_name = "WHERE", help_heading = "Previews")]
+    #[arg(
+        long,
+        value_name = "WHERE",
+        value_parser = OsStringValueParser::new().try_map(os_text::output),
+        help_heading = "Previews"
+    )]
     live: Option<OutputSpec>,
     /// A .png that always holds the newest, or a folder that gets one for each step [default: preview.png]
     #[arg(long, value_name = "FILE|DIR", help_heading = "Previews")]
@@ -75,17 +82,36 @@ impl PreviewArgs {
         if !live.is_live() {
             return refused("nobody can watch it while it is made");
         }
-        if outputs.contains(&live) {
+        if outputs.iter().any(|output| output.is_same_place(&live)) {
             return refused("the clip goes there already");
         }
         Ok(Some(OutputTarget::claim(&live)?))
+    }
+
+    /// Takes the file or folder that previews of `size` go to, if they do.
+    ///
+    /// # Errors
+    /// A place that cannot be written or that another run has.
+    pub(super) fn claim_pictures(
+        &self,
+        bundle: &Bundle,
+        size: PixelSize,
+    ) -> Result<Option<PictureFiles>, Error> {
+        if self.kind(bundle)? == PreviewKind::Off {
+            return Ok(None);
+        }
+        match &self.preview_out {
+            Some(place) => PictureFiles::create(place, size).map(Some),
+            None if self.live.is_some() => Ok(None),
+            None => PictureFiles::create_unasked(Path::new(DEFAULT_PICTURE), size).map(Some),
+        }
     }
 
     /// What previews of a clip need, checked before the run; none when there are none.
     pub(super) fn prepare(
         &self,
         model: &Model,
-        size: PixelSize,
+        pictures: Option<PictureFiles>,
         live: Option<LiveSink>,
     ) -> Result<Option<PreparedPreviews>, Error> {
         let kind = self.kind(model.bundle())?;
@@ -94,9 +120,8 @@ impl PreviewArgs {
         let stand_in = if has_map { Painter::new(model, PreviewKind::Rgb)? } else { None };
         let extent = if live.is_some() { Extent::Moving } else { Extent::Still };
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
-        if self.preview_out.is_some() || live.is_none() {
-            let place = self.preview_out.as_deref().unwrap_or(Path::new(DEFAULT_PICTURE));
-            sinks.push(Box::new(PictureFiles::create(place, size)?));
+        if let Some(pictures) = pictures {
+            sinks.push(Box::new(pictures));
         }
         if let Some(live) = live {
             sinks.push(Box::new(live));
@@ -169,10 +194,11 @@ pub(super) fn fit(
 ) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let bundle = Bundle::open(folder)?;
+    let cancel = everywhere.interrupts.cancel();
+    let _writing = Writing::of(&bundle.folder)?;
     let onnx = everywhere.onnx_runtime()?;
     let path = bundle.path(layout::PREVIEW_MAP);
     let model = Model::new(bundle, onnx, ModelOptions::default())?;
-    let cancel = super::generate::cancel_on_interrupt();
     let mut on_clip = |clip: usize, prompt: &str| {
         if !everywhere.json {
             render::note(&format!("clip {clip} of {}: {prompt}", args.clips));
@@ -188,7 +214,7 @@ pub(super) fn fit(
     let decibels = -20.0 * (map.error / 2.0).log10();
     let value = json!({
         "event": "calibrated",
-        "preview_map": path,
+        "preview_map": render::path(&path),
         "positions": map.positions,
         "error": map.error,
         "psnr": decibels,

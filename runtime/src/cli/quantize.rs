@@ -1,8 +1,8 @@
 //! `rushes quantize`: a calibrated bundle gets a quantised variant, and a report of what that costs.
 
 use super::args::{Everywhere, QuantizeArgs};
-use super::generate::cancel_on_interrupt;
 use super::render;
+use super::threads::Threads;
 use crate::judge::{Judge, embedded, quality};
 use crate::model::{Model, ModelOptions};
 use crate::plan::{GenerateRequest, GenerationPlan};
@@ -12,7 +12,7 @@ use crate::quantize::report::{self, JudgeScores, Quality, Sensitivity};
 use crate::quantize::variant::Kept;
 use crate::quantize::{QuantizeOptions, Quantizer};
 use crate::text_encoder::TextEncoder;
-use crate::{Error, judge};
+use crate::{Error, judge, room};
 use bundle::dtype::{Operators, Precision};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component};
@@ -49,9 +49,9 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
         attention: args.attention,
         ranges: args.ranges,
     };
-    let quantizer = Quantizer::open(&args.bundle, &path, options)?;
+    let cancel = everywhere.interrupts.cancel();
+    let quantizer = Quantizer::open(&args.bundle, &path, options)?.stopped_by(cancel.stop());
     let onnx = everywhere.onnx_runtime()?;
-    let cancel = cancel_on_interrupt();
     let mut prompts = quantizer.prompts();
     if prompts.is_empty() {
         prompts.extend(PROMPTS.map(str::to_owned));
@@ -62,15 +62,18 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
     };
     let plans = prompts.iter().cycle().take(args.clips.max(1)).enumerate().map(plan);
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
-    let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads, plans, &cancel)?;
+    // All clips are as large.
+    plans.first().map(|plan| room::mode(&quantizer.bundle().manifest, plan)).transpose()?;
+    let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads.map(Threads::used), plans, &cancel)?;
     let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
     job.quantize_all(&assessor)?;
     let assessed = job.within_budget(&assessor)?;
-    job.quantizer.commit()?;
-    job.quantizer.write_numerics()?;
-
     let distances: Vec<ClipDistance> = assessed.iter().map(|(distance, _)| distance.clone()).collect();
     let quality = job.quality(&assessor, distances)?;
+    // From here on it is a matter of moments, and nothing stops it half-way.
+    cancel.stop().check()?;
+    job.quantizer.commit()?;
+    job.quantizer.write_numerics()?;
     report::write(job.quantizer.bundle(), &quality, &assessor.pairs(assessed))?;
     let seconds = started.elapsed().as_secs_f64();
     let value = json!({
@@ -80,7 +83,7 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
         "ssim": quality.ssim,
         "clips": quality.clips,
         "judge": quality.judge,
-        "report": args.bundle.join(report::HTML),
+        "report": render::path(&args.bundle.join(report::HTML)),
         "seconds": seconds,
     });
     render::result(everywhere.json, &value, &describe(&quality, args, seconds))?;
@@ -207,8 +210,12 @@ impl Job<'_> {
 
     fn open(&self, bundle: &Bundle, lowered: Option<(Precision, Operators)>) -> Result<Model, Error> {
         let (precision, operators) = lowered.unzip();
-        let options =
-            ModelOptions { precision, operators, threads: self.args.threads, ..ModelOptions::default() };
+        let options = ModelOptions {
+            precision,
+            operators,
+            threads: self.args.threads.map(Threads::used),
+            ..ModelOptions::default()
+        };
         Model::new(bundle.clone(), self.onnx.clone(), options)
     }
 
@@ -320,7 +327,7 @@ impl Job<'_> {
         let bundle = self.quantizer.bundle();
         let score = |lowered| -> Result<f64, Error> {
             let model = self.open(bundle, lowered)?;
-            let mut judge = Judge::open(self.onnx, &files, self.args.threads)?;
+            let mut judge = Judge::open(self.onnx, &files, self.args.threads.map(Threads::used))?;
             let request = quality::QualityRequest::default();
             let plans = quality::plans(model.manifest(), &prompts, judge.clip_shape(), &request)?;
             let clips = (prompts.as_slice(), plans.as_slice());

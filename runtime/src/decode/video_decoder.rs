@@ -40,6 +40,11 @@ impl VideoDecoder {
         Self { side, ..self }
     }
 
+    /// Whether pictures of `height x width` latent positions are decoded in several tiles.
+    pub(crate) fn is_tiled(&self, height: usize, width: usize) -> bool {
+        self.side.is_some_and(|side| Tiling::new(height, width, side).count() > 1)
+    }
+
     /// Opens the graph for first latent frames and keeps it, for clips that begin again and again.
     ///
     /// # Errors

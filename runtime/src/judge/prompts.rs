@@ -34,8 +34,8 @@ pub struct ScoredPrompt {
 /// # Errors
 /// A file that cannot be read or holds no such list.
 pub fn read(path: &Path) -> Result<Vec<ScoredPrompt>, crate::Error> {
-    let text = std::fs::read(path).map_err(bundle::Error::file("read", path))?;
-    Ok(parse(&text, &path.display().to_string())?)
+    let text = crate::text_file::read(path)?;
+    Ok(parse(text.as_bytes(), &path.display().to_string())?)
 }
 
 /// A list of prompts from JSON; `file` names it in errors.

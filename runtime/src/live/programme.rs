@@ -11,13 +11,14 @@ pub struct Programme<T> {
     shown: usize,
     clip: Vec<T>,
     whole: bool,
-    next: usize,
+    /// The frame of the clip that is on.
+    frame: Option<usize>,
 }
 
 impl<T: Clone> Programme<T> {
     /// A programme that begins with one picture.
     pub fn new(first: T) -> Self {
-        Self { preview: vec![first], hold: 1, shown: 0, clip: Vec::new(), whole: false, next: 0 }
+        Self { preview: vec![first], hold: 1, shown: 0, clip: Vec::new(), whole: false, frame: None }
     }
 
     /// Shows a preview from now on, each of its pictures for `hold` ticks, going on where the older one was. Of no use
@@ -39,16 +40,21 @@ impl<T: Clone> Programme<T> {
         self.whole = true;
     }
 
+    /// Whether frames of the clip are on, and no previews any more.
+    pub fn clip_has_begun(&self) -> bool {
+        !self.clip.is_empty()
+    }
+
     /// The picture of the next tick.
     pub fn tick(&mut self) -> T {
-        if let Some(frame) = self.clip.get(self.next) {
-            let frame = frame.clone();
-            if self.next + 1 < self.clip.len() {
-                self.next += 1;
-            } else if self.whole {
-                self.next = 0;
-            }
-            return frame;
+        let next = match self.frame {
+            Some(frame) if frame + 1 < self.clip.len() => frame + 1,
+            Some(frame) if !self.whole => frame,
+            _ => 0,
+        };
+        if let Some(picture) = self.clip.get(next) {
+            self.frame = Some(next);
+            return picture.clone();
         }
         let picture = self.preview[self.shown / self.hold % self.preview.len()].clone();
         self.shown += 1;
@@ -76,9 +82,20 @@ mod tests {
         programme.add(2);
         programme.add(3);
         programme.show(vec![12], 1);
-        assert_eq!(ticks(&mut programme, 5), [1, 2, 3, 3, 3]);
+        assert_eq!(ticks(&mut programme, 5), [2, 3, 3, 3, 3]);
         programme.complete();
-        assert_eq!(ticks(&mut programme, 5), [3, 1, 2, 3, 1]);
+        assert_eq!(ticks(&mut programme, 5), [1, 2, 3, 1, 2]);
+    }
+
+    #[test]
+    fn a_frame_that_comes_in_time_is_on_at_once() {
+        let mut programme = Programme::new(0);
+        for frame in 1..=4 {
+            programme.add(frame);
+            assert_eq!(ticks(&mut programme, 1), [frame]);
+        }
+        programme.complete();
+        assert_eq!(ticks(&mut programme, 5), [1, 2, 3, 4, 1]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Every picture has the next number and so the next moment of one time line: neither the change from previews to the clip
 //! nor the clip's beginning anew is a jump. A picture that is on again shares its memory with the first time.
 
-use super::Programme;
+use super::broadcast::{Broadcast, Sent, Turn};
 use crate::Error;
 use crate::media::{self, ClipFormat, Output, OutputOptions, OutputTarget, SharedFrame};
 use crate::preview::picture::resized_colours;
@@ -13,7 +13,7 @@ use engines::Cancel;
 use ndarray::{Array3, ArrayView3, ArrayView4, Axis};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A live output that always has a picture.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Pump {
     size: PixelSize,
     /// Frames of the clip that each latent frame after the first makes.
     stride: usize,
-    thread: JoinHandle<Result<usize, media::Error>>,
+    thread: JoinHandle<Result<Sent, media::Error>>,
 }
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    programme: Programme<SharedFrame>,
+    broadcast: Broadcast<SharedFrame>,
     /// Ends the programme when it is requested.
     until: Option<Cancel>,
 }
@@ -65,12 +65,16 @@ impl Pump {
         let ClipFormat { size, rate, .. } = format;
         let output = Output::start(target, &options)?;
         let first = frame(noise_colours(noise).view(), size)?;
-        let state = State { programme: Programme::new(first), until: None };
+        let state = State { broadcast: Broadcast::new(first, rate), until: None };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let of_thread = Arc::clone(&shared);
-        let tick = Duration::from_secs_f64(1.0 / f64::from(rate.per_second()));
-        let thread = std::thread::spawn(move || run(output, &of_thread, tick));
+        let thread = std::thread::spawn(move || run(output, &of_thread));
         Ok(Self { shared, size, stride, thread })
+    }
+
+    /// What was on so far.
+    pub fn sent(&self) -> Sent {
+        self.shared.lock().broadcast.sent()
     }
 
     /// Somewhere that previews can go.
@@ -85,18 +89,18 @@ impl Pump {
     pub fn add(&self, frames: &[Array3<f32>]) -> Result<(), Error> {
         for colours in frames {
             let frame = frame(colours.view(), self.size)?;
-            self.shared.lock().programme.add(frame);
+            self.shared.lock().broadcast.programme().add(frame);
         }
         Ok(())
     }
 
-    /// The clip is whole: it goes round until `until` is requested. Gives the number of pictures that were on.
+    /// The clip is whole: it goes round until `until` is requested. Gives what was on.
     ///
     /// # Errors
     /// What ended the output before that.
-    pub fn go_round(self, until: &Cancel) -> Result<usize, Error> {
+    pub fn go_round(self, until: &Cancel) -> Result<Sent, Error> {
         let mut state = self.shared.lock();
-        state.programme.complete();
+        state.broadcast.programme().complete();
         state.until = Some(until.clone());
         drop(state);
         self.join()
@@ -106,7 +110,7 @@ impl Pump {
     ///
     /// # Errors
     /// What ended it before.
-    pub fn stop(self) -> Result<usize, Error> {
+    pub fn stop(self) -> Result<Sent, Error> {
         let now = Cancel::new();
         now.cancel();
         self.shared.lock().until = Some(now);
@@ -114,7 +118,7 @@ impl Pump {
         self.join()
     }
 
-    fn join(self) -> Result<usize, Error> {
+    fn join(self) -> Result<Sent, Error> {
         match self.thread.join() {
             Ok(result) => Ok(result?),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -122,28 +126,26 @@ impl Pump {
     }
 }
 
-fn run(mut output: Output, shared: &Shared, tick: Duration) -> Result<usize, media::Error> {
+fn run(mut output: Output, shared: &Shared) -> Result<Sent, media::Error> {
     let began = Instant::now();
-    let mut pictures: u32 = 0;
     loop {
         let mut state = shared.lock();
-        // A clock that is behind catches up, so that the time line stays that of the clock on the wall.
-        let due = began + tick * pictures;
-        loop {
+        let picture = loop {
             if state.until.as_ref().is_some_and(Cancel::is_cancelled) {
+                let sent = state.broadcast.sent();
                 drop(state);
-                return output.finish().map(|clip| clip.frames).map_err(|failure| failure.0);
+                return output.finish().map(|_clip| sent).map_err(|failure| failure.0);
             }
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
+            match state.broadcast.turn(began.elapsed()) {
+                Turn::Push(picture) => break picture,
+                Turn::Wait(left) => {
+                    state =
+                        shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
             }
-            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let picture = state.programme.tick();
+        };
         drop(state);
         output.push(&picture)?;
-        pictures += 1;
     }
 }
 
@@ -161,7 +163,7 @@ impl Sink for LiveSink {
         let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
         // One picture for each latent frame stands for as many frames as that will make.
         let hold = if preview.frames.len_of(Axis(0)) == preview.latent_frames { self.stride } else { 1 };
-        self.shared.lock().programme.show(pictures, hold);
+        self.shared.lock().broadcast.programme().show(pictures, hold);
         Ok(())
     }
 }

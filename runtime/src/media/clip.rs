@@ -22,7 +22,7 @@ pub struct ClipFormat {
 pub struct WrittenClip {
     /// Where it went.
     pub output: OutputSpec,
-    /// Its frames.
+    /// Its frames; fewer than the clip has where the format cannot show them as fast.
     pub frames: usize,
     /// Its bytes, where it is a file or a folder.
     pub bytes: Option<u64>,

@@ -66,7 +66,7 @@ impl H264Encoder {
 
     /// Properties of [`Self::element`] for a clip played at `rate`, as GStreamer reads them from text.
     pub fn settings(self, rate: FrameRate, purpose: Purpose) -> Vec<(&'static str, String)> {
-        let key_interval = rate.per_second().div_ceil(2).to_string();
+        let key_interval = rate.nominal().div_ceil(2).to_string();
         let (usual, highest) = match purpose {
             Purpose::File => ("14", "18"),
             Purpose::Live => ("20", "30"),
@@ -112,7 +112,7 @@ pub fn vp9_settings(rate: FrameRate) -> Vec<(&'static str, String)> {
         ("cq-level", "14".into()),
         ("max-quantizer", "22".into()),
         ("target-bitrate", "100000000".into()),
-        ("keyframe-max-dist", rate.per_second().div_ceil(2).to_string()),
+        ("keyframe-max-dist", rate.nominal().div_ceil(2).to_string()),
     ]
 }
 

@@ -27,6 +27,24 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A caption cannot be shown.
+    Caption {
+        /// How it begins, and when.
+        caption: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Nothing on this machine decodes a file that the clip is dressed with.
+    MissingDecoder {
+        /// The flag that it came from.
+        flag: &'static str,
+        /// What was given.
+        given: String,
+        /// What is in it.
+        name: String,
+        /// The Debian package that has a decoder for it.
+        package: &'static str,
+    },
     /// No font on this machine has a character of a caption.
     NoFont {
         /// The character.
@@ -155,6 +173,7 @@ impl Diagnose for Error {
         match self {
             Self::Twice { .. }
             | Self::Dressing { .. }
+            | Self::Caption { .. }
             | Self::NoSound
             | Self::Terminal
             | Self::Unwritable { .. }
@@ -162,42 +181,12 @@ impl Diagnose for Error {
             | Self::Signing { .. }
             | Self::NothingToSign
             | Self::OddSize { .. } => self.report_of_input(),
-            Self::NoGStreamer { why } => Report::missing(
-                "GStreamer cannot start",
-                why.clone(),
-                "install it with `make setup` or `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-                 gstreamer1.0-plugins-ugly`",
-            ),
-            Self::MissingElements { output, elements } => {
-                let names: Vec<_> = elements.iter().map(|missing| missing.element).collect();
-                let mut packages: Vec<_> = elements.iter().map(|missing| missing.package).collect();
-                packages.dedup();
-                Report::missing(
-                    format!("{output} cannot be written on this machine"),
-                    format!("GStreamer has no {}", names.join(", ")),
-                    format!("install it with `sudo apt-get install {}`", packages.join(" ")),
-                )
-            }
-            Self::NotBuilt { what, feature } => Report::missing(
-                format!("{what} is not for this build of the program"),
-                format!("it was built without the feature `{feature}`"),
-                format!(
-                    "build it with `cargo build --release -p runtime --features {feature}`, or with `full`"
-                ),
-            ),
-            Self::NoEncoder { output } => {
-                let known: Vec<_> = H264Encoder::ALL.iter().map(|encoder| encoder.element()).collect();
-                Report::missing(
-                    format!("{output} cannot be written on this machine"),
-                    format!("GStreamer has no H.264 encoder, none of {}", known.join(", ")),
-                    format!("install one with `sudo apt-get install {}`", H264Encoder::ALL[0].package()),
-                )
-            }
-            Self::NoFont { character, package } => Report::missing(
-                "the caption cannot be shown as it is",
-                format!("no font on this machine has `{character}`"),
-                format!("install one with `sudo apt-get install {package}`"),
-            ),
+            Self::NoGStreamer { .. }
+            | Self::MissingElements { .. }
+            | Self::MissingDecoder { .. }
+            | Self::NotBuilt { .. }
+            | Self::NoEncoder { .. }
+            | Self::NoFont { .. } => self.report_of_machine(),
             Self::Contract(error) => error.report(),
             Self::Shape { expected, found } => Report::failed(
                 "the decoder's frames do not fit the clip",
@@ -245,17 +234,64 @@ impl Diagnose for Error {
 }
 
 impl Error {
+    fn report_of_machine(&self) -> Report {
+        match self {
+            Self::NoGStreamer { why } => Report::missing(
+                "GStreamer cannot start",
+                why.clone(),
+                "install it with `make setup` or `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+                 gstreamer1.0-plugins-ugly`",
+            ),
+            Self::MissingElements { output, elements } => {
+                let names: Vec<_> = elements.iter().map(|missing| missing.element).collect();
+                let mut packages: Vec<_> = elements.iter().map(|missing| missing.package).collect();
+                packages.dedup();
+                Report::missing(
+                    format!("{output} cannot be written on this machine"),
+                    format!("GStreamer has no {}", names.join(", ")),
+                    format!("install it with `sudo apt-get install {}`", packages.join(" ")),
+                )
+            }
+            Self::MissingDecoder { flag, given, name, package } => Report::missing(
+                format!("{flag} cannot be {given} on this machine"),
+                format!("GStreamer has no {name}"),
+                format!("install it with `sudo apt-get install {package}`, or give a file of another format"),
+            ),
+            Self::NotBuilt { what, feature } => Report::missing(
+                format!("{what} is not for this build of the program"),
+                format!("it was built without the feature `{feature}`"),
+                format!(
+                    "build it with `cargo build --release -p runtime --features {feature}`, or with `full`"
+                ),
+            ),
+            Self::NoEncoder { output } => {
+                let known: Vec<_> = H264Encoder::ALL.iter().map(|encoder| encoder.element()).collect();
+                Report::missing(
+                    format!("{output} cannot be written on this machine"),
+                    format!("GStreamer has no H.264 encoder, none of {}", known.join(", ")),
+                    format!("install one with `sudo apt-get install {}`", H264Encoder::ALL[0].package()),
+                )
+            }
+            Self::NoFont { character, package } => Report::missing(
+                "the caption cannot be shown as it is",
+                format!("no font on this machine has `{character}`"),
+                format!("install one with `sudo apt-get install {package}`"),
+            ),
+            _ => self.report_of_input(),
+        }
+    }
+
     fn report_of_input(&self) -> Report {
         match self {
             Self::Busy { path, part } => Report::bad_input(
                 format!("cannot write {}", path.display()),
-                format!("another run is writing {}", part.display()),
+                format!("another run or output is writing {}", part.display()),
                 "wait for it, or choose another name with -o",
             ),
             Self::Unwritable { path, why } => Report::bad_input(
                 format!("cannot write {}", path.display()),
                 why.clone(),
-                "choose a file in a folder that you may write with -o",
+                "choose another place with -o, where you may write",
             ),
             Self::OddSize { size } => Report::bad_input(
                 format!("a clip cannot be {size}"),
@@ -270,7 +306,12 @@ impl Error {
             Self::Dressing { flag, given, why } => Report::bad_input(
                 format!("{flag} cannot be {given}"),
                 why.clone(),
-                "check that the file is there and that `ffprobe` reads it",
+                "give a whole file of the right kind; `ffmpeg -v error -i FILE -f null -` says more about one",
+            ),
+            Self::Caption { caption, why } => Report::bad_input(
+                format!("the caption {caption} cannot be shown"),
+                why.clone(),
+                "make it shorter, show fewer captions at a time, or choose a larger --size",
             ),
             Self::Signing { certificate, why } => Report::bad_input(
                 format!("the clip cannot be signed with {}", certificate.display()),

@@ -7,10 +7,11 @@
 //! own threads behind short queues, and a pipeline in which nothing moves ends in an error instead of a hang. A file
 //! grows as `NAME.part.EXT`, can be played even after a kill, and gets its name when it is whole.
 //!
-//! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `part_file` and `part_folder` (checked
-//! before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
+//! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `place`, `part_file`, `part_folder`, `folder_lock`
+//! and `pipe_lock` (checked before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
 //! package has the rest), [`tags`] (the AI mark, model and seed), `pipeline` (the elements), `collect` (writers of our
-//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `output` (one output), `outputs` (all of a run), `whip` (a feature), `clip` (what goes
+//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `mp4` (sound in time,
+//! index in front), `output` (one output), `outputs` (all of a run), `whip` (a feature), `clip` (what goes
 //! in and what comes out).
 //!
 //! ```no_run
@@ -38,17 +39,22 @@ pub mod dressing;
 pub mod encoder;
 mod error;
 mod feed;
+mod folder_lock;
 pub mod frames;
+mod mp4;
 mod output;
 mod outputs;
 mod part_file;
 mod part_folder;
+mod pipe_lock;
 mod pipeline;
+mod place;
 mod playable;
 pub mod plugins;
 mod shared_frame;
 mod sign;
 mod spec;
+mod standard_output;
 pub mod tags;
 mod target;
 #[cfg(feature = "whip")]
@@ -57,10 +63,13 @@ mod xmp_box;
 
 pub use clip::{ClipFormat, Kept, WrittenClip};
 pub use error::Error;
+pub(crate) use folder_lock::make_locked;
 pub use output::{Output, OutputOptions};
 pub use outputs::{FailedOutput, Outcome, Outputs};
+pub(crate) use part_file::PartFile;
+pub(crate) use place::resolved;
 pub use shared_frame::{PixelLayout, SharedFrame};
 pub use sign::SigningKey;
 pub use spec::{FileFormat, OutputSpec, Token};
 pub use tags::Tags;
-pub use target::{OutputTarget, check_signing, check_sound};
+pub use target::{OutputTarget, check_signing, check_sound, notes};

@@ -1,11 +1,13 @@
 //! One output while the frames are being made.
 
-use super::collect::PLAYLIST;
-use super::dressing::Sound;
+use super::collect::{Delays, PLAYLIST};
+use super::dressing::{RATE, Sound};
 use super::feed::{Feed, Halt};
+use super::mp4;
 use super::part_file::PartFile;
 use super::pipeline::{OutputPipeline, timed, timed_sound};
 use super::playable::is_playable;
+use super::plugins::SoundEncoder;
 use super::shared_frame::{PixelLayout, SharedFrame};
 use super::target::Place;
 use super::xmp_box;
@@ -53,15 +55,23 @@ pub struct Output {
     format: ClipFormat,
     pipeline: gst::Pipeline,
     source: AppSrc,
-    sound: Option<(AppSrc, Sound)>,
-    /// Frames whose sound has been given.
-    sounded: usize,
+    sound: Option<SoundTrack>,
     layout: PixelLayout,
     feed: Arc<Feed>,
     /// What an mp4 says about itself beside its comment, and what it is signed with.
     tags: Tags,
     sign: Option<SigningKey>,
     closed: bool,
+}
+
+/// The sound on its way into an output.
+#[derive(Debug)]
+struct SoundTrack {
+    source: AppSrc,
+    encoder: SoundEncoder,
+    sound: Sound,
+    /// Frames whose sound has been given.
+    given: usize,
 }
 
 impl Output {
@@ -86,20 +96,10 @@ impl Output {
         let OutputPipeline { pipeline, source, sound, layout, feed } =
             OutputPipeline::build(&target, options, stages)?;
         let sound = sound.zip(options.sound.clone());
+        let sound = sound.map(|((source, encoder), sound)| SoundTrack { source, encoder, sound, given: 0 });
         let (tags, sign) = (options.tags.clone(), options.sign.clone());
-        let output = Self {
-            target,
-            format,
-            pipeline,
-            source,
-            sound,
-            sounded: 0,
-            layout,
-            feed,
-            tags,
-            sign,
-            closed: false,
-        };
+        let output =
+            Self { target, format, pipeline, source, sound, layout, feed, tags, sign, closed: false };
         match output.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(output),
             Err(_) => Err(output.error(output.feed.wait_for_fault())),
@@ -136,16 +136,16 @@ impl Output {
 
     /// Gives the sound up to half a second after a frame: encoders of sound hold some back, and the muxer would wait.
     fn push_sound(&mut self, number: usize) {
-        let lead = self.format.rate.per_second().div_ceil(2) as usize;
-        if let Some((source, sound)) = &self.sound {
-            for number in self.sounded..=number + lead {
-                let (samples, start) = sound.of_frame(number);
+        let lead = self.format.rate.nominal().div_ceil(2) as usize;
+        if let Some(track) = &mut self.sound {
+            for number in track.given..=number + lead {
+                let (samples, start) = track.sound.of_frame(number);
                 // A pipeline that failed says so where the frame goes in.
-                if !samples.is_empty() && source.push_buffer(timed_sound(samples, start)).is_err() {
+                if !samples.is_empty() && track.source.push_buffer(timed_sound(samples, start)).is_err() {
                     break;
                 }
             }
-            self.sounded = number + lead + 1;
+            track.given = track.given.max(number + lead + 1);
         }
     }
 
@@ -197,24 +197,40 @@ impl Output {
             Place::File(file) => file.publish().map(|()| Some(file.bytes()))?,
             Place::Folder(folder) => folder.publish().map(|()| Some(folder.bytes()))?,
             Place::Playlist(folder) => Some(folder.bytes()),
-            Place::Pipe | Place::Listener(_) | Place::Elsewhere => None,
+            Place::Pipe { .. } | Place::Listener(_) | Place::Elsewhere => None,
         };
-        Ok(WrittenClip { output: self.target.spec.clone(), frames: found, bytes })
+        let delays = Delays::of_output(&self.target.spec, self.format);
+        let frames = delays.map_or(found, |delays| delays.shown(found));
+        Ok(WrittenClip { output: self.target.spec.clone(), frames, bytes })
     }
 
     fn is_mp4(&self) -> bool {
         matches!(self.target.spec, OutputSpec::File { format: FileFormat::Mp4, .. })
     }
 
-    /// Adds what GStreamer does not write, and gives the file its name; its bytes.
+    /// Adds what GStreamer does not write, puts the index in front, and gives the file its name; its bytes.
     fn publish_mp4(&self, file: &PartFile) -> Result<u64, Error> {
-        if let Err(error) = xmp_box::append(file.part(), &self.tags.xmp()) {
-            // The comment has said the same already.
-            tracing::warn!(%error, "the clip has no XMP");
-        }
-        match &self.sign {
-            None => file.publish().map(|()| file.bytes()),
-            Some(keys) => file.publish_instead(keys.sign(file.part(), &self.tags)?),
+        file.ensure_ours()?;
+        self.align_sound(file);
+        let xmp = xmp_box::xmp_box(&self.tags.xmp()).unwrap_or_default();
+        let copy = match mp4::with_index_in_front(file.part(), &xmp) {
+            Ok(copy) => Some(copy),
+            Err(error) => {
+                tracing::warn!(%error, "{} keeps its index behind its frames", self.target.spec);
+                if let Err(error) = xmp_box::append(file.part(), &xmp) {
+                    // The comment has said the same already.
+                    tracing::warn!(%error, "the clip has no XMP");
+                }
+                None
+            }
+        };
+        match (&self.sign, copy) {
+            (None, None) => file.publish().map(|()| file.bytes()),
+            (None, Some(copy)) => file.publish_instead(copy),
+            (Some(keys), copy) => {
+                let signed = keys.sign(copy.as_deref().unwrap_or(file.part()), &self.tags)?;
+                file.publish_instead(signed)
+            }
         }
     }
 
@@ -236,11 +252,14 @@ impl Output {
                     file.discard();
                     return Kept::Nothing;
                 }
+                if whole {
+                    self.align_sound(file);
+                }
                 file.part().to_owned()
             }
             Place::Folder(folder) if frames > 0 => folder.part().to_owned(),
             Place::Playlist(folder) if folder.path().join(PLAYLIST).exists() => folder.path().join(PLAYLIST),
-            Place::Pipe | Place::Listener(_) | Place::Elsewhere if frames > 0 => {
+            Place::Pipe { .. } | Place::Listener(_) | Place::Elsewhere if frames > 0 => {
                 return Kept::Sent { to: self.target.spec.clone(), frames };
             }
             _ => return Kept::Nothing,
@@ -258,8 +277,24 @@ impl Output {
     }
 
     fn end_sound(&self) {
-        if let Some((source, _)) = &self.sound {
-            let _ = source.end_of_stream();
+        if let Some(track) = &self.sound {
+            let (silence, start) = track.sound.silence_after(track.given, track.encoder.delay);
+            // What keeps it from ending is found where the frames end.
+            if !silence.is_empty() && track.source.push_buffer(timed_sound(silence, start)).is_err() {
+                tracing::debug!("the sound had ended already");
+            }
+            let _ = track.source.end_of_stream();
+        }
+    }
+
+    /// Puts the sound of a closed file in time with its pictures, where its muxer did not.
+    fn align_sound(&self, file: &PartFile) {
+        let delay = self.sound.as_ref().map_or(0, |track| track.encoder.delay);
+        if delay == 0 || !self.is_mp4() {
+            return;
+        }
+        if let Err(error) = mp4::align(file.part(), delay) {
+            tracing::warn!(%error, "the sound comes {} ms after the pictures", delay * 1000 / RATE);
         }
     }
 

@@ -1,13 +1,15 @@
 //! The elements of each output and how they are joined: `appsrc ! stages ! encoder ! muxer ! sink`.
 
-use super::collect::{self, Collector, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile};
+use super::collect::{
+    self, Collector, FolderStore, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile,
+};
 use super::collect::{Y4mTarget, Y4mWriter};
 use super::dressing::{CHANNELS, RATE};
 use super::encoder::{Purpose, vp9_settings};
 use super::feed::{Fault, Feed};
 use super::frames::{I420Layout, RgbLayout};
 use super::output::OutputOptions;
-use super::plugins::sound_elements;
+use super::plugins::{SoundEncoder, sound_encoder};
 use super::shared_frame::PixelLayout;
 use super::tags::Spelling;
 use super::target::Place;
@@ -37,8 +39,8 @@ pub(super) struct OutputPipeline {
     pub(super) pipeline: gst::Pipeline,
     /// Where the frames go in.
     pub(super) source: AppSrc,
-    /// Where the samples of sound go in.
-    pub(super) sound: Option<AppSrc>,
+    /// Where the samples of sound go in, and what encodes them.
+    pub(super) sound: Option<(AppSrc, SoundEncoder)>,
     /// How they lie in memory there.
     pub(super) layout: PixelLayout,
     /// What its threads have done.
@@ -120,8 +122,12 @@ impl Builder<'_> {
     }
 
     /// A second way into the muxer, if the output carries sound.
-    fn add_sound(&self, pipeline: &gst::Pipeline, muxer: &gst::Element) -> Result<Option<AppSrc>, Error> {
-        let Some(elements) = sound_elements(&self.target.spec)? else { return Ok(None) };
+    fn add_sound(
+        &self,
+        pipeline: &gst::Pipeline,
+        muxer: &gst::Element,
+    ) -> Result<Option<(AppSrc, SoundEncoder)>, Error> {
+        let Some(encoder) = sound_encoder(&self.target.spec)? else { return Ok(None) };
         let caps = gst::Caps::builder("audio/x-raw")
             .field("format", "S16LE")
             .field("layout", "interleaved")
@@ -132,14 +138,14 @@ impl Builder<'_> {
         // Bounded by the frames, which it accompanies.
         let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build();
         let mut chain: Vec<gst::Element> = vec![source.clone().upcast()];
-        for element in elements {
+        for element in encoder.elements {
             chain.push(self.element(element, &[])?);
         }
         let failed = |why: &dyn fmt::Display| self.failed("the pipeline", why);
         pipeline.add_many(&chain).map_err(|error| failed(&error))?;
         chain.push(muxer.clone());
         gst::Element::link_many(&chain).map_err(|error| failed(&error))?;
-        Ok(Some(source))
+        Ok(Some((source, encoder)))
     }
 
     fn tail(&self) -> Result<Tail, Error> {
@@ -219,6 +225,9 @@ impl Builder<'_> {
         spelling: Spelling,
     ) -> Result<Tail, Error> {
         self.options.tags.apply(&muxer, spelling, &name_of(&encoder));
+        if let Place::File(file) = &self.target.place {
+            file.hold().map_err(|error| self.unwritable(&error))?;
+        }
         let location = self.target.part().unwrap_or(Path::new("")).to_owned();
         let sink = gst::ElementFactory::make("filesink")
             .property("location", location)
@@ -272,19 +281,20 @@ impl Builder<'_> {
             }
             (OutputSpec::Frames { .. }, Place::Folder(folder)) => {
                 folder.empty()?;
-                Ok(Box::new(PngFolder::new(folder.part().to_owned(), rgb, tags.comment())))
+                Ok(Box::new(PngFolder::new(FolderStore(folder.part().to_owned()), rgb, tags.comment())))
             }
             (OutputSpec::Hls { .. }, Place::Playlist(folder)) => {
                 folder.clear()?;
-                let (rate, endless) = (format.rate.per_second(), format.frames.is_none());
-                Ok(Box::new(HlsWriter::new(folder.path(), rate, endless)))
+                let (rate, endless) = (format.rate, format.frames.is_none());
+                let store = Box::new(FolderStore(folder.path().to_owned()));
+                Ok(Box::new(HlsWriter::new(store, rate, endless)))
             }
             (OutputSpec::Rtsp { .. }, Place::Listener(listener)) => {
                 Ok(Box::new(RtspServer::start(listener, &tags.comment())?))
             }
             #[cfg(feature = "whip")]
             (OutputSpec::Whip { url, token }, _) => Ok(Box::new(WhipSender::start(url, token.as_ref())?)),
-            (OutputSpec::File { path, .. }, Place::Pipe) => y4m(Y4mTarget::Pipe(path.clone())),
+            (OutputSpec::File { path, .. }, Place::Pipe { .. }) => y4m(Y4mTarget::Pipe(path.clone())),
             (_, Place::File(file)) => y4m(Y4mTarget::File(file.open()?)),
             _ => y4m(Y4mTarget::Stdout),
         }
@@ -337,14 +347,15 @@ pub(super) fn caps(
     layout: PixelLayout,
 ) -> Result<gst::Caps, gst::glib::BoolError> {
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-    let rate = i32::try_from(rate.per_second()).unwrap_or(i32::MAX);
+    let (frames, seconds) = rate.fraction();
+    let whole = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
     let (pixels, colorimetry) = match layout {
         PixelLayout::I420 => (gst_video::VideoFormat::I420, "bt709"),
         PixelLayout::Rgb => (gst_video::VideoFormat::Rgb, "sRGB"),
     };
     let colorimetry: gst_video::VideoColorimetry = colorimetry.parse()?;
     let info = gst_video::VideoInfo::builder(pixels, side(size.width), side(size.height))
-        .fps(gst::Fraction::new(rate, 1))
+        .fps(gst::Fraction::new(whole(frames), whole(seconds)))
         .colorimetry(&colorimetry);
     match layout {
         PixelLayout::I420 => info.chroma_site(gst_video::VideoChromaSite::JPEG).build()?.to_caps(),
@@ -354,11 +365,12 @@ pub(super) fn caps(
 
 /// The picture with the time at which it is shown, from its number.
 pub(super) fn timed(mut picture: gst::Buffer, number: usize, rate: FrameRate) -> gst::Buffer {
-    let start = |number: usize| gst::ClockTime::SECOND.mul_div_floor(number as u64, rate.per_second().into());
-    let duration = start(number + 1).zip(start(number)).map(|(end, start)| end - start);
+    let start = |number: usize| {
+        gst::ClockTime::from_nseconds(rate.moment(number as u64, gst::ClockTime::SECOND.nseconds()))
+    };
     let buffer = picture.make_mut();
     buffer.set_pts(start(number));
-    buffer.set_duration(duration);
+    buffer.set_duration(start(number + 1) - start(number));
     picture
 }
 

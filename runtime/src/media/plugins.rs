@@ -5,6 +5,8 @@ use super::{Error, FileFormat, OutputSpec};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
+/// libav's decoders.
+const LIBAV: &str = "gstreamer1.0-libav";
 const CORE: &str = "libgstreamer1.0-0";
 const BASE: &str = "gstreamer1.0-plugins-base";
 const GOOD: &str = "gstreamer1.0-plugins-good";
@@ -51,27 +53,58 @@ pub fn needs_h264(spec: &OutputSpec) -> bool {
     }
 }
 
-/// The elements that encode sound for an output, the encoder first; none if it carries no sound.
+/// How sound is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SoundEncoder {
+    /// The elements that encode it, the encoder first.
+    pub elements: &'static [&'static str],
+    /// Samples of silence that its decoders give first, where the container is not told of them.
+    pub delay: usize,
+    package: &'static str,
+}
+
+const AAC: SoundEncoder = SoundEncoder { elements: &["voaacenc"], delay: 1600, package: BAD };
+/// LAME's own delay of 576 samples, and 529 of every decoder.
+const MP3: SoundEncoder =
+    SoundEncoder { elements: &["lamemp3enc", "mpegaudioparse"], delay: 576 + 529, package: GOOD };
+/// Matroska and WebM have a field for the delay, and GStreamer fills it.
+const OPUS: SoundEncoder = SoundEncoder { elements: &["opusenc"], delay: 0, package: BASE };
+
+/// The encoder of sound for an output; none if it carries no sound.
 ///
 /// # Errors
-/// Such an output on a machine without them.
-pub fn sound_elements(spec: &OutputSpec) -> Result<Option<&'static [&'static str]>, Error> {
-    let known: &[(&[&str], &str)] = match spec {
+/// Such an output on a machine without an encoder for it.
+pub fn sound_encoder(spec: &OutputSpec) -> Result<Option<SoundEncoder>, Error> {
+    let known: &[SoundEncoder] = match spec {
         // Opus in mp4 is not played everywhere.
-        OutputSpec::File { format: FileFormat::Mp4, .. } => {
-            &[(&["voaacenc"], BAD), (&["lamemp3enc", "mpegaudioparse"], GOOD)]
-        }
-        OutputSpec::File { format: FileFormat::Mkv | FileFormat::WebM, .. } => &[(&["opusenc"], BASE)],
+        OutputSpec::File { format: FileFormat::Mp4, .. } => &[AAC, MP3],
+        OutputSpec::File { format: FileFormat::Mkv | FileFormat::WebM, .. } => &[OPUS],
         _ => return Ok(None),
     };
-    let found = known.iter().find(|(elements, _)| elements.iter().all(|element| installed(element)));
+    let found = known.iter().find(|encoder| encoder.elements.iter().all(|element| installed(element)));
     match (found, known.last()) {
-        (Some((elements, _)), _) => Ok(Some(*elements)),
-        (None, Some((elements, package))) => Err(Error::MissingElements {
+        (Some(encoder), _) => Ok(Some(*encoder)),
+        (None, Some(SoundEncoder { elements, package, .. })) => Err(Error::MissingElements {
             output: format!("the sound of {spec}"),
             elements: vec![MissingElement { element: elements[0], package }],
         }),
         (None, None) => Ok(None),
+    }
+}
+
+/// The Debian package with a decoder for what GStreamer calls so.
+pub(super) fn decoder_package(media_type: &str) -> &'static str {
+    match media_type {
+        "application/x-yuv4mpeg"
+        | "image/webp"
+        | "image/svg+xml"
+        | "video/mpegts"
+        | "video/x-dirac"
+        | "audio/x-mod"
+        | "audio/midi" => BAD,
+        "image/jpeg" | "image/png" | "video/x-vp8" | "video/x-vp9" | "audio/x-flac" | "audio/x-wav" => GOOD,
+        "application/ogg" | "audio/x-vorbis" | "audio/x-opus" | "video/x-theora" => BASE,
+        _ => LIBAV,
     }
 }
 

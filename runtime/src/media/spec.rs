@@ -1,5 +1,7 @@
 //! What an output is, from how it is typed: a path or an address.
 
+use super::place::identity;
+use super::standard_output;
 use bundle::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,19 @@ impl FileFormat {
         }
     }
 
+    /// Whether a file that begins like this may be what a run of this format left: whole, or cut anywhere.
+    pub(super) fn may_begin(self, head: &[u8]) -> bool {
+        let begins =
+            |at: usize, mark: &[u8]| head.iter().skip(at).zip(mark).all(|(found, wanted)| found == wanted);
+        match self {
+            Self::Mp4 => begins(0, b"\0\0\0") && begins(4, b"ftyp"),
+            Self::Mkv | Self::WebM => begins(0, b"\x1a\x45\xdf\xa3"),
+            Self::Gif => begins(0, b"GIF89a"),
+            Self::WebP => begins(0, b"RIFF") && begins(8, b"WEBPVP8X"),
+            Self::Y4m => begins(0, b"YUV4MPEG2 W"),
+        }
+    }
+
     fn of(path: &Path) -> Option<Self> {
         let extension = path.extension()?;
         Self::ALL.into_iter().find(|format| extension.eq_ignore_ascii_case(format.extension()))
@@ -59,7 +74,7 @@ pub enum OutputSpec {
         /// The folder.
         folder: PathBuf,
     },
-    /// YUV4MPEG2 on standard output: `-`.
+    /// YUV4MPEG2 on standard output: `-`, or one of its paths like `/dev/stdout`.
     Stdout,
     /// A folder with an HLS playlist and its segments: `hls:DIR`.
     Hls {
@@ -142,6 +157,22 @@ impl OutputSpec {
         }
     }
 
+    /// Whether two outputs are one file, folder or stream, however their paths are spelled.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let places = self.path().zip(other.path());
+        let same = places.and_then(|(one, two)| Some(identity(one).ok()? == identity(two).ok()?));
+        self == other || same == Some(true)
+    }
+
+    /// The file or folder, if it is one.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File { path, .. } => Some(path),
+            Self::Frames { folder } | Self::Hls { folder } => Some(folder),
+            _ => None,
+        }
+    }
+
     /// The same with a token, where it is a WHIP server without one.
     #[must_use]
     pub fn with_token(self, token: Option<&Token>) -> Self {
@@ -160,6 +191,7 @@ impl FromStr for OutputSpec {
         match text {
             "-" => return Ok(Self::Stdout),
             "window" => return Ok(Self::Window),
+            _ if standard_output::is_its_path(path) => return Ok(Self::Stdout),
             _ => {}
         }
         if let Some(url) = text.strip_prefix("whip:") {
@@ -278,6 +310,30 @@ mod tests {
             ("clip.y4m", FileFormat::Y4m),
         ] {
             assert_eq!(parsed(name), OutputSpec::File { path: name.into(), format });
+        }
+    }
+
+    #[test]
+    fn a_leftover_is_known_by_how_it_begins() {
+        let clips: [(FileFormat, &[u8]); 6] = [
+            (FileFormat::Mp4, b"\0\0\0\x1cftypmp42"),
+            (FileFormat::Mkv, b"\x1a\x45\xdf\xa3\x01"),
+            (FileFormat::WebM, b"\x1a\x45\xdf\xa3\x01"),
+            (FileFormat::Gif, b"GIF89a@"),
+            (FileFormat::WebP, b"RIFF\x10\0\0\0WEBPVP8X"),
+            (FileFormat::Y4m, b"YUV4MPEG2 W64"),
+        ];
+        for (format, clip) in clips {
+            assert!((0..=clip.len()).all(|cut| format.may_begin(&clip[..cut])), "{format:?}");
+            for (other, head) in clips.iter().filter(|(_, head)| head[..4] != clip[..4]) {
+                assert!(!format.may_begin(head), "{format:?}, {other:?}");
+            }
+            assert!(
+                !format.may_begin(b"mine")
+                    && !format.may_begin(b"precious notes")
+                    && !format.may_begin(b"RIFF\0\0\0\0WAVEfmt "),
+                "{format:?}"
+            );
         }
     }
 

@@ -1,11 +1,12 @@
 //! Where a clip goes, checked and taken before any other work starts.
 
-use super::collect::HlsFolder;
+use super::collect::{Delays, HlsFolder};
 use super::encoder::H264Encoder;
 use super::part_file::PartFile;
 use super::part_folder::PartFolder;
-use super::plugins::{sound_elements, survey};
-use super::{Error, FileFormat, OutputSpec, SigningKey};
+use super::pipe_lock::PipeLock;
+use super::plugins::{sound_encoder, survey};
+use super::{ClipFormat, Error, FileFormat, OutputSpec, SigningKey};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use std::io::{self, IsTerminal};
@@ -32,7 +33,7 @@ pub(super) enum Place {
     /// A folder under its part's name.
     Folder(Arc<PartFolder>),
     /// A named pipe, whose reader gets the frames.
-    Pipe,
+    Pipe { _lock: Arc<PipeLock> },
     /// A folder with a playlist that is there from the first segment on.
     Playlist(Arc<HlsFolder>),
     /// A port of this machine.
@@ -53,13 +54,15 @@ impl OutputTarget {
         }
         let encoder = survey()?.ready(spec)?;
         let place = match spec {
-            OutputSpec::File { path, format: FileFormat::Y4m } if is_pipe(path) => Place::Pipe,
-            OutputSpec::File { path, .. } => Place::File(Arc::new(PartFile::create(path)?)),
+            OutputSpec::File { path, format: FileFormat::Y4m } if is_pipe(path) => {
+                Place::Pipe { _lock: Arc::new(PipeLock::take(path)?) }
+            }
+            OutputSpec::File { path, format } => {
+                Place::File(Arc::new(PartFile::create(path, |head| format.may_begin(head))?))
+            }
             OutputSpec::Frames { folder } => Place::Folder(Arc::new(PartFolder::create(folder)?)),
             OutputSpec::Stdout if io::stdout().is_terminal() => return Err(Error::Terminal),
-            OutputSpec::Hls { folder } => Place::Playlist(Arc::new(
-                HlsFolder::create(folder).map_err(|error| unwritable(spec, &error))?,
-            )),
+            OutputSpec::Hls { folder } => Place::Playlist(Arc::new(HlsFolder::create(folder)?)),
             OutputSpec::Rtsp { address, .. } => Place::Listener(Arc::new(
                 TcpListener::bind(address).map_err(|error| unwritable(spec, &error))?,
             )),
@@ -75,9 +78,12 @@ impl OutputTarget {
     /// Those of [`Self::claim`], and an output that is named twice.
     pub fn claim_all(specs: &[OutputSpec]) -> Result<Vec<Self>, Error> {
         for (index, spec) in specs.iter().enumerate() {
-            if specs[..index].contains(spec) {
+            if specs[..index].iter().any(|other| other.is_same_place(spec)) {
                 return Err(Error::Twice { output: spec.to_string() });
             }
+        }
+        if let Some(second) = specs.iter().filter(|spec| spec.is_standard_output()).nth(1) {
+            return Err(Error::Twice { output: second.to_string() });
         }
         specs.iter().map(Self::claim).collect()
     }
@@ -93,7 +99,7 @@ impl OutputTarget {
             Place::File(file) => Some(file.part()),
             Place::Folder(folder) => Some(folder.part()),
             Place::Playlist(folder) => Some(folder.path()),
-            Place::Pipe | Place::Listener(_) | Place::Elsewhere => None,
+            Place::Pipe { .. } | Place::Listener(_) | Place::Elsewhere => None,
         }
     }
 
@@ -111,8 +117,23 @@ impl OutputTarget {
 /// # Errors
 /// No output carries sound, or the encoder for it is missing.
 pub fn check_sound(targets: &[OutputTarget]) -> Result<(), Error> {
-    let found = targets.iter().map(|target| sound_elements(&target.spec)).collect::<Result<Vec<_>, _>>()?;
+    let found = targets.iter().map(|target| sound_encoder(&target.spec)).collect::<Result<Vec<_>, _>>()?;
     if found.iter().any(Option::is_some) { Ok(()) } else { Err(Error::NoSound) }
+}
+
+/// What the user should know of how outputs play a clip.
+pub fn notes(targets: &[OutputTarget], format: ClipFormat) -> Vec<String> {
+    let note = |target: &OutputTarget| {
+        let delays = Delays::of_output(&target.spec, format).filter(|delays| delays.is_too_fast())?;
+        let frames = format.frames?;
+        Some(format!(
+            "{} shows {} of the {frames} frames, evenly: players show pictures of less than {} ms for a tenth of a second",
+            target.spec,
+            delays.shown(frames),
+            delays.least_milliseconds(),
+        ))
+    };
+    targets.iter().filter_map(note).collect()
 }
 
 /// Checks that a clip can be signed, and with these keys.
@@ -155,6 +176,22 @@ mod tests {
         let spec = OutputSpec::File { path: folder.path().join("a.gif"), format: FileFormat::Gif };
         let error = OutputTarget::claim_all(&[spec.clone(), spec.clone()]).unwrap_err();
         assert!(matches!(error, Error::Twice { .. }), "{error}");
+        // However it is spelled.
+        std::fs::create_dir(folder.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", folder.path().join("link")).unwrap();
+        for (one, other) in
+            [("a.gif", "real/../a.gif"), ("real/a.gif", "link/a.gif"), ("real/", "hls:link"), ("hls:b", "b/")]
+        {
+            let at = |name: &str| -> OutputSpec {
+                let path = |name: &str| folder.path().join(name).display().to_string();
+                let name = name
+                    .strip_prefix("hls:")
+                    .map_or_else(|| path(name), |name| format!("hls:{}", path(name)));
+                name.parse().unwrap()
+            };
+            let error = OutputTarget::claim_all(&[at(one), at(other)]).unwrap_err();
+            assert!(matches!(error, Error::Twice { .. }), "{one} {other}: {error}");
+        }
         let target = OutputTarget::claim(&spec).unwrap();
         assert_eq!(target.part(), Some(&*folder.path().join("a.part.gif")));
         assert!(matches!(OutputTarget::claim(&spec), Err(Error::Busy { .. })));

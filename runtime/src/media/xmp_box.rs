@@ -1,6 +1,6 @@
-//! An XMP packet behind the last box of an mp4.
+//! An XMP packet in a box of an mp4: in front of the frames, or behind the last box of a file that keeps its order.
 //!
-//! Players skip boxes that they do not know, and nothing in front of it moves, so the file plays as before.
+//! Players skip boxes that they do not know.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -10,21 +10,25 @@ use std::path::Path;
 const XMP: [u8; 16] =
     [0xbe, 0x7a, 0xcf, 0xcb, 0x97, 0xa9, 0x42, 0xe8, 0x9c, 0x71, 0x99, 0x94, 0x91, 0xe3, 0xaf, 0xac];
 
-/// Appends a packet to the mp4 in a file that is finished otherwise. Where that fails the file is as it was.
+/// Appends the box of a packet to an mp4 that is finished otherwise. Where that fails the file is as it was.
 ///
 /// # Errors
 /// What the system said.
-pub(super) fn append(path: &Path, packet: &str) -> io::Result<()> {
+pub(super) fn append(path: &Path, xmp: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(path)?;
     let before = file.metadata()?.len();
-    let written = uuid_box(packet).and_then(|bytes| file.write_all(&bytes));
+    let written = file.write_all(xmp);
     if written.is_err() {
         file.set_len(before)?;
     }
     written
 }
 
-fn uuid_box(packet: &str) -> io::Result<Vec<u8>> {
+/// The box of a packet.
+///
+/// # Errors
+/// A packet of more than 4 GB.
+pub(super) fn xmp_box(packet: &str) -> io::Result<Vec<u8>> {
     let size = u32::try_from(8 + XMP.len() + packet.len()).map_err(io::Error::other)?;
     Ok([&size.to_be_bytes()[..], b"uuid", &XMP, packet.as_bytes()].concat())
 }
@@ -35,7 +39,7 @@ mod tests {
 
     #[test]
     fn the_box_knows_its_size() {
-        let bytes = uuid_box("<x/>").unwrap();
+        let bytes = xmp_box("<x/>").unwrap();
         assert_eq!(bytes[..8], [0, 0, 0, 28, b'u', b'u', b'i', b'd']);
         assert_eq!((bytes.len(), &bytes[24..]), (28, &b"<x/>"[..]));
     }

@@ -1,9 +1,9 @@
 //! Fits the linear map of previews to a bundle's decoder: clips are made, and latents and frames go to least squares.
 
-use crate::Error;
 use crate::model::Model;
 use crate::pipeline::{Event, Pipeline, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
+use crate::{Error, room};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Component;
 use bundle::preview::LatentToRgb;
@@ -33,7 +33,7 @@ const FRAMES: usize = 17;
 /// Makes `clips` clips of `size`, by default the bundle's own, and fits the map to them. `on_clip` hears of each.
 ///
 /// # Errors
-/// What the pipeline meets, or a cancelled run.
+/// A clip that does not fit into memory, what the pipeline meets, or a cancelled run.
 pub fn fit_preview_map(
     model: &Model,
     mode: residency::Mode,
@@ -55,6 +55,7 @@ pub fn fit_preview_map(
             ..GenerateRequest::new(*prompt, Seed(clip as u64))
         };
         let plan = GenerationPlan::new(manifest, &request)?;
+        room::mode(manifest, &plan)?;
         let (mut latent, mut chunks) = (Array4::zeros((0, 0, 0, 0)), Vec::new());
         pipeline.run(&plan, seeded_noise(&plan), cancel, &mut |event| {
             match event {

@@ -2,50 +2,98 @@
 
 use super::previewer::{Preview, Sink};
 use crate::Error;
+use crate::media::{PartFile, make_locked, resolved};
+use bundle::Diagnose;
 use bundle::geometry::PixelSize;
+use bundle::lock::{Locked, Refusal};
 use ndarray::{Array3, ArrayView3, Axis};
-use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Writes each preview as a PNG of the clip's size, whole or not at all.
-#[derive(Debug)]
+/// How the comment of each preview begins.
+const COMMENT: &str = "AI-generated preview";
+/// Bytes of a picture within which its comment begins.
+const HEAD: u64 = 256;
+
+/// Writes each preview as a PNG of the clip's size, whole or not at all. While it lives no other run can take the same file
+/// or folder.
+#[derive(Debug, Clone)]
 pub struct PictureFiles {
-    place: Place,
+    place: Arc<Place>,
     size: PixelSize,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 enum Place {
     /// One file for each step.
-    Folder(PathBuf),
-    /// One file that always holds the newest.
-    File(PathBuf),
+    Folder { folder: PathBuf, _lock: Locked },
+    /// One file that always holds the newest. Its part stays empty.
+    File(PartFile),
 }
 
 impl PictureFiles {
     /// Previews go to the file `path` where its name ends in `.png`, else to a folder of that name, which is made.
     ///
     /// # Errors
-    /// A folder that cannot be made, or a place that cannot be written to.
+    /// A folder that cannot be made, a place that cannot be written to or that another run has, a folder in which other
+    /// pictures have the names of previews.
     pub fn create(path: &Path, size: PixelSize) -> Result<Self, Error> {
-        let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-        let place = if is_file { Place::File(path.to_owned()) } else { Place::Folder(path.to_owned()) };
-        let files = Self { place, size };
-        let unwritable =
-            |source: std::io::Error| Error::PreviewFile { path: path.to_owned(), why: source.to_string() };
-        if let Place::Folder(folder) = &files.place {
-            std::fs::create_dir_all(folder).map_err(unwritable)?;
+        if path == Path::new("-") {
+            let why = "previews are files and never go to standard output".into();
+            return Err(Error::PreviewFile { path: path.to_owned(), why });
         }
+        let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+        let place = if is_file { Self::file(path) } else { Self::folder(path) };
+        place
+            .map(|place| Self { place: Arc::new(place), size })
+            .map_err(|why| Error::PreviewFile { path: path.to_owned(), why })
+    }
+
+    /// [`Self::create`] for a file that nobody asked for by its name.
+    ///
+    /// # Errors
+    /// Those of [`Self::create`], and a file of this name that is no preview.
+    pub fn create_unasked(path: &Path, size: PixelSize) -> Result<Self, Error> {
+        if path.symlink_metadata().is_ok() && !is_preview(path) {
+            let why = "a file of this name is there and is no preview; name one with --preview-out".into();
+            return Err(Error::PreviewFile { path: path.to_owned(), why });
+        }
+        Self::create(path, size)
+    }
+
+    fn file(path: &Path) -> Result<Place, String> {
+        // Nothing is ever written into the part.
+        PartFile::create(path, |_| false).map(Place::File).map_err(|error| error.report().why)
+    }
+
+    fn folder(path: &Path) -> Result<Place, String> {
+        let said = |error: std::io::Error| error.to_string();
+        let folder = resolved(path).map_err(said)?;
+        if let Some(parent) = folder.parent() {
+            std::fs::create_dir_all(parent).map_err(said)?;
+        }
+        let (lock, _) = make_locked(&folder).map_err(|refusal| match refusal {
+            Refusal::Busy => "another run or output is writing to it".to_owned(),
+            Refusal::Foreign(why) => format!("what has this name {why}"),
+            Refusal::Io(error) => error.to_string(),
+        })?;
         // Shows now what would otherwise be learnt after the first step.
-        let probe = part_of(&files.path_of(0, 0));
-        std::fs::write(&probe, []).and_then(|()| std::fs::remove_file(&probe)).map_err(unwritable)?;
-        Ok(files)
+        tempfile::tempfile_in(&folder).map_err(said)?;
+        for entry in std::fs::read_dir(&folder).map_err(said)? {
+            let entry = entry.map_err(said)?;
+            if entry.file_name().to_str().is_some_and(is_name_of_step) && !is_preview(&entry.path()) {
+                return Err(format!("{} in it is no preview", entry.file_name().display()));
+            }
+        }
+        Ok(Place::Folder { folder, _lock: lock })
     }
 
     fn path_of(&self, step: usize, steps: usize) -> PathBuf {
-        match &self.place {
-            Place::File(file) => file.clone(),
-            Place::Folder(folder) => folder.join(format!("step-{step:03}-of-{steps:03}.png")),
+        match &*self.place {
+            Place::File(file) => file.path().to_owned(),
+            Place::Folder { folder, .. } => folder.join(format!("step-{step:03}-of-{steps:03}.png")),
         }
     }
 }
@@ -55,22 +103,44 @@ impl Sink for PictureFiles {
         let path = self.path_of(preview.step, preview.steps);
         let wrong = |why: String| Error::PreviewFile { path: path.clone(), why };
         let pixels = resized(preview.frames.index_axis(Axis(0), 0), self.size);
-        let about = format!("AI-generated preview: step {} of {}", preview.step, preview.steps);
+        let about = format!("{COMMENT}: step {} of {}", preview.step, preview.steps);
         let file = encoded(&pixels, self.size, &about).map_err(|error| wrong(error.to_string()))?;
         // A preview is not worth a flush to disk; a reader sees the older one or this one.
-        let part = part_of(&path);
-        std::fs::write(&part, file)
-            .and_then(|()| std::fs::rename(&part, &path))
-            .map_err(|error| wrong(error.to_string()))
+        write_in_place(&path, &file).map_err(|error| wrong(error.to_string()))
     }
 }
 
-/// `.NAME.part` beside a file: hidden from those that list the folder's pictures.
-fn part_of(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".part");
-    path.with_file_name(name)
+/// Writes a file under a name of its own, hidden from those that list pictures, and then gives it this one.
+fn write_in_place(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".preview-")
+        .suffix(".part")
+        // What a file has that is simply created.
+        .permissions(std::fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+/// Whether a name is `step-NNN-of-NNN.png`.
+fn is_name_of_step(name: &str) -> bool {
+    let numbers = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".png"));
+    let is_number = |text: &str| text.len() >= 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers
+        .and_then(|numbers| numbers.split_once("-of-"))
+        .is_some_and(|(step, steps)| is_number(step) && is_number(steps))
+}
+
+/// Whether a file is a picture that says of itself that it is a preview.
+fn is_preview(path: &Path) -> bool {
+    let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
+    let mut head = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
+    is_file
+        && read.is_ok()
+        && head.starts_with(b"\x89PNG")
+        && head.windows(COMMENT.len()).any(|bytes| bytes == COMMENT.as_bytes())
 }
 
 /// A picture as PNG. Compressed for speed: previews are looked at once.
@@ -198,11 +268,57 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("now.PNG");
         let mut files = PictureFiles::create(&path, SIZE).unwrap();
-        assert!(names(folder.path()).is_empty());
         files.show(&preview(1, 1.0)).unwrap();
         files.show(&preview(2, -1.0)).unwrap();
+        assert_eq!(names(folder.path()), ["now.PNG", "now.part.PNG"]);
+        drop(files);
         assert_eq!(names(folder.path()), ["now.PNG"]);
         assert_eq!(pixels(&path).2, vec![0; 24]);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o400, 0o400);
+    }
+
+    #[test]
+    fn a_second_run_is_refused_and_takes_nothing_from_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["now.png", "previews"] {
+            let path = folder.path().join(name);
+            let mut first = PictureFiles::create(&path, SIZE).unwrap();
+            for _ in 0..2 {
+                let error = PictureFiles::create(&path, SIZE).unwrap_err().to_string();
+                assert!(error.contains("another run"), "{error}");
+            }
+            first.show(&preview(1, 1.0)).unwrap();
+            drop(first);
+            PictureFiles::create(&path, SIZE).unwrap().show(&preview(1, 1.0)).unwrap();
+        }
+        assert_eq!(names(folder.path()), ["now.png", "previews"]);
+        assert_eq!(names(&folder.path().join("previews")), ["step-001-of-020.png"]);
+    }
+
+    #[test]
+    fn pictures_that_are_no_previews_are_not_replaced_unasked() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, file) = (folder.path().join("previews"), folder.path().join("preview.png"));
+        PictureFiles::create(&place, SIZE).unwrap().show(&preview(1, 1.0)).unwrap();
+        PictureFiles::create_unasked(&file, SIZE).unwrap().show(&preview(1, 1.0)).unwrap();
+        drop(PictureFiles::create_unasked(&file, SIZE).unwrap());
+        for name in ["holiday.png", "step-one.png", "step-1-of-2.png"] {
+            std::fs::write(place.join(name), "mine").unwrap();
+        }
+        drop(PictureFiles::create(&place, SIZE).unwrap());
+        let taken = place.join("step-002-of-020.png");
+        std::fs::write(&taken, "mine").unwrap();
+        let error = PictureFiles::create(&place, SIZE).unwrap_err().to_string();
+        assert!(error.contains("step-002-of-020.png in it is no preview"), "{error}");
+        std::fs::remove_file(&taken).unwrap();
+        std::os::unix::fs::symlink("step-001-of-020.png", &taken).unwrap();
+        PictureFiles::create(&place, SIZE).unwrap_err();
+        std::fs::write(&file, "mine").unwrap();
+        let error = PictureFiles::create_unasked(&file, SIZE).unwrap_err().to_string();
+        assert!(error.contains("is no preview"), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+        PictureFiles::create(&file, SIZE).unwrap().show(&preview(1, 1.0)).unwrap();
+        assert!(is_preview(&file));
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub struct Clip {
 /// # Errors
 /// What the pipeline meets.
 pub fn make(model: &Model, plan: &GenerationPlan, cancel: &Cancel) -> Result<Clip, Error> {
+    model.check_parts(false)?;
     let mut encoder = TextEncoder::open(model)?;
     let prompt = encoder.encode(&plan.prompt, cancel)?;
     let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;

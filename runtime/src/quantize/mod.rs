@@ -6,6 +6,7 @@
 
 pub mod assess;
 pub mod clips;
+mod leftovers;
 pub mod metrics;
 pub mod picture;
 pub mod report;

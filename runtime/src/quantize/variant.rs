@@ -1,15 +1,21 @@
 //! Plans the numbers of components and writes their variants into the bundle.
 
+use super::leftovers;
 use crate::Error;
-use bundle::dtype::Operators;
+use bundle::dtype::{Operators, Precision};
+use bundle::in_use;
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
-use calibration::numerics::plan::{Plan, PlanOptions, Sources, measured_errors, plan};
+use bundle::staging::Writing;
+use bundle::stop::Stop;
+use calibration::numerics::plan::{Plan, PlanOptions, Sources, check_observed, measured_errors, plan};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
+use export::digests::Known;
 use export::quantized::{BundleWeights, VariantRequest, write_variant};
+use kernels::Heads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -28,6 +34,9 @@ pub struct Quantizer {
     calibration: Option<(Table, Header)>,
     weights: AllWeights,
     numerics: BTreeMap<String, ComponentNumerics>,
+    stop: Stop,
+    /// No other run changes the bundle meanwhile.
+    _writing: Writing,
 }
 
 /// How a bundle is quantised.
@@ -52,7 +61,10 @@ impl QuantizeOptions {
 
 /// The weights of every component.
 #[derive(Debug)]
-struct AllWeights(BTreeMap<String, BundleWeights>);
+struct AllWeights {
+    components: BTreeMap<String, BundleWeights>,
+    stop: Stop,
+}
 
 impl WeightSource for AllWeights {
     fn read(
@@ -60,8 +72,10 @@ impl WeightSource for AllWeights {
         component: &Component,
         name: &str,
     ) -> Result<(Vec<usize>, Vec<f32>), Box<dyn std::error::Error + Send + Sync>> {
+        // Layers are planned one after the other, each from its weights.
+        self.stop.check()?;
         let folder = component_folder(component);
-        let weights = self.0.get(&folder).ok_or_else(|| format!("the bundle has no {component}"))?;
+        let weights = self.components.get(&folder).ok_or_else(|| format!("the bundle has no {component}"))?;
         Ok(weights.read(name)?)
     }
 }
@@ -70,22 +84,38 @@ impl Quantizer {
     /// Opens a bundle and its calibration, which [`Scheme::Bf16`] does without.
     ///
     /// # Errors
-    /// A bundle or calibration that is damaged, or one that was made for other weights.
+    /// A bundle or calibration that is damaged, one that was made for other weights, one without a layer that is quantised
+    /// by it, or a model that there are no kernels for.
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
+        check_heads(&bundle.manifest, &options)?;
+        let writing = Writing::of(&bundle.folder)?;
+        leftovers::clear(&bundle);
         let calibration = match options.scheme {
             Scheme::Bf16 => None,
             Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => {
-                Some(Table::read(calibration, &bundle.manifest)?)
+                let (table, header) = Table::read(calibration, &bundle.manifest)?;
+                check_observed(&bundle.manifest, &table, options.scheme)?;
+                Some((table, header))
             }
         };
         let mut weights = BTreeMap::new();
         for entry in &bundle.manifest.components {
             weights.insert(component_folder(&entry.component), BundleWeights::open(&bundle, entry)?);
         }
-        let weights = AllWeights(weights);
+        let weights = AllWeights { components: weights, stop: Stop::new() };
         let committed = bundle.manifest.clone();
-        Ok(Self { bundle, committed, options, calibration, weights, numerics: BTreeMap::new() })
+        let numerics = BTreeMap::new();
+        let stop = Stop::new();
+        Ok(Self { bundle, committed, options, calibration, weights, numerics, stop, _writing: writing })
+    }
+
+    /// The same, ended by a request to stop.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: &Stop) -> Self {
+        self.weights.stop = stop.clone();
+        self.stop = stop.clone();
+        self
     }
 
     /// The prompts that the calibration was made with.
@@ -120,7 +150,7 @@ impl Quantizer {
             attention: self.options.attention,
         };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
-        Ok(plan(sources, entry, &options)?)
+        plan(sources, entry, &options).map_err(|error| self.or_stopped(error))
     }
 
     /// What quantising each linear layer alone does to its output, measured on rows that calibration kept, in the given
@@ -135,7 +165,7 @@ impl Quantizer {
     ) -> Result<BTreeMap<String, f64>, Error> {
         let Some((table, _)) = &self.calibration else { return Ok(BTreeMap::new()) };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
-        Ok(measured_errors(sources, numerics, operators)?)
+        measured_errors(sources, numerics, operators).map_err(|error| self.or_stopped(error))
     }
 
     /// Writes the variant of a component with the given numbers, in place of one that was written before.
@@ -147,8 +177,13 @@ impl Quantizer {
         let entry = manifest.components.iter_mut().find(|entry| entry.component == numerics.component);
         if let Some(entry) = entry {
             let QuantizeOptions { scheme, operators, .. } = &self.options;
-            let request = VariantRequest { scheme: *scheme, numerics: &numerics, operators, note };
+            let request =
+                VariantRequest { scheme: *scheme, numerics: &numerics, operators, note, stop: &self.stop };
             write_variant(&self.bundle, entry, &request)?;
+            // What was written anew may have a name that was there before.
+            for file in files_of(entry, scheme.precision()) {
+                manifest.digests.remove(&file);
+            }
         }
         let before = std::mem::replace(&mut self.bundle.manifest, manifest);
         self.remove_files(&before, &[&self.bundle.manifest, &self.committed]);
@@ -159,12 +194,21 @@ impl Quantizer {
     /// Makes what was written part of the bundle, and removes what it replaces.
     ///
     /// # Errors
-    /// `bundle.json` cannot be written; it is as it was then.
+    /// A file that was written cannot be read back, or `bundle.json` cannot be written; it is as it was then.
     pub fn commit(&mut self) -> Result<(), Error> {
+        export::digests::complete(&self.bundle.folder, &mut self.bundle.manifest, &Known::new())?;
         manifest::write(&self.bundle.folder, &self.bundle.manifest)?;
         let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
-        self.remove_files(&before, &[&self.committed]);
+        // A run that opened the bundle before may open any of its files still; a later run of this command removes them.
+        if !in_use::is_used(&self.bundle.folder) {
+            self.remove_files(&before, &[&self.committed]);
+        }
         Ok(())
+    }
+
+    /// The stop behind an error, if there was one.
+    fn or_stopped(&self, error: calibration::Error) -> Error {
+        self.stop.check().map_or_else(Error::from, |()| error.into())
     }
 
     /// Removes files that `named` names and none of `kept` does. One that stays behind wastes room and harms nothing.
@@ -188,6 +232,39 @@ impl Quantizer {
         let text = serde_json::to_vec(&all).map_err(wrong)?;
         Ok(bundle::atomic::write_atomic(&path, &text)?)
     }
+}
+
+/// Makes sure that our own operators have kernels for the heads of the experts, if they are to run them.
+fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Error> {
+    let width = manifest.denoiser.head_width;
+    let has_experts = manifest.components.iter().any(|entry| matches!(entry.component, Component::Expert(_)));
+    let rule = || {
+        format!(
+            "our own operators take heads whose width is a multiple of 16 up to 256, and this model's are {width} wide"
+        )
+    };
+    let refused = match options.scheme {
+        _ if Heads::fits(width) || !has_experts => return Ok(()),
+        Scheme::Bf16 => bundle::Error::value(
+            "--scheme",
+            Scheme::Bf16,
+            rule(),
+            "use --scheme int8 --operators stock, or the exported variant",
+        ),
+        Scheme::Int8 if options.operators.contains(&Operators::Own) => {
+            bundle::Error::value("--operators", Operators::Own, rule(), "use --operators stock")
+        }
+        Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => return Ok(()),
+    };
+    Err(refused.into())
+}
+
+/// The files of a component's variant.
+fn files_of(entry: &ComponentEntry, precision: Precision) -> Vec<String> {
+    let graphs = entry.graphs.iter().filter(|graph| graph.precision == precision).map(|graph| &graph.file);
+    let variants = entry.variants.iter().filter(|variant| variant.precision == precision);
+    let weights = variants.flat_map(|variant| &variant.weights).map(|weights| &weights.file);
+    graphs.chain(weights).cloned().collect()
 }
 
 impl Drop for Quantizer {

@@ -110,7 +110,80 @@ def trajectory(sampler: str, schedule: str, steps: int, shift: float) -> dict:
     }
 
 
+# Settings that change nothing of a flow's trajectory, in the classes that read them and in those that do not.
+WITHOUT_EFFECT = [
+    {"beta_start": 0.001, "beta_end": 0.03},
+    {"beta_schedule": "scaled_linear"},
+    {"trained_betas": [0.001] * TRAIN_STEPS},
+    {"rescale_betas_zero_snr": True},
+    {"timestep_spacing": "trailing"},
+    {"timestep_spacing": "leading", "steps_offset": 3},
+    {"dynamic_thresholding_ratio": 0.5, "sample_max_value": 3.0},
+    {"time_shift_type": "exponential"},
+    {"sigma_min": 0.1, "sigma_max": 3.0},
+    {"base_shift": 0.1, "max_shift": 3.0, "base_image_seq_len": 1, "max_image_seq_len": 2},
+    {"euler_at_final": True, "lambda_min_clipped": -5.1, "variance_type": "learned"},
+    {"solver_type": "logrho"},
+    {"_unknown": 1},
+]
+# Settings that change it, or that diffusers refuses, in the classes that read them.
+WITH_EFFECT = {
+    "unipc": [
+        {"solver_type": "bh1"},
+        {"lower_order_final": False},
+        {"final_sigmas_type": "sigma_min"},
+        {"disable_corrector": [0]},
+        {"predict_x0": False},
+        {"thresholding": True},
+        {"shift_terminal": 0.1},
+        {"solver_order": 3},
+    ],
+    "dpmpp": [
+        {"solver_type": "heun"},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"final_sigmas_type": "sigma_min"},
+        {"thresholding": True},
+        {"use_lu_lambdas": True},
+        {"solver_order": 3},
+    ],
+    "euler": [{"shift_terminal": 0.1}, {"stochastic_sampling": True}, {"invert_sigmas": True}],
+}
+
+
+def check_config_keys() -> None:
+    """What `export/src/checkpoint/scheduler_keys.rs` says of the keys of scheduler configs holds for diffusers."""
+    for sampler in SAMPLERS:
+        plain = scheduler(sampler, "diffusers", 5.0)
+        # Of a config in memory diffusers drops what was not said; a file has no such list.
+        config = {key: value for key, value in plain.config.items() if key != "_use_default_values"}
+        expected = last_state(plain)
+        others = [other for name, all in WITH_EFFECT.items() if name != sampler for other in all]
+        own = {key for settings in WITH_EFFECT[sampler] for key in settings}
+        foreign = [other for other in others if not own & set(other)]
+        if sampler == "dpmpp":
+            foreign.append({"lower_order_final": False})
+        for extra in WITHOUT_EFFECT + foreign:
+            assert torch.equal(last_state(type(plain).from_config(config | extra)), expected), (sampler, extra)
+        for extra in WITH_EFFECT[sampler]:
+            try:
+                assert not torch.equal(last_state(type(plain).from_config(config | extra)), expected), (sampler, extra)
+            except ValueError:
+                pass
+
+
+def last_state(solver) -> torch.Tensor:
+    torch.manual_seed(1)
+    solver.set_timesteps(6)
+    solver.set_begin_index(0)
+    x = torch.tensor([[[1.0, -0.5, 0.25]]])
+    for t in solver.timesteps:
+        velocity = 0.5 * x + (float(t) / TRAIN_STEPS) * torch.tensor([[[1.0, -2.0, 0.25]]])
+        x = solver.step(velocity, t, x, return_dict=False)[0]
+    return x
+
+
 def vectors() -> list[dict]:
+    check_config_keys()
     settings = [(1, 3.0), (2, 5.0), (3, 1.0), (4, 5.0), (6, 12.0), (8, 3.0), (20, 12.0), (40, 12.0), (50, 5.0)]
     made = [trajectory(a, b, n, s) for a in SAMPLERS for b in SCHEDULES for n, s in settings]
     for sampler, schedule, steps, shift, last in KNOWN_LAST_STATES:

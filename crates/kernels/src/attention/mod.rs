@@ -38,6 +38,11 @@ pub struct Heads {
 }
 
 impl Heads {
+    /// Whether there are kernels for heads so wide.
+    pub fn fits(width: usize) -> bool {
+        width.is_multiple_of(GROUP) && (GROUP..=WIDEST_HEAD).contains(&width)
+    }
+
     /// Width of all heads.
     pub fn total(self) -> usize {
         self.count * self.width

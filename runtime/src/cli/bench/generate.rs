@@ -1,17 +1,16 @@
 //! `rushes bench generate`: whole clips, without the encoding of the video.
 
 use super::report::{Machine, table};
-use super::residency;
 use crate::bench::timing::{Contender, alternate, measured};
 use crate::bench::workload::Workload;
 use crate::cli::args::Everywhere;
-use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
+use crate::cli::threads::Threads;
 use crate::model::{Model, ModelOptions};
 use crate::pipeline::{Event, Pipeline, seeded_noise};
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
-use crate::{Error, mini};
+use crate::{Error, room};
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
@@ -52,9 +51,9 @@ pub(super) struct GenerateArgs {
     /// Timed clips of each precision, after one that opens the graphs
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Progress: auto, bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     progress: ProgressKind,
@@ -105,10 +104,8 @@ impl Workload for Clip {
 
 /// Runs the command.
 pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    let folder = match &args.bundle {
-        Some(folder) => folder.clone(),
-        None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
-    };
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let request = GenerateRequest {
         size: args.size,
@@ -118,7 +115,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     };
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let onnx = everywhere.onnx_runtime()?;
-    let mode = residency(&bundle, &plan)?;
+    let mode = room::mode(&bundle.manifest, &plan)?;
     let precisions = match &args.precision[..] {
         [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
         asked => asked.to_vec(),
@@ -128,7 +125,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
             precision: Some(precision),
             operators: args.operators,
             provider: Provider::Auto,
-            threads: args.threads,
+            threads: args.threads.map(Threads::used),
             weights: WeightMemory::Prepacked,
         };
         let model = Model::new(bundle.clone(), onnx.clone(), options)?;
@@ -139,7 +136,6 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let mut contenders = precisions.into_iter().map(contender).collect::<Result<Vec<_>, Error>>()?;
     let flops = contenders.first().map(|contender| contender.workload.flops());
 
-    let cancel = cancel_on_interrupt();
     let mut progress = Progress::new(args.progress);
     progress.begin("clips", (args.runs.get() + 1) * contenders.len());
     let mut done = 0;
@@ -151,7 +147,8 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let kinds = contenders.iter().map(|contender| contender.kind);
     let runs: Vec<_> = kinds.zip(runs?).collect();
     drop(contenders);
-    let machine = Machine::measure(everywhere.kernels()?, args.threads);
+    everywhere.interrupts.at_once()?;
+    let machine = Machine::measure(everywhere.kernels()?, args.threads.map(Threads::used));
     let results = measured(&runs, flops, &machine.peaks);
     let shape = format!(
         "{} {}, {} frames, {} steps, {} tokens",

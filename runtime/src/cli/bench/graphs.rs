@@ -7,12 +7,13 @@ use crate::bench::timing::{Contender, Kind, alternate, measured};
 use crate::bench::variants;
 use crate::bench::workload::{Decode, Step, Text, Workload};
 use crate::cli::args::Everywhere;
-use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
+use crate::cli::threads::Threads;
 use crate::model::{Model, ModelOptions};
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::Bundle;
+use bundle::staging::Scratch;
 use clap::Args;
 use engines::{OnnxRuntime, Provider, WeightMemory};
 use serde_json::json;
@@ -32,9 +33,9 @@ pub(super) struct GraphArgs {
     /// Timed runs of each precision, after one that warms it up
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Use weights from their files, without copies in the layout of the kernels
     #[arg(long)]
     mapped: bool,
@@ -56,7 +57,7 @@ pub(super) struct StepArgs {
     #[arg(long, value_name = "N|F,H,W", default_value = "5,15,26")]
     tokens: TokenGrid,
     #[command(flatten)]
-    graph: GraphArgs,
+    pub(super) graph: GraphArgs,
 }
 
 /// `rushes bench decode`.
@@ -66,7 +67,7 @@ pub(super) struct DecodeArgs {
     #[arg(long, value_name = "T,H,W", default_value = "3,30,52")]
     latent: LatentSize,
     #[command(flatten)]
-    graph: GraphArgs,
+    pub(super) graph: GraphArgs,
 }
 
 /// `rushes bench text`.
@@ -79,7 +80,7 @@ pub(super) struct TextArgs {
     #[arg(long, value_name = "N", default_value = "512")]
     tokens: NonZeroUsize,
     #[command(flatten)]
-    graph: GraphArgs,
+    pub(super) graph: GraphArgs,
 }
 
 /// Runs `rushes bench step`.
@@ -145,14 +146,14 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn run(&self, everywhere: &Everywhere, open: Open<'_>) -> Result<ExitCode, Error> {
         let onnx = everywhere.onnx_runtime()?;
-        let cancel = cancel_on_interrupt();
+        let cancel = everywhere.interrupts.cancel();
         // Removed with all its weights when the command is over.
-        let folder = tempfile::tempdir().map_err(bundle::Error::file("create", &std::env::temp_dir()))?;
+        let scratch = Scratch::create(&std::env::temp_dir(), "rushes-bench")?;
         let bundle = match &self.args.bundle {
             Some(bundle) => Bundle::open(bundle)?,
             None => {
-                let mut random = random_bundle(folder.path(), &self.subject)?;
-                variants::add(&mut random, &self.args.precision, onnx.kernels())?;
+                let mut random = random_bundle(scratch.folder(), &self.subject, cancel.stop())?;
+                variants::add(&mut random, &self.args.precision, onnx.kernels(), cancel.stop())?;
                 random
             }
         };
@@ -171,7 +172,9 @@ impl Bench<'_> {
         let kinds: Vec<Kind> = contenders.iter().map(|contender| contender.kind).collect();
         // The peaks are measured when nothing else of ours is left to run.
         drop(contenders);
-        let machine = Machine::measure(everywhere.kernels()?, self.args.threads);
+        drop(scratch);
+        everywhere.interrupts.at_once()?;
+        let machine = Machine::measure(everywhere.kernels()?, self.args.threads.map(Threads::used));
         let runs: Vec<_> = kinds.into_iter().zip(runs).collect();
         let results = measured(&runs, flops, &machine.peaks);
         let gflop = flops.map(|flops| flops / 1e9);
@@ -204,7 +207,7 @@ impl Bench<'_> {
                 precision: Some(kind.0),
                 operators: self.is_step().then_some(kind.1),
                 provider: Provider::Auto,
-                threads: self.args.threads,
+                threads: self.args.threads.map(Threads::used),
                 weights,
             };
             let model = Model::new(bundle.clone(), onnx.clone(), options)?;

@@ -7,14 +7,9 @@ mod quality;
 mod report;
 
 use super::args::Everywhere;
+use super::threads::Threads;
 use crate::Error;
-use crate::footprint::{Running, footprints};
-use crate::plan::GenerationPlan;
-use bundle::manifest::Bundle;
-use bundle::units::ByteCount;
 use clap::{Args, Subcommand};
-use engines::WeightMemory;
-use engines::residency::{self, Mode, Residency};
 use std::process::ExitCode;
 
 /// `rushes bench`.
@@ -40,6 +35,20 @@ enum What {
     Quality(quality::QualityArgs),
 }
 
+impl BenchArgs {
+    /// What was asked for with `--threads`.
+    pub(super) fn threads(&self) -> Option<Threads> {
+        match &self.what {
+            What::Peaks(args) => args.threads,
+            What::Step(args) => args.graph.threads,
+            What::Decode(args) => args.graph.threads,
+            What::Text(args) => args.graph.threads,
+            What::Generate(args) => args.threads,
+            What::Quality(args) => args.threads,
+        }
+    }
+}
+
 /// Runs the command.
 pub(super) fn run(args: &BenchArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
     match &args.what {
@@ -50,11 +59,4 @@ pub(super) fn run(args: &BenchArgs, everywhere: &Everywhere) -> Result<ExitCode,
         What::Generate(args) => generate::run(args, everywhere),
         What::Quality(args) => quality::run(args, everywhere),
     }
-}
-
-/// What may stay open from clip to clip.
-fn residency(bundle: &Bundle, plan: &GenerationPlan) -> Result<Mode, Error> {
-    let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
-    let needed = footprints(&bundle.manifest, plan, Running::plain(WeightMemory::Prepacked));
-    Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }

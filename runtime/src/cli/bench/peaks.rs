@@ -4,22 +4,22 @@ use super::report::{Machine, describe_peaks};
 use crate::Error;
 use crate::cli::args::Everywhere;
 use crate::cli::render;
+use crate::cli::threads::Threads;
 use clap::Args;
 use serde_json::json;
-use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 /// `rushes bench peaks`.
 #[derive(Debug, Args)]
 pub(super) struct PeaksArgs {
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
 }
 
 /// Runs the command.
 pub(super) fn run(args: &PeaksArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    let machine = Machine::measure(everywhere.kernels()?, args.threads);
+    let machine = Machine::measure(everywhere.kernels()?, args.threads.map(Threads::used));
     let mut value = machine.as_json();
     value["event"] = json!("bench");
     value["what"] = json!("peaks");

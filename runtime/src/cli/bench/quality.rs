@@ -1,16 +1,15 @@
 //! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
 
-use super::residency;
 use crate::cli::args::Everywhere;
-use crate::cli::generate::cancel_on_interrupt;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
+use crate::cli::threads::Threads;
 use crate::judge::quality::{self, QualityRequest};
 use crate::judge::score::{AttributeScore, Means, ScoreCard};
 use crate::judge::{Judge, JudgeFiles, embedded, prompts};
 use crate::model::{Model, ModelOptions};
 use crate::plan::GenerationPlan;
-use crate::{Error, mini};
+use crate::{Error, room};
 use bundle::dtype::{Operators, Precision};
 use bundle::manifest::Bundle;
 use bundle::units::GuidanceScale;
@@ -18,7 +17,6 @@ use clap::Args;
 use engines::{Provider, WeightMemory};
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -50,9 +48,9 @@ pub(super) struct QualityArgs {
     /// Execution provider: auto, cpu, cuda or tensorrt
     #[arg(long, value_name = "NAME", default_value = "auto")]
     ep: Provider,
-    /// Threads [default: every core]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
     /// Progress: auto, bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     progress: ProgressKind,
@@ -74,25 +72,22 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
         None => embedded::judge()?,
     };
     prompts::check(&prompts, &judge.attributes, &file)?;
-    let folder = match &args.bundle {
-        Some(folder) => folder.clone(),
-        None => mini::bundle_folder(everywhere.cache_dir.as_deref())?,
-    };
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let onnx = everywhere.onnx_runtime()?;
-    let mut judge = Judge::open(&onnx, &judge, args.threads)?;
+    let mut judge = Judge::open(&onnx, &judge, args.threads.map(Threads::used))?;
     let plans = quality::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
-    let mode = residency(&bundle, &plans[0])?;
+    let mode = room::mode(&bundle.manifest, &plans[0])?;
     let options = ModelOptions {
         precision: args.precision,
         operators: args.operators,
         provider: args.ep,
-        threads: args.threads,
+        threads: args.threads.map(Threads::used),
         weights: WeightMemory::Prepacked,
     };
     let model = Model::new(bundle, onnx, options)?;
 
-    let cancel = cancel_on_interrupt();
     let mut progress = Progress::new(args.progress);
     progress.begin("clips", plans.len());
     let mut done = 0;

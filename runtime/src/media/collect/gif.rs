@@ -1,5 +1,6 @@
 //! Animated GIF, played for ever.
 
+use super::delays::{Clockwork, Delays};
 use super::{Collector, bytes, rgb_rows};
 use crate::media::ClipFormat;
 use crate::media::frames::RgbLayout;
@@ -15,8 +16,8 @@ const PALETTE_SPEED: i32 = 10;
 pub(in crate::media) struct GifFile {
     encoder: Option<Encoder<BufWriter<File>>>,
     layout: RgbLayout,
-    frames_per_second: u64,
-    written: u64,
+    delays: Delays,
+    taken: usize,
 }
 
 impl GifFile {
@@ -35,24 +36,20 @@ impl GifFile {
         encoder.set_repeat(Repeat::Infinite).map_err(plain)?;
         let lines: Vec<&[u8]> = comment.as_bytes().chunks(255).collect();
         encoder.write_raw_extension(AnyExtension(Extension::Comment as u8), &lines).map_err(plain)?;
-        let frames_per_second = format.rate.per_second().into();
-        Ok(Self { encoder: Some(encoder), layout, frames_per_second, written: 0 })
-    }
-
-    /// The hundredths of a second at which frame `number` is shown; the differences are right on average.
-    fn shown_at(&self, number: u64) -> u64 {
-        (200 * number + self.frames_per_second) / (2 * self.frames_per_second)
+        let delays = Delays::new(Clockwork::GIF, format.rate.fraction(), format.frames);
+        Ok(Self { encoder: Some(encoder), layout, delays, taken: 0 })
     }
 }
 
 impl Collector for GifFile {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
+        let delay = self.delays.of(self.taken);
+        self.taken += 1;
+        let Some(delay) = delay else { return Ok(()) };
         let picture = rgb_rows(&bytes(buffer)?, self.layout);
         let (width, height) = (side(self.layout.width)?, side(self.layout.height)?);
         let mut frame = Frame::from_rgb_speed(width, height, &picture, PALETTE_SPEED);
-        let delay = self.shown_at(self.written + 1) - self.shown_at(self.written);
         frame.delay = u16::try_from(delay).unwrap_or(u16::MAX);
-        self.written += 1;
         let encoder = self.encoder.as_mut().ok_or_else(|| io::Error::other("it is closed already"))?;
         encoder.write_frame(&frame).map_err(plain)?;
         encoder.get_mut().flush()

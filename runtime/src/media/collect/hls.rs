@@ -3,101 +3,60 @@
 //! A segment gets its name when it is whole and is listed after that, so that the playlist never names what cannot be
 //! read. A clip keeps all its segments; a stream without end keeps the newest.
 
+use super::hls_folder::{BEGINNING, HEAD, PLAYLIST, SEGMENT, WAS};
+use super::store::{PART, Store};
 use super::{Collector, bytes};
+use bundle::units::FrameRate;
 use gstreamer as gst;
 use std::fmt::Write;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 
-/// Name of the playlist in its folder.
-pub(in crate::media) const PLAYLIST: &str = "index.m3u8";
-/// Name of the head that every segment needs.
-const HEAD: &str = "init.mp4";
-/// Extension of the segments.
-const SEGMENT: &str = "m4s";
 /// Segments that a stream without end keeps.
 const WINDOW: usize = 30;
-
-/// A folder that is being written to. One that is left empty goes.
-#[derive(Debug)]
-pub(in crate::media) struct HlsFolder(PathBuf);
-
-impl HlsFolder {
-    /// Creates the folder if it is not there.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub(in crate::media) fn create(folder: &Path) -> io::Result<Self> {
-        match fs::create_dir(folder) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => fs::read_dir(folder)?,
-        };
-        Ok(Self(folder.to_owned()))
-    }
-
-    /// Where it is.
-    pub(in crate::media) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Removes what an earlier run left, and only what has its names.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub(in crate::media) fn clear(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.0)? {
-            let path = entry?.path();
-            let is_ours = path.file_name().is_some_and(|name| name == PLAYLIST || name == HEAD)
-                || path.extension().is_some_and(|extension| extension == SEGMENT || extension == "part");
-            if is_ours {
-                fs::remove_file(path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes of all its files.
-    pub(in crate::media) fn bytes(&self) -> u64 {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|found| found.len()).sum()
-    }
-}
-
-impl Drop for HlsFolder {
-    fn drop(&mut self) {
-        // Refused by the system unless it is empty.
-        let _ = fs::remove_dir(&self.0);
-    }
-}
 
 /// Cuts a fragmented mp4 into segments and lists them.
 #[derive(Debug)]
 pub(in crate::media) struct HlsWriter {
-    folder: PathBuf,
-    frames_per_second: u32,
+    store: Box<dyn Store>,
+    rate: FrameRate,
     endless: bool,
     boxes: Boxes,
+    /// The head, until the first segment is whole.
+    head: Option<Vec<u8>>,
     /// The boxes of the head or of the segment that is not whole yet.
     waiting: Vec<u8>,
     /// Pictures of that segment.
     pictures: u32,
-    /// Number and pictures of the segments that are listed.
-    listed: Vec<(usize, u32)>,
+    /// Bytes and pictures of that segment whose data have come.
+    complete: (usize, u32),
+    /// The segments that the playlist names.
+    listed: Vec<Segment>,
+    /// Number of the segment that has just left the playlist and is still there.
+    leaving: Option<usize>,
     made: usize,
+}
+
+/// A segment of the playlist.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    number: usize,
+    pictures: u32,
 }
 
 impl HlsWriter {
     /// A writer into a folder that is there.
-    pub(in crate::media) fn new(folder: &Path, frames_per_second: u32, endless: bool) -> Self {
+    pub(in crate::media) fn new(store: Box<dyn Store>, rate: FrameRate, endless: bool) -> Self {
         Self {
-            folder: folder.to_owned(),
-            frames_per_second,
+            store,
+            rate,
             endless,
             boxes: Boxes::default(),
+            head: None,
             waiting: Vec::new(),
             pictures: 0,
+            complete: (0, 0),
             listed: Vec::new(),
+            leaving: None,
             made: 0,
         }
     }
@@ -107,7 +66,7 @@ impl HlsWriter {
             b"ftyp" | b"styp" | b"sidx" => self.waiting.extend_from_slice(content),
             b"moov" => {
                 self.waiting.extend_from_slice(content);
-                publish(&self.folder, HEAD, &std::mem::take(&mut self.waiting))?;
+                self.head = Some(std::mem::take(&mut self.waiting));
             }
             b"moof" => {
                 self.pictures += samples(content);
@@ -115,8 +74,9 @@ impl HlsWriter {
             }
             b"mdat" if self.pictures > 0 => {
                 self.waiting.extend_from_slice(content);
+                self.complete = (self.waiting.len(), self.pictures);
                 // The muxer begins a fragment at every key frame, and where the picture changes they come close.
-                if self.pictures >= self.frames_per_second {
+                if self.pictures >= self.rate.nominal() {
                     self.close_segment()?;
                 }
             }
@@ -126,38 +86,75 @@ impl HlsWriter {
         Ok(())
     }
 
+    /// Gives the segment its name, then lists it.
     fn close_segment(&mut self) -> io::Result<()> {
         self.made += 1;
-        let segment = std::mem::take(&mut self.waiting);
-        publish(&self.folder, &segment_name(self.made), &segment)?;
-        self.listed.push((self.made, std::mem::take(&mut self.pictures)));
-        let gone =
-            if self.endless && self.listed.len() > WINDOW { Some(self.listed.remove(0)) } else { None };
-        self.list(false)?;
-        if let Some((number, _)) = gone {
-            fs::remove_file(self.folder.join(segment_name(number)))?;
+        let (bytes, pictures) = std::mem::take(&mut self.complete);
+        let mut segment = std::mem::take(&mut self.waiting);
+        segment.truncate(bytes);
+        self.pictures = 0;
+        let mut listed = self.listed.clone();
+        listed.push(Segment { number: self.made, pictures });
+        let full = self.endless && listed.len() > WINDOW;
+        let leaving = full.then(|| listed.remove(0).number);
+        // The files that it names are ours from here on, whatever happens.
+        self.store.write(&announced(), self.playlist(&listed, leaving, false).as_bytes())?;
+        if let Some(head) = self.head.take() {
+            self.store.put(HEAD, &head)?;
         }
-        Ok(())
+        self.store.put(&segment_name(self.made), &segment)?;
+        self.store.rename(&announced(), PLAYLIST)?;
+        (self.listed, self.leaving) = (listed, leaving);
+        self.remove_leaving()
     }
 
-    fn list(&self, ended: bool) -> io::Result<()> {
-        publish(&self.folder, PLAYLIST, self.playlist(ended).as_bytes())
+    /// Removes the segment that has left the playlist. Somebody may have done that before.
+    fn remove_leaving(&mut self) -> io::Result<()> {
+        let Some(number) = self.leaving else { return Ok(()) };
+        match self.store.remove(&segment_name(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => {
+                self.leaving = None;
+                Ok(())
+            }
+        }
     }
 
-    fn playlist(&self, ended: bool) -> String {
-        let seconds = |pictures: u32| f64::from(pictures) / f64::from(self.frames_per_second);
-        let longest = self.listed.iter().map(|(_, pictures)| seconds(*pictures)).fold(1.0, f64::max);
-        let first = self.listed.first().map_or(0, |(number, _)| number - 1);
+    /// Says that no more segments come. What is not listed goes, and a clip without a segment leaves nothing.
+    fn close(&mut self) -> io::Result<()> {
+        let last = self.listed.last().map_or(0, |segment| segment.number);
+        // Not all of these are there.
+        if self.made > last {
+            let name = segment_name(self.made);
+            let _ = self.store.remove(&format!("{name}{PART}"));
+            let _ = self.store.remove(&name);
+        }
+        if self.listed.is_empty() {
+            let names = [format!("{HEAD}{PART}"), HEAD.to_owned(), announced()];
+            names.iter().for_each(|name| _ = self.store.remove(name));
+            return Ok(());
+        }
+        self.remove_leaving()?;
+        self.store.put(PLAYLIST, self.playlist(&self.listed, None, true).as_bytes())
+    }
+
+    fn playlist(&self, listed: &[Segment], leaving: Option<usize>, ended: bool) -> String {
+        let seconds = |pictures: u32| f64::from(pictures) / self.rate.per_second();
+        let longest = listed.iter().map(|segment| seconds(segment.pictures)).fold(1.0, f64::max);
+        let first = listed.first().map_or(0, |segment| segment.number - 1);
         let mut text = format!(
-            "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:{}\n#EXT-X-MEDIA-SEQUENCE:{first}\n",
+            "{BEGINNING}#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:{}\n#EXT-X-MEDIA-SEQUENCE:{first}\n",
             longest.round()
         );
         if !self.endless {
             text.push_str("#EXT-X-PLAYLIST-TYPE:EVENT\n");
         }
         // Writing into a String cannot fail.
+        if let Some(number) = leaving {
+            let _ = writeln!(text, "{WAS}{}", segment_name(number));
+        }
         let _ = writeln!(text, "#EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-MAP:URI=\"{HEAD}\"");
-        for (number, pictures) in &self.listed {
+        for Segment { number, pictures } in listed {
             let _ = writeln!(text, "#EXTINF:{:.6},\n{}", seconds(*pictures), segment_name(*number));
         }
         if ended {
@@ -177,26 +174,25 @@ impl Collector for HlsWriter {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        if self.pictures > 0 {
+        if self.complete.1 > 0 {
             self.close_segment()?;
         }
-        self.list(true)
+        self.close()
+    }
+
+    fn give_up(&mut self) {
+        // Viewers need not wait for more. The first error is the one worth telling.
+        let _ = self.close();
     }
 }
 
 fn segment_name(number: usize) -> String {
-    format!("{number:05}.{SEGMENT}")
+    format!("{number:05}{SEGMENT}")
 }
 
-/// Writes a file under its name only when it is whole.
-fn publish(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let part = folder.join(format!("{name}.part"));
-    let written = fs::write(&part, content).and_then(|()| fs::rename(&part, folder.join(name)));
-    if written.is_err() {
-        // What cannot be removed is seen by its name to be no finished file.
-        let _ = fs::remove_file(&part);
-    }
-    written
+/// Where the playlist that comes next is written.
+fn announced() -> String {
+    format!("{PLAYLIST}{PART}")
 }
 
 /// The boxes of an mp4 that comes in pieces.
@@ -247,7 +243,13 @@ fn samples(boxed: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hls_folder::HlsFolder;
+    use super::super::store::FolderStore;
     use super::*;
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
 
     fn boxed(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
         [&(content.len() as u32 + 8).to_be_bytes()[..], kind, content].concat()
@@ -260,13 +262,18 @@ mod tests {
         [moof, boxed(b"mdat", b"pictures")].concat()
     }
 
-    fn written(endless: bool, fragments: usize, step: usize) -> (tempfile::TempDir, String) {
+    fn stream(fragments: usize) -> Vec<u8> {
         gst::init().unwrap();
-        let folder = tempfile::tempdir().unwrap();
         let head = [boxed(b"ftyp", b"iso6"), boxed(b"moov", &[0; 20])].concat();
         let second = [fragment(5), fragment(11)].concat();
-        let stream = [head, second.repeat(fragments), fragment(8)].concat();
-        let mut writer = HlsWriter::new(folder.path(), 16, endless);
+        [head, second.repeat(fragments), fragment(8)].concat()
+    }
+
+    fn written(endless: bool, fragments: usize, step: usize) -> (tempfile::TempDir, String) {
+        let stream = stream(fragments);
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer =
+            HlsWriter::new(Box::new(FolderStore(folder.path().to_owned())), FrameRate::WAN, endless);
         for piece in stream.chunks(step) {
             writer.take(&gst::Buffer::from_slice(piece.to_vec())).unwrap();
         }
@@ -275,12 +282,114 @@ mod tests {
         (folder, playlist)
     }
 
+    type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+
+    /// Files in memory, and a number of operations until there is no room for another.
+    #[derive(Debug)]
+    struct Failing {
+        files: Files,
+        left: Arc<AtomicUsize>,
+    }
+
+    impl Failing {
+        fn count(&self) -> io::Result<()> {
+            let one_less = |left: usize| left.checked_sub(1);
+            let counted = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+            counted.map(drop).map_err(|_none_left| io::Error::from(io::ErrorKind::StorageFull))
+        }
+    }
+
+    impl Store for Failing {
+        fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+            self.count()?;
+            self.files.lock().unwrap().insert(name.into(), content.into());
+            Ok(())
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            self.count()?;
+            let content = self.files.lock().unwrap().remove(from).ok_or(io::ErrorKind::NotFound)?;
+            self.files.lock().unwrap().insert(to.into(), content);
+            Ok(())
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            self.count()?;
+            self.files.lock().unwrap().remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    /// Runs a writer whose store fails after so many operations, for good or once. What it leaves, and whether it failed.
+    fn failing_after(operations: usize, for_good: bool, endless: bool, stream: &[u8]) -> (Files, bool) {
+        let (files, left) = (Files::default(), Arc::new(AtomicUsize::new(operations)));
+        let store = Failing { files: Arc::clone(&files), left: Arc::clone(&left) };
+        let mut writer = HlsWriter::new(Box::new(store), FrameRate::WAN, endless);
+        let taken = writer.take(&gst::Buffer::from_slice(stream.to_vec()));
+        let failed = taken.and_then(|()| writer.finish()).is_err();
+        if failed {
+            left.store(if for_good { 0 } else { 1000 }, Ordering::Relaxed);
+            writer.give_up();
+        }
+        (files, failed)
+    }
+
+    /// Whatever fails: the playlist names whole segments without a gap, and the next run may replace all that is left.
+    #[test]
+    fn a_store_that_fails_anywhere_leaves_a_playlist_of_whole_segments_that_the_next_run_owns() {
+        let whole = [fragment(5), fragment(11)].concat();
+        for (endless, for_good) in [(false, true), (false, false), (true, true), (true, false)] {
+            let stream = stream(if endless { WINDOW + 2 } else { 3 });
+            let mut operations = 0;
+            loop {
+                let (files, failed) = failing_after(operations, for_good, endless, &stream);
+                let files = files.lock().unwrap().clone();
+                let folder = tempfile::tempdir().unwrap();
+                files.iter().for_each(|(name, bytes)| fs::write(folder.path().join(name), bytes).unwrap());
+                if let Some(playlist) = files.get(PLAYLIST) {
+                    let playlist = String::from_utf8(playlist.clone()).unwrap();
+                    let mut next = None;
+                    for name in playlist.lines().filter(|line| !line.starts_with('#')) {
+                        let number: usize = name.strip_suffix(SEGMENT).unwrap().parse().unwrap();
+                        assert!(next.is_none_or(|next| next == number), "{operations}: {playlist}");
+                        next = Some(number + 1);
+                        assert!(files[name] == whole || files[name] == fragment(8), "{operations}: {name}");
+                    }
+                    assert!(next.is_some() && files.contains_key(HEAD), "{operations}: {playlist}");
+                    assert!(for_good || playlist.ends_with("#EXT-X-ENDLIST\n"), "{operations}: {playlist}");
+                } else {
+                    assert!(for_good || files.is_empty(), "{operations}: {files:?}");
+                }
+                HlsFolder::create(folder.path()).unwrap().clear().unwrap();
+                assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{operations}");
+                if !failed {
+                    break;
+                }
+                operations += 1;
+            }
+            assert!(operations > 12, "{operations}");
+        }
+    }
+
+    #[test]
+    fn a_fragment_whose_data_did_not_come_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer =
+            HlsWriter::new(Box::new(FolderStore(folder.path().to_owned())), FrameRate::WAN, false);
+        let stream = stream(0);
+        writer.take(&gst::Buffer::from_slice([&stream[..], &fragment(5)[..40]].concat())).unwrap();
+        let moof = fragment(5).len() - 16;
+        writer.take(&gst::Buffer::from_slice(fragment(5)[40..moof].to_vec())).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(fs::read(folder.path().join("00001.m4s")).unwrap(), fragment(8));
+    }
+
     #[test]
     fn a_stream_is_cut_into_head_and_segments_however_it_comes() {
         for step in [1, 7, 1000] {
             let (folder, playlist) = written(false, 1, step);
             insta::allow_duplicates! { insta::assert_snapshot!(playlist, @r#"
             #EXTM3U
+            # Made by Rushes, which replaces this playlist and the files that it names.
             #EXT-X-VERSION:7
             #EXT-X-TARGETDURATION:1
             #EXT-X-MEDIA-SEQUENCE:0

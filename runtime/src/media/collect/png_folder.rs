@@ -1,15 +1,15 @@
 //! A folder of numbered PNGs.
 
+use super::store::{FolderStore, Store};
 use super::{Collector, bytes, rgb_rows};
 use crate::media::frames::RgbLayout;
 use gstreamer as gst;
 use std::io;
-use std::path::PathBuf;
 
 /// Writes each frame to a file of its own, under its name only when it is whole.
 #[derive(Debug)]
 pub(in crate::media) struct PngFolder {
-    folder: PathBuf,
+    folder: FolderStore,
     layout: RgbLayout,
     comment: String,
     written: usize,
@@ -17,7 +17,7 @@ pub(in crate::media) struct PngFolder {
 
 impl PngFolder {
     /// A writer into a folder that is there.
-    pub(in crate::media) fn new(folder: PathBuf, layout: RgbLayout, comment: String) -> Self {
+    pub(in crate::media) fn new(folder: FolderStore, layout: RgbLayout, comment: String) -> Self {
         Self { folder, layout, comment, written: 0 }
     }
 
@@ -41,15 +41,8 @@ impl PngFolder {
 impl Collector for PngFolder {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
         let file = self.encode(&bytes(buffer)?).map_err(io::Error::other)?;
-        let path = self.folder.join(format!("{:05}.png", self.written + 1));
-        let part = path.with_extension("png.part");
-        let written = std::fs::write(&part, file).and_then(|()| std::fs::rename(&part, &path));
-        if written.is_err() {
-            // What cannot be removed is seen by its name to be no finished file.
-            let _ = std::fs::remove_file(&part);
-        }
         self.written += 1;
-        written
+        self.folder.put(&format!("{:05}.png", self.written), &file)
     }
 
     fn finish(&mut self) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! The layout of the file is that of the WebP Container Specification: `RIFF(WEBP: VP8X, ANIM, ANMF…, XMP)`. The length in
 //! its head is right after every frame, so that a file that was cut short can be read up to there.
 
+use super::delays::{Clockwork, Delays};
 use super::{Collector, bytes, rgb_rows};
 use crate::media::ClipFormat;
 use crate::media::frames::RgbLayout;
@@ -23,9 +24,9 @@ const REPLACE: u8 = 0x02;
 pub(in crate::media) struct WebPFile {
     file: File,
     layout: RgbLayout,
-    frames_per_second: u64,
+    delays: Delays,
     xmp: String,
-    written: u64,
+    taken: usize,
     closed: bool,
 }
 
@@ -48,8 +49,8 @@ impl WebPFile {
             chunk(b"ANIM", &[0; 6]),
         ];
         file.write_all(&head.concat())?;
-        let frames_per_second = format.rate.per_second().into();
-        Ok(Self { file, layout, frames_per_second, xmp, written: 0, closed: false })
+        let delays = Delays::new(Clockwork::WEBP, format.rate.fraction(), format.frames);
+        Ok(Self { file, layout, delays, xmp, taken: 0, closed: false })
     }
 
     fn append(&mut self, chunk: &[u8]) -> io::Result<()> {
@@ -61,23 +62,19 @@ impl WebPFile {
         self.file.write_all(&riff.to_le_bytes())?;
         self.file.seek(SeekFrom::End(0)).map(drop)
     }
-
-    /// The millisecond at which frame `number` is shown; the differences are right on average.
-    fn shown_at(&self, number: u64) -> u64 {
-        (2000 * number + self.frames_per_second) / (2 * self.frames_per_second)
-    }
 }
 
 impl Collector for WebPFile {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
+        let duration = self.delays.of(self.taken);
+        self.taken += 1;
+        let Some(duration) = duration else { return Ok(()) };
         let (width, height) = (side(self.layout.width)?, side(self.layout.height)?);
         let picture = rgb_rows(&bytes(buffer)?, self.layout);
         let still = webp::Encoder::from_rgb(&picture, width, height)
             .encode_simple(false, QUALITY)
             .map_err(|error| io::Error::other(format!("libwebp gave up: {error:?}")))?;
-        let duration = self.shown_at(self.written + 1) - self.shown_at(self.written);
         let duration = u32::try_from(duration).unwrap_or(u32::MAX);
-        self.written += 1;
         let frame = [
             &u24(0)[..],
             &u24(0),

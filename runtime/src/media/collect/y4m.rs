@@ -41,11 +41,10 @@ enum State {
 impl Y4mWriter {
     /// A writer of frames in a layout. Nothing is opened or written yet.
     pub(in crate::media) fn new(target: Y4mTarget, format: ClipFormat, layout: I420Layout) -> Self {
+        let (frames, seconds) = format.rate.fraction();
         let header = format!(
-            "YUV4MPEG2 W{} H{} F{}:1 Ip A1:1 C420jpeg XCOLORRANGE=LIMITED\n",
-            format.size.width,
-            format.size.height,
-            format.rate.per_second(),
+            "YUV4MPEG2 W{} H{} F{frames}:{seconds} Ip A1:1 C420jpeg XCOLORRANGE=LIMITED\n",
+            format.size.width, format.size.height,
         );
         Self { header, layout, state: State::Waiting(target) }
     }

@@ -3,27 +3,32 @@
 //!
 //! The frames are dressed once, as f32, before they are converted: all outputs show the same.
 
+mod animation;
+mod captions;
+mod gapless;
 mod load;
 mod overlay;
+mod reader;
 mod resample;
 mod sound;
 mod srt;
 mod text;
+mod whole;
 
 pub use overlay::{Corner, KeyColour};
 pub use resample::Between;
 pub use sound::Sound;
 pub(super) use sound::{CHANNELS, RATE};
-pub use srt::Caption;
+pub use srt::{Caption, SrtError};
 
 use super::{ClipFormat, Error};
 use bundle::units::FrameRate;
+use captions::Captions;
 use load::Film;
 use ndarray::Array3;
 use overlay::{ChromaKey, Overlay};
 use resample::Resampler;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,7 +49,8 @@ impl DressingSpec {
     /// Loads everything for a clip.
     ///
     /// # Errors
-    /// A file that cannot be read or does not fit, a font or an element that is missing, with its Debian package.
+    /// A file that cannot be read, is damaged or does not fit; a font, a decoder or an element that is missing, with its
+    /// Debian package.
     pub fn open(&self, made: ClipFormat) -> Result<Dressing, Error> {
         let rate = self.rate.map_or(made.rate, |(rate, _)| rate);
         let frames = made.frames.map(|frames| Resampler::count(made.rate, rate, frames));
@@ -53,16 +59,11 @@ impl DressingSpec {
             .rate
             .filter(|(rate, _)| *rate != made.rate)
             .map(|(rate, between)| (Resampler::new(made.rate, rate, between), between));
-        let note = resampler.as_ref().map(|(_, between)| {
-            let (from, to) = (made.rate.per_second(), rate.per_second());
-            format!("{to} fps made of {from} by {}", between.name())
-        });
-        if !self.captions.is_empty() {
-            text::check(&self.captions.iter().map(|caption| &*caption.text).collect::<Vec<_>>())?;
-        }
-        let captions =
-            self.captions.iter().map(|caption| Ok((caption.clone(), text::draw(&caption.text, made.size)?)));
-        let captions = captions.collect::<Result<Vec<_>, Error>>()?;
+        let note = resampler
+            .as_ref()
+            .map(|(_, between)| format!("{rate} fps made of {} by {}", made.rate, between.name()));
+        let mut captions = Captions::open(&self.captions, format)?;
+        let mut notes = std::mem::take(&mut captions.notes);
         let logo = self.logo.as_ref().map(|(path, corner)| {
             let (rgba, size) = load::picture("--logo", path)?;
             let margin = made.size.height / 30;
@@ -73,11 +74,24 @@ impl DressingSpec {
             })
         });
         let key = self.key.as_ref().map(|(colour, path)| {
+            if let Some(frames) = made.frames {
+                let pictures = Film::check("--background", path, made.size, made.rate, frames)?;
+                // One picture is no film.
+                if (2..frames).contains(&pictures) {
+                    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+                    let seconds = pictures as f64 / made.rate.per_second();
+                    let shown = path.display();
+                    notes.push(format!(
+                        "{shown} ends after {seconds:.2} s; its last picture stays behind the clip"
+                    ));
+                }
+            }
             Film::open("--background", path, made.size, made.rate).map(|film| (*colour, None, film))
         });
+        let key = key.transpose()?;
         let sound = self.audio.as_ref().zip(frames).map(|(path, frames)| {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            let seconds = frames as f64 / f64::from(rate.per_second());
+            let seconds = frames as f64 / rate.per_second();
             let samples = load::samples("--audio", path, seconds)?;
             Sound::fit(&samples, frames, rate).ok_or_else(|| Error::Dressing {
                 flag: "--audio",
@@ -88,7 +102,8 @@ impl DressingSpec {
         Ok(Dressing {
             format,
             note,
-            key: key.transpose()?,
+            notes,
+            key,
             resampler: resampler.map(|(resampler, _)| resampler),
             logo: logo.transpose()?,
             captions,
@@ -103,10 +118,11 @@ impl DressingSpec {
 pub struct Dressing {
     format: ClipFormat,
     note: Option<String>,
+    notes: Vec<String>,
     key: Option<(KeyColour, Option<ChromaKey>, Film)>,
     resampler: Option<Resampler>,
     logo: Option<Overlay>,
-    captions: Vec<(Caption, Option<Overlay>)>,
+    captions: Captions,
     sound: Option<Sound>,
     given: usize,
 }
@@ -122,22 +138,30 @@ impl Dressing {
         self.note.as_deref()
     }
 
+    /// What was decided that the user should know: captions that are smaller or not shown, a film that is too short.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The sound of the clip.
     pub fn sound(&self) -> Option<&Sound> {
         self.sound.as_ref()
     }
 
     /// The frames `[3,H,W]` in -1..1 that come out when the next one goes in.
-    pub fn push(&mut self, mut frame: Array3<f32>) -> Vec<Array3<f32>> {
+    ///
+    /// # Errors
+    /// The background can no longer be read.
+    pub fn push(&mut self, mut frame: Array3<f32>) -> Result<Vec<Array3<f32>>, Error> {
         if let Some((colour, key, background)) = &mut self.key {
             let key = key.get_or_insert_with(|| ChromaKey::measure(*colour, frame.view()));
-            key.apply(&mut frame, background.next().view());
+            key.apply(&mut frame, background.next()?.view());
         }
         let frames = match &mut self.resampler {
             Some(resampler) => resampler.push(frame),
             None => vec![frame],
         };
-        self.overlaid(frames)
+        Ok(self.overlaid(frames))
     }
 
     /// The frames that come after the last one.
@@ -154,13 +178,7 @@ impl Dressing {
             if let Some(logo) = &self.logo {
                 logo.draw(frame);
             }
-            let nanoseconds = self.given as u64 * 1_000_000_000 / u64::from(self.format.rate.per_second());
-            let time = Duration::from_nanos(nanoseconds);
-            for (_, drawn) in self.captions.iter().filter(|(caption, _)| caption.is_shown_at(time)) {
-                if let Some(drawn) = drawn {
-                    drawn.draw(frame);
-                }
-            }
+            self.captions.draw(self.given, frame);
             self.given += 1;
         }
         frames

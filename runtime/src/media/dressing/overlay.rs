@@ -62,6 +62,22 @@ impl Overlay {
         })
     }
 
+    /// Its upper row in the frame.
+    pub(super) fn top(&self) -> usize {
+        self.at.1
+    }
+
+    /// Its rows.
+    pub(super) fn height(&self) -> usize {
+        self.cover.nrows()
+    }
+
+    /// It with its upper edge at another row.
+    pub(super) fn moved_to(mut self, top: usize) -> Self {
+        self.at.1 = top;
+        self
+    }
+
     /// Lays it over a frame `[3,H,W]` in -1..1.
     pub(super) fn draw(&self, frame: &mut Array3<f32>) {
         let ((left, top), (height, width)) = (self.at, self.cover.dim());

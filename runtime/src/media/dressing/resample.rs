@@ -22,6 +22,12 @@ impl Between {
     }
 }
 
+/// Two rates as whole numbers that are to each other as the rates are.
+fn ratio(from: FrameRate, to: FrameRate) -> (u64, u64) {
+    let ((from, from_seconds), (to, to_seconds)) = (from.fraction(), to.fraction());
+    (u64::from(from) * u64::from(to_seconds), u64::from(to) * u64::from(from_seconds))
+}
+
 /// Turns frames at one rate into frames at another, as they come.
 #[derive(Debug)]
 pub(super) struct Resampler {
@@ -36,14 +42,15 @@ pub(super) struct Resampler {
 impl Resampler {
     /// Nothing has come yet.
     pub(super) fn new(from: FrameRate, to: FrameRate, between: Between) -> Self {
-        let (from, to) = (from.per_second().into(), to.per_second().into());
+        let (from, to) = ratio(from, to);
         Self { from, to, between, previous: None, taken: 0, given: 0 }
     }
 
     /// Frames at the new rate that last as long as `frames` at the old, rounded, at least one.
     pub(super) fn count(from: FrameRate, to: FrameRate, frames: usize) -> usize {
-        let (from, to) = (from.per_second() as usize, to.per_second() as usize);
-        ((2 * frames * to + from) / (2 * from)).max(1)
+        let (from, to) = ratio(from, to);
+        let exact = 2 * frames as u128 * u128::from(to) + u128::from(from);
+        usize::try_from(exact / (2 * u128::from(from))).unwrap_or(usize::MAX).max(1)
     }
 
     /// Takes the next frame `[3,H,W]` and gives the new frames that are now known.
@@ -59,7 +66,10 @@ impl Resampler {
                 Some(previous) if earlier < number => match self.between {
                     Between::Repeat => previous.clone(),
                     Between::Blend => {
-                        #[expect(clippy::cast_precision_loss, reason = "rates up to 240")]
+                        #[expect(
+                            clippy::cast_precision_loss,
+                            reason = "products of a rate and a denominator"
+                        )]
                         let weight = part as f32 / self.to as f32;
                         previous * (1.0 - weight) + &frame * weight
                     }

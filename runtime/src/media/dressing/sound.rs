@@ -9,6 +9,8 @@ pub(in crate::media) const RATE: usize = 48_000;
 pub(in crate::media) const CHANNELS: usize = 2;
 /// Samples over which the sound comes and goes.
 const FADE: usize = RATE / 4;
+/// Most samples that an encoder puts into one packet.
+const LONGEST_PACKET: usize = 1152;
 
 /// Interleaved 16-bit samples of a whole clip. A clone shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,11 +45,19 @@ impl Sound {
         let samples = &self.samples[(start * CHANNELS).min(all)..(end * CHANNELS).min(all)];
         (samples.iter().flat_map(|sample| sample.to_le_bytes()).collect(), start)
     }
+
+    /// The bytes of the silence that follows the sound of the first `frames`, and the number of its first sample: with
+    /// an encoder that delays what goes in, the last samples come out only when others go in behind them.
+    pub fn silence_after(&self, frames: usize, delay: usize) -> (Vec<u8>, usize) {
+        let start = start_of(frames, self.rate).min(self.samples.len() / CHANNELS);
+        let silence = if delay == 0 { 0 } else { delay + LONGEST_PACKET };
+        (vec![0; silence * CHANNELS * size_of::<i16>()], start)
+    }
 }
 
 /// The first sample of a frame.
 fn start_of(number: usize, rate: FrameRate) -> usize {
-    number * RATE / rate.per_second() as usize
+    usize::try_from(rate.moment(number as u64, RATE as u64)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Text as a picture with transparency, drawn by Pango once for each caption.
+//! Text as a picture with transparency, drawn by Pango.
 
 use super::load::colours;
 use super::overlay::Overlay;
@@ -11,9 +11,6 @@ use gstreamer::prelude::*;
 use gstreamer_app::{AppSink, AppSrc};
 use ndarray::Array3;
 use std::process::Command;
-
-/// The flag that captions come from.
-const FLAG: &str = "--caption";
 
 /// Whether captions can be drawn on this machine: the element and a font for every character.
 ///
@@ -56,20 +53,24 @@ fn has_font(code_points: &[String]) -> bool {
     found.map_or(true, |found| !found.status.success() || !found.stdout.is_empty())
 }
 
-/// Draws a text at the bottom of a frame; none if there is nothing to be seen of it.
+/// Draws a text with letters of so many pixels, wrapped to a width, in a picture of at most a height; none if it needs
+/// more, or if there is nothing to be seen of it.
 ///
 /// # Errors
 /// The pipeline fails.
-pub(super) fn draw(text: &str, size: PixelSize) -> Result<Option<Overlay>, Error> {
-    let failed = |why: String| Error::Dressing { flag: FLAG, given: format!("`{text}`"), why };
+pub(super) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<Overlay>, Error> {
+    let failed = |why: String| Error::Caption { caption: super::captions::short(text), why };
     let broken = |error: gst::glib::BoolError| failed(error.to_string());
+    // What is too high is cut off at the upper edge of the frame, and is seen by that.
+    let size = PixelSize { width: room.width, height: room.height + 2 };
     let caps = pipeline::caps(size, FrameRate::try_new(1)?, PixelLayout::Rgb).map_err(broken)?;
     let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).build();
     let overlay = gst::ElementFactory::make("textoverlay")
         .property("text", escaped(text))
-        .property("font-desc", "Sans 20")
+        .property("font-desc", format!("Sans {pixels}px"))
+        .property("auto-resize", false)
         .property("shaded-background", true)
-        .property("ypad", i32::try_from(size.height / 20).unwrap_or(0))
+        .property("ypad", 0)
         .property_from_str("valignment", "bottom")
         .property_from_str("wrap-mode", "wordchar")
         .build()
@@ -94,7 +95,8 @@ pub(super) fn draw(text: &str, size: PixelSize) -> Result<Option<Overlay>, Error
     // Nothing is left in it.
     let _ = pipeline.set_state(gst::State::Null);
     let (black, white) = both?;
-    Ok(Overlay::from_black_and_white(black.view(), white.view()))
+    let drawn = Overlay::from_black_and_white(black.view(), white.view());
+    Ok(drawn.filter(|drawn| drawn.top() > 0 && drawn.height() <= room.height))
 }
 
 /// Text as Pango's markup, in which two characters have a meaning of their own.

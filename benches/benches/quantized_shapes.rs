@@ -1,6 +1,10 @@
-//! Errors and speeds at the shapes of published models, with random weights: measurements, run by hand with
-//! `cargo test -p tests --test quantized_shapes -- --ignored --nocapture`.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Errors and speeds of quantised graphs at the shapes of published models, with random weights.
+//!
+//! `cargo bench --package benches --bench quantized_shapes -- two-blocks|decoder|bundle`
+//!
+//! Each takes minutes, and the blocks take 1 GB of disk; nothing runs unless it is named. `two-blocks` are two blocks of
+//! the 1.3B shape, `decoder` is that of Wan2.1, and `bundle` leaves two blocks for `benches/compare/quantizers.py`.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a measurement that failed")]
 
 use bundle::dtype::{Dialect, Operators, Precision};
 use bundle::manifest::{Bundle, Component, Part};
@@ -143,8 +147,21 @@ fn two_steps(spec: &DenoiserSpec, seed: u64) -> Sample {
     }
 }
 
-#[test]
-#[ignore = "makes a bundle of 1 GB that benches/compare/quantizers.py reads"]
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if wanted.is_empty() {
+        println!("nothing to measure: name two-blocks, decoder or bundle");
+    }
+    for name in wanted {
+        match name.as_str() {
+            "two-blocks" => two_blocks_of_the_1_3b_shape(),
+            "decoder" => the_decoder_of_wan21(),
+            "bundle" => a_bundle_of_two_blocks_for_other_quantisers(),
+            other => panic!("`{other}` is none of two-blocks, decoder, bundle"),
+        }
+    }
+}
+
 fn a_bundle_of_two_blocks_for_other_quantisers() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("two-blocks");
     let _ = std::fs::remove_dir_all(&folder);
@@ -157,8 +174,6 @@ fn a_bundle_of_two_blocks_for_other_quantisers() {
     println!("{}", folder.display());
 }
 
-#[test]
-#[ignore = "a measurement: minutes, and 1 GB of disk"]
 fn two_blocks_of_the_1_3b_shape() {
     let folder = tempfile::tempdir().unwrap();
     let (spec, bundle) = two_blocks(folder.path());
@@ -209,8 +224,6 @@ fn two_blocks_of_the_1_3b_shape() {
     assert!(errors[0] <= 0.03 && errors[1] <= errors[0], "{errors:?}");
 }
 
-#[test]
-#[ignore = "a measurement: minutes"]
 fn the_decoder_of_wan21() {
     let folder = tempfile::tempdir().unwrap();
     let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();

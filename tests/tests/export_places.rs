@@ -1,0 +1,98 @@
+//! Where a bundle may go, and what is known before the work begins.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output};
+use tests::asked::names;
+use tests::golden;
+use tests::program::{path, rushes};
+
+fn export(folder: &Path, out: &str) -> Output {
+    rushes(folder)
+        .arg("export")
+        .arg(golden::case("moving-clip").checkpoint())
+        .args(["--out", out])
+        .output()
+        .unwrap()
+}
+
+fn is_whole(folder: &Path, out: &str) {
+    let output = rushes(folder).args(["inspect", out]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(names(&folder.join(out)).iter().all(|name| !name.contains(".part")));
+}
+
+#[test]
+fn empty_folders_links_and_the_working_folder_are_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for name in ["empty", "linked", "work", "elsewhere"] {
+        fs::create_dir(folder.join(name)).unwrap();
+    }
+    symlink("linked", folder.join("link")).unwrap();
+    symlink("link", folder.join("link-to-link")).unwrap();
+    symlink("elsewhere/made", folder.join("dangling")).unwrap();
+    for out in ["new", "a/b/c", "empty/", "link-to-link", "dangling"] {
+        let output = export(folder, out);
+        assert!(output.status.success(), "{out}: {output:?}");
+        is_whole(folder, out);
+    }
+    assert!(folder.join("link").symlink_metadata().unwrap().is_symlink());
+    is_whole(folder, "linked");
+    is_whole(folder, "elsewhere/made");
+    let inode = fs::metadata(folder.join("work")).unwrap().ino();
+    let output = export(&folder.join("work"), ".");
+    assert!(output.status.success(), "{output:?}");
+    is_whole(folder, "work");
+    assert_eq!(fs::metadata(folder.join("work")).unwrap().ino(), inode, "a shell stands in it");
+}
+
+#[test]
+fn a_mount_point_is_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("mount")).unwrap();
+    // A disk of its own, so that weights are copied; one has the folder that file systems are born with.
+    let script = "mount -t tmpfs none mount && mkdir mount/lost+found && \"$1\" export \"$2\" --out mount && \
+                  \"$1\" inspect mount && test -z \"$(find . -name '*.part*')\"";
+    let output = Command::new("unshare")
+        .args(["-Urm", "sh", "-c", script, "sh"])
+        .arg(path())
+        .arg(golden::case("moving-clip").checkpoint())
+        .current_dir(folder.path())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => {}
+        Ok(output)
+            if ["unshare:", "mount:"]
+                .iter()
+                .any(|who| String::from_utf8_lossy(&output.stderr).contains(who)) =>
+        {
+            eprintln!("nothing can be mounted here");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_known_before_a_weight_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("file"), "").unwrap();
+    fs::create_dir(folder.join("full")).unwrap();
+    fs::write(folder.join("full/mine"), "").unwrap();
+    symlink("full", folder.join("link")).unwrap();
+    symlink("circle", folder.join("circle")).unwrap();
+    fs::create_dir(folder.join("way.part")).unwrap();
+    let before = names(folder);
+    // Not even root creates files in the last.
+    for out in ["file", "file/below", "full", "link", "circle", "way", "", "no/../..", "/proc/self/bundle"] {
+        let output = export(folder, out);
+        assert_eq!(output.status.code(), Some(2), "{out}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("reading") && said.contains("fix:"), "{out}: {said}");
+        assert_eq!(names(folder), before, "{out}");
+        assert_eq!(names(&folder.join("full")), ["mine"]);
+    }
+}
