@@ -24,6 +24,19 @@ pub fn ignoring(ignored: &[&str], folder: &Path, program: &Path) -> Command {
 /// # Panics
 /// The state of the program cannot be read.
 pub fn listens(child: &mut Child, signal: &str) -> bool {
+    waits_for(child, "SigCgt:", signal)
+}
+
+/// Waits until the program ignores a signal; false when it ended before. What was started to ignore one does not at once.
+///
+/// # Panics
+/// The state of the program cannot be read.
+pub fn ignores(child: &mut Child, signal: &str) -> bool {
+    waits_for(child, "SigIgn:", signal)
+}
+
+/// Waits until a signal is in one of the masks of `/proc/PID/status`; false when the program ended before.
+fn waits_for(child: &mut Child, mask: &str, signal: &str) -> bool {
     let number = match signal {
         "HUP" => 1,
         "INT" => 2,
@@ -31,9 +44,9 @@ pub fn listens(child: &mut Child, signal: &str) -> bool {
     };
     loop {
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        let caught = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
-        if caught & (1 << (number - 1)) != 0 {
+        let found = status.lines().find_map(|line| line.strip_prefix(mask));
+        let signals = found.and_then(|found| u64::from_str_radix(found.trim(), 16).ok()).unwrap_or_default();
+        if signals & (1 << (number - 1)) != 0 {
             return true;
         }
         if child.try_wait().expect("a child to look at").is_some() {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use tests::asked::{SIGNALS, ignoring, listens, names, send};
+use tests::asked::{SIGNALS, ignores, ignoring, listens, names, send};
 use tests::program::{path, rushes};
 use tests::{edit, golden};
 
@@ -130,7 +130,7 @@ fn signalled(workplace: &Path, case: &Case, signal: &str, ignored: bool, after: 
         .unwrap();
     let what = format!("{} {signal} after {after:?}, ignored: {ignored}", case.name);
     // Where all are ignored, it listens to none.
-    let lives = ignored || listens(&mut child, signal);
+    let lives = if ignored { ignores(&mut child, signal) } else { listens(&mut child, signal) };
     std::thread::sleep(after);
     send(&child, signal);
     let output = child.wait_with_output().unwrap();
