@@ -33,3 +33,18 @@ pub fn event(output: &Output, event: &str) -> serde_json::Value {
             panic!("no `{event}` in:\n{text}\nstandard error:\n{}", String::from_utf8_lossy(&output.stderr))
         })
 }
+
+/// Frames of the first stream as ffprobe counts them; none of what it cannot read.
+///
+/// # Panics
+/// There is no ffprobe.
+pub fn frames_of(path: &Path) -> usize {
+    let probed = Command::new("ffprobe")
+        .args(["-v", "fatal", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"])
+        .arg(path)
+        .output()
+        .expect("ffprobe: `make setup` installs it");
+    // A playlist lists its stream twice.
+    let text = String::from_utf8_lossy(&probed.stdout).into_owned();
+    text.split([',', '\n']).find_map(|number| number.trim().parse().ok()).unwrap_or(0)
+}

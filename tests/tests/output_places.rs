@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 use tests::golden;
 use tests::mounts::with_mounts;
-use tests::program::rushes;
+use tests::program::{frames_of, rushes};
 
 const QUICK: [&str; 8] = ["generate", "a boat", "--size", "64x32", "--steps", "1", "--guidance", "1"];
 const FRAMES: usize = 9;
@@ -53,16 +53,6 @@ fn assert_refused(output: &Output, named: &str) {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains(named), "`{named}` in:\n{said}");
     assert!(!said.contains(" steps of "), "{said}");
-}
-
-fn frames_of(path: &Path) -> usize {
-    let probed = Command::new("ffprobe")
-        .args(["-v", "fatal", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"])
-        .arg(path)
-        .output()
-        .expect("ffprobe: `make setup` installs it");
-    let text = String::from_utf8_lossy(&probed.stdout).into_owned();
-    text.split([',', '\n']).find_map(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use tests::golden;
-use tests::program::{event, rushes};
+use tests::program::{event, frames_of, rushes};
 
 const CASE: &str = "moving-clip";
 
@@ -26,18 +26,6 @@ fn generate(folder: &Path, arguments: &[&str]) -> Command {
     command.args(["generate", "a boat", "--size", "64x32", "--steps", "1", "--guidance", "1"]);
     command.arg("--bundle").arg(&BUNDLE.1).args(arguments);
     command
-}
-
-/// Frames of the first stream as ffprobe counts them.
-fn frames_of(path: &Path) -> usize {
-    let probed = Command::new("ffprobe")
-        .args(["-v", "fatal", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"])
-        .arg(path)
-        .output()
-        .expect("ffprobe: `make setup` installs it");
-    // A playlist lists its stream twice.
-    let text = String::from_utf8_lossy(&probed.stdout).into_owned();
-    text.split([',', '\n']).find_map(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 
 fn left_in(folder: &Path) -> Vec<String> {

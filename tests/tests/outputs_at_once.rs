@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use tests::golden::{self, Tensors};
-use tests::program::rushes;
+use tests::program::{self, rushes};
 
 /// What the first run makes, and what the others would: other numbers of frames and steps.
 const FIRST: Clip = Clip { frames: 9, steps: 3 };
@@ -157,13 +157,7 @@ fn frames_of(path: &Path) -> usize {
         // ffprobe does not read them.
         return std::fs::read(path).unwrap().windows(4).filter(|bytes| *bytes == b"ANMF").count();
     }
-    let probed = Command::new("ffprobe")
-        .args(["-v", "fatal", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"])
-        .arg(path)
-        .output()
-        .expect("ffprobe: `make setup` installs it");
-    let text = String::from_utf8_lossy(&probed.stdout).into_owned();
-    text.split([',', '\n']).find_map(|number| number.trim().parse().ok()).unwrap_or(0)
+    program::frames_of(path)
 }
 
 fn names(folder: &Path) -> Vec<String> {
