@@ -17,7 +17,7 @@ setup:
 	@scripts/setup.sh
 
 preview: setup
-	cargo build --locked --release --package runtime --bin rushes
+	cargo build --locked --release --package rushes --bin rushes --features embed-mini
 	$(target)/release/rushes generate "$(prompt)" -o preview.mp4
 
 # Runs a command and says how many seconds it took: $(call timed,NAME,COMMAND).
@@ -29,14 +29,14 @@ endef
 test:
 	@scripts/setup.sh tests
 	$(call timed,format,cargo fmt --all --check)
-	$(call timed,clippy,cargo clippy --locked --workspace --all-targets --features runtime/whip -- -D warnings)
+	$(call timed,clippy,cargo clippy --locked --workspace --all-targets --features rushes/whip -- -D warnings)
 	$(call timed,docs,RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps)
-	$(call timed,tests,cargo test --locked --workspace --features runtime/whip)
+	$(call timed,tests,cargo test --locked --workspace --features rushes/whip)
 
 # Each test that is ignored says why; these are the long forms of tests that `make test` runs with a small sample.
 test-long:
 	@scripts/setup.sh tests
-	$(call timed,all tests,cargo test --locked --workspace --features runtime/whip -- --include-ignored)
+	$(call timed,all tests,cargo test --locked --workspace --features rushes/whip -- --include-ignored)
 
 bench: setup
 	cargo bench --locked --package benches

@@ -3,8 +3,8 @@
 use benches::RandomModel;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use engines::Cancel;
-use runtime::bench::shape::{Shape, Subject, text_encoder};
-use runtime::bench::workload::{Decode, Step, Text, Workload};
+use quality::bench::shape::{Shape, Subject, text_encoder};
+use quality::bench::workload::{Decode, Step, Text, Workload};
 
 /// Layers of the timed step; every layer of the 30 costs the same.
 const LAYERS: usize = 4;

@@ -5,7 +5,7 @@ pub mod random_weights;
 
 use bundle::spec::DenoiserSpec;
 use engines::OnnxRuntime;
-use runtime::bench::shape::{Subject, random_bundle};
+use quality::bench::shape::{Subject, random_bundle};
 use runtime::model::{Model, ModelOptions};
 use tempfile::TempDir;
 

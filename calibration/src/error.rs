@@ -50,20 +50,6 @@ pub enum Error {
         /// Channels now.
         found: usize,
     },
-    /// Frames cannot be those of a latent.
-    FramesOfLatent {
-        /// Shape of the latent, `[C,T,h,w]`.
-        latent: Vec<usize>,
-        /// Shape of the frames, `[N,3,H,W]`.
-        frames: Vec<usize>,
-    },
-    /// A map has more unknowns than what it is fitted on can tell.
-    TooFewPositions {
-        /// Latent positions that there are.
-        positions: u64,
-        /// Unknowns of each colour.
-        unknowns: usize,
-    },
     /// A calibration was made for other weights.
     OtherWeights {
         /// The calibration.
@@ -117,16 +103,6 @@ impl Diagnose for Error {
                 format!("the model cannot be calibrated at {point}"),
                 format!("it had {expected} channels and now has {found}"),
                 "remove the folder `calibration` of the bundle and run `rushes calibrate` again",
-            ),
-            Self::FramesOfLatent { latent, frames } => Report::bad_input(
-                "frames and latent do not belong together",
-                format!("a latent of the shape {latent:?} cannot make frames of the shape {frames:?}"),
-                "give the frames that the decoder made of this latent",
-            ),
-            Self::TooFewPositions { positions, unknowns } => Report::bad_input(
-                "the preview map cannot be fitted",
-                format!("{positions} latent positions do not tell {unknowns} unknowns of each colour apart"),
-                "fit it on more clips or larger ones",
             ),
             Self::OtherWeights { path, component, expected, found } => Report::bad_input(
                 format!("{} was made for other weights", path.display()),

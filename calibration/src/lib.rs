@@ -2,13 +2,11 @@
 //!
 //! In reading order: [`codec`] (how values are stored in 8 bits; pure), [`observe`] (what layers see when a recorded set
 //! is replayed), [`numerics`] (scales, smoothing and clips from that; pure but for reading weights),
-//! [`integer_share`] (what of it really runs in integers), [`structure`] (whether an E4M3 graph obeys TensorRT's rules),
-//! [`latent_to_rgb`] (the linear map of previews; pure).
+//! [`integer_share`] (what of it really runs in integers), [`structure`] (whether an E4M3 graph obeys TensorRT's rules).
 
 pub mod codec;
 mod error;
 pub mod integer_share;
-pub mod latent_to_rgb;
 pub mod numerics;
 pub mod observe;
 pub mod structure;

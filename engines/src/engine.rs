@@ -5,6 +5,7 @@ use crate::operators;
 use crate::ort_error;
 use crate::value::element_type;
 use crate::{Cancel, Error, GraphError, OnnxRuntime, TensorError, Value};
+use bundle::Interrupt;
 use bundle::signature::{Extent, Signature, TensorSpec};
 use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -175,14 +176,16 @@ impl Engine {
         let cancelled = || Error::Cancelled { graph: self.graph.clone() };
         let failed = |error: ort::Error| ort_error::at_run(&self.graph, &error);
 
-        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        let run = Arc::new(Run(RunOptions::new().map_err(failed)?));
         let feeds = inputs
             .iter()
             .map(|(name, value)| Ok((Cow::from(*name), value.as_input()?)))
             .collect::<ort::Result<Vec<(Cow<'_, str>, SessionInputValue<'_>)>>>()
             .map_err(failed)?;
-        let Some(_watch) = cancel.watch(&options) else { return Err(cancelled()) };
-        let outputs = self.session.run_with_options(feeds, &*options);
+        let Some(_watch) = cancel.watch(Arc::clone(&run) as Arc<dyn Interrupt>) else {
+            return Err(cancelled());
+        };
+        let outputs = self.session.run_with_options(feeds, &run.0);
         if cancel.is_cancelled() {
             return Err(cancelled());
         }
@@ -194,6 +197,17 @@ impl Engine {
             })
             .collect::<Result<_, Error>>()?;
         Ok(Outputs { graph: self.graph.clone(), values })
+    }
+}
+
+/// A run in flight; terminating its options stops it before its next node.
+struct Run(RunOptions);
+
+impl Interrupt for Run {
+    fn interrupt(&self) {
+        if let Err(error) = self.0.terminate() {
+            tracing::warn!(%error, "a run could not be asked to stop");
+        }
     }
 }
 

@@ -7,7 +7,6 @@
 //! [`residency`] is a pure planner over predicted bytes, [`memory`] asks the system, [`doctor`] says what this machine
 //! can run.
 
-mod cancel;
 mod cpu;
 pub mod doctor;
 mod engine;
@@ -22,7 +21,7 @@ mod provider;
 pub mod residency;
 mod value;
 
-pub use cancel::Cancel;
+pub use bundle::Cancel;
 pub use engine::{Engine, OpenOptions, Outputs, WeightMemory};
 pub use error::{Error, GraphError, LibraryError, Remedy, TensorError};
 pub use library::Origin;

@@ -12,18 +12,8 @@ pub enum Error {
     Contract(#[from] bundle::Error),
     /// A graph cannot be opened or run.
     Engine(#[from] engines::Error),
-    /// A checkpoint cannot be exported.
-    Export(#[from] export::Error),
-    /// A model cannot be calibrated or quantised.
-    Calibration(#[from] calibration::Error),
     /// A prompt or a tokenizer cannot be used.
-    Prompt(#[from] crate::prompt::Error),
-    /// A text file of the user cannot be read.
-    TextFile(#[from] crate::text_file::Error),
-    /// A clip cannot be written.
-    Media(#[from] crate::media::Error),
-    /// A model cannot be judged.
-    Judge(#[from] crate::judge::Error),
+    Prompt(#[from] prompt::Error),
     /// The tokenizer knows tokens that the text encoder does not.
     Vocabulary {
         /// Tokens of the tokenizer.
@@ -69,12 +59,19 @@ pub enum Error {
     NoPreviewMap,
     /// The bundle has no tiny decoder.
     NoTinyDecoder,
-    /// A preview cannot be written.
-    PreviewFile {
-        /// The file or folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
+    /// Frames cannot be those of a latent.
+    FramesOfLatent {
+        /// Shape of the latent, `[C,T,h,w]`.
+        latent: Vec<usize>,
+        /// Shape of the frames, `[N,3,H,W]`.
+        frames: Vec<usize>,
+    },
+    /// A map has more unknowns than what it is fitted on can tell.
+    TooFewPositions {
+        /// Latent positions that there are.
+        positions: u64,
+        /// Unknowns of each colour.
+        unknowns: usize,
     },
     /// `--trace` names a file that cannot be written.
     TraceFile {
@@ -83,19 +80,8 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// No folder is known for the user's cache.
-    NoCacheFolder,
-    /// The program was built without the embedded model, and no bundle was named.
-    NoEmbeddedModel,
-    /// The user stopped the run.
-    Interrupted {
-        /// During what.
-        phase: &'static str,
-        /// What is left on disk, as a sentence.
-        kept: String,
-    },
-    /// A result could not be written to standard output.
-    Stdout(#[source] std::io::Error),
+    /// A callback of the caller failed, which ended the run.
+    Callback(Box<dyn Diagnose + Send + Sync>),
 }
 
 impl Diagnose for Error {
@@ -103,12 +89,8 @@ impl Diagnose for Error {
         match self {
             Self::Contract(error) => error.report(),
             Self::Engine(error) => error.report(),
-            Self::Export(error) => error.report(),
-            Self::Calibration(error) => error.report(),
             Self::Prompt(error) => error.report(),
-            Self::TextFile(error) => error.report(),
-            Self::Media(error) => error.report(),
-            Self::Judge(error) => error.report(),
+            Self::Callback(error) => error.report(),
             Self::Vocabulary { tokenizer, encoder } => Report::bad_input(
                 "the tokenizer does not belong to the text encoder",
                 format!("it has {tokenizer} tokens and the encoder knows {encoder}"),
@@ -144,36 +126,20 @@ impl Diagnose for Error {
                 "this bundle has no tiny decoder",
                 "export again with `--tiny taew2_1.safetensors`, or use --preview rgb or full",
             ),
-            Self::PreviewFile { path, why } => Report::bad_input(
-                format!("previews cannot be written to {}", path.display()),
-                why.clone(),
-                "name a folder, or a file that ends in .png, where you may write",
+            Self::FramesOfLatent { latent, frames } => Report::bad_input(
+                "frames and latent do not belong together",
+                format!("a latent of the shape {latent:?} cannot make frames of the shape {frames:?}"),
+                "give the frames that the decoder made of this latent",
+            ),
+            Self::TooFewPositions { positions, unknowns } => Report::bad_input(
+                "the preview map cannot be fitted",
+                format!("{positions} latent positions do not tell {unknowns} unknowns of each colour apart"),
+                "fit it on more clips or larger ones",
             ),
             Self::TraceFile { path, why } => Report::bad_input(
                 format!("the trace {} cannot be written", path.display()),
                 why.clone(),
                 "name a file in a folder that exists and that you may write to",
-            ),
-            Self::NoCacheFolder => Report::missing(
-                "there is no place for the embedded model",
-                "neither a home folder nor a cache folder is known",
-                "name one with --cache-dir, or give a bundle with --bundle",
-            ),
-            Self::NoEmbeddedModel => Report::bad_input(
-                "there is no model to run",
-                "this program was built without the embedded one",
-                "give a bundle with --bundle; `rushes export` makes one from a checkpoint",
-            ),
-            Self::Interrupted { phase, kept } => Report::new(
-                ErrorClass::Interrupted,
-                format!("stopped while {phase}"),
-                kept.clone(),
-                "run the same command with the same --seed to get the whole clip",
-            ),
-            Self::Stdout(error) => Report::failed(
-                "the result could not be printed",
-                error.to_string(),
-                "keep the reader of standard output open until the end",
             ),
         }
     }
@@ -182,6 +148,11 @@ impl Diagnose for Error {
 bundle::display_as_report!(Error);
 
 impl Error {
+    /// The error of a callback, which ends the run as an error of its own would.
+    pub fn callback(error: impl Diagnose + Send + Sync + 'static) -> Self {
+        Self::Callback(Box::new(error))
+    }
+
     /// Whether a run was stopped rather than failed.
     pub fn is_cancelled(&self) -> bool {
         self.report().class == ErrorClass::Interrupted

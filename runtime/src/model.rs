@@ -115,7 +115,7 @@ impl Model {
     ///
     /// # Errors
     /// A component or part that the bundle lacks.
-    pub(crate) fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
+    pub fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
         let entry = self.manifest().component(component)?;
         // Previews are made in the precision of the export, whatever the variant.
         let precision = match component {
@@ -149,12 +149,7 @@ impl Model {
     }
 
     /// Opens one graph and checks it against its contract.
-    pub(crate) fn engine(
-        &self,
-        component: &Component,
-        part: Part,
-        contract: &Signature,
-    ) -> Result<Engine, Error> {
+    pub fn engine(&self, component: &Component, part: Part, contract: &Signature) -> Result<Engine, Error> {
         let graph = self.graph(component, part)?;
         // ONNX Runtime maps the weights, and the end of a map beyond the end of its file ends the process.
         let entry = self.manifest().component(component)?;
@@ -167,7 +162,7 @@ impl Model {
     }
 
     /// Does work that counts as [`Self::time_opening`].
-    pub(crate) fn loading<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub fn loading<T>(&self, work: impl FnOnce() -> T) -> T {
         let began = Instant::now();
         let done = work();
         let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -177,7 +172,7 @@ impl Model {
 }
 
 /// The contract of a step in these operators.
-pub(crate) fn step_contract(manifest: &Manifest, operators: Operators) -> Signature {
+pub fn step_contract(manifest: &Manifest, operators: Operators) -> Signature {
     match operators {
         Operators::Stock => Signature::of_step(&manifest.denoiser),
         Operators::Own => Signature::of_step_with_key_bias(&manifest.denoiser),
@@ -225,7 +220,7 @@ fn choose_variant(
 }
 
 /// Takes an f32 output of a known number of axes out of ONNX Runtime's memory.
-pub(crate) fn take_array<D: Dimension>(outputs: &mut Outputs, name: &str) -> Result<Array<f32, D>, Error> {
+pub fn take_array<D: Dimension>(outputs: &mut Outputs, name: &str) -> Result<Array<f32, D>, Error> {
     let array = outputs.take(name)?.to_f32()?;
     let found = array.ndim();
     let Ok(array) = array.into_dimensionality() else {

@@ -1,7 +1,6 @@
 //! What will be made: a request with every default filled in and every value checked, before anything is loaded.
 
 use crate::Error;
-use crate::prompt;
 use crate::sampler::Schedule;
 use bundle::geometry::{FrameCount, LatentShape, PixelSize};
 use bundle::manifest::Manifest;

@@ -2,12 +2,12 @@
 
 use crate::Error;
 use crate::model::Model;
-use crate::prompt::{self, Cut, PromptTokenizer};
 use bundle::manifest::{Component, Part};
 use bundle::signature::Signature;
 use bundle::spec::TEXT_ROWS;
 use engines::{Cancel, Engine, Value};
 use ndarray::{Array2, s};
+use prompt::{Cut, PromptTokenizer};
 
 /// What a denoiser is told of a prompt.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,11 +1,11 @@
 //! Files for checking against other implementations: the noise that goes in, and everything on the way.
 
 use crate::Error;
-use crate::media::PartFile;
-use crate::media::frames::pictures;
+use crate::decode::pictures;
 use crate::text_encoder::TextStates;
 use bundle::Diagnose;
 use bundle::geometry::LatentShape;
+use bundle::part_file::PartFile;
 use ndarray::{Array4, ArrayView, Axis, Dimension};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::io::Write;

@@ -179,7 +179,7 @@ pub struct Exported {
 ///
 /// # Panics
 /// No temporary folder.
-pub fn export(checkpoint: &Path) -> Result<Exported, runtime::Error> {
+pub fn export(checkpoint: &Path) -> Result<Exported, rushes::Error> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("bundle");
     export::export(&ExportRequest::new(checkpoint, &out), &mut |_| ())?;
@@ -220,7 +220,7 @@ pub fn compute(model: &Model, case: &Case, noise: Array4<f32>) -> Result<Compute
                 computed.latents.push(step.latent.clone());
                 computed.experts.push(step.expert.0.clone());
             }
-            Event::Frames(frames) => chunks.push(runtime::media::frames::pictures(frames.view())),
+            Event::Frames(frames) => chunks.push(runtime::decode::pictures(frames.view())),
             Event::Encoding | Event::Denoising | Event::Decoding => {}
         }
         Ok(())

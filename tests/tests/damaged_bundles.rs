@@ -5,8 +5,8 @@
 use bundle::dtype::{Operators, Precision};
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::Scheme;
-use runtime::quantize::variant::Kept;
-use runtime::quantize::{QuantizeOptions, Quantizer};
+use quality::quantize::variant::Kept;
+use quality::quantize::{QuantizeOptions, Quantizer};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};

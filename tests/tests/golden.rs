@@ -228,7 +228,7 @@ fn decode(model: &Model, latent: &Array4<f32>, forget: Option<&str>) -> Array4<f
         let mut outputs = engine.run(&inputs, &Cancel::new()).unwrap();
         let frames: Array4<f32> =
             outputs.take("frames").unwrap().to_f32().unwrap().into_dimensionality().unwrap();
-        chunks.push(runtime::media::frames::pictures(frames.view()));
+        chunks.push(runtime::decode::pictures(frames.view()));
         caches = outputs
             .into_iter()
             .map(|(name, value)| {

@@ -3,7 +3,7 @@
 
 use bundle::in_use::InUse;
 use bundle::stop::Stop;
-use runtime::mini::{self, MiniEvent};
+use rushes::mini::{self, MiniEvent};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -16,10 +16,10 @@ use export::ExportRequest;
 use export::quantized::{VariantRequest, write_variant};
 use graph::Model;
 use graph::proto::DataType;
+use quality::quantize::report::ComponentQuality;
+use quality::quantize::{QuantizeOptions, Quantizer};
+use quality::record::record;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
-use runtime::quantize::report::ComponentQuality;
-use runtime::quantize::{QuantizeOptions, Quantizer};
-use runtime::record::record;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Output;
@@ -119,7 +119,7 @@ fn a_calibration_that_is_interrupted_everywhere_ends_with_the_same_bits() {
 
 /// Signal to noise of every quantised layer of the report on int8.
 fn layers(bundle: &Path) -> BTreeMap<String, f64> {
-    let quality = runtime::quantize::report::read(bundle).remove("int8").unwrap();
+    let quality = quality::quantize::report::read(bundle).remove("int8").unwrap();
     let of = |component: ComponentQuality| {
         let name = component.component;
         component

@@ -3,7 +3,7 @@
 
 use bundle::dtype::Operators;
 use bundle::quantization::Scheme;
-use runtime::quantize::{QuantizeOptions, Quantizer};
+use quality::quantize::{QuantizeOptions, Quantizer};
 use std::path::Path;
 use tests::program::{event, rushes};
 use tests::{edit, golden};

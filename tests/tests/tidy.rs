@@ -27,22 +27,38 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(root().join(manifest).join("Cargo.toml")).unwrap();
     let section = text.split("[dependencies]").nth(1).unwrap_or_default();
     let section = section.split("\n[").next().unwrap_or_default();
-    let ours =
-        ["bundle", "graph", "kernels", "export", "engines", "calibration", "runtime", "tests", "benches"];
+    let ours = [
+        "bundle",
+        "graph",
+        "kernels",
+        "prompt",
+        "media",
+        "export",
+        "engines",
+        "calibration",
+        "runtime",
+        "quality",
+        "rushes",
+        "tests",
+        "benches",
+    ];
     let names = section.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
     names.filter(|name| ours.contains(name)).map(str::to_owned).collect()
 }
 
 #[test]
 fn dependencies_point_one_way() {
-    let allowed: [(&str, &[&str]); 7] = [
+    let allowed: [(&str, &[&str]); 10] = [
         ("crates/bundle", &[]),
         ("crates/kernels", &[]),
         ("crates/graph", &["bundle"]),
         ("export", &["bundle", "graph", "kernels"]),
         ("engines", &["bundle", "kernels"]),
         ("calibration", &["bundle", "engines", "graph", "kernels"]),
-        ("runtime", &["bundle", "calibration", "engines", "export", "kernels"]),
+        ("runtime", &["bundle", "engines", "kernels", "prompt"]),
+        ("crates/prompt", &["bundle"]),
+        ("crates/media", &["bundle"]),
+        ("crates/quality", &["bundle", "calibration", "engines", "export", "kernels", "prompt", "runtime"]),
     ];
     for (folder, may_use) in allowed {
         for used in dependencies(folder) {
@@ -51,6 +67,33 @@ fn dependencies_point_one_way() {
     }
     // An empty answer would make the test above pass whatever stands in the manifests.
     assert!(dependencies("runtime").contains("engines"));
+}
+
+/// What a library user of the pipeline must not be made to build.
+#[test]
+fn the_runtime_has_no_command_line_and_no_gstreamer() {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "--package",
+            "rushes-runtime",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ])
+        .output()
+        .expect("cargo");
+    assert!(output.status.success(), "{output:?}");
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(tree.contains("rushes-engines"), "{tree}");
+    for unwanted in ["clap", "ctrlc", "indicatif", "tracing-subscriber", "gstreamer"] {
+        let found = tree.lines().find(|line| line.starts_with(unwanted));
+        assert_eq!(found, None);
+    }
 }
 
 #[test]

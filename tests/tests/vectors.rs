@@ -4,7 +4,7 @@
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{Seed, Shift};
 use ndarray::Array4;
-use runtime::prompt::{PromptTokenizer, clean};
+use prompt::{PromptTokenizer, clean};
 use runtime::sampler::{Sampler, Schedule, torch_normal};
 use safetensors::SafeTensors;
 use serde::Deserialize;

@@ -48,6 +48,8 @@ pub enum Error {
         /// What is in its way.
         part: PathBuf,
     },
+    /// A text file of the user cannot be read.
+    TextFile(#[from] crate::text_file::Error),
     /// The work was stopped on request.
     Stopped,
     /// `bundle.json` is absent.
@@ -142,6 +144,7 @@ impl Error {
 impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
+            Self::TextFile(error) => error.report(),
             Self::Value { name, given, rule, fix } => {
                 Report::bad_input(format!("{name} cannot be {given}"), rule.clone(), fix.clone())
             }

@@ -8,9 +8,11 @@
 //! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
 //! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`file_digest`],
 //! [`validate`] (ranges of what `bundle.json` states), [`atomic`] (files that are whole or not there), [`staging`] (folders
-//! likewise), [`lock`] and [`in_use`], [`stop`].
+//! likewise), [`lock`] and [`in_use`], [`text_file`] (text from users), [`stop`] and [`Cancel`] (stopping a run from another
+//! thread).
 
 pub mod atomic;
+mod cancel;
 pub mod catalog;
 mod claim;
 pub mod diagnose;
@@ -24,6 +26,8 @@ pub mod in_use;
 pub mod layout;
 pub mod lock;
 pub mod manifest;
+pub mod part_file;
+pub mod place;
 pub mod preview;
 pub mod quantization;
 pub mod routing;
@@ -32,8 +36,10 @@ pub mod signature;
 pub mod spec;
 pub mod staging;
 pub mod stop;
+pub mod text_file;
 pub mod units;
 pub mod validate;
 
+pub use cancel::{Cancel, Interrupt, Watch};
 pub use diagnose::{Diagnose, ErrorClass, Report};
 pub use error::Error;

@@ -173,7 +173,7 @@ fn tiled(
 }
 
 /// Every cache that a run gave, under the name of the input that it feeds next.
-pub(crate) fn caches_of(outputs: Outputs) -> Caches {
+pub fn caches_of(outputs: Outputs) -> Caches {
     outputs
         .into_iter()
         .filter_map(|(name, value)| {

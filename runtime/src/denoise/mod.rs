@@ -6,4 +6,4 @@ mod text_input;
 
 pub use generator::{BATCHED_TOKENS_MAX, Generator, Guided, StepDone};
 pub use rope::RotaryTables;
-pub(crate) use text_input::TextInput;
+pub use text_input::TextInput;

@@ -8,14 +8,14 @@ use ndarray::{Array2, Array3, Axis, s, stack};
 
 /// The text inputs of a step, for a batch of prompts.
 #[derive(Debug)]
-pub(crate) struct TextInput {
+pub struct TextInput {
     text: Value,
     key_bias: Option<Value>,
 }
 
 impl TextInput {
     /// The inputs for a batch of `states`, in that order.
-    pub(crate) fn new(operators: Operators, states: &[&TextStates]) -> Self {
+    pub fn new(operators: Operators, states: &[&TextStates]) -> Self {
         match operators {
             Operators::Stock => {
                 let rows: Vec<_> = states.iter().map(|states| states.rows.view()).collect();
@@ -31,7 +31,7 @@ impl TextInput {
     }
 
     /// The inputs by name.
-    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         let bias = self.key_bias.iter().map(|bias| ("key_bias", bias));
         std::iter::once(("text", &self.text)).chain(bias)
     }

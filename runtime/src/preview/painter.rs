@@ -1,13 +1,13 @@
 //! From a clean latent to colours: by the linear map, the tiny decoder or the real one.
 
 use super::budget::Extent;
+use super::latent_to_rgb::colours;
 use crate::Error;
 use crate::decode::VideoDecoder;
 use crate::model::Model;
 use bundle::geometry::LatentShape;
 use bundle::manifest::Component;
 use bundle::preview::{LatentToRgb, PreviewKind};
-use calibration::latent_to_rgb::colours;
 use engines::Cancel;
 use ndarray::{Array4, ArrayView4, Axis, Slice, concatenate};
 use std::num::NonZeroUsize;

@@ -1,0 +1,29 @@
+//! The three parts of the pipeline used apart: prompt to text states, noise to latent, latent to frames.
+
+use runtime::decode::VideoDecoder;
+use runtime::denoise::{Generator, Guided};
+use runtime::model::{Model, ModelOptions};
+use runtime::pipeline::seeded_noise;
+use runtime::plan::{GenerateRequest, GenerationPlan};
+use runtime::sampler::Sampler;
+use runtime::text_encoder::TextEncoder;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = rushes::mini::bundle_folder(None)?;
+    let (model, cancel) = (Model::open(&folder, ModelOptions::default())?, engines::Cancel::new());
+    let request = GenerateRequest::new("A red ball bounces on the beach", bundle::units::Seed(42));
+    let plan = GenerationPlan::new(model.manifest(), &request)?;
+
+    let mut encoder = TextEncoder::open(&model)?;
+    let (prompt, negative) =
+        (encoder.encode(&plan.prompt, &cancel)?, encoder.encode(&plan.negative, &cancel)?);
+    let text = Guided { prompt: &prompt, negative: Some(&negative), scales: &plan.guidance };
+    let mut generator = Generator::new(&model, engines::residency::Mode::OneAtATime);
+    let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
+    let latent = generator.denoise(seeded_noise(&plan), text, sampler, &cancel, &mut |_| Ok(()))?;
+    VideoDecoder::new(&model).decode(latent.view(), &cancel, &mut |frames| {
+        println!("frames {:?}", frames.shape());
+        Ok(())
+    })?;
+    Ok(())
+}

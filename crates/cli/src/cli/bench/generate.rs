@@ -1,0 +1,172 @@
+//! `rushes bench generate`: whole clips, without the encoding of the video.
+
+use super::report::{Machine, table};
+use crate::Error;
+use crate::cli::args::Everywhere;
+use crate::cli::progress::{Progress, ProgressKind};
+use crate::cli::render;
+use crate::cli::threads::Threads;
+use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::geometry::PixelSize;
+use bundle::manifest::Bundle;
+use bundle::units::Seed;
+use clap::Args;
+use engines::residency::Mode;
+use engines::{Cancel, Provider, WeightMemory};
+use quality::bench::timing::{Contender, alternate, measured};
+use quality::bench::workload::Workload;
+use runtime::model::{Model, ModelOptions};
+use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use runtime::room;
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What every timed clip shows, and its noise.
+const PROMPT: &str = "A red ball bounces on the beach";
+const SEED: Seed = Seed(42);
+
+/// `rushes bench generate`.
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// The bundle to time [default: the embedded model, mini]
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Which precisions, like f32,int8 [default: every one that the bundle has]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    precision: Vec<Precision>,
+    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    #[arg(long, value_name = "NAME")]
+    operators: Option<Operators>,
+    /// Width and height in pixels [default: the model's]
+    #[arg(long, value_name = "WxH")]
+    size: Option<PixelSize>,
+    /// Frames of the clip [default: the model's]
+    #[arg(long, value_name = "N")]
+    frames: Option<usize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Timed clips of each precision, after one that opens the graphs
+    #[arg(long, value_name = "N", default_value = "3")]
+    runs: NonZeroUsize,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
+    /// Progress: auto, bar, json or none
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    progress: ProgressKind,
+}
+
+/// A clip from its prompt to its frames.
+struct Clip {
+    pipeline: Pipeline,
+    plan: GenerationPlan,
+    flops: f64,
+}
+
+impl Clip {
+    fn new(model: &Model, plan: &GenerationPlan, mode: Mode) -> Self {
+        let manifest = model.manifest();
+        let passes: usize = plan
+            .guidance
+            .iter()
+            .zip(&plan.expert_steps)
+            .map(|(scale, (_, steps))| if scale.applies() { 2 * steps } else { *steps })
+            .sum();
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+        let (passes, later) = (passes as f64, (plan.latent.frames - 1) as f64);
+        let (height, width) = (plan.latent.height, plan.latent.width);
+        let flops = passes * manifest.denoiser.step_flops(plan.tokens)
+            + manifest.vae.first_frame_flops(height, width)
+            + later * manifest.vae.next_frames_flops(height, width);
+        Self { pipeline: Pipeline::new(model, mode), plan: plan.clone(), flops }
+    }
+}
+
+impl Workload for Clip {
+    fn run(&mut self, cancel: &Cancel, first: &mut dyn FnMut()) -> Result<(), quality::Error> {
+        let mut is_first = true;
+        self.pipeline.run(&self.plan, seeded_noise(&self.plan), cancel, &mut |event| {
+            if matches!(event, Event::Frames(_)) && std::mem::take(&mut is_first) {
+                first();
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Steps and decoding; the text is nothing beside them.
+    fn flops(&self) -> f64 {
+        self.flops
+    }
+}
+
+/// Runs the command.
+pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let bundle = Bundle::open(&folder)?;
+    let request = GenerateRequest {
+        size: args.size,
+        length: args.frames.map(Length::Frames),
+        steps: args.steps,
+        ..GenerateRequest::new(PROMPT, SEED)
+    };
+    let plan = GenerationPlan::new(&bundle.manifest, &request)?;
+    let onnx = everywhere.onnx_runtime()?;
+    let mode = room::mode(&bundle.manifest, &plan)?;
+    let precisions = match &args.precision[..] {
+        [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
+        asked => asked.to_vec(),
+    };
+    let contender = |precision: Precision| {
+        let options = ModelOptions {
+            precision: Some(precision),
+            operators: args.operators,
+            provider: Provider::Auto,
+            threads: args.threads.map(Threads::used),
+            weights: WeightMemory::Prepacked,
+        };
+        let model = Model::new(bundle.clone(), onnx.clone(), options)?;
+        let operators =
+            if bundle.manifest.has_own_operators(precision) { model.operators() } else { Operators::Stock };
+        Ok(Contender { kind: (precision, operators), workload: Box::new(Clip::new(&model, &plan, mode)) })
+    };
+    let mut contenders = precisions.into_iter().map(contender).collect::<Result<Vec<_>, Error>>()?;
+    let flops = contenders.first().map(|contender| contender.workload.flops());
+
+    let mut progress = Progress::new(args.progress);
+    progress.begin("clips", (args.runs.get() + 1) * contenders.len());
+    let mut done = 0;
+    let runs = alternate(&mut contenders, args.runs.get(), &cancel, &mut || {
+        done += 1;
+        progress.advance(done, "");
+    });
+    progress.clear();
+    let kinds = contenders.iter().map(|contender| contender.kind);
+    let runs: Vec<_> = kinds.zip(runs?).collect();
+    drop(contenders);
+    everywhere.interrupts.at_once()?;
+    let machine = Machine::measure(everywhere.kernels()?, args.threads.map(Threads::used));
+    let results = measured(&runs, flops, &machine.peaks);
+    let shape = format!(
+        "{} {}, {} frames, {} steps, {} tokens",
+        bundle.manifest.model,
+        plan.size,
+        plan.frames_made,
+        plan.schedule.steps(),
+        plan.tokens
+    );
+    let mut value = machine.as_json();
+    value["event"] = json!("bench");
+    value["what"] = json!("generate");
+    value["shape"] = json!(shape);
+    value["gflop"] = json!(flops.map(|flops| flops / 1e9));
+    value["results"] = json!(results);
+    let text = format!("{}\n\ngenerate: {shape}\n\n{}", machine.describe(), table(&results));
+    render::result(everywhere.json, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,240 @@
+//! `rushes bench step|decode|text`: single graphs at real sizes, with random weights or those of a bundle.
+
+use super::report::{Machine, table};
+use crate::Error;
+use crate::cli::args::Everywhere;
+use crate::cli::progress::{Progress, ProgressKind};
+use crate::cli::render;
+use crate::cli::threads::Threads;
+use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::manifest::Bundle;
+use bundle::staging::Scratch;
+use clap::Args;
+use engines::{OnnxRuntime, Provider, WeightMemory};
+use quality::bench::shape::{LatentSize, Shape, Subject, TokenGrid, random_bundle, text_encoder};
+use quality::bench::timing::{Contender, Kind, alternate, measured};
+use quality::bench::variants;
+use quality::bench::workload::{Decode, Step, Text, Workload};
+use runtime::model::{Model, ModelOptions};
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Flags of every graph.
+#[derive(Debug, Args)]
+pub(super) struct GraphArgs {
+    /// A bundle whose graphs are timed [default: random weights]
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Which precisions, like f32,int8 [default: every one there is]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    precision: Vec<Precision>,
+    /// Timed runs of each precision, after one that warms it up
+    #[arg(long, value_name = "N", default_value = "3")]
+    runs: NonZeroUsize,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
+    /// Use weights from their files, without copies in the layout of the kernels
+    #[arg(long)]
+    mapped: bool,
+    /// Progress: auto, bar, json or none
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    progress: ProgressKind,
+}
+
+/// `rushes bench step`.
+#[derive(Debug, Args)]
+pub(super) struct StepArgs {
+    /// Size of the denoiser: 1.3b or a14b
+    #[arg(long, value_name = "NAME", default_value = "1.3b", conflicts_with = "bundle")]
+    shape: Shape,
+    /// Layers; every layer costs the same [default: the shape's]
+    #[arg(long, value_name = "N", conflicts_with = "bundle")]
+    layers: Option<NonZeroUsize>,
+    /// Tokens, or frames, rows and columns of patches
+    #[arg(long, value_name = "N|F,H,W", default_value = "5,15,26")]
+    tokens: TokenGrid,
+    #[command(flatten)]
+    pub(super) graph: GraphArgs,
+}
+
+/// `rushes bench decode`.
+#[derive(Debug, Args)]
+pub(super) struct DecodeArgs {
+    /// Frames, height and width of the latent
+    #[arg(long, value_name = "T,H,W", default_value = "3,30,52")]
+    latent: LatentSize,
+    #[command(flatten)]
+    pub(super) graph: GraphArgs,
+}
+
+/// `rushes bench text`.
+#[derive(Debug, Args)]
+pub(super) struct TextArgs {
+    /// Layers of umT5-XXL; every layer costs the same
+    #[arg(long, value_name = "N", default_value = "2", conflicts_with = "bundle")]
+    layers: NonZeroUsize,
+    /// Tokens of the prompt, at most 512
+    #[arg(long, value_name = "N", default_value = "512")]
+    tokens: NonZeroUsize,
+    #[command(flatten)]
+    pub(super) graph: GraphArgs,
+}
+
+/// Runs `rushes bench step`.
+pub(super) fn step(args: &StepArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let layers = args.layers.map(NonZeroUsize::get);
+    let denoiser = args.shape.denoiser(layers);
+    let shape = match &args.graph.bundle {
+        Some(_) => String::new(),
+        None => format!("{} shape, {} layers, ", args.shape, denoiser.layers),
+    };
+    let bench = Bench {
+        what: "step",
+        shape: format!("{shape}{} tokens", args.tokens.tokens()),
+        subject: Subject::Step(denoiser),
+        args: &args.graph,
+    };
+    bench.run(everywhere, &|model| Ok(Box::new(Step::open(model, args.tokens.0)?)))
+}
+
+/// Runs `rushes bench decode`.
+pub(super) fn decode(args: &DecodeArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let [frames, height, width] = args.latent.0;
+    let bench = Bench {
+        what: "decode",
+        shape: format!("{frames} latent frames of {height}x{width}"),
+        subject: Subject::Decode,
+        args: &args.graph,
+    };
+    bench.run(everywhere, &|model| Ok(Box::new(Decode::open(model, args.latent.0)?)))
+}
+
+/// Runs `rushes bench text`.
+pub(super) fn text(args: &TextArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let tokens = args.tokens.get();
+    if tokens > bundle::spec::TEXT_ROWS {
+        let rule = format!("a prompt has at most {} tokens", bundle::spec::TEXT_ROWS);
+        return Err(bundle::Error::value("--tokens", tokens, rule, "give fewer").into());
+    }
+    let shape = match &args.graph.bundle {
+        Some(_) => String::new(),
+        None => format!("{} layers of umT5-XXL, ", args.layers),
+    };
+    let bench = Bench {
+        what: "text",
+        shape: format!("{shape}{tokens} tokens"),
+        subject: Subject::Text(text_encoder(args.layers.get())),
+        args: &args.graph,
+    };
+    bench.run(everywhere, &|model| Ok(Box::new(Text::open(model, tokens)?)))
+}
+
+type Open<'a> = &'a dyn Fn(&Model) -> Result<Box<dyn Workload>, Error>;
+
+/// One of the graphs, with everything that it is timed with.
+struct Bench<'a> {
+    what: &'static str,
+    /// Its sizes, for people.
+    shape: String,
+    subject: Subject,
+    args: &'a GraphArgs,
+}
+
+impl Bench<'_> {
+    fn run(&self, everywhere: &Everywhere, open: Open<'_>) -> Result<ExitCode, Error> {
+        let onnx = everywhere.onnx_runtime()?;
+        let cancel = everywhere.interrupts.cancel();
+        // Removed with all its weights when the command is over.
+        let scratch = Scratch::create(&std::env::temp_dir(), "rushes-bench")?;
+        let bundle = match &self.args.bundle {
+            Some(bundle) => Bundle::open(bundle)?,
+            None => {
+                let mut random = random_bundle(scratch.folder(), &self.subject, cancel.stop())?;
+                variants::add(&mut random, &self.args.precision, onnx.kernels(), cancel.stop())?;
+                random
+            }
+        };
+        let mut contenders = self.contenders(&bundle, &onnx, open)?;
+        let flops = contenders.first().map(|contender| contender.workload.flops());
+        let mut progress = Progress::new(self.args.progress);
+        let rounds = self.args.runs.get();
+        progress.begin(self.what, (rounds + 1) * contenders.len());
+        let mut done = 0;
+        let runs = alternate(&mut contenders, rounds, &cancel, &mut || {
+            done += 1;
+            progress.advance(done, "");
+        });
+        progress.clear();
+        let runs = runs?;
+        let kinds: Vec<Kind> = contenders.iter().map(|contender| contender.kind).collect();
+        // The peaks are measured when nothing else of ours is left to run.
+        drop(contenders);
+        drop(scratch);
+        everywhere.interrupts.at_once()?;
+        let machine = Machine::measure(everywhere.kernels()?, self.args.threads.map(Threads::used));
+        let runs: Vec<_> = kinds.into_iter().zip(runs).collect();
+        let results = measured(&runs, flops, &machine.peaks);
+        let gflop = flops.map(|flops| flops / 1e9);
+        let mut value = machine.as_json();
+        value["event"] = json!("bench");
+        value["what"] = json!(self.what);
+        value["shape"] = json!(self.shape);
+        value["gflop"] = json!(gflop);
+        value["results"] = json!(results);
+        let work = gflop.map_or(String::new(), |gflop| format!(", {gflop:.1} GFLOP"));
+        let text =
+            format!("{}\n\n{}: {}{work}\n\n{}", machine.describe(), self.what, self.shape, table(&results));
+        render::result(everywhere.json, &value, &text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn contenders(
+        &self,
+        bundle: &Bundle,
+        onnx: &OnnxRuntime,
+        open: Open<'_>,
+    ) -> Result<Vec<Contender>, Error> {
+        let precisions = match &self.args.precision[..] {
+            [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
+            asked => asked.to_vec(),
+        };
+        let weights = if self.args.mapped { WeightMemory::Mapped } else { WeightMemory::Prepacked };
+        let contender = |kind: Kind| {
+            let options = ModelOptions {
+                precision: Some(kind.0),
+                operators: self.is_step().then_some(kind.1),
+                provider: Provider::Auto,
+                threads: self.args.threads.map(Threads::used),
+                weights,
+            };
+            let model = Model::new(bundle.clone(), onnx.clone(), options)?;
+            Ok(Contender { kind, workload: open(&model)? })
+        };
+        precisions.into_iter().flat_map(|precision| self.kinds(bundle, precision)).map(contender).collect()
+    }
+
+    fn is_step(&self) -> bool {
+        matches!(self.subject, Subject::Step(_))
+    }
+
+    /// The operators in which there are graphs of a precision: steps may have both kinds. One kind at least, so that a
+    /// precision that is not there is refused by its name.
+    fn kinds(&self, bundle: &Bundle, precision: Precision) -> Vec<Kind> {
+        let manifest = &bundle.manifest;
+        let is_there = |operators: &Operators| match operators {
+            Operators::Stock => manifest.precisions(Dialect::Cpu, *operators).contains(&precision),
+            Operators::Own => manifest.has_own_operators(precision),
+        };
+        let mut found: Vec<Operators> = Vec::new();
+        if self.is_step() {
+            found.extend([Operators::Stock, Operators::Own].iter().filter(|operators| is_there(operators)));
+        }
+        if found.is_empty() {
+            found.push(Operators::Stock);
+        }
+        found.into_iter().map(|operators| (precision, operators)).collect()
+    }
+}

@@ -1,0 +1,243 @@
+//! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
+
+use crate::Error;
+use crate::cli::args::Everywhere;
+use crate::cli::progress::{Progress, ProgressKind};
+use crate::cli::render;
+use crate::cli::threads::Threads;
+use bundle::dtype::{Operators, Precision};
+use bundle::manifest::Bundle;
+use bundle::units::GuidanceScale;
+use clap::Args;
+use engines::{Provider, WeightMemory};
+use quality::judge::score::{AttributeScore, Means, ScoreCard};
+use quality::judge::scoring::{self, QualityRequest};
+use quality::judge::{Judge, JudgeFiles, embedded, prompts};
+use runtime::model::{Model, ModelOptions};
+use runtime::plan::GenerationPlan;
+use runtime::room;
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// `rushes bench quality`.
+#[derive(Debug, Args)]
+pub(super) struct QualityArgs {
+    /// The bundle to score [default: the embedded model, mini]
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Which variant of the graphs: f32, f16, bf16, int8 or fp8 [default: the best that the bundle has]
+    #[arg(long, value_name = "NAME")]
+    precision: Option<Precision>,
+    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    #[arg(long, value_name = "NAME")]
+    operators: Option<Operators>,
+    /// The prompts, and what their clips should show [default: those of mini]
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// The judge's graph, with its description beside it as .json [default: that of mini]
+    #[arg(long, value_name = "FILE")]
+    judge: Option<PathBuf>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Guidance scale, one for all experts or one for each from the noisiest down [default: the model's]
+    #[arg(long, allow_negative_numbers = true, value_name = "HIGH[,LOW]")]
+    guidance: Option<String>,
+    /// Execution provider: auto, cpu, cuda or tensorrt
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    ep: Provider,
+    /// Threads, at most one for each core that this process may use [default: as many]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
+    /// Progress: auto, bar, json or none
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    progress: ProgressKind,
+}
+
+/// Runs the command. Everything that can be refused is refused before the first clip.
+pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let started = Instant::now();
+    let request = QualityRequest {
+        steps: args.steps,
+        guidance: args.guidance.as_deref().map(GuidanceScale::parse_list).transpose()?,
+    };
+    let (prompts, file) = match &args.prompts {
+        Some(path) => (prompts::read(path)?, path.display().to_string()),
+        None => (embedded::prompts()?, "the program".to_owned()),
+    };
+    let judge = match &args.judge {
+        Some(path) => JudgeFiles::read(path)?,
+        None => embedded::judge()?,
+    };
+    prompts::check(&prompts, &judge.attributes, &file)?;
+    let cancel = everywhere.interrupts.cancel();
+    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let bundle = Bundle::open(&folder)?;
+    let onnx = everywhere.onnx_runtime()?;
+    let mut judge = Judge::open(&onnx, &judge, args.threads.map(Threads::used))?;
+    let plans = scoring::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
+    let mode = room::mode(&bundle.manifest, &plans[0])?;
+    let options = ModelOptions {
+        precision: args.precision,
+        operators: args.operators,
+        provider: args.ep,
+        threads: args.threads.map(Threads::used),
+        weights: WeightMemory::Prepacked,
+    };
+    let model = Model::new(bundle, onnx, options)?;
+
+    let mut progress = Progress::new(args.progress);
+    progress.begin("clips", plans.len());
+    let mut done = 0;
+    let scored = scoring::score(&model, mode, &mut judge, (&prompts, &plans), &cancel, &mut |clip| {
+        done += 1;
+        progress.advance(done, "");
+        if everywhere.json {
+            let line = json!({
+                "event": "clip",
+                "language": clip.prompt.language,
+                "prompt": clip.prompt.prompt,
+                "seed": clip.prompt.seed,
+                "asked": clip.prompt.attributes,
+                "read": clip.reading.values,
+                "right": clip.right.right,
+                "of": clip.right.of,
+            });
+            render::result(true, &line, "").map_err(quality::Error::callback)?;
+        }
+        Ok(())
+    });
+    progress.clear();
+    let scored = Scored { model: &model, plan: &plans[0], clips: plans.len(), card: &scored? };
+    let value = scored.as_json(started.elapsed().as_secs_f64());
+    render::result(everywhere.json, &value, &scored.as_text())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A finished run.
+struct Scored<'a> {
+    model: &'a Model,
+    /// Of the first clip; the others differ in prompt and seed alone.
+    plan: &'a GenerationPlan,
+    clips: usize,
+    card: &'a ScoreCard,
+}
+
+impl Scored<'_> {
+    fn guidance(&self) -> Vec<f32> {
+        self.plan.guidance.iter().map(|scale| scale.0).collect()
+    }
+
+    fn as_json(&self, seconds: f64) -> Value {
+        let attributes: Vec<Value> = self
+            .card
+            .attributes
+            .iter()
+            .map(|line| {
+                json!({
+                    "attribute": line.attribute.name,
+                    "read_back": line.all().share(),
+                    "english": line.english.share(),
+                    "chinese": line.chinese.share(),
+                    "judge": line.attribute.accuracy,
+                    "chance": line.attribute.chance(),
+                    "prompts": line.all().of,
+                })
+            })
+            .collect();
+        let Means { all, english, chinese, judge, chance } = self.card.means();
+        json!({
+            "event": "quality",
+            "model": self.model.manifest().model,
+            "precision": self.model.precision(),
+            "clips": self.clips,
+            "steps": self.plan.schedule.steps(),
+            "guidance": self.guidance(),
+            "attributes": attributes,
+            "mean": {"read_back": all, "english": english, "chinese": chinese, "judge": judge, "chance": chance},
+            "total_seconds": seconds,
+        })
+    }
+
+    fn as_text(&self) -> String {
+        let guidance: Vec<String> = self.guidance().iter().map(f32::to_string).collect();
+        let mut text = format!(
+            "{} {}: {} clips, {} steps, guidance {}\n\n",
+            self.model.manifest().model,
+            self.model.precision(),
+            self.clips,
+            self.plan.schedule.steps(),
+            guidance.join(",")
+        );
+        text.push_str(&table(self.card));
+        text
+    }
+}
+
+/// One line per attribute, and their mean.
+fn table(card: &ScoreCard) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, cells: [String; 5]| {
+        let [all, english, chinese, judge, chance] = cells;
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "{name:<10} {all:>9} {english:>9} {chinese:>9} {judge:>9} {chance:>9}");
+    };
+    line("attribute", ["read back", "English", "Chinese", "judge", "chance"].map(str::to_owned));
+    for score in &card.attributes {
+        let AttributeScore { attribute, english, chinese } = score;
+        let shares = [
+            score.all().share(),
+            english.share(),
+            chinese.share(),
+            Some(attribute.accuracy),
+            Some(attribute.chance()),
+        ];
+        line(&attribute.name, shares.map(percent));
+    }
+    let Means { all, english, chinese, judge, chance } = card.means();
+    line("mean", [all, english, chinese, judge, chance].map(percent));
+    text
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("-".into(), |share| format!("{:.1} %", 100.0 * share))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quality::judge::Attribute;
+    use quality::judge::score::Tally;
+
+    #[test]
+    fn the_table_has_a_line_for_each_attribute_and_their_mean() {
+        let attribute = |name: &str, values: usize, accuracy| Attribute {
+            name: name.into(),
+            values: vec![String::new(); values],
+            accuracy,
+        };
+        let card = ScoreCard {
+            attributes: vec![
+                AttributeScore {
+                    attribute: attribute("subject", 8, 0.99),
+                    english: Tally { right: 31, of: 32 },
+                    chinese: Tally { right: 29, of: 32 },
+                },
+                AttributeScore {
+                    attribute: attribute("camera", 4, 1.0),
+                    english: Tally { right: 16, of: 32 },
+                    chinese: Tally::default(),
+                },
+            ],
+        };
+        insta::assert_snapshot!(table(&card), @r"
+        attribute  read back   English   Chinese     judge    chance
+        subject       93.8 %    96.9 %    90.6 %    99.0 %    12.5 %
+        camera        50.0 %    50.0 %         -   100.0 %    25.0 %
+        mean          71.9 %    73.4 %    90.6 %    99.5 %    18.8 %
+        ");
+    }
+}

@@ -1,0 +1,204 @@
+//! `rushes calibrate`: records clips and writes down what the layers of the model see in them; or fits what previews need.
+
+use super::args::{CalibrateArgs, Everywhere};
+use super::progress::Progress;
+use super::threads::Threads;
+use super::{preview, render};
+use crate::Error;
+use bundle::manifest::Bundle;
+use bundle::routing::{ExpertIndex, Routing};
+use bundle::settings::MAX_STEPS;
+use bundle::staging::Writing;
+use bundle::units::Seed;
+use calibration::observe::replay::Replay;
+use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
+use calibration::observe::table;
+use engines::{OpenOptions, WeightMemory, residency};
+use quality::record::record;
+use runtime::model::{Model, ModelOptions};
+use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use runtime::room;
+use runtime::sampler::Schedule;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Runs the command.
+pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let Some(prompts) = &args.prompts else {
+        return preview::fit(&args.bundle, &args.preview, args.size, everywhere);
+    };
+    let started = Instant::now();
+    let bundle = Bundle::open(&args.bundle)?;
+    let cancel = everywhere.interrupts.cancel();
+    let _writing = Writing::of(&bundle.folder)?;
+    let prompts = read_prompts(prompts)?;
+    let samples = args.samples.unwrap_or(prompts.len());
+    let plans = plans(args, &bundle, &prompts, samples)?;
+    // All clips are as large.
+    plans.first().map(|plan| room::mode(&bundle.manifest, plan)).transpose()?;
+    let info = set_info(&bundle, &plans);
+    let onnx = everywhere.onnx_runtime()?;
+    let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::default() };
+    let model = Model::new(bundle.clone(), onnx.clone(), options)?;
+    let set = CalibrationSet::begin(&bundle.folder, info)?;
+
+    let mut progress = Progress::new(args.progress);
+    let steps = plans.first().map_or(1, |plan| plan.schedule.steps());
+    progress.begin("record", steps * plans.len());
+    record(&model, residency::Mode::OneAtATime, &plans, &set, &cancel, &mut |sample, step| {
+        progress.advance(sample * steps + step, "");
+        Ok(())
+    })?;
+    progress.begin("observe", plans.len() * bundle.manifest.components.len());
+    let engine_options =
+        OpenOptions { threads: args.threads.map(Threads::used), weights: WeightMemory::Prepacked };
+    let replay = Replay { bundle: &bundle, set: &set, onnx: &onnx, options: engine_options };
+    let table = replay.run(&cancel, &mut |unit| {
+        progress.advance(unit.done, "");
+        Ok(())
+    })?;
+    progress.clear();
+    table.write(&bundle.folder, &set.info)?;
+    if !args.keep {
+        std::fs::remove_dir_all(set.folder()).map_err(bundle::Error::file("remove", set.folder()))?;
+    }
+    let path = bundle.folder.join(table::FILE);
+    let seconds = started.elapsed().as_secs_f64();
+    let value = json!({
+        "event": "calibrated",
+        "calibration": render::path(&path),
+        "samples": plans.len(),
+        "seconds": seconds,
+    });
+    let text = format!("{}: {} clips, {seconds:.1} s", path.display(), plans.len());
+    render::result(everywhere.json, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One prompt a line; empty lines and those that begin with `#` are left out.
+fn read_prompts(path: &Path) -> Result<Vec<String>, Error> {
+    let text = bundle::text_file::read(path)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let prompts: Vec<String> = lines.map(str::to_owned).collect();
+    if prompts.is_empty() {
+        let rule = "it holds one prompt a line and none is there";
+        return Err(
+            bundle::Error::value("--prompts", path.display(), rule, "write a few prompts into it").into()
+        );
+    }
+    Ok(prompts)
+}
+
+/// The clips to record: prompts in turn, each with a seed of its own.
+fn plans(
+    args: &CalibrateArgs,
+    bundle: &Bundle,
+    prompts: &[String],
+    samples: usize,
+) -> Result<Vec<GenerationPlan>, Error> {
+    if samples == 0 {
+        return Err(
+            bundle::Error::value("--samples", 0, "at least one clip is needed", "use 8 or more").into()
+        );
+    }
+    let plan = |(index, prompt): (usize, &String)| {
+        let request = GenerateRequest {
+            size: args.size,
+            length: args.frames.map(Length::Frames),
+            steps: args.steps,
+            ..GenerateRequest::new(prompt.clone(), Seed(args.seed.wrapping_add(index as u64)))
+        };
+        Ok(GenerationPlan::new(&bundle.manifest, &request)?)
+    };
+    let plans: Vec<_> =
+        prompts.iter().cycle().take(samples).enumerate().map(plan).collect::<Result<_, Error>>()?;
+    check_coverage(&plans, &bundle.manifest.routing)?;
+    Ok(plans)
+}
+
+/// Refuses clips in which an expert or the later frames of the decoder are never at work: `rushes quantize` would miss
+/// them after all was recorded.
+fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Error> {
+    // All clips have the same steps and length.
+    let Some(plan) = plans.first() else { return Ok(()) };
+    let steps = plan.schedule.steps();
+    if let Some((expert, _)) = plan.expert_steps.iter().find(|(_, steps)| *steps == 0) {
+        return Err(bundle::Error::value(
+            "--steps",
+            steps,
+            format!(
+                "with it no step is that of the expert {expert}, of which the calibration would know nothing"
+            ),
+            match enough_steps(plan, routing) {
+                Some(steps) => format!("take {steps} steps or more, best as many as clips are made with"),
+                None => format!("export a checkpoint whose expert {expert} has steps"),
+            },
+        )
+        .into());
+    }
+    let (_, latent_frames, _, _) = plan.latent.dims();
+    if latent_frames < 2 {
+        return Err(bundle::Error::value(
+            "--frames",
+            plan.frames.get(),
+            "such a clip is one latent frame, and the decoder makes all later ones in another way",
+            format!("record clips of {} frames or more", plan.frames_made + 1),
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// The fewest steps with which every expert has one, from those of a plan on.
+fn enough_steps(plan: &GenerationPlan, routing: &Routing) -> Option<usize> {
+    (plan.schedule.steps()..=MAX_STEPS).find(|steps| {
+        let schedule = Schedule::new(plan.solver, plan.schedule_kind, *steps, plan.shift);
+        let experts: BTreeSet<ExpertIndex> =
+            schedule.timesteps().iter().map(|timestep| routing.expert_at(*timestep)).collect();
+        experts.len() == routing.routes().len()
+    })
+}
+
+/// All that the set depends on.
+fn set_info(bundle: &Bundle, plans: &[GenerationPlan]) -> SetInfo {
+    let mut settings = Vec::new();
+    if let Some(plan) = plans.first() {
+        let scales: Vec<String> = plan.guidance.iter().map(|scale| scale.0.to_string()).collect();
+        for (name, value) in [
+            ("size", plan.size.to_string()),
+            ("frames", plan.frames_made.to_string()),
+            ("steps", plan.schedule.steps().to_string()),
+            ("guidance", scales.join(",")),
+            ("shift", plan.shift.0.to_string()),
+            ("sampler", plan.solver.to_string()),
+            ("schedule", plan.schedule_kind.to_string()),
+            ("negative", plan.negative.clone()),
+        ] {
+            settings.push((name.to_owned(), value));
+        }
+    }
+    SetInfo {
+        rushes: env!("CARGO_PKG_VERSION").into(),
+        model: bundle.manifest.model.clone(),
+        weights: weight_digests(&bundle.manifest),
+        settings,
+        samples: plans.iter().map(|plan| (plan.prompt.clone(), plan.seed.0)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_lines_without_comments() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# two\n\na boat\n  a red ball \n").unwrap();
+        assert_eq!(read_prompts(file.path()).unwrap(), ["a boat", "a red ball"]);
+        std::fs::write(file.path(), "# none\n").unwrap();
+        assert!(read_prompts(file.path()).unwrap_err().to_string().contains("--prompts"));
+    }
+}

@@ -1,0 +1,125 @@
+//! `rushes doctor`: what this machine can run, and what it lacks.
+
+use super::args::Everywhere;
+use super::render;
+use crate::Error;
+use bundle::{Diagnose, ErrorClass, Report};
+use engines::doctor::{Examination, examine};
+use kernels::{Kernels, TileRefusal};
+use media::{FileFormat, OutputSpec, plugins};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// Runs the command; the exit code says whether everything needed is there.
+pub(super) fn run(everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let kernels = everywhere.kernels()?;
+    let machine = examine(everywhere.onnxruntime.as_deref());
+    let video = plugins::survey();
+    let onnx_problem = machine.onnx_runtime.as_ref().err().map(Diagnose::report);
+    let video_problem = match &video {
+        Ok(survey) => survey.ready(&default_output()).err().map(|error| error.report()),
+        Err(error) => Some(error.report()),
+    };
+    let problems: Vec<&Report> = onnx_problem.iter().chain(&video_problem).collect();
+    let value = as_json(&machine, kernels, video.as_ref().ok(), &problems);
+    let text = as_text(&machine, kernels, video.as_ref().ok(), &problems);
+    render::result(everywhere.json, &value, &text)?;
+    let code = if problems.is_empty() { 0 } else { ErrorClass::MissingOnMachine.exit_code() };
+    Ok(ExitCode::from(code))
+}
+
+/// What `generate` writes when no output is named.
+fn default_output() -> OutputSpec {
+    OutputSpec::File { path: "out.mp4".into(), format: FileFormat::Mp4 }
+}
+
+/// Why the tiles of this processor are not used; nothing where they are, or where it has none.
+fn refused_tiles() -> Option<String> {
+    kernels::tile_refusal().filter(|why| *why != TileRefusal::Processor).map(|why| why.to_string())
+}
+
+fn as_json(
+    machine: &Examination,
+    kernels: Kernels,
+    video: Option<&plugins::Survey>,
+    problems: &[&Report],
+) -> Value {
+    let instruction_sets: Vec<&str> = machine
+        .cpu
+        .instruction_sets
+        .iter()
+        .filter(|(_, present)| *present)
+        .map(|(set, _)| set.name())
+        .collect();
+    let onnx = machine.onnx_runtime.as_ref().ok();
+    json!({
+        "event": "doctor",
+        "cpu": {
+            "name": machine.cpu.name,
+            "threads": machine.cpu.threads,
+            "instruction_sets": instruction_sets,
+            "path": kernels.path().name(),
+            "bf16_products": kernels.has_bf16(),
+            "amx_refused": refused_tiles(),
+        },
+        "memory": machine.memory.as_ref().map(|memory| json!({"total": memory.total, "available": memory.available})),
+        "onnx_runtime": onnx.map(|onnx| json!({
+            "path": render::path(onnx.path()),
+            "version": onnx.version(),
+            "providers": onnx.providers(),
+        })),
+        "gstreamer": video.map(|video| json!({
+            "version": video.version,
+            "h264_encoder": video.encoder.map(|encoder| encoder.element()),
+        })),
+        "problems": problems,
+    })
+}
+
+fn as_text(
+    machine: &Examination,
+    kernels: Kernels,
+    video: Option<&plugins::Survey>,
+    problems: &[&Report],
+) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<13} {value}");
+    };
+    line("cpu", format!("{}, {} threads", machine.cpu.name, machine.cpu.threads));
+    let sets: Vec<String> = machine
+        .cpu
+        .instruction_sets
+        .iter()
+        .map(|(set, present)| format!("{}{}", if *present { "" } else { "no " }, set.name()))
+        .collect();
+    line("", sets.join(", "));
+    let bf16 = if kernels.has_bf16() { "with" } else { "without" };
+    line("", format!("own operators on {}, {bf16} bf16 products", kernels.path()));
+    if let Some(why) = refused_tiles() {
+        line("", format!("not on amx: {why}"));
+    }
+    if let Some(memory) = &machine.memory {
+        line("memory", format!("{}, {} free", memory.total, memory.available));
+    }
+    if let Ok(onnx) = &machine.onnx_runtime {
+        line("onnxruntime", format!("{} at {}", onnx.version(), onnx.path().display()));
+        line("", format!("providers: {}", onnx.providers().join(", ")));
+    }
+    if let Some(video) = video {
+        line("gstreamer", video.version.clone());
+        let encoder = video.encoder.map_or("none", |encoder| encoder.element());
+        line("", format!("H.264 encoder: {encoder}"));
+    }
+    for problem in problems {
+        line("missing", problem.what.clone());
+        line("", format!("why: {}", problem.why));
+        line("", format!("fix: {}", problem.fix));
+    }
+    if problems.is_empty() {
+        line("ready", "everything that `rushes generate` needs is here".into());
+    }
+    text
+}

@@ -1,0 +1,193 @@
+//! `rushes inspect`: what a bundle holds.
+
+use super::args::{Everywhere, InspectArgs};
+use super::render;
+use crate::Error;
+use bundle::dtype::Precision;
+use bundle::layout;
+use bundle::manifest::{Bundle, ComponentEntry, Manifest};
+use bundle::settings::Defaults;
+use bundle::units::ByteCount;
+use calibration::observe::table::{self, Table};
+use export::digests::{self, Verified};
+use quality::quantize::report::{self, Quality};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Files from this size on are told of before they are read.
+const TOLD: ByteCount = ByteCount(100_000_000);
+
+/// Runs the command.
+pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    if args.verify {
+        return verify(&args.bundle, everywhere);
+    }
+    let bundle = Bundle::open(&args.bundle)?;
+    let quality = report::read(&bundle.folder);
+    let scores: serde_json::Map<String, serde_json::Value> = quality
+        .iter()
+        .map(|(scheme, quality)| {
+            (scheme.clone(), json!({"psnr": quality.psnr, "ssim": quality.ssim, "judge": quality.judge}))
+        })
+        .collect();
+    let value = json!({"event": "bundle", "bundle": bundle.manifest, "quality": scores});
+    let text = format!("{}{}", describe(&bundle.manifest), variants(&bundle.manifest, &quality));
+    render::result(everywhere.json, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads every byte, and names all that is not as it was written.
+fn verify(folder: &Path, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let bundle = Bundle::read(folder)?;
+    let mut found = digests::verify(&bundle, &mut |file, bytes| {
+        if bytes >= TOLD && !everywhere.json {
+            render::note(&format!("{file}: reading {bytes}"));
+        }
+    });
+    // These have digests of their own.
+    let mut check = |file: &str, check: &dyn Fn() -> Result<(), Error>| {
+        if !bundle.path(file).exists() {
+            return;
+        }
+        match check() {
+            Ok(()) => found.whole.push(file.to_owned()),
+            Err(error) => found.damaged.push((file.to_owned(), render::report(&error).why)),
+        }
+    };
+    check(layout::PREVIEW_MAP, &|| Ok(bundle.preview_map().map(drop)?));
+    check(table::FILE, &|| Ok(Table::read(&bundle.path(table::FILE), &bundle.manifest).map(drop)?));
+    let Verified { whole, unknown, damaged, bytes } = found;
+    let total = whole.len() + unknown.len() + damaged.len();
+    let of_damaged = damaged.iter().map(|(file, why)| json!({"file": file, "why": why}));
+    let value = json!({
+        "event": "verified",
+        "files": total,
+        "bytes": bytes,
+        "whole": whole.len(),
+        "unknown": unknown,
+        "damaged": of_damaged.collect::<Vec<_>>(),
+    });
+    let mut text = format!("{} of {total} files are as they were written ({bytes} read)", whole.len());
+    if !unknown.is_empty() {
+        // Writing into a String cannot fail.
+        let _ = write!(
+            text,
+            "\n{} have no digest over every byte, because `rushes export` ran with --no-verify or was of an older version: {}",
+            unknown.len(),
+            unknown.join(", ")
+        );
+    }
+    render::result(everywhere.json, &value, &text)?;
+    if damaged.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(runtime::Error::DamagedBundle { path: folder.to_owned(), files: total, damaged }.into())
+    }
+}
+
+/// The quantised variants as a person reads them: sizes, and scores where they were measured.
+fn variants(manifest: &Manifest, quality: &BTreeMap<String, Quality>) -> String {
+    let mut text = String::new();
+    for precision in Precision::ALL {
+        let of = |entry: &ComponentEntry| {
+            let variant = entry.variants.iter().find(|variant| variant.precision == precision)?;
+            let own = variant.weight_bytes();
+            let bytes = if variant.weights.is_empty() { entry.weight_bytes() } else { own };
+            Some((bytes, entry.weight_bytes(), variant.quantized, variant.note.clone()))
+        };
+        let parts: Vec<_> =
+            manifest.components.iter().filter_map(|entry| Some((&entry.component, of(entry)?))).collect();
+        if parts.is_empty() {
+            continue;
+        }
+        let scores = quality.get(precision.name()).map_or("not measured".into(), |quality| {
+            format!("worst clip {:.1} dB, SSIM {:.4} to the exported model", quality.psnr, quality.ssim)
+        });
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "\nvariant {precision}: {scores}");
+        for (component, (bytes, exported, quantized, note)) in parts {
+            let note = note.map_or(String::new(), |note| format!(" ({note})"));
+            let _ = writeln!(text, "  {component}: {bytes} of {exported}, {quantized} layers{note}");
+        }
+    }
+    text
+}
+
+/// The bundle as a person reads it.
+pub(super) fn describe(manifest: &Manifest) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let mut line = |line: String| {
+        let _ = writeln!(text, "{line}");
+    };
+    let Manifest { text_encoder, denoiser, vae, routing, defaults, .. } = manifest;
+    line(format!(
+        "{} (bundle format {}, made by rushes {})",
+        manifest.model, manifest.format, manifest.rushes
+    ));
+    line(format!(
+        "text encoder  {} layers, width {}, {} heads, vocabulary {}",
+        text_encoder.layers, text_encoder.width, text_encoder.heads, text_encoder.vocabulary
+    ));
+    line(format!(
+        "denoiser      {} layers, width {}, {} heads of {}, feed-forward {}",
+        denoiser.layers,
+        denoiser.width(),
+        denoiser.heads,
+        denoiser.head_width,
+        denoiser.feed_forward
+    ));
+    let stride = vae.stride();
+    line(format!(
+        "decoder       base {}, {} latent channels, {} frames and {}x{} pixels per latent position",
+        vae.base, vae.latent_channels, stride.time, stride.space, stride.space
+    ));
+    if let Some(tiny) = &manifest.tiny_decoder {
+        line(format!("tiny decoder  widths {:?}, for previews", tiny.widths));
+    }
+    for route in routing.routes() {
+        line(format!("expert        {} from timestep {}", route.expert, route.from_timestep));
+    }
+    line(String::new());
+    line(describe_defaults(defaults));
+    for entry in &manifest.components {
+        line(String::new());
+        line(format!(
+            "{}: {} of {} weights, digest {}",
+            entry.component,
+            entry.weight_bytes(),
+            entry.weight_type.element(),
+            entry.digest
+        ));
+        for graph in &entry.graphs {
+            line(format!("  graph   {}", graph.file));
+        }
+        for weights in &entry.weights {
+            line(format!("  weights {} ({})", weights.file, weights.bytes));
+        }
+    }
+    text
+}
+
+/// Every default with its origin, one a line, and what there is to know about them.
+pub(super) fn describe_defaults(defaults: &Defaults) -> String {
+    let mut lines = vec!["defaults".to_owned()];
+    let mut default = |name: &str, value: String, from: bundle::settings::Origin| {
+        lines.push(format!("  {name:<10} {value} ({from})"));
+    };
+    default("size", defaults.size.value.to_string(), defaults.size.from);
+    default("frames", defaults.frames.value.to_string(), defaults.frames.from);
+    default("fps", defaults.fps.value.to_string(), defaults.fps.from);
+    default("steps", defaults.steps.value.to_string(), defaults.steps.from);
+    let scales: Vec<String> = defaults.guidance.value.iter().map(|scale| scale.0.to_string()).collect();
+    default("guidance", scales.join(","), defaults.guidance.from);
+    default("shift", defaults.shift.value.0.to_string(), defaults.shift.from);
+    default("sampler", defaults.sampler.value.to_string(), defaults.sampler.from);
+    default("schedule", defaults.schedule.value.to_string(), defaults.schedule.from);
+    default("negative", format!("\"{}\"", defaults.negative.value), defaults.negative.from);
+    lines.extend(defaults.notes.iter().map(|note| format!("  note       {note}")));
+    lines.join("\n")
+}

@@ -1,0 +1,347 @@
+//! `rushes quantize`: a calibrated bundle gets a quantised variant, and a report of what that costs.
+
+use super::args::{Everywhere, QuantizeArgs};
+use super::render;
+use super::threads::Threads;
+use crate::Error;
+use bundle::dtype::{Operators, Precision};
+use bundle::layout::component_folder;
+use bundle::manifest::{Bundle, Component};
+use bundle::quantization::{ComponentNumerics, Scheme};
+use bundle::units::Seed;
+use calibration::numerics::plan::groups;
+use calibration::observe::table;
+use engines::{Cancel, OnnxRuntime, residency};
+use quality::judge;
+use quality::judge::{Judge, embedded, scoring};
+use quality::quantize::assess::{Assessor, by_noise, component_quality};
+use quality::quantize::clips::{Clip, ClipDistance, decode, frames_error, token_cosine};
+use quality::quantize::report::{self, JudgeScores, Quality, Sensitivity};
+use quality::quantize::variant::Kept;
+use quality::quantize::{QuantizeOptions, Quantizer};
+use runtime::model::{Model, ModelOptions};
+use runtime::plan::{GenerateRequest, GenerationPlan};
+use runtime::room;
+use runtime::text_encoder::TextEncoder;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Text states of a quantised encoder must be at least this close to those of the original.
+const TEXT_COSINE: f64 = 0.999;
+/// Seed of the first clip of the report: far from those that models are calibrated with.
+const FIRST_SEED: u64 = 1000;
+/// Prompts of the report where nothing was calibrated.
+const PROMPTS: [&str; 2] =
+    ["a red ball bounces on the beach by day", "a white cat walks through a snowy field at night"];
+
+/// Runs the command.
+pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+    let started = Instant::now();
+    let path = args.calibration.clone().unwrap_or_else(|| args.bundle.join(table::FILE));
+    if args.attention && args.scheme != Scheme::Fp8 {
+        let (rule, fix) =
+            ("products of attention are quantised in fp8 alone", "add --scheme fp8, or leave it out");
+        return Err(bundle::Error::value("--attention", args.scheme, rule, fix).into());
+    }
+    let options = QuantizeOptions {
+        scheme: args.scheme,
+        operators: args.operators.clone(),
+        attention: args.attention,
+        ranges: args.ranges,
+    };
+    let cancel = everywhere.interrupts.cancel();
+    let quantizer = Quantizer::open(&args.bundle, &path, options)?.stopped_by(cancel.stop());
+    let onnx = everywhere.onnx_runtime()?;
+    let mut prompts = quantizer.prompts();
+    if prompts.is_empty() {
+        prompts.extend(PROMPTS.map(str::to_owned));
+    }
+    let plan = |(index, prompt): (usize, &String)| {
+        let request = GenerateRequest::new(prompt.clone(), Seed(FIRST_SEED + index as u64));
+        GenerationPlan::new(&quantizer.bundle().manifest, &request)
+    };
+    let plans = prompts.iter().cycle().take(args.clips.max(1)).enumerate().map(plan);
+    let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    // All clips are as large.
+    plans.first().map(|plan| room::mode(&quantizer.bundle().manifest, plan)).transpose()?;
+    let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads.map(Threads::used), plans, &cancel)?;
+    let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
+    job.quantize_all(&assessor)?;
+    let assessed = job.within_budget(&assessor)?;
+    let distances: Vec<ClipDistance> = assessed.iter().map(|(distance, _)| distance.clone()).collect();
+    let quality = job.quality(&assessor, distances)?;
+    // From here on it is a matter of moments, and nothing stops it half-way.
+    cancel.stop().check()?;
+    job.quantizer.commit()?;
+    job.quantizer.write_numerics()?;
+    report::write(job.quantizer.bundle(), &quality, &assessor.pairs(assessed))?;
+    let seconds = started.elapsed().as_secs_f64();
+    let value = json!({
+        "event": "quantized",
+        "scheme": args.scheme,
+        "psnr": quality.psnr,
+        "ssim": quality.ssim,
+        "clips": quality.clips,
+        "judge": quality.judge,
+        "report": render::path(&args.bundle.join(report::HTML)),
+        "seconds": seconds,
+    });
+    render::result(everywhere.json, &value, &describe(&quality, args, seconds))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(quality: &Quality, args: &QuantizeArgs, seconds: f64) -> String {
+    let mut lines = Vec::new();
+    for of in &quality.components {
+        let share = of.share.as_ref().map_or(String::new(), |share| {
+            format!(", {:.1} % of its work in integers", 100.0 * share.ratio())
+        });
+        let note = of.note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+        lines.push(format!("{}: {} layers{share}{note}", of.component, of.layers.len()));
+    }
+    lines.push(format!(
+        "worst of {} clips: {:.1} dB, SSIM {:.4}; see {}, {seconds:.1} s",
+        quality.clips.len(),
+        quality.psnr,
+        quality.ssim,
+        args.bundle.join(report::HTML).display()
+    ));
+    if let Some(budget) = args.budget_psnr.filter(|budget| quality.psnr < *budget) {
+        lines.push(format!("warning: {budget} dB are not reached even with every layer in high precision"));
+    }
+    lines.join("\n")
+}
+
+/// One run of the command.
+struct Job<'a> {
+    quantizer: Quantizer,
+    onnx: &'a OnnxRuntime,
+    args: &'a QuantizeArgs,
+    cancel: &'a Cancel,
+    /// What quantising each layer alone adds to its output, by component.
+    errors: BTreeMap<String, BTreeMap<String, f64>>,
+}
+
+impl Job<'_> {
+    /// What is measured.
+    fn lowered(&self) -> (Precision, Operators) {
+        (self.precision(), self.operators())
+    }
+
+    fn precision(&self) -> Precision {
+        self.args.scheme.precision()
+    }
+
+    /// Whose operators the variant is measured in: the first that were asked for, where it has a choice.
+    fn operators(&self) -> Operators {
+        match self.args.scheme {
+            Scheme::Int8 => self.args.operators.first().copied().unwrap_or_default(),
+            Scheme::Bf16 => Operators::Own,
+            Scheme::Fp8 | Scheme::Int8Weights => Operators::Stock,
+        }
+    }
+
+    /// Whose operators the linear layers of a component are quantised in: our own are for steps.
+    fn operators_of(&self, component: &Component) -> Operators {
+        match component {
+            Component::Expert(_) => self.operators(),
+            _ => Operators::Stock,
+        }
+    }
+
+    fn quantize_all(&mut self, assessor: &Assessor<'_>) -> Result<(), Error> {
+        let components = self.quantizer.bundle().manifest.components.clone();
+        for entry in components.into_iter().filter(|entry| entry.component != Component::Preview) {
+            if entry.component == Component::Decoder && self.args.sensitivity == Sensitivity::Measured {
+                self.measure_decoder(assessor)?;
+            }
+            self.requantize(&entry.component, &Kept::new())?;
+            if entry.component == Component::TextEncoder {
+                self.check_text_encoder()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans and writes a component with these layers in high precision.
+    fn requantize(&mut self, component: &Component, keep: &Kept) -> Result<(), Error> {
+        let entry = self.quantizer.bundle().manifest.component(component)?.clone();
+        let plan = self.quantizer.plan(&entry, keep)?;
+        let operators = self.operators_of(component);
+        // With fewer layers quantised the errors of those before stay known, and so does what was measured.
+        let known = self.errors.entry(component_folder(component)).or_default();
+        let is_first = known.is_empty();
+        for (layer, error) in plan.errors {
+            known.entry(layer).or_insert(error);
+        }
+        if is_first && self.args.sensitivity == Sensitivity::Measured {
+            known.extend(self.quantizer.measure(&plan.numerics, operators)?);
+        }
+        Ok(self.quantizer.write(plan.numerics, None)?)
+    }
+
+    /// What quantising each convolution alone does to the frames of a clip.
+    fn measure_decoder(&mut self, assessor: &Assessor<'_>) -> Result<(), Error> {
+        let layers: Vec<String> = groups(&self.quantizer.bundle().manifest, &Component::Decoder)
+            .into_iter()
+            .flat_map(|group| group.layers)
+            .collect();
+        let (Scheme::Int8, Some(latent)) = (self.args.scheme, assessor.first_frames()) else { return Ok(()) };
+        let alone = |bundle: &Bundle| {
+            let mut alone = bundle.clone();
+            alone.manifest.components.retain(|entry| entry.component == Component::Decoder);
+            alone
+        };
+        let expected = decode(&self.open(&alone(self.quantizer.bundle()), None)?, &latent, self.cancel)?;
+        let entry = self.quantizer.bundle().manifest.component(&Component::Decoder)?.clone();
+        for layer in &layers {
+            let others = layers.iter().filter(|other| *other != layer);
+            let keep = others.map(|other| (other.clone(), "another is measured".into())).collect();
+            self.quantizer.write(self.quantizer.plan(&entry, &keep)?.numerics, None)?;
+            let model = self.open(&alone(self.quantizer.bundle()), Some(self.lowered()))?;
+            let error = frames_error(&model, &latent, &expected, self.cancel)?;
+            self.errors
+                .entry(component_folder(&Component::Decoder))
+                .or_default()
+                .insert(layer.clone(), error);
+        }
+        Ok(())
+    }
+
+    fn open(&self, bundle: &Bundle, lowered: Option<(Precision, Operators)>) -> Result<Model, Error> {
+        let (precision, operators) = lowered.unzip();
+        let options = ModelOptions {
+            precision,
+            operators,
+            threads: self.args.threads.map(Threads::used),
+            ..ModelOptions::default()
+        };
+        Ok(Model::new(bundle.clone(), self.onnx.clone(), options)?)
+    }
+
+    /// Puts the original text encoder into the variant where the quantised one is too far from it.
+    fn check_text_encoder(&mut self) -> Result<(), Error> {
+        let bundle = self.quantizer.bundle().clone();
+        let entry = bundle.manifest.component(&Component::TextEncoder)?;
+        if entry.variant(self.precision(), Operators::Stock).is_none() {
+            return Ok(());
+        }
+        // Nothing else is quantised yet, so only this component can be opened.
+        let mut alone = bundle.clone();
+        alone.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
+        let mut reference = TextEncoder::open(&self.open(&alone, None)?)?;
+        let mut quantized =
+            TextEncoder::open(&self.open(&alone, Some((self.precision(), Operators::Stock)))?)?;
+        let mut worst = 1.0_f64;
+        for prompt in self.quantizer.prompts() {
+            let states = quantized.encode(&prompt, self.cancel)?;
+            worst = worst.min(token_cosine(&states, &reference.encode(&prompt, self.cancel)?));
+        }
+        let mut numerics = self.quantizer.numerics()[&component_folder(&Component::TextEncoder)].clone();
+        let figure = format!("token cosine {worst:.5}");
+        if worst >= TEXT_COSINE {
+            return Ok(self.quantizer.write(numerics, Some(figure))?);
+        }
+        let reason = format!("{figure}, under {TEXT_COSINE}");
+        numerics = ComponentNumerics::empty(Component::TextEncoder, entry.digest.clone());
+        let layers =
+            groups(&bundle.manifest, &Component::TextEncoder).into_iter().flat_map(|group| group.layers);
+        numerics.kept.extend(layers.map(|layer| (layer, reason.clone())));
+        let note = format!("kept as exported: quantised it has {reason}");
+        Ok(self.quantizer.write(numerics, Some(note))?)
+    }
+
+    /// Measures the variant, and keeps the worst groups of layers in high precision until every clip is within the
+    /// budget; twice as many with each try.
+    fn within_budget(&mut self, assessor: &Assessor<'_>) -> Result<Vec<(ClipDistance, Clip)>, Error> {
+        let order = self.sensitivity();
+        let mut kept = 0;
+        loop {
+            let assessed = assessor.assess(self.quantizer.bundle(), self.lowered(), self.cancel)?;
+            let psnr = assessed.iter().map(|(distance, _)| distance.psnr).fold(f64::INFINITY, f64::min);
+            let enough = self.args.budget_psnr.is_none_or(|budget| psnr >= budget);
+            if enough || kept == order.len() {
+                return Ok(assessed);
+            }
+            kept = (2 * kept).clamp(1, order.len());
+            let mut keep: BTreeMap<String, (Component, Kept)> = BTreeMap::new();
+            for (component, layers, error) in &order[..kept] {
+                let reason = format!("kept for the budget: alone it adds {:.1} dB", 10.0 * error.log10());
+                let of = keep
+                    .entry(component_folder(component))
+                    .or_insert_with(|| (component.clone(), Kept::new()));
+                of.1.extend(layers.iter().map(|layer| (layer.clone(), reason.clone())));
+            }
+            for (component, keep) in keep.into_values() {
+                self.requantize(&component, &keep)?;
+            }
+        }
+    }
+
+    /// Groups of layers of experts and decoder, the worst first, by what quantising each alone adds to its output.
+    fn sensitivity(&self) -> Vec<(Component, Vec<String>, f64)> {
+        let manifest = &self.quantizer.bundle().manifest;
+        let mut order = Vec::new();
+        for entry in manifest.components.iter().filter(|entry| entry.component != Component::TextEncoder) {
+            let errors = self.errors.get(&component_folder(&entry.component));
+            for group in groups(manifest, &entry.component) {
+                let of_layers = group.layers.iter().filter_map(|layer| errors?.get(layer).copied());
+                let worst = of_layers.fold(0.0, f64::max);
+                if worst > 0.0 {
+                    order.push((entry.component.clone(), group.layers, worst));
+                }
+            }
+        }
+        order.sort_by(|a, b| b.2.total_cmp(&a.2));
+        order
+    }
+
+    fn quality(&self, assessor: &Assessor<'_>, clips: Vec<ClipDistance>) -> Result<Quality, Error> {
+        let (bundle, lowered) = (self.quantizer.bundle(), self.lowered());
+        let nothing = BTreeMap::new();
+        let mut components = Vec::new();
+        for entry in &bundle.manifest.components {
+            let folder = component_folder(&entry.component);
+            let Some(numerics) = self.quantizer.numerics().get(&folder) else { continue };
+            let share = assessor.share(bundle, entry, lowered);
+            let errors = self.errors.get(&folder).unwrap_or(&nothing);
+            components.push(component_quality(entry, lowered, numerics, errors, share));
+        }
+        Ok(Quality {
+            rushes: env!("CARGO_PKG_VERSION").into(),
+            scheme: self.args.scheme,
+            psnr: clips.iter().map(|clip| clip.psnr).fold(f64::INFINITY, f64::min),
+            ssim: clips.iter().map(|clip| clip.ssim).fold(1.0, f64::min),
+            budget_psnr: self.args.budget_psnr,
+            sensitivity: self.args.sensitivity,
+            components,
+            noise: by_noise(bundle, &clips),
+            clips,
+            judge: self.args.judge.then(|| self.judge()).transpose()?,
+        })
+    }
+
+    /// What mini's judge reads back from clips of both variants.
+    fn judge(&self) -> Result<JudgeScores, Error> {
+        let (prompts, files) = (embedded::prompts()?, embedded::judge()?);
+        judge::prompts::check(&prompts, &files.attributes, "the program")?;
+        let bundle = self.quantizer.bundle();
+        let score = |lowered| -> Result<f64, Error> {
+            let model = self.open(bundle, lowered)?;
+            let mut judge = Judge::open(self.onnx, &files, self.args.threads.map(Threads::used))?;
+            let request = scoring::QualityRequest::default();
+            let plans = scoring::plans(model.manifest(), &prompts, judge.clip_shape(), &request)?;
+            let clips = (prompts.as_slice(), plans.as_slice());
+            let mode = residency::Mode::AllResident;
+            let card = scoring::score(&model, mode, &mut judge, clips, self.cancel, &mut |_| Ok(()))?;
+            Ok(card.means().all.unwrap_or_default())
+        };
+        Ok(JudgeScores {
+            clips: prompts.len(),
+            reference: score(None)?,
+            variant: score(Some(self.lowered()))?,
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! Text as a picture with transparency, drawn by Pango.
+
+use super::load::colours;
+use super::overlay::Overlay;
+use crate::plugins::{self, MissingElement};
+use crate::{Error, PixelLayout, frames::RgbLayout, pipeline};
+use bundle::geometry::PixelSize;
+use bundle::units::FrameRate;
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app::{AppSink, AppSrc};
+use ndarray::Array3;
+use std::process::Command;
+
+/// Whether captions can be drawn on this machine: the element and a font for every character.
+///
+/// # Errors
+/// Names the Debian package of what is missing.
+pub(super) fn check(texts: &[&str]) -> Result<(), Error> {
+    plugins::survey()?;
+    if !plugins::installed("textoverlay") {
+        let missing = MissingElement { element: "textoverlay", package: "gstreamer1.0-x" };
+        return Err(Error::MissingElements { output: "a caption".into(), elements: vec![missing] });
+    }
+    let mut characters: Vec<char> = texts
+        .iter()
+        .flat_map(|text| text.chars())
+        .filter(|c| !c.is_whitespace() && !c.is_control())
+        .collect();
+    characters.sort_unstable();
+    characters.dedup();
+    let code_points: Vec<String> = characters.iter().map(|c| format!("{:x}", u32::from(*c))).collect();
+    if code_points.is_empty() || has_font(&code_points) {
+        return Ok(());
+    }
+    let missing =
+        characters.iter().zip(&code_points).find(|(_, code)| !has_font(std::slice::from_ref(*code)));
+    // Pango puts a text together from several fonts.
+    let Some((character, _)) = missing else { return Ok(()) };
+    let package = match u32::from(*character) {
+        0x2e80..=0x9fff | 0xf900..=0xfaff | 0xff00..=0xffef | 0x20000.. => "fonts-wqy-microhei",
+        0xac00..=0xd7ff => "fonts-unfonts-core",
+        0..0x530 => "fonts-dejavu-core",
+        _ => "fonts-noto-core",
+    };
+    Err(Error::NoFont { character: *character, package })
+}
+
+/// Whether fontconfig knows a font with all these characters. Where it cannot be asked, the answer is yes.
+fn has_font(code_points: &[String]) -> bool {
+    let pattern = format!(":charset={}", code_points.join(" "));
+    let found = Command::new("fc-list").args([&pattern, "family"]).output();
+    found.map_or(true, |found| !found.status.success() || !found.stdout.is_empty())
+}
+
+/// Draws a text with letters of so many pixels, wrapped to a width, in a picture of at most a height; none if it needs
+/// more, or if there is nothing to be seen of it.
+///
+/// # Errors
+/// The pipeline fails.
+pub(super) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<Overlay>, Error> {
+    let failed = |why: String| Error::Caption { caption: super::captions::short(text), why };
+    let broken = |error: gst::glib::BoolError| failed(error.to_string());
+    // What is too high is cut off at the upper edge of the frame, and is seen by that.
+    let size = PixelSize { width: room.width, height: room.height + 2 };
+    let caps = pipeline::caps(size, FrameRate::try_new(1)?, PixelLayout::Rgb).map_err(broken)?;
+    let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).build();
+    let overlay = gst::ElementFactory::make("textoverlay")
+        .property("text", escaped(text))
+        .property("font-desc", format!("Sans {pixels}px"))
+        .property("auto-resize", false)
+        .property("shaded-background", true)
+        .property("ypad", 0)
+        .property_from_str("valignment", "bottom")
+        .property_from_str("wrap-mode", "wordchar")
+        .build()
+        .map_err(broken)?;
+    let sink = AppSink::builder().caps(&caps).sync(false).build();
+    let pipeline = gst::Pipeline::new();
+    let chain = [source.upcast_ref(), &overlay, sink.upcast_ref()];
+    pipeline.add_many(chain).map_err(broken)?;
+    gst::Element::link_many(chain).map_err(broken)?;
+    pipeline.set_state(gst::State::Playing).map_err(|error| failed(error.to_string()))?;
+    let bytes = RgbLayout { width: size.width, height: size.height }.stride() * size.height;
+    let drawn = |number: usize, code: u8| {
+        let buffer = gst::Buffer::from_mut_slice(vec![code; bytes]);
+        source
+            .push_buffer(pipeline::timed(buffer, number, FrameRate::try_new(1)?))
+            .map_err(|e| failed(e.to_string()))?;
+        let sample = sink.try_pull_sample(gst::ClockTime::from_seconds(20));
+        let colours: Option<Array3<f32>> = sample.and_then(|sample| colours(&sample, size));
+        colours.map(|colours| colours * 0.5 + 0.5).ok_or_else(|| failed("it could not be drawn".into()))
+    };
+    let both = drawn(0, 0).and_then(|black| Ok((black, drawn(1, 255)?)));
+    // Nothing is left in it.
+    let _ = pipeline.set_state(gst::State::Null);
+    let (black, white) = both?;
+    let drawn = Overlay::from_black_and_white(black.view(), white.view());
+    Ok(drawn.filter(|drawn| drawn.top() > 0 && drawn.height() <= room.height))
+}
+
+/// Text as Pango's markup, in which two characters have a meaning of their own.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
+}

@@ -1,0 +1,244 @@
+//! Sound beside its pictures, as ffmpeg plays it: to the sample in every container, from every kind of file.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use bundle::Cancel;
+use bundle::units::{FrameRate, Seed};
+use media::dressing::{Dressing, DressingSpec};
+use media::{ClipFormat, Kept, OutputOptions, OutputTarget, Outputs, Tags};
+use ndarray::{Array3, Array4};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const RATE: usize = 48_000;
+const NAMES: [&str; 3] = ["a.mp4", "a.mkv", "a.webm"];
+/// Seconds at which there is a click.
+const CLICKS: [f64; 3] = [0.5, 1.0, 1.5];
+const FRAMES: usize = 40;
+
+/// A WAV of so many seconds with clicks of 10 ms: a tone of 3 kHz that begins at once.
+fn clicks(path: &Path, rate: usize, channels: u16, seconds: f64) {
+    let moments = (seconds * rate as f64) as usize;
+    let sample = |moment: usize| -> i16 {
+        let inside = CLICKS.iter().map(|click| moment.wrapping_sub((click * rate as f64) as usize));
+        let since = inside.filter(|since| *since < rate / 100).min();
+        since.map_or(0, |since| {
+            ((since as f64 * 3000.0 / rate as f64 * std::f64::consts::TAU).cos() * 20_000.0) as i16
+        })
+    };
+    let samples = (0..moments).flat_map(|moment| std::iter::repeat_n(sample(moment), usize::from(channels)));
+    let data: Vec<u8> = samples.flat_map(i16::to_le_bytes).collect();
+    let u32 = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
+    let bytes = [
+        b"RIFF".as_slice(),
+        &u32(36 + data.len()),
+        b"WAVEfmt ",
+        &u32(16),
+        &[1, 0],
+        &channels.to_le_bytes(),
+        &u32(rate),
+        &u32(rate * usize::from(channels) * 2),
+        &(channels * 2).to_le_bytes(),
+        &[16, 0],
+        b"data",
+        &u32(data.len()),
+        &data,
+    ];
+    std::fs::write(path, bytes.concat()).unwrap();
+}
+
+fn ffmpeg(arguments: &[&str], from: &Path, options: &[&str], to: &str) -> Vec<u8> {
+    let made = Command::new("ffmpeg")
+        .args(["-v", "error", "-y"])
+        .args(arguments)
+        .arg("-i")
+        .arg(from)
+        .args(options)
+        .arg(to)
+        .output()
+        .expect("ffmpeg: `make setup` installs it");
+    assert!(made.status.success() && made.stderr.is_empty(), "{}", String::from_utf8_lossy(&made.stderr));
+    made.stdout
+}
+
+/// Seconds at which it becomes loud after silence, and how long it lasts.
+fn heard(path: &Path) -> (Vec<f64>, f64) {
+    let bytes = ffmpeg(&[], path, &["-vn", "-ac", "1", "-ar", "48000", "-f", "s16le"], "-");
+    let samples: Vec<i16> = bytes.as_chunks::<2>().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect();
+    let mut found: Vec<usize> = vec![];
+    for (moment, sample) in samples.iter().enumerate() {
+        if sample.unsigned_abs() > 7000 && found.last().is_none_or(|last| moment > last + RATE / 5) {
+            found.push(moment);
+        }
+    }
+    (found.iter().map(|moment| *moment as f64 / RATE as f64).collect(), samples.len() as f64 / RATE as f64)
+}
+
+fn probe(path: &Path) -> Value {
+    let arguments = ["-v", "error", "-show_streams", "-show_format", "-of", "json"];
+    let found = Command::new("ffprobe").args(arguments).arg(path).output().unwrap();
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    serde_json::from_slice(&found.stdout).unwrap()
+}
+
+fn seconds(value: &Value) -> f64 {
+    value.as_str().unwrap_or_else(|| panic!("{value}")).parse().unwrap()
+}
+
+fn dressing(audio: &Path) -> Dressing {
+    let rate = FrameRate::try_new(16).unwrap();
+    let made = ClipFormat { size: "32x32".parse().unwrap(), rate, frames: Some(FRAMES) };
+    DressingSpec { audio: Some(audio.to_owned()), ..DressingSpec::default() }.open(made).unwrap()
+}
+
+fn start(folder: &Path, audio: &Path, names: &[&str]) -> Outputs {
+    let dressing = dressing(audio);
+    let specs: Vec<_> =
+        names.iter().map(|name| folder.join(name).to_str().unwrap().parse().unwrap()).collect();
+    let targets = OutputTarget::claim_all(&specs).unwrap();
+    let tags = Tags::new(None, "mini", Seed(1));
+    let options = OutputOptions {
+        sound: dressing.sound().cloned(),
+        ..OutputOptions::new(dressing.format(), tags, &Cancel::new())
+    };
+    Outputs::start(&targets, &options).unwrap()
+}
+
+fn write(folder: &Path, audio: &Path, names: &[&str]) {
+    let mut outputs = start(folder, audio, names);
+    let frame = |n: usize| Array3::from_elem((3, 32, 32), n as f32 / FRAMES as f32);
+    outputs.write_all((0..FRAMES).map(frame)).unwrap();
+    let outcome = outputs.finish();
+    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+}
+
+/// Where the outermost boxes of an mp4 lie.
+fn boxes(path: &Path) -> Vec<String> {
+    let bytes = std::fs::read(path).unwrap();
+    let mut at = 0;
+    let mut found = vec![];
+    while at < bytes.len() {
+        let size = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        found.push(String::from_utf8(bytes[at + 4..at + 8].to_vec()).unwrap());
+        at += size;
+    }
+    assert_eq!(at, bytes.len());
+    found
+}
+
+fn assert_in_time(path: &Path, clicks: &[f64], what: &str) {
+    let (found, lasts) = heard(path);
+    assert_eq!(found.len(), clicks.len(), "{what}: {found:?}");
+    for (found, click) in found.iter().zip(clicks) {
+        assert!((found - click).abs() < 0.003, "{what}: a click of {click} s at {found} s");
+    }
+    let length = FRAMES as f64 / 16.0;
+    // Readers play the last packet to its end where the container counts in packets.
+    assert!(lasts > length - 0.001 && lasts < length + 0.025, "{what}: {lasts} s of sound");
+    let found = probe(path);
+    assert!((seconds(&found["format"]["duration"]) - length).abs() < 0.0015, "{what}: {}", found["format"]);
+    if path.extension().unwrap() == "mp4" {
+        for stream in found["streams"].as_array().unwrap() {
+            assert!((seconds(&stream["duration"]) - length).abs() < 0.001, "{what}: {stream}");
+            assert!(seconds(&stream["start_time"]).abs() < 1e-6, "{what}: {stream}");
+        }
+    }
+}
+
+#[test]
+fn every_container_plays_sound_to_the_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let wav = folder.join("clicks.wav");
+    for (rate, channels) in [(48_000, 2), (48_000, 1), (44_100, 2), (44_100, 1)] {
+        clicks(&wav, rate, channels, 2.5);
+        write(folder, &wav, &NAMES);
+        for name in NAMES {
+            assert_in_time(&folder.join(name), &CLICKS, &format!("{name} of {channels} at {rate}"));
+        }
+    }
+    // Longer and shorter than the clip.
+    clicks(&wav, 48_000, 2, 7.0);
+    write(folder, &wav, &NAMES);
+    for name in NAMES {
+        assert_in_time(&folder.join(name), &CLICKS, name);
+    }
+    clicks(&wav, 48_000, 2, 1.25);
+    write(folder, &wav, &NAMES);
+    for name in NAMES {
+        assert_in_time(&folder.join(name), &[0.5, 1.0, 1.75, 2.25], name);
+    }
+}
+
+#[test]
+fn every_kind_of_file_is_heard_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let wav = folder.join("clicks.wav");
+    clicks(&wav, 48_000, 2, 2.5);
+    let cases: [(&str, &[&str]); 7] = [
+        ("a.mp3", &["-c:a", "libmp3lame"]),
+        ("b.mp3", &["-c:a", "libmp3lame", "-ar", "44100", "-ac", "1", "-metadata", "title=a title"]),
+        ("a.flac", &[]),
+        ("a.ogg", &["-c:a", "libvorbis"]),
+        ("a.opus", &["-c:a", "libopus"]),
+        ("a.mka", &["-c:a", "libvorbis"]),
+        ("a.m4a", &["-c:a", "aac"]),
+    ];
+    for (name, options) in cases {
+        let source: PathBuf = folder.join(name);
+        ffmpeg(&[], &wav, options, source.to_str().unwrap());
+        write(folder, &source, &NAMES[..2]);
+        for container in &NAMES[..2] {
+            assert_in_time(&folder.join(container), &CLICKS, &format!("{container} of {name}"));
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_clip_is_as_long_as_its_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let wav = folder.join("clicks.wav");
+    clicks(&wav, 48_000, 2, 2.5);
+    let mut outputs = start(folder, &wav, &["a.mp4"]);
+    outputs.write(Array4::zeros((20, 3, 32, 32)).view()).unwrap();
+    let kept = outputs.interrupt();
+    let [(_, Kept::Whole { part, frames: 20 })] = kept.as_slice() else { panic!("{kept:?}") };
+    let (found, _) = heard(part);
+    assert!((found[0] - 0.5).abs() < 0.003 && (found[1] - 1.0).abs() < 0.003, "{found:?}");
+    assert!((seconds(&probe(part)["format"]["duration"]) - 1.25).abs() < 0.0015);
+}
+
+#[test]
+fn a_finished_mp4_has_its_index_in_front_of_its_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let wav = folder.join("clicks.wav");
+    clicks(&wav, 48_000, 2, 2.5);
+    write(folder, &wav, &["a.mp4"]);
+    assert_eq!(boxes(&folder.join("a.mp4")), ["ftyp", "moov", "uuid", "mdat"]);
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    // A reader that cannot go back, as a browser on its first request.
+    let bytes = std::fs::read(folder.join("a.mp4")).unwrap();
+    let mut reader = Command::new("ffmpeg")
+        .args(["-v", "error", "-i", "pipe:0", "-f", "framecrc", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = reader.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut input, &bytes));
+    let said = reader.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert_eq!(said.lines().filter(|line| line.starts_with("0,")).count(), FRAMES, "{said}");
+
+    let mut outputs = start(folder, &wav, &["b.mp4"]);
+    outputs.write(Array4::zeros((5, 3, 32, 32)).view()).unwrap();
+    let [(_, Kept::Whole { part, .. })] = &*outputs.interrupt() else { panic!("it was interrupted") };
+    let order = boxes(part);
+    let place = |kind: &str| order.iter().position(|found| found == kind).unwrap();
+    assert!(place("mdat") < place("moov"), "a part that is not whole is not copied: {order:?}");
+}

@@ -1,0 +1,221 @@
+//! One run of a graph, with inputs that are there already.
+
+use crate::Error;
+use bundle::geometry::LatentShape;
+use bundle::manifest::{Component, Part};
+use bundle::signature::Signature;
+use bundle::spec::TEXT_ROWS;
+use engines::{Cancel, Engine, Value};
+use ndarray::{Array, Array1, Array2, ArrayD, IxDyn};
+use runtime::decode::caches_of;
+use runtime::denoise::{RotaryTables, TextInput};
+use runtime::model::{Model, step_contract};
+use runtime::text_encoder::TextStates;
+use std::time::{Duration, Instant};
+
+/// What can be run again and again.
+pub trait Workload {
+    /// Runs once. `first` is called where a part of the result is there before the whole.
+    ///
+    /// # Errors
+    /// The graph fails, or the run was cancelled.
+    fn run(&mut self, cancel: &Cancel, first: &mut dyn FnMut()) -> Result<(), Error>;
+
+    /// Floating-point operations of one run, a multiply-add counted as two.
+    fn flops(&self) -> f64;
+}
+
+/// Values of mean 0 and variance 1, the same each time.
+fn values(shape: &[usize]) -> Value {
+    Value::from_f32(numbers(shape))
+}
+
+fn numbers(shape: &[usize]) -> ArrayD<f32> {
+    let mut state = 88_172_645_463_325_252_u64;
+    Array::from_shape_simple_fn(IxDyn(shape), || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32")]
+        let unit = (state >> 40) as f32 / (1_u32 << 24) as f32;
+        (unit - 0.5) * 12.0_f32.sqrt()
+    })
+}
+
+/// Tokens of the prompt of a timed step; the other rows of its text are zeros.
+const TOKENS: usize = 60;
+
+fn text_states(width: usize) -> TextStates {
+    let values = numbers(&[TOKENS, width]);
+    let rows = Array2::from_shape_fn((TEXT_ROWS, width), |(row, column)| {
+        values.get([row, column]).copied().unwrap_or(0.0)
+    });
+    TextStates { rows, tokens: TOKENS, cut: None }
+}
+
+/// One denoising step of a model's first expert.
+#[derive(Debug)]
+pub struct Step {
+    engine: Engine,
+    inputs: Vec<(&'static str, Value)>,
+    text: TextInput,
+    flops: f64,
+}
+
+impl Step {
+    /// A step over a token grid `[frames, rows, columns]`.
+    ///
+    /// # Errors
+    /// A graph that there is not or that cannot be opened.
+    pub fn open(model: &Model, grid: [usize; 3]) -> Result<Self, Error> {
+        let spec = &model.manifest().denoiser;
+        let expert = Component::Expert(model.manifest().routing.routes()[0].expert.clone());
+        let operators = model.graph(&expert, Part::Whole)?.operators;
+        let engine = model.engine(&expert, Part::Whole, &step_contract(model.manifest(), operators))?;
+        let latent = LatentShape {
+            channels: spec.in_channels,
+            frames: grid[0] * spec.patch.time,
+            height: grid[1] * spec.patch.height,
+            width: grid[2] * spec.patch.width,
+        };
+        let tables = RotaryTables::new(spec, latent);
+        let inputs = vec![
+            ("latent", values(&[1, latent.channels, latent.frames, latent.height, latent.width])),
+            ("timestep", Value::from_f32(Array1::from_elem(1, 500.0_f32))),
+            ("cos", Value::from_f32(tables.cos)),
+            ("sin", Value::from_f32(tables.sin)),
+        ];
+        let text = TextInput::new(operators, &[&text_states(spec.text_width)]);
+        Ok(Self { engine, inputs, text, flops: spec.step_flops(latent.tokens(spec.patch)) })
+    }
+}
+
+impl Workload for Step {
+    fn run(&mut self, cancel: &Cancel, _: &mut dyn FnMut()) -> Result<(), Error> {
+        let mut inputs: Vec<_> = self.inputs.iter().map(|(name, value)| (*name, value)).collect();
+        inputs.extend(self.text.named());
+        self.engine.run(&inputs, cancel)?.take("velocity")?;
+        Ok(())
+    }
+
+    fn flops(&self) -> f64 {
+        self.flops
+    }
+}
+
+/// The decoder, over a whole latent.
+#[derive(Debug)]
+pub struct Decode {
+    first: Engine,
+    next: Engine,
+    frames: usize,
+    latent: Value,
+    flops: f64,
+}
+
+/// What one call of the decoder leaves for the next.
+pub type Caches = Vec<(String, Value)>;
+
+impl Decode {
+    /// A decoder for a latent of `[frames, height, width]`.
+    ///
+    /// # Errors
+    /// A graph that there is not or that cannot be opened.
+    pub fn open(model: &Model, [frames, height, width]: [usize; 3]) -> Result<Self, Error> {
+        let spec = &model.manifest().vae;
+        let contract = Signature::of_decoder(spec);
+        let first = model.engine(&Component::Decoder, Part::First, &contract)?;
+        let next = model.engine(&Component::Decoder, Part::Next, &contract)?;
+        let latent = values(&[1, spec.latent_channels, 1, height, width]);
+        #[expect(clippy::cast_precision_loss, reason = "a few frames")]
+        let later = (frames - 1) as f64;
+        let flops = spec.first_frame_flops(height, width) + later * spec.next_frames_flops(height, width);
+        Ok(Self { first, next, frames, latent, flops })
+    }
+
+    /// Decodes the first latent frame.
+    ///
+    /// # Errors
+    /// The run fails.
+    pub fn run_first(&mut self, cancel: &Cancel) -> Result<Caches, Error> {
+        Ok(caches_of(self.first.run(&[("latent", &self.latent)], cancel)?))
+    }
+
+    /// Decodes a later latent frame.
+    ///
+    /// # Errors
+    /// The run fails.
+    pub fn run_next(&mut self, before: &Caches, cancel: &Cancel) -> Result<Caches, Error> {
+        let mut inputs = vec![("latent", &self.latent)];
+        inputs.extend(before.iter().map(|(name, value)| (name.as_str(), value)));
+        Ok(caches_of(self.next.run(&inputs, cancel)?))
+    }
+}
+
+impl Workload for Decode {
+    fn run(&mut self, cancel: &Cancel, first: &mut dyn FnMut()) -> Result<(), Error> {
+        let mut caches = self.run_first(cancel)?;
+        first();
+        for _ in 1..self.frames {
+            caches = self.run_next(&caches, cancel)?;
+        }
+        Ok(())
+    }
+
+    fn flops(&self) -> f64 {
+        self.flops
+    }
+}
+
+/// The text encoder.
+#[derive(Debug)]
+pub struct Text {
+    engine: Engine,
+    ids: Value,
+    flops: f64,
+}
+
+impl Text {
+    /// An encoder over a prompt of `tokens` tokens.
+    ///
+    /// # Errors
+    /// A graph that there is not or that cannot be opened.
+    pub fn open(model: &Model, tokens: usize) -> Result<Self, Error> {
+        let spec = &model.manifest().text_encoder;
+        let engine = model.engine(&Component::TextEncoder, Part::Whole, &Signature::of_text_encoder(spec))?;
+        let id = |position: usize| i64::try_from(position % spec.vocabulary).unwrap_or(0);
+        let ids = Array2::from_shape_fn((1, tokens), |(_, position)| id(position));
+        Ok(Self { engine, ids: Value::from_i64(ids), flops: spec.flops(tokens) })
+    }
+}
+
+impl Workload for Text {
+    fn run(&mut self, cancel: &Cancel, _: &mut dyn FnMut()) -> Result<(), Error> {
+        self.engine.run(&[("ids", &self.ids)], cancel)?.take("states")?;
+        Ok(())
+    }
+
+    fn flops(&self) -> f64 {
+        self.flops
+    }
+}
+
+/// How long one run took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Run {
+    /// The whole of it.
+    pub whole: Duration,
+    /// Until the first part of the result was there, where there are parts.
+    pub first: Option<Duration>,
+}
+
+/// Runs once, with the clock.
+///
+/// # Errors
+/// Those of the workload.
+pub fn timed(workload: &mut dyn Workload, cancel: &Cancel) -> Result<Run, Error> {
+    let began = Instant::now();
+    let mut first = None;
+    workload.run(cancel, &mut || first = Some(began.elapsed()))?;
+    Ok(Run { whole: began.elapsed(), first })
+}

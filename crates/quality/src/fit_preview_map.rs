@@ -1,0 +1,76 @@
+//! Fits the linear map of previews to a bundle's decoder: clips are made, and latents and frames go to least squares.
+
+use crate::Error;
+use bundle::geometry::PixelSize;
+use bundle::manifest::Component;
+use bundle::preview::LatentToRgb;
+use bundle::units::Seed;
+use engines::{Cancel, residency};
+use ndarray::{Array4, Axis, concatenate};
+use runtime::model::Model;
+use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use runtime::preview::latent_to_rgb::ColourFit;
+use runtime::room;
+
+/// What the clips show: many colours, bright and dark.
+pub const PROMPTS: [&str; 8] = [
+    "a red car moves from left to right on a city street, at dusk",
+    "a white bird rises over a forest, in the snow, by day",
+    "a green boat on the sea at a beach, by day, in clear weather",
+    "a blue balloon descends over mountains, at night",
+    "an orange cat spins in a city, at night, in the rain",
+    "a purple robot stays still in a forest, at dusk",
+    "a yellow ball bounces on a beach, at dusk",
+    "a pink dancer moves left in front of mountains, by day",
+];
+
+/// Steps of each clip: latents of fewer steps have the colours of the model already.
+const STEPS: usize = 10;
+
+/// Frames of each clip, at most: later latent frames look alike to the map.
+const FRAMES: usize = 17;
+
+/// Makes `clips` clips of `size`, by default the bundle's own, and fits the map to them. `on_clip` hears of each.
+///
+/// # Errors
+/// A clip that does not fit into memory, what the pipeline meets, or a cancelled run.
+pub fn fit_preview_map(
+    model: &Model,
+    mode: residency::Mode,
+    clips: usize,
+    size: Option<PixelSize>,
+    cancel: &Cancel,
+    on_clip: &mut dyn FnMut(usize, &str),
+) -> Result<LatentToRgb, Error> {
+    let manifest = model.manifest();
+    let mut fit = ColourFit::new(manifest.vae.latent_channels);
+    let mut pipeline = Pipeline::new(model, mode);
+    for (clip, prompt) in PROMPTS.iter().cycle().take(clips).enumerate() {
+        on_clip(clip + 1, prompt);
+        let steps = manifest.defaults.steps.value.min(STEPS);
+        let request = GenerateRequest {
+            steps: Some(steps),
+            length: Some(Length::Frames(manifest.defaults.frames.value.min(FRAMES))),
+            size,
+            ..GenerateRequest::new(*prompt, Seed(clip as u64))
+        };
+        let plan = GenerationPlan::new(manifest, &request)?;
+        room::mode(manifest, &plan)?;
+        let (mut latent, mut chunks) = (Array4::zeros((0, 0, 0, 0)), Vec::new());
+        pipeline.run(&plan, seeded_noise(&plan), cancel, &mut |event| {
+            match event {
+                Event::Step(step) => latent.clone_from(step.latent),
+                Event::Frames(frames) => chunks.push(frames.clone()),
+                Event::Encoding | Event::Encoded { .. } | Event::Denoising | Event::Decoding => {}
+            }
+            Ok(())
+        })?;
+        let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
+        let frames = concatenate(Axis(0), &views)
+            .unwrap_or_else(|_| unreachable!("the chunks of a clip differ in frames alone"));
+        fit.add(latent.view(), frames.view())?;
+    }
+    let decoder = manifest.component(&Component::Decoder)?.digest.clone();
+    Ok(fit.solve(decoder)?)
+}

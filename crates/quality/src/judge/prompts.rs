@@ -1,0 +1,102 @@
+//! Prompts whose clips a judge scores, and what each of them should show.
+
+use super::{Attribute, Error};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The language of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Language {
+    /// English.
+    #[serde(rename = "en")]
+    English,
+    /// Chinese.
+    #[serde(rename = "zh")]
+    Chinese,
+}
+
+/// A prompt and what its clip should show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScoredPrompt {
+    /// What it is written in.
+    pub language: Language,
+    /// The prompt.
+    pub prompt: String,
+    /// Seed of the clip's noise.
+    pub seed: u64,
+    /// What the prompt says, value by name of the attribute; what it leaves open is left out.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// Reads a list of prompts.
+///
+/// # Errors
+/// A file that cannot be read or holds no such list.
+pub fn read(path: &Path) -> Result<Vec<ScoredPrompt>, crate::Error> {
+    let text = bundle::text_file::read(path)?;
+    Ok(parse(text.as_bytes(), &path.display().to_string())?)
+}
+
+/// A list of prompts from JSON; `file` names it in errors.
+pub(super) fn parse(text: &[u8], file: &str) -> Result<Vec<ScoredPrompt>, Error> {
+    let wrong = |why: String| Error::Prompts { file: file.to_owned(), why };
+    let prompts: Vec<ScoredPrompt> =
+        serde_json::from_slice(text).map_err(|error| wrong(error.to_string()))?;
+    if prompts.is_empty() {
+        return Err(wrong("the list is empty".into()));
+    }
+    Ok(prompts)
+}
+
+/// Checks that a judge can read everything that the prompts say.
+///
+/// # Errors
+/// The first attribute or value that the judge does not know.
+pub fn check(prompts: &[ScoredPrompt], attributes: &[Attribute], file: &str) -> Result<(), Error> {
+    for (number, prompt) in (1..).zip(prompts) {
+        for (name, value) in &prompt.attributes {
+            let known = attributes.iter().find(|attribute| attribute.name == *name);
+            let why = match known {
+                Some(attribute) if attribute.values.contains(value) => continue,
+                Some(attribute) => format!("the judge knows {}", attribute.values.join(", ")),
+                None => "the judge does not read that attribute".to_owned(),
+            };
+            return Err(Error::Prompts {
+                file: file.to_owned(),
+                why: format!("prompt {number} asks for {name} `{value}`, and {why}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str =
+        r#"[{"language": "zh", "prompt": "一只猫", "seed": 3, "attributes": {"subject": "cat"}}]"#;
+
+    #[test]
+    fn what_the_judge_cannot_read_is_refused_before_any_clip_is_made() {
+        let prompts = parse(LIST.as_bytes(), "prompts.json").unwrap();
+        assert_eq!((prompts[0].language, prompts[0].seed), (Language::Chinese, 3));
+        let judge = |name: &str, values: [&str; 2]| {
+            [Attribute { name: name.into(), values: values.map(str::to_owned).to_vec(), accuracy: 1.0 }]
+        };
+        assert!(check(&prompts, &judge("subject", ["car", "cat"]), "prompts.json").is_ok());
+        let refused =
+            |attributes: &[Attribute]| check(&prompts, attributes, "prompts.json").unwrap_err().to_string();
+        insta::assert_snapshot!(refused(&judge("subject", ["car", "dog"])), @r#"the prompts in prompts.json cannot be used: prompt 1 asks for subject `cat`, and the judge knows car, dog (give a JSON list of {"language": "en" or "zh", "prompt", "seed", "attributes"})"#);
+        insta::assert_snapshot!(refused(&judge("color", ["red", "blue"])), @r#"the prompts in prompts.json cannot be used: prompt 1 asks for subject `cat`, and the judge does not read that attribute (give a JSON list of {"language": "en" or "zh", "prompt", "seed", "attributes"})"#);
+    }
+
+    #[test]
+    fn a_list_that_is_none_is_refused() {
+        for text in ["[]", "{}", r#"[{"language": "fr", "prompt": "un chat", "seed": 3, "attributes": {}}]"#]
+        {
+            assert!(matches!(parse(text.as_bytes(), "prompts.json"), Err(Error::Prompts { .. })), "{text}");
+        }
+    }
+}

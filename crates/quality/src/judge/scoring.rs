@@ -1,0 +1,105 @@
+//! Makes the clip of every prompt and has each of them read.
+
+use super::prompts::ScoredPrompt;
+use super::score::{ScoreCard, Tally};
+use super::{ClipShape, Error, Judge, Reading};
+use bundle::manifest::Manifest;
+use bundle::units::{GuidanceScale, Seed};
+use engines::{Cancel, residency};
+use ndarray::{Array4, Axis, concatenate};
+use runtime::decode::pictures;
+use runtime::model::Model;
+use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+
+/// What may be asked of the clips; what is `None` is the bundle's default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct QualityRequest {
+    /// Denoising steps.
+    pub steps: Option<usize>,
+    /// Guidance scale of each expert from the noisiest down, or one for all.
+    pub guidance: Option<Vec<GuidanceScale>>,
+}
+
+/// The plan of every prompt's clip, in the judge's shape.
+///
+/// # Errors
+/// A prompt that cannot be used, a value that is out of range, or a model that makes no clips of that shape.
+pub fn plans(
+    manifest: &Manifest,
+    prompts: &[ScoredPrompt],
+    shape: ClipShape,
+    request: &QualityRequest,
+) -> Result<Vec<GenerationPlan>, crate::Error> {
+    let plan = |prompt: &ScoredPrompt| {
+        let request = GenerateRequest {
+            size: Some(shape.size),
+            length: Some(Length::Frames(shape.frames)),
+            steps: request.steps,
+            guidance: request.guidance.clone(),
+            ..GenerateRequest::new(prompt.prompt.clone(), Seed(prompt.seed))
+        };
+        Ok(GenerationPlan::new(manifest, &request)?)
+    };
+    prompts.iter().map(plan).collect()
+}
+
+/// A clip that was made and read.
+#[derive(Debug)]
+pub struct ClipRead<'a> {
+    /// Its prompt.
+    pub prompt: &'a ScoredPrompt,
+    /// What the judge sees in it.
+    pub reading: &'a Reading,
+    /// How much of that is what the prompt says.
+    pub right: Tally,
+}
+
+/// Makes the clip of every plan, has each read, and counts. `prompts` and `plans` belong together, one by one.
+///
+/// Graphs stay open from clip to clip, as far as `mode` allows.
+///
+/// # Errors
+/// What any part meets, [`Error::Stopped`] for a cancelled run, or an error of `on_clip`.
+pub fn score(
+    model: &Model,
+    mode: residency::Mode,
+    judge: &mut Judge,
+    clips: (&[ScoredPrompt], &[GenerationPlan]),
+    cancel: &Cancel,
+    on_clip: &mut dyn FnMut(ClipRead<'_>) -> Result<(), crate::Error>,
+) -> Result<ScoreCard, crate::Error> {
+    let (prompts, plans) = clips;
+    let mut card = ScoreCard::new(judge.attributes());
+    let mut pipeline = Pipeline::new(model, mode);
+    for (done, (prompt, plan)) in prompts.iter().zip(plans).enumerate() {
+        let reading = clip(&mut pipeline, plan, cancel)
+            .and_then(|clip| judge.read(clip.view(), cancel))
+            .map_err(|error| {
+                if error.is_cancelled() { Error::Stopped { done, of: plans.len() }.into() } else { error }
+            })?;
+        let right = card.count(prompt, &reading);
+        on_clip(ClipRead { prompt, reading: &reading, right })?;
+    }
+    Ok(card)
+}
+
+/// The clip of a plan as pictures `[F,H,W,3]` in 0..1.
+fn clip(
+    pipeline: &mut Pipeline,
+    plan: &GenerationPlan,
+    cancel: &Cancel,
+) -> Result<Array4<f32>, crate::Error> {
+    let mut chunks: Vec<Array4<f32>> = Vec::new();
+    pipeline.run(plan, seeded_noise(plan), cancel, &mut |event| {
+        if let Event::Frames(frames) = event {
+            chunks.push(pictures(frames.view()));
+        }
+        Ok(())
+    })?;
+    let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
+    let mut clip = concatenate(Axis(0), &views)
+        .unwrap_or_else(|_| unreachable!("the chunks of a clip have one size, and there is at least one"));
+    clip.slice_axis_inplace(Axis(0), (..plan.frames.get()).into());
+    Ok(clip)
+}

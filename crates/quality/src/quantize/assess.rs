@@ -1,0 +1,182 @@
+//! Measures a variant: the same clips as the exported model's, and what of its graphs runs in integers.
+
+use super::clips::{Clip, ClipDistance, compare, decode, make};
+use super::report::{ComponentQuality, LayerQuality, NoiseQuality};
+use crate::Error;
+use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::manifest::{Bundle, ComponentEntry, Part};
+use bundle::quantization::ComponentNumerics;
+use bundle::spec::TEXT_ROWS;
+use bundle::units::Timestep;
+use calibration::integer_share::{self, Share, StepRows};
+use calibration::observe::replay::noise_bin;
+use engines::{Cancel, OnnxRuntime};
+use ndarray::{Array4, Axis, Slice};
+use prompt::PromptTokenizer;
+use runtime::model::{Model, ModelOptions};
+use runtime::plan::GenerationPlan;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
+/// Clips that variants are measured with.
+#[derive(Debug)]
+pub struct Assessor<'a> {
+    onnx: &'a OnnxRuntime,
+    threads: Option<NonZeroUsize>,
+    plans: Vec<GenerationPlan>,
+    reference: Vec<Clip>,
+    /// Rows of the longest prompt's text where equal ones are merged.
+    text_rows: usize,
+}
+
+impl<'a> Assessor<'a> {
+    /// Makes the clips of the exported model.
+    ///
+    /// # Errors
+    /// What the pipeline meets.
+    pub fn new(
+        bundle: &Bundle,
+        onnx: &'a OnnxRuntime,
+        threads: Option<NonZeroUsize>,
+        plans: Vec<GenerationPlan>,
+        cancel: &Cancel,
+    ) -> Result<Self, Error> {
+        let model = open(bundle, onnx, threads, None)?;
+        let reference = plans.iter().map(|plan| make(&model, plan, cancel)).collect::<Result<_, _>>()?;
+        let tokenizer = PromptTokenizer::open(&bundle.tokenizer())?;
+        let mut text_rows = 1;
+        for plan in &plans {
+            text_rows = text_rows.max(tokenizer.encode(&prompt::clean(&plan.prompt))?.ids.len() + 1);
+        }
+        Ok(Self { onnx, threads, plans, reference, text_rows: text_rows.min(TEXT_ROWS) })
+    }
+
+    /// Makes the same clips with a variant.
+    ///
+    /// # Errors
+    /// What the pipeline meets.
+    pub fn assess(
+        &self,
+        bundle: &Bundle,
+        lowered: (Precision, Operators),
+        cancel: &Cancel,
+    ) -> Result<Vec<(ClipDistance, Clip)>, Error> {
+        let model = open(bundle, self.onnx, self.threads, Some(lowered))?;
+        let mut all = Vec::new();
+        for (plan, reference) in self.plans.iter().zip(&self.reference) {
+            let clip = make(&model, plan, cancel)?;
+            let decoded = match reference.steps.last() {
+                Some((_, _, latent)) => decode(&model, latent, cancel)?,
+                None => clip.frames.clone(),
+            };
+            all.push((compare(plan, reference, &clip, &decoded), clip));
+        }
+        Ok(all)
+    }
+
+    /// Clips of the exported model beside those of a variant.
+    pub fn pairs(&self, assessed: Vec<(ClipDistance, Clip)>) -> Vec<(Clip, Clip)> {
+        self.reference.iter().cloned().zip(assessed.into_iter().map(|(_, clip)| clip)).collect()
+    }
+
+    /// The first latent frames of the first clip, `[C,T,h,w]`: enough for both of the decoder's graphs.
+    pub fn first_frames(&self) -> Option<Array4<f32>> {
+        let (_, _, latent) = self.reference.first()?.steps.last()?;
+        let frames = latent.len_of(Axis(1)).min(2);
+        Some(latent.slice_axis(Axis(1), Slice::from(..frames)).to_owned())
+    }
+
+    /// What of a component's variant runs in integers; none where it cannot be read.
+    pub fn share(
+        &self,
+        bundle: &Bundle,
+        entry: &ComponentEntry,
+        (precision, operators): (Precision, Operators),
+    ) -> Option<Share> {
+        let part =
+            if entry.graphs.iter().any(|graph| graph.part == Part::Next) { Part::Next } else { Part::Whole };
+        let graph = entry.graph(part, Dialect::Cpu, precision, operators).ok()?;
+        let operators = graph.operators;
+        let graph = bundle.path(&graph.file);
+        let optimized = graph.with_extension("optimized");
+        let tokens = self.plans.first().map_or(1, |plan| plan.tokens);
+        let text = match operators {
+            Operators::Stock => TEXT_ROWS,
+            Operators::Own => self.text_rows,
+        };
+        let rows = StepRows { tokens, text };
+        let positions = integer_share::positions(&bundle.manifest, &entry.component, rows);
+        let share = self
+            .onnx
+            .write_optimized(&graph, &optimized)
+            .map_err(Error::from)
+            .and_then(|()| Ok(integer_share::read(&optimized, &positions)?));
+        // A leftover is seen by its name and harms nothing.
+        let _ = std::fs::remove_file(&optimized);
+        share.inspect_err(|error| tracing::warn!(%error, "the share of integers is not known")).ok()
+    }
+}
+
+fn open(
+    bundle: &Bundle,
+    onnx: &OnnxRuntime,
+    threads: Option<NonZeroUsize>,
+    lowered: Option<(Precision, Operators)>,
+) -> Result<Model, Error> {
+    let (precision, operators) = lowered.unzip();
+    let options = ModelOptions { precision, operators, threads, ..ModelOptions::default() };
+    Ok(Model::new(bundle.clone(), onnx.clone(), options)?)
+}
+
+/// Steps of all clips by expert and noise bin, from the noisiest down.
+pub fn by_noise(bundle: &Bundle, clips: &[ClipDistance]) -> Vec<NoiseQuality> {
+    let routing = &bundle.manifest.routing;
+    let mut bins: BTreeMap<(usize, usize), NoiseQuality> = BTreeMap::new();
+    for step in clips.iter().flat_map(|clip| &clip.steps) {
+        let timestep = Timestep(step.timestep);
+        let (expert, bin) = (routing.expert_at(timestep), noise_bin(routing, timestep));
+        let of = bins.entry((expert.0, usize::MAX - bin)).or_insert_with(|| NoiseQuality {
+            expert: step.expert.clone(),
+            bin,
+            steps: 0,
+            cosine: 1.0,
+            relative_error: 0.0,
+        });
+        of.steps += 1;
+        of.cosine = of.cosine.min(step.cosine);
+        of.relative_error = of.relative_error.max(step.relative_error);
+    }
+    bins.into_values().collect()
+}
+
+/// What is known of a component before anything runs.
+pub fn component_quality(
+    entry: &ComponentEntry,
+    (precision, operators): (Precision, Operators),
+    numerics: &ComponentNumerics,
+    errors: &BTreeMap<String, f64>,
+    share: Option<Share>,
+) -> ComponentQuality {
+    let shared = || entry.variants.iter().find(|variant| variant.precision == precision);
+    let variant = entry.variant(precision, operators).or_else(shared);
+    let mut layers: Vec<LayerQuality> = numerics
+        .layers
+        .iter()
+        .map(|(layer, numbers)| LayerQuality {
+            layer: layer.clone(),
+            signal_to_noise: -10.0 * errors.get(layer).copied().unwrap_or(0.0).max(1e-12).log10(),
+            alpha: numbers.smoothing.as_ref().map(|smoothing| smoothing.alpha),
+        })
+        .collect();
+    layers.sort_by(|a, b| a.signal_to_noise.total_cmp(&b.signal_to_noise));
+    let own = variant.map(|variant| variant.weight_bytes().0).filter(|bytes| *bytes > 0);
+    ComponentQuality {
+        component: entry.component.to_string(),
+        bytes: own.unwrap_or(entry.weight_bytes().0),
+        exported_bytes: entry.weight_bytes().0,
+        share: share.filter(|_| !numerics.layers.is_empty()),
+        layers,
+        kept: numerics.kept.clone(),
+        note: variant.and_then(|variant| variant.note.clone()),
+    }
+}

@@ -1,0 +1,69 @@
+//! Records a calibration set: real clips, step by step, as the pipeline makes them.
+
+use crate::Error;
+use calibration::observe::set::{CalibrationSet, Sample};
+use engines::{Cancel, residency};
+use ndarray::{Array1, Axis, stack};
+use prompt::PromptTokenizer;
+use runtime::denoise::{Generator, Guided, RotaryTables};
+use runtime::model::Model;
+use runtime::pipeline::seeded_noise;
+use runtime::plan::GenerationPlan;
+use runtime::sampler::Sampler;
+use runtime::text_encoder::TextEncoder;
+
+/// Records the clips of `plans` that the set does not have yet; `on_step` hears of every step and may stop the run.
+///
+/// # Errors
+/// What the pipeline meets, a cancelled run, a set that cannot be written, or an error of `on_step`.
+pub fn record(
+    model: &Model,
+    mode: residency::Mode,
+    plans: &[GenerationPlan],
+    set: &CalibrationSet,
+    cancel: &Cancel,
+    on_step: &mut dyn FnMut(usize, usize) -> Result<(), Error>,
+) -> Result<(), Error> {
+    model.check_parts(false)?;
+    let tokenizer = PromptTokenizer::open(&model.bundle().tokenizer())?;
+    let mut generator = Generator::new(model, mode);
+    for (index, plan) in plans.iter().enumerate().filter(|(index, _)| !set.has(*index)) {
+        let mut ids = Vec::new();
+        let texts = [Some(&plan.prompt), plan.is_guided().then_some(&plan.negative)];
+        for text in texts.into_iter().flatten() {
+            ids.push(Array1::from(tokenizer.encode(&prompt::clean(text))?.ids));
+        }
+        // Opened anew for each clip: it is small beside an expert, and need not stay beside one.
+        let mut encoder = TextEncoder::open(model)?;
+        let prompt = encoder.encode(&plan.prompt, cancel)?;
+        let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;
+        drop(encoder);
+
+        let mut latents = vec![seeded_noise(plan)];
+        let mut timesteps = Vec::new();
+        let text = Guided { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
+        let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
+        let latent = generator.denoise(latents[0].clone(), text, sampler, cancel, &mut |step| {
+            timesteps.push(step.timestep.0);
+            latents.push(step.latent.clone());
+            on_step(index, step.step + 1).map_err(runtime::Error::callback)
+        })?;
+        latents.pop();
+        let views: Vec<_> = latents.iter().map(|latent| latent.view()).collect();
+        let latents =
+            stack(Axis(0), &views).unwrap_or_else(|_| unreachable!("latents of one clip have one shape"));
+        let tables = RotaryTables::new(&model.manifest().denoiser, plan.latent);
+        let text = [Some(prompt.rows), negative.map(|negative| negative.rows)];
+        let sample = Sample {
+            ids,
+            text: text.into_iter().flatten().collect(),
+            latents,
+            timesteps: Array1::from(timesteps),
+            latent,
+            cos: tables.cos,
+            sin: tables.sin,
+        };
+        set.write(index, &sample)?;
+    }
+    Ok(())
+}
