@@ -6,7 +6,7 @@
 //! the 1.3B shape, `decoder` is that of Wan2.1, and `bundle` leaves two blocks for `benches/compare/quantizers.py`.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a measurement that failed")]
 
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
@@ -58,7 +58,7 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
     table.write(&bundle.folder, &set.info).unwrap();
     let calibration = bundle.folder.join("calibration.json");
     let options = QuantizeOptions {
-        operators: vec![Operators::Own, Operators::Stock],
+        kernels: vec![KernelLibrary::Rushes, KernelLibrary::OnnxRuntime],
         ..QuantizeOptions::new(Scheme::Int8)
     };
     let mut quantizer = Quantizer::open(&bundle.folder, &calibration, options).unwrap();
@@ -170,7 +170,7 @@ fn a_bundle_of_two_blocks_for_other_quantisers() {
     let sample = |seed| two_steps(&spec, seed);
     record(&folder.join("held-out"), &bundle, &[sample(99)]);
     let bundle = quantized(&bundle, &[sample(11), sample(12)]);
-    assert!(bundle.manifest.precisions(Dialect::Cpu, Operators::Stock).contains(&Precision::Int8));
+    assert!(bundle.manifest.precisions(Target::Cpu, KernelLibrary::OnnxRuntime).contains(&Precision::Int8));
     println!("{}", folder.display());
 }
 
@@ -191,13 +191,13 @@ fn two_blocks_of_the_1_3b_shape() {
     let mut bias = Array2::zeros((1, 61));
     bias[[0, 60]] = 452.0_f32.ln();
     let bias = Value::from_f32(bias);
-    let measure = |precision: Precision, operators: Operators| {
+    let measure = |precision: Precision, kernels: KernelLibrary| {
         let mut inputs = vec![("latent", &latent), ("timestep", &timestep), ("cos", &cos), ("sin", &sin)];
-        match operators {
-            Operators::Stock => inputs.push(("text", &whole)),
-            Operators::Own => inputs.extend([("text", &merged), ("key_bias", &bias)]),
+        match kernels {
+            KernelLibrary::OnnxRuntime => inputs.push(("text", &whole)),
+            KernelLibrary::Rushes => inputs.extend([("text", &merged), ("key_bias", &bias)]),
         }
-        let path = bundle.path(&entry.graph(Part::Whole, Dialect::Cpu, precision, operators).unwrap().file);
+        let path = bundle.path(&entry.graph(Part::Whole, Target::Cpu, precision, kernels).unwrap().file);
         let stream = with_stream(&path);
         let contract = Model::read(&stream).unwrap().signature();
         let mut outputs =
@@ -208,13 +208,13 @@ fn two_blocks_of_the_1_3b_shape() {
         let mut engine = onnx.open(&path, &contract, &OPTIONS).unwrap();
         (streams, least(5, || drop(engine.run(&inputs, &Cancel::new()).unwrap())))
     };
-    let ((added, velocity), seconds) = measure(Precision::F32, Operators::Stock);
-    let errors = [Operators::Stock, Operators::Own].map(|operators| {
-        let ((added_here, velocity_here), here) = measure(Precision::Int8, operators);
+    let ((added, velocity), seconds) = measure(Precision::F32, KernelLibrary::OnnxRuntime);
+    let errors = [KernelLibrary::OnnxRuntime, KernelLibrary::Rushes].map(|kernels| {
+        let ((added_here, velocity_here), here) = measure(Precision::Int8, kernels);
         let error = relative_error(added_here.view(), added.view());
         let of_velocity = relative_error(velocity_here.view(), velocity.view());
         println!(
-            "int8 in {operators} operators: blocks {:.2} %, velocity {:.2} %; step {here:.3} s, {:.2}x f32",
+            "int8 in {kernels} kernels: blocks {:.2} %, velocity {:.2} %; step {here:.3} s, {:.2}x f32",
             100.0 * error,
             100.0 * of_velocity,
             seconds / here
@@ -245,13 +245,13 @@ fn the_decoder_of_wan21() {
     let mut frames: Vec<ArrayD<f32>> = Vec::new();
     let mut seconds = Vec::new();
     let variants = [
-        (Precision::F32, Operators::Stock),
-        (Precision::Int8, Operators::Stock),
-        (Precision::Int8, Operators::Own),
+        (Precision::F32, KernelLibrary::OnnxRuntime),
+        (Precision::Int8, KernelLibrary::OnnxRuntime),
+        (Precision::Int8, KernelLibrary::Rushes),
     ];
-    for (precision, operators) in variants {
+    for (precision, kernels) in variants {
         let open = |part: Part| {
-            let path = bundle.path(&entry.graph(part, Dialect::Cpu, precision, operators).unwrap().file);
+            let path = bundle.path(&entry.graph(part, Target::Cpu, precision, kernels).unwrap().file);
             let contract = Model::read(&path).unwrap().signature();
             onnx.open(&path, &contract, &OPTIONS).unwrap()
         };
@@ -271,7 +271,7 @@ fn the_decoder_of_wan21() {
         drop(outputs);
         seconds.push(least(1, || drop(engine.run(&inputs, &Cancel::new()).unwrap())));
     }
-    for (index, name) in ["int8", "int8 on own operators"].into_iter().enumerate() {
+    for (index, name) in ["int8", "int8 on Rushes kernels"].into_iter().enumerate() {
         println!(
             "a latent frame of 30x52: f32 {:.2} s, {name} {:.2} s, {:.2}x, {:.1} dB",
             seconds[0],

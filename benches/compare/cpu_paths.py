@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Prints how fast the paths of our own CPU operators are beside each other and beside torch bf16, in one table.
+"""Prints how fast the paths of our Rushes kernels are beside each other and beside torch bf16, in one table.
 
-    cpu_paths.py --operators PATH [--examples DIR] [--paths amx,avx512-vnni] [--tokens 5,15,26;5,30,52] [--rounds N]
+    cpu_paths.py --kernels PATH [--examples DIR] [--paths amx,avx512-vnni] [--tokens 5,15,26;5,30,52] [--rounds N]
 
-`--operators` names the program `bench-operators`, `--examples` the folder with the kernels' examples `shapes` and
+`--kernels` names the program `bench-operators`, `--examples` the folder with the kernels' examples `shapes` and
 `convolution`:
 
     cargo build --release -p benches && cargo build --release -p kernels --examples
@@ -45,7 +45,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operators", required=True, metavar="PATH", help="the program `bench-operators`")
+    parser.add_argument("--kernels", required=True, metavar="PATH", help="the program `bench-operators`")
     parser.add_argument("--examples", metavar="DIR", help="where the kernels' examples are; without it only steps are timed")
     parser.add_argument("--paths", default="amx,avx512-vnni", help="the first is compared with the others")
     parser.add_argument("--tokens", default="5,15,26;5,30,52", metavar="F,H,W;...", help="token grids of the step")

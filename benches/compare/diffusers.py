@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times diffusers' modules in torch on this machine, and our program in the same run, alternating.
 
-    diffusers.py [--ours PATH] [--operators PATH] [--what step,decode,text] [--rounds N] [--json FILE]
+    diffusers.py [--ours PATH] [--kernels PATH] [--what step,decode,text] [--rounds N] [--json FILE]
     diffusers.py --join FILE...
 
 Three pieces of work, weights random on both sides:
@@ -10,7 +10,7 @@ Three pieces of work, weights random on both sides:
   text    layers of umT5-XXL (width 4096, 64 heads x 64, ffn 10240)
 
 `--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in every precision
-that it has or in those of `--precisions`, steps in stock operators and in our own. `--operators` names `bench-operators`,
+that it has or in those of `--precisions`, steps in ONNX Runtime kernels and in our own. `--kernels` names `bench-operators`,
 which adds ONNX Runtime's INT8 products that find their scales at run time.
 Loading and warming up are their own affair and not in their times, as they are not in torch's. Long comparisons can be
 made in several calls, each with every kind in turn: `--json` keeps the times of each, `--join` puts them together.
@@ -80,7 +80,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", help="the program `rushes`; without it only torch is timed")
-    parser.add_argument("--operators", help="the program `bench-operators`, for dynamic INT8 products")
+    parser.add_argument("--kernels", help="the program `bench-operators`, for dynamic INT8 products")
     parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="puts files of --json together; times nothing")
     parser.add_argument("--precisions", help="ours, like f32,int8; every one there is without it")
     parser.add_argument("--what", type=names(["step", "decode", "text"]), default="step,decode,text")

@@ -3,7 +3,7 @@
 
     quantizers.py BUNDLE [--held-out FILE] [--expert NAME] [--peers NAMES] [--threads N] [--json FILE]
 
-BUNDLE has been through `rushes calibrate --keep` and `rushes quantize --scheme int8 --operators own,stock`. Its recorded
+BUNDLE has been through `rushes calibrate --keep` and `rushes quantize --scheme int8 --kernels rushes,onnxruntime`. Its recorded
 clips calibrate `onnxruntime.quantization.quantize_static` and `nvidia-modelopt`, as they did ours; on `--held-out`, a clip
 that was recorded elsewhere (`calibration/sample-*.safetensors` of another folder), or on the last clip without it, every
 graph's velocity is compared with the f32 graph's.

@@ -10,7 +10,7 @@ it unpacked) and builds its library for this processor, and `sdcpp_step` with it
 with random weights. cmake and ninja must be there.
 
 `time` runs, in every round, one step of each: stable-diffusion.cpp with f16 weights, and `rushes bench step` in int8, with
-stock operators and with our own. 1,950 tokens are a clip of 416x240 with 17 frames; text has 512 rows on
+ONNX Runtime kernels and with our own. 1,950 tokens are a clip of 416x240 with 17 frames; text has 512 rows on
 all sides, of which ours merges those that are equal. Each is warmed up and loaded before its clock starts.
 
 A round takes minutes: `--json` keeps its times, either side can be timed alone, and `join` puts several files together.

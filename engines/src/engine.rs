@@ -93,7 +93,7 @@ impl OnnxRuntime {
     }
 }
 
-/// Opens a graph; the process's first alone, the others as they come. The first makes our operators' domain known to ONNX
+/// Opens a graph; the process's first alone, the others as they come. The first makes Rushes kernels' domain known to ONNX
 /// Runtime, which looks whether it is known and adds it without a lock.
 fn one_first(open: impl FnOnce() -> ort::Result<Session>) -> ort::Result<Session> {
     static OPENED: Mutex<bool> = Mutex::new(false);

@@ -73,7 +73,7 @@ impl OnnxRuntime {
         }
     }
 
-    /// The same library, whose graphs run our own operators on `kernels` instead of the fastest that there are.
+    /// The same library, whose graphs run Rushes kernels on `kernels` instead of the fastest that there are.
     #[must_use]
     pub fn with_kernels(self, kernels: Kernels) -> Self {
         Self { kernels, ..self }

@@ -1,7 +1,7 @@
 //! Which execution provider computes a graph.
 
 use crate::Error;
-use bundle::dtype::Dialect;
+use bundle::dtype::Target;
 use std::fmt;
 use std::str::FromStr;
 
@@ -32,13 +32,13 @@ impl Provider {
         }
     }
 
-    /// The dialect whose graphs this provider runs.
+    /// The target whose graphs this provider runs.
     ///
     /// # Errors
     /// No graphs are exported for this provider. It is refused: falling back to the CPU would hide it.
-    pub fn dialect(self) -> Result<Dialect, Error> {
+    pub fn target(self) -> Result<Target, Error> {
         match self {
-            Self::Auto | Self::Cpu => Ok(Dialect::Cpu),
+            Self::Auto | Self::Cpu => Ok(Target::Cpu),
             Self::Cuda | Self::TensorRt => Err(Error::NoGraphsForProvider { provider: self }),
         }
     }
@@ -80,11 +80,11 @@ mod tests {
 
     #[test]
     fn a_provider_without_graphs_is_refused_rather_than_replaced() {
-        assert_eq!(Provider::Auto.dialect().unwrap(), Dialect::Cpu);
-        assert_eq!(Provider::Cpu.dialect().unwrap(), Dialect::Cpu);
-        let error = Provider::TensorRt.dialect().unwrap_err();
+        assert_eq!(Provider::Auto.target().unwrap(), Target::Cpu);
+        assert_eq!(Provider::Cpu.target().unwrap(), Target::Cpu);
+        let error = Provider::TensorRt.target().unwrap_err();
         assert_eq!(error.report().class, ErrorClass::BadInput);
         insta::assert_snapshot!(error, @"--ep tensorrt cannot be used: this version runs graphs on the CPU alone; those for CUDA it can only export (use --ep cpu, or leave it out)");
-        assert!(Provider::Cuda.dialect().is_err());
+        assert!(Provider::Cuda.target().is_err());
     }
 }

@@ -10,7 +10,7 @@ use crate::weights::scan::{Scan, Verify, scan};
 use crate::weights::{COPY_LIMIT, Destination, Keeping, PlacedWeights, place_converted, place_linked};
 use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
-use bundle::dtype::{Dialect, Operators, Precision, WeightType};
+use bundle::dtype::{KernelLibrary, Precision, Target, WeightType};
 use bundle::layout;
 use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part};
 use bundle::staging::Staging;
@@ -29,7 +29,7 @@ pub struct ExportRequest {
     /// point or the working folder.
     pub out: PathBuf,
     /// What the graphs are for.
-    pub targets: Vec<Dialect>,
+    pub targets: Vec<Target>,
     /// How weights are stored; none takes what the targets compute in, and 16 bits where they differ.
     pub weights: Option<WeightType>,
     /// Whether every weight is read, for its digest and for values that are not finite.
@@ -48,7 +48,7 @@ impl ExportRequest {
         Self {
             checkpoint: checkpoint.to_owned(),
             out: out.to_owned(),
-            targets: vec![Dialect::Cpu],
+            targets: vec![Target::Cpu],
             weights: None,
             verify: true,
             tiny_decoder: None,
@@ -149,7 +149,7 @@ pub fn export_into(
 
 /// Graphs for accelerators compute in the number format of their weights.
 fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
-    let is_for_one = request.targets.iter().any(|target| *target != Dialect::Cpu);
+    let is_for_one = request.targets.iter().any(|target| *target != Target::Cpu);
     if request.weights == Some(WeightType::F16) && is_for_one {
         let rule = "graphs for CUDA and TensorRT compute in what their weights are stored in, and values of the text encoder are \
                     too large for f16";
@@ -217,7 +217,7 @@ fn write_components(
             stop: &request.stop,
         };
         let graphs =
-            request.targets.iter().map(|dialect| writer.write(*dialect)).collect::<Result<Vec<_>, _>>()?;
+            request.targets.iter().map(|target| writer.write(*target)).collect::<Result<Vec<_>, _>>()?;
         all.entries.push(ComponentEntry {
             component: component.clone(),
             graphs: graphs.into_iter().flatten().collect(),
@@ -231,7 +231,7 @@ fn write_components(
 }
 
 /// How weights are stored for all of these targets: the CPU widens what is narrow.
-fn weights_for(targets: &[Dialect]) -> WeightType {
+fn weights_for(targets: &[Target]) -> WeightType {
     let wanted = targets.iter().map(|target| target.weights());
     wanted.min_by_key(|weights| weights.element().bytes()).unwrap_or(WeightType::F32)
 }
@@ -255,28 +255,28 @@ struct GraphWriter<'a> {
 }
 
 impl GraphWriter<'_> {
-    fn write(&self, dialect: Dialect) -> Result<Vec<GraphEntry>, Error> {
+    fn write(&self, target: Target) -> Result<Vec<GraphEntry>, Error> {
         self.stop.check()?;
         let precision = Precision::from(self.weight_type);
-        self.graphs(dialect)?
+        self.graphs(target)?
             .into_iter()
             .map(|(part, model)| {
                 let file = layout::graph_file(
                     self.component,
                     part,
-                    dialect,
+                    target,
                     precision,
-                    Operators::Stock,
+                    KernelLibrary::OnnxRuntime,
                     self.digest,
                 );
                 model.write(&self.folder.join(&file))?;
-                Ok(GraphEntry { part, dialect, precision, operators: Operators::Stock, file })
+                Ok(GraphEntry { part, target, precision, kernels: KernelLibrary::OnnxRuntime, file })
             })
             .collect()
     }
 
-    fn graphs(&self, dialect: Dialect) -> Result<Vec<(Part, Model)>, Error> {
-        let lowering = Lowering::new(dialect, self.weight_type);
+    fn graphs(&self, target: Target) -> Result<Vec<(Part, Model)>, Error> {
+        let lowering = Lowering::new(target, self.weight_type);
         let weights = GraphWeights::new(self.placed).lowered(lowering);
         let Checkpoint { text_encoder, denoiser, vae, tiny_decoder, .. } = self.checkpoint;
         Ok(match self.component {

@@ -5,7 +5,7 @@ use crate::checkpoint::inventory::{self, Required};
 use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
 use crate::weights::{ExternalTensor, PlacedWeights};
 use bundle::digest::Digest;
-use bundle::dtype::{Dialect, ElementType, Operators, Precision, WeightType};
+use bundle::dtype::{ElementType, KernelLibrary, Precision, Target, WeightType};
 use bundle::layout;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::routing::Routing;
@@ -91,12 +91,13 @@ fn write_component(
         Component::Preview => Vec::new(),
     };
     let digest = Digest::of_parts([component.to_string().as_bytes()]);
-    let (dialect, precision) = (Dialect::Cpu, Precision::F32);
+    let (target, precision) = (Target::Cpu, Precision::F32);
     let mut graphs = Vec::new();
     for (part, model) in models {
-        let file = layout::graph_file(component, part, dialect, precision, Operators::Stock, &digest);
+        let file =
+            layout::graph_file(component, part, target, precision, KernelLibrary::OnnxRuntime, &digest);
         model.write(&folder.join(&file))?;
-        graphs.push(GraphEntry { part, dialect, precision, operators: Operators::Stock, file });
+        graphs.push(GraphEntry { part, target, precision, kernels: KernelLibrary::OnnxRuntime, file });
     }
     Ok(ComponentEntry {
         component: component.clone(),

@@ -3,7 +3,7 @@
 use crate::decode::{TileSide, Tiling};
 use crate::denoise::BATCHED_TOKENS_MAX;
 use crate::plan::GenerationPlan;
-use bundle::dtype::{ElementType, Operators, Precision};
+use bundle::dtype::{ElementType, KernelLibrary, Precision};
 use bundle::geometry::{LatentShape, VaeStride};
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::preview::PreviewKind;
@@ -22,8 +22,8 @@ pub struct Running {
     pub weights: WeightMemory,
     /// The variant; none is the one that the model was exported in.
     pub precision: Option<Precision>,
-    /// Whose operators, as of [`crate::model::Model::operators`].
-    pub operators: Operators,
+    /// Which kernels, as of [`crate::model::Model::operators`].
+    pub kernels: KernelLibrary,
     /// What is open beside every expert.
     pub preview: PreviewKind,
     /// Tiles that pictures are decoded in; none decodes them whole.
@@ -33,7 +33,13 @@ pub struct Running {
 impl Running {
     /// The exported variant without previews, pictures decoded whole.
     pub fn plain(weights: WeightMemory) -> Self {
-        Self { weights, precision: None, operators: Operators::Stock, preview: PreviewKind::Off, tile: None }
+        Self {
+            weights,
+            precision: None,
+            kernels: KernelLibrary::OnnxRuntime,
+            preview: PreviewKind::Off,
+            tile: None,
+        }
     }
 }
 
@@ -96,8 +102,8 @@ fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind
 
 /// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored, or 8 bits.
 fn resident_weights(entry: &ComponentEntry, running: Running) -> ByteCount {
-    let Running { weights, precision, operators, .. } = running;
-    if let Some(variant) = precision.and_then(|precision| entry.variant(precision, operators)) {
+    let Running { weights, precision, kernels, .. } = running;
+    if let Some(variant) = precision.and_then(|precision| entry.variant(precision, kernels)) {
         return if weights == WeightMemory::Mapped { ByteCount(0) } else { variant.weight_bytes() };
     }
     let stored = entry.weight_type.element();

@@ -1,7 +1,7 @@
 //! A bundle and how to run it.
 
 use crate::Error;
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::in_use::InUse;
 use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 pub struct ModelOptions {
     /// Which variant of the graphs; none takes the first that the bundle has.
     pub precision: Option<Precision>,
-    /// Whose operators on the CPU; none takes our own where the bundle has graphs of them and the processor is fast with
+    /// Which kernels on the CPU; none takes our own where the bundle has graphs of them and the processor is fast with
     /// them.
-    pub operators: Option<Operators>,
+    pub kernels: Option<KernelLibrary>,
     /// Where they run.
     pub provider: Provider,
     /// Threads of one graph; none takes every core.
@@ -35,7 +35,7 @@ impl Default for ModelOptions {
     fn default() -> Self {
         Self {
             precision: None,
-            operators: None,
+            kernels: None,
             provider: Provider::Auto,
             threads: None,
             weights: WeightMemory::Prepacked,
@@ -48,9 +48,9 @@ impl Default for ModelOptions {
 pub struct Model {
     bundle: Arc<Bundle>,
     onnx: OnnxRuntime,
-    dialect: Dialect,
+    target: Target,
     precision: Precision,
-    operators: Operators,
+    kernels: KernelLibrary,
     engine_options: OpenOptions,
     opening: Arc<AtomicU64>,
     /// Nothing of the bundle is removed meanwhile.
@@ -63,12 +63,12 @@ impl Model {
     /// # Errors
     /// A provider or precision that the bundle has no graphs for.
     pub fn new(bundle: Bundle, onnx: OnnxRuntime, options: ModelOptions) -> Result<Self, Error> {
-        let dialect = options.provider.dialect()?;
-        let (precision, operators) = choose_variant(&bundle.manifest, dialect, &onnx, &options)?;
+        let target = options.provider.target()?;
+        let (precision, kernels) = choose_variant(&bundle.manifest, target, &onnx, &options)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
         let (opening, in_use) = (Arc::default(), Arc::new(InUse::of(&bundle.folder)));
         let bundle = Arc::new(bundle);
-        Ok(Self { bundle, onnx, dialect, precision, operators, engine_options, opening, _in_use: in_use })
+        Ok(Self { bundle, onnx, target, precision, kernels, engine_options, opening, _in_use: in_use })
     }
 
     /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.
@@ -106,9 +106,9 @@ impl Model {
         self.precision
     }
 
-    /// Whose operators its graphs are made of, where the variant has a choice.
-    pub fn operators(&self) -> Operators {
-        self.operators
+    /// Which kernels its graphs are made of, where the variant has a choice.
+    pub fn kernels(&self) -> KernelLibrary {
+        self.kernels
     }
 
     /// The graph of a part that runs.
@@ -119,11 +119,11 @@ impl Model {
         let entry = self.manifest().component(component)?;
         // Previews are made in the precision of the export, whatever the variant.
         let precision = match component {
-            Component::Preview => entry.graphs.iter().find(|graph| graph.dialect == self.dialect),
+            Component::Preview => entry.graphs.iter().find(|graph| graph.target == self.target),
             _ => None,
         };
         let precision = precision.map_or(self.precision, |graph| graph.precision);
-        Ok(entry.graph(part, self.dialect, precision, self.operators)?)
+        Ok(entry.graph(part, self.target, precision, self.kernels)?)
     }
 
     /// Makes sure that the bundle has every graph that a clip needs, so that none is missed after the steps; `tiled` says
@@ -172,21 +172,21 @@ impl Model {
 }
 
 /// The contract of a step in these operators.
-pub fn step_contract(manifest: &Manifest, operators: Operators) -> Signature {
-    match operators {
-        Operators::Stock => Signature::of_step(&manifest.denoiser),
-        Operators::Own => Signature::of_step_with_key_bias(&manifest.denoiser),
+pub fn step_contract(manifest: &Manifest, kernels: KernelLibrary) -> Signature {
+    match kernels {
+        KernelLibrary::OnnxRuntime => Signature::of_step(&manifest.denoiser),
+        KernelLibrary::Rushes => Signature::of_step_with_key_bias(&manifest.denoiser),
     }
 }
 
 fn choose_variant(
     manifest: &Manifest,
-    dialect: Dialect,
+    target: Target,
     onnx: &OnnxRuntime,
     options: &ModelOptions,
-) -> Result<(Precision, Operators), Error> {
-    let pick = |operators| {
-        let available = manifest.precisions(dialect, operators);
+) -> Result<(Precision, KernelLibrary), Error> {
+    let pick = |kernels| {
+        let available = manifest.precisions(target, kernels);
         match options.precision {
             Some(asked) => available.into_iter().find(|precision| *precision == asked),
             None => available.first().copied(),
@@ -194,25 +194,29 @@ fn choose_variant(
     };
     // Plain arithmetic on bytes is slower than ONNX Runtime's vectors.
     let is_fast = onnx.kernels().path() != CpuPath::Scalar;
-    let wanted = match options.operators {
+    let wanted = match options.kernels {
         Some(asked) => asked,
-        None if is_fast || pick(Operators::Stock).is_none() => Operators::Own,
-        None => Operators::Stock,
+        None if is_fast || pick(KernelLibrary::OnnxRuntime).is_none() => KernelLibrary::Rushes,
+        None => KernelLibrary::OnnxRuntime,
     };
     let Some(precision) = pick(wanted) else {
-        let asked = options.precision.map_or(dialect.to_string(), |asked| format!("{dialect} {asked}"));
-        let available = manifest.precisions(dialect, Operators::Own);
+        let asked = options.precision.map_or(target.to_string(), |asked| format!("{target} {asked}"));
+        let available = manifest.precisions(target, KernelLibrary::Rushes);
         return Err(Error::Contract(bundle::Error::NoGraph {
             component: "the whole model".into(),
-            asked: if wanted == Operators::Stock { format!("{asked} in stock operators") } else { asked },
-            available: available.iter().map(|precision| format!("{dialect} {precision}")).collect(),
+            asked: if wanted == KernelLibrary::OnnxRuntime {
+                format!("{asked} in ONNX Runtime kernels")
+            } else {
+                asked
+            },
+            available: available.iter().map(|precision| format!("{target} {precision}")).collect(),
         }));
     };
-    if options.operators == Some(Operators::Own) && !manifest.has_own_operators(precision) {
+    if options.kernels == Some(KernelLibrary::Rushes) && !manifest.has_rushes_kernels(precision) {
         return Err(Error::Contract(bundle::Error::value(
-            "--operators",
+            "--kernels",
             "own",
-            format!("the bundle has {precision} graphs in stock operators alone"),
+            format!("the bundle has {precision} graphs in ONNX Runtime kernels alone"),
             "run `rushes quantize` with --scheme int8 or bf16, or leave the flag out",
         )));
     }

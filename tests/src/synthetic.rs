@@ -2,7 +2,7 @@
 
 use bundle::catalog::{wan_denoiser, wan21_vae};
 use bundle::digest::Digest;
-use bundle::dtype::{Dialect, ElementType, Operators, Precision, WeightType};
+use bundle::dtype::{ElementType, KernelLibrary, Precision, Target, WeightType};
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::routing::{ExpertName, Routing};
 use bundle::spec::{DenoiserSpec, VaeSpec};
@@ -88,17 +88,17 @@ pub fn bundle(
             let file = bundle::layout::graph_file(
                 component,
                 part,
-                Dialect::Cpu,
+                Target::Cpu,
                 Precision::F32,
-                Operators::Stock,
+                KernelLibrary::OnnxRuntime,
                 &digest,
             );
             model.write(&folder.join(&file)).expect("a file");
             GraphEntry {
                 part,
-                dialect: Dialect::Cpu,
+                target: Target::Cpu,
                 precision: Precision::F32,
-                operators: Operators::Stock,
+                kernels: KernelLibrary::OnnxRuntime,
                 file,
             }
         })

@@ -2,7 +2,7 @@
 //! and the same graphs in f32 compute on the CPU what those for the CPU do.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{Dialect, ElementType, Operators, Precision, WeightType};
+use bundle::dtype::{ElementType, KernelLibrary, Precision, Target, WeightType};
 use bundle::manifest::{Component, Part};
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Outputs, Value, WeightMemory};
@@ -28,7 +28,7 @@ const OTHER_KERNELS: &str = "Clip Range";
 /// Where the work is: these must be in bf16, but for the two small products of the time embedding.
 const PRODUCTS: [&str; 3] = ["Gemm", "Conv", "MultiHeadAttention"];
 
-fn exported(folder: &Path, targets: &[Dialect], weights: Option<WeightType>) -> ExportReport {
+fn exported(folder: &Path, targets: &[Target], weights: Option<WeightType>) -> ExportReport {
     let checkpoint = golden::case("two-experts").checkpoint();
     let request = ExportRequest {
         targets: targets.to_vec(),
@@ -76,11 +76,11 @@ fn has_kernel(node: &NodeProto, element: ElementType) -> bool {
 #[test]
 fn every_operator_has_a_kernel_and_the_work_is_in_bf16() {
     let folder = tempfile::tempdir().unwrap();
-    let report = exported(folder.path(), &[Dialect::Cuda], None);
+    let report = exported(folder.path(), &[Target::Cuda], None);
     for entry in &report.manifest.components {
         assert_eq!(entry.weight_type, WeightType::Bf16);
         for found in &entry.graphs {
-            assert_eq!((found.dialect, found.precision), (Dialect::Cuda, Precision::Bf16));
+            assert_eq!((found.target, found.precision), (Target::Cuda, Precision::Bf16));
             let model = Model::read(&report.folder.join(&found.file)).unwrap();
             let graph = model.proto.graph.as_ref().unwrap();
             let elements = elements(graph, &model);
@@ -110,7 +110,7 @@ fn every_operator_has_a_kernel_and_the_work_is_in_bf16() {
 #[test]
 fn the_interface_is_the_contracts() {
     let folder = tempfile::tempdir().unwrap();
-    let report = exported(folder.path(), &[Dialect::Cuda], None);
+    let report = exported(folder.path(), &[Target::Cuda], None);
     let manifest = &report.manifest;
     for entry in &manifest.components {
         for graph in &entry.graphs {
@@ -128,7 +128,7 @@ fn the_interface_is_the_contracts() {
     // What the first graph leaves is what the next one takes.
     let decoder = manifest.component(&Component::Decoder).unwrap();
     let read = |part| {
-        let graph = decoder.graph(part, Dialect::Cuda, Precision::Bf16, Operators::Stock).unwrap();
+        let graph = decoder.graph(part, Target::Cuda, Precision::Bf16, KernelLibrary::OnnxRuntime).unwrap();
         Model::read(&report.folder.join(&graph.file)).unwrap().signature()
     };
     let (first, next) = (read(Part::First), read(Part::Next));
@@ -146,7 +146,7 @@ fn weights_that_values_would_not_fit_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = golden::case("two-experts").checkpoint();
     let request = ExportRequest {
-        targets: vec![Dialect::Cuda],
+        targets: vec![Target::Cuda],
         weights: Some(WeightType::F16),
         ..ExportRequest::new(&checkpoint, &folder.path().join("bundle"))
     };
@@ -154,18 +154,18 @@ fn weights_that_values_would_not_fit_are_refused() {
     assert!(error.contains("--weights cannot be f16") && error.contains("bf16"), "{error}");
 }
 
-/// The graphs of one part in every dialect, f32, run on the CPU.
+/// The graphs of one part in every target, f32, run on the CPU.
 fn twins(
     report: &ExportReport,
     component: &Component,
     part: Part,
     contract: &Signature,
-) -> [Engine; Dialect::ALL.len()] {
+) -> [Engine; Target::ALL.len()] {
     let entry = report.manifest.component(component).unwrap();
     let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
     let onnx = OnnxRuntime::load(None).unwrap();
-    Dialect::ALL.map(|dialect| {
-        let graph = entry.graph(part, dialect, Precision::F32, Operators::Stock).unwrap();
+    Target::ALL.map(|target| {
+        let graph = entry.graph(part, target, Precision::F32, KernelLibrary::OnnxRuntime).unwrap();
         onnx.open(&report.folder.join(&graph.file), contract, &options).unwrap()
     })
 }
@@ -203,7 +203,7 @@ fn compare<const N: usize>(
 #[test]
 fn in_f32_all_dialects_compute_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let report = exported(folder.path(), &Dialect::ALL, Some(WeightType::F32));
+    let report = exported(folder.path(), &Target::ALL, Some(WeightType::F32));
     let manifest = &report.manifest;
 
     let spec = &manifest.denoiser;
@@ -242,10 +242,10 @@ fn in_f32_all_dialects_compute_the_same() {
 #[test]
 fn graphs_for_tensorrt_are_of_onnx_alone_and_no_younger_than_version_21() {
     let folder = tempfile::tempdir().unwrap();
-    let report = exported(folder.path(), &[Dialect::Tensorrt], None);
+    let report = exported(folder.path(), &[Target::Plain], None);
     for entry in &report.manifest.components {
         for found in &entry.graphs {
-            assert_eq!((found.dialect, found.precision), (Dialect::Tensorrt, Precision::Bf16));
+            assert_eq!((found.target, found.precision), (Target::Plain, Precision::Bf16));
             let model = Model::read(&report.folder.join(&found.file)).unwrap();
             let opsets: Vec<_> =
                 model.proto.opset_import.iter().map(|set| (set.domain.as_str(), set.version)).collect();

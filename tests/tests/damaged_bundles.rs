@@ -2,7 +2,7 @@
 //! `rushes inspect --verify` names them all.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::Scheme;
 use quality::quantize::variant::Kept;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tests::program::{event, rushes};
 use tests::{edit, golden};
 
-/// Heads that our own operators have kernels for, so that a variant is made in no time.
+/// Heads that Rushes kernels have kernels for, so that a variant is made in no time.
 const CASE: &str = "official-names";
 
 struct Shared {
@@ -109,7 +109,7 @@ fn every_file_of_a_bundle_has_a_digest_and_a_whole_bundle_is_verified() {
     // Graphs and weights of the variant are among them.
     let expert =
         bundle.manifest.components.iter().find(|entry| matches!(entry.component, Component::Expert(_)));
-    let variant = expert.unwrap().variant(Precision::Bf16, Operators::Own).unwrap();
+    let variant = expert.unwrap().variant(Precision::Bf16, KernelLibrary::Rushes).unwrap();
     assert!(digests.contains_key(&variant.weights[0].file));
     let output = run(folder.path(), &["inspect", "bundle", "--verify", "--json"]);
     assert!(output.status.success(), "{output:?}");

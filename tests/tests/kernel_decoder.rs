@@ -1,7 +1,7 @@
-//! A decoder on the CPU's own operators gives what the f32 graph gives, to what bytes allow, on every path.
+//! A decoder on Rushes kernels gives what the f32 graph gives, to what bytes allow, on every path.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
@@ -84,7 +84,8 @@ fn decode(bundle: &Bundle, precision: Precision, kernels: Kernels, threads: usiz
     for index in 0..3 {
         let part = if index == 0 { Part::First } else { Part::Next };
         let entry = &bundle.manifest.components[0];
-        let path = bundle.path(&entry.graph(part, Dialect::Cpu, precision, Operators::Own).unwrap().file);
+        let path =
+            bundle.path(&entry.graph(part, Target::Cpu, precision, KernelLibrary::Rushes).unwrap().file);
         let contract = Model::read(&path).unwrap().signature();
         let mut engine = onnx.open(&path, &contract, &options(threads)).unwrap();
         let one = latent.index_axis(Axis(2), index).to_owned().insert_axis(Axis(2));

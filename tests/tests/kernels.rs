@@ -1,4 +1,4 @@
-//! A step on the CPU's own operators gives what the stock f32 graph gives, to what its number format allows.
+//! A step on Rushes kernels gives what the stock f32 graph gives, to what its number format allows.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use bundle::dtype::ElementType;

@@ -1,7 +1,7 @@
 //! Calibration and quantised variants, on small models and on the embedded one.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
 use bundle::quantization::Scheme;
 use bundle::stop::Stop;
@@ -39,10 +39,10 @@ fn share_of(
     bundle: &Bundle,
     entry: &ComponentEntry,
     part: Part,
-    operators: Operators,
+    kernels: KernelLibrary,
     rows: StepRows,
 ) -> Share {
-    let graph = bundle.path(&entry.graph(part, Dialect::Cpu, Precision::Int8, operators).unwrap().file);
+    let graph = bundle.path(&entry.graph(part, Target::Cpu, Precision::Int8, kernels).unwrap().file);
     let optimized = graph.with_extension("optimized");
     OnnxRuntime::load(None).unwrap().write_optimized(&graph, &optimized).unwrap();
     let model = Model::read(&optimized).unwrap();
@@ -148,8 +148,10 @@ fn a_quantisation_that_is_stopped_leaves_the_bundle_as_it_was() {
     // Every component but the last, and nothing is committed; with a variant in the bundle and without one.
     let quantize = |components: usize, reason: &str| {
         let calibration = folder.path().join("calibration.json");
-        let options =
-            QuantizeOptions { operators: vec![Operators::Stock], ..QuantizeOptions::new(Scheme::Int8) };
+        let options = QuantizeOptions {
+            kernels: vec![KernelLibrary::OnnxRuntime],
+            ..QuantizeOptions::new(Scheme::Int8)
+        };
         let mut quantizer = Quantizer::open(&bundle.folder, &calibration, options).unwrap();
         for entry in bundle.manifest.components.iter().take(components) {
             let groups = calibration::numerics::plan::groups(&bundle.manifest, &entry.component);
@@ -194,12 +196,12 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
         let output = succeeded(run(&[&["quantize", "bundle", "--clips", "1", "--json"], more].concat()));
         event(&output, "quantized")["psnr"].as_f64().unwrap()
     };
-    let psnr = quantize(&["--operators", "stock"]);
-    assert!(psnr >= 30.0, "{psnr} dB in stock operators");
+    let psnr = quantize(&["--kernels", "onnxruntime"]);
+    assert!(psnr >= 30.0, "{psnr} dB in ONNX Runtime kernels");
     let measured = layers(&path);
     let quick = ["--sensitivity", "estimated", "--ranges", "percentile"];
-    let psnr = quantize(&[&quick[..], &["--operators", "own,stock"]].concat());
-    assert!(psnr >= 30.0, "{psnr} dB in own operators");
+    let psnr = quantize(&[&quick[..], &["--kernels", "rushes,onnxruntime"]].concat());
+    assert!(psnr >= 30.0, "{psnr} dB in Rushes kernels");
     // What a layer costs was really measured: each has an error that is small and not the one of the estimate.
     let estimated = layers(&path);
     assert!(measured.keys().eq(estimated.keys()));
@@ -218,23 +220,23 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     let bundle = Bundle::open(&path).unwrap();
     // Prompts of mini are a dozen tokens.
     let rows = |text| StepRows { tokens: 5 * 4 * 7, text };
-    for (operators, rows) in [(Operators::Own, rows(12)), (Operators::Stock, rows(512))] {
+    for (kernels, rows) in [(KernelLibrary::Rushes, rows(12)), (KernelLibrary::OnnxRuntime, rows(512))] {
         for entry in &bundle.manifest.components {
             let (ratio, part) = match entry.component {
                 Component::Expert(_) => (0.30, Part::Whole),
                 Component::Decoder => (0.30, Part::Next),
                 Component::TextEncoder | Component::Preview => continue,
             };
-            let variant = entry.variant(Precision::Int8, operators).unwrap();
+            let variant = entry.variant(Precision::Int8, kernels).unwrap();
             let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;
-            assert!(share <= ratio, "{} in {operators} operators: {share}", entry.component);
-            let share = share_of(&bundle, entry, part, operators, rows);
-            assert!(share.ratio() >= 0.85, "{} in {operators} operators: {share:?}", entry.component);
+            assert!(share <= ratio, "{} in {kernels} kernels: {share}", entry.component);
+            let share = share_of(&bundle, entry, part, kernels, rows);
+            assert!(share.ratio() >= 0.85, "{} in {kernels} kernels: {share:?}", entry.component);
         }
         let clip =
             ["generate", "A red ball", "--bundle", "bundle", "--precision", "int8", "--steps", "2", "--json"];
-        let output = succeeded(run(&[&clip[..], &["--operators", operators.name()]].concat()));
-        assert_eq!(event(&output, "done")["operators"], operators.name());
+        let output = succeeded(run(&[&clip[..], &["--kernels", kernels.name()]].concat()));
+        assert_eq!(event(&output, "done")["kernels"], kernels.name());
     }
     // Once more, with a budget that needs some layers in high precision: the variant is replaced, and nothing is left
     // of the old one.
@@ -242,7 +244,7 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     let before = files();
     let budget = format!("{}", psnr + 0.5);
     assert!(
-        quantize(&[&quick[..], &["--operators", "own,stock", "--budget-psnr", &budget]].concat())
+        quantize(&[&quick[..], &["--kernels", "rushes,onnxruntime", "--budget-psnr", &budget]].concat())
             >= psnr + 0.5
     );
     let kept = |bundle: &Bundle| -> usize {
@@ -259,14 +261,14 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     }
     // On any path of the processor, and no other operators than there are.
     for arguments in
-        [["--precision", "int8", "--cpu-path", "scalar"], ["--precision", "bf16", "--operators", "own"]]
+        [["--precision", "int8", "--cpu-path", "scalar"], ["--precision", "bf16", "--kernels", "rushes"]]
     {
         succeeded(run(
             &[&["generate", "A red ball", "--bundle", "bundle", "--steps", "1"][..], &arguments].concat()
         ));
     }
-    let refused = run(&["generate", "a", "--bundle", "bundle", "--precision", "f32", "--operators", "own"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("stock operators alone"), "{refused:?}");
+    let refused = run(&["generate", "a", "--bundle", "bundle", "--precision", "f32", "--kernels", "rushes"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("ONNX Runtime kernels alone"), "{refused:?}");
     fp8_graphs_obey_the_rules(&Bundle::open(&path).unwrap());
 }
 
@@ -286,17 +288,15 @@ fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
             of.layers.contains_key("blocks.1.attn1.to_q") && of.layers.contains_key("blocks.4.ffn.net.2")
         );
         let quantized: std::collections::BTreeSet<String> = of.layers.keys().cloned().collect();
-        for (dialect, activations) in
-            [(Dialect::Cpu, DataType::Float), (Dialect::Tensorrt, DataType::Bfloat16)]
-        {
+        for (target, activations) in [(Target::Cpu, DataType::Float), (Target::Plain, DataType::Bfloat16)] {
             let broken_rules = |model: &Model, kept| broken_rules(model, kept, activations);
-            let graph = entry.graph(Part::Whole, dialect, Precision::Fp8, Operators::Stock).unwrap();
+            let graph = entry.graph(Part::Whole, target, Precision::Fp8, KernelLibrary::OnnxRuntime).unwrap();
             let model = Model::read(&bundle.path(&graph.file)).unwrap();
             assert_eq!(broken_rules(&model, &kept), Vec::<String>::new());
             // In each of four blocks seven inputs of layers, and in two attentions four operands.
             let nodes = &model.proto.graph.as_ref().unwrap().node;
             let codes = nodes.iter().filter(|node| node.op_type == "QuantizeLinear").count();
-            assert!(codes >= 4 * (7 + 2 * 4), "{codes} in {dialect}");
+            assert!(codes >= 4 * (7 + 2 * 4), "{codes} in {target}");
 
             assert!(!broken_rules(&model, &quantized).is_empty(), "a layer that should be kept is not seen");
             let mut cut = model.clone();
@@ -342,17 +342,17 @@ fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
         );
         numerics.layers.insert(layer, numbers);
     }
-    let both = [Operators::Own, Operators::Stock];
+    let both = [KernelLibrary::Rushes, KernelLibrary::OnnxRuntime];
     let request = VariantRequest {
         scheme: Scheme::Int8,
         numerics: &numerics,
-        operators: &both,
+        kernels: &both,
         note: None,
         stop: &Stop::new(),
     };
     write_variant(&bundle, &mut entry, &request).unwrap();
-    for (operators, text) in [(Operators::Own, 61), (Operators::Stock, 512)] {
-        let share = share_of(&bundle, &entry, Part::Whole, operators, StepRows { tokens: 1950, text });
-        assert!(share.ratio() >= 0.95, "in {operators} operators: {share:?}");
+    for (kernels, text) in [(KernelLibrary::Rushes, 61), (KernelLibrary::OnnxRuntime, 512)] {
+        let share = share_of(&bundle, &entry, Part::Whole, kernels, StepRows { tokens: 1950, text });
+        assert!(share.ratio() >= 0.95, "in {kernels} kernels: {share:?}");
     }
 }

@@ -1,7 +1,7 @@
-//! Models that our own operators have no kernels for are refused by `rushes quantize` before anything is computed.
+//! Models that Rushes kernels have no kernels for are refused by `rushes quantize` before anything is computed.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::Operators;
+use bundle::dtype::KernelLibrary;
 use bundle::quantization::Scheme;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use std::path::Path;
@@ -25,10 +25,10 @@ fn heads_that_there_are_no_kernels_for_are_refused_by_name_with_what_works() {
     for (case, width) in [("two-experts", "12"), ("four-steps", "26"), ("moving-clip", "8")] {
         let folder = export(case);
         for (arguments, flag, fix) in [
-            (&["--scheme", "int8"][..], "--operators", "--operators stock"),
-            (&["--operators", "own"], "--operators", "--operators stock"),
-            (&["--operators", "stock,own"], "--operators", "--operators stock"),
-            (&["--scheme", "bf16"], "--scheme", "--scheme int8 --operators stock"),
+            (&["--scheme", "int8"][..], "--kernels", "--kernels stock"),
+            (&["--kernels", "rushes"], "--kernels", "--kernels stock"),
+            (&["--kernels", "stock,own"], "--kernels", "--kernels stock"),
+            (&["--scheme", "bf16"], "--scheme", "--scheme int8 --kernels stock"),
         ] {
             let output = rushes(folder.path())
                 .args(["quantize", "bundle", "--json"])
@@ -44,7 +44,7 @@ fn heads_that_there_are_no_kernels_for_are_refused_by_name_with_what_works() {
         // The others want a calibration, which is the next thing that is looked at.
         for scheme in [Scheme::Int8, Scheme::Fp8, Scheme::Int8Weights] {
             let options =
-                QuantizeOptions { operators: vec![Operators::Stock], ..QuantizeOptions::new(scheme) };
+                QuantizeOptions { kernels: vec![KernelLibrary::OnnxRuntime], ..QuantizeOptions::new(scheme) };
             let bundle = folder.path().join("bundle");
             let error = Quantizer::open(&bundle, Path::new("absent.json"), options).unwrap_err().to_string();
             assert!(error.contains("absent.json"), "{error}");
@@ -72,7 +72,7 @@ fn quantizes(case: &str, variants: &[&[&str]]) -> tempfile::TempDir {
 /// of four channels.
 #[test]
 fn what_is_not_refused_runs_at_odd_widths() {
-    let folder = quantizes("official-names", &[&["--operators", "own,stock"]]);
+    let folder = quantizes("official-names", &[&["--kernels", "rushes,onnxruntime"]]);
     // The decoder of bytes is one graph: tiles are refused before the steps, and one tile is the whole picture.
     let generate = |size: &str, tile: &str| {
         let clip = [
@@ -102,6 +102,9 @@ fn what_is_not_refused_runs_at_odd_widths() {
 fn every_scheme_runs_at_odd_widths() {
     quantizes("official-names", &[&["--scheme", "bf16"], &["--scheme", "fp8"]]);
     for case in ["two-experts", "five-latent-frames", "four-steps", "moving-clip"] {
-        quantizes(case, &[&["--operators", "stock"], &["--scheme", "fp8"], &["--scheme", "int8-weights"]]);
+        quantizes(
+            case,
+            &[&["--kernels", "onnxruntime"], &["--scheme", "fp8"], &["--scheme", "int8-weights"]],
+        );
     }
 }

@@ -6,7 +6,7 @@
 use super::fp8;
 use super::range::round_trip;
 use super::weights::{Matrix, nearest};
-use bundle::dtype::Operators;
+use bundle::dtype::KernelLibrary;
 use bundle::quantization::{LayerNumerics, WeightScales};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -22,7 +22,7 @@ pub fn output_error(
     weight: &Matrix,
     numbers: &LayerNumerics,
     rows: &[f32],
-    operators: Operators,
+    kernels: KernelLibrary,
 ) -> Option<f64> {
     let columns = weight.columns.max(1);
     let all = rows.len() / columns;
@@ -30,7 +30,7 @@ pub fn output_error(
     let kept: Vec<f32> =
         rows.chunks_exact(columns).step_by(step).flat_map(|row| row.iter().copied()).collect();
     let exact = Array2::from_shape_vec((kept.len() / columns, columns), kept).ok()?;
-    let rounded = rounded_input(&exact, numbers, operators);
+    let rounded = rounded_input(&exact, numbers, kernels);
     let sums = |(block, values): (usize, &[f32])| {
         let first = block * OUTPUTS;
         let stored = stored_weights(values, columns, first, numbers);
@@ -44,7 +44,7 @@ pub fn output_error(
         let (expected, found) = (exact.dot(&plain.t()), rounded.dot(&stored.t()));
         let mut sums = (0.0_f64, 0.0_f64);
         for ((row, output), expected) in expected.indexed_iter() {
-            let found = f64::from(found[[row, output]]) + shift(numbers, operators, first + output);
+            let found = f64::from(found[[row, output]]) + shift(numbers, kernels, first + output);
             let factor =
                 numbers.row_factors.as_ref().map_or(1.0, |factors| f64::from(factors[first + output]));
             sums.0 += (found / factor - f64::from(*expected)).powi(2);
@@ -62,17 +62,17 @@ pub fn output_error(
 }
 
 /// What is added to an output because rounding takes it from the mean.
-fn shift(numbers: &LayerNumerics, operators: Operators, output: usize) -> f64 {
+fn shift(numbers: &LayerNumerics, kernels: KernelLibrary, output: usize) -> f64 {
     let of = |shift: &Option<Vec<f32>>| shift.as_ref().map_or(0.0, |shift| f64::from(shift[output]));
-    let of_range = match operators {
-        Operators::Stock => of(&numbers.range_shift),
-        Operators::Own => 0.0,
+    let of_range = match kernels {
+        KernelLibrary::OnnxRuntime => of(&numbers.range_shift),
+        KernelLibrary::Rushes => 0.0,
     };
     of(&numbers.bias_shift) + of_range
 }
 
 /// The rows as the operators read them: divided, and rounded to their range, to a range of their own, or not at all.
-fn rounded_input(exact: &Array2<f32>, numbers: &LayerNumerics, operators: Operators) -> Array2<f32> {
+fn rounded_input(exact: &Array2<f32>, numbers: &LayerNumerics, kernels: KernelLibrary) -> Array2<f32> {
     let mut rows = exact.clone();
     if let Some(smoothing) = &numbers.smoothing {
         for mut row in rows.outer_iter_mut() {
@@ -80,10 +80,10 @@ fn rounded_input(exact: &Array2<f32>, numbers: &LayerNumerics, operators: Operat
         }
     }
     let Some(input) = numbers.input else { return rows };
-    match (&numbers.weights, operators) {
+    match (&numbers.weights, kernels) {
         (WeightScales::Tensor(_), _) => rows.mapv_inplace(|value| fp8::nearest(input.scale, value)),
-        (_, Operators::Stock) => rows.mapv_inplace(|value| round_trip(input, value)),
-        (_, Operators::Own) => {
+        (_, KernelLibrary::OnnxRuntime) => rows.mapv_inplace(|value| round_trip(input, value)),
+        (_, KernelLibrary::Rushes) => {
             for mut row in rows.outer_iter_mut() {
                 let largest = row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
                 let scale = (largest / 127.0).max(f32::MIN_POSITIVE);
@@ -131,13 +131,13 @@ mod tests {
             WeightScales::Rows(vec![1.0; 2]),
             Some(Affine { scale: 1.0, zero_point: 128 }),
         );
-        assert_eq!(output_error(&weight, &numbers, &rows, Operators::Stock), Some(0.0));
+        assert_eq!(output_error(&weight, &numbers, &rows, KernelLibrary::OnnxRuntime), Some(0.0));
         numbers.smoothing =
             Some(Smoothing { divisors: vec![2.0, 1.0, 1.0], fold: Fold::Upstream, alpha: 0.5 });
         numbers.row_factors = Some(vec![1.0, 2.0]);
-        assert_eq!(output_error(&weight, &numbers, &rows, Operators::Stock), Some(0.0));
+        assert_eq!(output_error(&weight, &numbers, &rows, KernelLibrary::OnnxRuntime), Some(0.0));
         numbers.bias_shift = Some(vec![1.0, 0.0]);
-        assert!(output_error(&weight, &numbers, &rows, Operators::Stock).unwrap() > 1e-4);
+        assert!(output_error(&weight, &numbers, &rows, KernelLibrary::OnnxRuntime).unwrap() > 1e-4);
     }
 
     #[test]
@@ -149,11 +149,11 @@ mod tests {
         rows.chunks_mut(64).skip(1).step_by(4).for_each(|row| row.fill(0.3));
         let scales = WeightScales::Rows(vec![1.0 / 127.0; 8]);
         let numbers = LayerNumerics::plain(scales, Some(Affine { scale: 200.0 / 255.0, zero_point: 128 }));
-        let error = |rows: &[f32], operators| output_error(&weight, &numbers, rows, operators).unwrap();
+        let error = |rows: &[f32], kernels| output_error(&weight, &numbers, rows, kernels).unwrap();
         let small: Vec<f32> = rows.chunks(64).skip(1).step_by(4).flatten().copied().collect();
-        assert!(error(&small, Operators::Own) < 1e-3);
-        assert!(error(&small, Operators::Stock) > 0.1);
-        assert_eq!(output_error(&weight, &numbers, &[], Operators::Own), None);
+        assert!(error(&small, KernelLibrary::Rushes) < 1e-3);
+        assert!(error(&small, KernelLibrary::OnnxRuntime) > 0.1);
+        assert_eq!(output_error(&weight, &numbers, &[], KernelLibrary::Rushes), None);
     }
 
     #[test]
@@ -162,12 +162,13 @@ mod tests {
         let rows = wave(256 * 16, 0.11);
         let blocks = WeightScales::Blocks { size: 128, scales: vec![1.0 / 127.0; 8] };
         let of_bytes =
-            output_error(&weight, &LayerNumerics::plain(blocks, None), &rows, Operators::Stock).unwrap();
+            output_error(&weight, &LayerNumerics::plain(blocks, None), &rows, KernelLibrary::OnnxRuntime)
+                .unwrap();
         let e4m3 = LayerNumerics::plain(
             WeightScales::Tensor(1.0 / 448.0),
             Some(Affine { scale: 1.0 / 448.0, zero_point: 0 }),
         );
-        let of_e4m3 = output_error(&weight, &e4m3, &rows, Operators::Stock).unwrap();
+        let of_e4m3 = output_error(&weight, &e4m3, &rows, KernelLibrary::OnnxRuntime).unwrap();
         assert!(of_bytes > 0.0 && of_bytes < 1e-4, "{of_bytes}");
         assert!(of_e4m3 > of_bytes && of_e4m3 < 1e-2, "{of_e4m3}");
     }

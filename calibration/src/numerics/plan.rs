@@ -10,7 +10,7 @@ use super::weights::{
 use crate::Error;
 use crate::observe::statistics::Statistics;
 use crate::observe::table::Table;
-use bundle::dtype::Operators;
+use bundle::dtype::KernelLibrary;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::quantization::layers::{self, Feed, LayerGroup};
 use bundle::quantization::{
@@ -165,7 +165,7 @@ pub fn check_observed(manifest: &Manifest, table: &Table, scheme: Scheme) -> Res
 pub fn measured_errors(
     sources: Sources<'_>,
     numerics: &ComponentNumerics,
-    operators: Operators,
+    kernels: KernelLibrary,
 ) -> Result<BTreeMap<String, f64>, Error> {
     let mut errors = BTreeMap::new();
     // Convolutions read positions with their neighbours, which were not kept together.
@@ -175,7 +175,7 @@ pub fn measured_errors(
     for (layer, numbers) in &numerics.layers {
         let Some(seen) = sources.table.input(&numerics.component, layer) else { continue };
         let weight = Matrix::read(sources.weights, &numerics.component, layer)?;
-        let error = output_error(&weight, numbers, &seen.samples, operators);
+        let error = output_error(&weight, numbers, &seen.samples, kernels);
         errors.extend(error.map(|error| (layer.clone(), error)));
     }
     Ok(errors)

@@ -5,7 +5,7 @@ use super::set::{CalibrationSet, Sample};
 use super::statistics::{Points, Record};
 use super::table::{NOISE_BINS, Table};
 use crate::Error;
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::routing::Routing;
@@ -108,12 +108,12 @@ struct OpenGraph {
 impl OpenGraph {
     fn open(replay: &Replay<'_>, component: &Component, part: Part, records: usize) -> Result<Self, Error> {
         let entry = replay.bundle.manifest.component(component)?;
-        let graph = [Precision::F32, Precision::Bf16, Precision::F16]
-            .iter()
-            .find_map(|precision| entry.graph(part, Dialect::Cpu, *precision, Operators::Stock).ok());
+        let graph = [Precision::F32, Precision::Bf16, Precision::F16].iter().find_map(|precision| {
+            entry.graph(part, Target::Cpu, *precision, KernelLibrary::OnnxRuntime).ok()
+        });
         let graph = match graph {
             Some(graph) => graph,
-            None => entry.graph(part, Dialect::Cpu, Precision::F32, Operators::Stock)?,
+            None => entry.graph(part, Target::Cpu, Precision::F32, KernelLibrary::OnnxRuntime)?,
         };
         let source = replay.bundle.path(&graph.file);
         let rows = (ROWS / records.max(1)).clamp(4, 256);

@@ -1,4 +1,4 @@
-//! Number formats of tensors, and the precisions and dialects that graphs come in.
+//! Number formats of tensors, and the precisions and targets that graphs come in.
 
 use crate::Error;
 use serde::{Deserialize, Serialize};
@@ -168,76 +168,81 @@ impl std::str::FromStr for Precision {
     }
 }
 
-/// Whose operators a graph for the CPU is made of.
+/// Which kernels a graph for the CPU is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Operators {
+pub enum KernelLibrary {
     /// Those of ONNX Runtime alone: portable.
     #[default]
-    Stock,
-    /// Our own, of the domain `rushes`, and stock ones for what is small.
-    Own,
+    #[serde(alias = "stock")]
+    OnnxRuntime,
+    /// Those of `rushes-kernels`, as operators of the domain `rushes`, with ONNX Runtime's for what is small.
+    #[serde(alias = "own")]
+    Rushes,
 }
 
-impl Operators {
+impl KernelLibrary {
     /// The name used in flags and file names.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Stock => "stock",
-            Self::Own => "own",
+            Self::OnnxRuntime => "onnxruntime",
+            Self::Rushes => "rushes",
         }
     }
 
-    /// Whether it is [`Operators::Stock`], which files do not mention.
-    pub fn is_stock(&self) -> bool {
-        *self == Self::Stock
+    /// Whether it is [`KernelLibrary::OnnxRuntime`], which files do not mention.
+    pub fn is_onnx_runtime(&self) -> bool {
+        *self == Self::OnnxRuntime
     }
 }
 
-impl fmt::Display for Operators {
+impl fmt::Display for KernelLibrary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl std::str::FromStr for Operators {
+impl std::str::FromStr for KernelLibrary {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        [Self::Stock, Self::Own].into_iter().find(|operators| operators.name() == text).ok_or_else(|| {
-            Error::value(
-                "--operators",
-                text,
-                "operators are our own or those of ONNX Runtime",
-                "use own or stock",
-            )
-        })
+        [Self::OnnxRuntime, Self::Rushes].into_iter().find(|kernels| kernels.name() == text).ok_or_else(
+            || {
+                Error::value(
+                    "--kernels",
+                    text,
+                    "unknown kernels; expected rushes or onnxruntime",
+                    "use rushes or onnxruntime",
+                )
+            },
+        )
     }
 }
 
 /// The set of operators that a graph is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Dialect {
+pub enum Target {
     /// For the CPU execution provider: fused attention and normalisation, f32 arithmetic.
     Cpu,
     /// For the CUDA execution provider: fused attention, arithmetic in the number format of the weights, which is bf16
     /// unless another is asked for, and no operator that lacks a bf16 kernel there. Inputs and outputs stay f32.
     Cuda,
-    /// For TensorRT: the same arithmetic in ONNX's own small operators, which TensorRT fuses by itself.
-    Tensorrt,
+    /// Standard ONNX operators alone, for TensorRT and every other provider that fuses by itself.
+    #[serde(alias = "tensorrt")]
+    Plain,
 }
 
-impl Dialect {
-    /// Every dialect.
-    pub const ALL: [Self; 3] = [Self::Cpu, Self::Cuda, Self::Tensorrt];
+impl Target {
+    /// Every target.
+    pub const ALL: [Self; 3] = [Self::Cpu, Self::Cuda, Self::Plain];
 
     /// The name used in flags and file names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
-            Self::Tensorrt => "tensorrt",
+            Self::Plain => "plain",
         }
     }
 
@@ -245,27 +250,29 @@ impl Dialect {
     pub fn weights(self) -> WeightType {
         match self {
             Self::Cpu => WeightType::F32,
-            Self::Cuda | Self::Tensorrt => WeightType::Bf16,
+            Self::Cuda | Self::Plain => WeightType::Bf16,
         }
     }
 }
 
-impl fmt::Display for Dialect {
+impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl std::str::FromStr for Dialect {
+impl std::str::FromStr for Target {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|dialect| dialect.name() == text).ok_or_else(|| {
+        let named = Self::ALL.into_iter().find(|target| target.name() == text);
+        // TensorRT reads plain graphs.
+        named.or((text == "tensorrt").then_some(Self::Plain)).ok_or_else(|| {
             Error::value(
                 "--target",
                 text,
-                "graphs are exported for the CPU, CUDA and TensorRT",
-                "use cpu, cuda or tensorrt",
+                "unknown target; expected cpu, cuda, plain or tensorrt",
+                "use cpu, cuda or plain; tensorrt is another name for plain",
             )
         })
     }

@@ -91,7 +91,7 @@ pub enum Error {
     NoGraph {
         /// Which component.
         component: String,
-        /// What was asked for, as dialect and precision.
+        /// What was asked for, as target and precision.
         asked: String,
         /// What there is.
         available: Vec<String>,

@@ -16,7 +16,7 @@
 //! A graph lies above its weights because ONNX Runtime refuses external data outside the folder of the graph.
 
 use crate::digest::Digest;
-use crate::dtype::{Dialect, Operators, Precision};
+use crate::dtype::{KernelLibrary, Precision, Target};
 use crate::manifest::{Component, Part};
 
 /// Name of the manifest; written last, so that a folder that has it is whole.
@@ -42,9 +42,9 @@ pub fn component_folder(component: &Component) -> String {
 pub fn graph_file(
     component: &Component,
     part: Part,
-    dialect: Dialect,
+    target: Target,
     precision: Precision,
-    operators: Operators,
+    kernels: KernelLibrary,
     digest: &Digest,
 ) -> String {
     let prefix = match part {
@@ -56,14 +56,14 @@ pub fn graph_file(
         Part::StemNext => "stem.next.",
         Part::RiseNext => "rise.next.",
     };
-    let numbers = variant_name(precision, operators);
-    format!("{}/{prefix}{dialect}-{numbers}.{}.onnx", component_folder(component), digest.short())
+    let numbers = variant_name(precision, kernels);
+    format!("{}/{prefix}{target}-{numbers}.{}.onnx", component_folder(component), digest.short())
 }
 
-/// How a precision and its operators are named in files: `int8`, or `int8-own`.
-pub fn variant_name(precision: Precision, operators: Operators) -> String {
-    match operators {
-        Operators::Stock => precision.to_string(),
-        Operators::Own => format!("{precision}-own"),
+/// How a precision and its kernels are named in files: `int8`, or `int8-rushes`.
+pub fn variant_name(precision: Precision, kernels: KernelLibrary) -> String {
+    match kernels {
+        KernelLibrary::OnnxRuntime => precision.to_string(),
+        KernelLibrary::Rushes => format!("{precision}-rushes"),
     }
 }

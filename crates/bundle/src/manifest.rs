@@ -1,7 +1,7 @@
 //! `bundle.json`: what the bundle holds.
 
 use crate::digest::Digest;
-use crate::dtype::{Dialect, Operators, Precision, WeightType};
+use crate::dtype::{KernelLibrary, Precision, Target, WeightType};
 use crate::file_digest::{self, FileDigest};
 use crate::layout;
 use crate::preview::LatentToRgb;
@@ -16,8 +16,10 @@ use std::fmt;
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 
-/// The version of the layout of bundles; a reader refuses others.
-pub const FORMAT: u32 = 1;
+/// The version of the layout of bundles that is written.
+pub const FORMAT: u32 = 2;
+/// The versions that are read. Format 1 had `dialect` for `target`, `tensorrt` for `plain` and `operators` for `kernels`.
+pub const READ_FORMATS: std::ops::RangeInclusive<u32> = 1..=FORMAT;
 /// The longest `bundle.json` that is read.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -71,13 +73,14 @@ pub enum Part {
 pub struct GraphEntry {
     /// Which graph of the component.
     pub part: Part,
-    /// Operators it is written in.
-    pub dialect: Dialect,
+    /// Which providers it is written for.
+    #[serde(alias = "dialect")]
+    pub target: Target,
     /// What it computes in.
     pub precision: Precision,
-    /// Whose operators it is made of.
-    #[serde(default, skip_serializing_if = "Operators::is_stock")]
-    pub operators: Operators,
+    /// Which kernels it is made of.
+    #[serde(default, alias = "operators", skip_serializing_if = "KernelLibrary::is_onnx_runtime")]
+    pub kernels: KernelLibrary,
     /// Path relative to the bundle.
     pub file: String,
 }
@@ -114,9 +117,9 @@ pub struct ComponentEntry {
 pub struct Variant {
     /// Which precision its graphs are found under.
     pub precision: Precision,
-    /// Whose operators they are made of.
-    #[serde(default, skip_serializing_if = "Operators::is_stock")]
-    pub operators: Operators,
+    /// Which kernels they are made of.
+    #[serde(default, alias = "operators", skip_serializing_if = "KernelLibrary::is_onnx_runtime")]
+    pub kernels: KernelLibrary,
     /// Files its graphs read; none when it runs on the component's own weights.
     pub weights: Vec<WeightFile>,
     /// Layers that are quantised.
@@ -135,11 +138,11 @@ impl Variant {
 }
 
 impl ComponentEntry {
-    /// The quantised variant of a precision that has weights of its own, in our operators or in stock ones where there are
-    /// none; with [`Operators::Stock`] only in these.
-    pub fn variant(&self, precision: Precision, operators: Operators) -> Option<&Variant> {
+    /// The quantised variant of a precision that has weights of its own, for Rushes kernels, or for ONNX Runtime's where there are
+    /// none; with [`KernelLibrary::OnnxRuntime`] only in these.
+    pub fn variant(&self, precision: Precision, kernels: KernelLibrary) -> Option<&Variant> {
         let fits = |variant: &&Variant| variant.precision == precision && !variant.weights.is_empty();
-        preferred(self.variants.iter().filter(fits), operators, |variant| variant.operators)
+        preferred(self.variants.iter().filter(fits), kernels, |variant| variant.kernels)
     }
 
     /// Files of weights, of its variants too.
@@ -152,29 +155,28 @@ impl ComponentEntry {
         self.weights.iter().map(|file| file.bytes).sum()
     }
 
-    /// The graph of a part in a dialect and precision, in our operators or in stock ones where there are none; with
-    /// [`Operators::Stock`] only in these.
+    /// The graph of a part in a target and precision, for Rushes kernels, or for ONNX Runtime's where there are none; with
+    /// [`KernelLibrary::OnnxRuntime`] only in these.
     ///
     /// # Errors
     /// Says which graphs there are when there is none like that.
     pub fn graph(
         &self,
         part: Part,
-        dialect: Dialect,
+        target: Target,
         precision: Precision,
-        operators: Operators,
+        kernels: KernelLibrary,
     ) -> Result<&GraphEntry, Error> {
         let fits =
-            |graph: &&GraphEntry| (graph.part, graph.dialect, graph.precision) == (part, dialect, precision);
-        preferred(self.graphs.iter().filter(fits), operators, |graph| graph.operators).ok_or_else(|| {
-            let name = |graph: &GraphEntry| {
-                format!("{} {}{}", graph.dialect, graph.precision, with(graph.operators))
-            };
+            |graph: &&GraphEntry| (graph.part, graph.target, graph.precision) == (part, target, precision);
+        preferred(self.graphs.iter().filter(fits), kernels, |graph| graph.kernels).ok_or_else(|| {
+            let name =
+                |graph: &GraphEntry| format!("{} {}{}", graph.target, graph.precision, with(graph.kernels));
             let mut available: Vec<_> = self.graphs.iter().map(name).collect();
             available.dedup();
             Error::NoGraph {
                 component: self.component.to_string(),
-                asked: format!("{dialect} {precision}"),
+                asked: format!("{target} {precision}"),
                 available,
             }
         })
@@ -182,21 +184,22 @@ impl ComponentEntry {
 }
 
 /// What stands behind a precision in a list of graphs.
-fn with(operators: Operators) -> &'static str {
-    match operators {
-        Operators::Stock => "",
-        Operators::Own => " on own operators",
+fn with(kernels: KernelLibrary) -> &'static str {
+    match kernels {
+        KernelLibrary::OnnxRuntime => "",
+        KernelLibrary::Rushes => " on Rushes kernels",
     }
 }
 
-/// The one in our operators if these are wanted and there is one, else the one in stock operators.
+/// The one for Rushes kernels if they are wanted and there is one, else the one for ONNX Runtime's.
 fn preferred<'a, T>(
     all: impl Iterator<Item = &'a T> + Clone,
-    wanted: Operators,
-    operators: impl Fn(&T) -> Operators,
+    wanted: KernelLibrary,
+    kernels: impl Fn(&T) -> KernelLibrary,
 ) -> Option<&'a T> {
-    let mut own = all.clone().filter(|one| wanted == Operators::Own && operators(one) == Operators::Own);
-    own.next().or_else(|| all.clone().find(|one| operators(one) == Operators::Stock))
+    let mut own =
+        all.clone().filter(|one| wanted == KernelLibrary::Rushes && kernels(one) == KernelLibrary::Rushes);
+    own.next().or_else(|| all.clone().find(|one| kernels(one) == KernelLibrary::OnnxRuntime))
 }
 
 /// `bundle.json`.
@@ -241,11 +244,11 @@ impl Manifest {
         })
     }
 
-    /// Precisions for which every component has graphs in `dialect` and `operators`, as [`ComponentEntry::graph`] finds
+    /// Precisions for which every component has graphs for `target` and `kernels`, as [`ComponentEntry::graph`] finds
     /// them; previews are never quantised and do not count.
-    pub fn precisions(&self, dialect: Dialect, operators: Operators) -> Vec<Precision> {
+    pub fn precisions(&self, target: Target, kernels: KernelLibrary) -> Vec<Precision> {
         let fits = |graph: &GraphEntry, precision: Precision| {
-            (graph.dialect, graph.precision) == (dialect, precision) && graph.operators <= operators
+            (graph.target, graph.precision) == (target, precision) && graph.kernels <= kernels
         };
         Precision::ALL
             .into_iter()
@@ -267,9 +270,10 @@ impl Manifest {
         self.components.iter().flat_map(ComponentEntry::weight_files)
     }
 
-    /// Whether a component has graphs of our own operators in that precision.
-    pub fn has_own_operators(&self, precision: Precision) -> bool {
-        let is_own = |graph: &GraphEntry| (graph.precision, graph.operators) == (precision, Operators::Own);
+    /// Whether a component has graphs of Rushes kernels in that precision.
+    pub fn has_rushes_kernels(&self, precision: Precision) -> bool {
+        let is_own =
+            |graph: &GraphEntry| (graph.precision, graph.kernels) == (precision, KernelLibrary::Rushes);
         self.components.iter().flat_map(|entry| &entry.graphs).any(is_own)
     }
 }
@@ -324,9 +328,12 @@ impl Bundle {
             .map_err(|error| wrong(error.to_string()))?
             .get("format")
             .and_then(serde_json::Value::as_u64);
-        if format != Some(u64::from(FORMAT)) {
+        if !format
+            .and_then(|format| u32::try_from(format).ok())
+            .is_some_and(|format| READ_FORMATS.contains(&format))
+        {
             let found = format.map_or("none".into(), |format| format.to_string());
-            return Err(wrong(format!("its format is {found} and this version reads format {FORMAT}")));
+            return Err(wrong(format!("its format is {found} and this version reads formats 1 to {FORMAT}")));
         }
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         validate::check(&manifest).map_err(wrong)?;

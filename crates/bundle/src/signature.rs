@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | text encoder | `ids [1,S]` i64 | `states [1,S,D]` |
 //! | step | `latent [B,Cin,F,H,W]`, `timestep [R]`, `text [B,512,D]`, `cos` and `sin [L,head/2]` | `velocity [B,C,F,H,W]` |
-//! | step on own operators | the same with `text [B,T,D]` and `key_bias [B,T]` | `velocity [B,C,F,H,W]` |
+//! | step on Rushes kernels | the same with `text [B,T,D]` and `key_bias [B,T]` | `velocity [B,C,F,H,W]` |
 //! | decoder, first | `latent [1,C,1,h,w]` | `frames [1,3,8h,8w]` in -1..1, `next_cache.NN` |
 //! | decoder, next | `latent [1,C,1,h,w]`, `cache.NN` | `frames [4,3,8h,8w]`, `next_cache.NN` |
 //!
@@ -112,7 +112,7 @@ impl Signature {
         }
     }
 
-    /// The contract of a denoising step on the CPU's own operators: rows of the text that are equal are one row, and
+    /// The contract of a denoising step on Rushes kernels: rows of the text that are equal are one row, and
     /// `key_bias` has the logarithm of how many it stands for, or minus infinity for a row that is not there.
     pub fn of_step_with_key_bias(spec: &DenoiserSpec) -> Self {
         let mut contract = Self::of_step(spec);

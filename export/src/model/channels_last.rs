@@ -1,4 +1,4 @@
-//! Decoders whose frames have their channels last, `[t,h,w,C]`: what is the same in every kind of operators.
+//! Decoders whose frames have their channels last, `[t,h,w,C]`: what is the same in every kind of kernels.
 
 use crate::Error;
 use bundle::dtype::ElementType;

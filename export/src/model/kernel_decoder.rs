@@ -1,4 +1,4 @@
-//! The decoder of a Wan2.1 VAE on the CPU's own operators.
+//! The decoder of a Wan2.1 VAE on Rushes kernels.
 //!
 //! The same model and the same numbers as the stock graph of bytes, in other operators: frames have their channels last,
 //! norms write codes, and a convolution reads three frames where they lie, doubles pixels on the way and adds what

@@ -1,4 +1,4 @@
-//! One denoising step on the CPU's own operators.
+//! One denoising step on Rushes kernels.
 //!
 //! The same model as the stock graph, in other operators: norms that quantise, products that do what follows them, and
 //! attention as one node. The equal pad rows of the text are merged into one: the graph takes `text [B,T,D]` and
@@ -17,7 +17,7 @@ use graph::{
     Activation, GraphBuilder, HeadAttention, LinearOperands, Model, PackedBf16, PackedInt8, Quantized, Tensor,
 };
 
-/// How a step is made of the CPU's own operators.
+/// How a step is made of Rushes kernels.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelLowering<'a> {
     /// The model's weights, and the packed ones of its fused layers, each in bytes or in bf16.
@@ -40,7 +40,7 @@ enum Packed {
     Bf16(PackedBf16),
 }
 
-/// Builds the step graph of one expert on the CPU's own operators.
+/// Builds the step graph of one expert on Rushes kernels.
 ///
 /// # Errors
 /// A weight that is missing or does not fit the spec.

@@ -1,6 +1,6 @@
 //! For what kind of machine a model is written down.
 
-use bundle::dtype::{Dialect, ElementType, WeightType};
+use bundle::dtype::{ElementType, Target, WeightType};
 use graph::GraphBuilder;
 
 /// The few choices in which graphs of one model differ between machines.
@@ -18,14 +18,12 @@ impl Lowering {
     /// For the CPU: f32.
     pub const CPU: Self = Self { compute: ElementType::F32, is_for_accelerators: false, is_plain: false };
 
-    /// For a dialect, over weights that are stored like that.
-    pub fn new(dialect: Dialect, weights: WeightType) -> Self {
-        match dialect {
-            Dialect::Cpu => Self::CPU,
-            Dialect::Cuda => Self { compute: weights.element(), is_for_accelerators: true, is_plain: false },
-            Dialect::Tensorrt => {
-                Self { compute: weights.element(), is_for_accelerators: true, is_plain: true }
-            }
+    /// For a target, over weights that are stored like that.
+    pub fn new(target: Target, weights: WeightType) -> Self {
+        match target {
+            Target::Cpu => Self::CPU,
+            Target::Cuda => Self { compute: weights.element(), is_for_accelerators: true, is_plain: false },
+            Target::Plain => Self { compute: weights.element(), is_for_accelerators: true, is_plain: true },
         }
     }
 

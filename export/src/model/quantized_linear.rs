@@ -1,4 +1,4 @@
-//! Linear layers over quantised weights, with stock operators.
+//! Linear layers over quantised weights, with ONNX Runtime kernels.
 
 use super::graph_weights::GraphWeights;
 use crate::Error;

@@ -1,4 +1,4 @@
-//! What is stored of an expert or a decoder for our own operators: layers packed, high precision for the rest.
+//! What is stored of an expert or a decoder for Rushes kernels: layers packed, high precision for the rest.
 
 use super::source::BundleWeights;
 use super::values::{Content, INPUT_FACTORS, Planned, as_it_is, taps_first};
@@ -47,7 +47,7 @@ pub(super) fn plan_expert(
 }
 
 /// All tensors of a decoder, in the order in which they are written. A convolution that is not quantised, or whose kernel
-/// our operators do not read, is stored in f32.
+/// Rushes kernels do not read, is stored in f32.
 pub(super) fn plan_decoder(source: &BundleWeights, numerics: &ComponentNumerics) -> Vec<Planned> {
     let packed = |layer: &str, shape: &[usize]| {
         let is_quantized = numerics.layers.contains_key(layer);

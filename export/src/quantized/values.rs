@@ -44,9 +44,9 @@ pub(super) enum Content {
     IntegerBias(String),
     /// One over the divisors of a layer's smoothing.
     InputFactors(String),
-    /// A fused layer as our own operators read it.
+    /// A fused layer as Rushes kernels read it.
     Packed(FusedLayer, PackedFormat),
-    /// A convolution of the decoder as our own operators read it.
+    /// A convolution of the decoder as Rushes kernels read it.
     PackedKernel(String),
 }
 
@@ -177,7 +177,7 @@ impl Planned {
         Self { stored: packed::stored(&layer, format), content: Content::Packed(layer, format) }
     }
 
-    /// The tensors of a convolution of the decoder, whose weight has this shape; nothing for one that our operators do
+    /// The tensors of a convolution of the decoder, whose weight has this shape; nothing for one that Rushes kernels do
     /// not read.
     pub(super) fn packed_kernel(layer: &str, shape: &[usize]) -> Option<Self> {
         let stored = packed::stored_kernel(layer, shape)?;

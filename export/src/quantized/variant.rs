@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::weights::PlacedWeights;
 use crate::weights::new_file::{Alignment, write_new};
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::layout;
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, Variant, WeightFile};
 use bundle::quantization::{ComponentNumerics, Scheme};
@@ -25,8 +25,8 @@ pub struct VariantRequest<'a> {
     pub scheme: Scheme,
     /// Every number of it.
     pub numerics: &'a ComponentNumerics,
-    /// In which operators it is written down, where the component and the scheme have a choice.
-    pub operators: &'a [Operators],
+    /// For which kernels it is written down, where the component and the scheme have a choice.
+    pub kernels: &'a [KernelLibrary],
     /// What a person should know of it.
     pub note: Option<String>,
     /// What may end the work.
@@ -34,14 +34,14 @@ pub struct VariantRequest<'a> {
 }
 
 impl VariantRequest<'_> {
-    /// Whose operators the variant is written in: ours are for steps and decoders of bytes, and alone for steps of bf16.
-    fn lowerings(&self) -> Vec<Operators> {
+    /// Which kernels the variant is written in: ours are for steps and decoders of bytes, and alone for steps of bf16.
+    fn lowerings(&self) -> Vec<KernelLibrary> {
         match (&self.numerics.component, self.scheme) {
-            (Component::Expert(_), Scheme::Bf16) => vec![Operators::Own],
+            (Component::Expert(_), Scheme::Bf16) => vec![KernelLibrary::Rushes],
             (Component::Expert(_) | Component::Decoder, Scheme::Int8) if !self.numerics.layers.is_empty() => {
-                self.operators.to_vec()
+                self.kernels.to_vec()
             }
-            _ => vec![Operators::Stock],
+            _ => vec![KernelLibrary::OnnxRuntime],
         }
     }
 }
@@ -59,22 +59,22 @@ pub fn write_variant(
     request: &VariantRequest<'_>,
 ) -> Result<(), Error> {
     remove_entries(entry, request.scheme.precision());
-    for operators in request.lowerings() {
-        if operators == Operators::Stock && request.numerics.layers.is_empty() {
+    for kernels in request.lowerings() {
+        if kernels == KernelLibrary::OnnxRuntime && request.numerics.layers.is_empty() {
             share_exported(entry, request);
             continue;
         }
-        let (graphs, weights) = lower(bundle, entry, request, operators)?;
+        let (graphs, weights) = lower(bundle, entry, request, kernels)?;
         entry.graphs.extend(graphs);
-        entry.variants.push(variant(request, operators, vec![weights]));
+        entry.variants.push(variant(request, kernels, vec![weights]));
     }
     Ok(())
 }
 
-fn variant(request: &VariantRequest<'_>, operators: Operators, weights: Vec<WeightFile>) -> Variant {
+fn variant(request: &VariantRequest<'_>, kernels: KernelLibrary, weights: Vec<WeightFile>) -> Variant {
     Variant {
         precision: request.scheme.precision(),
-        operators,
+        kernels,
         weights,
         quantized: request.numerics.layers.len(),
         kept: request.numerics.kept.len(),
@@ -86,7 +86,7 @@ fn variant(request: &VariantRequest<'_>, operators: Operators, weights: Vec<Weig
 fn share_exported(entry: &mut ComponentEntry, request: &VariantRequest<'_>) {
     let (precision, base) = (request.scheme.precision(), Precision::from(entry.weight_type));
     if precision != base {
-        let is_exported = |graph: &&GraphEntry| (graph.precision, graph.dialect) == (base, Dialect::Cpu);
+        let is_exported = |graph: &&GraphEntry| (graph.precision, graph.target) == (base, Target::Cpu);
         let shared: Vec<GraphEntry> = entry
             .graphs
             .iter()
@@ -95,37 +95,37 @@ fn share_exported(entry: &mut ComponentEntry, request: &VariantRequest<'_>) {
             .collect();
         entry.graphs.extend(shared);
     }
-    entry.variants.push(variant(request, Operators::Stock, Vec::new()));
+    entry.variants.push(variant(request, KernelLibrary::OnnxRuntime, Vec::new()));
 }
 
-/// Writes weights and graphs in one kind of operators.
+/// Writes weights and graphs for one kind of kernels.
 fn lower(
     bundle: &Bundle,
     entry: &ComponentEntry,
     request: &VariantRequest<'_>,
-    operators: Operators,
+    kernels: KernelLibrary,
 ) -> Result<(Vec<GraphEntry>, WeightFile), Error> {
     let (numerics, precision) = (request.numerics, request.scheme.precision());
     let source = BundleWeights::open(bundle, entry)?;
-    let planned = match operators {
-        Operators::Stock => values::plan(&source, numerics)?,
-        Operators::Own if numerics.component == Component::Decoder => {
+    let planned = match kernels {
+        KernelLibrary::OnnxRuntime => values::plan(&source, numerics)?,
+        KernelLibrary::Rushes if numerics.component == Component::Decoder => {
             packed_values::plan_decoder(&source, numerics)
         }
-        Operators::Own => packed_values::plan_expert(&source, numerics, &bundle.manifest.denoiser)?,
+        KernelLibrary::Rushes => packed_values::plan_expert(&source, numerics, &bundle.manifest.denoiser)?,
     };
     let digest = numerics.fingerprint();
-    let name = layout::variant_name(precision, operators);
+    let name = layout::variant_name(precision, kernels);
     let location = format!("{}/{name}.{}.safetensors", layout::WEIGHTS, digest.short());
     let (placed, bytes) = write_weights(&source, request, &planned, &location)?;
     let folder = layout::component_folder(&entry.component);
     let mut graphs = Vec::new();
-    for dialect in dialects(request.scheme) {
-        let lowering = Lowering::new(*dialect, dialect.weights());
-        for (part, model) in build(&bundle.manifest, numerics, &placed, (operators, lowering))? {
-            let file = layout::graph_file(&entry.component, part, *dialect, precision, operators, &digest);
+    for target in targets(request.scheme) {
+        let lowering = Lowering::new(*target, target.weights());
+        for (part, model) in build(&bundle.manifest, numerics, &placed, (kernels, lowering))? {
+            let file = layout::graph_file(&entry.component, part, *target, precision, kernels, &digest);
             model.write(&bundle.folder.join(&file))?;
-            graphs.push(GraphEntry { part, dialect: *dialect, precision, operators, file });
+            graphs.push(GraphEntry { part, target: *target, precision, kernels, file });
         }
     }
     Ok((graphs, WeightFile { file: format!("{folder}/{location}"), bytes: ByteCount(bytes) }))
@@ -135,7 +135,7 @@ fn lower(
 fn remove_entries(entry: &mut ComponentEntry, precision: Precision) {
     let base = Precision::from(entry.weight_type);
     entry.graphs.retain(|graph| {
-        graph.precision != precision || (precision == base && graph.operators == Operators::Stock)
+        graph.precision != precision || (precision == base && graph.kernels == KernelLibrary::OnnxRuntime)
     });
     entry.variants.retain(|variant| variant.precision != precision);
 }
@@ -165,10 +165,10 @@ fn write_weights(
 }
 
 /// For what a scheme is written down: E4M3 for TensorRT, and in f32 for the CPU, which computes the same numbers.
-fn dialects(scheme: Scheme) -> &'static [Dialect] {
+fn targets(scheme: Scheme) -> &'static [Target] {
     match scheme {
-        Scheme::Fp8 => &[Dialect::Cpu, Dialect::Tensorrt],
-        Scheme::Int8 | Scheme::Int8Weights | Scheme::Bf16 => &[Dialect::Cpu],
+        Scheme::Fp8 => &[Target::Cpu, Target::Plain],
+        Scheme::Int8 | Scheme::Int8Weights | Scheme::Bf16 => &[Target::Cpu],
     }
 }
 
@@ -177,24 +177,24 @@ fn build(
     manifest: &Manifest,
     numerics: &ComponentNumerics,
     placed: &PlacedWeights,
-    (operators, lowering): (Operators, Lowering),
+    (kernels, lowering): (KernelLibrary, Lowering),
 ) -> Result<Vec<(Part, Model)>, Error> {
     let weights = GraphWeights::quantized(placed, numerics).lowered(lowering);
-    Ok(match (&numerics.component, operators) {
+    Ok(match (&numerics.component, kernels) {
         (Component::TextEncoder, _) => {
             vec![(Part::Whole, text_encoder_graph(&manifest.text_encoder, weights)?)]
         }
-        (Component::Expert(_), Operators::Stock) => {
+        (Component::Expert(_), KernelLibrary::OnnxRuntime) => {
             vec![(Part::Whole, step_graph(&manifest.denoiser, weights)?)]
         }
-        (Component::Expert(_), Operators::Own) => {
+        (Component::Expert(_), KernelLibrary::Rushes) => {
             let lowering = KernelLowering { weights: GraphWeights::new(placed), values_as_bytes: true };
             vec![(Part::Whole, kernel_step_graph(&manifest.denoiser, lowering)?)]
         }
-        (Component::Decoder, operators) => {
-            let build = match operators {
-                Operators::Stock => integer_decoder_graph,
-                Operators::Own => kernel_decoder_graph,
+        (Component::Decoder, kernels) => {
+            let build = match kernels {
+                KernelLibrary::OnnxRuntime => integer_decoder_graph,
+                KernelLibrary::Rushes => kernel_decoder_graph,
             };
             [(Part::First, Chunk::First), (Part::Next, Chunk::Next)]
                 .into_iter()

@@ -2,7 +2,7 @@
 //!
 //! [`scan`] reads every byte once, for the digest and to find damage. Then the weights get their place: [`linked`] as
 //! they are, or [`converted`] into a file of another number format. Either way the result says where each weight lies,
-//! which is all that a graph holds of it. [`packed`] adds linear layers as the CPU's own operators read them. New files are
+//! which is all that a graph holds of it. [`packed`] adds linear layers as Rushes kernels read them. New files are
 //! written by `new_file`.
 
 pub mod converted;

@@ -1,4 +1,4 @@
-//! Weights of linear layers and convolutions as the CPU's own operators read them: quantised per output or rounded to bf16, and packed.
+//! Weights of linear layers and convolutions as Rushes kernels read them: quantised per output or rounded to bf16, and packed.
 //!
 //! The operators read them where they lie in the file: nothing is rearranged when a graph is opened.
 

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::model::{Model, step_contract, take_array};
 use crate::sampler::{Sampler, guide};
 use crate::text_encoder::TextStates;
-use bundle::dtype::Operators;
+use bundle::dtype::KernelLibrary;
 use bundle::geometry::{LatentShape, Patch};
 use bundle::manifest::{Component, Part};
 use bundle::routing::{ExpertIndex, ExpertName};
@@ -71,8 +71,8 @@ pub struct Generator {
 #[derive(Debug)]
 struct OpenExpert {
     engine: Engine,
-    /// Whose operators its graph is made of, which decides how it takes the text.
-    operators: Operators,
+    /// Which kernels its graph is made of, which decides how it takes the text.
+    kernels: KernelLibrary,
 }
 
 impl Generator {
@@ -148,10 +148,10 @@ impl Generator {
             std::collections::btree_map::Entry::Vacant(entry) => {
                 let manifest = self.model.manifest();
                 let component = Component::Expert(manifest.routing.name(expert).clone());
-                let operators = self.model.graph(&component, Part::Whole)?.operators;
-                let contract = step_contract(manifest, operators);
+                let kernels = self.model.graph(&component, Part::Whole)?.kernels;
+                let contract = step_contract(manifest, kernels);
                 let engine = self.model.engine(&component, Part::Whole, &contract)?;
-                let expert = entry.insert(OpenExpert { engine, operators });
+                let expert = entry.insert(OpenExpert { engine, kernels });
                 if manifest.component(&component)?.weight_bytes() <= WARMED_UP {
                     self.model.loading(|| conditions.warm_up(expert, &manifest.denoiser, cancel))?;
                 }
@@ -163,8 +163,8 @@ impl Generator {
 
 /// What stays the same through all steps of a clip.
 struct Conditions {
-    /// The text, as the graphs of each kind of operators take it.
-    texts: BTreeMap<Operators, Texts>,
+    /// The text, as the graphs of each kind of kernels take it.
+    texts: BTreeMap<KernelLibrary, Texts>,
     rotary: Rotary,
 }
 
@@ -203,24 +203,24 @@ impl Conditions {
         let is_large = shape.tokens(manifest.denoiser.patch) > BATCHED_TOKENS_MAX;
         let mut texts = BTreeMap::new();
         for route in manifest.routing.routes() {
-            let operators = model.graph(&Component::Expert(route.expert.clone()), Part::Whole)?.operators;
+            let kernels = model.graph(&Component::Expert(route.expert.clone()), Part::Whole)?.kernels;
             let negative = text.negative.map(|negative| {
                 if is_large {
-                    Negative::Apart(TextInput::new(operators, &[negative]))
+                    Negative::Apart(TextInput::new(kernels, &[negative]))
                 } else {
-                    Negative::Batched(TextInput::new(operators, &[text.prompt, negative]))
+                    Negative::Batched(TextInput::new(kernels, &[text.prompt, negative]))
                 }
             });
-            texts.insert(operators, Texts { prompt: TextInput::new(operators, &[text.prompt]), negative });
+            texts.insert(kernels, Texts { prompt: TextInput::new(kernels, &[text.prompt]), negative });
         }
         Ok(Self { texts, rotary: Rotary::new(&manifest.denoiser, shape) })
     }
 
     /// The text as an expert takes it.
     fn texts(&self, expert: &OpenExpert) -> &Texts {
-        self.texts.get(&expert.operators).unwrap_or_else(|| {
-            unreachable!("every expert is a route, and its operators were asked for there")
-        })
+        self.texts
+            .get(&expert.kernels)
+            .unwrap_or_else(|| unreachable!("every expert is a route, and its kernels were asked for there"))
     }
 
     /// Runs an expert on one token, with the text that it will be given.

@@ -1,7 +1,7 @@
-//! Text states as a step takes them: all rows for stock operators, equal ones merged for our own.
+//! Text states as a step takes them: all rows for ONNX Runtime kernels, equal ones merged for our own.
 
 use crate::text_encoder::TextStates;
-use bundle::dtype::Operators;
+use bundle::dtype::KernelLibrary;
 use bundle::spec::TEXT_ROWS;
 use engines::Value;
 use ndarray::{Array2, Array3, Axis, s, stack};
@@ -15,15 +15,15 @@ pub struct TextInput {
 
 impl TextInput {
     /// The inputs for a batch of `states`, in that order.
-    pub fn new(operators: Operators, states: &[&TextStates]) -> Self {
-        match operators {
-            Operators::Stock => {
+    pub fn new(kernels: KernelLibrary, states: &[&TextStates]) -> Self {
+        match kernels {
+            KernelLibrary::OnnxRuntime => {
                 let rows: Vec<_> = states.iter().map(|states| states.rows.view()).collect();
                 let text = stack(Axis(0), &rows)
                     .unwrap_or_else(|_| unreachable!("text states of one model have one shape"));
                 Self { text: Value::from_f32(text), key_bias: None }
             }
-            Operators::Own => {
+            KernelLibrary::Rushes => {
                 let (text, key_bias) = merged(states);
                 Self { text: Value::from_f32(text), key_bias: Some(Value::from_f32(key_bias)) }
             }

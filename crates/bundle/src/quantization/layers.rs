@@ -54,7 +54,7 @@ pub fn denoiser(spec: &DenoiserSpec) -> Vec<LayerGroup> {
     groups
 }
 
-/// Linear layers that read the same rows and stand side by side as one: what our own operators multiply with at once.
+/// Linear layers that read the same rows and stand side by side as one: what Rushes kernels multiply with at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FusedLayer {
     /// Its name in files.

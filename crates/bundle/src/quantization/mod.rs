@@ -1,7 +1,7 @@
 //! How a component is quantised: which layers, and every number that goes with them.
 //!
 //! This is the one description of the numerics. Calibration computes it from what it observed, export lowers it into
-//! graphs and weights. It knows no operator: a lowering with stock operators and one with operators of our own read the
+//! graphs and weights. It knows no operator: a lowering with ONNX Runtime kernels and one with Rushes kernels read the
 //! same smoothing, row scales and ranges.
 
 pub mod e4m3;
@@ -25,7 +25,7 @@ pub enum Scheme {
     Fp8,
     /// 8-bit weights alone, for when memory is the limit.
     Int8Weights,
-    /// bf16 weights and activations in the products of a step, on our own operators; nothing is calibrated.
+    /// bf16 weights and activations in the products of a step, on Rushes kernels; nothing is calibrated.
     Bf16,
 }
 

@@ -5,7 +5,7 @@ use super::seed::{SeedChoice, first_seed};
 use super::threads::Threads;
 use super::{os_text, render};
 use crate::{Error, mini};
-use bundle::dtype::{Dialect, Operators, Precision, WeightType};
+use bundle::dtype::{KernelLibrary, Precision, Target, WeightType};
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
@@ -46,7 +46,7 @@ pub(super) struct Everywhere {
     /// Print results and errors as JSON lines on standard output; on standard error if the clip goes to standard output
     #[arg(long, global = true, help_heading = "For every command")]
     pub(super) json: bool,
-    /// The instructions that our own operators use: amx, avx512-vnni, vnni-256, avx2 or scalar [default: the fastest
+    /// The instructions that Rushes kernels use: amx, avx512-vnni, vnni-256, avx2 or scalar [default: the fastest
     /// that this processor has]
     #[arg(long, global = true, value_name = "NAME", value_parser = cpu_path, help_heading = "For every command")]
     pub(super) cpu_path: Option<CpuPath>,
@@ -79,7 +79,7 @@ impl Command {
 }
 
 impl Everywhere {
-    /// ONNX Runtime, with our own operators on the path that was asked for.
+    /// ONNX Runtime, with Rushes kernels on the path that was asked for.
     ///
     /// # Errors
     /// No library, or a path that this processor lacks.
@@ -103,7 +103,7 @@ impl Everywhere {
         }
     }
 
-    /// The kernels of our own operators.
+    /// The kernels of Rushes kernels.
     ///
     /// # Errors
     /// A path that this processor lacks.
@@ -201,9 +201,9 @@ pub(super) struct GenerateArgs {
     /// Which variant of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     pub(super) precision: Option<Precision>,
-    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    /// Which kernels on the CPU: own or stock [default: our own where the variant has them]
     #[arg(long, value_name = "NAME")]
-    pub(super) operators: Option<Operators>,
+    pub(super) kernels: Option<KernelLibrary>,
     /// Execution provider: auto, cpu, cuda or tensorrt
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) ep: Provider,
@@ -259,7 +259,7 @@ pub(super) struct ExportArgs {
     pub(super) out: PathBuf,
     /// What the graphs are for, cpu, cuda or tensorrt; may be given more than once
     #[arg(long, value_name = "NAME", default_value = "cpu")]
-    pub(super) target: Vec<Dialect>,
+    pub(super) target: Vec<Target>,
     /// How weights are stored: f32, f16 or bf16 [default: f32 for cpu alone, bf16 with cuda]
     #[arg(long, value_name = "NAME")]
     pub(super) weights: Option<WeightType>,
@@ -320,9 +320,9 @@ pub(super) struct QuantizeArgs {
     /// operators, without a calibration)
     #[arg(long, value_name = "NAME", default_value = "int8")]
     pub(super) scheme: Scheme,
-    /// In whose operators int8 steps are written down: own, stock, or own,stock for both, which takes twice the room
+    /// In which kernels int8 steps are written down: own, stock, or own,stock for both, which takes twice the room
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "own")]
-    pub(super) operators: Vec<Operators>,
+    pub(super) kernels: Vec<KernelLibrary>,
     /// With fp8: E4M3 in the products of attention too
     #[arg(long)]
     pub(super) attention: bool,

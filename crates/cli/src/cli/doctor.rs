@@ -97,7 +97,7 @@ fn as_text(
         .collect();
     line("", sets.join(", "));
     let bf16 = if kernels.has_bf16() { "with" } else { "without" };
-    line("", format!("own operators on {}, {bf16} bf16 products", kernels.path()));
+    line("", format!("Rushes kernels on {}, {bf16} bf16 products", kernels.path()));
     if let Some(why) = refused_tiles() {
         line("", format!("not on amx: {why}"));
     }

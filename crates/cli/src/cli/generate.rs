@@ -8,7 +8,7 @@ use super::seed::SeedChoice;
 use super::threads::Threads;
 use super::timing::Timing;
 use crate::Error;
-use bundle::dtype::{Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component, GraphEntry, Part};
 use bundle::units::{ByteCount, FrameRate, GuidanceScale};
 use engines::{WeightMemory, residency};
@@ -65,7 +65,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) 
     }
     let options = ModelOptions {
         precision: args.precision,
-        operators: args.operators,
+        kernels: args.kernels,
         provider: args.ep,
         threads: args.threads.map(Threads::used),
         weights,
@@ -195,14 +195,14 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
         }
     };
     let preview = args.preview.kind(bundle)?;
-    let operators = args.operators.unwrap_or(Operators::Own);
+    let kernels = args.kernels.unwrap_or(KernelLibrary::Rushes);
     let mut refusal = None;
     for weights in [WeightMemory::Prepacked, WeightMemory::Mapped] {
         for tile in &tiles {
             let footprints = footprints(
                 &bundle.manifest,
                 plan,
-                Running { weights, precision: args.precision, operators, preview, tile: *tile },
+                Running { weights, precision: args.precision, kernels, preview, tile: *tile },
             );
             match residency::plan(args.residency, &footprints, budget) {
                 Ok(plan) => return Ok(MemoryPlan { mode: plan.mode, weights, tile: *tile }),
@@ -358,7 +358,7 @@ impl Clip<'_> {
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
             "precision": model.precision(),
-            "operators": model.operators(),
+            "kernels": model.kernels(),
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
             "live": self.live.as_ref().map(Pump::sent),

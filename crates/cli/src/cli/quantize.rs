@@ -4,7 +4,7 @@ use super::args::{Everywhere, QuantizeArgs};
 use super::render;
 use super::threads::Threads;
 use crate::Error;
-use bundle::dtype::{Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::{ComponentNumerics, Scheme};
@@ -47,7 +47,7 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
     }
     let options = QuantizeOptions {
         scheme: args.scheme,
-        operators: args.operators.clone(),
+        kernels: args.kernels.clone(),
         attention: args.attention,
         ranges: args.ranges,
     };
@@ -126,28 +126,28 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// What is measured.
-    fn lowered(&self) -> (Precision, Operators) {
-        (self.precision(), self.operators())
+    fn lowered(&self) -> (Precision, KernelLibrary) {
+        (self.precision(), self.kernels())
     }
 
     fn precision(&self) -> Precision {
         self.args.scheme.precision()
     }
 
-    /// Whose operators the variant is measured in: the first that were asked for, where it has a choice.
-    fn operators(&self) -> Operators {
+    /// Which kernels the variant is measured in: the first that were asked for, where it has a choice.
+    fn kernels(&self) -> KernelLibrary {
         match self.args.scheme {
-            Scheme::Int8 => self.args.operators.first().copied().unwrap_or_default(),
-            Scheme::Bf16 => Operators::Own,
-            Scheme::Fp8 | Scheme::Int8Weights => Operators::Stock,
+            Scheme::Int8 => self.args.kernels.first().copied().unwrap_or_default(),
+            Scheme::Bf16 => KernelLibrary::Rushes,
+            Scheme::Fp8 | Scheme::Int8Weights => KernelLibrary::OnnxRuntime,
         }
     }
 
-    /// Whose operators the linear layers of a component are quantised in: our own are for steps.
-    fn operators_of(&self, component: &Component) -> Operators {
+    /// Which kernels the linear layers of a component are quantised in: our own are for steps.
+    fn kernels_of(&self, component: &Component) -> KernelLibrary {
         match component {
-            Component::Expert(_) => self.operators(),
-            _ => Operators::Stock,
+            Component::Expert(_) => self.kernels(),
+            _ => KernelLibrary::OnnxRuntime,
         }
     }
 
@@ -169,7 +169,7 @@ impl Job<'_> {
     fn requantize(&mut self, component: &Component, keep: &Kept) -> Result<(), Error> {
         let entry = self.quantizer.bundle().manifest.component(component)?.clone();
         let plan = self.quantizer.plan(&entry, keep)?;
-        let operators = self.operators_of(component);
+        let kernels = self.kernels_of(component);
         // With fewer layers quantised the errors of those before stay known, and so does what was measured.
         let known = self.errors.entry(component_folder(component)).or_default();
         let is_first = known.is_empty();
@@ -177,7 +177,7 @@ impl Job<'_> {
             known.entry(layer).or_insert(error);
         }
         if is_first && self.args.sensitivity == Sensitivity::Measured {
-            known.extend(self.quantizer.measure(&plan.numerics, operators)?);
+            known.extend(self.quantizer.measure(&plan.numerics, kernels)?);
         }
         Ok(self.quantizer.write(plan.numerics, None)?)
     }
@@ -210,11 +210,11 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn open(&self, bundle: &Bundle, lowered: Option<(Precision, Operators)>) -> Result<Model, Error> {
-        let (precision, operators) = lowered.unzip();
+    fn open(&self, bundle: &Bundle, lowered: Option<(Precision, KernelLibrary)>) -> Result<Model, Error> {
+        let (precision, kernels) = lowered.unzip();
         let options = ModelOptions {
             precision,
-            operators,
+            kernels,
             threads: self.args.threads.map(Threads::used),
             ..ModelOptions::default()
         };
@@ -225,7 +225,7 @@ impl Job<'_> {
     fn check_text_encoder(&mut self) -> Result<(), Error> {
         let bundle = self.quantizer.bundle().clone();
         let entry = bundle.manifest.component(&Component::TextEncoder)?;
-        if entry.variant(self.precision(), Operators::Stock).is_none() {
+        if entry.variant(self.precision(), KernelLibrary::OnnxRuntime).is_none() {
             return Ok(());
         }
         // Nothing else is quantised yet, so only this component can be opened.
@@ -233,7 +233,7 @@ impl Job<'_> {
         alone.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
         let mut reference = TextEncoder::open(&self.open(&alone, None)?)?;
         let mut quantized =
-            TextEncoder::open(&self.open(&alone, Some((self.precision(), Operators::Stock)))?)?;
+            TextEncoder::open(&self.open(&alone, Some((self.precision(), KernelLibrary::OnnxRuntime)))?)?;
         let mut worst = 1.0_f64;
         for prompt in self.quantizer.prompts() {
             let states = quantized.encode(&prompt, self.cancel)?;

@@ -2,13 +2,13 @@
 
 use super::workload::{Run, Workload, timed};
 use crate::Error;
-use bundle::dtype::{Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision};
 use engines::Cancel;
 use kernels::peak::Peaks;
 use serde::Serialize;
 
-/// What a contender's graphs are made of: their precision, and whose operators compute it.
-pub type Kind = (Precision, Operators);
+/// What a contender's graphs are made of: their precision, and which kernels compute it.
+pub type Kind = (Precision, KernelLibrary);
 
 /// One of those that are compared.
 pub struct Contender {
@@ -53,8 +53,8 @@ pub fn alternate(
 pub struct Measured {
     /// The precision of its graphs.
     pub precision: Precision,
-    /// Whose operators they are made of.
-    pub operators: Operators,
+    /// Which kernels they are made of.
+    pub kernels: KernelLibrary,
     /// Seconds of every run.
     pub seconds: Vec<f64>,
     /// The shortest, in milliseconds.
@@ -71,12 +71,12 @@ pub struct Measured {
     pub ratio_to_f32: Option<f64>,
 }
 
-/// The peak in whose number format the products of a kind run on the CPU: stock operators widen weights that are stored
+/// The peak in whose number format the products of a kind run on the CPU: ONNX Runtime kernels widen weights that are stored
 /// in 16 bits, and so do our own without an instruction for bf16.
 pub fn peak_of(kind: Kind, peaks: &Peaks) -> f64 {
     match kind {
         (Precision::Int8, _) => peaks.int8,
-        (Precision::Bf16, Operators::Own) => peaks.bf16.unwrap_or(peaks.f32),
+        (Precision::Bf16, KernelLibrary::Rushes) => peaks.bf16.unwrap_or(peaks.f32),
         _ => peaks.f32,
     }
 }
@@ -95,7 +95,7 @@ pub fn measured(runs: &[(Kind, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) ->
         seconds.sort_by(f64::total_cmp);
         Some(Measured {
             precision: kind.0,
-            operators: kind.1,
+            kernels: kind.1,
             ms: 1e3 * best,
             median_ms: 1e3 * f64::midpoint(seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]),
             seconds: in_order,
@@ -113,8 +113,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    const F32: Kind = (Precision::F32, Operators::Stock);
-    const INT8: Kind = (Precision::Int8, Operators::Own);
+    const F32: Kind = (Precision::F32, KernelLibrary::OnnxRuntime);
+    const INT8: Kind = (Precision::Int8, KernelLibrary::Rushes);
     const PEAKS: Peaks = Peaks { int8: 800e9, bf16: None, f32: 200e9, memory_read: 1e9, memory_copy: 1e9 };
 
     fn runs(milliseconds: &[u64]) -> Vec<Run> {
@@ -135,9 +135,9 @@ mod tests {
     #[test]
     fn bf16_is_measured_against_its_own_peak_where_there_is_an_instruction_for_it() {
         let peaks = Peaks { bf16: Some(400e9), ..PEAKS };
-        assert_eq!(peak_of((Precision::Bf16, Operators::Own), &peaks), 400e9);
-        assert_eq!(peak_of((Precision::Bf16, Operators::Stock), &peaks), 200e9);
-        assert_eq!(peak_of((Precision::Bf16, Operators::Own), &PEAKS), 200e9);
+        assert_eq!(peak_of((Precision::Bf16, KernelLibrary::Rushes), &peaks), 400e9);
+        assert_eq!(peak_of((Precision::Bf16, KernelLibrary::OnnxRuntime), &peaks), 200e9);
+        assert_eq!(peak_of((Precision::Bf16, KernelLibrary::Rushes), &PEAKS), 200e9);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! them as well as calibrated ones do.
 
 use crate::Error;
-use bundle::dtype::{Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component, ComponentEntry};
 use bundle::quantization::layers::Feed;
 use bundle::quantization::{Affine, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales};
@@ -19,7 +19,7 @@ const WEIGHT_SCALE: f32 = 2.75e-4;
 const RANGE: Affine = Affine { scale: 16.0 / 255.0, zero_point: 128 };
 
 /// Writes the variants that were asked for beside f32, or every one that can be timed on this machine where nothing was,
-/// into a random bundle; int8 steps in both kinds of operators. A precision that no component has is left out.
+/// into a random bundle; int8 steps in both kinds of kernels. A precision that no component has is left out.
 ///
 /// # Errors
 /// A file that cannot be written, or a stop.
@@ -40,11 +40,11 @@ pub fn add(bundle: &mut Bundle, asked: &[Precision], kernels: Kernels, stop: &St
             let numerics = numerics(bundle, entry, scheme);
             let needs_none = scheme == Scheme::Bf16 && matches!(entry.component, Component::Expert(_));
             if needs_none || !numerics.layers.is_empty() {
-                let operators = &[Operators::Stock, Operators::Own];
+                let kernels = &[KernelLibrary::OnnxRuntime, KernelLibrary::Rushes];
                 write_variant(
                     bundle,
                     entry,
-                    &VariantRequest { scheme, numerics: &numerics, operators, note: None, stop },
+                    &VariantRequest { scheme, numerics: &numerics, kernels, note: None, stop },
                 )?;
             }
         }
@@ -102,7 +102,7 @@ fn weights_alone(rows: usize, columns: usize) -> LayerNumerics {
 mod tests {
     use super::*;
     use crate::bench::shape::{Subject, random_bundle};
-    use bundle::dtype::Dialect;
+    use bundle::dtype::Target;
     use bundle::spec::DenoiserSpec;
     use kernels::CpuPath;
 
@@ -118,16 +118,16 @@ mod tests {
             ..bundle::catalog::wan_denoiser(1, 1, 1)
         };
         let mut bundle = random_bundle(folder.path(), &Subject::Step(step), &Stop::new()).unwrap();
-        let precisions = |bundle: &Bundle, operators| bundle.manifest.precisions(Dialect::Cpu, operators);
+        let precisions = |bundle: &Bundle, kernels| bundle.manifest.precisions(Target::Cpu, kernels);
         let kernels = Kernels::of(CpuPath::Scalar).unwrap();
         add(&mut bundle, &[Precision::F32], kernels, &Stop::new()).unwrap();
-        assert_eq!(precisions(&bundle, Operators::Own), [Precision::F32]);
+        assert_eq!(precisions(&bundle, KernelLibrary::Rushes), [Precision::F32]);
         add(&mut bundle, &[], kernels, &Stop::new()).unwrap();
-        let stock = precisions(&bundle, Operators::Stock);
+        let stock = precisions(&bundle, KernelLibrary::OnnxRuntime);
         assert_eq!(stock.len(), 3, "{stock:?}");
-        assert!(!bundle.manifest.has_own_operators(Precision::Bf16), "no instruction for it");
+        assert!(!bundle.manifest.has_rushes_kernels(Precision::Bf16), "no instruction for it");
         add(&mut bundle, &[Precision::Bf16], kernels, &Stop::new()).unwrap();
-        assert!(bundle.manifest.has_own_operators(Precision::Bf16));
+        assert!(bundle.manifest.has_rushes_kernels(Precision::Bf16));
         let variants = &bundle.manifest.components[0].variants;
         let int8 = variants.iter().filter(|variant| variant.precision == Precision::Int8);
         assert_eq!(int8.map(|variant| variant.quantized).collect::<Vec<_>>(), [12, 12]);

@@ -70,8 +70,8 @@ impl Step {
     pub fn open(model: &Model, grid: [usize; 3]) -> Result<Self, Error> {
         let spec = &model.manifest().denoiser;
         let expert = Component::Expert(model.manifest().routing.routes()[0].expert.clone());
-        let operators = model.graph(&expert, Part::Whole)?.operators;
-        let engine = model.engine(&expert, Part::Whole, &step_contract(model.manifest(), operators))?;
+        let kernels = model.graph(&expert, Part::Whole)?.kernels;
+        let engine = model.engine(&expert, Part::Whole, &step_contract(model.manifest(), kernels))?;
         let latent = LatentShape {
             channels: spec.in_channels,
             frames: grid[0] * spec.patch.time,
@@ -85,7 +85,7 @@ impl Step {
             ("cos", Value::from_f32(tables.cos)),
             ("sin", Value::from_f32(tables.sin)),
         ];
-        let text = TextInput::new(operators, &[&text_states(spec.text_width)]);
+        let text = TextInput::new(kernels, &[&text_states(spec.text_width)]);
         Ok(Self { engine, inputs, text, flops: spec.step_flops(latent.tokens(spec.patch)) })
     }
 }

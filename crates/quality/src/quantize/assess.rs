@@ -3,7 +3,7 @@
 use super::clips::{Clip, ClipDistance, compare, decode, make};
 use super::report::{ComponentQuality, LayerQuality, NoiseQuality};
 use crate::Error;
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, ComponentEntry, Part};
 use bundle::quantization::ComponentNumerics;
 use bundle::spec::TEXT_ROWS;
@@ -58,7 +58,7 @@ impl<'a> Assessor<'a> {
     pub fn assess(
         &self,
         bundle: &Bundle,
-        lowered: (Precision, Operators),
+        lowered: (Precision, KernelLibrary),
         cancel: &Cancel,
     ) -> Result<Vec<(ClipDistance, Clip)>, Error> {
         let model = open(bundle, self.onnx, self.threads, Some(lowered))?;
@@ -91,18 +91,18 @@ impl<'a> Assessor<'a> {
         &self,
         bundle: &Bundle,
         entry: &ComponentEntry,
-        (precision, operators): (Precision, Operators),
+        (precision, kernels): (Precision, KernelLibrary),
     ) -> Option<Share> {
         let part =
             if entry.graphs.iter().any(|graph| graph.part == Part::Next) { Part::Next } else { Part::Whole };
-        let graph = entry.graph(part, Dialect::Cpu, precision, operators).ok()?;
-        let operators = graph.operators;
+        let graph = entry.graph(part, Target::Cpu, precision, kernels).ok()?;
+        let kernels = graph.kernels;
         let graph = bundle.path(&graph.file);
         let optimized = graph.with_extension("optimized");
         let tokens = self.plans.first().map_or(1, |plan| plan.tokens);
-        let text = match operators {
-            Operators::Stock => TEXT_ROWS,
-            Operators::Own => self.text_rows,
+        let text = match kernels {
+            KernelLibrary::OnnxRuntime => TEXT_ROWS,
+            KernelLibrary::Rushes => self.text_rows,
         };
         let rows = StepRows { tokens, text };
         let positions = integer_share::positions(&bundle.manifest, &entry.component, rows);
@@ -121,10 +121,10 @@ fn open(
     bundle: &Bundle,
     onnx: &OnnxRuntime,
     threads: Option<NonZeroUsize>,
-    lowered: Option<(Precision, Operators)>,
+    lowered: Option<(Precision, KernelLibrary)>,
 ) -> Result<Model, Error> {
-    let (precision, operators) = lowered.unzip();
-    let options = ModelOptions { precision, operators, threads, ..ModelOptions::default() };
+    let (precision, kernels) = lowered.unzip();
+    let options = ModelOptions { precision, kernels, threads, ..ModelOptions::default() };
     Ok(Model::new(bundle.clone(), onnx.clone(), options)?)
 }
 
@@ -152,13 +152,13 @@ pub fn by_noise(bundle: &Bundle, clips: &[ClipDistance]) -> Vec<NoiseQuality> {
 /// What is known of a component before anything runs.
 pub fn component_quality(
     entry: &ComponentEntry,
-    (precision, operators): (Precision, Operators),
+    (precision, kernels): (Precision, KernelLibrary),
     numerics: &ComponentNumerics,
     errors: &BTreeMap<String, f64>,
     share: Option<Share>,
 ) -> ComponentQuality {
     let shared = || entry.variants.iter().find(|variant| variant.precision == precision);
-    let variant = entry.variant(precision, operators).or_else(shared);
+    let variant = entry.variant(precision, kernels).or_else(shared);
     let mut layers: Vec<LayerQuality> = numerics
         .layers
         .iter()

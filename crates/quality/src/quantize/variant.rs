@@ -2,7 +2,7 @@
 
 use super::leftovers;
 use crate::Error;
-use bundle::dtype::{Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision};
 use bundle::in_use;
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
@@ -44,8 +44,8 @@ pub struct Quantizer {
 pub struct QuantizeOptions {
     /// The kind.
     pub scheme: Scheme,
-    /// In which operators steps are written down; both make the bundle larger.
-    pub operators: Vec<Operators>,
+    /// For which kernels steps are written down; both make the bundle larger.
+    pub kernels: Vec<KernelLibrary>,
     /// Whether [`Scheme::Fp8`] is in the products of attention too.
     pub attention: bool,
     /// How the static ranges of activations are chosen.
@@ -55,7 +55,12 @@ pub struct QuantizeOptions {
 impl QuantizeOptions {
     /// A scheme with everything else as the command line has it by default.
     pub fn new(scheme: Scheme) -> Self {
-        Self { scheme, operators: vec![Operators::Own], attention: false, ranges: RangeMethod::default() }
+        Self {
+            scheme,
+            kernels: vec![KernelLibrary::Rushes],
+            attention: false,
+            ranges: RangeMethod::default(),
+        }
     }
 }
 
@@ -161,11 +166,11 @@ impl Quantizer {
     pub fn measure(
         &self,
         numerics: &ComponentNumerics,
-        operators: Operators,
+        kernels: KernelLibrary,
     ) -> Result<BTreeMap<String, f64>, Error> {
         let Some((table, _)) = &self.calibration else { return Ok(BTreeMap::new()) };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
-        measured_errors(sources, numerics, operators).map_err(|error| self.or_stopped(error))
+        measured_errors(sources, numerics, kernels).map_err(|error| self.or_stopped(error))
     }
 
     /// Writes the variant of a component with the given numbers, in place of one that was written before.
@@ -176,9 +181,9 @@ impl Quantizer {
         let mut manifest = self.bundle.manifest.clone();
         let entry = manifest.components.iter_mut().find(|entry| entry.component == numerics.component);
         if let Some(entry) = entry {
-            let QuantizeOptions { scheme, operators, .. } = &self.options;
+            let QuantizeOptions { scheme, kernels, .. } = &self.options;
             let request =
-                VariantRequest { scheme: *scheme, numerics: &numerics, operators, note, stop: &self.stop };
+                VariantRequest { scheme: *scheme, numerics: &numerics, kernels, note, stop: &self.stop };
             write_variant(&self.bundle, entry, &request)?;
             // What was written anew may have a name that was there before.
             for file in files_of(entry, scheme.precision()) {
@@ -234,13 +239,13 @@ impl Quantizer {
     }
 }
 
-/// Makes sure that our own operators have kernels for the heads of the experts, if they are to run them.
+/// Makes sure that Rushes kernels have kernels for the heads of the experts, if they are to run them.
 fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Error> {
     let width = manifest.denoiser.head_width;
     let has_experts = manifest.components.iter().any(|entry| matches!(entry.component, Component::Expert(_)));
     let rule = || {
         format!(
-            "our own operators take heads whose width is a multiple of 16 up to 256, and this model's are {width} wide"
+            "Rushes kernels take heads whose width is a multiple of 16 up to 256, and this model's are {width} wide"
         )
     };
     let refused = match options.scheme {
@@ -249,10 +254,10 @@ fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Err
             "--scheme",
             Scheme::Bf16,
             rule(),
-            "use --scheme int8 --operators stock, or the exported variant",
+            "use --scheme int8 --kernels stock, or the exported variant",
         ),
-        Scheme::Int8 if options.operators.contains(&Operators::Own) => {
-            bundle::Error::value("--operators", Operators::Own, rule(), "use --operators stock")
+        Scheme::Int8 if options.kernels.contains(&KernelLibrary::Rushes) => {
+            bundle::Error::value("--kernels", KernelLibrary::Rushes, rule(), "use --kernels stock")
         }
         Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => return Ok(()),
     };

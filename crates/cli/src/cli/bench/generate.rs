@@ -6,7 +6,7 @@ use crate::cli::args::Everywhere;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
 use bundle::units::Seed;
@@ -37,9 +37,9 @@ pub(super) struct GenerateArgs {
     /// Which precisions, like f32,int8 [default: every one that the bundle has]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     precision: Vec<Precision>,
-    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    /// Which kernels on the CPU: own or stock [default: our own where the variant has them]
     #[arg(long, value_name = "NAME")]
-    operators: Option<Operators>,
+    kernels: Option<KernelLibrary>,
     /// Width and height in pixels [default: the model's]
     #[arg(long, value_name = "WxH")]
     size: Option<PixelSize>,
@@ -119,21 +119,24 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     let onnx = everywhere.onnx_runtime()?;
     let mode = room::mode(&bundle.manifest, &plan)?;
     let precisions = match &args.precision[..] {
-        [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
+        [] => bundle.manifest.precisions(Target::Cpu, KernelLibrary::Rushes),
         asked => asked.to_vec(),
     };
     let contender = |precision: Precision| {
         let options = ModelOptions {
             precision: Some(precision),
-            operators: args.operators,
+            kernels: args.kernels,
             provider: Provider::Auto,
             threads: args.threads.map(Threads::used),
             weights: WeightMemory::Prepacked,
         };
         let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-        let operators =
-            if bundle.manifest.has_own_operators(precision) { model.operators() } else { Operators::Stock };
-        Ok(Contender { kind: (precision, operators), workload: Box::new(Clip::new(&model, &plan, mode)) })
+        let kernels = if bundle.manifest.has_rushes_kernels(precision) {
+            model.kernels()
+        } else {
+            KernelLibrary::OnnxRuntime
+        };
+        Ok(Contender { kind: (precision, kernels), workload: Box::new(Clip::new(&model, &plan, mode)) })
     };
     let mut contenders = precisions.into_iter().map(contender).collect::<Result<Vec<_>, Error>>()?;
     let flops = contenders.first().map(|contender| contender.workload.flops());

@@ -6,7 +6,7 @@ use crate::cli::args::Everywhere;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
-use bundle::dtype::{Dialect, Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::Bundle;
 use bundle::staging::Scratch;
 use clap::Args;
@@ -198,14 +198,14 @@ impl Bench<'_> {
         open: Open<'_>,
     ) -> Result<Vec<Contender>, Error> {
         let precisions = match &self.args.precision[..] {
-            [] => bundle.manifest.precisions(Dialect::Cpu, Operators::Own),
+            [] => bundle.manifest.precisions(Target::Cpu, KernelLibrary::Rushes),
             asked => asked.to_vec(),
         };
         let weights = if self.args.mapped { WeightMemory::Mapped } else { WeightMemory::Prepacked };
         let contender = |kind: Kind| {
             let options = ModelOptions {
                 precision: Some(kind.0),
-                operators: self.is_step().then_some(kind.1),
+                kernels: self.is_step().then_some(kind.1),
                 provider: Provider::Auto,
                 threads: self.args.threads.map(Threads::used),
                 weights,
@@ -224,17 +224,21 @@ impl Bench<'_> {
     /// precision that is not there is refused by its name.
     fn kinds(&self, bundle: &Bundle, precision: Precision) -> Vec<Kind> {
         let manifest = &bundle.manifest;
-        let is_there = |operators: &Operators| match operators {
-            Operators::Stock => manifest.precisions(Dialect::Cpu, *operators).contains(&precision),
-            Operators::Own => manifest.has_own_operators(precision),
+        let is_there = |kernels: &KernelLibrary| match kernels {
+            KernelLibrary::OnnxRuntime => manifest.precisions(Target::Cpu, *kernels).contains(&precision),
+            KernelLibrary::Rushes => manifest.has_rushes_kernels(precision),
         };
-        let mut found: Vec<Operators> = Vec::new();
+        let mut found: Vec<KernelLibrary> = Vec::new();
         if self.is_step() {
-            found.extend([Operators::Stock, Operators::Own].iter().filter(|operators| is_there(operators)));
+            found.extend(
+                [KernelLibrary::OnnxRuntime, KernelLibrary::Rushes]
+                    .iter()
+                    .filter(|kernels| is_there(kernels)),
+            );
         }
         if found.is_empty() {
-            found.push(Operators::Stock);
+            found.push(KernelLibrary::OnnxRuntime);
         }
-        found.into_iter().map(|operators| (precision, operators)).collect()
+        found.into_iter().map(|kernels| (precision, kernels)).collect()
     }
 }

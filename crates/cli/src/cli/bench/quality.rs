@@ -5,7 +5,7 @@ use crate::cli::args::Everywhere;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
-use bundle::dtype::{Operators, Precision};
+use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::Bundle;
 use bundle::units::GuidanceScale;
 use clap::Args;
@@ -31,9 +31,9 @@ pub(super) struct QualityArgs {
     /// Which variant of the graphs: f32, f16, bf16, int8 or fp8 [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     precision: Option<Precision>,
-    /// Whose operators on the CPU: own or stock [default: our own where the variant has them]
+    /// Which kernels on the CPU: own or stock [default: our own where the variant has them]
     #[arg(long, value_name = "NAME")]
-    operators: Option<Operators>,
+    kernels: Option<KernelLibrary>,
     /// The prompts, and what their clips should show [default: those of mini]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -82,7 +82,7 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
     let mode = room::mode(&bundle.manifest, &plans[0])?;
     let options = ModelOptions {
         precision: args.precision,
-        operators: args.operators,
+        kernels: args.kernels,
         provider: args.ep,
         threads: args.threads.map(Threads::used),
         weights: WeightMemory::Prepacked,

@@ -35,7 +35,7 @@ impl Machine {
         let family = self.cpu.family.as_deref().map_or(String::new(), |family| format!(" ({family})"));
         let threads = if self.threads == 1 { "1 thread".into() } else { format!("{} threads", self.threads) };
         let sets = self.instruction_sets().join(" ");
-        format!("{}{family}, {threads}; {sets}; own operators on {}", self.cpu.name, self.path)
+        format!("{}{family}, {threads}; {sets}; Rushes kernels on {}", self.cpu.name, self.path)
     }
 
     pub(super) fn as_json(&self) -> Value {
@@ -87,9 +87,10 @@ pub(super) fn table(measured: &[Measured]) -> String {
     line(["precision", "ms", "median", "first frame", "GFLOP/s", "of peak", "x f32"]);
     let or_dash = |value: Option<String>| value.unwrap_or("-".into());
     for one in measured {
-        let operators = if one.operators.is_stock() { String::new() } else { format!(", {}", one.operators) };
+        let kernels =
+            if one.kernels.is_onnx_runtime() { String::new() } else { format!(", {}", one.kernels) };
         line([
-            &format!("{}{operators}", one.precision),
+            &format!("{}{kernels}", one.precision),
             &format!("{:.1}", one.ms),
             &format!("{:.1}", one.median_ms),
             &or_dash(one.first_frame_ms.map(|ms| format!("{ms:.1}"))),
@@ -104,12 +105,12 @@ pub(super) fn table(measured: &[Measured]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bundle::dtype::{Operators, Precision};
+    use bundle::dtype::{KernelLibrary, Precision};
 
     fn line(precision: Precision, ms: f64, first_frame_ms: Option<f64>) -> Measured {
         Measured {
             precision,
-            operators: Operators::Stock,
+            kernels: KernelLibrary::OnnxRuntime,
             seconds: vec![ms / 1e3],
             ms,
             median_ms: ms,
