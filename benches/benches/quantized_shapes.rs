@@ -18,7 +18,7 @@ use graph::Model;
 use graph::proto::{NodeProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto};
 use ndarray::{Array, Array1, Array2, ArrayD, Axis, Dimension, ShapeBuilder, s};
 use quality::quantize::metrics::{psnr, relative_error};
-use quality::quantize::variant::Kept;
+use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use runtime::denoise::RotaryTables;
 use std::path::Path;
@@ -64,7 +64,7 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
     let mut quantizer = Quantizer::open(&bundle.folder, &calibration, options).unwrap();
     let began = Instant::now();
     for entry in bundle.manifest.components.clone() {
-        let numerics = quantizer.plan(&entry, &Kept::new()).unwrap().numerics;
+        let numerics = quantizer.plan(&entry, &UnquantizedLayers::new()).unwrap().numerics;
         let smoothed = numerics.layers.values().filter(|layer| layer.smoothing.is_some()).count();
         println!("{}: {} layers, {smoothed} smoothed", entry.component, numerics.layers.len());
         quantizer.write(numerics, None).unwrap();

@@ -3,7 +3,7 @@
 
     cpu_paths.py --kernels PATH [--examples DIR] [--paths amx,avx512-vnni] [--tokens 5,15,26;5,30,52] [--rounds N]
 
-`--kernels` names the program `bench-operators`, `--examples` the folder with the kernels' examples `shapes` and
+`--kernels` names the program `bench-kernels`, `--examples` the folder with the kernels' examples `shapes` and
 `convolution`:
 
     cargo build --release -p benches && cargo build --release -p kernels --examples
@@ -28,7 +28,7 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
 import importlib.util  # noqa: E402
 
-KINDS = ["own-int8", "own-bf16"]
+KINDS = ["rushes-int8", "rushes-bf16"]
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernels", required=True, metavar="PATH", help="the program `bench-operators`")
+    parser.add_argument("--kernels", required=True, metavar="PATH", help="the program `bench-kernels`")
     parser.add_argument("--examples", metavar="DIR", help="where the kernels' examples are; without it only steps are timed")
     parser.add_argument("--paths", default="amx,avx512-vnni", help="the first is compared with the others")
     parser.add_argument("--tokens", default="5,15,26;5,30,52", metavar="F,H,W;...", help="token grids of the step")
@@ -120,7 +120,7 @@ def pairs(paths: list[str], kinds: list[str]):
 
 
 def start(arguments: argparse.Namespace, path: str, grid: str) -> subprocess.Popen:
-    command = [arguments.operators, "--layers", str(arguments.layers), "--tokens", grid, "--only", ",".join(KINDS)]
+    command = [arguments.kernels, "--layers", str(arguments.layers), "--tokens", grid, "--only", ",".join(KINDS)]
     command += ["--threads", str(arguments.threads), "--cpu-path", path, "--turns"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

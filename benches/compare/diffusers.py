@@ -10,7 +10,7 @@ Three pieces of work, weights random on both sides:
   text    layers of umT5-XXL (width 4096, 64 heads x 64, ffn 10240)
 
 `--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in every precision
-that it has or in those of `--precisions`, steps in ONNX Runtime kernels and in our own. `--kernels` names `bench-operators`,
+that it has or in those of `--precisions`, steps in ONNX Runtime kernels and in our own. `--kernels` names `bench-kernels`,
 which adds ONNX Runtime's INT8 products that find their scales at run time.
 Loading and warming up are their own affair and not in their times, as they are not in torch's. Long comparisons can be
 made in several calls, each with every kind in turn: `--json` keeps the times of each, `--join` puts them together.
@@ -41,15 +41,15 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 HEADS, HEAD_DIM, FFN, LATENT_CHANNELS = 12, 128, 8960, 16
 TEXT_WIDTH, TEXT_ROWS, TEXT_HEADS, TEXT_HEAD_DIM, TEXT_FFN = 4096, 512, 64, 64, 10240
 MATMUL_SIZE = 4096
-# Kinds that `bench-operators` alone has: ONNX Runtime's products that find their scales at run time.
-OPERATORS = ["stock-int8"]
+# Kinds that `bench-kernels` alone has: ONNX Runtime's products that find their scales at run time.
+DYNAMIC_INT8 = ["onnxruntime-int8"]
 # What a step of one kind should be, in times of another: (faster, slower, ratio at 1,950 tokens, ratio at 7,800).
 WANTED = [
     ("int8", "f32", 2.3, None),
     ("int8", "torch bf16", 1.6, None),
-    ("int8, own", "int8", 1.6, None),
-    ("int8, own", "torch bf16", 2.7, 3.3),
-    ("bf16, own", "torch bf16", 1.4, None),
+    ("int8, rushes", "int8", 1.6, None),
+    ("int8, rushes", "torch bf16", 2.7, 3.3),
+    ("bf16, rushes", "torch bf16", 1.4, None),
 ]
 WANTED_AT = [1950, 7800]
 # Below this share of its threads' time, torch was waiting for other programs and the numbers mean little.
@@ -80,7 +80,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", help="the program `rushes`; without it only torch is timed")
-    parser.add_argument("--kernels", help="the program `bench-operators`, for dynamic INT8 products")
+    parser.add_argument("--kernels", help="the program `bench-kernels`, for dynamic INT8 products")
     parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="puts files of --json together; times nothing")
     parser.add_argument("--precisions", help="ours, like f32,int8; every one there is without it")
     parser.add_argument("--what", type=names(["step", "decode", "text"]), default="step,decode,text")
@@ -130,10 +130,10 @@ def compare(what: str, arguments: argparse.Namespace) -> dict:
             precisions = ["--precision", arguments.precisions] if arguments.precisions else []
             add_ours(result, run_ours(command_line + precisions)[-1])
             waited += time.perf_counter() - started
-        if arguments.operators and what == "step":
+        if arguments.kernels and what == "step":
             started = time.perf_counter()
-            command_line = [arguments.operators, *command[1:], "--threads", str(arguments.threads), "--runs", "1"]
-            for line in run_ours(command_line + ["--only", ",".join(OPERATORS)])[1:]:
+            command_line = [arguments.kernels, *command[1:], "--threads", str(arguments.threads), "--runs", "1"]
+            for line in run_ours(command_line + ["--only", ",".join(DYNAMIC_INT8)])[1:]:
                 result.setdefault("ours", {}).setdefault(f"{line['kind']}, dynamic", []).extend(line["seconds"])
             waited += time.perf_counter() - started
         for dtype, run in runs.items():
@@ -242,8 +242,8 @@ def run_ours(command: list[str]) -> list[dict]:
 def add_ours(result: dict, answer: dict) -> None:
     for of_precision in answer["results"]:
         precision = of_precision["precision"]
-        if of_precision["operators"] != "stock":
-            precision += f", {of_precision['operators']}"
+        if of_precision["kernels"] != "onnxruntime":
+            precision += f", {of_precision['kernels']}"
         result.setdefault("ours", {}).setdefault(precision, []).extend(of_precision["seconds"])
         if of_precision["first_frame_ms"] is not None:
             first_frames = result.setdefault("ours_first_frame", {}).setdefault(precision, [])

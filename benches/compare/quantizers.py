@@ -68,7 +68,7 @@ def main() -> None:
     ours = {
         graph["precision"]: bundle / graph["file"]
         for graph in entry["graphs"]
-        if graph["dialect"] == "cpu" and graph.get("operators", "stock") == "stock"
+        if graph["target"] == "cpu" and graph.get("kernels", "onnxruntime") == "onnxruntime"
     }
     routes = manifest["routing"]
     clips = sorted((bundle / "calibration").glob("sample-*.safetensors"))

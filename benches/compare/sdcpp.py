@@ -44,7 +44,7 @@ target_include_directories(sdcpp_step PRIVATE {source} {source}/src {source}/thi
 target_link_libraries(sdcpp_step PRIVATE stable-diffusion)
 """
 # What ours should be, in times of the peer's step.
-WANTED = {"int8, stock": 6.0, "int8, own": 10.0}
+WANTED = {"int8, onnxruntime": 6.0, "int8, rushes": 10.0}
 
 
 def main() -> None:
@@ -122,8 +122,8 @@ def timed(arguments: argparse.Namespace) -> dict:
             command += ["--tokens", arguments.tokens, "--threads", threads]
             answer = json.loads(run(command).splitlines()[-1])
             for result in answer["results"]:
-                times.setdefault(f"int8, {result['operators']}", []).extend(result["seconds"])
-                report.setdefault("share_of_peak", {})[f"int8, {result['operators']}"] = result["share_of_peak"]
+                times.setdefault(f"int8, {result['kernels']}", []).extend(result["seconds"])
+                report.setdefault("share_of_peak", {})[f"int8, {result['kernels']}"] = result["share_of_peak"]
             report.setdefault("peaks", []).append(answer["peaks"])
     return report
 

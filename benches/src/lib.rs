@@ -1,7 +1,7 @@
 //! Models with random weights for criterion, by the same code as `rushes bench`; and the step in several kinds of operators.
 
-pub mod operators;
 pub mod random_weights;
+pub mod step_kinds;
 
 use bundle::spec::DenoiserSpec;
 use engines::OnnxRuntime;

@@ -76,7 +76,7 @@ impl std::fmt::Display for InstructionSet {
 
 impl Cpu {
     /// The processor of this machine.
-    pub fn of_machine() -> Self {
+    pub fn detect() -> Self {
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         Self::from_cpuinfo(&text, threads)
@@ -142,7 +142,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn the_kernel_and_the_processor_agree() {
-        let cpu = Cpu::of_machine();
+        let cpu = Cpu::detect();
         let has = |wanted| cpu.instruction_sets.iter().any(|&(set, has)| set == wanted && has);
         assert_eq!(has(InstructionSet::Avx2), std::is_x86_feature_detected!("avx2"));
         assert_eq!(has(InstructionSet::Avx512), std::is_x86_feature_detected!("avx512f"));

@@ -19,9 +19,5 @@ pub struct Examination {
 
 /// Examines this machine. `explicit` is the path of ONNX Runtime, as the user named it.
 pub fn examine(explicit: Option<&Path>) -> Examination {
-    Examination {
-        cpu: Cpu::of_machine(),
-        memory: memory::memory(),
-        onnx_runtime: OnnxRuntime::load(explicit),
-    }
+    Examination { cpu: Cpu::detect(), memory: memory::memory(), onnx_runtime: OnnxRuntime::load(explicit) }
 }

@@ -57,7 +57,7 @@ pub(crate) struct Places {
 
 impl Places {
     /// The places of this process.
-    pub(crate) fn of_process(flag: Option<&Path>) -> Self {
+    pub(crate) fn loaded_library(flag: Option<&Path>) -> Self {
         let program = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
         let variable = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         Self { flag: flag.map(Path::to_owned), variable, program }

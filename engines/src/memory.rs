@@ -17,7 +17,7 @@ pub struct Memory {
 
 /// The memory that this process may use: the machine's, or less where a control group (as of a container) limits it.
 pub fn memory() -> Option<Memory> {
-    let machine = of_machine(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let machine = detect(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Some(limited(machine, &limits(&groups, Path::new("/sys/fs/cgroup"))))
 }
@@ -48,7 +48,7 @@ fn limited(machine: Memory, limits: &[Memory]) -> Memory {
 }
 
 /// Reads `/proc/meminfo`.
-fn of_machine(meminfo: &str) -> Option<Memory> {
+fn detect(meminfo: &str) -> Option<Memory> {
     Some(Memory { total: field(meminfo, "MemTotal:")?, available: field(meminfo, "MemAvailable:")? })
 }
 
@@ -127,10 +127,10 @@ mod tests {
     #[test]
     fn the_machine_is_read_in_kibibytes() {
         let text = "MemTotal:       24684284 kB\nMemFree:        1 kB\nMemAvailable:   22650880 kB\n";
-        let memory = of_machine(text).unwrap();
+        let memory = detect(text).unwrap();
         assert_eq!(memory.total, ByteCount(24_684_284 * 1024));
         assert_eq!(memory.available, ByteCount(22_650_880 * 1024));
-        assert_eq!(of_machine("MemTotal: 5 kB\n"), None);
+        assert_eq!(detect("MemTotal: 5 kB\n"), None);
     }
 
     #[test]

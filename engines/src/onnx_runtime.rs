@@ -28,7 +28,7 @@ struct Loaded {
 }
 
 /// The one of this process. A global because the limit of one is the process's, whoever asks.
-static OF_PROCESS: Mutex<Option<OnnxRuntime>> = Mutex::new(None);
+static LOADED: Mutex<Option<OnnxRuntime>> = Mutex::new(None);
 
 impl OnnxRuntime {
     /// Finds and loads the library; gives what is loaded already when it is the same.
@@ -40,12 +40,12 @@ impl OnnxRuntime {
     /// # Errors
     /// The library is nowhere, is not ONNX Runtime 1.24 or newer, or is another than the one that is loaded.
     pub fn load(explicit: Option<&Path>) -> Result<Self, LibraryError> {
-        let mut of_process = OF_PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = &*of_process {
+        let mut loaded_library = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = &*loaded_library {
             return loaded.same_as(explicit);
         }
         turn_telemetry_off();
-        let located = library::locate(&Places::of_process(explicit))?;
+        let located = library::locate(&Places::loaded_library(explicit))?;
         let (builder, file) = library::load(located)?;
         let start = |error: ort::Error| LibraryError::DoesNotStart { why: error.message().to_owned() };
         let environment = builder.with_name("rushes").with_telemetry(false).build().map_err(start)?;
@@ -55,7 +55,7 @@ impl OnnxRuntime {
         tracing::debug!(path = %path.display(), version, "ONNX Runtime is loaded");
         let loaded = Arc::new(Loaded { environment, path, version, providers });
         let loaded = Self { loaded, kernels: Kernels::best() };
-        *of_process = Some(loaded.clone());
+        *loaded_library = Some(loaded.clone());
         Ok(loaded)
     }
 

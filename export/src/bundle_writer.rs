@@ -3,7 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::digests::{self, Known};
 use crate::model::{
-    Chunk, GraphWeights, Lowering, decoder_graph, decoder_rise_graph, decoder_stem_graph, step_graph,
+    Chunk, GraphWeights, Lowering, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph, step_graph,
     text_encoder_graph, tiny_decoder_graph,
 };
 use crate::weights::scan::{Scan, Verify, scan};
@@ -285,10 +285,10 @@ impl GraphWriter<'_> {
             Component::Decoder => vec![
                 (Part::First, decoder_graph(vae, Chunk::First, weights)?),
                 (Part::Next, decoder_graph(vae, Chunk::Next, weights)?),
-                (Part::StemFirst, decoder_stem_graph(vae, Chunk::First, weights)?),
-                (Part::RiseFirst, decoder_rise_graph(vae, Chunk::First, weights)?),
-                (Part::StemNext, decoder_stem_graph(vae, Chunk::Next, weights)?),
-                (Part::RiseNext, decoder_rise_graph(vae, Chunk::Next, weights)?),
+                (Part::TrunkFirst, decoder_trunk_graph(vae, Chunk::First, weights)?),
+                (Part::UpsamplerFirst, decoder_upsampler_graph(vae, Chunk::First, weights)?),
+                (Part::TrunkNext, decoder_trunk_graph(vae, Chunk::Next, weights)?),
+                (Part::UpsamplerNext, decoder_upsampler_graph(vae, Chunk::Next, weights)?),
             ],
             // A megabyte of weights: nothing is won by computing in less than f32.
             Component::Preview => match tiny_decoder {

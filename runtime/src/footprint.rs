@@ -17,7 +17,7 @@ const F32: u128 = 4;
 
 /// What decides on memory beside the clip itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Running {
+pub struct MemorySettings {
     /// Where weights lie.
     pub weights: WeightMemory,
     /// The variant; none is the one that the model was exported in.
@@ -30,7 +30,7 @@ pub struct Running {
     pub tile: Option<TileSide>,
 }
 
-impl Running {
+impl MemorySettings {
     /// The exported variant without previews, pictures decoded whole.
     pub fn plain(weights: WeightMemory) -> Self {
         Self {
@@ -47,8 +47,8 @@ impl Running {
 /// the text encoder and every expert, so it counts as theirs.
 ///
 /// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
-pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) -> Vec<Footprint> {
-    let Running { weights, preview, tile, .. } = running;
+pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, settings: MemorySettings) -> Vec<Footprint> {
+    let MemorySettings { weights, preview, tile, .. } = settings;
     let positions = plan.latent.height * plan.latent.width;
     let previewing = previewing(manifest, positions, weights, preview);
     let batch = if plan.is_guided() && plan.tokens <= BATCHED_TOKENS_MAX { 2 } else { 1 };
@@ -68,7 +68,7 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, running: Running) 
             };
             Footprint {
                 component: entry.component.to_string(),
-                weights: resident_weights(entry, running),
+                weights: resident_weights(entry, settings),
                 activations: bytes(activations),
             }
         })
@@ -84,7 +84,7 @@ fn bytes(count: u128) -> ByteCount {
 fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> u128 {
     let weights_of = |component| {
         let entry = manifest.components.iter().find(|entry| entry.component == component);
-        entry.map_or(0, |entry| u128::from(resident_weights(entry, Running::plain(weights)).0))
+        entry.map_or(0, |entry| u128::from(resident_weights(entry, MemorySettings::plain(weights)).0))
     };
     match kind {
         PreviewKind::Off | PreviewKind::Rgb => 0,
@@ -101,8 +101,8 @@ fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind
 }
 
 /// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored, or 8 bits.
-fn resident_weights(entry: &ComponentEntry, running: Running) -> ByteCount {
-    let Running { weights, precision, kernels, .. } = running;
+fn resident_weights(entry: &ComponentEntry, settings: MemorySettings) -> ByteCount {
+    let MemorySettings { weights, precision, kernels, .. } = settings;
     if let Some(variant) = precision.and_then(|precision| entry.variant(precision, kernels)) {
         return if weights == WeightMemory::Mapped { ByteCount(0) } else { variant.weight_bytes() };
     }

@@ -139,7 +139,7 @@ impl Model {
         for (component, part) in whole {
             self.graph(&component, part)?;
         }
-        let parts = [Part::StemFirst, Part::RiseFirst, Part::StemNext, Part::RiseNext];
+        let parts = [Part::TrunkFirst, Part::UpsamplerFirst, Part::TrunkNext, Part::UpsamplerNext];
         if tiled && parts.iter().any(|part| self.graph(&Component::Decoder, *part).is_err()) {
             let rule = format!("the {} variant of the decoder decodes pictures whole", self.precision);
             let fix = "use --tile off, or --precision of a variant that was exported";

@@ -1,7 +1,7 @@
 //! Whether a clip fits into the memory that is free, for commands that leave no choice of how.
 
 use crate::Error;
-use crate::footprint::{Running, footprints};
+use crate::footprint::{MemorySettings, footprints};
 use crate::plan::GenerationPlan;
 use bundle::manifest::Manifest;
 use bundle::units::ByteCount;
@@ -14,6 +14,6 @@ use engines::residency::{self, Mode, Residency};
 /// A clip that does not fit, before anything is allocated for it.
 pub fn mode(manifest: &Manifest, plan: &GenerationPlan) -> Result<Mode, Error> {
     let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
-    let needed = footprints(manifest, plan, Running::plain(WeightMemory::Prepacked));
+    let needed = footprints(manifest, plan, MemorySettings::plain(WeightMemory::Prepacked));
     Ok(residency::plan(Residency::Auto, &needed, free)?.mode)
 }

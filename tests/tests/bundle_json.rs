@@ -8,7 +8,7 @@ use bundle::units::{ByteCount, Seed};
 use engines::WeightMemory;
 use engines::residency::{self, Residency};
 use runtime::decode::TileSide;
-use runtime::footprint::{Running, footprints};
+use runtime::footprint::{MemorySettings, footprints};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use serde_json::{Value, json};
 use std::fs;
@@ -312,8 +312,11 @@ fn open_and_plan(bundle: &Path) -> Result<(), String> {
         for preview in [PreviewKind::Rgb, PreviewKind::Tiny, PreviewKind::Full] {
             let stride = bundle.manifest.vae.stride();
             for tile in [None, TileSide::try_new(8, stride).ok()] {
-                let needed =
-                    footprints(&bundle.manifest, &plan, Running { preview, tile, ..Running::plain(weights) });
+                let needed = footprints(
+                    &bundle.manifest,
+                    &plan,
+                    MemorySettings { preview, tile, ..MemorySettings::plain(weights) },
+                );
                 let _ = residency::plan(Residency::Auto, &needed, ByteCount(1 << 34));
             }
         }

@@ -10,19 +10,19 @@ use tests::golden;
 use tests::program::{self, event, rushes};
 
 /// A bundle of a golden case, exported once by the binary itself and shared by all tests of this file.
-struct Shared {
+struct SharedBundle {
     _folder: tempfile::TempDir,
     bundle: PathBuf,
 }
 
-static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+static SHARED: LazyLock<SharedBundle> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
     let checkpoint = golden::case(CASE).checkpoint();
     let output =
         rushes(folder.path()).arg("export").arg(checkpoint).arg("--out").arg(&bundle).output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    Shared { _folder: folder, bundle }
+    SharedBundle { _folder: folder, bundle }
 });
 
 /// Moves, is smooth and uses its whole range: made for what becomes of frames in a video.

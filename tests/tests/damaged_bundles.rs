@@ -5,7 +5,7 @@
 use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::Scheme;
-use quality::quantize::variant::Kept;
+use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use serde_json::Value;
 use std::fs;
@@ -21,13 +21,13 @@ use tests::{edit, golden};
 /// Heads that Rushes kernels have kernels for, so that a variant is made in no time.
 const CASE: &str = "official-names";
 
-struct Shared {
+struct SharedBundle {
     _folder: TempDir,
     bundle: PathBuf,
 }
 
 /// A bundle with a variant, in files of its own.
-static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+static SHARED: LazyLock<SharedBundle> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
     let request = export::ExportRequest::new(&golden::case(CASE).checkpoint(), &bundle);
@@ -35,12 +35,12 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let mut quantizer =
         Quantizer::open(&bundle, Path::new("none"), QuantizeOptions::new(Scheme::Bf16)).unwrap();
     for entry in Bundle::open(&bundle).unwrap().manifest.components {
-        let numerics = quantizer.plan(&entry, &Kept::new()).unwrap().numerics;
+        let numerics = quantizer.plan(&entry, &UnquantizedLayers::new()).unwrap().numerics;
         quantizer.write(numerics, None).unwrap();
     }
     quantizer.commit().unwrap();
     drop(quantizer);
-    Shared { _folder: folder, bundle }
+    SharedBundle { _folder: folder, bundle }
 });
 
 /// A copy of the shared bundle, as `bundle` in the folder.

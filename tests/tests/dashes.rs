@@ -117,7 +117,7 @@ fn other_commands_and_numbers_name_the_flag_too() {
         (&["bench", "quality", "--bundle", "b", "--steps", "-1"], "--steps"),
         (&["generate", "a fox", "--bundle", "b", "--frames", "-1"], "--frames"),
         (&["generate", "a fox", "--bundle", "b", "--fps", "-24"], "--fps"),
-        (&["generate", "a fox", "--bundle", "b", "--patience", "-1"], "--patience"),
+        (&["generate", "a fox", "--bundle", "b", "--output-timeout", "-1"], "--output-timeout"),
         (&["export", "b", "--out", "c", "--weights", "-f32"], "--weights"),
     ] {
         let output = rushes(folder.path()).args(arguments).arg("--json").output().unwrap();

@@ -13,7 +13,7 @@ use graph::Model;
 use kernels::{CpuPath, Kernels};
 use ndarray::{Array, Array1, Array2, ArrayD, Axis, Dimension, ShapeBuilder, concatenate};
 use quality::quantize::metrics::psnr;
-use quality::quantize::variant::Kept;
+use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -64,7 +64,8 @@ fn bundle(folder: &Path) -> Bundle {
     let calibration = bundle.folder.join("calibration.json");
     let mut quantizer = Quantizer::open(&bundle.folder, &calibration, quantize).unwrap();
     let kept = ["decoder.up_blocks.1.resnets.0.conv1", "decoder.up_blocks.0.upsamplers.0.time_conv"];
-    let kept: Kept = kept.into_iter().map(|layer| (layer.to_owned(), "a test".to_owned())).collect();
+    let kept: UnquantizedLayers =
+        kept.into_iter().map(|layer| (layer.to_owned(), "a test".to_owned())).collect();
     let numerics = quantizer.plan(&bundle.manifest.components[0], &kept).unwrap().numerics;
     quantizer.write(numerics, None).unwrap();
     quantizer.commit().unwrap();

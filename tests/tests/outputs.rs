@@ -182,7 +182,7 @@ fn an_interrupted_run_closes_every_output_and_names_what_is_kept() {
     assert!(frames_of(&folder.path().join("live/index.m3u8")) >= 21);
 }
 
-/// The reader of a named pipe sleeps; Ctrl-C must not wait for it as long as patience would.
+/// The reader of a named pipe sleeps; Ctrl-C must not wait for it as long as output_timeout would.
 #[test]
 fn an_interrupted_run_does_not_wait_for_a_reader_that_sleeps() {
     let folder = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ fn an_interrupted_run_does_not_wait_for_a_reader_that_sleeps() {
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let _reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let outputs = ["pipe.y4m", "a.mp4"];
-    let mut arguments = vec!["--frames", "1001", "--progress", "json", "--patience", "3600"];
+    let mut arguments = vec!["--frames", "1001", "--progress", "json", "--output-timeout", "3600"];
     outputs.iter().for_each(|output| arguments.extend(["-o", output]));
     let mut child =
         generate(folder.path(), &arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -105,7 +105,7 @@ struct First {
 impl First {
     fn start(folder: &Path, outputs: &[&str], phase: Phase) -> Self {
         let mut child = generate(folder, FIRST, outputs)
-            .args(["-o", "gate.y4m", "--patience", "600", "--progress", "json"])
+            .args(["-o", "gate.y4m", "--output-timeout", "600", "--progress", "json"])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -16,8 +16,8 @@ use ndarray::{Array4, ArrayD, ArrayView4, Axis, concatenate, s};
 use runtime::decode::{TileSide, VideoDecoder};
 use runtime::denoise::StepDone;
 use runtime::model::{Model, ModelOptions};
-use runtime::preview::budget::Extent;
-use runtime::preview::{Painter, Painters, Preview, PreviewSettings, Previewer, Sink};
+use runtime::preview::budget::PreviewLength;
+use runtime::preview::{Preview, PreviewRenderer, PreviewRenderers, PreviewSettings, Previewer, Sink};
 use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -105,12 +105,12 @@ fn both_tiny_layouts_equal_torch() {
 }
 
 /// A bundle with everything that previews can be made with, and clips of a size that a test can make.
-struct Shared {
+struct SharedBundle {
     folder: tempfile::TempDir,
     bundle: PathBuf,
 }
 
-static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+static SHARED: LazyLock<SharedBundle> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = folder.path().join("checkpoint");
     edit::copy_folder(&golden::case(CASE).checkpoint(), &checkpoint);
@@ -125,7 +125,7 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let output = rushes(folder.path()).args(["calibrate", "bundle", "--preview", "--json"]).output().unwrap();
     assert_eq!(event(&output, "calibrated")["positions"], 8 * 5 * 32);
     let bundle = folder.path().join("bundle");
-    Shared { folder, bundle }
+    SharedBundle { folder, bundle }
 });
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
@@ -232,19 +232,20 @@ fn decoders_show_what_long_steps_pay_for_and_the_map_what_short_ones_do_not() {
         (PreviewKind::Tiny, false, [1, 3, 32, 64]),
         (PreviewKind::Full, true, [1, 3, 32, 64]),
     ] {
-        let extent = if moving { Extent::Moving } else { Extent::Still };
-        let painter = |kind| Painter::new(&model, kind).unwrap();
-        let painters = || Painters { chosen: painter(kind).unwrap(), stand_in: painter(PreviewKind::Rgb) };
-        let settings = PreviewSettings { every: NonZeroUsize::MIN, extent };
+        let length = if moving { PreviewLength::AllFrames } else { PreviewLength::FirstFrame };
+        let renderer = |kind| PreviewRenderer::new(&model, kind).unwrap();
+        let renderers =
+            || PreviewRenderers { chosen: renderer(kind).unwrap(), fallback: renderer(PreviewKind::Rgb) };
+        let settings = PreviewSettings { every: NonZeroUsize::MIN, length };
         for (ran, by_map) in [(Duration::from_secs(10_000), false), (Duration::from_nanos(1), true)] {
             let kept = Kept::default();
             let sinks: Vec<Box<dyn Sink>> = vec![Box::new(kept.clone())];
-            let mut previewer = Previewer::start(painters(), shape, settings, sinks, &Cancel::new());
+            let mut previewer = Previewer::start(renderers(), shape, settings, sinks, &Cancel::new());
             previewer.step(&step(&latent, 0, ran));
             let report = previewer.finish();
             assert!(report.failed.is_none(), "{report:?}");
             assert_eq!((report.shown, report.skipped), if by_map { (0, 1) } else { (1, 0) }, "{kind}");
-            assert_eq!(report.stood_in, usize::from(by_map), "{kind}");
+            assert_eq!(report.fallbacks, usize::from(by_map), "{kind}");
             let map = [if moving { 5 } else { 1 }, 3, 4, 8];
             assert_eq!(*kept.0.lock().unwrap(), [if by_map { map } else { seen }], "{kind}");
         }

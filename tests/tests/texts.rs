@@ -60,10 +60,10 @@ fn inspect() {
     the decoder: 538.8 kB of f32 weights, digest 36f1dc68c8a3
       graph   decoder/first.cpu-f32.36f1dc68c8a3.onnx
       graph   decoder/next.cpu-f32.36f1dc68c8a3.onnx
-      graph   decoder/stem.first.cpu-f32.36f1dc68c8a3.onnx
-      graph   decoder/rise.first.cpu-f32.36f1dc68c8a3.onnx
-      graph   decoder/stem.next.cpu-f32.36f1dc68c8a3.onnx
-      graph   decoder/rise.next.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/trunk.first.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/upsampler.first.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/trunk.next.cpu-f32.36f1dc68c8a3.onnx
+      graph   decoder/upsampler.next.cpu-f32.36f1dc68c8a3.onnx
       weights decoder/weights/diffusion_pytorch_model.safetensors (538.8 kB)
     "#);
 }

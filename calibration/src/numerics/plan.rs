@@ -12,7 +12,7 @@ use crate::observe::statistics::Statistics;
 use crate::observe::table::Table;
 use bundle::dtype::KernelLibrary;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
-use bundle::quantization::layers::{self, Feed, LayerGroup};
+use bundle::quantization::layers::{self, LayerGroup, LayerInput};
 use bundle::quantization::{
     Affine, AttentionNumerics, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales,
 };
@@ -59,7 +59,7 @@ pub fn groups(manifest: &Manifest, component: &Component) -> Vec<LayerGroup> {
         Component::TextEncoder => layers::text_encoder(&manifest.text_encoder),
         Component::Expert(_) => layers::denoiser(&manifest.denoiser),
         Component::Decoder => {
-            let alone = |name| LayerGroup { layers: vec![name], feed: Feed::Activation, block: None };
+            let alone = |name| LayerGroup { layers: vec![name], input: LayerInput::Activation, block: None };
             layers::decoder(&manifest.vae).into_iter().map(alone).collect()
         }
         Component::Preview => Vec::new(),
@@ -213,19 +213,19 @@ impl Planner<'_> {
     ) -> Result<(), Error> {
         let mut weights = self.matrices(group)?;
         let statistics = self.input(&group.layers[0])?;
-        let gain = match &group.feed {
-            Feed::Norm => Some(1.0),
-            Feed::Values(from) => numerics.layers.contains_key(from).then_some(1.0),
-            Feed::Text => Some(PRODUCT_GAIN),
-            Feed::Activation => None,
+        let gain = match &group.input {
+            LayerInput::Norm => Some(1.0),
+            LayerInput::Values(from) => numerics.layers.contains_key(from).then_some(1.0),
+            LayerInput::Text => Some(PRODUCT_GAIN),
+            LayerInput::Activation => None,
         };
         let choice = search(&weights, &statistics, gain, self.options.method);
         let smoothing = choice.divisors.map(|divisors| {
             weights.iter_mut().for_each(|weight| weight.scale_columns(&divisors));
-            let fold = if group.feed == Feed::Text { Fold::Product } else { Fold::Upstream };
+            let fold = if group.input == LayerInput::Text { Fold::Product } else { Fold::Upstream };
             Smoothing { divisors, fold, alpha: choice.alpha }
         });
-        if let (Feed::Values(from), Some(smoothing)) = (&group.feed, &smoothing)
+        if let (LayerInput::Values(from), Some(smoothing)) = (&group.input, &smoothing)
             && let Some(values) = numerics.layers.get_mut(from)
         {
             divide_rows(values, &smoothing.divisors);

@@ -21,11 +21,11 @@ pub trait Interrupt: Send + Sync {
 /// ```
 #[derive(Clone, Default)]
 pub struct Cancel {
-    shared: Arc<Shared>,
+    shared: Arc<Request>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct Request {
     stop: Stop,
     /// Every run in flight; interrupting them stops each as soon as it can be stopped.
     running: Mutex<Vec<Arc<dyn Interrupt>>>,

@@ -9,7 +9,7 @@
 //!        preview/map.json                              the linear map of previews, once it is fitted
 //!        decoder/first.cpu-f32.<digest>.onnx
 //!        decoder/next.cpu-f32.<digest>.onnx            + weights/*.safetensors
-//!        decoder/stem.first.…, rise.first.…, stem.next.…, rise.next.…: both in two parts, for tiles
+//!        decoder/trunk.first.…, upsampler.first.…, trunk.next.…, upsampler.next.…: both in two parts, for tiles
 //!        preview/first.…, preview/next.…               + weights/*.safetensors, where there is a tiny decoder
 //! ```
 //!
@@ -51,10 +51,10 @@ pub fn graph_file(
         Part::Whole => "",
         Part::First => "first.",
         Part::Next => "next.",
-        Part::StemFirst => "stem.first.",
-        Part::RiseFirst => "rise.first.",
-        Part::StemNext => "stem.next.",
-        Part::RiseNext => "rise.next.",
+        Part::TrunkFirst => "trunk.first.",
+        Part::UpsamplerFirst => "upsampler.first.",
+        Part::TrunkNext => "trunk.next.",
+        Part::UpsamplerNext => "upsampler.next.",
     };
     let numbers = variant_name(precision, kernels);
     format!("{}/{prefix}{target}-{numbers}.{}.onnx", component_folder(component), digest.short())

@@ -59,13 +59,13 @@ pub enum Part {
     /// The decoder's graph for every later latent frame.
     Next,
     /// Of [`Part::First`], what happens at the latent's resolution: it sees the whole picture at once.
-    StemFirst,
+    TrunkFirst,
     /// Of [`Part::First`], the rest: it may be run tile by tile.
-    RiseFirst,
+    UpsamplerFirst,
     /// Of [`Part::Next`], what happens at the latent's resolution.
-    StemNext,
+    TrunkNext,
     /// Of [`Part::Next`], the rest.
-    RiseNext,
+    UpsamplerNext,
 }
 
 /// One graph file.

@@ -8,7 +8,7 @@
 //! | decoder, first | `latent [1,C,1,h,w]` | `frames [1,3,8h,8w]` in -1..1, `next_cache.NN` |
 //! | decoder, next | `latent [1,C,1,h,w]`, `cache.NN` | `frames [4,3,8h,8w]`, `next_cache.NN` |
 //!
-//! For tiles the decoder comes in two parts too: its *stem* gives `features [1,D,h,w]`, its *rise* makes frames of them.
+//! For tiles the decoder comes in two parts too: its *trunk* gives `features [1,D,h,w]`, its *upsampler* makes frames of them.
 //! The tiny decoder of previews keeps the decoder's contract. `R` is 1, or one row for each distinct timestep when conditioning needs it. The latent of the decoder is at model
 //! scale: the graph undoes the normalisation. Its caches are whatever the graph lists, in the order of their numbers.
 
@@ -137,13 +137,13 @@ impl Signature {
         }
     }
 
-    /// The contract of a decoder's stem: what happens at the latent's resolution; caches come on top.
-    pub fn of_decoder_stem(spec: &VaeSpec) -> Self {
+    /// The contract of a decoder's trunk: what happens at the latent's resolution; caches come on top.
+    pub fn of_decoder_trunk(spec: &VaeSpec) -> Self {
         Self { outputs: vec![features(spec)], ..Self::of_decoder(spec) }
     }
 
-    /// The contract of what makes frames of the stem's features; caches come on top.
-    pub fn of_decoder_rise(spec: &VaeSpec) -> Self {
+    /// The contract of the decoder's upsampler, which makes frames of the trunk's features; caches come on top.
+    pub fn of_decoder_upsampler(spec: &VaeSpec) -> Self {
         Self { inputs: vec![features(spec)], ..Self::of_decoder(spec) }
     }
 

@@ -186,7 +186,7 @@ fn vae(spec: &VaeSpec) -> Result<(), String> {
         }
     }
     if latents_std.iter().any(|deviation| *deviation <= 0.0) {
-        return Err("`vae.latents_std` must be above 0 everywhere".into());
+        return Err("`vae.latents_std` must be above 0 global".into());
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub struct WrittenClip {
 
 /// What is left of a clip that was stopped before its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum Remainder {
     /// No frame had been written; there is no file.
     Nothing,
     /// The part file or folder can be played and holds every frame that was given.
@@ -56,7 +56,7 @@ pub enum Kept {
     },
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for Remainder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = |frames: &usize| if *frames == 1 { "" } else { "s" };
         match self {
@@ -79,11 +79,11 @@ mod tests {
     #[test]
     fn what_was_kept_is_told_in_one_line() {
         let part = PathBuf::from("clip.part.mp4");
-        assert_eq!(Kept::Nothing.to_string(), "no frame was written, nothing was kept");
-        let kept = Kept::Whole { part: part.clone(), frames: 1 };
+        assert_eq!(Remainder::Nothing.to_string(), "no frame was written, nothing was kept");
+        let kept = Remainder::Whole { part: part.clone(), frames: 1 };
         assert_eq!(kept.to_string(), "kept the first 1 frame in clip.part.mp4");
-        assert_eq!(Kept::UpTo { part, frames: 12 }.to_string(), "kept up to 12 frames in clip.part.mp4");
-        let sent = Kept::Sent { to: OutputSpec::Stdout, frames: 3 };
+        assert_eq!(Remainder::UpTo { part, frames: 12 }.to_string(), "kept up to 12 frames in clip.part.mp4");
+        let sent = Remainder::Sent { to: OutputSpec::Stdout, frames: 3 };
         assert_eq!(sent.to_string(), "up to 3 frames went to standard output");
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong between a frame and a file.
 
-use super::Kept;
+use super::Remainder;
 use super::encoder::H264Encoder;
 use super::plugins::MissingElement;
 use bundle::geometry::PixelSize;
@@ -20,7 +20,7 @@ pub enum Error {
         output: String,
     },
     /// A file or text that the clip is dressed with cannot be used.
-    Dressing {
+    PostProcess {
         /// The flag that it came from.
         flag: &'static str,
         /// What was given.
@@ -146,7 +146,7 @@ pub enum Error {
         /// What the first that failed met.
         first: Arc<Self>,
         /// What is left of it.
-        kept: Kept,
+        kept: Remainder,
         /// Those that are whole.
         whole: Option<String>,
     },
@@ -158,7 +158,7 @@ impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
             Self::Twice { .. }
-            | Self::Dressing { .. }
+            | Self::PostProcess { .. }
             | Self::Caption { .. }
             | Self::NoSound
             | Self::Terminal
@@ -197,7 +197,7 @@ impl Diagnose for Error {
             Self::Stalled { output, limit } => Report::failed(
                 format!("{output} does not go on"),
                 format!("nothing has moved in its pipeline for {limit:?}"),
-                "check that its disk or its reader answers, allow more with --patience, or choose another -o",
+                "check that its disk or its reader answers, allow more with --output-timeout, or choose another -o",
             ),
             Self::Partly { first, kept, whole } => {
                 let Report { class, what, why, fix } = first.report();
@@ -289,7 +289,7 @@ impl Error {
                 "two outputs of one run have the same name",
                 "give each -o a name of its own",
             ),
-            Self::Dressing { flag, given, why } => Report::bad_input(
+            Self::PostProcess { flag, given, why } => Report::bad_input(
                 format!("{flag} cannot be {given}"),
                 why.clone(),
                 "give a whole file of the right kind; `ffmpeg -v error -i FILE -f null -` says more about one",

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub(super) const QUEUE: usize = 4;
 
 /// A wait is made of this many shorter ones that must all be quiet: a process that was stopped for a while (Ctrl-Z, a
-/// closed lid) then loses one of them and not all its patience.
+/// closed lid) then loses one of them and not all its output_timeout.
 const QUIET_WAITS: u32 = 50;
 
 /// How long nothing may move once the run is being stopped.

@@ -10,7 +10,7 @@
 //! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `part_folder`, `folder_lock`
 //! and `pipe_lock` (checked before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
 //! package has the rest), [`tags`] (the AI mark, model and seed), `pipeline` (the elements), `collect` (writers of our
-//! own), [`dressing`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `mp4` (sound in time,
+//! own), [`post_process`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `mp4` (sound in time,
 //! index in front), `output` (one output), `outputs` (all of a run), `whip` (a feature), `clip` (what goes
 //! in and what comes out), [`live`] (one address that always has a picture), [`preview_files`] (pictures of a run in
 //! progress).
@@ -36,7 +36,6 @@
 
 mod clip;
 mod collect;
-pub mod dressing;
 pub mod encoder;
 mod error;
 mod feed;
@@ -51,6 +50,7 @@ mod pipe_lock;
 mod pipeline;
 mod playable;
 pub mod plugins;
+pub mod post_process;
 pub mod preview_files;
 mod shared_frame;
 mod sign;
@@ -62,7 +62,7 @@ mod target;
 mod whip;
 mod xmp_box;
 
-pub use clip::{ClipFormat, Kept, WrittenClip};
+pub use clip::{ClipFormat, Remainder, WrittenClip};
 pub use error::Error;
 pub(crate) use folder_lock::make_locked;
 pub use output::{Output, OutputOptions};

@@ -1,16 +1,18 @@
 //! One output while the frames are being made.
 
 use super::collect::{Delays, PLAYLIST};
-use super::dressing::{RATE, Sound};
 use super::feed::{Feed, Halt};
 use super::mp4;
 use super::pipeline::{OutputPipeline, timed, timed_sound};
 use super::playable::is_playable;
 use super::plugins::SoundEncoder;
+use super::post_process::{RATE, Sound};
 use super::shared_frame::{PixelLayout, SharedFrame};
 use super::target::Place;
 use super::xmp_box;
-use super::{ClipFormat, Error, FileFormat, Kept, OutputSpec, OutputTarget, SigningKey, Tags, WrittenClip};
+use super::{
+    ClipFormat, Error, FileFormat, OutputSpec, OutputTarget, Remainder, SigningKey, Tags, WrittenClip,
+};
 use bundle::Cancel;
 use bundle::part_file::PartFile;
 use gstreamer as gst;
@@ -27,7 +29,7 @@ pub struct OutputOptions {
     /// What the outputs say about themselves.
     pub tags: Tags,
     /// How long nothing may move in a pipeline that has work, before it counts as stalled.
-    pub patience: Duration,
+    pub output_timeout: Duration,
     /// What mp4 files are signed with.
     pub sign: Option<SigningKey>,
     /// The sound of the clip, for outputs that carry it.
@@ -40,9 +42,9 @@ impl OutputOptions {
     /// How long an output may stand still if nothing else is said.
     pub const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Options with the usual patience.
+    /// Options with the usual output_timeout.
     pub fn new(format: ClipFormat, tags: Tags, cancel: &Cancel) -> Self {
-        Self { format, tags, patience: Self::PATIENCE, sign: None, sound: None, cancel: cancel.clone() }
+        Self { format, tags, output_timeout: Self::PATIENCE, sign: None, sound: None, cancel: cancel.clone() }
     }
 }
 
@@ -176,7 +178,7 @@ impl Output {
     /// # Errors
     /// Fewer frames than the clip's number, a pipeline that failed or stalled, a file that cannot be renamed, each with
     /// what is left.
-    pub fn finish(mut self) -> Result<WrittenClip, Box<(Error, Kept)>> {
+    pub fn finish(mut self) -> Result<WrittenClip, Box<(Error, Remainder)>> {
         self.complete().map_err(|error| Box::new((error, self.close_early())))
     }
 
@@ -238,11 +240,11 @@ impl Output {
     }
 
     /// Ends the clip here. What there is stays under the part's name if it can be played, otherwise it goes.
-    pub fn interrupt(mut self) -> Kept {
+    pub fn interrupt(mut self) -> Remainder {
         self.close_early()
     }
 
-    fn close_early(&mut self) -> Kept {
+    fn close_early(&mut self) -> Remainder {
         let frames = self.feed.pushed();
         let ended = if frames == 0 || self.closed { Ok(()) } else { self.drain() };
         self.stop(ended.as_ref().err());
@@ -250,10 +252,10 @@ impl Output {
         let frames = if whole { frames } else { self.feed.encoded() };
         let part = match &self.target.place {
             Place::File(file) => {
-                let OutputSpec::File { format, .. } = self.target.spec else { return Kept::Nothing };
+                let OutputSpec::File { format, .. } = self.target.spec else { return Remainder::Nothing };
                 if frames == 0 || !is_playable(file.part(), format) {
                     file.discard();
-                    return Kept::Nothing;
+                    return Remainder::Nothing;
                 }
                 if whole {
                     self.align_sound(file);
@@ -263,11 +265,11 @@ impl Output {
             Place::Folder(folder) if frames > 0 => folder.part().to_owned(),
             Place::Playlist(folder) if folder.path().join(PLAYLIST).exists() => folder.path().join(PLAYLIST),
             Place::Pipe { .. } | Place::Listener(_) | Place::Elsewhere if frames > 0 => {
-                return Kept::Sent { to: self.target.spec.clone(), frames };
+                return Remainder::Sent { to: self.target.spec.clone(), frames };
             }
-            _ => return Kept::Nothing,
+            _ => return Remainder::Nothing,
         };
-        if whole { Kept::Whole { part, frames } } else { Kept::UpTo { part, frames } }
+        if whole { Remainder::Whole { part, frames } } else { Remainder::UpTo { part, frames } }
     }
 
     /// Says that no more frames come, and waits until all are in the file.
@@ -361,7 +363,8 @@ mod tests {
             frames: Some(FRAMES),
         };
         let tags = Tags::new(None, "mini", Seed(1));
-        let options = OutputOptions { patience: limit, ..OutputOptions::new(format, tags, &Cancel::new()) };
+        let options =
+            OutputOptions { output_timeout: limit, ..OutputOptions::new(format, tags, &Cancel::new()) };
         let part = target.part().unwrap().to_owned();
         let output = Output::with_stages(target, &options, stages).unwrap();
         (folder, output, part)
@@ -408,7 +411,7 @@ mod tests {
         push(&mut output, 5).unwrap();
         let (error, kept) = *output.finish().unwrap_err();
         assert!(matches!(error, Error::FramesMissing { expected: FRAMES, found: 5 }), "{error}");
-        assert_eq!(kept, Kept::Whole { part: part.clone(), frames: 5 });
+        assert_eq!(kept, Remainder::Whole { part: part.clone(), frames: 5 });
         assert_eq!(names(folder.path()), ["clip.part.mp4"]);
         assert!(is_playable(&part, FileFormat::Mp4));
     }
@@ -417,7 +420,7 @@ mod tests {
     fn an_interrupted_clip_keeps_its_frames_in_the_part() {
         let (folder, mut output, part) = output(OutputOptions::PATIENCE, vec![]);
         push(&mut output, 7).unwrap();
-        assert_eq!(output.interrupt(), Kept::Whole { part: part.clone(), frames: 7 });
+        assert_eq!(output.interrupt(), Remainder::Whole { part: part.clone(), frames: 7 });
         assert_eq!(names(folder.path()), ["clip.part.mp4"]);
         assert!(is_playable(&part, FileFormat::Mp4));
     }
@@ -425,7 +428,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_of_a_clip_without_frames() {
         let (folder, output, _) = output(OutputOptions::PATIENCE, vec![]);
-        assert_eq!(output.interrupt(), Kept::Nothing);
+        assert_eq!(output.interrupt(), Remainder::Nothing);
         assert_eq!(names(folder.path()), Vec::<String>::new());
     }
 
@@ -445,7 +448,7 @@ mod tests {
         let error = push(&mut output, FRAMES).unwrap_err();
         assert!(matches!(&error, Error::Pipeline { element, .. } if element == "stage"), "{error}");
         assert_eq!(error.report().class, ErrorClass::Failed);
-        let Kept::UpTo { part: kept, frames } = output.interrupt() else {
+        let Remainder::UpTo { part: kept, frames } = output.interrupt() else {
             panic!("fragments lie in the part")
         };
         assert_eq!(kept, part);
@@ -472,7 +475,7 @@ mod tests {
         let (folder, mut output, _) = output(limit, vec![stage]);
         let error = push(&mut output, FRAMES).unwrap_err();
         assert!(matches!(&error, Error::Stalled { limit: named, .. } if *named == limit), "{error}");
-        assert_eq!(output.interrupt(), Kept::Nothing);
+        assert_eq!(output.interrupt(), Remainder::Nothing);
         assert_eq!(names(folder.path()), Vec::<String>::new());
     }
 }

@@ -1,6 +1,6 @@
 //! All outputs of one run: each frame is converted once and goes to every one that is still well.
 
-use super::{Error, Kept, Output, OutputOptions, OutputSpec, OutputTarget, SharedFrame, WrittenClip};
+use super::{Error, Output, OutputOptions, OutputSpec, OutputTarget, Remainder, SharedFrame, WrittenClip};
 use ndarray::{Array3, ArrayView4};
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,7 @@ pub struct FailedOutput {
     /// Why.
     pub error: Arc<Error>,
     /// What is left of it.
-    pub kept: Kept,
+    pub kept: Remainder,
 }
 
 /// What became of all outputs.
@@ -48,7 +48,11 @@ impl Outputs {
                 Ok(output) => outputs.running.push(output),
                 Err(error) => {
                     let output = target.spec().clone();
-                    outputs.failed.push(FailedOutput { output, error: Arc::new(error), kept: Kept::Nothing });
+                    outputs.failed.push(FailedOutput {
+                        output,
+                        error: Arc::new(error),
+                        kept: Remainder::Nothing,
+                    });
                 }
             }
         }
@@ -136,7 +140,7 @@ impl Outputs {
     }
 
     /// Ends all outputs here and says what is left of each.
-    pub fn interrupt(mut self) -> Vec<(OutputSpec, Kept)> {
+    pub fn interrupt(mut self) -> Vec<(OutputSpec, Remainder)> {
         self.running.iter().for_each(Output::end);
         let failed = std::mem::take(&mut self.failed).into_iter().map(|failed| (failed.output, failed.kept));
         let running = std::mem::take(&mut self.running).into_iter();

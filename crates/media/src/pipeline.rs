@@ -4,12 +4,12 @@ use super::collect::{
     self, Collector, FolderStore, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile,
 };
 use super::collect::{Y4mTarget, Y4mWriter};
-use super::dressing::{CHANNELS, RATE};
 use super::encoder::{Purpose, vp9_settings};
 use super::feed::{Fault, Feed};
 use super::frames::{I420Layout, RgbLayout};
 use super::output::OutputOptions;
 use super::plugins::{SoundEncoder, sound_encoder};
+use super::post_process::{CHANNELS, RATE};
 use super::shared_frame::PixelLayout;
 use super::tags::Spelling;
 use super::target::Place;
@@ -65,7 +65,7 @@ impl OutputPipeline {
         stages: Vec<gst::Element>,
     ) -> Result<Self, Error> {
         let layout = layout(&target.spec);
-        let feed = Feed::new(options.patience, &options.cancel);
+        let feed = Feed::new(options.output_timeout, &options.cancel);
         let builder = Builder { target, options, feed: &feed };
         let source = builder.source(layout)?;
         let tail = builder.tail()?;

@@ -76,7 +76,7 @@ const OPUS: SoundEncoder = SoundEncoder { elements: &["opusenc"], delay: 0, pack
 /// Such an output on a machine without an encoder for it.
 pub fn sound_encoder(spec: &OutputSpec) -> Result<Option<SoundEncoder>, Error> {
     let known: &[SoundEncoder] = match spec {
-        // Opus in mp4 is not played everywhere.
+        // Opus in mp4 is not played global.
         OutputSpec::File { format: FileFormat::Mp4, .. } => &[AAC, MP3],
         OutputSpec::File { format: FileFormat::Mkv | FileFormat::WebM, .. } => &[OPUS],
         _ => return Ok(None),

@@ -3,7 +3,7 @@
 
 use bundle::units::FrameRate;
 use bundle::{Diagnose, ErrorClass};
-use media::dressing::{Caption, Dressing, DressingSpec};
+use media::post_process::{Caption, PostProcess, PostProcessSpec};
 use media::{ClipFormat, Error};
 use ndarray::{Array3, Axis, s};
 use std::ops::Range;
@@ -16,29 +16,29 @@ fn caption(millis: Range<u64>, text: &str) -> Caption {
     Caption { start: time(millis.start), end: time(millis.end), text: text.into() }
 }
 
-fn open(captions: Vec<Caption>, size: &str) -> Result<Dressing, Error> {
+fn open(captions: Vec<Caption>, size: &str) -> Result<PostProcess, Error> {
     let rate = FrameRate::try_new(16).unwrap();
     let made = ClipFormat { size: size.parse().unwrap(), rate, frames: Some(FRAMES) };
-    DressingSpec { captions, ..DressingSpec::default() }.open(made)
+    PostProcessSpec { captions, ..PostProcessSpec::default() }.open(made)
 }
 
 /// The rows of each frame of a second that a caption changes.
-fn rows(mut dressing: Dressing) -> Vec<Option<Range<usize>>> {
-    let size = dressing.format().size;
+fn rows(mut post_process: PostProcess) -> Vec<Option<Range<usize>>> {
+    let size = post_process.format().size;
     let grey = Array3::from_elem((3, size.height, size.width), 0.25);
     let changed = |frame: Array3<f32>| {
         let is_changed = |row: &usize| frame.index_axis(Axis(1), *row).iter().any(|value| *value != 0.25);
         let first = (0..size.height).find(is_changed)?;
         Some(first..(0..size.height).rfind(is_changed)? + 1)
     };
-    (0..FRAMES).flat_map(|_| dressing.push(grey.clone()).unwrap()).map(changed).collect()
+    (0..FRAMES).flat_map(|_| post_process.push(grey.clone()).unwrap()).map(changed).collect()
 }
 
 /// The rows of a caption that is there all the time, and what is said of it.
 fn shown(text: &str, size: &str) -> (Range<usize>, Vec<String>) {
-    let dressing = open(vec![Caption::always(text)], size).unwrap();
-    let notes = dressing.notes().to_vec();
-    (rows(dressing)[0].clone().unwrap(), notes)
+    let post_process = open(vec![Caption::always(text)], size).unwrap();
+    let notes = post_process.notes().to_vec();
+    (rows(post_process)[0].clone().unwrap(), notes)
 }
 
 #[test]
@@ -65,9 +65,9 @@ fn no_text_and_no_size_vanishes() {
     for size in ["320x192", "192x320", "832x480", "128x96", "96x64", "64x32", "48x32", "32x32", "640x64"] {
         for text in ["a", "A < B & C", "Hello, world", &long_word, lines] {
             match open(vec![Caption::always(text)], size) {
-                Ok(dressing) => {
-                    let height = dressing.format().size.height;
-                    let seen = rows(dressing);
+                Ok(post_process) => {
+                    let height = post_process.format().size.height;
+                    let seen = rows(post_process);
                     assert!(seen.iter().all(|rows| *rows == seen[0]), "{text} at {size}");
                     let rows = seen[0].clone().unwrap_or_else(|| panic!("{text} at {size} is not seen"));
                     assert!(rows.len() >= 8 && rows.end <= height, "{text} at {size}: {rows:?}");
@@ -91,7 +91,7 @@ fn no_text_and_no_size_vanishes() {
 fn text_without_spaces_is_wrapped() {
     // Where no font has these, that is said by name.
     match open(vec![Caption::always("一只猫在雪地里跑".repeat(4))], "320x192") {
-        Ok(dressing) => assert!(rows(dressing)[0].clone().unwrap().len() > 30),
+        Ok(post_process) => assert!(rows(post_process)[0].clone().unwrap().len() > 30),
         Err(error) => assert!(matches!(error, Error::NoFont { .. }), "{error}"),
     }
     let (wrapped, _) = shown(&"a".repeat(120), "320x192");
@@ -116,15 +116,15 @@ fn captions_of_one_moment_lie_above_each_other() {
 
     // Many at once get smaller, too many are refused.
     let many = |count: u64| (0..count).map(|n| caption(n..1000, &format!("caption {n}"))).collect();
-    let dressing = open(many(10), "320x192").unwrap();
-    assert!(dressing.notes()[0].contains("10 captions"), "{:?}", dressing.notes());
+    let post_process = open(many(10), "320x192").unwrap();
+    assert!(post_process.notes()[0].contains("10 captions"), "{:?}", post_process.notes());
     let error = open(many(40), "320x192").unwrap_err().to_string();
     assert!(error.contains("together with 39"), "{error}");
 }
 
 #[test]
 fn captions_that_no_frame_shows_are_told() {
-    let dressing = open(
+    let post_process = open(
         vec![
             caption(0..1000, "seen"),
             caption(2000..3000, "late"),
@@ -134,7 +134,7 @@ fn captions_that_no_frame_shows_are_told() {
         "320x192",
     )
     .unwrap();
-    let notes = dressing.notes().join("\n");
+    let notes = post_process.notes().join("\n");
     assert!(
         notes.contains("begin after the end of the clip") && notes.contains("`late` at 00:00:02,000"),
         "{notes}"
@@ -149,8 +149,8 @@ fn captions_that_no_frame_shows_are_told() {
 fn nothing_is_cut_off_at_the_sides() {
     // The text itself is brighter than its ground: none of it may touch the edge of the frame.
     for text in ["W".repeat(200), "wide words ".repeat(20), "i".repeat(300)] {
-        let mut dressing = open(vec![Caption::always(text)], "160x240").unwrap();
-        let frame = dressing.push(Array3::from_elem((3, 240, 160), -1.0)).unwrap().remove(0);
+        let mut post_process = open(vec![Caption::always(text)], "160x240").unwrap();
+        let frame = post_process.push(Array3::from_elem((3, 240, 160), -1.0)).unwrap().remove(0);
         for column in [0, 159] {
             let edge = frame.slice(s![.., .., column]);
             assert!(edge.iter().all(|value| *value < 0.9), "{}", edge.fold(-1.0_f32, |a, b| a.max(*b)));

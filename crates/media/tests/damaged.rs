@@ -4,7 +4,7 @@
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
 use bundle::{Diagnose, ErrorClass};
-use media::dressing::{Corner, Dressing, DressingSpec, KeyColour};
+use media::post_process::{Corner, KeyColour, PostProcess, PostProcessSpec};
 use media::{ClipFormat, Error, OutputOptions, OutputTarget, Outputs, Tags};
 use ndarray::Array3;
 use std::path::{Path, PathBuf};
@@ -27,21 +27,24 @@ fn made(folder: &Path, name: &str, source: &str, options: &[&str]) -> PathBuf {
     path
 }
 
-fn open(spec: DressingSpec, frames: usize) -> Result<Dressing, Error> {
+fn open(spec: PostProcessSpec, frames: usize) -> Result<PostProcess, Error> {
     let rate = FrameRate::try_new(16).unwrap();
     spec.open(ClipFormat { size: "64x32".parse().unwrap(), rate, frames: Some(frames) })
 }
 
-fn background(path: &Path, frames: usize) -> Result<Dressing, Error> {
-    open(DressingSpec { key: Some((KeyColour::Green, path.to_owned())), ..DressingSpec::default() }, frames)
+fn background(path: &Path, frames: usize) -> Result<PostProcess, Error> {
+    open(
+        PostProcessSpec { key: Some((KeyColour::Green, path.to_owned())), ..PostProcessSpec::default() },
+        frames,
+    )
 }
 
-fn logo(path: &Path) -> Result<Dressing, Error> {
-    open(DressingSpec { logo: Some((path.to_owned(), Corner::TopLeft)), ..DressingSpec::default() }, 1)
+fn logo(path: &Path) -> Result<PostProcess, Error> {
+    open(PostProcessSpec { logo: Some((path.to_owned(), Corner::TopLeft)), ..PostProcessSpec::default() }, 1)
 }
 
-fn audio(path: &Path, frames: usize) -> Result<Dressing, Error> {
-    open(DressingSpec { audio: Some(path.to_owned()), ..DressingSpec::default() }, frames)
+fn audio(path: &Path, frames: usize) -> Result<PostProcess, Error> {
+    open(PostProcessSpec { audio: Some(path.to_owned()), ..PostProcessSpec::default() }, frames)
 }
 
 /// Another file with the bytes changed.
@@ -66,7 +69,7 @@ fn overwritten(path: &Path) -> PathBuf {
 }
 
 /// What was refused, which says that the file is damaged, and where.
-fn assert_refused(opened: Result<Dressing, Error>, path: &Path) {
+fn assert_refused(opened: Result<PostProcess, Error>, path: &Path) {
     let error = match opened {
         Err(error) => error,
         Ok(_) => panic!("{} was accepted", path.display()),
@@ -94,9 +97,9 @@ fn films(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// How much the blue of the background changes from one frame to the next, in each frame.
-fn changes(mut dressing: Dressing, frames: usize) -> Vec<f32> {
+fn changes(mut post_process: PostProcess, frames: usize) -> Vec<f32> {
     let green = Array3::from_shape_fn((3, 32, 64), |(c, _, _)| [-0.76, 0.49, -0.69][c]);
-    let shown: Vec<_> = (0..frames).flat_map(|_| dressing.push(green.clone()).unwrap()).collect();
+    let shown: Vec<_> = (0..frames).flat_map(|_| post_process.push(green.clone()).unwrap()).collect();
     shown.windows(2).map(|pair| (&pair[1] - &pair[0]).abs().mean().unwrap()).collect()
 }
 
@@ -105,9 +108,9 @@ fn a_film_of_every_kind_moves_and_one_that_is_damaged_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for film in films(folder.path()) {
         let name = film.display();
-        let dressing = background(&film, 64).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(dressing.notes(), Vec::<String>::new(), "{name}");
-        let moved = changes(dressing, 64).iter().filter(|change| **change > 1e-4).count();
+        let post_process = background(&film, 64).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(post_process.notes(), Vec::<String>::new(), "{name}");
+        let moved = changes(post_process, 64).iter().filter(|change| **change > 1e-4).count();
         assert!(moved > 48, "{name}: only {moved} of 63 frames differ from the one before");
         assert_refused(background(&cut(&film), 64), &cut(&film));
         assert_refused(background(&overwritten(&film), 64), &overwritten(&film));
@@ -135,9 +138,9 @@ fn what_we_write_can_be_a_background() {
     outputs.write_all((0..20).map(frame)).unwrap();
     assert_eq!(outputs.finish().written.len(), names.len());
     for path in &paths {
-        let dressing = background(path, 20).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        assert_eq!(dressing.notes(), Vec::<String>::new(), "{}", path.display());
-        let moved = changes(dressing, 20).iter().filter(|change| **change > 1e-3).count();
+        let post_process = background(path, 20).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(post_process.notes(), Vec::<String>::new(), "{}", path.display());
+        let moved = changes(post_process, 20).iter().filter(|change| **change > 1e-3).count();
         assert!(moved >= 18, "{}: {moved} of 19 frames differ from the one before", path.display());
     }
 }
@@ -146,10 +149,10 @@ fn what_we_write_can_be_a_background() {
 fn a_film_that_ends_early_holds_its_last_picture_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     for film in films(folder.path()).iter().step_by(2) {
-        let dressing = background(film, 80).unwrap();
-        let notes = dressing.notes().join("\n");
+        let post_process = background(film, 80).unwrap();
+        let notes = post_process.notes().join("\n");
         assert!(notes.contains("ends after 4.") && notes.contains("last picture stays"), "{notes}");
-        assert!(changes(dressing, 80)[70..].iter().all(|change| *change == 0.0), "{}", film.display());
+        assert!(changes(post_process, 80)[70..].iter().all(|change| *change == 0.0), "{}", film.display());
     }
     for (name, options) in [
         ("still.png", &["-frames:v", "1"][..]),
@@ -158,9 +161,9 @@ fn a_film_that_ends_early_holds_its_last_picture_and_says_so() {
         ("still.gif", &["-frames:v", "1"]),
     ] {
         let still = made(folder.path(), name, MOVING, options);
-        let dressing = background(&still, 20).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(dressing.notes(), Vec::<String>::new(), "{name}");
-        assert!(changes(dressing, 20).iter().all(|change| *change == 0.0), "{name}");
+        let post_process = background(&still, 20).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(post_process.notes(), Vec::<String>::new(), "{name}");
+        assert!(changes(post_process, 20).iter().all(|change| *change == 0.0), "{name}");
     }
 }
 
@@ -215,8 +218,8 @@ fn files_without_what_is_wanted_are_refused_by_name() {
         .unwrap();
     let empty = folder.join("empty.mp4");
     std::fs::write(&empty, "").unwrap();
-    let why = |opened: Result<Dressing, Error>| match opened {
-        Err(error @ Error::Dressing { .. }) => error.report().why,
+    let why = |opened: Result<PostProcess, Error>| match opened {
+        Err(error @ Error::PostProcess { .. }) => error.report().why,
         other => panic!("{other:?}"),
     };
     assert!(why(background(&sound, 4)).contains("there is no picture in it"));

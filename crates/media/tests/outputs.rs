@@ -4,7 +4,7 @@
 use bundle::Cancel;
 use bundle::geometry::PixelSize;
 use bundle::units::{FrameRate, Seed};
-use media::{ClipFormat, Kept, OutputOptions, OutputTarget, Outputs, Tags};
+use media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Remainder, Tags};
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 use serde_json::Value;
 use std::path::Path;
@@ -300,8 +300,8 @@ fn an_interrupted_clip_plays_with_the_frames_it_got() {
         std::fs::write(folder.join("clip.mp4"), "an older clip").unwrap();
         let mut outputs = start(folder, &names, format);
         outputs.write(frames.slice_axis(Axis(0), Slice::from(..count))).unwrap();
-        let kept: Vec<Kept> = outputs.interrupt().into_iter().map(|(_, kept)| kept).collect();
-        let whole = |part: &&str| Kept::Whole { part: folder.join(part), frames: count };
+        let kept: Vec<Remainder> = outputs.interrupt().into_iter().map(|(_, kept)| kept).collect();
+        let whole = |part: &&str| Remainder::Whole { part: folder.join(part), frames: count };
         assert_eq!(kept, parts.iter().map(whole).collect::<Vec<_>>());
 
         let expected = read_y4m(&folder.join("clip.part.y4m"), format.size);

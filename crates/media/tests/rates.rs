@@ -3,7 +3,7 @@
 
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
-use media::dressing::{Between, DressingSpec};
+use media::post_process::{Between, PostProcessSpec};
 use media::{ClipFormat, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
 use ndarray::Array3;
 use std::path::Path;
@@ -115,15 +115,15 @@ fn another_rate_is_made_exactly_and_sound_fits_it() {
         ClipFormat { size: "48x32".parse().unwrap(), rate: "23.976".parse().unwrap(), frames: Some(240) };
     for (text, frames) in [("29.97", 300), ("59.94", 600), ("24000/1001", 240), ("24", 240), ("12.5", 125)] {
         let rate: FrameRate = text.parse().unwrap();
-        let spec = DressingSpec { rate: Some((rate, Between::Repeat)), ..DressingSpec::default() };
-        let mut dressing = spec.open(made).unwrap();
-        assert_eq!(dressing.format().frames, Some(frames), "{text}");
+        let spec = PostProcessSpec { rate: Some((rate, Between::Repeat)), ..PostProcessSpec::default() };
+        let mut post_process = spec.open(made).unwrap();
+        assert_eq!(post_process.format().frames, Some(frames), "{text}");
         let mut out = Vec::new();
         for number in 0..240 {
             let frame = Array3::from_elem((3, 32, 48), number as f32);
-            out.extend(dressing.push(frame).unwrap().into_iter().map(|frame| frame[[0, 0, 0]]));
+            out.extend(post_process.push(frame).unwrap().into_iter().map(|frame| frame[[0, 0, 0]]));
         }
-        out.extend(dressing.finish().into_iter().map(|frame| frame[[0, 0, 0]]));
+        out.extend(post_process.finish().into_iter().map(|frame| frame[[0, 0, 0]]));
         assert_eq!(out.len(), frames, "{text}");
         for (number, shown) in out.iter().enumerate() {
             // The frame that was on at that moment.

@@ -4,7 +4,7 @@
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
 use c2pa::{Context, Reader, ValidationState};
-use media::{ClipFormat, Error, Kept, OutputOptions, OutputSpec, OutputTarget, Outputs, SharedFrame};
+use media::{ClipFormat, Error, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder, SharedFrame};
 use media::{SigningKey, Tags};
 use ndarray::Array3;
 use std::path::Path;
@@ -97,6 +97,6 @@ fn a_clip_that_cannot_be_signed_keeps_its_part() {
     let outcome = outputs.finish();
     assert!(matches!(&*outcome.failed[0].error, Error::Signing { .. }), "{:?}", outcome.failed);
     let part = folder.path().join("clip.part.mp4");
-    assert_eq!(outcome.failed[0].kept, Kept::Whole { part, frames: 2 });
+    assert_eq!(outcome.failed[0].kept, Remainder::Whole { part, frames: 2 });
     assert!(!folder.path().join("clip.mp4").exists());
 }

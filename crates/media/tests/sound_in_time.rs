@@ -3,8 +3,8 @@
 
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
-use media::dressing::{Dressing, DressingSpec};
-use media::{ClipFormat, Kept, OutputOptions, OutputTarget, Outputs, Tags};
+use media::post_process::{PostProcess, PostProcessSpec};
+use media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Remainder, Tags};
 use ndarray::{Array3, Array4};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -85,21 +85,21 @@ fn seconds(value: &Value) -> f64 {
     value.as_str().unwrap_or_else(|| panic!("{value}")).parse().unwrap()
 }
 
-fn dressing(audio: &Path) -> Dressing {
+fn post_process(audio: &Path) -> PostProcess {
     let rate = FrameRate::try_new(16).unwrap();
     let made = ClipFormat { size: "32x32".parse().unwrap(), rate, frames: Some(FRAMES) };
-    DressingSpec { audio: Some(audio.to_owned()), ..DressingSpec::default() }.open(made).unwrap()
+    PostProcessSpec { audio: Some(audio.to_owned()), ..PostProcessSpec::default() }.open(made).unwrap()
 }
 
 fn start(folder: &Path, audio: &Path, names: &[&str]) -> Outputs {
-    let dressing = dressing(audio);
+    let post_process = post_process(audio);
     let specs: Vec<_> =
         names.iter().map(|name| folder.join(name).to_str().unwrap().parse().unwrap()).collect();
     let targets = OutputTarget::claim_all(&specs).unwrap();
     let tags = Tags::new(None, "mini", Seed(1));
     let options = OutputOptions {
-        sound: dressing.sound().cloned(),
-        ..OutputOptions::new(dressing.format(), tags, &Cancel::new())
+        sound: post_process.sound().cloned(),
+        ..OutputOptions::new(post_process.format(), tags, &Cancel::new())
     };
     Outputs::start(&targets, &options).unwrap()
 }
@@ -204,7 +204,7 @@ fn an_interrupted_clip_is_as_long_as_its_pictures() {
     let mut outputs = start(folder, &wav, &["a.mp4"]);
     outputs.write(Array4::zeros((20, 3, 32, 32)).view()).unwrap();
     let kept = outputs.interrupt();
-    let [(_, Kept::Whole { part, frames: 20 })] = kept.as_slice() else { panic!("{kept:?}") };
+    let [(_, Remainder::Whole { part, frames: 20 })] = kept.as_slice() else { panic!("{kept:?}") };
     let (found, _) = heard(part);
     assert!((found[0] - 0.5).abs() < 0.003 && (found[1] - 1.0).abs() < 0.003, "{found:?}");
     assert!((seconds(&probe(part)["format"]["duration"]) - 1.25).abs() < 0.0015);
@@ -237,7 +237,7 @@ fn a_finished_mp4_has_its_index_in_front_of_its_frames() {
 
     let mut outputs = start(folder, &wav, &["b.mp4"]);
     outputs.write(Array4::zeros((5, 3, 32, 32)).view()).unwrap();
-    let [(_, Kept::Whole { part, .. })] = &*outputs.interrupt() else { panic!("it was interrupted") };
+    let [(_, Remainder::Whole { part, .. })] = &*outputs.interrupt() else { panic!("it was interrupted") };
     let order = boxes(part);
     let place = |kind: &str| order.iter().position(|found| found == kind).unwrap();
     assert!(place("mdat") < place("moov"), "a part that is not whole is not copied: {order:?}");

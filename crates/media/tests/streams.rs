@@ -3,7 +3,7 @@
 
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
-use media::{ClipFormat, Error, Kept, Output, OutputOptions, OutputSpec, OutputTarget, Outputs};
+use media::{ClipFormat, Error, Output, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder};
 use media::{SharedFrame, Tags};
 use ndarray::Array3;
 use serde_json::Value;
@@ -119,7 +119,7 @@ fn rtsp_is_read_over_tcp_and_udp_while_it_runs() {
         }
     }
     let kept = outputs.interrupt();
-    assert!(matches!(kept[0].1, Kept::Sent { .. }), "{kept:?}");
+    assert!(matches!(kept[0].1, Remainder::Sent { .. }), "{kept:?}");
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn an_rtmp_server_gets_the_clip_and_may_go_away() {
             assert_eq!(outcome.written.len(), 1);
             let failed = &outcome.failed[0];
             assert!(failed.error.to_string().contains("rtmp://"), "{}", failed.error);
-            assert!(matches!(failed.kept, Kept::Sent { frames, .. } if frames < 60), "{}", failed.kept);
+            assert!(matches!(failed.kept, Remainder::Sent { frames, .. } if frames < 60), "{}", failed.kept);
         } else {
             assert!(outcome.failed.is_empty() && status.success(), "{:?}", outcome.failed);
             let found = probe(&[received.to_str().unwrap()]);
@@ -196,7 +196,7 @@ fn named_pipe(folder: &Path) -> String {
 fn a_reader_that_stops_reading_ends_its_own_output_and_holds_few_frames() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = named_pipe(folder.path());
-    let options = OutputOptions { patience: Duration::from_secs(2), ..options("320x240", Some(60)) };
+    let options = OutputOptions { output_timeout: Duration::from_secs(2), ..options("320x240", Some(60)) };
     // Open for both, so that opening does not wait for the other end; nothing is ever read.
     let _reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let mut output = Output::start(claim(std::slice::from_ref(&pipe)).remove(0), &options).unwrap();
@@ -219,8 +219,8 @@ fn a_reader_that_leaves_or_never_comes_ends_its_own_output() {
     let pipe = named_pipe(folder.path());
     for comes in [true, false] {
         // One that comes may be late on a busy machine; one that never does is not waited for any longer than needed.
-        let patience = Duration::from_secs(if comes { 60 } else { 2 });
-        let options = OutputOptions { patience, ..options("320x240", Some(60)) };
+        let output_timeout = Duration::from_secs(if comes { 60 } else { 2 });
+        let options = OutputOptions { output_timeout, ..options("320x240", Some(60)) };
         let name = pipe.clone();
         let reader = std::thread::spawn(move || {
             if comes {

@@ -3,7 +3,7 @@
 
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
-use media::{ClipFormat, Kept, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs};
+use media::{ClipFormat, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder};
 use media::{SharedFrame, Tags, Token};
 use ndarray::Array3;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -52,7 +52,11 @@ fn send(url: &str, token: Option<&str>) -> Outcome {
 /// Why the WHIP output failed.
 fn failure(outcome: &Outcome) -> String {
     assert_eq!((outcome.written.len(), outcome.failed.len()), (1, 1), "{:?}", outcome.failed);
-    assert!(matches!(outcome.failed[0].kept, Kept::Sent { .. } | Kept::Nothing), "{:?}", outcome.failed);
+    assert!(
+        matches!(outcome.failed[0].kept, Remainder::Sent { .. } | Remainder::Nothing),
+        "{:?}",
+        outcome.failed
+    );
     let error = outcome.failed[0].error.to_string();
     assert!(!error.contains(TOKEN), "{error}");
     error

@@ -1,6 +1,6 @@
 //! Attention: norms, rotation, scores, probabilities and their product with values in one operator.
 
-use super::Shared;
+use super::OperatorContext;
 use super::tensors::{
     Input, Pool, attribute, count, gives, infer, input, known_last, output, problem, required, size,
 };
@@ -13,13 +13,13 @@ use ort::value::TensorElementType::{Bfloat16, Float32};
 use std::sync::PoisonError;
 
 /// qkv bf16 `[B,L,3D]`, gains of queries and keys f32 `[D]`, `cos` and `sin` f32 `[L,hd/2]` → bf16 `[B,L,D]`.
-pub(super) struct SelfAttention(pub(super) Shared);
+pub(super) struct SelfAttention(pub(super) OperatorContext);
 /// q bf16 `[B,L,D]`, keys and values bf16 `[B,T,2D]`, gains f32 `[D]`, bias of the keys f32 `[B,T]` → bf16 `[B,L,D]`.
-pub(super) struct CrossAttention(pub(super) Shared);
+pub(super) struct CrossAttention(pub(super) OperatorContext);
 
 /// What both have as attributes.
 struct Settings {
-    shared: Shared,
+    shared: OperatorContext,
     heads: usize,
     epsilon: f32,
     product: ValueProduct,

@@ -1,6 +1,6 @@
 //! Convolutions and norms of frames with their channels last.
 
-use super::Shared;
+use super::OperatorContext;
 use super::tensors::{
     Pool, attribute, count, infer, input, known_last, optional, output, problem, required, size,
 };
@@ -13,9 +13,9 @@ use std::sync::PoisonError;
 
 /// Codes u8 `[t,h,w,C]`, weights s8 `[N/16,K/4,64]`, their sums i32 `[taps,N]` and scales f32 `[N]`, bias f32 `[N]`, the
 /// two frames before u8 `[2,h,w,C]` if there are any, a residual of the result's shape if there is one → f32 `[t,h,w,N]`.
-pub(super) struct CausalConvolution(pub(super) Shared);
+pub(super) struct CausalConvolution(pub(super) OperatorContext);
 /// `x` f32 `[t,h,w,C]`, gain f32 `[C]` → codes u8 `[t,h,w,C]`.
-pub(super) struct ChannelNormQuant(pub(super) Shared);
+pub(super) struct ChannelNormQuant(pub(super) OperatorContext);
 
 /// The range of codes, from the attributes `scale` and `zero`.
 fn range(context: &KernelContext<'_>) -> ort::Result<RowScale> {
@@ -61,7 +61,7 @@ impl Operator for CausalConvolution {
 }
 
 pub(super) struct ConvolutionKernel {
-    shared: Shared,
+    shared: OperatorContext,
     input: RowScale,
     side: usize,
     arrival: Arrival,
@@ -132,7 +132,7 @@ impl Operator for ChannelNormQuant {
 }
 
 pub(super) struct NormKernel {
-    shared: Shared,
+    shared: OperatorContext,
     range: RowScale,
     epsilon: f32,
     activates: bool,

@@ -1,6 +1,6 @@
 //! Linear layers, with what follows them.
 
-use super::Shared;
+use super::OperatorContext;
 use super::tensors::{
     Input, Pool, attribute, count, gives, infer, input, known_last, optional, output, problem, required, size,
 };
@@ -20,15 +20,15 @@ const OF_BYTES: [ort::value::TensorElementType; 6] = [Uint8, Float32, Int8, Int3
 const OF_HALVES: [ort::value::TensorElementType; 3] = [Bfloat16, Bfloat16, Float32];
 
 /// A product of bytes to bf16 `[B,L,N]`, through GELU where the attribute `gelu` is 1.
-pub(super) struct LinearQ(pub(super) Shared);
+pub(super) struct LinearQ(pub(super) OperatorContext);
 /// A product of bytes through GELU to codes u8 `[B,L,N]` of the scale and zero point of the attributes, and scales.
-pub(super) struct LinearQGelu(pub(super) Shared);
+pub(super) struct LinearQGelu(pub(super) OperatorContext);
 /// A product of bytes, times a gate f32 `[N]` where there is one, added to a stream f32 `[B,L,N]` in its place.
-pub(super) struct LinearQResidual(pub(super) Shared);
+pub(super) struct LinearQResidual(pub(super) OperatorContext);
 /// A product of bf16 to bf16, as [`LinearQ`].
-pub(super) struct LinearBf16(pub(super) Shared);
+pub(super) struct LinearBf16(pub(super) OperatorContext);
 /// A product of bf16, as [`LinearQResidual`].
-pub(super) struct LinearBf16Residual(pub(super) Shared);
+pub(super) struct LinearBf16Residual(pub(super) OperatorContext);
 
 /// The operands of a product, of either format.
 enum Operands<'a> {
@@ -129,7 +129,7 @@ to_halves!(LinearQ, OF_BYTES, true);
 to_halves!(LinearBf16, OF_HALVES, false);
 
 pub(super) struct ToHalves {
-    shared: Shared,
+    shared: OperatorContext,
     is_bytes: bool,
     gelu: bool,
 }
@@ -172,7 +172,7 @@ impl Operator for LinearQGelu {
 }
 
 pub(super) struct ToCodes {
-    shared: Shared,
+    shared: OperatorContext,
     scale: RowScale,
 }
 
@@ -227,7 +227,7 @@ to_stream!(LinearQResidual, OF_BYTES, 6, true);
 to_stream!(LinearBf16Residual, OF_HALVES, 3, false);
 
 pub(super) struct ToStream {
-    shared: Shared,
+    shared: OperatorContext,
     is_bytes: bool,
 }
 

@@ -19,7 +19,7 @@ const DOMAIN: &str = "rushes";
 
 /// What every operator of one open graph shares.
 #[derive(Debug, Clone)]
-pub(crate) struct Shared {
+pub(crate) struct OperatorContext {
     /// The kernels for this processor.
     pub(crate) kernels: Kernels,
     /// Threads of the graph; ONNX Runtime does not tell its operators.
@@ -30,7 +30,7 @@ pub(crate) struct Shared {
 
 /// The domain for one graph that runs on `threads` threads.
 pub(crate) fn domain(kernels: Kernels, threads: NonZeroUsize) -> ort::Result<OperatorDomain> {
-    let shared = Shared { kernels, threads, scratch: Arc::default() };
+    let shared = OperatorContext { kernels, threads, scratch: Arc::default() };
     let with = || shared.clone();
     OperatorDomain::new(DOMAIN)?
         .add(rows::NormQuant(with()))?

@@ -1,6 +1,6 @@
 //! Rows to codes, and norms before them.
 
-use super::Shared;
+use super::OperatorContext;
 use super::tensors::{Pool, attribute, count, gives, infer, input, output, required, size};
 use half::bf16;
 use kernels::{Codes, Norm, Range, RowScale};
@@ -10,13 +10,13 @@ use ort::operator::{
 use ort::value::TensorElementType::{Bfloat16, Float32, Uint8};
 
 /// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → codes u8 `[B,L,D]`, scales f32 `[B,L,2]`.
-pub(super) struct NormQuant(pub(super) Shared);
+pub(super) struct NormQuant(pub(super) OperatorContext);
 /// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → bf16 `[B,L,D]`.
-pub(super) struct NormBf16(pub(super) Shared);
+pub(super) struct NormBf16(pub(super) OperatorContext);
 /// `x` f32 `[B,L,K]` → codes u8 `[B,L,K]`, scales f32 `[B,L,2]`.
-pub(super) struct RowQuantF32(pub(super) Shared);
+pub(super) struct RowQuantF32(pub(super) OperatorContext);
 /// The same of bf16.
-pub(super) struct RowQuantBf16(pub(super) Shared);
+pub(super) struct RowQuantBf16(pub(super) OperatorContext);
 
 /// Codes and scales in the shape of the first input.
 fn infer_codes(context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -87,7 +87,7 @@ impl Operator for NormBf16 {
 }
 
 pub(super) struct NormKernel {
-    shared: Shared,
+    shared: OperatorContext,
     epsilon: f32,
     to_codes: bool,
 }
@@ -137,7 +137,7 @@ macro_rules! row_quant {
         }
 
         pub(super) struct $kernel {
-            shared: Shared,
+            shared: OperatorContext,
             range: Range,
         }
 

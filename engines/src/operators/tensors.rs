@@ -1,6 +1,6 @@
 //! ONNX Runtime's tensors as slices, and its threads as workers.
 
-use super::Shared;
+use super::OperatorContext;
 use kernels::{SizeError, TaskCounter, Workers};
 use ort::operator::{ComputeContext, KernelContext, OperatorInput, OperatorOutput, ShapeInferenceContext};
 use ort::value::{
@@ -82,7 +82,7 @@ pub(super) fn output<'a>(
 /// ONNX Runtime's threads for one run of an operator.
 pub(super) struct Pool<'a> {
     pub(super) context: &'a ComputeContext,
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a OperatorContext,
 }
 
 impl Workers for Pool<'_> {

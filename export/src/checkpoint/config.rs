@@ -152,7 +152,7 @@ pub(super) struct DenoiserConfig {
     out_dim: Option<usize>,
     /// Official: rows of text that cross attention attends to.
     text_len: Option<usize>,
-    /// Official: how far self-attention reaches; -1 is everywhere.
+    /// Official: how far self-attention reaches; -1 is global.
     window_size: Option<[i64; 2]>,
     text_dim: Option<usize>,
     freq_dim: Option<usize>,
@@ -343,7 +343,7 @@ impl VaeConfig {
             }
         }
         if spec.latents_std.iter().any(|deviation| *deviation <= 0.0) {
-            return Err(Error::config(path, "latents_std must be above 0 everywhere"));
+            return Err(Error::config(path, "latents_std must be above 0 global"));
         }
         let stride = spec.stride();
         for (key, given, derived) in [

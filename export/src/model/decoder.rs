@@ -21,8 +21,8 @@ pub fn decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) ->
     });
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
     let x = decoder.latent(spec)?;
-    let x = decoder.stem(spec, &x)?;
-    let frames = decoder.rise(spec, &x)?;
+    let x = decoder.trunk(spec, &x)?;
+    let frames = decoder.upsampler(spec, &x)?;
     graph.output("frames", &frames)?;
     Ok(graph.finish())
 }
@@ -33,14 +33,14 @@ pub fn decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) ->
 ///
 /// # Errors
 /// A weight that is missing or does not fit the spec.
-pub fn decoder_stem_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
+pub fn decoder_trunk_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
     let mut graph = weights.lowering().builder(match chunk {
         Chunk::First => "decoder_stem_first",
         Chunk::Next => "decoder_stem_next",
     });
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
     let x = decoder.latent(spec)?;
-    let features = decoder.stem(spec, &x)?;
+    let features = decoder.trunk(spec, &x)?;
     let features = decoder.g.cast(&features, ElementType::F32);
     graph.output("features", &features)?;
     Ok(graph.finish())
@@ -50,7 +50,11 @@ pub fn decoder_stem_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_
 ///
 /// # Errors
 /// A weight that is missing or does not fit the spec.
-pub fn decoder_rise_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
+pub fn decoder_upsampler_graph(
+    spec: &VaeSpec,
+    chunk: Chunk,
+    weights: GraphWeights<'_>,
+) -> Result<Model, Error> {
     let mut graph = weights.lowering().builder(match chunk {
         Chunk::First => "decoder_rise_first",
         Chunk::Next => "decoder_rise_next",
@@ -59,7 +63,7 @@ pub fn decoder_rise_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_
     let features = graph.input("features", ElementType::F32, &shape);
     let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
     let features = decoder.g.cast(&features, weights.lowering().compute);
-    let frames = decoder.rise(spec, &features)?;
+    let frames = decoder.upsampler(spec, &features)?;
     graph.output("frames", &frames)?;
     Ok(graph.finish())
 }
@@ -100,7 +104,7 @@ impl Decoder<'_> {
     }
 
     /// All that happens at the latent's resolution.
-    fn stem(&mut self, spec: &VaeSpec, x: &Tensor) -> Result<Tensor, Error> {
+    fn trunk(&mut self, spec: &VaeSpec, x: &Tensor) -> Result<Tensor, Error> {
         let deepest = spec.deepest_width();
         let mut x = self.causal("decoder.conv_in", x, [deepest, spec.latent_channels], 3)?;
         x = self.residual("decoder.mid_block.resnets.0", &x, [deepest, deepest])?;
@@ -110,7 +114,7 @@ impl Decoder<'_> {
     }
 
     /// From features at the latent's resolution to frames.
-    fn rise(&mut self, spec: &VaeSpec, features: &Tensor) -> Result<Tensor, Error> {
+    fn upsampler(&mut self, spec: &VaeSpec, features: &Tensor) -> Result<Tensor, Error> {
         let mut x = features.clone();
         let mut channels = spec.deepest_width();
         for (level, (width, doubles_time)) in levels(spec).enumerate() {

@@ -76,7 +76,7 @@ impl<'a> GraphWeights<'a> {
         self.lowering
     }
 
-    /// The same weights for the few small products that are computed in f32 everywhere.
+    /// The same weights for the few small products that are computed in f32 global.
     pub(crate) fn in_f32(self) -> Self {
         Self { lowering: Lowering { compute: ElementType::F32, ..self.lowering }, ..self }
     }

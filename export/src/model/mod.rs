@@ -18,7 +18,7 @@ mod step_ends;
 mod text_encoder;
 mod tiny_decoder;
 
-pub use decoder::{Chunk, decoder_graph, decoder_rise_graph, decoder_stem_graph};
+pub use decoder::{Chunk, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph};
 pub use denoiser::step_graph;
 pub use graph_weights::GraphWeights;
 pub use integer_decoder::integer_decoder_graph;

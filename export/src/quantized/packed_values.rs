@@ -8,7 +8,7 @@ use crate::weights::new_file::Stored;
 use crate::weights::packed::PackedFormat;
 use bundle::dtype::ElementType;
 use bundle::quantization::ComponentNumerics;
-use bundle::quantization::layers::{Feed, denoiser, fused};
+use bundle::quantization::layers::{LayerInput, denoiser, fused};
 use bundle::spec::DenoiserSpec;
 use std::collections::BTreeSet;
 
@@ -28,8 +28,8 @@ pub(super) fn plan_expert(
         all.push(Planned::one(stored, Content::Rounded(required.name.clone())));
     }
     // Where attention makes the input, its values were divided already.
-    let is_here = |feed: &Feed| matches!(feed, Feed::Norm | Feed::Text);
-    for group in denoiser(spec).into_iter().filter(|group| is_here(&group.feed)) {
+    let is_here = |input: &LayerInput| matches!(input, LayerInput::Norm | LayerInput::Text);
+    for group in denoiser(spec).into_iter().filter(|group| is_here(&group.input)) {
         let layer = &group.layers[0];
         let smoothing = numerics.layers.get(layer).and_then(|numbers| numbers.smoothing.as_ref());
         if let Some(smoothing) = smoothing.filter(|_| parts.contains(layer.as_str())) {

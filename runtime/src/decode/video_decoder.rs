@@ -81,22 +81,23 @@ impl VideoDecoder {
         for index in 0..count {
             let frame = latent.slice_axis(Axis(1), Slice::from(index..index + 1)).insert_axis(Axis(0));
             let frame = Value::from_f32(frame.to_owned());
-            let (whole, stem, rise) = if index == 0 {
-                (Part::First, Part::StemFirst, Part::RiseFirst)
+            let (whole, trunk, upsampler) = if index == 0 {
+                (Part::First, Part::TrunkFirst, Part::UpsamplerFirst)
             } else {
-                (Part::Next, Part::StemNext, Part::RiseNext)
+                (Part::Next, Part::TrunkNext, Part::UpsamplerNext)
             };
             let frames = match &tiling {
                 None => step(self.engine(whole)?, WHOLE, &frame, &mut caches, cancel)?,
                 Some(tiling) => {
-                    let features = step(self.engine(stem)?, STEM, &frame, &mut caches, cancel)?;
-                    tiled(self.engine(rise)?, features.view(), tiling, &mut of_tiles, cancel)?
+                    let features = step(self.engine(trunk)?, TRUNK, &frame, &mut caches, cancel)?;
+                    tiled(self.engine(upsampler)?, features.view(), tiling, &mut of_tiles, cancel)?
                 }
             };
             if index == 0 && !self.keeps_first {
                 // Used once for each clip, so it does not stay.
-                self.open
-                    .retain(|(part, _)| !matches!(part, Part::First | Part::StemFirst | Part::RiseFirst));
+                self.open.retain(|(part, _)| {
+                    !matches!(part, Part::First | Part::TrunkFirst | Part::UpsamplerFirst)
+                });
             }
             on_frames(frames)?;
         }
@@ -110,8 +111,8 @@ impl VideoDecoder {
             None => {
                 let vae = &self.model.manifest().vae;
                 let contract = match part {
-                    Part::StemFirst | Part::StemNext => Signature::of_decoder_stem(vae),
-                    Part::RiseFirst | Part::RiseNext => Signature::of_decoder_rise(vae),
+                    Part::TrunkFirst | Part::TrunkNext => Signature::of_decoder_trunk(vae),
+                    Part::UpsamplerFirst | Part::UpsamplerNext => Signature::of_decoder_upsampler(vae),
                     Part::Whole | Part::First | Part::Next => Signature::of_decoder(vae),
                 };
                 self.open.push((part, self.model.engine(&self.component, part, &contract)?));
@@ -130,7 +131,7 @@ struct Ports {
 }
 
 const WHOLE: Ports = Ports { input: "latent", output: "frames" };
-const STEM: Ports = Ports { input: "latent", output: "features" };
+const TRUNK: Ports = Ports { input: "latent", output: "features" };
 const RISE: Ports = Ports { input: "features", output: "frames" };
 
 /// Runs a graph on one latent frame and replaces its caches.

@@ -7,11 +7,11 @@ pub const DECODERS_SHARE: f64 = 0.1;
 
 /// How much of a latent a preview shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
+pub enum PreviewLength {
     /// The first latent frame.
-    Still,
+    FirstFrame,
     /// Every latent frame.
-    Moving,
+    AllFrames,
 }
 
 /// Admits work of known cost as long as all of it stays within a share of the time gone by.
@@ -48,7 +48,7 @@ impl Budget {
     ///
     /// A moving preview of unknown cost is tried where a whole clip of `frames` latent frames at the cost of the still one
     /// would fit.
-    pub fn admit(&self, wanted: Extent, frames: usize, gone: Duration) -> Option<Extent> {
+    pub fn admit(&self, wanted: PreviewLength, frames: usize, gone: Duration) -> Option<PreviewLength> {
         let Some(Limit { share, still, moving }) = self.limit else { return Some(wanted) };
         if self.under_way {
             return None;
@@ -57,10 +57,10 @@ impl Budget {
         let fits = |cost: Duration| self.spent.saturating_add(cost) <= allowed;
         let frames = u32::try_from(frames).unwrap_or(u32::MAX);
         let moving = moving.unwrap_or(still.saturating_mul(frames));
-        if wanted == Extent::Moving && fits(moving) {
-            return Some(Extent::Moving);
+        if wanted == PreviewLength::AllFrames && fits(moving) {
+            return Some(PreviewLength::AllFrames);
         }
-        fits(still).then_some(Extent::Still)
+        fits(still).then_some(PreviewLength::FirstFrame)
     }
 
     /// Whether what was admitted is not done yet.
@@ -79,13 +79,13 @@ impl Budget {
     }
 
     /// Counts a preview that took `cost` and is done.
-    pub fn spend(&mut self, extent: Extent, cost: Duration) {
+    pub fn spend(&mut self, length: PreviewLength, cost: Duration) {
         self.under_way = false;
         self.spent += cost;
         if let Some(limit) = &mut self.limit {
-            match extent {
-                Extent::Still => limit.still = cost,
-                Extent::Moving => limit.moving = Some(cost),
+            match length {
+                PreviewLength::FirstFrame => limit.still = cost,
+                PreviewLength::AllFrames => limit.moving = Some(cost),
             }
         }
     }
@@ -101,27 +101,27 @@ mod tests {
     #[test]
     fn the_first_waits_like_the_others_until_it_is_paid_for() {
         let mut budget = Budget::new(0.1, MS(10));
-        assert_eq!(budget.admit(Extent::Moving, 5, MS(99)), None);
-        assert_eq!(budget.admit(Extent::Moving, 5, MS(100)), Some(Extent::Still));
-        budget.spend(Extent::Still, MS(12));
-        assert_eq!(budget.admit(Extent::Moving, 5, MS(239)), None);
-        assert_eq!(budget.admit(Extent::Moving, 5, MS(240)), Some(Extent::Still));
-        assert_eq!(budget.admit(Extent::Moving, 5, MS(720)), Some(Extent::Moving));
-        assert_eq!(budget.admit(Extent::Still, 5, MS(720)), Some(Extent::Still));
-        budget.spend(Extent::Moving, MS(20));
-        assert_eq!(budget.admit(Extent::Moving, 5, MS(520)), Some(Extent::Moving));
+        assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(99)), None);
+        assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(100)), Some(PreviewLength::FirstFrame));
+        budget.spend(PreviewLength::FirstFrame, MS(12));
+        assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(239)), None);
+        assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(240)), Some(PreviewLength::FirstFrame));
+        assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(720)), Some(PreviewLength::AllFrames));
+        assert_eq!(budget.admit(PreviewLength::FirstFrame, 5, MS(720)), Some(PreviewLength::FirstFrame));
+        budget.spend(PreviewLength::AllFrames, MS(20));
+        assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(520)), Some(PreviewLength::AllFrames));
     }
 
     #[test]
     fn nothing_is_admitted_while_one_is_under_way() {
         let mut budget = Budget::new(0.1, MS(10));
         budget.begin();
-        assert_eq!(budget.admit(Extent::Still, 5, MS(10_000)), None);
-        budget.spend(Extent::Still, MS(10));
-        assert_eq!(budget.admit(Extent::Still, 5, MS(10_000)), Some(Extent::Still));
+        assert_eq!(budget.admit(PreviewLength::FirstFrame, 5, MS(10_000)), None);
+        budget.spend(PreviewLength::FirstFrame, MS(10));
+        assert_eq!(budget.admit(PreviewLength::FirstFrame, 5, MS(10_000)), Some(PreviewLength::FirstFrame));
         let mut free = Budget::unlimited();
         free.begin();
-        assert_eq!(free.admit(Extent::Moving, 5, MS(0)), Some(Extent::Moving));
+        assert_eq!(free.admit(PreviewLength::AllFrames, 5, MS(0)), Some(PreviewLength::AllFrames));
     }
 
     proptest! {
@@ -138,9 +138,9 @@ mod tests {
             let mut spent = Duration::ZERO;
             for (index, cost) in costs.iter().enumerate() {
                 let gone = MS(step * (index as u64 + 1));
-                if let Some(extent) = budget.admit(Extent::Moving, frames, gone) {
-                    let parts = if extent == Extent::Moving { frames as u64 } else { 1 };
-                    budget.spend(extent, MS(cost * parts));
+                if let Some(length) = budget.admit(PreviewLength::AllFrames, frames, gone) {
+                    let parts = if length == PreviewLength::AllFrames { frames as u64 } else { 1 };
+                    budget.spend(length, MS(cost * parts));
                     spent += MS(cost * parts);
                 }
                 let allowed = gone.mul_f64(DECODERS_SHARE);

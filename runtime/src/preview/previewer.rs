@@ -1,8 +1,8 @@
 //! The thread that makes previews while the next step runs.
 
-use super::budget::{Budget, DECODERS_SHARE, Extent};
+use super::budget::{Budget, DECODERS_SHARE, PreviewLength};
 use super::clean::predicted_clean;
-use super::painter::Painter;
+use super::renderer::PreviewRenderer;
 use super::slot::Slot;
 use crate::Error;
 use crate::denoise::StepDone;
@@ -43,7 +43,7 @@ pub struct PreviewSettings {
     /// One after every so many steps; the last step is always one of them.
     pub every: NonZeroUsize,
     /// What is wanted of the latent, where the budget has room for it.
-    pub extent: Extent,
+    pub length: PreviewLength,
 }
 
 /// What became of the previews of a run.
@@ -56,7 +56,7 @@ pub struct PreviewReport {
     /// How many steps went by without one because it would have cost too much, or the one before was not done.
     pub skipped: usize,
     /// How many of these were shown by the linear map instead.
-    pub stood_in: usize,
+    pub fallbacks: usize,
     /// Time that making them took, on a thread of its own.
     pub busy: Duration,
     /// When the first was shown.
@@ -67,11 +67,11 @@ pub struct PreviewReport {
 
 /// Who makes previews.
 #[derive(Debug)]
-pub struct Painters {
+pub struct PreviewRenderers {
     /// The one that was asked for.
-    pub chosen: Painter,
+    pub chosen: PreviewRenderer,
     /// One that costs next to nothing, for as long as the chosen one has not shown anything because time does not allow.
-    pub stand_in: Option<Painter>,
+    pub fallback: Option<PreviewRenderer>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +85,11 @@ struct Job {
     steps: usize,
     clean: Array4<f32>,
     by: By,
-    extent: Extent,
+    length: PreviewLength,
 }
 
 /// What both threads know.
-struct Shared {
+struct RenderState {
     slot: Slot<Job>,
     progress: Mutex<Progress>,
     /// Something has been shown.
@@ -99,12 +99,12 @@ struct Shared {
 struct Progress {
     budget: Budget,
     shown: usize,
-    stood_in: usize,
+    fallbacks: usize,
     busy: Duration,
     first: Option<Instant>,
 }
 
-impl Shared {
+impl RenderState {
     fn progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -126,10 +126,10 @@ const FIRST_SHARE: u32 = 10;
 pub struct Previewer {
     kind: PreviewKind,
     settings: PreviewSettings,
-    /// What the chosen painter is to show.
-    extent: Extent,
+    /// What the chosen renderer is to show.
+    length: PreviewLength,
     has_stand_in: bool,
-    shared: Arc<Shared>,
+    shared: Arc<RenderState>,
     thread: JoinHandle<Result<(), Error>>,
     denoised: Duration,
     skipped: usize,
@@ -138,39 +138,39 @@ pub struct Previewer {
 }
 
 impl Previewer {
-    /// Opens what the painters need for latents of `shape`, finds out what a preview costs, and starts the thread. What
+    /// Opens what the renderers need for latents of `shape`, finds out what a preview costs, and starts the thread. What
     /// fails here is in the report.
     pub fn start(
-        mut painters: Painters,
+        mut renderers: PreviewRenderers,
         shape: LatentShape,
         settings: PreviewSettings,
         mut sinks: Vec<Box<dyn Sink>>,
         cancel: &Cancel,
     ) -> Self {
-        let chosen = &mut painters.chosen;
+        let chosen = &mut renderers.chosen;
         let kind = chosen.kind();
-        let extent = if chosen.can_move() { settings.extent } else { Extent::Still };
-        let opened = chosen.open(shape, extent, cancel);
+        let length = if chosen.can_move() { settings.length } else { PreviewLength::FirstFrame };
+        let opened = chosen.open(shape, length, cancel);
         let budget = match (kind, &opened) {
             (PreviewKind::Rgb, _) => Budget::unlimited(),
             (_, Ok(cost)) => Budget::new(DECODERS_SHARE, *cost),
             (_, Err(_)) => Budget::new(DECODERS_SHARE, Duration::MAX),
         };
         tracing::debug!(%kind, ?opened, "previews are ready");
-        let progress = Progress { budget, shown: 0, stood_in: 0, busy: Duration::ZERO, first: None };
+        let progress = Progress { budget, shown: 0, fallbacks: 0, busy: Duration::ZERO, first: None };
         let shared =
-            Arc::new(Shared { slot: Slot::new(), progress: Mutex::new(progress), seen: Condvar::new() });
-        let has_stand_in = painters.stand_in.is_some();
+            Arc::new(RenderState { slot: Slot::new(), progress: Mutex::new(progress), seen: Condvar::new() });
+        let has_stand_in = renderers.fallback.is_some();
         let (of_thread, cancel) = (Arc::clone(&shared), cancel.clone());
         let thread = std::thread::spawn(move || {
             opened?;
             while let Some(job) = of_thread.slot.take() {
-                show(&mut painters, &job, &mut sinks, &of_thread, &cancel)?;
+                show(&mut renderers, &job, &mut sinks, &of_thread, &cancel)?;
             }
             Ok(())
         });
         let denoised = Duration::ZERO;
-        Self { kind, settings, extent, has_stand_in, shared, thread, denoised, skipped: 0, waited: false }
+        Self { kind, settings, length, has_stand_in, shared, thread, denoised, skipped: 0, waited: false }
     }
 
     /// Hears of a step and of the time that it ran for.
@@ -181,26 +181,26 @@ impl Previewer {
             return;
         }
         let frames = done.before.len_of(Axis(1));
-        let (wanted, denoised) = (self.extent, self.denoised);
+        let (wanted, denoised) = (self.length, self.denoised);
         let mut stands_in = false;
         let admitted = self.shared.progress(|p| {
             stands_in = self.has_stand_in && p.shown == 0 && !p.budget.is_under_way();
-            let extent = p.budget.admit(wanted, frames, denoised)?;
+            let length = p.budget.admit(wanted, frames, denoised)?;
             p.budget.begin();
-            Some(extent)
+            Some(length)
         });
-        let (by, extent) = match admitted {
-            Some(extent) => (By::Chosen, extent),
+        let (by, length) = match admitted {
+            Some(length) => (By::Chosen, length),
             None => {
                 self.skipped += 1;
                 if !stands_in {
                     return;
                 }
-                (By::StandIn, self.settings.extent)
+                (By::StandIn, self.settings.length)
             }
         };
         let clean = predicted_clean(done.before.view(), done.velocity.view(), done.sigma);
-        let older = self.shared.slot.put(Job { step, steps: done.steps, clean, by, extent });
+        let older = self.shared.slot.put(Job { step, steps: done.steps, clean, by, length });
         self.skipped += usize::from(older.is_some_and(|older| older.by == By::Chosen));
         let is_cheap = self.kind == PreviewKind::Rgb || by == By::StandIn;
         if is_cheap && !std::mem::replace(&mut self.waited, true) {
@@ -210,7 +210,7 @@ impl Previewer {
 
     /// Denoising is over: what is under way ends, and what a decoder would only begin now is left out.
     pub fn close(&mut self) {
-        let seen = self.shared.progress(|p| p.shown + p.stood_in > 0);
+        let seen = self.shared.progress(|p| p.shown + p.fallbacks > 0);
         let decodes = self.kind != PreviewKind::Rgb;
         let unwanted = self.shared.slot.close(|job| seen && decodes && job.by == By::Chosen);
         self.skipped += usize::from(unwanted.is_some());
@@ -228,7 +228,7 @@ impl Previewer {
             kind,
             shown: p.shown,
             skipped,
-            stood_in: p.stood_in,
+            fallbacks: p.fallbacks,
             busy: p.busy,
             first: p.first,
             failed,
@@ -243,21 +243,21 @@ impl std::fmt::Debug for Previewer {
 }
 
 fn show(
-    painters: &mut Painters,
+    renderers: &mut PreviewRenderers,
     job: &Job,
     sinks: &mut [Box<dyn Sink>],
-    shared: &Shared,
+    shared: &RenderState,
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let began = Instant::now();
-    let painter = match (job.by, &mut painters.stand_in) {
-        (By::StandIn, Some(stand_in)) => stand_in,
-        _ => &mut painters.chosen,
+    let renderer = match (job.by, &mut renderers.fallback) {
+        (By::StandIn, Some(fallback)) => fallback,
+        _ => &mut renderers.chosen,
     };
-    let frames = painter.paint(job.clean.view(), job.extent, cancel)?;
-    let latent_frames = match job.extent {
-        Extent::Still => 1,
-        Extent::Moving => job.clean.len_of(Axis(1)),
+    let frames = renderer.paint(job.clean.view(), job.length, cancel)?;
+    let latent_frames = match job.length {
+        PreviewLength::FirstFrame => 1,
+        PreviewLength::AllFrames => job.clean.len_of(Axis(1)),
     };
     let preview = Preview { step: job.step, steps: job.steps, frames, latent_frames };
     sinks.iter_mut().try_for_each(|sink| sink.show(&preview))?;
@@ -265,12 +265,12 @@ fn show(
     shared.progress(|p| {
         match job.by {
             By::Chosen => {
-                p.budget.spend(job.extent, now - began);
+                p.budget.spend(job.length, now - began);
                 p.shown += 1;
             }
             By::StandIn => {
                 p.budget.charge(now - began);
-                p.stood_in += 1;
+                p.fallbacks += 1;
             }
         }
         p.busy += now - began;

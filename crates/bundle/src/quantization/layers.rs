@@ -6,7 +6,7 @@ use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
 
 /// What makes the input of a group of layers, and so where a division of its channels can be folded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Feed {
+pub enum LayerInput {
     /// A norm whose scale and shift can be divided.
     Norm,
     /// Attention over the values that a linear layer makes: its rows can be divided.
@@ -23,7 +23,7 @@ pub struct LayerGroup {
     /// Canonical names, without `.weight`.
     pub layers: Vec<String>,
     /// What makes their input.
-    pub feed: Feed,
+    pub input: LayerInput,
     /// The block they belong to; none outside of blocks.
     pub block: Option<usize>,
 }
@@ -31,25 +31,26 @@ pub struct LayerGroup {
 /// The linear layers of a denoiser that see many rows. Those on a single row (time and modulation) cost nothing and
 /// steer everything; the patch embedding and the head are narrow. They stay as they are.
 pub fn denoiser(spec: &DenoiserSpec) -> Vec<LayerGroup> {
-    let outside = |name: &str, feed: Feed| LayerGroup { layers: vec![name.into()], feed, block: None };
+    let outside =
+        |name: &str, input: LayerInput| LayerGroup { layers: vec![name.into()], input, block: None };
     let embedder = "condition_embedder.text_embedder";
     let mut groups = vec![
-        outside(&format!("{embedder}.linear_1"), Feed::Text),
-        outside(&format!("{embedder}.linear_2"), Feed::Activation),
+        outside(&format!("{embedder}.linear_1"), LayerInput::Text),
+        outside(&format!("{embedder}.linear_2"), LayerInput::Activation),
     ];
     for block in 0..spec.layers {
         let of = |part: &str| format!("blocks.{block}.{part}");
-        let mut group = |parts: &[&str], feed: Feed| {
+        let mut group = |parts: &[&str], input: LayerInput| {
             let layers = parts.iter().map(|part| of(part)).collect();
-            groups.push(LayerGroup { layers, feed, block: Some(block) });
+            groups.push(LayerGroup { layers, input, block: Some(block) });
         };
-        group(&["attn1.to_q", "attn1.to_k", "attn1.to_v"], Feed::Norm);
-        group(&["attn1.to_out.0"], Feed::Values(of("attn1.to_v")));
-        group(&["attn2.to_q"], Feed::Norm);
-        group(&["attn2.to_k", "attn2.to_v"], Feed::Text);
-        group(&["attn2.to_out.0"], Feed::Values(of("attn2.to_v")));
-        group(&["ffn.net.0.proj"], Feed::Norm);
-        group(&["ffn.net.2"], Feed::Activation);
+        group(&["attn1.to_q", "attn1.to_k", "attn1.to_v"], LayerInput::Norm);
+        group(&["attn1.to_out.0"], LayerInput::Values(of("attn1.to_v")));
+        group(&["attn2.to_q"], LayerInput::Norm);
+        group(&["attn2.to_k", "attn2.to_v"], LayerInput::Text);
+        group(&["attn2.to_out.0"], LayerInput::Values(of("attn2.to_v")));
+        group(&["ffn.net.0.proj"], LayerInput::Norm);
+        group(&["ffn.net.2"], LayerInput::Activation);
     }
     groups
 }
@@ -92,13 +93,13 @@ pub fn text_encoder(spec: &TextEncoderSpec) -> Vec<LayerGroup> {
     for layer in 0..spec.layers {
         let attention = |part: &str| format!("encoder.block.{layer}.layer.0.SelfAttention.{part}");
         let mlp = |part: &str| format!("encoder.block.{layer}.layer.1.DenseReluDense.{part}");
-        let mut group = |layers: Vec<String>, feed: Feed| {
-            groups.push(LayerGroup { layers, feed, block: Some(layer) });
+        let mut group = |layers: Vec<String>, input: LayerInput| {
+            groups.push(LayerGroup { layers, input, block: Some(layer) });
         };
-        group(["q", "k", "v"].map(attention).into(), Feed::Norm);
-        group(vec![attention("o")], Feed::Values(attention("v")));
-        group(["wi_0", "wi_1"].map(mlp).into(), Feed::Norm);
-        group(vec![mlp("wo")], Feed::Activation);
+        group(["q", "k", "v"].map(attention).into(), LayerInput::Norm);
+        group(vec![attention("o")], LayerInput::Values(attention("v")));
+        group(["wi_0", "wi_1"].map(mlp).into(), LayerInput::Norm);
+        group(vec![mlp("wo")], LayerInput::Activation);
     }
     groups
 }

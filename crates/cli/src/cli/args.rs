@@ -31,12 +31,12 @@ pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
     #[command(flatten)]
-    pub(super) everywhere: Everywhere,
+    pub(super) global: GlobalArgs,
 }
 
 /// Flags that every command takes.
 #[derive(Debug, Clone, Args)]
-pub(super) struct Everywhere {
+pub(super) struct GlobalArgs {
     /// The ONNX Runtime library to load [default: found beside the program, or by the system]
     #[arg(long, global = true, value_name = "FILE", help_heading = "For every command")]
     pub(super) onnxruntime: Option<PathBuf>,
@@ -78,7 +78,7 @@ impl Command {
     }
 }
 
-impl Everywhere {
+impl GlobalArgs {
     /// ONNX Runtime, with Rushes kernels on the path that was asked for.
     ///
     /// # Errors
@@ -156,9 +156,9 @@ pub(super) struct GenerateArgs {
     pub(super) whip_token: Option<Token>,
     /// Seconds after which an output that does not go on is given up
     #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
-    pub(super) patience: Patience,
+    pub(super) output_timeout: Patience,
     #[command(flatten)]
-    pub(super) dressing: super::dressing::DressingArgs,
+    pub(super) post_process: super::post_process::DressingArgs,
     /// What the clip should not show [default: the model's]
     #[arg(long, value_name = "TEXT")]
     pub(super) negative: Option<String>,
@@ -240,7 +240,7 @@ impl FromStr for Patience {
         let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
         seconds.map(|seconds| Self(Duration::from_secs_f64(seconds))).ok_or_else(|| {
             bundle::Error::value(
-                "--patience",
+                "--output-timeout",
                 format!("`{text}`"),
                 "it is a number of seconds from 0.1 to 86400",
                 "use 30, or more for a slow network disk",

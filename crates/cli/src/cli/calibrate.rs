@@ -1,6 +1,6 @@
 //! `rushes calibrate`: records clips and writes down what the layers of the model see in them; or fits what previews need.
 
-use super::args::{CalibrateArgs, Everywhere};
+use super::args::{CalibrateArgs, GlobalArgs};
 use super::progress::Progress;
 use super::threads::Threads;
 use super::{preview, render};
@@ -26,13 +26,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs the command.
-pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let Some(prompts) = &args.prompts else {
-        return preview::fit(&args.bundle, &args.preview, args.size, everywhere);
+        return preview::fit(&args.bundle, &args.preview, args.size, global);
     };
     let started = Instant::now();
     let bundle = Bundle::open(&args.bundle)?;
-    let cancel = everywhere.interrupts.cancel();
+    let cancel = global.interrupts.cancel();
     let _writing = Writing::of(&bundle.folder)?;
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
@@ -40,7 +40,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
     // All clips are as large.
     plans.first().map(|plan| room::mode(&bundle.manifest, plan)).transpose()?;
     let info = set_info(&bundle, &plans);
-    let onnx = everywhere.onnx_runtime()?;
+    let onnx = global.onnx_runtime()?;
     let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::default() };
     let model = Model::new(bundle.clone(), onnx.clone(), options)?;
     let set = CalibrationSet::begin(&bundle.folder, info)?;
@@ -74,7 +74,7 @@ pub(super) fn run(args: &CalibrateArgs, everywhere: &Everywhere) -> Result<ExitC
         "seconds": seconds,
     });
     let text = format!("{}: {} clips, {seconds:.1} s", path.display(), plans.len());
-    render::result(everywhere.json, &value, &text)?;
+    render::result(global.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 

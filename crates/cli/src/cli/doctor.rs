@@ -1,6 +1,6 @@
 //! `rushes doctor`: what this machine can run, and what it lacks.
 
-use super::args::Everywhere;
+use super::args::GlobalArgs;
 use super::render;
 use crate::Error;
 use bundle::{Diagnose, ErrorClass, Report};
@@ -12,9 +12,9 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 /// Runs the command; the exit code says whether everything needed is there.
-pub(super) fn run(everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    let kernels = everywhere.kernels()?;
-    let machine = examine(everywhere.onnxruntime.as_deref());
+pub(super) fn run(global: &GlobalArgs) -> Result<ExitCode, Error> {
+    let kernels = global.kernels()?;
+    let machine = examine(global.onnxruntime.as_deref());
     let video = plugins::survey();
     let onnx_problem = machine.onnx_runtime.as_ref().err().map(Diagnose::report);
     let video_problem = match &video {
@@ -24,7 +24,7 @@ pub(super) fn run(everywhere: &Everywhere) -> Result<ExitCode, Error> {
     let problems: Vec<&Report> = onnx_problem.iter().chain(&video_problem).collect();
     let value = as_json(&machine, kernels, video.as_ref().ok(), &problems);
     let text = as_text(&machine, kernels, video.as_ref().ok(), &problems);
-    render::result(everywhere.json, &value, &text)?;
+    render::result(global.json, &value, &text)?;
     let code = if problems.is_empty() { 0 } else { ErrorClass::MissingOnMachine.exit_code() };
     Ok(ExitCode::from(code))
 }

@@ -1,6 +1,6 @@
 //! `rushes export`: a checkpoint to a bundle.
 
-use super::args::{Everywhere, ExportArgs};
+use super::args::{ExportArgs, GlobalArgs};
 use super::{inspect, render};
 use crate::Error;
 use export::{ExportEvent, ExportRequest};
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs the command.
-pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &ExportArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = ExportRequest {
         targets: args.target.clone(),
@@ -17,10 +17,10 @@ pub(super) fn run(args: &ExportArgs, everywhere: &Everywhere) -> Result<ExitCode
         verify: !args.no_verify,
         tiny_decoder: args.tiny.clone(),
         copy: args.copy,
-        stop: everywhere.interrupts.cancel().stop().clone(),
+        stop: global.interrupts.cancel().stop().clone(),
         ..ExportRequest::new(&args.checkpoint, &args.out)
     };
-    let as_json = everywhere.json;
+    let as_json = global.json;
     let report = export::export(&request, &mut |event| {
         if !as_json {
             render::note(&describe(&event));

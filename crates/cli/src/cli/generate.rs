@@ -1,6 +1,6 @@
 //! `rushes generate`: a prompt to a clip, in as many places as were asked for.
 
-use super::args::{Everywhere, GenerateArgs};
+use super::args::{GenerateArgs, GlobalArgs};
 use super::preview;
 use super::progress::Progress;
 use super::render::{self, Stream};
@@ -12,13 +12,13 @@ use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component, GraphEntry, Part};
 use bundle::units::{ByteCount, FrameRate, GuidanceScale};
 use engines::{WeightMemory, residency};
-use media::dressing::Dressing;
-use media::live::Pump;
-use media::{self, ClipFormat, Kept, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
+use media::live::LivePublisher;
+use media::post_process::PostProcess;
+use media::{self, ClipFormat, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder, Tags};
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 use prompt::Cut;
 use runtime::decode::{TileSide, Tiles, Tiling};
-use runtime::footprint::{Running, footprints};
+use runtime::footprint::{MemorySettings, footprints};
 use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::{Event, Pipeline, scaled_noise, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
@@ -30,11 +30,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs the command. Everything that can be refused is refused before a graph is opened.
-pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = request(args)?;
-    let cancel = everywhere.interrupts.cancel();
-    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let cancel = global.interrupts.cancel();
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let MemoryPlan { mode, weights, tile } = plan_memory(args, &bundle, &plan)?;
@@ -44,11 +44,11 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) 
     };
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     // Before GStreamer starts threads: loading may set an environment variable.
-    let onnx = everywhere.onnx_runtime()?;
+    let onnx = global.onnx_runtime()?;
     let token = args.whip_token.as_ref();
     let outputs: Vec<_> = args.output.iter().map(|output| output.clone().with_token(token)).collect();
     let targets = OutputTarget::claim_all(&outputs)?;
-    if let Some(keys) = args.dressing.signing_key() {
+    if let Some(keys) = args.post_process.signing_key() {
         media::check_signing(&targets, keys)?;
     }
     let live = args.preview.claim_live(&outputs, token)?;
@@ -56,11 +56,11 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) 
     // Nobody else's until the clip is whole, though the last preview is made before that.
     let _claimed = pictures.clone();
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
-    let dressing = args.dressing.spec()?.open(made)?;
-    if dressing.sound().is_some() {
+    let post_process = args.post_process.spec()?.open(made)?;
+    if post_process.sound().is_some() {
         media::check_sound(&targets)?;
     }
-    for note in media::notes(&targets, dressing.format()).iter().chain(dressing.notes()) {
+    for note in media::notes(&targets, post_process.format()).iter().chain(post_process.notes()) {
         render::note(note);
     }
     let options = ModelOptions {
@@ -74,36 +74,36 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) 
     let is_tiled = |side| Tiling::new(plan.latent.height, plan.latent.width, side).count() > 1;
     model.check_parts(tile.is_some_and(is_tiled))?;
 
-    if !everywhere.json {
+    if !global.json {
         announce(&plan, &model, weights, tile);
     }
     let options = OutputOptions {
-        format: dressing.format(),
+        format: post_process.format(),
         tags: Tags {
-            note: dressing.note().map(str::to_owned),
-            mark: args.dressing.mark(),
+            note: post_process.note().map(str::to_owned),
+            mark: args.post_process.mark(),
             ..Tags::new(plan.prompt.clone(), &model.manifest().model, plan.seed)
         },
-        sign: args.dressing.signing_key().cloned(),
-        sound: dressing.sound().cloned(),
-        patience: args.patience.0,
+        sign: args.post_process.signing_key().cloned(),
+        sound: post_process.sound().cloned(),
+        output_timeout: args.output_timeout.0,
         cancel: cancel.clone(),
     };
     let start = |target| {
-        if let Some(address) = OutputTarget::address(&target).filter(|_| !everywhere.json) {
+        if let Some(address) = OutputTarget::address(&target).filter(|_| !global.json) {
             render::note(&format!("live at {} ({address})", target.spec()));
         }
         start_live(target, &options, (made.rate, noise.view()), model.manifest().vae.stride().time)
     };
     let live = live.map(start).transpose()?;
-    let previews = args.preview.prepare(&model, pictures, live.as_ref().map(Pump::sink))?;
+    let previews = args.preview.prepare(&model, pictures, live.as_ref().map(LivePublisher::sink))?;
     let preparing = Instant::now();
     let previewer = previews.map(|previews| previews.start(plan.latent, &cancel));
     let mut clip = Clip {
         plan: &plan,
         targets: &targets,
         options,
-        dressing,
+        post_process,
         progress: Progress::new(args.progress),
         outputs: None,
         told: 0,
@@ -118,7 +118,7 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere, stream: Stream) 
     let outcome = pipeline
         .run(&plan, noise, &cancel, &mut |event| clip.on_event(event).map_err(runtime::Error::callback));
     match outcome {
-        Ok(()) => clip.finish(&model, (stream, everywhere.json), started),
+        Ok(()) => clip.finish(&model, (stream, global.json), started),
         Err(error) => Err(clip.stop(error.into())),
     }
 }
@@ -129,12 +129,12 @@ fn start_live(
     options: &OutputOptions,
     (rate, noise): (FrameRate, ArrayView4<'_, f32>),
     stride: usize,
-) -> Result<Pump, Error> {
+) -> Result<LivePublisher, Error> {
     // Frames that a latent frame stands for, at the rate at which they are shown.
     let ((from, from_seconds), (to, to_seconds)) = (rate.fraction(), options.format.rate.fraction());
     let frames = stride * to as usize * from_seconds as usize;
     let stride = frames.div_ceil(from as usize * to_seconds as usize);
-    Ok(Pump::start(target, options, options.format, noise, stride)?)
+    Ok(LivePublisher::start(target, options, options.format, noise, stride)?)
 }
 
 /// Says what will be done, and what will make it slow.
@@ -202,7 +202,7 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
             let footprints = footprints(
                 &bundle.manifest,
                 plan,
-                Running { weights, precision: args.precision, kernels, preview, tile: *tile },
+                MemorySettings { weights, precision: args.precision, kernels, preview, tile: *tile },
             );
             match residency::plan(args.residency, &footprints, budget) {
                 Ok(plan) => return Ok(MemoryPlan { mode: plan.mode, weights, tile: *tile }),
@@ -218,7 +218,7 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
 fn has_tiles(bundle: &Bundle, precision: Option<Precision>) -> bool {
     let mut decoder = bundle.manifest.components.iter().filter(|entry| entry.component == Component::Decoder);
     let fits = |graph: &GraphEntry| {
-        graph.part == Part::StemFirst && precision.is_none_or(|asked| asked == graph.precision)
+        graph.part == Part::TrunkFirst && precision.is_none_or(|asked| asked == graph.precision)
     };
     decoder.any(|entry| entry.graphs.iter().any(fits))
 }
@@ -227,7 +227,7 @@ fn has_tiles(bundle: &Bundle, precision: Option<Precision>) -> bool {
 struct Clip<'a> {
     plan: &'a GenerationPlan,
     targets: &'a [OutputTarget],
-    dressing: Dressing,
+    post_process: PostProcess,
     options: OutputOptions,
     progress: Progress,
     outputs: Option<Outputs>,
@@ -236,7 +236,7 @@ struct Clip<'a> {
     timing: Timing,
     trace: Option<Trace>,
     previewer: Option<Previewer>,
-    live: Option<Pump>,
+    live: Option<LivePublisher>,
     /// Frames that the decoder has made.
     made: usize,
     /// Seconds that each finished phase took.
@@ -301,7 +301,7 @@ impl Clip<'_> {
         self.timing.frames_out();
         let mut written = Ok(());
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
-            let dressed = self.dressing.push(frame.to_owned())?;
+            let dressed = self.post_process.push(frame.to_owned())?;
             if let Some(live) = &self.live {
                 live.add(&dressed)?;
             }
@@ -329,7 +329,7 @@ impl Clip<'_> {
         let Some(mut outputs) = self.outputs.take() else {
             unreachable!("a clip has at least one frame, and its first started the outputs");
         };
-        let last = self.dressing.finish();
+        let last = self.post_process.finish();
         if let Some(live) = &self.live {
             live.add(&last)?;
         }
@@ -361,7 +361,7 @@ impl Clip<'_> {
             "kernels": model.kernels(),
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
-            "live": self.live.as_ref().map(Pump::sent),
+            "live": self.live.as_ref().map(LivePublisher::sent),
             "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),
             "timing": timing,
             "total_seconds": total,
@@ -407,7 +407,7 @@ impl Clip<'_> {
         self.progress.clear();
         self.finish_previews();
         // The first error is the one worth telling.
-        let _ = self.live.take().map(Pump::stop);
+        let _ = self.live.take().map(LivePublisher::stop);
         let kept = self.outputs.take().map_or(vec![], Outputs::interrupt);
         if !error.is_cancelled() {
             return error;
@@ -419,10 +419,10 @@ impl Clip<'_> {
         };
         let kept: Vec<String> = kept
             .iter()
-            .filter(|(_, kept)| *kept != Kept::Nothing)
+            .filter(|(_, kept)| *kept != Remainder::Nothing)
             .map(|(_, kept)| kept.to_string())
             .collect();
-        let kept = if kept.is_empty() { Kept::Nothing.to_string() } else { kept.join("; ") };
+        let kept = if kept.is_empty() { Remainder::Nothing.to_string() } else { kept.join("; ") };
         Error::Interrupted { phase, kept }
     }
 }

@@ -1,6 +1,6 @@
 //! `rushes inspect`: what a bundle holds.
 
-use super::args::{Everywhere, InspectArgs};
+use super::args::{GlobalArgs, InspectArgs};
 use super::render;
 use crate::Error;
 use bundle::dtype::Precision;
@@ -21,9 +21,9 @@ use std::process::ExitCode;
 const TOLD: ByteCount = ByteCount(100_000_000);
 
 /// Runs the command.
-pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &InspectArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     if args.verify {
-        return verify(&args.bundle, everywhere);
+        return verify(&args.bundle, global);
     }
     let bundle = Bundle::open(&args.bundle)?;
     let quality = report::read(&bundle.folder);
@@ -35,15 +35,15 @@ pub(super) fn run(args: &InspectArgs, everywhere: &Everywhere) -> Result<ExitCod
         .collect();
     let value = json!({"event": "bundle", "bundle": bundle.manifest, "quality": scores});
     let text = format!("{}{}", describe(&bundle.manifest), variants(&bundle.manifest, &quality));
-    render::result(everywhere.json, &value, &text)?;
+    render::result(global.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Reads every byte, and names all that is not as it was written.
-fn verify(folder: &Path, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+fn verify(folder: &Path, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let bundle = Bundle::read(folder)?;
     let mut found = digests::verify(&bundle, &mut |file, bytes| {
-        if bytes >= TOLD && !everywhere.json {
+        if bytes >= TOLD && !global.json {
             render::note(&format!("{file}: reading {bytes}"));
         }
     });
@@ -80,7 +80,7 @@ fn verify(folder: &Path, everywhere: &Everywhere) -> Result<ExitCode, Error> {
             unknown.join(", ")
         );
     }
-    render::result(everywhere.json, &value, &text)?;
+    render::result(global.json, &value, &text)?;
     if damaged.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {

@@ -5,12 +5,12 @@ mod arguments;
 mod bench;
 mod calibrate;
 mod doctor;
-mod dressing;
 mod export;
 mod generate;
 mod inspect;
 mod interrupt;
 mod os_text;
+mod post_process;
 mod preview;
 mod preview_sinks;
 mod progress;
@@ -41,24 +41,24 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error, stream, as_json),
     };
-    cli.everywhere.interrupts = interrupts;
+    cli.global.interrupts = interrupts;
     start_log();
-    let everywhere = &cli.everywhere;
+    let global = &cli.global;
     if let Some(note) = cli.command.threads().and_then(threads::Threads::note) {
         render::note(&note);
     }
     let result = match &cli.command {
-        Command::Generate(args) => generate::run(args, everywhere, stream),
-        Command::Export(args) => export::run(args, everywhere),
-        Command::Calibrate(args) => calibrate::run(args, everywhere),
-        Command::Quantize(args) => quantize::run(args, everywhere),
-        Command::Inspect(args) => inspect::run(args, everywhere),
-        Command::Bench(args) => bench::run(args, everywhere),
-        Command::Doctor => doctor::run(everywhere),
+        Command::Generate(args) => generate::run(args, global, stream),
+        Command::Export(args) => export::run(args, global),
+        Command::Calibrate(args) => calibrate::run(args, global),
+        Command::Quantize(args) => quantize::run(args, global),
+        Command::Inspect(args) => inspect::run(args, global),
+        Command::Bench(args) => bench::run(args, global),
+        Command::Doctor => doctor::run(global),
     };
     match result {
         Ok(code) => code,
-        Err(error) => fail(&error, stream, everywhere.json),
+        Err(error) => fail(&error, stream, global.json),
     }
 }
 

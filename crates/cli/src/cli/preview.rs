@@ -1,6 +1,6 @@
 //! The flags of previews, and the fitting of their map.
 
-use super::args::Everywhere;
+use super::args::GlobalArgs;
 use super::preview_sinks::{Live, Pictures};
 use super::{os_text, render};
 use crate::Error;
@@ -17,8 +17,8 @@ use media::preview_files::PictureFiles;
 use media::{OutputSpec, OutputTarget, Token};
 use quality::fit_preview_map::{PROMPTS, fit_preview_map};
 use runtime::model::{Model, ModelOptions};
-use runtime::preview::budget::Extent;
-use runtime::preview::{Painter, Painters, PreviewReport, PreviewSettings, Previewer, Sink};
+use runtime::preview::budget::PreviewLength;
+use runtime::preview::{PreviewRenderer, PreviewRenderers, PreviewReport, PreviewSettings, Previewer, Sink};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -116,10 +116,10 @@ impl PreviewArgs {
         live: Option<LiveSink>,
     ) -> Result<Option<PreparedPreviews>, Error> {
         let kind = self.kind(model.bundle())?;
-        let Some(chosen) = Painter::new(model, kind)? else { return Ok(None) };
+        let Some(chosen) = PreviewRenderer::new(model, kind)? else { return Ok(None) };
         let has_map = kind != PreviewKind::Rgb && model.bundle().preview_map()?.is_some();
-        let stand_in = if has_map { Painter::new(model, PreviewKind::Rgb)? } else { None };
-        let extent = if live.is_some() { Extent::Moving } else { Extent::Still };
+        let fallback = if has_map { PreviewRenderer::new(model, PreviewKind::Rgb)? } else { None };
+        let length = if live.is_some() { PreviewLength::AllFrames } else { PreviewLength::FirstFrame };
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
         if let Some(pictures) = pictures {
             sinks.push(Box::new(Pictures(pictures)));
@@ -127,14 +127,14 @@ impl PreviewArgs {
         if let Some(live) = live {
             sinks.push(Box::new(Live(live)));
         }
-        let settings = PreviewSettings { every: self.preview_every, extent };
-        Ok(Some(PreparedPreviews { painters: Painters { chosen, stand_in }, settings, sinks }))
+        let settings = PreviewSettings { every: self.preview_every, length };
+        Ok(Some(PreparedPreviews { renderers: PreviewRenderers { chosen, fallback }, settings, sinks }))
     }
 }
 
 /// Previews that are ready to be made.
 pub(super) struct PreparedPreviews {
-    painters: Painters,
+    renderers: PreviewRenderers,
     settings: PreviewSettings,
     sinks: Vec<Box<dyn Sink>>,
 }
@@ -142,7 +142,7 @@ pub(super) struct PreparedPreviews {
 impl PreparedPreviews {
     /// Opens what previews of latents of `shape` need.
     pub(super) fn start(self, shape: LatentShape, cancel: &Cancel) -> Previewer {
-        Previewer::start(self.painters, shape, self.settings, self.sinks, cancel)
+        Previewer::start(self.renderers, shape, self.settings, self.sinks, cancel)
     }
 }
 
@@ -152,9 +152,9 @@ pub(super) fn note(report: &PreviewReport) -> Option<String> {
         return Some(format!("warning: previews ended early: {error}"));
     }
     (report.skipped > 0).then(|| {
-        let instead = match report.stood_in {
+        let instead = match report.fallbacks {
             0 => String::new(),
-            stood_in => format!("; the linear map showed {stood_in} of these"),
+            fallbacks => format!("; the linear map showed {fallbacks} of these"),
         };
         format!(
             "previews: {} shown, {} skipped so that denoising is not held up{instead}",
@@ -169,7 +169,7 @@ pub(super) fn value(report: &PreviewReport) -> serde_json::Value {
         "kind": report.kind,
         "shown": report.shown,
         "skipped": report.skipped,
-        "shown_by_map": report.stood_in,
+        "shown_by_map": report.fallbacks,
         "busy_seconds": report.busy.as_secs_f64(),
         "failed": report.failed.as_ref().map(ToString::to_string),
     })
@@ -191,17 +191,17 @@ pub(super) fn fit(
     folder: &Path,
     args: &FitArgs,
     size: Option<PixelSize>,
-    everywhere: &Everywhere,
+    global: &GlobalArgs,
 ) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let bundle = Bundle::open(folder)?;
-    let cancel = everywhere.interrupts.cancel();
+    let cancel = global.interrupts.cancel();
     let _writing = Writing::of(&bundle.folder)?;
-    let onnx = everywhere.onnx_runtime()?;
+    let onnx = global.onnx_runtime()?;
     let path = bundle.path(layout::PREVIEW_MAP);
     let model = Model::new(bundle, onnx, ModelOptions::default())?;
     let mut on_clip = |clip: usize, prompt: &str| {
-        if !everywhere.json {
+        if !global.json {
             render::note(&format!("clip {clip} of {}: {prompt}", args.clips));
         }
     };
@@ -226,6 +226,6 @@ pub(super) fn fit(
         path.display(),
         map.positions
     );
-    render::result(everywhere.json, &value, &text)?;
+    render::result(global.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
 }

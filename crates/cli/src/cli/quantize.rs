@@ -1,6 +1,6 @@
 //! `rushes quantize`: a calibrated bundle gets a quantised variant, and a report of what that costs.
 
-use super::args::{Everywhere, QuantizeArgs};
+use super::args::{GlobalArgs, QuantizeArgs};
 use super::render;
 use super::threads::Threads;
 use crate::Error;
@@ -17,7 +17,7 @@ use quality::judge::{Judge, embedded, scoring};
 use quality::quantize::assess::{Assessor, by_noise, component_quality};
 use quality::quantize::clips::{Clip, ClipDistance, decode, frames_error, token_cosine};
 use quality::quantize::report::{self, JudgeScores, Quality, Sensitivity};
-use quality::quantize::variant::Kept;
+use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::{GenerateRequest, GenerationPlan};
@@ -37,7 +37,7 @@ const PROMPTS: [&str; 2] =
     ["a red ball bounces on the beach by day", "a white cat walks through a snowy field at night"];
 
 /// Runs the command.
-pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let path = args.calibration.clone().unwrap_or_else(|| args.bundle.join(table::FILE));
     if args.attention && args.scheme != Scheme::Fp8 {
@@ -51,9 +51,9 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
         attention: args.attention,
         ranges: args.ranges,
     };
-    let cancel = everywhere.interrupts.cancel();
+    let cancel = global.interrupts.cancel();
     let quantizer = Quantizer::open(&args.bundle, &path, options)?.stopped_by(cancel.stop());
-    let onnx = everywhere.onnx_runtime()?;
+    let onnx = global.onnx_runtime()?;
     let mut prompts = quantizer.prompts();
     if prompts.is_empty() {
         prompts.extend(PROMPTS.map(str::to_owned));
@@ -88,7 +88,7 @@ pub(super) fn run(args: &QuantizeArgs, everywhere: &Everywhere) -> Result<ExitCo
         "report": render::path(&args.bundle.join(report::HTML)),
         "seconds": seconds,
     });
-    render::result(everywhere.json, &value, &describe(&quality, args, seconds))?;
+    render::result(global.json, &value, &describe(&quality, args, seconds))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -157,7 +157,7 @@ impl Job<'_> {
             if entry.component == Component::Decoder && self.args.sensitivity == Sensitivity::Measured {
                 self.measure_decoder(assessor)?;
             }
-            self.requantize(&entry.component, &Kept::new())?;
+            self.requantize(&entry.component, &UnquantizedLayers::new())?;
             if entry.component == Component::TextEncoder {
                 self.check_text_encoder()?;
             }
@@ -166,7 +166,7 @@ impl Job<'_> {
     }
 
     /// Plans and writes a component with these layers in high precision.
-    fn requantize(&mut self, component: &Component, keep: &Kept) -> Result<(), Error> {
+    fn requantize(&mut self, component: &Component, keep: &UnquantizedLayers) -> Result<(), Error> {
         let entry = self.quantizer.bundle().manifest.component(component)?.clone();
         let plan = self.quantizer.plan(&entry, keep)?;
         let kernels = self.kernels_of(component);
@@ -266,12 +266,12 @@ impl Job<'_> {
                 return Ok(assessed);
             }
             kept = (2 * kept).clamp(1, order.len());
-            let mut keep: BTreeMap<String, (Component, Kept)> = BTreeMap::new();
+            let mut keep: BTreeMap<String, (Component, UnquantizedLayers)> = BTreeMap::new();
             for (component, layers, error) in &order[..kept] {
                 let reason = format!("kept for the budget: alone it adds {:.1} dB", 10.0 * error.log10());
                 let of = keep
                     .entry(component_folder(component))
-                    .or_insert_with(|| (component.clone(), Kept::new()));
+                    .or_insert_with(|| (component.clone(), UnquantizedLayers::new()));
                 of.1.extend(layers.iter().map(|layer| (layer.clone(), reason.clone())));
             }
             for (component, keep) in keep.into_values() {

@@ -23,12 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Serves the packets of an RTP payloader.
 #[derive(Debug)]
 pub(crate) struct RtspServer {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     address: SocketAddr,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct ServerState {
     title: String,
     description: Mutex<Option<String>>,
     described: Condvar,
@@ -41,7 +41,7 @@ struct Shared {
 struct Viewer {
     queue: SyncSender<Message>,
     stream: TcpStream,
-    way: Way,
+    delivery: Delivery,
     started: bool,
 }
 
@@ -53,7 +53,7 @@ enum Message {
 
 /// How packets get to a viewer.
 #[derive(Debug)]
-enum Way {
+enum Delivery {
     Interleaved(u8),
     Datagrams { packets: UdpSocket, reports: SocketAddr },
 }
@@ -65,7 +65,7 @@ impl RtspServer {
     /// What the system said.
     pub(crate) fn start(listener: &TcpListener, title: &str) -> io::Result<Self> {
         let title = title.replace(['\r', '\n'], " ");
-        let shared = Arc::new(Shared { title, ..Shared::default() });
+        let shared = Arc::new(ServerState { title, ..ServerState::default() });
         let (listener, address) = (listener.try_clone()?, listener.local_addr()?);
         let serving = Arc::clone(&shared);
         std::thread::Builder::new().name("rtsp".into()).spawn(move || {
@@ -129,12 +129,12 @@ impl Drop for RtspServer {
 impl Viewer {
     /// Whether the viewer keeps up.
     fn send(&self, packet: &[u8]) -> bool {
-        match &self.way {
-            Way::Interleaved(channel) => {
+        match &self.delivery {
+            Delivery::Interleaved(channel) => {
                 self.queue.try_send(Message::Bytes(interleaved(*channel, packet))).is_ok()
             }
             // A datagram that is lost is lost.
-            Way::Datagrams { packets, .. } => packets.send(packet).is_ok() || !self.is_gone(),
+            Delivery::Datagrams { packets, .. } => packets.send(packet).is_ok() || !self.is_gone(),
         }
     }
 
@@ -143,7 +143,7 @@ impl Viewer {
     }
 
     fn close(self) {
-        if let Way::Datagrams { packets, reports } = &self.way {
+        if let Delivery::Datagrams { packets, reports } = &self.delivery {
             // RTCP's BYE without a source (RFC 3550 §6.6).
             let _ = packets.send_to(&[0x80, 203, 0, 0], reports);
         }
@@ -154,13 +154,13 @@ impl Viewer {
 }
 
 /// Answers one viewer until it leaves.
-fn serve(shared: &Arc<Shared>, stream: TcpStream) -> io::Result<()> {
+fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (queue, waiting) = sync_channel(QUEUE);
     let out = stream.try_clone()?;
     std::thread::spawn(move || write_all(out, &waiting));
     let mut input = BufReader::new(stream.try_clone()?);
-    let mut way = None;
+    let mut delivery = None;
     while let Some(request) = read_request(&mut input)? {
         let (ok, mut lines) = ("200 OK", vec![]);
         let (mut status, mut body) = (ok, String::new());
@@ -173,10 +173,10 @@ fn serve(shared: &Arc<Shared>, stream: TcpStream) -> io::Result<()> {
                 }
                 None => status = "404 Not Found",
             },
-            "SETUP" => match request.transport().map(|wanted| Way::open(wanted, &stream)).transpose()? {
+            "SETUP" => match request.transport().map(|wanted| Delivery::open(wanted, &stream)).transpose()? {
                 Some((opened, line)) => {
                     lines = vec![line, "Session: 1".into()];
-                    way = Some(opened);
+                    delivery = Some(opened);
                 }
                 None => status = "461 Unsupported Transport",
             },
@@ -184,7 +184,7 @@ fn serve(shared: &Arc<Shared>, stream: TcpStream) -> io::Result<()> {
             "GET_PARAMETER" | "SET_PARAMETER" | "TEARDOWN" => lines.push("Session: 1".into()),
             _ => status = "501 Not Implemented",
         }
-        let plays = request.method == "PLAY" && way.is_some();
+        let plays = request.method == "PLAY" && delivery.is_some();
         if request.method == "PLAY" && !plays {
             status = "455 Method Not Valid in This State";
         }
@@ -195,8 +195,9 @@ fn serve(shared: &Arc<Shared>, stream: TcpStream) -> io::Result<()> {
         if request.method == "TEARDOWN" {
             break;
         }
-        if let Some(way) = way.take_if(|_| plays) {
-            let viewer = Viewer { queue: queue.clone(), stream: stream.try_clone()?, way, started: false };
+        if let Some(delivery) = delivery.take_if(|_| plays) {
+            let viewer =
+                Viewer { queue: queue.clone(), stream: stream.try_clone()?, delivery, started: false };
             lock(&shared.viewers).push(viewer);
         }
     }
@@ -205,7 +206,7 @@ fn serve(shared: &Arc<Shared>, stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-impl Shared {
+impl ServerState {
     /// What the stream is, once its first frame is encoded.
     fn description(&self) -> Option<String> {
         let missing = |found: &mut Option<String>| found.is_none() && !self.closed.load(Ordering::SeqCst);
@@ -214,7 +215,7 @@ impl Shared {
     }
 }
 
-impl Way {
+impl Delivery {
     fn open(wanted: Transport, stream: &TcpStream) -> io::Result<(Self, String)> {
         match wanted {
             Transport::Interleaved(channel) => {

@@ -1,6 +1,6 @@
 //! When each picture of a live output is due, and which one it is. Pure: the time comes from outside.
 
-use super::Programme;
+use super::Playlist;
 use bundle::units::FrameRate;
 use serde::Serialize;
 use std::time::Duration;
@@ -23,11 +23,11 @@ pub struct Sent {
     pub before_clip: u64,
 }
 
-/// A programme on a time line: picture `n` is due `n` frames after the start, whatever happens. Behind time, it gives one
+/// A playlist on a time line: picture `n` is due `n` frames after the start, whatever happens. Behind time, it gives one
 /// picture after the other until it has caught up, so that none is left out.
 #[derive(Debug, Clone)]
 pub struct Broadcast<T> {
-    programme: Programme<T>,
+    playlist: Playlist<T>,
     rate: FrameRate,
     sent: Sent,
 }
@@ -35,12 +35,12 @@ pub struct Broadcast<T> {
 impl<T: Clone> Broadcast<T> {
     /// A broadcast that begins with one picture.
     pub fn new(first: T, rate: FrameRate) -> Self {
-        Self { programme: Programme::new(first), rate, sent: Sent::default() }
+        Self { playlist: Playlist::new(first), rate, sent: Sent::default() }
     }
 
     /// What is on.
-    pub fn programme(&mut self) -> &mut Programme<T> {
-        &mut self.programme
+    pub fn playlist(&mut self) -> &mut Playlist<T> {
+        &mut self.playlist
     }
 
     /// What was on so far.
@@ -56,8 +56,8 @@ impl<T: Clone> Broadcast<T> {
             return Turn::Wait(left);
         }
         self.sent.pictures += 1;
-        self.sent.before_clip += u64::from(!self.programme.clip_has_begun());
-        Turn::Push(self.programme.tick())
+        self.sent.before_clip += u64::from(!self.playlist.clip_has_begun());
+        Turn::Push(self.playlist.tick())
     }
 }
 
@@ -142,18 +142,18 @@ mod tests {
                         run(&mut broadcast, now, &mut seen);
                     }
                     Happens::Preview(pictures) => {
-                        broadcast.programme().show((0..pictures).map(|n| PREVIEW + n).collect(), 2);
+                        broadcast.playlist().show((0..pictures).map(|n| PREVIEW + n).collect(), 2);
                     }
                     Happens::Frames(count) => {
-                        (frames..frames + count).for_each(|frame| broadcast.programme().add(frame));
+                        (frames..frames + count).for_each(|frame| broadcast.playlist().add(frame));
                         frames += count;
                     }
                 }
             }
-            broadcast.programme().add(frames);
+            broadcast.playlist().add(frames);
             frames += 1;
             let whole_at = seen.len();
-            broadcast.programme().complete();
+            broadcast.playlist().complete();
             for milliseconds in after {
                 now += milliseconds;
                 run(&mut broadcast, now, &mut seen);

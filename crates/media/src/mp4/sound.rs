@@ -6,7 +6,7 @@
 //! place.
 
 use super::boxes::{find, find_all, number, outermost};
-use crate::dressing::RATE;
+use crate::post_process::RATE;
 use std::fs::OpenOptions;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;

@@ -33,13 +33,13 @@ type Frame = (Duration, Arc<[u8]>);
 /// A session that sends frames when they are due.
 #[derive(Debug)]
 pub(super) struct Session {
-    shared: Arc<Shared>,
+    shared: Arc<SessionState>,
     /// When the first frame is shown, on the clip's time line.
     first: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SessionState {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -54,7 +54,7 @@ struct State {
     over: Option<Result<(), WhipError>>,
 }
 
-impl Shared {
+impl SessionState {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is a single assignment, so the state is whole even after a panic elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,7 +69,7 @@ impl Shared {
 impl Session {
     /// Begins a session at an endpoint, without waiting for its answer.
     pub(super) fn start(endpoint: Endpoint) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(SessionState::default());
         let of_thread = Arc::clone(&shared);
         std::thread::Builder::new().name("whip".into()).spawn(move || {
             let outcome = hold(&endpoint, &of_thread);
@@ -119,7 +119,7 @@ impl Drop for Session {
 }
 
 /// The whole session, from the offer to the farewell.
-fn hold(endpoint: &Endpoint, shared: &Shared) -> Result<(), WhipError> {
+fn hold(endpoint: &Endpoint, shared: &SessionState) -> Result<(), WhipError> {
     let socket =
         socket_towards(endpoint).map_err(|error| WhipError::Unreachable { why: error.to_string() })?;
     let mut config = Rtc::builder().clear_codecs();
@@ -176,7 +176,7 @@ struct Peer {
 
 impl Peer {
     /// Connects, sends what comes, and closes.
-    fn run(&mut self, shared: &Shared) -> Result<(), WhipError> {
+    fn run(&mut self, shared: &SessionState) -> Result<(), WhipError> {
         let began = Instant::now();
         let mut last_sent = began;
         let mut payload = None;

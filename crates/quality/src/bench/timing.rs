@@ -1,4 +1,4 @@
-//! Several contenders in turn, so that a slow spell of the machine hits them all, and what their times amount to.
+//! Several cases in turn, so that a slow spell of the machine hits them all, and what their times amount to.
 
 use super::workload::{Run, Workload, timed};
 use crate::Error;
@@ -7,38 +7,38 @@ use engines::Cancel;
 use kernels::peak::Peaks;
 use serde::Serialize;
 
-/// What a contender's graphs are made of: their precision, and which kernels compute it.
+/// What a case's graphs are made of: their precision, and which kernels compute it.
 pub type Kind = (Precision, KernelLibrary);
 
 /// One of those that are compared.
-pub struct Contender {
+pub struct BenchCase {
     /// How it is called.
     pub kind: Kind,
     /// What it runs.
     pub workload: Box<dyn Workload>,
 }
 
-impl std::fmt::Debug for Contender {
+impl std::fmt::Debug for BenchCase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Contender").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("BenchCase").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
-/// Warms each contender up with one run and then lets them take turns, `rounds` times. Gives the runs of each.
+/// Warms each case up with one run and then lets them take turns, `rounds` times. Gives the runs of each.
 /// `on_run` hears of every run.
 ///
 /// # Errors
 /// A run that fails or was cancelled.
 pub fn alternate(
-    contenders: &mut [Contender],
+    cases: &mut [BenchCase],
     rounds: usize,
     cancel: &Cancel,
     on_run: &mut dyn FnMut(),
 ) -> Result<Vec<Vec<Run>>, Error> {
-    let mut runs = vec![Vec::with_capacity(rounds); contenders.len()];
+    let mut runs = vec![Vec::with_capacity(rounds); cases.len()];
     for round in 0..=rounds {
-        for (contender, runs) in contenders.iter_mut().zip(&mut runs) {
-            let run = timed(contender.workload.as_mut(), cancel)?;
+        for (case, runs) in cases.iter_mut().zip(&mut runs) {
+            let run = timed(case.workload.as_mut(), cancel)?;
             if round > 0 {
                 runs.push(run);
             }
@@ -48,7 +48,7 @@ pub fn alternate(
     Ok(runs)
 }
 
-/// What the times of one contender amount to.
+/// What the times of one case amount to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
     /// The precision of its graphs.
@@ -81,7 +81,7 @@ pub fn peak_of(kind: Kind, peaks: &Peaks) -> f64 {
     }
 }
 
-/// Puts numbers to the runs of every contender, which did `flops` operations in each; none where that is not known.
+/// Puts numbers to the runs of every case, which did `flops` operations in each; none where that is not known.
 pub fn measured(runs: &[(Kind, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
     let shortest = |runs: &[Run]| runs.iter().map(|run| run.whole.as_secs_f64()).reduce(f64::min);
     let of_f32 = runs.iter().find(|((precision, _), _)| *precision == Precision::F32);
@@ -164,11 +164,10 @@ mod tests {
     #[test]
     fn contenders_take_turns_and_the_first_run_does_not_count() {
         let order = std::rc::Rc::default();
-        let contender =
-            |number| Contender { kind: F32, workload: Box::new(Counted(std::rc::Rc::clone(&order), number)) };
+        let case =
+            |number| BenchCase { kind: F32, workload: Box::new(Counted(std::rc::Rc::clone(&order), number)) };
         let mut told = 0;
-        let runs =
-            alternate(&mut [contender(1), contender(2)], 2, &Cancel::new(), &mut || told += 1).unwrap();
+        let runs = alternate(&mut [case(1), case(2)], 2, &Cancel::new(), &mut || told += 1).unwrap();
         assert_eq!(*order.borrow(), [1, 2, 1, 2, 1, 2]);
         assert_eq!((runs[0].len(), runs[1].len(), told), (2, 2, 6));
         assert!(runs[0][0].first.is_some());

@@ -4,7 +4,7 @@
 use crate::Error;
 use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component, ComponentEntry};
-use bundle::quantization::layers::Feed;
+use bundle::quantization::layers::LayerInput;
 use bundle::quantization::{Affine, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales};
 use bundle::stop::Stop;
 use calibration::numerics::plan::{BLOCK, groups};
@@ -74,7 +74,7 @@ fn numerics(bundle: &Bundle, entry: &ComponentEntry, scheme: Scheme) -> Componen
             let Some([rows, inputs @ ..]) = shapes.get(format!("{layer}.weight").as_str()) else { continue };
             let columns = inputs.iter().product();
             let numbers = match scheme {
-                Scheme::Int8 => integers(*rows, columns, &group.feed, *component == Component::Decoder),
+                Scheme::Int8 => integers(*rows, columns, &group.input, *component == Component::Decoder),
                 _ => weights_alone(*rows, columns),
             };
             numerics.layers.insert(layer, numbers);
@@ -84,11 +84,11 @@ fn numerics(bundle: &Bundle, entry: &ComponentEntry, scheme: Scheme) -> Componen
 }
 
 /// A layer in integers: the text states are divided by a product of its own, all else in what is there already.
-fn integers(rows: usize, columns: usize, feed: &Feed, has_output: bool) -> LayerNumerics {
+fn integers(rows: usize, columns: usize, input: &LayerInput, has_output: bool) -> LayerNumerics {
     let product = || Smoothing { divisors: vec![1.0; columns], fold: Fold::Product, alpha: 0.5 };
     LayerNumerics {
         output: has_output.then_some(RANGE),
-        smoothing: (*feed == Feed::Text).then(product),
+        smoothing: (*input == LayerInput::Text).then(product),
         ..LayerNumerics::plain(WeightScales::Rows(vec![WEIGHT_SCALE; rows]), Some(RANGE))
     }
 }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Layers that stay in high precision, each with the reason.
-pub type Kept = BTreeMap<String, String>;
+pub type UnquantizedLayers = BTreeMap<String, String>;
 
 /// A bundle that is being quantised.
 ///
@@ -143,7 +143,7 @@ impl Quantizer {
     ///
     /// # Errors
     /// A layer that was not observed or whose weights cannot be quantised.
-    pub fn plan(&self, entry: &ComponentEntry, keep: &Kept) -> Result<Plan, Error> {
+    pub fn plan(&self, entry: &ComponentEntry, keep: &UnquantizedLayers) -> Result<Plan, Error> {
         let Some((table, _)) = &self.calibration else {
             let numerics = ComponentNumerics::empty(entry.component.clone(), entry.digest.clone());
             return Ok(Plan { numerics, errors: BTreeMap::new() });

@@ -2,7 +2,7 @@
 
 use super::report::{Machine, table};
 use crate::Error;
-use crate::cli::args::Everywhere;
+use crate::cli::args::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
@@ -13,7 +13,7 @@ use bundle::units::Seed;
 use clap::Args;
 use engines::residency::Mode;
 use engines::{Cancel, Provider, WeightMemory};
-use quality::bench::timing::{Contender, alternate, measured};
+use quality::bench::timing::{BenchCase, alternate, measured};
 use quality::bench::workload::Workload;
 use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::{Event, Pipeline, seeded_noise};
@@ -105,9 +105,9 @@ impl Workload for Clip {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    let cancel = everywhere.interrupts.cancel();
-    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
+    let cancel = global.interrupts.cancel();
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let request = GenerateRequest {
         size: args.size,
@@ -116,13 +116,13 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         ..GenerateRequest::new(PROMPT, SEED)
     };
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
-    let onnx = everywhere.onnx_runtime()?;
+    let onnx = global.onnx_runtime()?;
     let mode = room::mode(&bundle.manifest, &plan)?;
     let precisions = match &args.precision[..] {
         [] => bundle.manifest.precisions(Target::Cpu, KernelLibrary::Rushes),
         asked => asked.to_vec(),
     };
-    let contender = |precision: Precision| {
+    let case = |precision: Precision| {
         let options = ModelOptions {
             precision: Some(precision),
             kernels: args.kernels,
@@ -136,24 +136,24 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
         } else {
             KernelLibrary::OnnxRuntime
         };
-        Ok(Contender { kind: (precision, kernels), workload: Box::new(Clip::new(&model, &plan, mode)) })
+        Ok(BenchCase { kind: (precision, kernels), workload: Box::new(Clip::new(&model, &plan, mode)) })
     };
-    let mut contenders = precisions.into_iter().map(contender).collect::<Result<Vec<_>, Error>>()?;
-    let flops = contenders.first().map(|contender| contender.workload.flops());
+    let mut cases = precisions.into_iter().map(case).collect::<Result<Vec<_>, Error>>()?;
+    let flops = cases.first().map(|case| case.workload.flops());
 
     let mut progress = Progress::new(args.progress);
-    progress.begin("clips", (args.runs.get() + 1) * contenders.len());
+    progress.begin("clips", (args.runs.get() + 1) * cases.len());
     let mut done = 0;
-    let runs = alternate(&mut contenders, args.runs.get(), &cancel, &mut || {
+    let runs = alternate(&mut cases, args.runs.get(), &cancel, &mut || {
         done += 1;
         progress.advance(done, "");
     });
     progress.clear();
-    let kinds = contenders.iter().map(|contender| contender.kind);
+    let kinds = cases.iter().map(|case| case.kind);
     let runs: Vec<_> = kinds.zip(runs?).collect();
-    drop(contenders);
-    everywhere.interrupts.at_once()?;
-    let machine = Machine::measure(everywhere.kernels()?, args.threads.map(Threads::used));
+    drop(cases);
+    global.interrupts.at_once()?;
+    let machine = Machine::measure(global.kernels()?, args.threads.map(Threads::used));
     let results = measured(&runs, flops, &machine.peaks);
     let shape = format!(
         "{} {}, {} frames, {} steps, {} tokens",
@@ -170,6 +170,6 @@ pub(super) fn run(args: &GenerateArgs, everywhere: &Everywhere) -> Result<ExitCo
     value["gflop"] = json!(flops.map(|flops| flops / 1e9));
     value["results"] = json!(results);
     let text = format!("{}\n\ngenerate: {shape}\n\n{}", machine.describe(), table(&results));
-    render::result(everywhere.json, &value, &text)?;
+    render::result(global.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
 }

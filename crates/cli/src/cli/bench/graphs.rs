@@ -2,7 +2,7 @@
 
 use super::report::{Machine, table};
 use crate::Error;
-use crate::cli::args::Everywhere;
+use crate::cli::args::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
@@ -12,7 +12,7 @@ use bundle::staging::Scratch;
 use clap::Args;
 use engines::{OnnxRuntime, Provider, WeightMemory};
 use quality::bench::shape::{LatentSize, Shape, Subject, TokenGrid, random_bundle, text_encoder};
-use quality::bench::timing::{Contender, Kind, alternate, measured};
+use quality::bench::timing::{BenchCase, Kind, alternate, measured};
 use quality::bench::variants;
 use quality::bench::workload::{Decode, Step, Text, Workload};
 use runtime::model::{Model, ModelOptions};
@@ -84,7 +84,7 @@ pub(super) struct TextArgs {
 }
 
 /// Runs `rushes bench step`.
-pub(super) fn step(args: &StepArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn step(args: &StepArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let layers = args.layers.map(NonZeroUsize::get);
     let denoiser = args.shape.denoiser(layers);
     let shape = match &args.graph.bundle {
@@ -97,11 +97,11 @@ pub(super) fn step(args: &StepArgs, everywhere: &Everywhere) -> Result<ExitCode,
         subject: Subject::Step(denoiser),
         args: &args.graph,
     };
-    bench.run(everywhere, &|model| Ok(Box::new(Step::open(model, args.tokens.0)?)))
+    bench.run(global, &|model| Ok(Box::new(Step::open(model, args.tokens.0)?)))
 }
 
 /// Runs `rushes bench decode`.
-pub(super) fn decode(args: &DecodeArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn decode(args: &DecodeArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let [frames, height, width] = args.latent.0;
     let bench = Bench {
         what: "decode",
@@ -109,11 +109,11 @@ pub(super) fn decode(args: &DecodeArgs, everywhere: &Everywhere) -> Result<ExitC
         subject: Subject::Decode,
         args: &args.graph,
     };
-    bench.run(everywhere, &|model| Ok(Box::new(Decode::open(model, args.latent.0)?)))
+    bench.run(global, &|model| Ok(Box::new(Decode::open(model, args.latent.0)?)))
 }
 
 /// Runs `rushes bench text`.
-pub(super) fn text(args: &TextArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn text(args: &TextArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let tokens = args.tokens.get();
     if tokens > bundle::spec::TEXT_ROWS {
         let rule = format!("a prompt has at most {} tokens", bundle::spec::TEXT_ROWS);
@@ -129,7 +129,7 @@ pub(super) fn text(args: &TextArgs, everywhere: &Everywhere) -> Result<ExitCode,
         subject: Subject::Text(text_encoder(args.layers.get())),
         args: &args.graph,
     };
-    bench.run(everywhere, &|model| Ok(Box::new(Text::open(model, tokens)?)))
+    bench.run(global, &|model| Ok(Box::new(Text::open(model, tokens)?)))
 }
 
 type Open<'a> = &'a dyn Fn(&Model) -> Result<Box<dyn Workload>, Error>;
@@ -144,9 +144,9 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn run(&self, everywhere: &Everywhere, open: Open<'_>) -> Result<ExitCode, Error> {
-        let onnx = everywhere.onnx_runtime()?;
-        let cancel = everywhere.interrupts.cancel();
+    fn run(&self, global: &GlobalArgs, open: Open<'_>) -> Result<ExitCode, Error> {
+        let onnx = global.onnx_runtime()?;
+        let cancel = global.interrupts.cancel();
         // Removed with all its weights when the command is over.
         let scratch = Scratch::create(&std::env::temp_dir(), "rushes-bench")?;
         let bundle = match &self.args.bundle {
@@ -157,24 +157,24 @@ impl Bench<'_> {
                 random
             }
         };
-        let mut contenders = self.contenders(&bundle, &onnx, open)?;
-        let flops = contenders.first().map(|contender| contender.workload.flops());
+        let mut cases = self.cases(&bundle, &onnx, open)?;
+        let flops = cases.first().map(|case| case.workload.flops());
         let mut progress = Progress::new(self.args.progress);
         let rounds = self.args.runs.get();
-        progress.begin(self.what, (rounds + 1) * contenders.len());
+        progress.begin(self.what, (rounds + 1) * cases.len());
         let mut done = 0;
-        let runs = alternate(&mut contenders, rounds, &cancel, &mut || {
+        let runs = alternate(&mut cases, rounds, &cancel, &mut || {
             done += 1;
             progress.advance(done, "");
         });
         progress.clear();
         let runs = runs?;
-        let kinds: Vec<Kind> = contenders.iter().map(|contender| contender.kind).collect();
+        let kinds: Vec<Kind> = cases.iter().map(|case| case.kind).collect();
         // The peaks are measured when nothing else of ours is left to run.
-        drop(contenders);
+        drop(cases);
         drop(scratch);
-        everywhere.interrupts.at_once()?;
-        let machine = Machine::measure(everywhere.kernels()?, self.args.threads.map(Threads::used));
+        global.interrupts.at_once()?;
+        let machine = Machine::measure(global.kernels()?, self.args.threads.map(Threads::used));
         let runs: Vec<_> = kinds.into_iter().zip(runs).collect();
         let results = measured(&runs, flops, &machine.peaks);
         let gflop = flops.map(|flops| flops / 1e9);
@@ -187,22 +187,17 @@ impl Bench<'_> {
         let work = gflop.map_or(String::new(), |gflop| format!(", {gflop:.1} GFLOP"));
         let text =
             format!("{}\n\n{}: {}{work}\n\n{}", machine.describe(), self.what, self.shape, table(&results));
-        render::result(everywhere.json, &value, &text)?;
+        render::result(global.json, &value, &text)?;
         Ok(ExitCode::SUCCESS)
     }
 
-    fn contenders(
-        &self,
-        bundle: &Bundle,
-        onnx: &OnnxRuntime,
-        open: Open<'_>,
-    ) -> Result<Vec<Contender>, Error> {
+    fn cases(&self, bundle: &Bundle, onnx: &OnnxRuntime, open: Open<'_>) -> Result<Vec<BenchCase>, Error> {
         let precisions = match &self.args.precision[..] {
             [] => bundle.manifest.precisions(Target::Cpu, KernelLibrary::Rushes),
             asked => asked.to_vec(),
         };
         let weights = if self.args.mapped { WeightMemory::Mapped } else { WeightMemory::Prepacked };
-        let contender = |kind: Kind| {
+        let case = |kind: Kind| {
             let options = ModelOptions {
                 precision: Some(kind.0),
                 kernels: self.is_step().then_some(kind.1),
@@ -211,9 +206,9 @@ impl Bench<'_> {
                 weights,
             };
             let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-            Ok(Contender { kind, workload: open(&model)? })
+            Ok(BenchCase { kind, workload: open(&model)? })
         };
-        precisions.into_iter().flat_map(|precision| self.kinds(bundle, precision)).map(contender).collect()
+        precisions.into_iter().flat_map(|precision| self.kinds(bundle, precision)).map(case).collect()
     }
 
     fn is_step(&self) -> bool {

@@ -6,7 +6,7 @@ mod peaks;
 mod quality;
 mod report;
 
-use super::args::Everywhere;
+use super::args::GlobalArgs;
 use super::threads::Threads;
 use crate::Error;
 use clap::{Args, Subcommand};
@@ -50,13 +50,13 @@ impl BenchArgs {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &BenchArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &BenchArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     match &args.what {
-        What::Peaks(args) => peaks::run(args, everywhere),
-        What::Step(args) => graphs::step(args, everywhere),
-        What::Decode(args) => graphs::decode(args, everywhere),
-        What::Text(args) => graphs::text(args, everywhere),
-        What::Generate(args) => generate::run(args, everywhere),
-        What::Quality(args) => quality::run(args, everywhere),
+        What::Peaks(args) => peaks::run(args, global),
+        What::Step(args) => graphs::step(args, global),
+        What::Decode(args) => graphs::decode(args, global),
+        What::Text(args) => graphs::text(args, global),
+        What::Generate(args) => generate::run(args, global),
+        What::Quality(args) => quality::run(args, global),
     }
 }

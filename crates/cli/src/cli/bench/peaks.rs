@@ -2,7 +2,7 @@
 
 use super::report::{Machine, describe_peaks};
 use crate::Error;
-use crate::cli::args::Everywhere;
+use crate::cli::args::GlobalArgs;
 use crate::cli::render;
 use crate::cli::threads::Threads;
 use clap::Args;
@@ -18,12 +18,12 @@ pub(super) struct PeaksArgs {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &PeaksArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
-    let machine = Machine::measure(everywhere.kernels()?, args.threads.map(Threads::used));
+pub(super) fn run(args: &PeaksArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
+    let machine = Machine::measure(global.kernels()?, args.threads.map(Threads::used));
     let mut value = machine.as_json();
     value["event"] = json!("bench");
     value["what"] = json!("peaks");
     let text = format!("{}\n\n{}", machine.describe(), describe_peaks(&machine.peaks));
-    render::result(everywhere.json, &value, &text)?;
+    render::result(global.json, &value, &text)?;
     Ok(ExitCode::SUCCESS)
 }

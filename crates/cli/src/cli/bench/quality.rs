@@ -1,7 +1,7 @@
 //! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
 
 use crate::Error;
-use crate::cli::args::Everywhere;
+use crate::cli::args::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
@@ -58,7 +58,7 @@ pub(super) struct QualityArgs {
 }
 
 /// Runs the command. Everything that can be refused is refused before the first clip.
-pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCode, Error> {
+pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = QualityRequest {
         steps: args.steps,
@@ -73,10 +73,10 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
         None => embedded::judge()?,
     };
     prompts::check(&prompts, &judge.attributes, &file)?;
-    let cancel = everywhere.interrupts.cancel();
-    let folder = everywhere.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let cancel = global.interrupts.cancel();
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
-    let onnx = everywhere.onnx_runtime()?;
+    let onnx = global.onnx_runtime()?;
     let mut judge = Judge::open(&onnx, &judge, args.threads.map(Threads::used))?;
     let plans = scoring::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
     let mode = room::mode(&bundle.manifest, &plans[0])?;
@@ -95,7 +95,7 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
     let scored = scoring::score(&model, mode, &mut judge, (&prompts, &plans), &cancel, &mut |clip| {
         done += 1;
         progress.advance(done, "");
-        if everywhere.json {
+        if global.json {
             let line = json!({
                 "event": "clip",
                 "language": clip.prompt.language,
@@ -113,7 +113,7 @@ pub(super) fn run(args: &QualityArgs, everywhere: &Everywhere) -> Result<ExitCod
     progress.clear();
     let scored = Scored { model: &model, plan: &plans[0], clips: plans.len(), card: &scored? };
     let value = scored.as_json(started.elapsed().as_secs_f64());
-    render::result(everywhere.json, &value, &scored.as_text())?;
+    render::result(global.json, &value, &scored.as_text())?;
     Ok(ExitCode::SUCCESS)
 }
 

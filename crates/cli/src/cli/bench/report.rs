@@ -1,4 +1,4 @@
-//! What the benches print: the machine with its peaks, and a line for each contender.
+//! What the benches print: the machine with its peaks, and a line for each case.
 
 use engines::doctor::Cpu;
 use kernels::peak::Peaks;
@@ -20,7 +20,7 @@ pub(super) struct Machine {
 impl Machine {
     /// Looks the processor up and measures the path of `kernels` with so many threads, in about a second.
     pub(super) fn measure(kernels: Kernels, threads: Option<NonZeroUsize>) -> Self {
-        let cpu = Cpu::of_machine();
+        let cpu = Cpu::detect();
         let threads = threads.or(NonZeroUsize::new(cpu.threads)).unwrap_or(NonZeroUsize::MIN);
         Self { cpu, threads: threads.get(), path: kernels.path(), peaks: kernels.peaks(threads) }
     }
@@ -74,7 +74,7 @@ pub(super) fn describe_peaks(peaks: &Peaks) -> String {
     text
 }
 
-/// The contenders for people, one a line.
+/// The cases for people, one a line.
 pub(super) fn table(measured: &[Measured]) -> String {
     let mut text = String::new();
     let with_first = measured.iter().any(|line| line.first_frame_ms.is_some());

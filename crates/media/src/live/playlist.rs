@@ -3,7 +3,7 @@
 /// Which picture comes next. Previews go round until the clip begins; the clip goes on frame by frame, waits on its
 /// newest frame where the next is not made yet, and goes round once it is whole.
 #[derive(Debug, Clone)]
-pub struct Programme<T> {
+pub struct Playlist<T> {
     preview: Vec<T>,
     /// Ticks for which each picture of a preview is on.
     hold: usize,
@@ -15,8 +15,8 @@ pub struct Programme<T> {
     frame: Option<usize>,
 }
 
-impl<T: Clone> Programme<T> {
-    /// A programme that begins with one picture.
+impl<T: Clone> Playlist<T> {
+    /// A playlist that begins with one picture.
     pub fn new(first: T) -> Self {
         Self { preview: vec![first], hold: 1, shown: 0, clip: Vec::new(), whole: false, frame: None }
     }
@@ -67,42 +67,42 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn ticks(programme: &mut Programme<u32>, count: usize) -> Vec<u32> {
-        (0..count).map(|_| programme.tick()).collect()
+    fn ticks(playlist: &mut Playlist<u32>, count: usize) -> Vec<u32> {
+        (0..count).map(|_| playlist.tick()).collect()
     }
 
     #[test]
     fn previews_give_way_to_the_clip_which_waits_and_then_goes_round() {
-        let mut programme = Programme::new(0);
-        assert_eq!(ticks(&mut programme, 2), [0, 0]);
-        programme.show(vec![10, 11], 2);
-        assert_eq!(ticks(&mut programme, 5), [11, 11, 10, 10, 11]);
-        programme.add(1);
-        assert_eq!(ticks(&mut programme, 3), [1, 1, 1]);
-        programme.add(2);
-        programme.add(3);
-        programme.show(vec![12], 1);
-        assert_eq!(ticks(&mut programme, 5), [2, 3, 3, 3, 3]);
-        programme.complete();
-        assert_eq!(ticks(&mut programme, 5), [1, 2, 3, 1, 2]);
+        let mut playlist = Playlist::new(0);
+        assert_eq!(ticks(&mut playlist, 2), [0, 0]);
+        playlist.show(vec![10, 11], 2);
+        assert_eq!(ticks(&mut playlist, 5), [11, 11, 10, 10, 11]);
+        playlist.add(1);
+        assert_eq!(ticks(&mut playlist, 3), [1, 1, 1]);
+        playlist.add(2);
+        playlist.add(3);
+        playlist.show(vec![12], 1);
+        assert_eq!(ticks(&mut playlist, 5), [2, 3, 3, 3, 3]);
+        playlist.complete();
+        assert_eq!(ticks(&mut playlist, 5), [1, 2, 3, 1, 2]);
     }
 
     #[test]
     fn a_frame_that_comes_in_time_is_on_at_once() {
-        let mut programme = Programme::new(0);
+        let mut playlist = Playlist::new(0);
         for frame in 1..=4 {
-            programme.add(frame);
-            assert_eq!(ticks(&mut programme, 1), [frame]);
+            playlist.add(frame);
+            assert_eq!(ticks(&mut playlist, 1), [frame]);
         }
-        programme.complete();
-        assert_eq!(ticks(&mut programme, 5), [1, 2, 3, 4, 1]);
+        playlist.complete();
+        assert_eq!(ticks(&mut playlist, 5), [1, 2, 3, 4, 1]);
     }
 
     #[test]
     fn a_preview_without_pictures_changes_nothing() {
-        let mut programme = Programme::new(7);
-        programme.show(vec![], 0);
-        assert_eq!(ticks(&mut programme, 2), [7, 7]);
+        let mut playlist = Playlist::new(7);
+        playlist.show(vec![], 0);
+        assert_eq!(ticks(&mut playlist, 2), [7, 7]);
     }
 
     proptest! {
@@ -110,14 +110,14 @@ mod tests {
         fn no_frame_of_the_clip_is_left_out_or_out_of_order(
             gaps in prop::collection::vec(0_usize..4, 1..30), after in 60_usize..100,
         ) {
-            let mut programme = Programme::new(usize::MAX);
+            let mut playlist = Playlist::new(usize::MAX);
             let mut seen = Vec::new();
             for (frame, gap) in gaps.iter().enumerate() {
-                programme.add(frame);
-                seen.extend((0..*gap).map(|_| programme.tick()));
+                playlist.add(frame);
+                seen.extend((0..*gap).map(|_| playlist.tick()));
             }
-            programme.complete();
-            seen.extend((0..after).map(|_| programme.tick()));
+            playlist.complete();
+            seen.extend((0..after).map(|_| playlist.tick()));
             let mut distinct = seen.clone();
             distinct.dedup();
             let round: Vec<usize> = (0..gaps.len()).cycle().take(distinct.len()).collect();

@@ -117,8 +117,10 @@ fn the_interface_is_the_contracts() {
             let contract = match (&entry.component, graph.part) {
                 (Component::TextEncoder, _) => Signature::of_text_encoder(&manifest.text_encoder),
                 (Component::Expert(_), _) => Signature::of_step(&manifest.denoiser),
-                (_, Part::StemFirst | Part::StemNext) => Signature::of_decoder_stem(&manifest.vae),
-                (_, Part::RiseFirst | Part::RiseNext) => Signature::of_decoder_rise(&manifest.vae),
+                (_, Part::TrunkFirst | Part::TrunkNext) => Signature::of_decoder_trunk(&manifest.vae),
+                (_, Part::UpsamplerFirst | Part::UpsamplerNext) => {
+                    Signature::of_decoder_upsampler(&manifest.vae)
+                }
                 _ => Signature::of_decoder(&manifest.vae),
             };
             let model = Model::read(&report.folder.join(&graph.file)).unwrap();

@@ -1,6 +1,6 @@
 //! From a clean latent to colours: by the linear map, the tiny decoder or the real one.
 
-use super::budget::Extent;
+use super::budget::PreviewLength;
 use super::latent_to_rgb::colours;
 use crate::Error;
 use crate::decode::VideoDecoder;
@@ -18,41 +18,41 @@ const PROBE: usize = 8;
 
 /// Paints latents.
 #[derive(Debug)]
-pub struct Painter {
+pub struct PreviewRenderer {
     kind: PreviewKind,
-    way: Way,
+    method: Method,
 }
 
 #[derive(Debug)]
-enum Way {
+enum Method {
     Map(LatentToRgb),
     Decoder(Box<VideoDecoder>),
 }
 
-impl Way {
+impl Method {
     fn decoder(model: &Model, component: Component) -> Self {
         Self::Decoder(Box::new(VideoDecoder::of(&model.with_threads(NonZeroUsize::MIN), component)))
     }
 }
 
-impl Painter {
-    /// The painter of a kind for a model; none for [`PreviewKind::Off`]. Opens nothing yet.
+impl PreviewRenderer {
+    /// The renderer of a kind for a model; none for [`PreviewKind::Off`]. Opens nothing yet.
     ///
     /// Decoders run on one core: denoising needs the others.
     ///
     /// # Errors
     /// A bundle that lacks what this kind needs.
     pub fn new(model: &Model, kind: PreviewKind) -> Result<Option<Self>, Error> {
-        let way = match kind {
+        let method = match kind {
             PreviewKind::Off => return Ok(None),
-            PreviewKind::Rgb => Way::Map(model.bundle().preview_map()?.ok_or(Error::NoPreviewMap)?),
+            PreviewKind::Rgb => Method::Map(model.bundle().preview_map()?.ok_or(Error::NoPreviewMap)?),
             PreviewKind::Tiny => {
                 model.manifest().component(&Component::Preview).or(Err(Error::NoTinyDecoder))?;
-                Way::decoder(model, Component::Preview)
+                Method::decoder(model, Component::Preview)
             }
-            PreviewKind::Full => Way::decoder(model, Component::Decoder),
+            PreviewKind::Full => Method::decoder(model, Component::Decoder),
         };
-        Ok(Some(Self { kind, way }))
+        Ok(Some(Self { kind, method }))
     }
 
     /// Which kind it is.
@@ -65,17 +65,22 @@ impl Painter {
         self.kind != PreviewKind::Full
     }
 
-    /// Opens what pictures of an extent need, runs it so that the first need not wait for it, and says how long a still
+    /// Opens what pictures of an length need, runs it so that the first need not wait for it, and says how long a still
     /// one of a latent of `shape` will take: no time worth counting where it is the linear map.
     ///
     /// The decoders are timed on a part of the picture: their work is in proportion to its positions.
     ///
     /// # Errors
     /// A graph that cannot be opened or fails, or a cancelled run.
-    pub fn open(&mut self, shape: LatentShape, extent: Extent, cancel: &Cancel) -> Result<Duration, Error> {
-        let Way::Decoder(decoder) = &mut self.way else { return Ok(Duration::ZERO) };
+    pub fn open(
+        &mut self,
+        shape: LatentShape,
+        length: PreviewLength,
+        cancel: &Cancel,
+    ) -> Result<Duration, Error> {
+        let Method::Decoder(decoder) = &mut self.method else { return Ok(Duration::ZERO) };
         decoder.open_first()?;
-        if extent == Extent::Moving {
+        if length == PreviewLength::AllFrames {
             decoder.open_next()?;
         }
         let (height, width) = (shape.height.min(PROBE), shape.width.min(PROBE));
@@ -98,16 +103,16 @@ impl Painter {
     pub fn paint(
         &mut self,
         latent: ArrayView4<'_, f32>,
-        extent: Extent,
+        length: PreviewLength,
         cancel: &Cancel,
     ) -> Result<Array4<f32>, Error> {
-        let shown = match extent {
-            Extent::Still => latent.slice_axis(Axis(1), Slice::from(..1)),
-            Extent::Moving => latent.view(),
+        let shown = match length {
+            PreviewLength::FirstFrame => latent.slice_axis(Axis(1), Slice::from(..1)),
+            PreviewLength::AllFrames => latent.view(),
         };
-        match &mut self.way {
-            Way::Map(map) => Ok(colours(map, shown)),
-            Way::Decoder(decoder) => {
+        match &mut self.method {
+            Method::Map(map) => Ok(colours(map, shown)),
+            Method::Decoder(decoder) => {
                 let mut chunks = Vec::new();
                 decoder.decode(shown, cancel, &mut |frames| {
                     chunks.push(frames);

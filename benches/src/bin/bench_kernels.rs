@@ -1,6 +1,6 @@
 //! Times the operators of a step against each other in one run, and prints one JSON line for each kind.
 //!
-//! `bench-operators [--layers N] [--tokens F,H,W] [--threads N] [--runs N] [--only KIND,…] [--cpu-path NAME] [--turns]`
+//! `bench-kernels [--layers N] [--tokens F,H,W] [--threads N] [--runs N] [--only KIND,…] [--cpu-path NAME] [--turns]`
 //!
 //! Kinds take turns, so that a change of the machine's state meets all of them. The floor is the time that the products
 //! of the blocks would take at the peak that was measured in the same run. The error is that of the velocity, of what
@@ -10,7 +10,7 @@
 //! With `--turns` it loads and warms up, prints its first line, and then times one step of each kind whenever it is given a
 //! line, so that a script can let it and other programs take turns.
 
-use benches::operators::{Operators, Setting, Step};
+use benches::step_kinds::{Setting, Step, StepKind};
 use engines::{OnnxRuntime, OpenOptions, WeightMemory};
 use kernels::{CpuPath, Kernels};
 use std::error::Error;
@@ -23,7 +23,7 @@ struct Arguments {
     grid: [usize; 3],
     threads: NonZeroUsize,
     runs: usize,
-    kinds: Vec<Operators>,
+    kinds: Vec<StepKind>,
     kernels: Kernels,
     turns: bool,
 }
@@ -57,16 +57,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             seconds.push(began.elapsed().as_secs_f64());
         }
     }
-    let reference = kinds.iter().position(|kind| *kind == Operators::StockF32);
+    let reference = kinds.iter().position(|kind| *kind == StepKind::OnnxRuntimeF32);
     let without = if reference.is_some() && kinds.len() > 1 {
-        Some(Setting::new(0, grid)?.open(&onnx, Operators::StockF32, &options)?.run()?)
+        Some(Setting::new(0, grid)?.open(&onnx, StepKind::OnnxRuntimeF32, &options)?.run()?)
     } else {
         None
     };
     for (index, kind) in kinds.iter().enumerate() {
         let peak = match kind {
-            Operators::StockF32 => peaks.f32,
-            Operators::OwnBf16 => peaks.bf16.unwrap_or(peaks.f32),
+            StepKind::OnnxRuntimeF32 => peaks.f32,
+            StepKind::RushesBf16 => peaks.bf16.unwrap_or(peaks.f32),
             _ => peaks.int8,
         };
         let best = seconds[index].iter().copied().fold(f64::INFINITY, f64::min);
@@ -85,7 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// One step of each kind for each line that comes in.
-fn take_turns(kinds: &[Operators], steps: &mut [Step]) -> Result<(), Box<dyn Error>> {
+fn take_turns(kinds: &[StepKind], steps: &mut [Step]) -> Result<(), Box<dyn Error>> {
     std::io::stdout().flush()?;
     for line in std::io::stdin().lock().lines() {
         line?;
@@ -119,7 +119,7 @@ fn parse() -> Result<Arguments, Box<dyn Error>> {
         grid: [5, 15, 26],
         threads: std::thread::available_parallelism()?,
         runs: 3,
-        kinds: Operators::ALL.to_vec(),
+        kinds: StepKind::ALL.to_vec(),
         kernels: Kernels::best(),
         turns: false,
     };
@@ -142,7 +142,7 @@ fn parse() -> Result<Arguments, Box<dyn Error>> {
             "--cpu-path" => arguments.kernels = Kernels::of(value.parse::<CpuPath>()?)?,
             "--only" => {
                 let kind = |name: &str| {
-                    Operators::ALL
+                    StepKind::ALL
                         .into_iter()
                         .find(|kind| kind.name() == name)
                         .ok_or_else(|| format!("no {name}"))

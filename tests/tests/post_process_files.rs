@@ -1,4 +1,4 @@
-//! Files for the clip's dressing as a user gives them: what is wrong with one is told by name before the run, and at once.
+//! Files for the clip's post_process as a user gives them: what is wrong with one is told by name before the run, and at once.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::path::{Path, PathBuf};

@@ -15,8 +15,8 @@ use std::time::Instant;
 
 /// A live output that always has a picture.
 #[derive(Debug)]
-pub struct Pump {
-    shared: Arc<Shared>,
+pub struct LivePublisher {
+    shared: Arc<PublisherState>,
     size: PixelSize,
     /// Frames of the clip that each latent frame after the first makes.
     stride: usize,
@@ -24,7 +24,7 @@ pub struct Pump {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct PublisherState {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -32,18 +32,18 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     broadcast: Broadcast<SharedFrame>,
-    /// Ends the programme when it is requested.
+    /// Ends the playlist when it is requested.
     until: Option<Cancel>,
 }
 
-impl Shared {
+impl PublisherState {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change of the programme is whole, so it is of use even after a panic elsewhere.
+        // Every change of the playlist is whole, so it is of use even after a panic elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Pump {
+impl LivePublisher {
     /// Starts the output in the format of the finished clip. It shows `noise [C,T,h,w]` until the first preview; each latent
     /// frame will make about `stride` frames.
     ///
@@ -64,7 +64,7 @@ impl Pump {
         let output = Output::start(target, &options)?;
         let first = frame(noise_colours(noise).view(), size)?;
         let state = State { broadcast: Broadcast::new(first, rate), until: None };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(PublisherState { state: Mutex::new(state), changed: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::spawn(move || run(output, &of_thread));
         Ok(Self { shared, size, stride, thread })
@@ -87,7 +87,7 @@ impl Pump {
     pub fn add(&self, frames: &[Array3<f32>]) -> Result<(), Error> {
         for colours in frames {
             let frame = frame(colours.view(), self.size)?;
-            self.shared.lock().broadcast.programme().add(frame);
+            self.shared.lock().broadcast.playlist().add(frame);
         }
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Pump {
     /// What ended the output before that.
     pub fn go_round(self, until: &Cancel) -> Result<Sent, Error> {
         let mut state = self.shared.lock();
-        state.broadcast.programme().complete();
+        state.broadcast.playlist().complete();
         state.until = Some(until.clone());
         drop(state);
         self.join()
@@ -124,7 +124,7 @@ impl Pump {
     }
 }
 
-fn run(mut output: Output, shared: &Shared) -> Result<Sent, Error> {
+fn run(mut output: Output, shared: &PublisherState) -> Result<Sent, Error> {
     let began = Instant::now();
     loop {
         let mut state = shared.lock();
@@ -150,7 +150,7 @@ fn run(mut output: Output, shared: &Shared) -> Result<Sent, Error> {
 /// Puts previews on.
 #[derive(Debug)]
 pub struct LiveSink {
-    shared: Arc<Shared>,
+    shared: Arc<PublisherState>,
     size: PixelSize,
     stride: usize,
 }
@@ -165,7 +165,7 @@ impl LiveSink {
         let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
         // One picture for each latent frame stands for as many frames as that will make.
         let hold = if frames.len_of(Axis(0)) == latent_frames { self.stride } else { 1 };
-        self.shared.lock().broadcast.programme().show(pictures, hold);
+        self.shared.lock().broadcast.playlist().show(pictures, hold);
         Ok(())
     }
 }

@@ -108,7 +108,7 @@ impl Reader {
     /// # Errors
     /// A file that cannot be opened or is cut short.
     pub(super) fn open(kind: Kind, flag: &'static str, path: &Path, wanted: &str) -> Result<Self, Error> {
-        let refused = |why: String| Error::Dressing { flag, given: path.display().to_string(), why };
+        let refused = |why: String| Error::PostProcess { flag, given: path.display().to_string(), why };
         if let Some(damage) = whole::damage(path).map_err(|error| refused(error.to_string()))? {
             return Err(refused(damage));
         }
@@ -197,7 +197,7 @@ impl Reader {
             (Some(said), None) => said.clone(),
             (None, None) => or.to_owned(),
         };
-        Error::Dressing { flag: self.flag, given, why }
+        Error::PostProcess { flag: self.flag, given, why }
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {

@@ -7,7 +7,7 @@ use bundle::units::FrameRate;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use media::SigningKey;
-use media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour, SrtError};
+use media::post_process::{Between, Caption, Corner, KeyColour, PostProcessSpec, SrtError};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,27 +16,27 @@ use std::str::FromStr;
 #[derive(Debug, Args)]
 pub(super) struct DressingArgs {
     /// A text at the bottom of the frame, or a SubRip file ending in .srt
-    #[arg(long, value_name = "TEXT|FILE", help_heading = "Dressing")]
+    #[arg(long, value_name = "TEXT|FILE", help_heading = "PostProcess")]
     caption: Option<OsString>,
     /// A picture in a corner: FILE@top-left, @top-right, @bottom-left or @bottom-right
     #[arg(
         long,
         value_name = "FILE@CORNER",
         value_parser = OsStringValueParser::new().try_map(os_text::logo),
-        help_heading = "Dressing"
+        help_heading = "PostProcess"
     )]
     logo: Option<Logo>,
     /// Sound from a file, repeated or cut to the clip's length and faded
-    #[arg(long, value_name = "FILE", help_heading = "Dressing")]
+    #[arg(long, value_name = "FILE", help_heading = "PostProcess")]
     audio: Option<PathBuf>,
     /// The colour of a screen, green or blue, that --background replaces
-    #[arg(long, value_name = "COLOUR", requires = "background", help_heading = "Dressing")]
+    #[arg(long, value_name = "COLOUR", requires = "background", help_heading = "PostProcess")]
     key: Option<KeyColour>,
     /// A picture or film to be seen where --key is
-    #[arg(long, value_name = "FILE", requires = "key", help_heading = "Dressing")]
+    #[arg(long, value_name = "FILE", requires = "key", help_heading = "PostProcess")]
     background: Option<PathBuf>,
     /// Frames per second of the outputs, made of those of the clip; like --fps
-    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "Dressing")]
+    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "PostProcess")]
     output_fps: Option<FrameRate>,
     /// Where the frames of --output-fps come from: blend or repeat
     #[arg(
@@ -44,11 +44,11 @@ pub(super) struct DressingArgs {
         value_name = "NAME",
         default_value = "blend",
         requires = "output_fps",
-        help_heading = "Dressing"
+        help_heading = "PostProcess"
     )]
     output_fps_by: Between,
     /// Do not mark the outputs as made by a model
-    #[arg(long, help_heading = "Dressing")]
+    #[arg(long, help_heading = "PostProcess")]
     no_mark: bool,
     /// Sign .mp4 outputs with C2PA content credentials: a PEM certificate chain and its private key
     #[arg(
@@ -56,7 +56,7 @@ pub(super) struct DressingArgs {
         value_name = "CERT,KEY",
         conflicts_with = "no_mark",
         value_parser = OsStringValueParser::new().try_map(os_text::signing_key),
-        help_heading = "Dressing"
+        help_heading = "PostProcess"
     )]
     sign: Option<SigningKey>,
 }
@@ -66,8 +66,8 @@ impl DressingArgs {
     ///
     /// # Errors
     /// A SubRip file that cannot be read.
-    pub(super) fn spec(&self) -> Result<DressingSpec, Error> {
-        Ok(DressingSpec {
+    pub(super) fn spec(&self) -> Result<PostProcessSpec, Error> {
+        Ok(PostProcessSpec {
             captions: self.caption.as_deref().map(captions).transpose()?.unwrap_or_default(),
             logo: self.logo.clone().map(|logo| (logo.path, logo.corner)),
             key: self.key.zip(self.background.clone()),

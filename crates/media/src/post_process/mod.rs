@@ -1,5 +1,5 @@
 //! What is done to the frames of a clip on their way to all outputs: key and background, another rate, logo, captions;
-//! and the sound that goes with them. Everything is loaded and looked at before the run ([`DressingSpec::open`]).
+//! and the sound that goes with them. Everything is loaded and looked at before the run ([`PostProcessSpec::open`]).
 //!
 //! The frames are dressed once, as f32, before they are converted: all outputs show the same.
 
@@ -32,7 +32,7 @@ use std::path::PathBuf;
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DressingSpec {
+pub struct PostProcessSpec {
     /// Texts at the bottom of the frame.
     pub captions: Vec<Caption>,
     /// A picture in a corner.
@@ -45,13 +45,13 @@ pub struct DressingSpec {
     pub rate: Option<(FrameRate, Between)>,
 }
 
-impl DressingSpec {
+impl PostProcessSpec {
     /// Loads everything for a clip.
     ///
     /// # Errors
     /// A file that cannot be read, is damaged or does not fit; a font, a decoder or an element that is missing, with its
     /// Debian package.
-    pub fn open(&self, made: ClipFormat) -> Result<Dressing, Error> {
+    pub fn open(&self, made: ClipFormat) -> Result<PostProcess, Error> {
         let rate = self.rate.map_or(made.rate, |(rate, _)| rate);
         let frames = made.frames.map(|frames| Resampler::count(made.rate, rate, frames));
         let format = ClipFormat { rate, frames, ..made };
@@ -67,7 +67,7 @@ impl DressingSpec {
         let logo = self.logo.as_ref().map(|(path, corner)| {
             let (rgba, size) = load::picture("--logo", path)?;
             let margin = made.size.height / 30;
-            Overlay::in_corner(&rgba, size, made.size, *corner, margin).ok_or_else(|| Error::Dressing {
+            Overlay::in_corner(&rgba, size, made.size, *corner, margin).ok_or_else(|| Error::PostProcess {
                 flag: "--logo",
                 given: path.display().to_string(),
                 why: format!("it is {size}, larger than the clip, which is {}", made.size),
@@ -93,13 +93,13 @@ impl DressingSpec {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let seconds = frames as f64 / rate.per_second();
             let samples = load::samples("--audio", path, seconds)?;
-            Sound::fit(&samples, frames, rate).ok_or_else(|| Error::Dressing {
+            Sound::fit(&samples, frames, rate).ok_or_else(|| Error::PostProcess {
                 flag: "--audio",
                 given: path.display().to_string(),
                 why: "there is no sound in it".into(),
             })
         });
-        Ok(Dressing {
+        Ok(PostProcess {
             format,
             note,
             notes,
@@ -115,7 +115,7 @@ impl DressingSpec {
 
 /// What is done to the frames of one clip.
 #[derive(Debug)]
-pub struct Dressing {
+pub struct PostProcess {
     format: ClipFormat,
     note: Option<String>,
     notes: Vec<String>,
@@ -127,7 +127,7 @@ pub struct Dressing {
     given: usize,
 }
 
-impl Dressing {
+impl PostProcess {
     /// The clip as it comes out: another rate has another number of frames.
     pub fn format(&self) -> ClipFormat {
         self.format

@@ -28,39 +28,44 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 /// Rows of the text that are words; the others are equal.
 const WORDS: usize = 60;
 
-/// Which operators a step is made of.
+/// What a step is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operators {
+pub enum StepKind {
     /// ONNX Runtime's f32.
-    StockF32,
+    OnnxRuntimeF32,
     /// Its dynamic INT8 products, and f32 for the rest.
-    StockInt8,
+    OnnxRuntimeInt8,
     /// Ours on bytes.
-    OwnInt8,
+    RushesInt8,
     /// Ours on bytes, with bf16 values in self attention.
-    OwnInt8Bf16Values,
+    RushesInt8Bf16Values,
     /// Ours on bf16.
-    OwnBf16,
+    RushesBf16,
 }
 
-impl Operators {
+impl StepKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::StockF32, Self::StockInt8, Self::OwnInt8, Self::OwnInt8Bf16Values, Self::OwnBf16];
+    pub const ALL: [Self; 5] = [
+        Self::OnnxRuntimeF32,
+        Self::OnnxRuntimeInt8,
+        Self::RushesInt8,
+        Self::RushesInt8Bf16Values,
+        Self::RushesBf16,
+    ];
 
     /// The name used in flags.
     pub fn name(self) -> &'static str {
         match self {
-            Self::StockF32 => "stock-f32",
-            Self::StockInt8 => "stock-int8",
-            Self::OwnInt8 => "own-int8",
-            Self::OwnInt8Bf16Values => "own-int8-bf16-values",
-            Self::OwnBf16 => "own-bf16",
+            Self::OnnxRuntimeF32 => "onnxruntime-f32",
+            Self::OnnxRuntimeInt8 => "onnxruntime-int8",
+            Self::RushesInt8 => "rushes-int8",
+            Self::RushesInt8Bf16Values => "rushes-int8-bf16-values",
+            Self::RushesBf16 => "rushes-bf16",
         }
     }
 
-    fn is_own(self) -> bool {
-        !matches!(self, Self::StockF32 | Self::StockInt8)
+    fn is_rushes(self) -> bool {
+        !matches!(self, Self::OnnxRuntimeF32 | Self::OnnxRuntimeInt8)
     }
 }
 
@@ -116,7 +121,7 @@ impl Setting {
     ///
     /// # Errors
     /// No room, or a graph that cannot be opened.
-    pub fn open(&self, onnx: &OnnxRuntime, operators: Operators, options: &OpenOptions) -> Outcome<Step> {
+    pub fn open(&self, onnx: &OnnxRuntime, kind: StepKind, options: &OpenOptions) -> Outcome<Step> {
         let folder = self.folder.path();
         let stock = || step_graph(&self.spec, GraphWeights::new(&self.placed));
         let own = |format, values_as_bytes, name: &str| -> Outcome<Model> {
@@ -124,22 +129,22 @@ impl Setting {
             let weights = GraphWeights::new(&placed);
             Ok(kernel_step_graph(&self.spec, KernelLowering { weights, values_as_bytes })?)
         };
-        let model = match operators {
-            Operators::StockF32 => stock()?,
-            Operators::StockInt8 => with_stock_int8(stock()?, folder)?,
-            Operators::OwnInt8 => own(PackedFormat::Int8, true, "int8.safetensors")?,
-            Operators::OwnInt8Bf16Values => own(PackedFormat::Int8, false, "int8.safetensors")?,
-            Operators::OwnBf16 => own(PackedFormat::Bf16, false, "bf16.safetensors")?,
+        let model = match kind {
+            StepKind::OnnxRuntimeF32 => stock()?,
+            StepKind::OnnxRuntimeInt8 => with_stock_int8(stock()?, folder)?,
+            StepKind::RushesInt8 => own(PackedFormat::Int8, true, "int8.safetensors")?,
+            StepKind::RushesInt8Bf16Values => own(PackedFormat::Int8, false, "int8.safetensors")?,
+            StepKind::RushesBf16 => own(PackedFormat::Bf16, false, "bf16.safetensors")?,
         };
-        let path = folder.join(format!("{}.onnx", operators.name()));
+        let path = folder.join(format!("{}.onnx", kind.name()));
         model.write(&path)?;
-        let contract = if operators.is_own() {
+        let contract = if kind.is_rushes() {
             Signature::of_step_with_key_bias(&self.spec)
         } else {
             Signature::of_step(&self.spec)
         };
         let engine = onnx.open(&path, &contract, options)?;
-        Ok(Step { engine, inputs: self.inputs(operators.is_own()) })
+        Ok(Step { engine, inputs: self.inputs(kind.is_rushes()) })
     }
 
     fn inputs(&self, merged: bool) -> Vec<(&'static str, Value)> {
@@ -181,7 +186,7 @@ impl Step {
 
 /// Replaces the linear layers of the blocks by ONNX Runtime's dynamic INT8 products, s8 weights per output.
 fn with_stock_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
-    let path = folder.join("weights/stock-int8.bin");
+    let path = folder.join("weights/onnxruntime-int8.bin");
     let mut file = BufWriter::new(File::create(&path)?);
     let mut offset = 0_u64;
     let graph = model.proto.graph.as_mut().ok_or("a graph")?;
@@ -209,7 +214,7 @@ fn with_stock_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
             data_type: 3,
             name: name.clone(),
             external_data: vec![
-                entry("location", "weights/stock-int8.bin".into()),
+                entry("location", "weights/onnxruntime-int8.bin".into()),
                 entry("offset", offset.to_string()),
                 entry("length", transposed.len().to_string()),
             ],

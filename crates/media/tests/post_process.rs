@@ -3,7 +3,7 @@
 
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
-use media::dressing::{Between, Caption, Corner, DressingSpec, KeyColour};
+use media::post_process::{Between, Caption, Corner, KeyColour, PostProcessSpec};
 use media::{ClipFormat, Error, OutputOptions, OutputTarget, Outputs, Tags, check_sound};
 use ndarray::{Array3, Array4, s};
 use serde_json::Value;
@@ -27,13 +27,13 @@ fn made_by_ffmpeg(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
     path
 }
 
-/// The frames `[N,3,H,W]` of a grey clip after dressing.
-fn dressed(spec: &DressingSpec, made: ClipFormat, grey: f32) -> Array4<f32> {
-    let mut dressing = spec.open(made).unwrap();
+/// The frames `[N,3,H,W]` of a grey clip after post_process.
+fn dressed(spec: &PostProcessSpec, made: ClipFormat, grey: f32) -> Array4<f32> {
+    let mut post_process = spec.open(made).unwrap();
     let frame = Array3::from_elem((3, made.size.height, made.size.width), grey);
     let mut frames: Vec<_> =
-        (0..made.frames.unwrap()).flat_map(|_| dressing.push(frame.clone()).unwrap()).collect();
-    frames.extend(dressing.finish());
+        (0..made.frames.unwrap()).flat_map(|_| post_process.push(frame.clone()).unwrap()).collect();
+    frames.extend(post_process.finish());
     let views: Vec<_> = frames.iter().map(|frame| frame.view()).collect();
     ndarray::stack(ndarray::Axis(0), &views).unwrap()
 }
@@ -46,7 +46,7 @@ fn captions_are_shown_in_their_time_with_every_character() {
         text: text.into(),
     };
     let shown = |text: &str| {
-        let spec = DressingSpec { captions: vec![at(250, 500, text)], ..DressingSpec::default() };
+        let spec = PostProcessSpec { captions: vec![at(250, 500, text)], ..PostProcessSpec::default() };
         dressed(&spec, made("320x192", 10), 0.25)
     };
     let frames = shown("A < B & C");
@@ -63,7 +63,8 @@ fn captions_are_shown_in_their_time_with_every_character() {
     assert_ne!(shown("A < B & C"), shown("A B C"));
 
     // U+E000 is in no common font.
-    let spec = DressingSpec { captions: vec![Caption::always("a \u{10fffd}")], ..DressingSpec::default() };
+    let spec =
+        PostProcessSpec { captions: vec![Caption::always("a \u{10fffd}")], ..PostProcessSpec::default() };
     match spec.open(made("320x192", 1)) {
         Err(Error::NoFont { character, .. }) => assert_eq!(character, '\u{10fffd}'),
         other => panic!("{other:?}"),
@@ -75,7 +76,8 @@ fn a_logo_keeps_its_transparency_and_a_wrong_one_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let source = "color=red@0.5:s=20x10,format=rgba";
     let logo = made_by_ffmpeg(folder.path(), "logo.png", &[source, "-frames:v", "1"]);
-    let spec = DressingSpec { logo: Some((logo.clone(), Corner::BottomRight)), ..DressingSpec::default() };
+    let spec =
+        PostProcessSpec { logo: Some((logo.clone(), Corner::BottomRight)), ..PostProcessSpec::default() };
     let frames = dressed(&spec, made("96x60", 1), 0.0);
     let colour = |y: usize, x: usize| [0, 1, 2].map(|c| frames[[0, c, y, x]]);
     let [red, green, blue] = colour(52, 84);
@@ -88,9 +90,9 @@ fn a_logo_keeps_its_transparency_and_a_wrong_one_is_refused() {
     let note = folder.path().join("note.png");
     std::fs::write(&note, "no picture").unwrap();
     for path in [note, folder.path().join("absent.png")] {
-        let spec = DressingSpec { logo: Some((path, Corner::TopLeft)), ..DressingSpec::default() };
+        let spec = PostProcessSpec { logo: Some((path, Corner::TopLeft)), ..PostProcessSpec::default() };
         let error = spec.open(made("96x60", 1)).unwrap_err();
-        assert!(matches!(error, Error::Dressing { flag: "--logo", .. }), "{error}");
+        assert!(matches!(error, Error::PostProcess { flag: "--logo", .. }), "{error}");
     }
 }
 
@@ -99,13 +101,13 @@ fn a_film_is_seen_behind_a_key() {
     let folder = tempfile::tempdir().unwrap();
     let source = "color=blue:s=64x32:r=16:d=0.25,format=yuvj420p";
     let film = made_by_ffmpeg(folder.path(), "film.avi", &[source, "-c:v", "mjpeg", "-q:v", "2"]);
-    let spec = DressingSpec { key: Some((KeyColour::Green, film)), ..DressingSpec::default() };
-    let mut dressing = spec.open(made("96x64", 9)).unwrap();
+    let spec = PostProcessSpec { key: Some((KeyColour::Green, film)), ..PostProcessSpec::default() };
+    let mut post_process = spec.open(made("96x64", 9)).unwrap();
     let green = [-0.76, 0.49, -0.69];
     let mut frame = Array3::from_shape_fn((3, 64, 96), |(c, _, _)| green[c]);
     frame.slice_mut(s![.., 20..40, 30..60]).fill(0.6);
     for _ in 0..9 {
-        let shown = dressing.push(frame.clone()).unwrap().remove(0);
+        let shown = post_process.push(frame.clone()).unwrap().remove(0);
         assert!(shown[[2, 5, 5]] > 0.9 && shown[[1, 5, 5]] < -0.9, "the film's last picture stays");
         assert!((shown[[1, 30, 45]] - 0.6).abs() < 1e-5);
     }
@@ -126,30 +128,30 @@ fn sound_is_as_long_as_the_clip_and_another_rate_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let source = "sine=frequency=440:duration=1";
     let audio = made_by_ffmpeg(folder.path(), "tone.wav", &[source]);
-    let spec = DressingSpec {
+    let spec = PostProcessSpec {
         audio: Some(audio),
         rate: Some((rate(24), Between::Blend)),
-        ..DressingSpec::default()
+        ..PostProcessSpec::default()
     };
-    let mut dressing = spec.open(made("96x64", 40)).unwrap();
-    assert_eq!(dressing.format().frames, Some(60));
+    let mut post_process = spec.open(made("96x64", 40)).unwrap();
+    assert_eq!(post_process.format().frames, Some(60));
     let names = ["a.mp4", "a.webm", "a.mkv", "a.gif"];
     let specs: Vec<_> =
         names.iter().map(|name| folder.path().join(name).to_str().unwrap().parse().unwrap()).collect();
     let targets = OutputTarget::claim_all(&specs).unwrap();
     check_sound(&targets).unwrap();
     assert!(matches!(check_sound(&targets[3..]), Err(Error::NoSound)));
-    let tags = Tags { note: dressing.note().map(str::to_owned), ..Tags::new(None, "mini", Seed(1)) };
+    let tags = Tags { note: post_process.note().map(str::to_owned), ..Tags::new(None, "mini", Seed(1)) };
     let options = OutputOptions {
-        sound: dressing.sound().cloned(),
-        ..OutputOptions::new(dressing.format(), tags, &Cancel::new())
+        sound: post_process.sound().cloned(),
+        ..OutputOptions::new(post_process.format(), tags, &Cancel::new())
     };
     let mut outputs = Outputs::start(&targets, &options).unwrap();
     for number in 0..40 {
         let frame = Array3::from_elem((3, 64, 96), number as f32 / 40.0);
-        outputs.write_all(dressing.push(frame).unwrap()).unwrap();
+        outputs.write_all(post_process.push(frame).unwrap()).unwrap();
     }
-    outputs.write_all(dressing.finish()).unwrap();
+    outputs.write_all(post_process.finish()).unwrap();
     let outcome = outputs.finish();
     assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
     for name in &names[..3] {
