@@ -6,11 +6,11 @@
 //! the 1.3B shape, `decoder` is that of Wan2.1, and `bundle` leaves two blocks for `benches/compare/quantizers.py`.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a measurement that failed")]
 
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::DenoiserSpec;
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, Sample, SetInfo, weight_digests};
 use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
@@ -197,7 +197,7 @@ fn two_blocks_of_the_1_3b_shape() {
             KernelLibrary::OnnxRuntime => inputs.push(("text", &whole)),
             KernelLibrary::Rushes => inputs.extend([("text", &merged), ("key_bias", &bias)]),
         }
-        let path = bundle.path(&entry.graph(Part::Whole, Target::Cpu, precision, kernels).unwrap().file);
+        let path = bundle.path(&entry.graph(Part::Whole, Variant::cpu(precision, kernels)).unwrap().file);
         let stream = with_stream(&path);
         let contract = Model::read(&stream).unwrap().signature();
         let mut outputs =
@@ -251,7 +251,7 @@ fn the_decoder_of_wan21() {
     ];
     for (precision, kernels) in variants {
         let open = |part: Part| {
-            let path = bundle.path(&entry.graph(part, Target::Cpu, precision, kernels).unwrap().file);
+            let path = bundle.path(&entry.graph(part, Variant::cpu(precision, kernels)).unwrap().file);
             let contract = Model::read(&path).unwrap().signature();
             onnx.open(&path, &contract, &OPTIONS).unwrap()
         };

@@ -1,7 +1,7 @@
 //! Which execution provider computes a graph.
 
 use crate::Error;
-use bundle::dtype::Target;
+use bundle::variant::Target;
 use std::fmt;
 use std::str::FromStr;
 

@@ -10,12 +10,13 @@ use crate::weights::scan::{Scan, Verify, scan};
 use crate::weights::{COPY_LIMIT, Destination, Keeping, PlacedWeights, place_converted, place_linked};
 use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
-use bundle::dtype::{KernelLibrary, Precision, Target, WeightType};
+use bundle::dtype::WeightType;
 use bundle::layout;
 use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part};
 use bundle::staging::Staging;
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use graph::Model;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -258,19 +259,13 @@ impl GraphWriter<'_> {
     fn write(&self, target: Target) -> Result<Vec<GraphEntry>, Error> {
         self.stop.check()?;
         let precision = Precision::from(self.weight_type);
+        let variant = Variant { target, precision, kernels: KernelLibrary::OnnxRuntime };
         self.graphs(target)?
             .into_iter()
             .map(|(part, model)| {
-                let file = layout::graph_file(
-                    self.component,
-                    part,
-                    target,
-                    precision,
-                    KernelLibrary::OnnxRuntime,
-                    self.digest,
-                );
+                let file = layout::graph_file(self.component, part, variant, self.digest);
                 model.write(&self.folder.join(&file))?;
-                Ok(GraphEntry { part, target, precision, kernels: KernelLibrary::OnnxRuntime, file })
+                Ok(GraphEntry { part, variant, file })
             })
             .collect()
     }

@@ -5,7 +5,7 @@ use crate::checkpoint::inventory::{self, Required};
 use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
 use crate::weights::{ExternalTensor, PlacedWeights};
 use bundle::digest::Digest;
-use bundle::dtype::{ElementType, KernelLibrary, Precision, Target, WeightType};
+use bundle::dtype::{ElementType, WeightType};
 use bundle::layout;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::routing::Routing;
@@ -13,6 +13,7 @@ use bundle::settings::Defaults;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
+use bundle::variant::{KernelLibrary, Precision, Variant};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -91,13 +92,12 @@ fn write_component(
         Component::Preview => Vec::new(),
     };
     let digest = Digest::of_parts([component.to_string().as_bytes()]);
-    let (target, precision) = (Target::Cpu, Precision::F32);
+    let variant = Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime);
     let mut graphs = Vec::new();
     for (part, model) in models {
-        let file =
-            layout::graph_file(component, part, target, precision, KernelLibrary::OnnxRuntime, &digest);
+        let file = layout::graph_file(component, part, variant, &digest);
         model.write(&folder.join(&file))?;
-        graphs.push(GraphEntry { part, target, precision, kernels: KernelLibrary::OnnxRuntime, file });
+        graphs.push(GraphEntry { part, variant, file });
     }
     Ok(ComponentEntry {
         component: component.clone(),

@@ -3,12 +3,13 @@
 use crate::decode::{TileSide, Tiling};
 use crate::denoise::BATCHED_TOKENS_MAX;
 use crate::plan::GenerationPlan;
-use bundle::dtype::{ElementType, KernelLibrary, Precision};
+use bundle::dtype::ElementType;
 use bundle::geometry::{LatentShape, VaeStride};
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::preview::PreviewKind;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use bundle::units::ByteCount;
+use bundle::variant::{KernelLibrary, Precision};
 use engines::WeightMemory;
 use engines::residency::Footprint;
 

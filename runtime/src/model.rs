@@ -1,10 +1,10 @@
 //! A bundle and how to run it.
 
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::in_use::InUse;
 use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use engines::{Engine, OnnxRuntime, OpenOptions, Outputs, Provider, WeightMemory};
 use kernels::CpuPath;
 use ndarray::{Array, Dimension};
@@ -43,14 +43,23 @@ impl Default for ModelOptions {
     }
 }
 
+impl ModelOptions {
+    /// The defaults with a variant for the CPU, or with the fastest that the bundle has.
+    pub fn of_variant(variant: Option<Variant>) -> Self {
+        Self {
+            precision: variant.map(|variant| variant.precision),
+            kernels: variant.map(|variant| variant.kernels),
+            ..Self::default()
+        }
+    }
+}
+
 /// A bundle, an ONNX Runtime and how to run the one on the other. Cheap to clone; opens nothing by itself.
 #[derive(Debug, Clone)]
 pub struct Model {
     bundle: Arc<Bundle>,
     onnx: OnnxRuntime,
-    target: Target,
-    precision: Precision,
-    kernels: KernelLibrary,
+    variant: Variant,
     engine_options: OpenOptions,
     opening: Arc<AtomicU64>,
     /// Nothing of the bundle is removed meanwhile.
@@ -64,11 +73,11 @@ impl Model {
     /// A provider or precision that the bundle has no graphs for.
     pub fn new(bundle: Bundle, onnx: OnnxRuntime, options: ModelOptions) -> Result<Self, Error> {
         let target = options.provider.target()?;
-        let (precision, kernels) = choose_variant(&bundle.manifest, target, &onnx, &options)?;
+        let variant = choose_variant(&bundle.manifest, target, &onnx, &options)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
         let (opening, in_use) = (Arc::default(), Arc::new(InUse::of(&bundle.folder)));
         let bundle = Arc::new(bundle);
-        Ok(Self { bundle, onnx, target, precision, kernels, engine_options, opening, _in_use: in_use })
+        Ok(Self { bundle, onnx, variant, engine_options, opening, _in_use: in_use })
     }
 
     /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.
@@ -101,14 +110,9 @@ impl Model {
         Duration::from_nanos(self.opening.load(Ordering::Relaxed))
     }
 
-    /// The variant that runs.
-    pub fn precision(&self) -> Precision {
-        self.precision
-    }
-
-    /// Which kernels its graphs are made of, where the variant has a choice.
-    pub fn kernels(&self) -> KernelLibrary {
-        self.kernels
+    /// The variant that runs. Parts without graphs for its kernels run on those of ONNX Runtime.
+    pub fn variant(&self) -> Variant {
+        self.variant
     }
 
     /// The graph of a part that runs.
@@ -118,12 +122,14 @@ impl Model {
     pub fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
         let entry = self.manifest().component(component)?;
         // Previews are made in the precision of the export, whatever the variant.
-        let precision = match component {
-            Component::Preview => entry.graphs.iter().find(|graph| graph.target == self.target),
+        let exported = match component {
+            Component::Preview => {
+                entry.graphs.iter().find(|graph| graph.variant.target == self.variant.target)
+            }
             _ => None,
         };
-        let precision = precision.map_or(self.precision, |graph| graph.precision);
-        Ok(entry.graph(part, self.target, precision, self.kernels)?)
+        let precision = exported.map_or(self.variant.precision, |graph| graph.variant.precision);
+        Ok(entry.graph(part, Variant { precision, ..self.variant })?)
     }
 
     /// Makes sure that the bundle has every graph that a clip needs, so that none is missed after the steps; `tiled` says
@@ -141,7 +147,8 @@ impl Model {
         }
         let parts = [Part::TrunkFirst, Part::UpsamplerFirst, Part::TrunkNext, Part::UpsamplerNext];
         if tiled && parts.iter().any(|part| self.graph(&Component::Decoder, *part).is_err()) {
-            let rule = format!("the {} variant of the decoder decodes pictures whole", self.precision);
+            let rule =
+                format!("the {} variant of the decoder decodes pictures whole", self.variant.precision);
             let fix = "use --tile off, or --precision of a variant that was exported";
             return Err(bundle::Error::value("--tile", "used", rule, fix).into());
         }
@@ -184,7 +191,7 @@ fn choose_variant(
     target: Target,
     onnx: &OnnxRuntime,
     options: &ModelOptions,
-) -> Result<(Precision, KernelLibrary), Error> {
+) -> Result<Variant, Error> {
     let pick = |kernels| {
         let available = manifest.precisions(target, kernels);
         match options.precision {
@@ -215,12 +222,12 @@ fn choose_variant(
     if options.kernels == Some(KernelLibrary::Rushes) && !manifest.has_rushes_kernels(precision) {
         return Err(Error::Contract(bundle::Error::value(
             "--kernels",
-            "own",
+            "rushes",
             format!("the bundle has {precision} graphs in ONNX Runtime kernels alone"),
             "run `rushes quantize` with --scheme int8 or bf16, or leave the flag out",
         )));
     }
-    Ok((precision, wanted))
+    Ok(Variant { target, precision, kernels: wanted })
 }
 
 /// Takes an f32 output of a known number of axes out of ONNX Runtime's memory.

@@ -2,11 +2,12 @@
 
 use bundle::catalog::{wan_denoiser, wan21_vae};
 use bundle::digest::Digest;
-use bundle::dtype::{ElementType, KernelLibrary, Precision, Target, WeightType};
+use bundle::dtype::{ElementType, WeightType};
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::routing::{ExpertName, Routing};
 use bundle::spec::{DenoiserSpec, VaeSpec};
 use bundle::units::ByteCount;
+use bundle::variant::{KernelLibrary, Precision, Variant};
 use export::checkpoint::inventory::{self, Required};
 use export::model::{Chunk, GraphWeights, decoder_graph, step_graph};
 use export::weights::{ExternalTensor, PlacedWeights};
@@ -85,22 +86,10 @@ pub fn bundle(
     let graphs = models
         .into_iter()
         .map(|(part, model)| {
-            let file = bundle::layout::graph_file(
-                component,
-                part,
-                Target::Cpu,
-                Precision::F32,
-                KernelLibrary::OnnxRuntime,
-                &digest,
-            );
+            let variant = Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime);
+            let file = bundle::layout::graph_file(component, part, variant, &digest);
             model.write(&folder.join(&file)).expect("a file");
-            GraphEntry {
-                part,
-                target: Target::Cpu,
-                precision: Precision::F32,
-                kernels: KernelLibrary::OnnxRuntime,
-                file,
-            }
+            GraphEntry { part, variant, file }
         })
         .collect();
     let entry = ComponentEntry {

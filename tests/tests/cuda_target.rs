@@ -2,9 +2,11 @@
 //! and the same graphs in f32 compute on the CPU what those for the CPU do.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{ElementType, KernelLibrary, Precision, Target, WeightType};
+use bundle::dtype::{ElementType, WeightType};
+
 use bundle::manifest::{Component, Part};
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Outputs, Value, WeightMemory};
 use export::{ExportReport, ExportRequest};
 use graph::Model;
@@ -80,7 +82,7 @@ fn every_operator_has_a_kernel_and_the_work_is_in_bf16() {
     for entry in &report.manifest.components {
         assert_eq!(entry.weight_type, WeightType::Bf16);
         for found in &entry.graphs {
-            assert_eq!((found.target, found.precision), (Target::Cuda, Precision::Bf16));
+            assert_eq!((found.variant.target, found.variant.precision), (Target::Cuda, Precision::Bf16));
             let model = Model::read(&report.folder.join(&found.file)).unwrap();
             let graph = model.proto.graph.as_ref().unwrap();
             let elements = elements(graph, &model);
@@ -130,7 +132,16 @@ fn the_interface_is_the_contracts() {
     // What the first graph leaves is what the next one takes.
     let decoder = manifest.component(&Component::Decoder).unwrap();
     let read = |part| {
-        let graph = decoder.graph(part, Target::Cuda, Precision::Bf16, KernelLibrary::OnnxRuntime).unwrap();
+        let graph = decoder
+            .graph(
+                part,
+                Variant {
+                    target: Target::Cuda,
+                    precision: Precision::Bf16,
+                    kernels: KernelLibrary::OnnxRuntime,
+                },
+            )
+            .unwrap();
         Model::read(&report.folder.join(&graph.file)).unwrap().signature()
     };
     let (first, next) = (read(Part::First), read(Part::Next));
@@ -167,7 +178,9 @@ fn twins(
     let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
     let onnx = OnnxRuntime::load(None).unwrap();
     Target::ALL.map(|target| {
-        let graph = entry.graph(part, target, Precision::F32, KernelLibrary::OnnxRuntime).unwrap();
+        let graph = entry
+            .graph(part, Variant { target, precision: Precision::F32, kernels: KernelLibrary::OnnxRuntime })
+            .unwrap();
         onnx.open(&report.folder.join(&graph.file), contract, &options).unwrap()
     })
 }
@@ -247,7 +260,7 @@ fn graphs_for_tensorrt_are_of_onnx_alone_and_no_younger_than_version_21() {
     let report = exported(folder.path(), &[Target::Plain], None);
     for entry in &report.manifest.components {
         for found in &entry.graphs {
-            assert_eq!((found.target, found.precision), (Target::Plain, Precision::Bf16));
+            assert_eq!((found.variant.target, found.variant.precision), (Target::Plain, Precision::Bf16));
             let model = Model::read(&report.folder.join(&found.file)).unwrap();
             let opsets: Vec<_> =
                 model.proto.opset_import.iter().map(|set| (set.domain.as_str(), set.version)).collect();

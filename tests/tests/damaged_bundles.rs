@@ -2,9 +2,9 @@
 //! `rushes inspect --verify` names them all.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::Scheme;
+use bundle::variant::{KernelLibrary, Precision};
 use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use serde_json::Value;

@@ -1,11 +1,11 @@
 //! A decoder on Rushes kernels gives what the f32 graph gives, to what bytes allow, on every path.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::VaeSpec;
+use bundle::variant::{KernelLibrary, Precision, Variant};
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, Sample, SetInfo, weight_digests};
 use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
@@ -86,7 +86,7 @@ fn decode(bundle: &Bundle, precision: Precision, kernels: Kernels, threads: usiz
         let part = if index == 0 { Part::First } else { Part::Next };
         let entry = &bundle.manifest.components[0];
         let path =
-            bundle.path(&entry.graph(part, Target::Cpu, precision, KernelLibrary::Rushes).unwrap().file);
+            bundle.path(&entry.graph(part, Variant::cpu(precision, KernelLibrary::Rushes)).unwrap().file);
         let contract = Model::read(&path).unwrap().signature();
         let mut engine = onnx.open(&path, &contract, &options(threads)).unwrap();
         let one = latent.index_axis(Axis(2), index).to_owned().insert_axis(Axis(2));

@@ -1,11 +1,11 @@
 //! Calibration and quantised variants, on small models and on the embedded one.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
 use bundle::quantization::Scheme;
 use bundle::stop::Stop;
 use bundle::units::Seed;
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use calibration::integer_share::{Share, StepRows, integer_share, positions};
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
@@ -42,7 +42,7 @@ fn share_of(
     kernels: KernelLibrary,
     rows: StepRows,
 ) -> Share {
-    let graph = bundle.path(&entry.graph(part, Target::Cpu, Precision::Int8, kernels).unwrap().file);
+    let graph = bundle.path(&entry.graph(part, Variant::cpu(Precision::Int8, kernels)).unwrap().file);
     let optimized = graph.with_extension("optimized");
     OnnxRuntime::load(None).unwrap().write_optimized(&graph, &optimized).unwrap();
     let model = Model::read(&optimized).unwrap();
@@ -290,7 +290,8 @@ fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
         let quantized: std::collections::BTreeSet<String> = of.layers.keys().cloned().collect();
         for (target, activations) in [(Target::Cpu, DataType::Float), (Target::Plain, DataType::Bfloat16)] {
             let broken_rules = |model: &Model, kept| broken_rules(model, kept, activations);
-            let graph = entry.graph(Part::Whole, target, Precision::Fp8, KernelLibrary::OnnxRuntime).unwrap();
+            let variant = Variant { target, precision: Precision::Fp8, kernels: KernelLibrary::OnnxRuntime };
+            let graph = entry.graph(Part::Whole, variant).unwrap();
             let model = Model::read(&bundle.path(&graph.file)).unwrap();
             assert_eq!(broken_rules(&model, &kept), Vec::<String>::new());
             // In each of four blocks seven inputs of layers, and in two attentions four operands.

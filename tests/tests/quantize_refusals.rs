@@ -1,8 +1,8 @@
 //! Models that Rushes kernels have no kernels for are refused by `rushes quantize` before anything is computed.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::dtype::KernelLibrary;
 use bundle::quantization::Scheme;
+use bundle::variant::KernelLibrary;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use std::path::Path;
 use tests::program::{event, rushes};

@@ -6,8 +6,8 @@
 use super::fp8;
 use super::range::round_trip;
 use super::weights::{Matrix, nearest};
-use bundle::dtype::KernelLibrary;
 use bundle::quantization::{LayerNumerics, WeightScales};
+use bundle::variant::KernelLibrary;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 

@@ -10,12 +10,12 @@ use super::weights::{
 use crate::Error;
 use crate::observe::statistics::Statistics;
 use crate::observe::table::Table;
-use bundle::dtype::KernelLibrary;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::quantization::layers::{self, LayerGroup, LayerInput};
 use bundle::quantization::{
     Affine, AttentionNumerics, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales,
 };
+use bundle::variant::KernelLibrary;
 use std::collections::BTreeMap;
 
 /// Inputs that share a scale when only weights are quantised.

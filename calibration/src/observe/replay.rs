@@ -5,12 +5,12 @@ use super::set::{CalibrationSet, Sample};
 use super::statistics::{Points, Record};
 use super::table::{NOISE_BINS, Table};
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::routing::Routing;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::units::Timestep;
+use bundle::variant::{KernelLibrary, Precision, Variant};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Outputs, Value};
 use graph::Model;
 use ndarray::{Array1, ArrayD, Axis, Slice};
@@ -109,11 +109,11 @@ impl OpenGraph {
     fn open(replay: &Replay<'_>, component: &Component, part: Part, records: usize) -> Result<Self, Error> {
         let entry = replay.bundle.manifest.component(component)?;
         let graph = [Precision::F32, Precision::Bf16, Precision::F16].iter().find_map(|precision| {
-            entry.graph(part, Target::Cpu, *precision, KernelLibrary::OnnxRuntime).ok()
+            entry.graph(part, Variant::cpu(*precision, KernelLibrary::OnnxRuntime)).ok()
         });
         let graph = match graph {
             Some(graph) => graph,
-            None => entry.graph(part, Target::Cpu, Precision::F32, KernelLibrary::OnnxRuntime)?,
+            None => entry.graph(part, Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime))?,
         };
         let source = replay.bundle.path(&graph.file);
         let rows = (ROWS / records.max(1)).clamp(4, 256);

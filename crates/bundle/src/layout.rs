@@ -16,8 +16,8 @@
 //! A graph lies above its weights because ONNX Runtime refuses external data outside the folder of the graph.
 
 use crate::digest::Digest;
-use crate::dtype::{KernelLibrary, Precision, Target};
 use crate::manifest::{Component, Part};
+use crate::variant::Variant;
 
 /// Name of the manifest; written last, so that a folder that has it is whole.
 pub const MANIFEST: &str = "bundle.json";
@@ -39,14 +39,7 @@ pub fn component_folder(component: &Component) -> String {
 }
 
 /// File of a graph, relative to the bundle.
-pub fn graph_file(
-    component: &Component,
-    part: Part,
-    target: Target,
-    precision: Precision,
-    kernels: KernelLibrary,
-    digest: &Digest,
-) -> String {
+pub fn graph_file(component: &Component, part: Part, variant: Variant, digest: &Digest) -> String {
     let prefix = match part {
         Part::Whole => "",
         Part::First => "first.",
@@ -56,14 +49,5 @@ pub fn graph_file(
         Part::TrunkNext => "trunk.next.",
         Part::UpsamplerNext => "upsampler.next.",
     };
-    let numbers = variant_name(precision, kernels);
-    format!("{}/{prefix}{target}-{numbers}.{}.onnx", component_folder(component), digest.short())
-}
-
-/// How a precision and its kernels are named in files: `int8`, or `int8-rushes`.
-pub fn variant_name(precision: Precision, kernels: KernelLibrary) -> String {
-    match kernels {
-        KernelLibrary::OnnxRuntime => precision.to_string(),
-        KernelLibrary::Rushes => format!("{precision}-rushes"),
-    }
+    format!("{}/{prefix}{}.{}.onnx", component_folder(component), variant.name(), digest.short())
 }

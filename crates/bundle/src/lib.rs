@@ -39,6 +39,7 @@ pub mod stop;
 pub mod text_file;
 pub mod units;
 pub mod validate;
+pub mod variant;
 
 pub use cancel::{Cancel, Interrupt, Watch};
 pub use diagnose::{Diagnose, ErrorClass, Report};

@@ -1,7 +1,7 @@
 //! `bundle.json`: what the bundle holds.
 
 use crate::digest::Digest;
-use crate::dtype::{KernelLibrary, Precision, Target, WeightType};
+use crate::dtype::WeightType;
 use crate::file_digest::{self, FileDigest};
 use crate::layout;
 use crate::preview::LatentToRgb;
@@ -9,6 +9,7 @@ use crate::routing::{ExpertName, Routing};
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
+use crate::variant::{KernelLibrary, Precision, Target, Variant};
 use crate::{Error, atomic, validate};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// The version of the layout of bundles that is written.
 pub const FORMAT: u32 = 2;
-/// The versions that are read. Format 1 had `dialect` for `target`, `tensorrt` for `plain` and `operators` for `kernels`.
+/// The versions that are read. Format 1 had `dialect` for `target`, `tensorrt` for `plain`,
+/// `operators` for `kernels` with the values `stock` and `own`, `stem` for `trunk` and `rise` for `upsampler`.
 pub const READ_FORMATS: std::ops::RangeInclusive<u32> = 1..=FORMAT;
 /// The longest `bundle.json` that is read.
 const MAX_BYTES: u64 = 64 << 20;
@@ -59,12 +61,16 @@ pub enum Part {
     /// The decoder's graph for every later latent frame.
     Next,
     /// Of [`Part::First`], what happens at the latent's resolution: it sees the whole picture at once.
+    #[serde(alias = "stem_first")]
     TrunkFirst,
     /// Of [`Part::First`], the rest: it may be run tile by tile.
+    #[serde(alias = "rise_first")]
     UpsamplerFirst,
     /// Of [`Part::Next`], what happens at the latent's resolution.
+    #[serde(alias = "stem_next")]
     TrunkNext,
     /// Of [`Part::Next`], the rest.
+    #[serde(alias = "rise_next")]
     UpsamplerNext,
 }
 
@@ -73,14 +79,9 @@ pub enum Part {
 pub struct GraphEntry {
     /// Which graph of the component.
     pub part: Part,
-    /// Which providers it is written for.
-    #[serde(alias = "dialect")]
-    pub target: Target,
-    /// What it computes in.
-    pub precision: Precision,
-    /// Which kernels it is made of.
-    #[serde(default, alias = "operators", skip_serializing_if = "KernelLibrary::is_onnx_runtime")]
-    pub kernels: KernelLibrary,
+    /// The variant that it belongs to.
+    #[serde(flatten)]
+    pub variant: Variant,
     /// Path relative to the bundle.
     pub file: String,
 }
@@ -109,12 +110,12 @@ pub struct ComponentEntry {
     pub digest: Digest,
     /// Quantised variants, each with weights of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub variants: Vec<Variant>,
+    pub variants: Vec<QuantizedVariant>,
 }
 
 /// A quantised variant of a component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Variant {
+pub struct QuantizedVariant {
     /// Which precision its graphs are found under.
     pub precision: Precision,
     /// Which kernels they are made of.
@@ -130,7 +131,7 @@ pub struct Variant {
     pub note: Option<String>,
 }
 
-impl Variant {
+impl QuantizedVariant {
     /// Bytes of its weights on disk.
     pub fn weight_bytes(&self) -> ByteCount {
         self.weights.iter().map(|file| file.bytes).sum()
@@ -140,8 +141,9 @@ impl Variant {
 impl ComponentEntry {
     /// The quantised variant of a precision that has weights of its own, for Rushes kernels, or for ONNX Runtime's where there are
     /// none; with [`KernelLibrary::OnnxRuntime`] only in these.
-    pub fn variant(&self, precision: Precision, kernels: KernelLibrary) -> Option<&Variant> {
-        let fits = |variant: &&Variant| variant.precision == precision && !variant.weights.is_empty();
+    pub fn variant(&self, precision: Precision, kernels: KernelLibrary) -> Option<&QuantizedVariant> {
+        let fits =
+            |variant: &&QuantizedVariant| variant.precision == precision && !variant.weights.is_empty();
         preferred(self.variants.iter().filter(fits), kernels, |variant| variant.kernels)
     }
 
@@ -155,39 +157,27 @@ impl ComponentEntry {
         self.weights.iter().map(|file| file.bytes).sum()
     }
 
-    /// The graph of a part in a target and precision, for Rushes kernels, or for ONNX Runtime's where there are none; with
-    /// [`KernelLibrary::OnnxRuntime`] only in these.
+    /// The graph of a part in a variant. Where a part has no graph for Rushes kernels, the one for ONNX Runtime's serves;
+    /// with [`KernelLibrary::OnnxRuntime`] there is no such choice.
     ///
     /// # Errors
-    /// Says which graphs there are when there is none like that.
-    pub fn graph(
-        &self,
-        part: Part,
-        target: Target,
-        precision: Precision,
-        kernels: KernelLibrary,
-    ) -> Result<&GraphEntry, Error> {
-        let fits =
-            |graph: &&GraphEntry| (graph.part, graph.target, graph.precision) == (part, target, precision);
-        preferred(self.graphs.iter().filter(fits), kernels, |graph| graph.kernels).ok_or_else(|| {
-            let name =
-                |graph: &GraphEntry| format!("{} {}{}", graph.target, graph.precision, with(graph.kernels));
-            let mut available: Vec<_> = self.graphs.iter().map(name).collect();
+    /// Lists the variants that there are if this is not one of them.
+    pub fn graph(&self, part: Part, variant: Variant) -> Result<&GraphEntry, Error> {
+        let fits = |graph: &&GraphEntry| {
+            graph.part == part
+                && (graph.variant.target, graph.variant.precision) == (variant.target, variant.precision)
+        };
+        let found =
+            preferred(self.graphs.iter().filter(fits), variant.kernels, |graph| graph.variant.kernels);
+        found.ok_or_else(|| {
+            let mut available: Vec<_> = self.graphs.iter().map(|graph| graph.variant.to_string()).collect();
             available.dedup();
             Error::NoGraph {
                 component: self.component.to_string(),
-                asked: format!("{target} {precision}"),
+                asked: format!("{} {}", variant.target, variant.precision),
                 available,
             }
         })
-    }
-}
-
-/// What stands behind a precision in a list of graphs.
-fn with(kernels: KernelLibrary) -> &'static str {
-    match kernels {
-        KernelLibrary::OnnxRuntime => "",
-        KernelLibrary::Rushes => " on Rushes kernels",
     }
 }
 
@@ -248,7 +238,8 @@ impl Manifest {
     /// them; previews are never quantised and do not count.
     pub fn precisions(&self, target: Target, kernels: KernelLibrary) -> Vec<Precision> {
         let fits = |graph: &GraphEntry, precision: Precision| {
-            (graph.target, graph.precision) == (target, precision) && graph.kernels <= kernels
+            (graph.variant.target, graph.variant.precision) == (target, precision)
+                && graph.variant.kernels <= kernels
         };
         Precision::ALL
             .into_iter()
@@ -272,8 +263,9 @@ impl Manifest {
 
     /// Whether a component has graphs of Rushes kernels in that precision.
     pub fn has_rushes_kernels(&self, precision: Precision) -> bool {
-        let is_own =
-            |graph: &GraphEntry| (graph.precision, graph.kernels) == (precision, KernelLibrary::Rushes);
+        let is_own = |graph: &GraphEntry| {
+            (graph.variant.precision, graph.variant.kernels) == (precision, KernelLibrary::Rushes)
+        };
         self.components.iter().flat_map(|entry| &entry.graphs).any(is_own)
     }
 }

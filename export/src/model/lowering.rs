@@ -1,6 +1,8 @@
 //! For what kind of machine a model is written down.
 
-use bundle::dtype::{ElementType, Target, WeightType};
+use bundle::dtype::{ElementType, WeightType};
+
+use bundle::variant::Target;
 use graph::GraphBuilder;
 
 /// The few choices in which graphs of one model differ between machines.

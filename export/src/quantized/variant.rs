@@ -10,12 +10,14 @@ use crate::model::{
 };
 use crate::weights::PlacedWeights;
 use crate::weights::new_file::{Alignment, write_new};
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::layout;
-use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, Variant, WeightFile};
+use bundle::manifest::{
+    Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, QuantizedVariant, WeightFile,
+};
 use bundle::quantization::{ComponentNumerics, Scheme};
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use graph::Model;
 
 /// A variant of a component.
@@ -71,8 +73,12 @@ pub fn write_variant(
     Ok(())
 }
 
-fn variant(request: &VariantRequest<'_>, kernels: KernelLibrary, weights: Vec<WeightFile>) -> Variant {
-    Variant {
+fn variant(
+    request: &VariantRequest<'_>,
+    kernels: KernelLibrary,
+    weights: Vec<WeightFile>,
+) -> QuantizedVariant {
+    QuantizedVariant {
         precision: request.scheme.precision(),
         kernels,
         weights,
@@ -86,12 +92,13 @@ fn variant(request: &VariantRequest<'_>, kernels: KernelLibrary, weights: Vec<We
 fn share_exported(entry: &mut ComponentEntry, request: &VariantRequest<'_>) {
     let (precision, base) = (request.scheme.precision(), Precision::from(entry.weight_type));
     if precision != base {
-        let is_exported = |graph: &&GraphEntry| (graph.precision, graph.target) == (base, Target::Cpu);
+        let is_exported =
+            |graph: &&GraphEntry| (graph.variant.precision, graph.variant.target) == (base, Target::Cpu);
         let shared: Vec<GraphEntry> = entry
             .graphs
             .iter()
             .filter(is_exported)
-            .map(|graph| GraphEntry { precision, ..graph.clone() })
+            .map(|graph| GraphEntry { variant: Variant { precision, ..graph.variant }, ..graph.clone() })
             .collect();
         entry.graphs.extend(shared);
     }
@@ -115,7 +122,7 @@ fn lower(
         KernelLibrary::Rushes => packed_values::plan_expert(&source, numerics, &bundle.manifest.denoiser)?,
     };
     let digest = numerics.fingerprint();
-    let name = layout::variant_name(precision, kernels);
+    let name = Variant::cpu(precision, kernels).weights_name();
     let location = format!("{}/{name}.{}.safetensors", layout::WEIGHTS, digest.short());
     let (placed, bytes) = write_weights(&source, request, &planned, &location)?;
     let folder = layout::component_folder(&entry.component);
@@ -123,9 +130,10 @@ fn lower(
     for target in targets(request.scheme) {
         let lowering = Lowering::new(*target, target.weights());
         for (part, model) in build(&bundle.manifest, numerics, &placed, (kernels, lowering))? {
-            let file = layout::graph_file(&entry.component, part, *target, precision, kernels, &digest);
+            let variant = Variant { target: *target, precision, kernels };
+            let file = layout::graph_file(&entry.component, part, variant, &digest);
             model.write(&bundle.folder.join(&file))?;
-            graphs.push(GraphEntry { part, target: *target, precision, kernels, file });
+            graphs.push(GraphEntry { part, variant, file });
         }
     }
     Ok((graphs, WeightFile { file: format!("{folder}/{location}"), bytes: ByteCount(bytes) }))
@@ -135,7 +143,8 @@ fn lower(
 fn remove_entries(entry: &mut ComponentEntry, precision: Precision) {
     let base = Precision::from(entry.weight_type);
     entry.graphs.retain(|graph| {
-        graph.precision != precision || (precision == base && graph.kernels == KernelLibrary::OnnxRuntime)
+        let Variant { precision: found, kernels, .. } = graph.variant;
+        found != precision || (precision == base && kernels == KernelLibrary::OnnxRuntime)
     });
     entry.variants.retain(|variant| variant.precision != precision);
 }

@@ -6,12 +6,12 @@ use crate::Error;
 use crate::model::{Model, step_contract, take_array};
 use crate::sampler::{Sampler, guide};
 use crate::text_encoder::TextStates;
-use bundle::dtype::KernelLibrary;
 use bundle::geometry::{LatentShape, Patch};
 use bundle::manifest::{Component, Part};
 use bundle::routing::{ExpertIndex, ExpertName};
 use bundle::spec::DenoiserSpec;
 use bundle::units::{ByteCount, GuidanceScale, Sigma, Timestep};
+use bundle::variant::KernelLibrary;
 use engines::{Cancel, Engine, Value, residency};
 use ndarray::{Array1, Array4, Array5, ArrayView4, Axis, stack};
 use std::collections::BTreeMap;
@@ -148,7 +148,7 @@ impl Generator {
             std::collections::btree_map::Entry::Vacant(entry) => {
                 let manifest = self.model.manifest();
                 let component = Component::Expert(manifest.routing.name(expert).clone());
-                let kernels = self.model.graph(&component, Part::Whole)?.kernels;
+                let kernels = self.model.graph(&component, Part::Whole)?.variant.kernels;
                 let contract = step_contract(manifest, kernels);
                 let engine = self.model.engine(&component, Part::Whole, &contract)?;
                 let expert = entry.insert(OpenExpert { engine, kernels });
@@ -203,7 +203,7 @@ impl Conditions {
         let is_large = shape.tokens(manifest.denoiser.patch) > BATCHED_TOKENS_MAX;
         let mut texts = BTreeMap::new();
         for route in manifest.routing.routes() {
-            let kernels = model.graph(&Component::Expert(route.expert.clone()), Part::Whole)?.kernels;
+            let kernels = model.graph(&Component::Expert(route.expert.clone()), Part::Whole)?.variant.kernels;
             let negative = text.negative.map(|negative| {
                 if is_large {
                     Negative::Apart(TextInput::new(kernels, &[negative]))

@@ -1,8 +1,8 @@
 //! Text states as a step takes them: all rows for ONNX Runtime kernels, equal ones merged for our own.
 
 use crate::text_encoder::TextStates;
-use bundle::dtype::KernelLibrary;
 use bundle::spec::TEXT_ROWS;
+use bundle::variant::KernelLibrary;
 use engines::Value;
 use ndarray::{Array2, Array3, Axis, s, stack};
 

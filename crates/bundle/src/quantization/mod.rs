@@ -9,8 +9,8 @@ pub mod layers;
 
 use crate::Error;
 use crate::digest::Digest;
-use crate::dtype::Precision;
 use crate::manifest::Component;
+use crate::variant::Precision;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;

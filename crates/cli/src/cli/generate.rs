@@ -8,9 +8,9 @@ use super::seed::SeedChoice;
 use super::threads::Threads;
 use super::timing::Timing;
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component, GraphEntry, Part};
 use bundle::units::{ByteCount, FrameRate, GuidanceScale};
+use bundle::variant::{KernelLibrary, Precision};
 use engines::{WeightMemory, residency};
 use media::live::LivePublisher;
 use media::post_process::PostProcess;
@@ -218,7 +218,7 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
 fn has_tiles(bundle: &Bundle, precision: Option<Precision>) -> bool {
     let mut decoder = bundle.manifest.components.iter().filter(|entry| entry.component == Component::Decoder);
     let fits = |graph: &GraphEntry| {
-        graph.part == Part::TrunkFirst && precision.is_none_or(|asked| asked == graph.precision)
+        graph.part == Part::TrunkFirst && precision.is_none_or(|asked| asked == graph.variant.precision)
     };
     decoder.any(|entry| entry.graphs.iter().any(fits))
 }
@@ -357,8 +357,8 @@ impl Clip<'_> {
             "seed": self.plan.seed,
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
-            "precision": model.precision(),
-            "kernels": model.kernels(),
+            "precision": model.variant().precision,
+            "kernels": model.variant().kernels,
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
             "live": self.live.as_ref().map(LivePublisher::sent),

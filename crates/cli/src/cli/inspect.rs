@@ -3,11 +3,11 @@
 use super::args::{GlobalArgs, InspectArgs};
 use super::render;
 use crate::Error;
-use bundle::dtype::Precision;
 use bundle::layout;
 use bundle::manifest::{Bundle, ComponentEntry, Manifest};
 use bundle::settings::Defaults;
 use bundle::units::ByteCount;
+use bundle::variant::Precision;
 use calibration::observe::table::{self, Table};
 use export::digests::{self, Verified};
 use quality::quantize::report::{self, Quality};

@@ -4,11 +4,11 @@ use super::args::{GlobalArgs, QuantizeArgs};
 use super::render;
 use super::threads::Threads;
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::{ComponentNumerics, Scheme};
 use bundle::units::Seed;
+use bundle::variant::{KernelLibrary, Precision, Variant};
 use calibration::numerics::plan::groups;
 use calibration::observe::table;
 use engines::{Cancel, OnnxRuntime, residency};
@@ -126,8 +126,8 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// What is measured.
-    fn lowered(&self) -> (Precision, KernelLibrary) {
-        (self.precision(), self.kernels())
+    fn variant(&self) -> Variant {
+        Variant::cpu(self.precision(), self.kernels())
     }
 
     fn precision(&self) -> Precision {
@@ -200,7 +200,7 @@ impl Job<'_> {
             let others = layers.iter().filter(|other| *other != layer);
             let keep = others.map(|other| (other.clone(), "another is measured".into())).collect();
             self.quantizer.write(self.quantizer.plan(&entry, &keep)?.numerics, None)?;
-            let model = self.open(&alone(self.quantizer.bundle()), Some(self.lowered()))?;
+            let model = self.open(&alone(self.quantizer.bundle()), Some(self.variant()))?;
             let error = frames_error(&model, &latent, &expected, self.cancel)?;
             self.errors
                 .entry(component_folder(&Component::Decoder))
@@ -210,14 +210,9 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn open(&self, bundle: &Bundle, lowered: Option<(Precision, KernelLibrary)>) -> Result<Model, Error> {
-        let (precision, kernels) = lowered.unzip();
-        let options = ModelOptions {
-            precision,
-            kernels,
-            threads: self.args.threads.map(Threads::used),
-            ..ModelOptions::default()
-        };
+    fn open(&self, bundle: &Bundle, variant: Option<Variant>) -> Result<Model, Error> {
+        let threads = self.args.threads.map(Threads::used);
+        let options = ModelOptions { threads, ..ModelOptions::of_variant(variant) };
         Ok(Model::new(bundle.clone(), self.onnx.clone(), options)?)
     }
 
@@ -232,8 +227,9 @@ impl Job<'_> {
         let mut alone = bundle.clone();
         alone.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
         let mut reference = TextEncoder::open(&self.open(&alone, None)?)?;
-        let mut quantized =
-            TextEncoder::open(&self.open(&alone, Some((self.precision(), KernelLibrary::OnnxRuntime)))?)?;
+        let mut quantized = TextEncoder::open(
+            &self.open(&alone, Some(Variant::cpu(self.precision(), KernelLibrary::OnnxRuntime)))?,
+        )?;
         let mut worst = 1.0_f64;
         for prompt in self.quantizer.prompts() {
             let states = quantized.encode(&prompt, self.cancel)?;
@@ -259,7 +255,7 @@ impl Job<'_> {
         let order = self.sensitivity();
         let mut kept = 0;
         loop {
-            let assessed = assessor.assess(self.quantizer.bundle(), self.lowered(), self.cancel)?;
+            let assessed = assessor.assess(self.quantizer.bundle(), self.variant(), self.cancel)?;
             let psnr = assessed.iter().map(|(distance, _)| distance.psnr).fold(f64::INFINITY, f64::min);
             let enough = self.args.budget_psnr.is_none_or(|budget| psnr >= budget);
             if enough || kept == order.len() {
@@ -299,15 +295,15 @@ impl Job<'_> {
     }
 
     fn quality(&self, assessor: &Assessor<'_>, clips: Vec<ClipDistance>) -> Result<Quality, Error> {
-        let (bundle, lowered) = (self.quantizer.bundle(), self.lowered());
+        let (bundle, variant) = (self.quantizer.bundle(), self.variant());
         let nothing = BTreeMap::new();
         let mut components = Vec::new();
         for entry in &bundle.manifest.components {
             let folder = component_folder(&entry.component);
             let Some(numerics) = self.quantizer.numerics().get(&folder) else { continue };
-            let share = assessor.share(bundle, entry, lowered);
+            let share = assessor.share(bundle, entry, variant);
             let errors = self.errors.get(&folder).unwrap_or(&nothing);
-            components.push(component_quality(entry, lowered, numerics, errors, share));
+            components.push(component_quality(entry, variant, numerics, errors, share));
         }
         Ok(Quality {
             rushes: env!("CARGO_PKG_VERSION").into(),
@@ -328,8 +324,8 @@ impl Job<'_> {
         let (prompts, files) = (embedded::prompts()?, embedded::judge()?);
         judge::prompts::check(&prompts, &files.attributes, "the program")?;
         let bundle = self.quantizer.bundle();
-        let score = |lowered| -> Result<f64, Error> {
-            let model = self.open(bundle, lowered)?;
+        let score = |variant| -> Result<f64, Error> {
+            let model = self.open(bundle, variant)?;
             let mut judge = Judge::open(self.onnx, &files, self.args.threads.map(Threads::used))?;
             let request = scoring::QualityRequest::default();
             let plans = scoring::plans(model.manifest(), &prompts, judge.clip_shape(), &request)?;
@@ -341,7 +337,7 @@ impl Job<'_> {
         Ok(JudgeScores {
             clips: prompts.len(),
             reference: score(None)?,
-            variant: score(Some(self.lowered()))?,
+            variant: score(Some(self.variant()))?,
         })
     }
 }

@@ -2,25 +2,22 @@
 
 use super::workload::{Run, Workload, timed};
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision};
+use bundle::variant::{KernelLibrary, Precision, Variant};
 use engines::Cancel;
 use kernels::peak::Peaks;
 use serde::Serialize;
 
-/// What a case's graphs are made of: their precision, and which kernels compute it.
-pub type Kind = (Precision, KernelLibrary);
-
 /// One of those that are compared.
 pub struct BenchCase {
-    /// How it is called.
-    pub kind: Kind,
+    /// The variant of its graphs.
+    pub variant: Variant,
     /// What it runs.
     pub workload: Box<dyn Workload>,
 }
 
 impl std::fmt::Debug for BenchCase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BenchCase").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("BenchCase").field("variant", &self.variant).finish_non_exhaustive()
     }
 }
 
@@ -71,10 +68,10 @@ pub struct Measured {
     pub ratio_to_f32: Option<f64>,
 }
 
-/// The peak in whose number format the products of a kind run on the CPU: ONNX Runtime kernels widen weights that are stored
+/// The peak in whose number format the products of a variant run on the CPU: ONNX Runtime kernels widen weights that are stored
 /// in 16 bits, and so do our own without an instruction for bf16.
-pub fn peak_of(kind: Kind, peaks: &Peaks) -> f64 {
-    match kind {
+pub fn peak_of(variant: Variant, peaks: &Peaks) -> f64 {
+    match (variant.precision, variant.kernels) {
         (Precision::Int8, _) => peaks.int8,
         (Precision::Bf16, KernelLibrary::Rushes) => peaks.bf16.unwrap_or(peaks.f32),
         _ => peaks.f32,
@@ -82,11 +79,11 @@ pub fn peak_of(kind: Kind, peaks: &Peaks) -> f64 {
 }
 
 /// Puts numbers to the runs of every case, which did `flops` operations in each; none where that is not known.
-pub fn measured(runs: &[(Kind, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
+pub fn measured(runs: &[(Variant, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
     let shortest = |runs: &[Run]| runs.iter().map(|run| run.whole.as_secs_f64()).reduce(f64::min);
-    let of_f32 = runs.iter().find(|((precision, _), _)| *precision == Precision::F32);
+    let of_f32 = runs.iter().find(|(variant, _)| variant.precision == Precision::F32);
     let of_f32 = of_f32.and_then(|(_, runs)| shortest(runs));
-    let of = |(kind, runs): &(Kind, Vec<Run>)| {
+    let of = |(variant, runs): &(Variant, Vec<Run>)| {
         let best = shortest(runs)?;
         let mut seconds: Vec<f64> = runs.iter().map(|run| run.whole.as_secs_f64()).collect();
         let first = runs.iter().filter_map(|run| run.first).min();
@@ -94,14 +91,14 @@ pub fn measured(runs: &[(Kind, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) ->
         let in_order = seconds.clone();
         seconds.sort_by(f64::total_cmp);
         Some(Measured {
-            precision: kind.0,
-            kernels: kind.1,
+            precision: variant.precision,
+            kernels: variant.kernels,
             ms: 1e3 * best,
             median_ms: 1e3 * f64::midpoint(seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]),
             seconds: in_order,
             first_frame_ms: first.map(|first| 1e3 * first.as_secs_f64()),
             gflops: per_second.map(|rate| rate / 1e9),
-            share_of_peak: per_second.map(|rate| rate / peak_of(*kind, peaks)),
+            share_of_peak: per_second.map(|rate| rate / peak_of(*variant, peaks)),
             ratio_to_f32: of_f32.map(|f32| f32 / best),
         })
     };
@@ -113,8 +110,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    const F32: Kind = (Precision::F32, KernelLibrary::OnnxRuntime);
-    const INT8: Kind = (Precision::Int8, KernelLibrary::Rushes);
+    const F32: Variant = Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime);
+    const INT8: Variant = Variant::cpu(Precision::Int8, KernelLibrary::Rushes);
     const PEAKS: Peaks = Peaks { int8: 800e9, bf16: None, f32: 200e9, memory_read: 1e9, memory_copy: 1e9 };
 
     fn runs(milliseconds: &[u64]) -> Vec<Run> {
@@ -135,9 +132,9 @@ mod tests {
     #[test]
     fn bf16_is_measured_against_its_own_peak_where_there_is_an_instruction_for_it() {
         let peaks = Peaks { bf16: Some(400e9), ..PEAKS };
-        assert_eq!(peak_of((Precision::Bf16, KernelLibrary::Rushes), &peaks), 400e9);
-        assert_eq!(peak_of((Precision::Bf16, KernelLibrary::OnnxRuntime), &peaks), 200e9);
-        assert_eq!(peak_of((Precision::Bf16, KernelLibrary::Rushes), &PEAKS), 200e9);
+        assert_eq!(peak_of(Variant::cpu(Precision::Bf16, KernelLibrary::Rushes), &peaks), 400e9);
+        assert_eq!(peak_of(Variant::cpu(Precision::Bf16, KernelLibrary::OnnxRuntime), &peaks), 200e9);
+        assert_eq!(peak_of(Variant::cpu(Precision::Bf16, KernelLibrary::Rushes), &PEAKS), 200e9);
     }
 
     #[test]
@@ -164,8 +161,10 @@ mod tests {
     #[test]
     fn contenders_take_turns_and_the_first_run_does_not_count() {
         let order = std::rc::Rc::default();
-        let case =
-            |number| BenchCase { kind: F32, workload: Box::new(Counted(std::rc::Rc::clone(&order), number)) };
+        let case = |number| BenchCase {
+            variant: F32,
+            workload: Box::new(Counted(std::rc::Rc::clone(&order), number)),
+        };
         let mut told = 0;
         let runs = alternate(&mut [case(1), case(2)], 2, &Cancel::new(), &mut || told += 1).unwrap();
         assert_eq!(*order.borrow(), [1, 2, 1, 2, 1, 2]);

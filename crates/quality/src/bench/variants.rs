@@ -2,11 +2,11 @@
 //! them as well as calibrated ones do.
 
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::{Bundle, Component, ComponentEntry};
 use bundle::quantization::layers::LayerInput;
 use bundle::quantization::{Affine, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales};
 use bundle::stop::Stop;
+use bundle::variant::{KernelLibrary, Precision};
 use calibration::numerics::plan::{BLOCK, groups};
 use export::checkpoint::inventory;
 use export::quantized::{VariantRequest, write_variant};
@@ -102,8 +102,8 @@ fn weights_alone(rows: usize, columns: usize) -> LayerNumerics {
 mod tests {
     use super::*;
     use crate::bench::shape::{Subject, random_bundle};
-    use bundle::dtype::Target;
     use bundle::spec::DenoiserSpec;
+    use bundle::variant::Target;
     use kernels::CpuPath;
 
     #[test]

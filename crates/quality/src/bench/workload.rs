@@ -70,7 +70,7 @@ impl Step {
     pub fn open(model: &Model, grid: [usize; 3]) -> Result<Self, Error> {
         let spec = &model.manifest().denoiser;
         let expert = Component::Expert(model.manifest().routing.routes()[0].expert.clone());
-        let kernels = model.graph(&expert, Part::Whole)?.kernels;
+        let kernels = model.graph(&expert, Part::Whole)?.variant.kernels;
         let engine = model.engine(&expert, Part::Whole, &step_contract(model.manifest(), kernels))?;
         let latent = LatentShape {
             channels: spec.in_channels,

@@ -3,11 +3,11 @@
 use super::clips::{Clip, ClipDistance, compare, decode, make};
 use super::report::{ComponentQuality, LayerQuality, NoiseQuality};
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::{Bundle, ComponentEntry, Part};
 use bundle::quantization::ComponentNumerics;
 use bundle::spec::TEXT_ROWS;
 use bundle::units::Timestep;
+use bundle::variant::{KernelLibrary, Variant};
 use calibration::integer_share::{self, Share, StepRows};
 use calibration::observe::replay::noise_bin;
 use engines::{Cancel, OnnxRuntime};
@@ -58,10 +58,10 @@ impl<'a> Assessor<'a> {
     pub fn assess(
         &self,
         bundle: &Bundle,
-        lowered: (Precision, KernelLibrary),
+        variant: Variant,
         cancel: &Cancel,
     ) -> Result<Vec<(ClipDistance, Clip)>, Error> {
-        let model = open(bundle, self.onnx, self.threads, Some(lowered))?;
+        let model = open(bundle, self.onnx, self.threads, Some(variant))?;
         let mut all = Vec::new();
         for (plan, reference) in self.plans.iter().zip(&self.reference) {
             let clip = make(&model, plan, cancel)?;
@@ -87,16 +87,11 @@ impl<'a> Assessor<'a> {
     }
 
     /// What of a component's variant runs in integers; none where it cannot be read.
-    pub fn share(
-        &self,
-        bundle: &Bundle,
-        entry: &ComponentEntry,
-        (precision, kernels): (Precision, KernelLibrary),
-    ) -> Option<Share> {
+    pub fn share(&self, bundle: &Bundle, entry: &ComponentEntry, variant: Variant) -> Option<Share> {
         let part =
             if entry.graphs.iter().any(|graph| graph.part == Part::Next) { Part::Next } else { Part::Whole };
-        let graph = entry.graph(part, Target::Cpu, precision, kernels).ok()?;
-        let kernels = graph.kernels;
+        let graph = entry.graph(part, variant).ok()?;
+        let kernels = graph.variant.kernels;
         let graph = bundle.path(&graph.file);
         let optimized = graph.with_extension("optimized");
         let tokens = self.plans.first().map_or(1, |plan| plan.tokens);
@@ -121,10 +116,9 @@ fn open(
     bundle: &Bundle,
     onnx: &OnnxRuntime,
     threads: Option<NonZeroUsize>,
-    lowered: Option<(Precision, KernelLibrary)>,
+    variant: Option<Variant>,
 ) -> Result<Model, Error> {
-    let (precision, kernels) = lowered.unzip();
-    let options = ModelOptions { precision, kernels, threads, ..ModelOptions::default() };
+    let options = ModelOptions { threads, ..ModelOptions::of_variant(variant) };
     Ok(Model::new(bundle.clone(), onnx.clone(), options)?)
 }
 
@@ -152,13 +146,13 @@ pub fn by_noise(bundle: &Bundle, clips: &[ClipDistance]) -> Vec<NoiseQuality> {
 /// What is known of a component before anything runs.
 pub fn component_quality(
     entry: &ComponentEntry,
-    (precision, kernels): (Precision, KernelLibrary),
+    variant: Variant,
     numerics: &ComponentNumerics,
     errors: &BTreeMap<String, f64>,
     share: Option<Share>,
 ) -> ComponentQuality {
-    let shared = || entry.variants.iter().find(|variant| variant.precision == precision);
-    let variant = entry.variant(precision, kernels).or_else(shared);
+    let shared = || entry.variants.iter().find(|found| found.precision == variant.precision);
+    let variant = entry.variant(variant.precision, variant.kernels).or_else(shared);
     let mut layers: Vec<LayerQuality> = numerics
         .layers
         .iter()

@@ -2,13 +2,13 @@
 
 use super::leftovers;
 use crate::Error;
-use bundle::dtype::{KernelLibrary, Precision};
 use bundle::in_use;
 use bundle::layout::component_folder;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
 use bundle::staging::Writing;
 use bundle::stop::Stop;
+use bundle::variant::{KernelLibrary, Precision};
 use calibration::numerics::plan::{Plan, PlanOptions, Sources, check_observed, measured_errors, plan};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
@@ -254,10 +254,10 @@ fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Err
             "--scheme",
             Scheme::Bf16,
             rule(),
-            "use --scheme int8 --kernels stock, or the exported variant",
+            "use --scheme int8 --kernels onnxruntime, or the exported variant",
         ),
         Scheme::Int8 if options.kernels.contains(&KernelLibrary::Rushes) => {
-            bundle::Error::value("--kernels", KernelLibrary::Rushes, rule(), "use --kernels stock")
+            bundle::Error::value("--kernels", KernelLibrary::Rushes, rule(), "use --kernels onnxruntime")
         }
         Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => return Ok(()),
     };
@@ -266,7 +266,8 @@ fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Err
 
 /// The files of a component's variant.
 fn files_of(entry: &ComponentEntry, precision: Precision) -> Vec<String> {
-    let graphs = entry.graphs.iter().filter(|graph| graph.precision == precision).map(|graph| &graph.file);
+    let graphs =
+        entry.graphs.iter().filter(|graph| graph.variant.precision == precision).map(|graph| &graph.file);
     let variants = entry.variants.iter().filter(|variant| variant.precision == precision);
     let weights = variants.flat_map(|variant| &variant.weights).map(|weights| &weights.file);
     graphs.chain(weights).cloned().collect()

@@ -6,10 +6,10 @@ use crate::cli::args::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
 use bundle::units::Seed;
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use clap::Args;
 use engines::residency::Mode;
 use engines::{Cancel, Provider, WeightMemory};
@@ -37,7 +37,7 @@ pub(super) struct GenerateArgs {
     /// Which precisions, like f32,int8 [default: every one that the bundle has]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     precision: Vec<Precision>,
-    /// Which kernels on the CPU: own or stock [default: our own where the variant has them]
+    /// Which kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
     #[arg(long, value_name = "NAME")]
     kernels: Option<KernelLibrary>,
     /// Width and height in pixels [default: the model's]
@@ -132,11 +132,14 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
         };
         let model = Model::new(bundle.clone(), onnx.clone(), options)?;
         let kernels = if bundle.manifest.has_rushes_kernels(precision) {
-            model.kernels()
+            model.variant().kernels
         } else {
             KernelLibrary::OnnxRuntime
         };
-        Ok(BenchCase { kind: (precision, kernels), workload: Box::new(Clip::new(&model, &plan, mode)) })
+        Ok(BenchCase {
+            variant: Variant::cpu(precision, kernels),
+            workload: Box::new(Clip::new(&model, &plan, mode)),
+        })
     };
     let mut cases = precisions.into_iter().map(case).collect::<Result<Vec<_>, Error>>()?;
     let flops = cases.first().map(|case| case.workload.flops());
@@ -149,7 +152,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
         progress.advance(done, "");
     });
     progress.clear();
-    let kinds = cases.iter().map(|case| case.kind);
+    let kinds = cases.iter().map(|case| case.variant);
     let runs: Vec<_> = kinds.zip(runs?).collect();
     drop(cases);
     global.interrupts.at_once()?;

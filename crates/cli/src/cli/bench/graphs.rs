@@ -6,13 +6,13 @@ use crate::cli::args::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
-use bundle::dtype::{KernelLibrary, Precision, Target};
 use bundle::manifest::Bundle;
 use bundle::staging::Scratch;
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use clap::Args;
 use engines::{OnnxRuntime, Provider, WeightMemory};
 use quality::bench::shape::{LatentSize, Shape, Subject, TokenGrid, random_bundle, text_encoder};
-use quality::bench::timing::{BenchCase, Kind, alternate, measured};
+use quality::bench::timing::{BenchCase, alternate, measured};
 use quality::bench::variants;
 use quality::bench::workload::{Decode, Step, Text, Workload};
 use runtime::model::{Model, ModelOptions};
@@ -169,13 +169,13 @@ impl Bench<'_> {
         });
         progress.clear();
         let runs = runs?;
-        let kinds: Vec<Kind> = cases.iter().map(|case| case.kind).collect();
+        let variants: Vec<Variant> = cases.iter().map(|case| case.variant).collect();
         // The peaks are measured when nothing else of ours is left to run.
         drop(cases);
         drop(scratch);
         global.interrupts.at_once()?;
         let machine = Machine::measure(global.kernels()?, self.args.threads.map(Threads::used));
-        let runs: Vec<_> = kinds.into_iter().zip(runs).collect();
+        let runs: Vec<_> = variants.into_iter().zip(runs).collect();
         let results = measured(&runs, flops, &machine.peaks);
         let gflop = flops.map(|flops| flops / 1e9);
         let mut value = machine.as_json();
@@ -197,27 +197,27 @@ impl Bench<'_> {
             asked => asked.to_vec(),
         };
         let weights = if self.args.mapped { WeightMemory::Mapped } else { WeightMemory::Prepacked };
-        let case = |kind: Kind| {
+        let case = |variant: Variant| {
             let options = ModelOptions {
-                precision: Some(kind.0),
-                kernels: self.is_step().then_some(kind.1),
+                precision: Some(variant.precision),
+                kernels: self.is_step().then_some(variant.kernels),
                 provider: Provider::Auto,
                 threads: self.args.threads.map(Threads::used),
                 weights,
             };
             let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-            Ok(BenchCase { kind, workload: open(&model)? })
+            Ok(BenchCase { variant, workload: open(&model)? })
         };
-        precisions.into_iter().flat_map(|precision| self.kinds(bundle, precision)).map(case).collect()
+        precisions.into_iter().flat_map(|precision| self.variants(bundle, precision)).map(case).collect()
     }
 
     fn is_step(&self) -> bool {
         matches!(self.subject, Subject::Step(_))
     }
 
-    /// The operators in which there are graphs of a precision: steps may have both kinds. One kind at least, so that a
-    /// precision that is not there is refused by its name.
-    fn kinds(&self, bundle: &Bundle, precision: Precision) -> Vec<Kind> {
+    /// The variants of a precision: steps may have one for each library of kernels. One at least, so that a precision that
+    /// is not there is refused by its name.
+    fn variants(&self, bundle: &Bundle, precision: Precision) -> Vec<Variant> {
         let manifest = &bundle.manifest;
         let is_there = |kernels: &KernelLibrary| match kernels {
             KernelLibrary::OnnxRuntime => manifest.precisions(Target::Cpu, *kernels).contains(&precision),
@@ -234,6 +234,6 @@ impl Bench<'_> {
         if found.is_empty() {
             found.push(KernelLibrary::OnnxRuntime);
         }
-        found.into_iter().map(|kernels| (precision, kernels)).collect()
+        found.into_iter().map(|kernels| Variant::cpu(precision, kernels)).collect()
     }
 }

@@ -5,9 +5,9 @@ use crate::cli::args::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
-use bundle::dtype::{KernelLibrary, Precision};
 use bundle::manifest::Bundle;
 use bundle::units::GuidanceScale;
+use bundle::variant::{KernelLibrary, Precision};
 use clap::Args;
 use engines::{Provider, WeightMemory};
 use quality::judge::score::{AttributeScore, Means, ScoreCard};
@@ -31,7 +31,7 @@ pub(super) struct QualityArgs {
     /// Which variant of the graphs: f32, f16, bf16, int8 or fp8 [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     precision: Option<Precision>,
-    /// Which kernels on the CPU: own or stock [default: our own where the variant has them]
+    /// Which kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
     #[arg(long, value_name = "NAME")]
     kernels: Option<KernelLibrary>,
     /// The prompts, and what their clips should show [default: those of mini]
@@ -152,7 +152,7 @@ impl Scored<'_> {
         json!({
             "event": "quality",
             "model": self.model.manifest().model,
-            "precision": self.model.precision(),
+            "precision": self.model.variant().precision,
             "clips": self.clips,
             "steps": self.plan.schedule.steps(),
             "guidance": self.guidance(),
@@ -167,7 +167,7 @@ impl Scored<'_> {
         let mut text = format!(
             "{} {}: {} clips, {} steps, guidance {}\n\n",
             self.model.manifest().model,
-            self.model.precision(),
+            self.model.variant().precision,
             self.clips,
             self.plan.schedule.steps(),
             guidance.join(",")

@@ -105,7 +105,7 @@ pub(super) fn table(measured: &[Measured]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bundle::dtype::{KernelLibrary, Precision};
+    use bundle::variant::{KernelLibrary, Precision};
 
     fn line(precision: Precision, ms: f64, first_frame_ms: Option<f64>) -> Measured {
         Measured {
