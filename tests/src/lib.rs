@@ -1,12 +1,13 @@
 //! What the cross-crate tests share: golden cases, comparisons, edits of checkpoints, the binary.
 //!
-//! The tests themselves are in `tests/tests`: `golden` (parity with diffusers, and mutations that must break it),
-//! `checkpoint_faults`, `command_line`, `interruption`, `residency`, `mini`, `tidy`.
+//! The tests themselves are modules of one binary, `tests/tests/all`: among them `golden` (parity with diffusers, and
+//! mutations that must break it), `checkpoint_faults`, `command_line`, `interruption`, `residency`, `mini` and `tidy`.
 
 pub mod asked;
 pub mod compare;
 pub mod edit;
 pub mod golden;
 pub mod mounts;
+pub mod own_process;
 pub mod program;
 pub mod synthetic;
