@@ -3,7 +3,7 @@
 target := $(or $(CARGO_TARGET_DIR),target)
 prompt := A red ball bounces on the beach
 
-.PHONY: help setup preview test test-long bench golden
+.PHONY: help setup preview test test-long bench package golden
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo 'make test      installs what is missing and runs everything CI runs'
 	@echo 'make test-long runs the long forms of the tests too, which make test leaves out'
 	@echo 'make bench     times the three graphs of a model on this machine'
+	@echo 'make package   packages every crate and builds each, the program too, from its archive'
 	@echo 'make golden    makes the golden files again with diffusers (large download)'
 
 setup:
@@ -30,7 +31,7 @@ test:
 	@scripts/setup.sh tests
 	$(call timed,format,cargo fmt --all --check)
 	$(call timed,clippy,cargo clippy --locked --workspace --all-targets --features rushes/whip -- -D warnings)
-	$(call timed,docs,RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps)
+	$(call timed,docs,RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features rushes/whip)
 	$(call timed,tests,cargo test --locked --workspace --features rushes/whip)
 
 # Each test that is ignored says why; these are the long forms of tests that `make test` runs with a small sample.
@@ -40,6 +41,11 @@ test-long:
 
 bench: setup
 	cargo bench --locked --package benches
+
+# Cargo builds each package from its archive, with the others' archives as dependencies.
+package: setup
+	$(call timed,package,CARGO_TARGET_DIR=$(target)/package-build cargo package --locked --workspace --exclude tests --exclude benches)
+	$(target)/package-build/debug/rushes --version
 
 golden: setup
 	python3 -m venv $(target)/golden-venv
