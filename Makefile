@@ -8,11 +8,11 @@ prompt := A red ball bounces on the beach
 
 help:
 	@echo 'make preview   installs what is missing, builds, and writes preview.mp4'
-	@echo 'make test      installs what is missing and runs everything CI runs'
-	@echo 'make test-long runs the long forms of the tests too, which make test leaves out'
+	@echo 'make test      installs what is missing and runs everything that CI runs'
+	@echo 'make test-long also runs the long forms of the tests, which make test skips'
 	@echo 'make bench     times the three graphs of a model on this machine'
 	@echo 'make package   packages every crate and builds each, the program too, from its archive'
-	@echo 'make golden    makes the golden files again with diffusers (large download)'
+	@echo 'make golden    regenerates the golden files with diffusers (large download)'
 
 setup:
 	@scripts/setup.sh
@@ -21,7 +21,7 @@ preview: setup
 	cargo build --locked --release --package rushes --bin rushes --features embed-mini
 	$(target)/release/rushes generate "$(prompt)" -o preview.mp4
 
-# Runs a command and says how many seconds it took: $(call timed,NAME,COMMAND).
+# Runs a command and prints how many seconds it took: $(call timed,NAME,COMMAND).
 define timed
 @echo '$(2)'
 @start=$$(date +%s); $(2) || exit $$?; echo "seconds for $(1): $$(( $$(date +%s) - start ))"
@@ -34,7 +34,7 @@ test:
 	$(call timed,docs,RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features rushes/whip)
 	$(call timed,tests,cargo test --locked --workspace --features rushes/whip)
 
-# Each test that is ignored says why; these are the long forms of tests that `make test` runs with a small sample.
+# Also runs the ignored tests: the long forms of tests that `make test` runs with a small sample.
 test-long:
 	@scripts/setup.sh tests
 	$(call timed,all tests,cargo test --locked --workspace --features rushes/whip -- --include-ignored)

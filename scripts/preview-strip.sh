@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Draws docs/streaming.png out of real runs: the linear map after some steps, the other previews, then the clip's frames.
+# Generates docs/streaming.png from real runs: the preview map after some steps, the other previews, then frames of the clip.
 #
 #   scripts/preview-strip.sh [PROGRAM] [PROMPT]
 #
-# Needs ffmpeg. The tiny decoder's row is there when the embedded model has one.
+# Needs ffmpeg. There is a row for the tiny decoder if the embedded model has one.
 set -euo pipefail
 program=$(realpath "${1:-target/release/rushes}")
 prompt=${2:-a red car moves from left to right on a city street, at dusk}
@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -r "$work"' EXIT
 cd "$work"
 
-# row NAME FILE...: at most so many of the files, evenly chosen, side by side, twice the size.
+# row NAME FILE...: writes row-NAME.png with at most $columns of the files, evenly chosen, side by side, at twice their size.
 row() {
     local name=$1 inputs=() chosen=() count i
     shift

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Installs what is missing to build and run Rushes on Debian 12, and says nothing when all is there.
+# Installs what is missing to build and run Rushes on Debian 12. Prints nothing if everything is installed.
 #
 #   scripts/setup.sh          what `make preview` needs
-#   scripts/setup.sh tests    that, and what `make test` needs besides
+#   scripts/setup.sh tests    also what `make test` needs
 #
-# System packages come from apt. The ONNX Runtime library comes from its Python wheel, as pip is configured, and lies in
-# target/onnxruntime of the checkout, with its licence; pip keeps nothing elsewhere.
+# System packages come from apt. The ONNX Runtime library comes from its Python wheel, through the configured pip index. It
+# is stored with its licence in target/onnxruntime of the checkout. pip stores nothing elsewhere.
 set -euo pipefail
 
-# What is fetched, and the SHA-256 of the wheel and of the library in it, per architecture.
+# The version to download, and the SHA-256 of the wheel and of the library in it, per architecture.
 onnxruntime=1.31.1
 library=libonnxruntime.so.$onnxruntime
 machine=$(uname -m)
@@ -37,7 +37,7 @@ fail() {
 }
 have() { command -v "$1" >/dev/null; }
 
-# Each line of checks: does it work, and the Debian package to get if it does not.
+# Checks. missing_packages prints the Debian package for each check that fails.
 has_library() { pkg-config --exists "$1 >= $oldest_gstreamer"; }
 has_plugin() { [[ -e $(pkg-config --variable=pluginsdir gstreamer-1.0 2>/dev/null)/libgst$1.so ]]; }
 has_pip() { python3 -m pip --version >/dev/null 2>&1 || python3 -c 'import ensurepip, venv' 2>/dev/null; }
@@ -69,24 +69,24 @@ install_packages() {
     local packages sudo=()
     packages=$(missing_packages "$1" | xargs)
     [[ -n $packages ]] || return 0
-    have apt-get || fail "missing: $packages" "this machine has no apt-get" "install the same with its own packages"
+    have apt-get || fail "missing: $packages" "this machine has no apt-get" "install the equivalent packages of this system"
     if [[ $(id -u) != 0 ]]; then
-        have sudo || fail "missing: $packages" "neither root nor sudo is at hand" \
+        have sudo || fail "missing: $packages" "this user is not root and there is no sudo" \
             "run as root: apt-get install $packages"
         sudo=(sudo)
     fi
     say "installing $packages"
     local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq)
     apt+=(-o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
-    "${apt[@]}" update || say "apt-get update failed; going on with the package lists that are there"
+    "${apt[@]}" update || say "apt-get update failed; continuing with the existing package lists"
     local log=$target/setup-apt.log
     mkdir -p "$target"
     # shellcheck disable=SC2086 # one word per package
     "${apt[@]}" install -y --no-install-recommends $packages >"$log" || fail "apt-get could not install $packages" \
-        "see its message above and $log" "put its sources right and run this again"
+        "see its message above and $log" "fix the apt sources and run this again"
     packages=$(missing_packages "$1" | xargs)
-    [[ -z $packages ]] || fail "still missing: $packages" "Debian 12 has what is needed in these packages" \
-        "check for an older version or another place of the same software"
+    [[ -z $packages ]] || fail "still missing: $packages" "Debian 12 provides them in these packages" \
+        "check for an older version or another installation of the same software"
 }
 
 has_sha256() { printf '%s  %s\n' "$2" "$1" | sha256sum --check --status 2>/dev/null; }
@@ -96,7 +96,7 @@ library_is_there() {
     [[ -e $folder/LICENSE && -e $folder/ThirdPartyNotices.txt ]] && has_sha256 "$folder/$library" "$library_sha256"
 }
 
-# Prints the command of a pip that works.
+# Prints the Python interpreter of a working pip.
 pip_command() {
     if python3 -m pip --version >/dev/null 2>&1; then
         echo python3
@@ -109,32 +109,32 @@ pip_command() {
 install_onnxruntime() {
     library_is_there && return
     [[ -n $wheel_sha256 ]] || fail "no ONNX Runtime for $machine" "its wheels are for x86_64 and aarch64" \
-        "build $library yourself and name it with ORT_DYLIB_PATH"
-    say "fetching ONNX Runtime $onnxruntime"
+        "build $library yourself and set ORT_DYLIB_PATH to its path"
+    say "downloading ONNX Runtime $onnxruntime"
     local folder=$target/onnxruntime fetched=$target/onnxruntime.part python
     rm -rf "$fetched"
     mkdir -p "$fetched"
     python=$(pip_command)
-    # The wheel for Python 3.11 whatever is installed here: only the library in it is used, and its hash is known.
+    # Always the wheel for Python 3.11: only the library in it is used, and its hash is known.
     "$python" -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps --dest "$fetched" \
         --only-binary=:all: --implementation cp --python-version 3.11 \
         --platform "manylinux_2_27_$machine" --platform "manylinux_2_28_$machine" "onnxruntime==$onnxruntime" >&2 ||
-        fail "pip could not fetch onnxruntime $onnxruntime" "see its message above" \
+        fail "pip could not download onnxruntime $onnxruntime" "see its message above" \
             "check the network and pip's settings (pip config list) and run this again"
     local wheel=("$fetched"/*.whl)
-    has_sha256 "${wheel[0]}" "$wheel_sha256" || fail "${wheel[0]##*/} is not what was published" \
+    has_sha256 "${wheel[0]}" "$wheel_sha256" || fail "${wheel[0]##*/} does not match the published file" \
         "expected SHA-256 $wheel_sha256, found $(sha256sum "${wheel[0]}" | cut -d' ' -f1)" \
-        "check where pip gets its packages from"
+        "check the package index of pip"
     python3 -m zipfile -e "${wheel[0]}" "$fetched"
     mkdir -p "$folder"
     mv "$fetched"/onnxruntime/{LICENSE,ThirdPartyNotices.txt} "$folder/"
     mv "$fetched/onnxruntime/capi/$library" "$folder/"
     rm -rf "$fetched"
-    library_is_there || fail "$folder/$library is not what was published" "its SHA-256 differs" "run this again"
+    library_is_there || fail "$folder/$library does not match the published file" "its SHA-256 differs" "run this again"
 }
 
 check_rust() {
-    have cargo || fail "there is no cargo" "Rushes is built from source" \
+    have cargo || fail "cargo is not installed" "Rushes is built from source" \
         "install Rust $oldest_rust or newer, for instance with rustup"
     local version
     version=$(cargo --version | cut -d' ' -f2)
@@ -150,7 +150,7 @@ purpose=${1:-run}
     printf 'usage: scripts/setup.sh [tests]\n' >&2
     exit 2
 }
-have python3 || fail "there is no python3" "it unpacks the ONNX Runtime library" "run: apt-get install python3"
+have python3 || fail "python3 is not installed" "it unpacks the ONNX Runtime library" "run: apt-get install python3"
 check_rust "$purpose"
 install_packages "$purpose"
 install_onnxruntime
