@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests of the CPU kernels under valgrind's memcheck. It detects accesses outside of allocated memory, and results
-# that depend on uninitialised memory. Valgrind supports neither AVX-512 nor AMX, so it executes the paths avx2 and scalar,
-# and the tile drivers on emulated tiles. The tests print which paths they skip.
+# Runs the tests of the CPU kernels under valgrind's memcheck. It detects accesses outside of allocated memory and
+# results that depend on uninitialised memory. Valgrind supports neither AVX-512 nor AMX, so it executes the paths avx2
+# and scalar, and the tile drivers on emulated tiles. The tests print which paths they skip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo test -p rushes-kernels --lib --no-run

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generates docs/streaming.png from real runs: the preview map after some steps, the other previews, then frames of the clip.
+# Generates docs/streaming.png from real runs: previews after some steps by each renderer, then frames of the clip.
 #
 #   scripts/preview-strip.sh [PROGRAM] [PROMPT]
 #
@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -r "$work"' EXIT
 cd "$work"
 
-# row NAME FILE...: writes row-NAME.png with at most $columns of the files, evenly chosen, side by side, at twice their size.
+# row NAME FILE...: writes row-NAME.png: at most $columns of the files, evenly chosen, side by side, at twice their size.
 row() {
     local name=$1 inputs=() chosen=() count i
     shift

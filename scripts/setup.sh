@@ -4,8 +4,8 @@
 #   scripts/setup.sh          what `make preview` needs
 #   scripts/setup.sh tests    also what `make test` needs
 #
-# System packages come from apt. The ONNX Runtime library comes from its Python wheel, through the configured pip index. It
-# is stored with its licence in target/onnxruntime of the checkout. pip stores nothing elsewhere.
+# System packages come from apt. The ONNX Runtime library comes from its Python wheel, through the configured pip index.
+# It is stored with its licence in target/onnxruntime of the checkout. pip stores nothing elsewhere.
 set -euo pipefail
 
 # The version to download, and the SHA-256 of the wheel and of the library in it, per architecture.
@@ -69,7 +69,7 @@ install_packages() {
     local packages sudo=()
     packages=$(missing_packages "$1" | xargs)
     [[ -n $packages ]] || return 0
-    have apt-get || fail "missing: $packages" "this machine has no apt-get" "install the equivalent packages of this system"
+    have apt-get || fail "missing: $packages" "this machine has no apt-get" "install the equivalent packages"
     if [[ $(id -u) != 0 ]]; then
         have sudo || fail "missing: $packages" "this user is not root and there is no sudo" \
             "run as root: apt-get install $packages"
