@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -r "$work"' EXIT
 cd "$work"
 
-# row NAME FILE...: writes row-NAME.png: at most $columns of the files, evenly chosen, side by side, at twice their size.
+# row NAME FILE...: writes row-NAME.png from at most $columns of the files, evenly chosen, side by side, doubled in size.
 row() {
     local name=$1 inputs=() chosen=() count i
     shift
