@@ -1,19 +1,19 @@
-//! What the processor can do, from the kernel's description of it.
+//! The processor and its instruction sets, from `/proc/cpuinfo`.
 
 /// The processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cpu {
-    /// The name that it gives itself.
+    /// Model name.
     pub name: String,
-    /// Family and model, by which its design is known where the name does not tell; x86 alone says.
+    /// Family and model numbers, which identify the microarchitecture; x86 only.
     pub family: Option<String>,
-    /// Threads of execution that this process may use.
+    /// Hardware threads that this process may use.
     pub threads: usize,
-    /// Which of the instruction sets that matter for inference it has.
+    /// The instruction sets for inference, each with true if the processor has it.
     pub instruction_sets: Vec<(InstructionSet, bool)>,
 }
 
-/// An instruction set that kernels are chosen by.
+/// An instruction set that kernels are selected by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstructionSet {
     /// 256-bit vectors.
@@ -37,13 +37,13 @@ pub enum InstructionSet {
 }
 
 impl InstructionSet {
-    /// Those of x86-64.
+    /// Instruction sets of x86-64.
     pub const X86: [Self; 6] =
         [Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::AmxInt8, Self::AmxBf16];
-    /// Those of Arm.
+    /// Instruction sets of Arm.
     pub const ARM: [Self; 3] = [Self::DotProduct, Self::I8mm, Self::Bf16];
 
-    /// The name by which it is known; on x86 also the kernel's, except for AVX-512 itself.
+    /// Its common name. On x86 it is also the name in `/proc/cpuinfo`, except for AVX-512 itself.
     pub fn name(self) -> &'static str {
         match self {
             Self::Avx2 => "avx2",
@@ -58,7 +58,7 @@ impl InstructionSet {
         }
     }
 
-    /// The kernel's word for it.
+    /// Its name in `/proc/cpuinfo`.
     fn kernel_name(self) -> &'static str {
         match self {
             Self::Avx512 => "avx512f",
@@ -120,28 +120,28 @@ mod tests {
     }
 
     #[test]
-    fn family_and_model_are_read_where_they_are_told() {
+    fn family_and_model_are_optional() {
         let text = "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9B14\n";
         assert_eq!(Cpu::from_cpuinfo(text, 2).family.as_deref(), Some("family 25 model 17"));
         assert_eq!(Cpu::from_cpuinfo("Features : fp\n", 2).family, None);
     }
 
     #[test]
-    fn words_are_matched_whole() {
+    fn flags_are_matched_as_whole_words() {
         let text = "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu avx avx2 avx512f avx512_vnni\n\
                     \nprocessor\t: 1\nmodel name\t: other\nflags\t\t: amx_int8\n";
         insta::assert_snapshot!(sets(text), @"AMD EPYC 9B14 +avx2 +avx512 +avx512_vnni -avx512_bf16 -amx_int8 -amx_bf16");
     }
 
     #[test]
-    fn arm_has_its_own_words() {
+    fn arm_features_are_read() {
         insta::assert_snapshot!(sets("processor : 0\nFeatures : fp asimd asimddp i8mm\n"), @"unknown +dotprod +i8mm -bf16");
         assert_eq!(sets(""), "unknown ");
     }
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn the_kernel_and_the_processor_agree() {
+    fn cpuinfo_agrees_with_cpuid() {
         let cpu = Cpu::detect();
         let has = |wanted| cpu.instruction_sets.iter().any(|&(set, has)| set == wanted && has);
         assert_eq!(has(InstructionSet::Avx2), std::is_x86_feature_detected!("avx2"));

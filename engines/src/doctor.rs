@@ -1,4 +1,4 @@
-//! What this machine can run, and why not.
+//! A report on this machine: processor, memory, ONNX Runtime.
 
 use crate::memory::{self, Memory};
 use crate::{LibraryError, OnnxRuntime};
@@ -6,18 +6,18 @@ use std::path::Path;
 
 pub use crate::cpu::{Cpu, InstructionSet};
 
-/// What was found on this machine.
+/// The report.
 #[derive(Debug)]
 pub struct Examination {
     /// The processor.
     pub cpu: Cpu,
-    /// Memory that this process may use, where the system tells.
+    /// Memory that this process may use, if the system reports it.
     pub memory: Option<Memory>,
-    /// ONNX Runtime, or why it cannot be had.
+    /// ONNX Runtime, or the reason why it cannot be loaded.
     pub onnx_runtime: Result<OnnxRuntime, LibraryError>,
 }
 
-/// Examines this machine. `explicit` is the path of ONNX Runtime, as the user named it.
+/// Examines this machine. `explicit` is the path of ONNX Runtime from the user.
 pub fn examine(explicit: Option<&Path>) -> Examination {
     Examination { cpu: Cpu::detect(), memory: memory::memory(), onnx_runtime: OnnxRuntime::load(explicit) }
 }

@@ -1,4 +1,4 @@
-//! An open graph: signature in, named tensors through.
+//! Opening and running graphs.
 
 use crate::inputs;
 use crate::operators;
@@ -16,31 +16,77 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How a graph is opened.
+/// Options for opening a graph.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenOptions {
-    /// Threads that share each operator; by default as many as the process may use. More than that are slow: they wait for
-    /// one another at every operator.
+    /// Threads per operator; `None` uses all that the process may use. More threads than that are slower, because they wait
+    /// for each other at every operator.
     pub threads: Option<NonZeroUsize>,
-    /// Where the weights lie while the graph is open.
+    /// Where the weights are held while the graph is open.
     pub weights: WeightMemory,
 }
 
-/// Where the weights of an open graph lie.
+/// Where the weights of an open graph are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightMemory {
-    /// In the page cache, mapped from their file: opening takes no time, the system may drop pages when memory is
-    /// short, and closing returns everything. Kernels rearrange them anew in every call, which makes f32 products up
-    /// to a fifth slower than with prepacked weights.
+    /// In the page cache, mapped from their file. Opening is fast and the system may drop pages when memory is short.
+    /// Kernels rearrange the weights in every call, which makes f32 products up to a fifth slower than with prepacked
+    /// weights.
     Mapped,
-    /// Copied into the layout that each kernel likes best, in anonymous memory as large as the weights.
+    /// Copied into the layout of each kernel, in anonymous memory of the size of the weights.
     Prepacked,
 }
 
 /// An open graph.
 ///
-/// Dropping it returns its weights and its memory pool, the pool only once the last output is dropped too (see
-/// [`Value`]).
+/// Dropping it frees its weights and, once its last output is dropped too, its memory pool (see [`Value`]).
+///
+/// # Examples
+/// Opens a graph and runs it:
+///
+/// ```
+/// use bundle::dtype::ElementType;
+/// use bundle::signature::{Extent, Signature, TensorSpec};
+/// use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
+/// use ndarray::{Array2, array};
+/// use std::path::Path;
+///
+/// # fn main() -> Result<(), engines::Error> {
+/// let matrix = |name: &str| TensorSpec {
+///     name: name.into(),
+///     element: ElementType::F32,
+///     shape: vec![Extent::Dynamic("N".into()), Extent::Fixed(3)],
+/// };
+/// let signature = Signature { inputs: vec![matrix("a"), matrix("b")], outputs: vec![matrix("sum")] };
+/// let options = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
+///
+/// let graph = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/add.onnx"));
+/// let mut engine = OnnxRuntime::load(None)?.open(graph, &signature, &options)?;
+/// let a = Value::from_f32(array![[1.0_f32, 2.0, 3.0]]);
+/// let b = Value::from_f32(Array2::<f32>::ones((1, 3)));
+/// let mut outputs = engine.run(&[("a", &a), ("b", &b)], &Cancel::new())?;
+/// assert_eq!(outputs.take("sum")?.to_f32()?, array![[2.0_f32, 3.0, 4.0]].into_dyn());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A [`Cancel`] stops a run from another thread, or before it starts:
+///
+/// ```no_run
+/// # fn run(mut engine: engines::Engine, x: engines::Value) -> Result<(), engines::Error> {
+/// let cancel = engines::Cancel::new();
+/// let watcher = cancel.clone();
+/// std::thread::spawn(move || {
+///     std::thread::sleep(std::time::Duration::from_secs(10));
+///     watcher.cancel();
+/// });
+/// match engine.run(&[("x", &x)], &cancel) {
+///     Err(engines::Error::Cancelled { graph }) => println!("{graph} took more than ten seconds"),
+///     other => drop(other?),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Engine {
     graph: String,
@@ -49,25 +95,27 @@ pub struct Engine {
 }
 
 impl OnnxRuntime {
-    /// Opens the graph in the file `graph` and holds it to `contract`. Its weights are found beside it.
+    /// Opens the graph in the file `graph` and checks it against the signature `contract`. External weights are in the same
+    /// folder.
     ///
     /// # Errors
-    /// The file or its weights are absent or damaged, ONNX Runtime cannot run it, memory is short, or its interface
-    /// is not the contract's.
+    /// The file or its weights are missing or damaged, ONNX Runtime cannot run it, memory is short, or its interface differs
+    /// from `contract`.
     pub fn open(&self, graph: &Path, contract: &Signature, options: &OpenOptions) -> Result<Engine, Error> {
         let name = graph.display().to_string();
         if let Err(source) = std::fs::File::open(graph) {
             return Err(GraphError::Unreadable { path: graph.to_owned(), source }.into());
         }
-        let session = one_first(|| builder(self, options)?.commit_from_file(graph))
-            .map_err(|error| ort_error::at_open(graph, &error))?;
+        let session = serialize_first_open(|| builder(self, options)?.commit_from_file(graph))
+            .map_err(|error| ort_error::open_error(graph, &error))?;
         Engine::new(name, session, contract)
     }
 
-    /// Opens a graph that is in memory, weights included, and holds it to `contract`. Errors call it `name`.
+    /// Opens a graph in memory, weights included, and checks it against the signature `contract`. Errors refer to it as
+    /// `name`.
     ///
     /// # Errors
-    /// The same as of [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub fn open_in_memory(
         &self,
         name: &str,
@@ -75,27 +123,27 @@ impl OnnxRuntime {
         contract: &Signature,
         options: &OpenOptions,
     ) -> Result<Engine, Error> {
-        let session = one_first(|| builder(self, options)?.commit_from_memory(graph))
-            .map_err(|error| ort_error::at_open(Path::new(name), &error))?;
+        let session = serialize_first_open(|| builder(self, options)?.commit_from_memory(graph))
+            .map_err(|error| ort_error::open_error(Path::new(name), &error))?;
         Engine::new(name.to_owned(), session, contract)
     }
 
-    /// Writes the graph in the file `graph` as ONNX Runtime would run it, to the file `optimized`, weights inside.
+    /// Writes the graph in the file `graph`, as optimised by ONNX Runtime, to the file `optimized`, weights included.
     ///
     /// # Errors
-    /// The file or its weights are absent or damaged, or ONNX Runtime cannot run it.
+    /// The file or its weights are missing or damaged, or ONNX Runtime cannot run it.
     pub fn write_optimized(&self, graph: &Path, optimized: &Path) -> Result<(), Error> {
         let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
-        let written = one_first(|| {
+        let written = serialize_first_open(|| {
             builder(self, &options)?.with_optimized_model_path(optimized)?.commit_from_file(graph)
         });
-        written.map(drop).map_err(|error| ort_error::at_open(graph, &error))
+        written.map(drop).map_err(|error| ort_error::open_error(graph, &error))
     }
 }
 
-/// Opens a graph; the process's first alone, the others as they come. The first makes Rushes kernels' domain known to ONNX
-/// Runtime, which looks whether it is known and adds it without a lock.
-fn one_first(open: impl FnOnce() -> ort::Result<Session>) -> ort::Result<Session> {
+/// Opens a graph. The first one of the process is opened alone, later ones concurrently: the first registers the domain of
+/// Rushes kernels, for which ONNX Runtime takes no lock.
+fn serialize_first_open(open: impl FnOnce() -> ort::Result<Session>) -> ort::Result<Session> {
     static OPENED: Mutex<bool> = Mutex::new(false);
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     if *opened {
@@ -108,7 +156,7 @@ fn one_first(open: impl FnOnce() -> ort::Result<Session>) -> ort::Result<Session
 }
 
 fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionBuilder> {
-    // Counted here because the library counts the cores of the whole machine, whatever share the process has.
+    // The library would count the cores of the whole machine instead of those that the process may use.
     let threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
     let threads = threads.unwrap_or(NonZeroUsize::MIN);
     let builder = Session::builder(runtime.environment())?
@@ -120,16 +168,16 @@ fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionB
         .with_prepacking(options.weights == WeightMemory::Prepacked)?
         // Rearranging weights on all cores opens a large graph three to four times faster.
         .with_config_entry("session.prepack.enable_parallel", "1")?
-        // Our graphs name the quantised operators that they want. ONNX Runtime's own search for them would make some of
-        // E4M3 that it has no kernels for, and weight-only products where nobody asked for them.
+        // Exported graphs contain the quantised operators explicitly. ONNX Runtime's own QDQ fusion would create E4M3
+        // operators that it has no kernels for, and weight-only products that were not requested.
         .with_config_entry("session.disable_quant_qdq", "1")?
-        // A pattern plans one more block of the size of all activations, beside those of the first run.
+        // A memory pattern allocates one more block of the size of all activations, in addition to those of the first run.
         .with_memory_pattern(false)?;
     Ok(builder)
 }
 
-/// What the open session says of one input or output.
-fn spec(graph: &str, outlet: &Outlet) -> Result<TensorSpec, GraphError> {
+/// Converts the description of a session's input or output.
+fn tensor_spec(graph: &str, outlet: &Outlet) -> Result<TensorSpec, GraphError> {
     let unsupported = || GraphError::UnsupportedTensor {
         graph: graph.into(),
         tensor: outlet.name().into(),
@@ -153,15 +201,23 @@ fn spec(graph: &str, outlet: &Outlet) -> Result<TensorSpec, GraphError> {
 impl Engine {
     fn new(graph: String, session: Session, contract: &Signature) -> Result<Self, Error> {
         let signature = Signature {
-            inputs: session.inputs().iter().map(|outlet| spec(&graph, outlet)).collect::<Result<_, _>>()?,
-            outputs: session.outputs().iter().map(|outlet| spec(&graph, outlet)).collect::<Result<_, _>>()?,
+            inputs: session
+                .inputs()
+                .iter()
+                .map(|outlet| tensor_spec(&graph, outlet))
+                .collect::<Result<_, _>>()?,
+            outputs: session
+                .outputs()
+                .iter()
+                .map(|outlet| tensor_spec(&graph, outlet))
+                .collect::<Result<_, _>>()?,
         };
         contract.check(&graph, &signature)?;
         tracing::debug!(graph, "graph is open");
         Ok(Self { graph, signature, session })
     }
 
-    /// The graph's inputs and outputs, as it was opened.
+    /// The graph's inputs and outputs.
     pub fn signature(&self) -> &Signature {
         &self.signature
     }
@@ -169,12 +225,12 @@ impl Engine {
     /// Runs the graph on named inputs, in any order.
     ///
     /// # Errors
-    /// An input is missing, unknown or of another number format or shape (found before anything runs), an operator
-    /// fails, memory is short, or `cancel` was requested, also when that was during the last operator.
+    /// An input is missing, unknown or has another number format or shape (checked before anything runs), an operator fails,
+    /// memory is short, or `cancel` was requested before the run ended.
     pub fn run(&mut self, inputs: &[(&str, &Value)], cancel: &Cancel) -> Result<Outputs, Error> {
         inputs::check(&self.graph, &self.signature, inputs)?;
         let cancelled = || Error::Cancelled { graph: self.graph.clone() };
-        let failed = |error: ort::Error| ort_error::at_run(&self.graph, &error);
+        let failed = |error: ort::Error| ort_error::run_error(&self.graph, &error);
 
         let run = Arc::new(Run(RunOptions::new().map_err(failed)?));
         let feeds = inputs
@@ -200,18 +256,18 @@ impl Engine {
     }
 }
 
-/// A run in flight; terminating its options stops it before its next node.
+/// A run in progress. Terminating its options stops it before its next node.
 struct Run(RunOptions);
 
 impl Interrupt for Run {
     fn interrupt(&self) {
         if let Err(error) = self.0.terminate() {
-            tracing::warn!(%error, "a run could not be asked to stop");
+            tracing::warn!(%error, "a run could not be cancelled");
         }
     }
 }
 
-/// What a run gave, by name.
+/// The outputs of a run, by name.
 #[derive(Debug)]
 pub struct Outputs {
     graph: String,
@@ -219,10 +275,10 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Takes the output `name` out.
+    /// Removes and returns the output `name`.
     ///
     /// # Errors
-    /// There is none of that name, or it was taken already.
+    /// The graph has no such output, or it was already taken.
     pub fn take(&mut self, name: &str) -> Result<Value, TensorError> {
         match self.values.iter().position(|(known, _)| known == name) {
             Some(index) => Ok(self.values.remove(index).1),
@@ -235,7 +291,7 @@ impl Outputs {
     }
 }
 
-/// The outputs that were not taken, in the order of the graph.
+/// Iterates over the outputs that were not taken, in the order of the graph.
 impl IntoIterator for Outputs {
     type Item = (String, Value);
     type IntoIter = std::vec::IntoIter<(String, Value)>;
@@ -254,7 +310,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_run_that_would_never_end_is_stopped_from_another_thread() {
+    fn an_endless_run_is_cancelled_from_another_thread() {
         let tensor = |name: &str, element, shape: &[usize]| TensorSpec {
             name: name.into(),
             element,
@@ -271,18 +327,18 @@ mod tests {
 
         let cancel = Cancel::new();
         let (sender, receiver) = mpsc::channel();
-        let of_run = cancel.clone();
+        let run_cancel = cancel.clone();
         std::thread::spawn(move || {
             let rounds = Value::from_i64(arr0(i64::MAX));
             let x = Value::from_f32(Array2::<f32>::eye(64));
-            let result = engine.run(&[("rounds", &rounds), ("x", &x)], &of_run);
+            let result = engine.run(&[("rounds", &rounds), ("x", &x)], &run_cancel);
             sender.send(result.map(drop)).unwrap();
         });
         while cancel.runs_in_flight() == 0 {
             std::thread::yield_now();
         }
         cancel.cancel();
-        let result = receiver.recv_timeout(Duration::from_secs(60)).expect("the run went on");
+        let result = receiver.recv_timeout(Duration::from_secs(60)).expect("the run was not stopped");
         assert!(matches!(result, Err(Error::Cancelled { .. })), "{result:?}");
         assert_eq!(cancel.runs_in_flight(), 0);
     }

@@ -1,4 +1,4 @@
-//! Holds the inputs of a run against the signature of its graph, before ONNX Runtime sees them.
+//! Checks the inputs of a run against the signature of its graph, before they are passed to ONNX Runtime.
 
 use crate::{TensorError, Value};
 use bundle::signature::{Extent, Signature, TensorSpec};
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn every_departure_is_named() {
+    fn every_mismatch_is_named_in_the_message() {
         let ids = &Value::from_i64(Array2::zeros((1, 7)));
         let cos = &Value::from_f32(Array2::zeros((3, 6)));
         assert!(check("step.onnx", &signature(), &[("cos", cos), ("ids", ids)]).is_ok());
@@ -84,9 +84,9 @@ mod tests {
         insta::assert_snapshot!(message(&[("ids", ids)]), @"the graph step.onnx lacks an input: it takes cos f32 [L,6], and was given ids (give the graph exactly the inputs of its signature)");
         insta::assert_snapshot!(message(&[("ids", ids), ("cos", cos), ("sin", cos)]), @"the graph step.onnx has no input `sin`: it has ids, cos (give the graph exactly the inputs of its signature)");
         insta::assert_snapshot!(message(&[("ids", ids), ("cos", cos), ("ids", ids)]), @"the graph step.onnx was given `ids` twice: an input takes one tensor (give the graph exactly the inputs of its signature)");
-        insta::assert_snapshot!(message(&[("ids", cos), ("cos", cos)]), @"the graph step.onnx was given an input that does not fit: it takes ids i64 [1,L], and was given f32 [3, 6] (give the graph exactly the inputs of its signature)");
+        insta::assert_snapshot!(message(&[("ids", cos), ("cos", cos)]), @"the graph step.onnx was given an input of the wrong type or shape: it takes ids i64 [1,L], and was given f32 [3, 6] (give the graph exactly the inputs of its signature)");
         let wide = &Value::from_f32(Array2::zeros((3, 7)));
-        insta::assert_snapshot!(message(&[("ids", ids), ("cos", wide)]), @"the graph step.onnx was given an input that does not fit: it takes cos f32 [L,6], and was given f32 [3, 7] (give the graph exactly the inputs of its signature)");
+        insta::assert_snapshot!(message(&[("ids", ids), ("cos", wide)]), @"the graph step.onnx was given an input of the wrong type or shape: it takes cos f32 [L,6], and was given f32 [3, 7] (give the graph exactly the inputs of its signature)");
         let flat = &Value::from_f32(Array1::zeros(6));
         assert!(message(&[("ids", ids), ("cos", flat)]).contains("f32 [6]"));
     }

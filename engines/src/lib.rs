@@ -1,11 +1,12 @@
-//! Opens graphs through ONNX Runtime and runs them; plans what may be in memory at once.
+//! Opens and runs graphs with ONNX Runtime, and plans which of them may be in memory together.
 //!
-//! The only crate that names `ort`. [`OnnxRuntime::load`] finds the library (see `library.rs` for where it looks),
-//! [`OnnxRuntime::open`] opens a graph as an [`Engine`] and holds it to its contract, [`Engine::run`] takes and gives
-//! [`Value`]s: opaque tensors, so that an output becomes the next input without a copy. A [`Cancel`] stops a run.
+//! This is the only crate that depends on `ort`. [`OnnxRuntime::load`] finds and loads the library.
+//! [`OnnxRuntime::open`] opens a graph as an [`Engine`] and checks it against a [`Signature`](bundle::signature::Signature).
+//! [`Engine::run`] takes and returns [`Value`]s. They are opaque tensors, so an output becomes an input without a copy. A
+//! [`Cancel`] stops a run.
 //!
-//! [`residency`] is a pure planner over predicted bytes, [`memory`] asks the system, [`doctor`] says what this machine
-//! can run.
+//! [`residency`] is a pure planner over predicted bytes, [`memory`] reads the memory of the system, [`doctor`] reports what
+//! this machine supports.
 
 mod cpu;
 pub mod doctor;

@@ -1,9 +1,9 @@
-//! Finds the ONNX Runtime library.
+//! Finds and loads the ONNX Runtime library.
 //!
-//! In order: the path that the user gave, the path in `ORT_DYLIB_PATH`, the folders beside the running program (a
-//! package puts the library beside the program or into `lib`; `make setup` puts it into `target/onnxruntime`, one or
-//! two levels above the programs that cargo builds), and last the system's loader. A path that was given and does not
-//! exist is an error: nothing else is tried in its place.
+//! Search order: the path from the user, the path in `ORT_DYLIB_PATH`, folders next to the running program (a package
+//! installs the library next to the program or into `lib`; `make setup` puts it into `target/onnxruntime`, one or two
+//! levels above the programs that cargo builds), the system's loader. A given path that does not exist is an error; the
+//! search does not continue.
 
 use crate::LibraryError;
 use ort::environment::EnvironmentBuilder;
@@ -14,22 +14,22 @@ use std::path::{Path, PathBuf};
 /// The first version with the API level that `ort` is built for.
 pub(crate) const OLDEST_VERSION: &str = "1.24";
 
-/// The environment variable that names the library.
+/// The environment variable with the path of the library.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// What the library is called, before its version.
+/// File name of the library, without its version.
 const NAME: &str = "libonnxruntime.so";
 
-/// What the system's loader is asked for; the second is the library's own name for itself.
+/// Names for the system's loader; the second is the library's soname.
 const SYSTEM_NAMES: [&str; 2] = [NAME, "libonnxruntime.so.1"];
 
-/// Folders, from that of the program, in which the library may lie.
+/// Searched folders, relative to the folder of the program.
 const FOLDERS: [&str; 5] = [".", "lib", "../lib", "../onnxruntime", "../../onnxruntime"];
 
-/// Who named the path of the library.
+/// The source of an explicit library path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// The user, by a flag.
+    /// A flag of the command line.
     Flag,
     /// The environment variable `ORT_DYLIB_PATH`.
     Variable,
@@ -44,41 +44,41 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// Everything that decides where the library is looked for.
+/// The locations to search.
 #[derive(Debug, Default)]
-pub(crate) struct Places {
-    /// Given by a flag: the library or its folder.
+pub(crate) struct SearchPaths {
+    /// From a flag: the library or its folder.
     pub flag: Option<PathBuf>,
-    /// Given by `ORT_DYLIB_PATH`: the library or its folder.
+    /// From `ORT_DYLIB_PATH`: the library or its folder.
     pub variable: Option<PathBuf>,
     /// The folder of the running program.
     pub program: Option<PathBuf>,
 }
 
-impl Places {
-    /// The places of this process.
-    pub(crate) fn loaded_library(flag: Option<&Path>) -> Self {
+impl SearchPaths {
+    /// The search paths of this process.
+    pub(crate) fn of_process(flag: Option<&Path>) -> Self {
         let program = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
         let variable = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         Self { flag: flag.map(Path::to_owned), variable, program }
     }
 }
 
-/// Where the library is.
+/// The result of the search.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Located {
-    /// In this file.
+    /// The library is this file.
     File(PathBuf),
-    /// In none of these files; the system's loader may still know it.
-    Nowhere { tried: Vec<PathBuf> },
+    /// The library is none of these files; the system's loader may still find it.
+    NotFound { tried: Vec<PathBuf> },
 }
 
-/// Looks through the places in order.
+/// Searches the paths in order.
 ///
 /// # Errors
-/// A path that was given does not lead to a library.
-pub(crate) fn locate(places: &Places) -> Result<Located, LibraryError> {
-    let given = [(Origin::Flag, &places.flag), (Origin::Variable, &places.variable)];
+/// A given path is not a library or a folder with one.
+pub(crate) fn locate(paths: &SearchPaths) -> Result<Located, LibraryError> {
+    let given = [(Origin::Flag, &paths.flag), (Origin::Variable, &paths.variable)];
     for (origin, path) in given {
         if let Some(path) = path {
             let found = if path.is_dir() { library_in(path) } else { path.is_file().then(|| path.clone()) };
@@ -89,16 +89,16 @@ pub(crate) fn locate(places: &Places) -> Result<Located, LibraryError> {
         }
     }
     let mut tried = Vec::new();
-    for folder in places.program.iter().flat_map(|program| FOLDERS.map(|folder| joined(program, folder))) {
+    for folder in paths.program.iter().flat_map(|program| FOLDERS.map(|folder| joined(program, folder))) {
         match library_in(&folder) {
             Some(file) => return Ok(Located::File(file)),
             None => tried.push(folder.join(NAME)),
         }
     }
-    Ok(Located::Nowhere { tried })
+    Ok(Located::NotFound { tried })
 }
 
-/// `folder` from `program`, with the leading `..` resolved so that a person can read it.
+/// Joins `folder` to `program` and resolves leading `..`, for readable messages.
 fn joined(program: &Path, folder: &str) -> PathBuf {
     let mut path = program.to_owned();
     for part in folder.split('/').filter(|part| *part != ".") {
@@ -111,7 +111,7 @@ fn joined(program: &Path, folder: &str) -> PathBuf {
     path
 }
 
-/// The library in a folder: under its plain name, else the newest version.
+/// Returns the library in a folder: the file without a version, otherwise the newest version.
 fn library_in(folder: &Path) -> Option<PathBuf> {
     let plain = folder.join(NAME);
     if plain.is_file() {
@@ -129,21 +129,21 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
         .map(|(_, name)| folder.join(name))
 }
 
-/// Loads the library into the process; gives also the name by which the loader knows it.
+/// Loads the library into the process. Also returns its name for the loader.
 ///
 /// # Errors
-/// It cannot be loaded, is not ONNX Runtime, or is too old.
+/// The library cannot be loaded, is not ONNX Runtime, or is too old.
 pub(crate) fn load(located: Located) -> Result<(EnvironmentBuilder, PathBuf), LibraryError> {
     match located {
         Located::File(path) => match ort::init_from(&path) {
             Ok(builder) => Ok((builder, path)),
             Err(error) => Err(unusable(error)),
         },
-        Located::Nowhere { mut tried } => {
+        Located::NotFound { mut tried } => {
             for name in SYSTEM_NAMES {
                 match ort::init_from(name) {
                     Ok(builder) => return Ok((builder, name.into())),
-                    Err(error) if is_unknown_to_loader(name, &error) => tried.push(name.into()),
+                    Err(error) if is_not_found_by_loader(name, &error) => tried.push(name.into()),
                     Err(error) => return Err(unusable(error)),
                 }
             }
@@ -152,8 +152,8 @@ pub(crate) fn load(located: Located) -> Result<(EnvironmentBuilder, PathBuf), Li
     }
 }
 
-/// Whether the loader found no file of that name, as against a library that it found and could not load.
-fn is_unknown_to_loader(name: &str, error: &ort::LoadDynamicError) -> bool {
+/// Returns true if the loader found no file of that name, false if it found a library and could not load it.
+fn is_not_found_by_loader(name: &str, error: &ort::LoadDynamicError) -> bool {
     match error {
         ort::LoadDynamicError::Dlopen { error, .. } => {
             let text =
@@ -174,13 +174,13 @@ fn unusable(error: ort::LoadDynamicError) -> LibraryError {
             LibraryError::TooOld { path, found: version_str }
         }
         ort::LoadDynamicError::InvalidVersionString => {
-            LibraryError::DoesNotStart { why: "the library gives its version in no readable form".into() }
+            LibraryError::DoesNotStart { why: "the version of the library is unreadable".into() }
         }
     }
 }
 
-/// Path and version of the library that is loaded, as the loader and the library give them.
-#[expect(unsafe_code, reason = "the version stands only in the library's own table of functions")]
+/// Returns the path and version of the loaded library.
+#[expect(unsafe_code, reason = "the version is only in the library's function table")]
 pub(crate) fn identify(file: &Path) -> Option<(PathBuf, String)> {
     let file = CString::new(file.as_os_str().as_bytes()).ok()?;
     // SAFETY: `file` and the symbol name are NUL-terminated. RTLD_NOLOAD only looks up what is loaded already.
@@ -194,7 +194,7 @@ pub(crate) fn identify(file: &Path) -> Option<(PathBuf, String)> {
     if symbol.is_null() {
         return None;
     }
-    // SAFETY: `symbol` lies in a loaded library, and Dl_info is plain data that dladdr fills when it returns non-zero;
+    // SAFETY: `symbol` is in a loaded library, and Dl_info is plain data that dladdr fills when it returns non-zero;
     // its file name lives as long as the library, which is never unloaded.
     let path = unsafe {
         let mut info: libc::Dl_info = std::mem::zeroed();
@@ -236,16 +236,16 @@ mod tests {
         for folder in ["flag", "variable", "target/onnxruntime"] {
             touch(&file(folder));
         }
-        let mut places = Places {
+        let mut paths = SearchPaths {
             flag: Some(file("flag")),
             variable: Some(root.path().join("variable")),
             program: Some(program),
         };
-        assert_eq!(locate(&places).unwrap(), Located::File(file("flag")));
-        places.flag = None;
-        assert_eq!(locate(&places).unwrap(), Located::File(file("variable")));
-        places.variable = None;
-        assert_eq!(locate(&places).unwrap(), Located::File(file("target/onnxruntime")));
+        assert_eq!(locate(&paths).unwrap(), Located::File(file("flag")));
+        paths.flag = None;
+        assert_eq!(locate(&paths).unwrap(), Located::File(file("variable")));
+        paths.variable = None;
+        assert_eq!(locate(&paths).unwrap(), Located::File(file("target/onnxruntime")));
     }
 
     #[test]
@@ -254,13 +254,13 @@ mod tests {
         let file = root.path().join("target/onnxruntime/libonnxruntime.so.1.31.1");
         touch(&file);
         for program in ["target/release", "target/debug", "target/debug/deps", "target/debug/examples"] {
-            let places = Places { program: Some(root.path().join(program)), ..Places::default() };
-            assert_eq!(locate(&places).unwrap(), Located::File(file.clone()), "{program}");
+            let paths = SearchPaths { program: Some(root.path().join(program)), ..SearchPaths::default() };
+            assert_eq!(locate(&paths).unwrap(), Located::File(file.clone()), "{program}");
         }
     }
 
     #[test]
-    fn the_newest_version_is_taken_and_other_files_are_not() {
+    fn the_newest_version_is_found_and_other_files_are_ignored() {
         let root = tempfile::tempdir().unwrap();
         for name in ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.31.1", "libonnxruntime.so.1.31.1.part"] {
             touch(&root.path().join(name));
@@ -269,25 +269,25 @@ mod tests {
     }
 
     #[test]
-    fn a_given_path_that_is_absent_is_an_error_even_when_another_place_has_the_library() {
+    fn a_missing_explicit_path_is_an_error_even_if_another_path_has_the_library() {
         let root = tempfile::tempdir().unwrap();
         touch(&root.path().join("variable").join(NAME));
-        let places = Places {
+        let paths = SearchPaths {
             flag: Some("/nowhere/libonnxruntime.so".into()),
             variable: Some(root.path().join("variable")),
             program: None,
         };
-        let error = locate(&places).unwrap_err();
+        let error = locate(&paths).unwrap_err();
         assert_eq!(error.report().class, ErrorClass::MissingOnMachine);
-        insta::assert_snapshot!(error, @"ONNX Runtime is not at /nowhere/libonnxruntime.so: --onnxruntime names that path, and there is no libonnxruntime.so (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+        insta::assert_snapshot!(error, @"ONNX Runtime is not at /nowhere/libonnxruntime.so: --onnxruntime names that path, and it has no libonnxruntime.so (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
     }
 
     #[test]
-    fn every_place_is_in_the_message() {
+    fn every_searched_path_is_in_the_message() {
         let root = tempfile::tempdir().unwrap();
         let program = root.path().join("opt/rushes/bin");
-        let places = Places { program: Some(program), ..Places::default() };
-        let Located::Nowhere { tried } = locate(&places).unwrap() else { panic!("found in an empty folder") };
+        let paths = SearchPaths { program: Some(program), ..SearchPaths::default() };
+        let Located::NotFound { tried } = locate(&paths).unwrap() else { panic!("found in an empty folder") };
         let text = LibraryError::NotFound { tried }.to_string();
         insta::assert_snapshot!(text.replace(&root.path().display().to_string(), ""), @"ONNX Runtime was not found: looked for /opt/rushes/bin/libonnxruntime.so, /opt/rushes/bin/lib/libonnxruntime.so, /opt/rushes/lib/libonnxruntime.so, /opt/rushes/onnxruntime/libonnxruntime.so, /opt/onnxruntime/libonnxruntime.so (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
     }

@@ -1,35 +1,36 @@
-//! How much memory there is, and giving back what was freed.
+//! Memory of the machine and of this process.
 //!
-//! Everything is read from the kernel's text files; where they are absent the answer is `None`.
+//! Everything is read from the kernel's text files. If they are missing, the result is `None`.
 
 use bundle::units::ByteCount;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Memory of the machine, or of the control group that this process is held in.
+/// Memory of the machine, or of the control group of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// All of it.
+    /// Total memory.
     pub total: ByteCount,
-    /// What can be used without pushing others out.
+    /// Memory that can be used without swapping.
     pub available: ByteCount,
 }
 
-/// The memory that this process may use: the machine's, or less where a control group (as of a container) limits it.
+/// Returns the memory that this process may use: the machine's, or less if a control group (for example a container's)
+/// limits it.
 pub fn memory() -> Option<Memory> {
     let machine = detect(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Some(limited(machine, &limits(&groups, Path::new("/sys/fs/cgroup"))))
 }
 
-/// Anonymous memory of this process that lies in RAM: what it allocated, without mapped files.
+/// Returns the resident anonymous memory of this process: its allocations without mapped files.
 pub fn resident_anonymous() -> Option<ByteCount> {
     field(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
 }
 
-/// Returns memory that was freed and that the allocator keeps for later to the system.
+/// Returns freed memory that the allocator still holds to the system.
 ///
-/// Worth its few milliseconds after something large was closed. Does nothing with other C libraries than glibc.
+/// Takes a few milliseconds. Call it after closing something large. Only glibc supports it.
 pub fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "a call into the C library")]
@@ -39,7 +40,7 @@ pub fn return_freed_memory() {
     }
 }
 
-/// The smallest of what the machine and its control groups give.
+/// The minimum over the machine and its control groups.
 fn limited(machine: Memory, limits: &[Memory]) -> Memory {
     limits.iter().fold(machine, |least, limit| Memory {
         total: least.total.min(limit.total),
@@ -52,18 +53,18 @@ fn detect(meminfo: &str) -> Option<Memory> {
     Some(Memory { total: field(meminfo, "MemTotal:")?, available: field(meminfo, "MemAvailable:")? })
 }
 
-/// A line like `MemTotal:   24684284 kB`.
+/// Parses a line like `MemTotal:   24684284 kB`.
 fn field(text: &str, name: &str) -> Option<ByteCount> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?.trim();
     let kibibytes: u64 = value.strip_suffix("kB")?.trim().parse().ok()?;
     Some(ByteCount(kibibytes * 1024))
 }
 
-/// File names of one version of control groups.
+/// File names of a control group version.
 struct Names {
     limit: &'static str,
     usage: &'static str,
-    /// Prefix of the counters of cached file pages, which the kernel drops when the group needs room.
+    /// Prefix of the counters of cached file pages, which the kernel drops when the group runs out of memory.
     counters: &'static str,
 }
 
@@ -71,7 +72,7 @@ const V2: Names = Names { limit: "memory.max", usage: "memory.current", counters
 const V1: Names =
     Names { limit: "memory.limit_in_bytes", usage: "memory.usage_in_bytes", counters: "total_" };
 
-/// The limits of every group that `/proc/self/cgroup` lists and of the groups around them.
+/// The limits of every group in `/proc/self/cgroup` and of its parent groups.
 fn limits(groups: &str, root: &Path) -> Vec<Memory> {
     groups
         .lines()
@@ -96,7 +97,7 @@ fn limits(groups: &str, root: &Path) -> Vec<Memory> {
 
 fn limit(folder: &Path, names: &Names) -> Option<Memory> {
     let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
-    // Without a limit it is the word `max`, or a number beyond any memory.
+    // Without a limit it is `max`, or a number larger than any memory.
     let total: u64 = read(names.limit)?.trim().parse().ok()?;
     let used: u64 = read(names.usage)?.trim().parse().ok()?;
     let counters = read("memory.stat").unwrap_or_default();
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_is_read_in_kibibytes() {
+    fn meminfo_is_in_kibibytes() {
         let text = "MemTotal:       24684284 kB\nMemFree:        1 kB\nMemAvailable:   22650880 kB\n";
         let memory = detect(text).unwrap();
         assert_eq!(memory.total, ByteCount(24_684_284 * 1024));
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_around_this_one_limits_too_and_cached_files_count_as_free() {
+    fn parent_groups_limit_memory_and_cached_files_count_as_free() {
         let root = tempfile::tempdir().unwrap();
         write(
             &root.path().join("pods"),
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_layout_of_control_groups_is_read() {
+    fn version_1_control_groups_are_read() {
         let root = tempfile::tempdir().unwrap();
         write(
             &root.path().join("memory/box"),
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_the_machine_counts() {
+    fn without_a_limit_the_memory_of_the_machine_is_returned() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(limited(MACHINE, &limits("0::/\n", root.path())), MACHINE);
         write(

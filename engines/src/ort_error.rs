@@ -1,27 +1,27 @@
-//! ONNX Runtime's errors in our words.
+//! Converts ONNX Runtime's errors.
 //!
-//! The library tells most of its failures apart by their text alone, so the text is read: what is not recognised is
-//! passed on, without the places in its source code.
+//! Most failures of the library differ only in their text, so the text is matched. Unrecognised messages are passed on
+//! without their source locations.
 
 use crate::{Error, GraphError};
 use bundle::units::ByteCount;
 use ort::ErrorCode;
 use std::path::Path;
 
-/// Why the graph at `path` could not be opened.
-pub(crate) fn at_open(path: &Path, error: &ort::Error) -> Error {
+/// The error for a graph at `path` that could not be opened.
+pub(crate) fn open_error(path: &Path, error: &ort::Error) -> Error {
     explain_open(path, error.code(), error.message())
 }
 
-/// Why a run of `graph` failed.
-pub(crate) fn at_run(graph: &str, error: &ort::Error) -> Error {
+/// The error for a failed run of `graph`.
+pub(crate) fn run_error(graph: &str, error: &ort::Error) -> Error {
     explain_run(graph, error.message())
 }
 
 fn explain_open(path: &Path, code: ErrorCode, message: &str) -> Error {
     let path = path.to_owned();
-    let why = plain(message);
-    if is_memory_short(message) {
+    let why = without_source_locations(message);
+    if is_out_of_memory(message) {
         Error::OutOfMemory { graph: path.display().to_string(), requested: requested_bytes(message) }
     } else if message.contains("External data") || message.contains("External initializer") {
         GraphError::WeightsUnusable { path, why }.into()
@@ -33,14 +33,14 @@ fn explain_open(path: &Path, code: ErrorCode, message: &str) -> Error {
 }
 
 fn explain_run(graph: &str, message: &str) -> Error {
-    if is_memory_short(message) {
+    if is_out_of_memory(message) {
         Error::OutOfMemory { graph: graph.into(), requested: requested_bytes(message) }
     } else {
-        Error::RunFailed { graph: graph.into(), why: plain(message) }
+        Error::RunFailed { graph: graph.into(), why: without_source_locations(message) }
     }
 }
 
-fn is_memory_short(message: &str) -> bool {
+fn is_out_of_memory(message: &str) -> bool {
     ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|text| message.contains(text))
 }
 
@@ -50,8 +50,8 @@ fn requested_bytes(message: &str) -> Option<ByteCount> {
     digits.parse().ok().map(ByteCount)
 }
 
-/// A message without the places in the library's source code, and with the operator that it is about.
-fn plain(message: &str) -> String {
+/// Returns a message without locations in the library's source code, prefixed with the failing operator.
+fn without_source_locations(message: &str) -> String {
     let sentence = last_sentence(message.trim()).trim_end_matches('.');
     match failing_operator(message) {
         Some(operator) => format!("{operator}: {sentence}"),
@@ -59,7 +59,7 @@ fn plain(message: &str) -> String {
     }
 }
 
-/// The operator in `... while running Reshape node. Name:'name' Status Message: ...`.
+/// Returns the operator in `... while running Reshape node. Name:'name' Status Message: ...`.
 fn failing_operator(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("while running ")?;
     let (kind, rest) = rest.split_once(" node. Name:'")?;
@@ -67,10 +67,11 @@ fn failing_operator(message: &str) -> Option<String> {
     Some(if name.is_empty() { kind.to_owned() } else { format!("{kind} `{name}`") })
 }
 
-/// The sentence at the end of a message like `Load failed:/src/model.cc:256 onnx::Model::Model(int) Text`.
+/// Returns the sentence at the end of a message like `Load failed:/src/model.cc:256 onnx::Model::Model(int) Text`.
 fn last_sentence(message: &str) -> &str {
-    let place = [".cc:", ".h:"].iter().filter_map(|ending| message.rsplit_once(ending)).map(|(_, rest)| rest);
-    let Some(located) = place.min_by_key(|rest| rest.len()) else {
+    let locations =
+        [".cc:", ".h:"].iter().filter_map(|ending| message.rsplit_once(ending)).map(|(_, rest)| rest);
+    let Some(located) = locations.min_by_key(|rest| rest.len()) else {
         let after_path =
             message.strip_prefix("Load model from ").and_then(|text| text.split_once(" failed:"));
         return after_path.map_or(message, |(_, sentence)| sentence);
@@ -96,13 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_file_is_called_damaged() {
+    fn a_truncated_file_is_reported_as_damaged() {
         let message = "Load model from experts/high/cpu-f32.onnx failed:Protobuf parsing failed.";
         insta::assert_snapshot!(opened(ErrorCode::InvalidProtobuf, message), @"the graph experts/high/cpu-f32.onnx is damaged: Protobuf parsing failed (export the checkpoint again with this version of rushes)");
     }
 
     #[test]
-    fn weights_that_are_absent_short_or_outside_are_told_apart_from_the_graph() {
+    fn missing_short_or_outside_weights_are_distinguished_from_the_graph() {
         let fail = ErrorCode::GenericFailure;
         insta::assert_snapshot!(opened(fail, "External data path validation failed for initializer: weight. Error: tensorprotoutils.cc:461 ValidateExternalDataPathFromDir External data path does not exist: \"/b/w.safetensors\""), @r#"the weights of the graph experts/high/cpu-f32.onnx cannot be used: External data path does not exist: "/b/w.safetensors" (copy the bundle whole, weights included, or export the checkpoint again)"#);
         insta::assert_snapshot!(opened(fail, "Exception during initialization: /src/onnxruntime/core/optimizer/initializer.cc:51 onnxruntime::Initializer::Initializer(const onnx::TensorProto&) [ONNXRuntimeError] : 1 : FAIL : tensorprotoutils.cc:1876 GetExtDataFromTensorProto External initializer: weight offset: 8 size to read: 24 given file_length: 12 are out of bounds or can not be read in full.\n"), @"the weights of the graph experts/high/cpu-f32.onnx cannot be used: External initializer: weight offset: 8 size to read: 24 given file_length: 12 are out of bounds or can not be read in full (copy the bundle whole, weights included, or export the checkpoint again)");
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_that_the_library_cannot_run_keeps_the_reason() {
+    fn an_unsupported_graph_is_reported_with_the_reason() {
         let missing = "Could not find an implementation for Add(14) node with name ''";
         insta::assert_snapshot!(opened(ErrorCode::NotImplemented, missing), @"ONNX Runtime cannot run the graph experts/high/cpu-f32.onnx: Could not find an implementation for Add(14) node with name '' (export the checkpoint again with this version of rushes)");
         let too_new = "Load model from g.onnx failed:/src/onnxruntime/core/graph/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const onnxruntime::logging::Logger&) Unsupported model IR version: 20, max supported IR version: 13";
@@ -118,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_memory_says_how_much_was_asked_for() {
+    fn an_out_of_memory_error_has_the_requested_size() {
         let message = "Non-zero status code returned while running ConstantOfShape node. Name:'' Status Message: /src/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of size 4503599627370496\n";
-        insta::assert_snapshot!(explain_run("decoder/next", message), @"the graph decoder/next ran out of memory: 4503599.6 GB could not be had (use a smaller --size, fewer --frames or --residency one, or end other programs)");
+        insta::assert_snapshot!(explain_run("decoder/next", message), @"the graph decoder/next ran out of memory: 4503599.6 GB could not be allocated (use a smaller --size, fewer --frames or --residency one, or end other programs)");
         insta::assert_snapshot!(explain_run("decoder/next", "std::bad_alloc"), @"the graph decoder/next ran out of memory: an allocation failed (use a smaller --size, fewer --frames or --residency one, or end other programs)");
     }
 
     #[test]
-    fn a_failing_operator_is_named_without_source_places() {
+    fn a_failing_operator_is_named_without_source_locations() {
         let message = "Non-zero status code returned while running Reshape node. Name:'r' Status Message: /src/reshape_helper.cc:45 onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) input_shape_size == size was false.";
         insta::assert_snapshot!(explain_run("step", message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (export the checkpoint again with this version of rushes, and report it if that does not help)");
     }

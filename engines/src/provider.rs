@@ -1,21 +1,21 @@
-//! Which execution provider computes a graph.
+//! Execution providers.
 
 use crate::Error;
 use bundle::variant::Target;
 use std::fmt;
 use std::str::FromStr;
 
-/// What computes: the value of `--ep`.
+/// An execution provider: the value of `--ep`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Provider {
-    /// The best that this machine and the bundle have.
+    /// The best provider for this machine and bundle.
     #[default]
     Auto,
-    /// The CPU.
+    /// CPU.
     Cpu,
-    /// An NVIDIA GPU through CUDA.
+    /// NVIDIA GPUs with CUDA.
     Cuda,
-    /// An NVIDIA GPU through TensorRT.
+    /// NVIDIA GPUs with TensorRT.
     TensorRt,
 }
 
@@ -32,10 +32,10 @@ impl Provider {
         }
     }
 
-    /// The target whose graphs this provider runs.
+    /// Returns the target whose graphs this provider runs.
     ///
     /// # Errors
-    /// No graphs are exported for this provider. It is refused: falling back to the CPU would hide it.
+    /// This version cannot run graphs on the provider. There is no silent fallback to the CPU.
     pub fn target(self) -> Result<Target, Error> {
         match self {
             Self::Auto | Self::Cpu => Ok(Target::Cpu),
@@ -58,7 +58,7 @@ impl FromStr for Provider {
             bundle::Error::value(
                 "--ep",
                 format!("`{text}`"),
-                "it is no execution provider",
+                "unknown execution provider",
                 "use auto, cpu, cuda or tensorrt",
             )
         })
@@ -71,20 +71,20 @@ mod tests {
     use bundle::{Diagnose, ErrorClass};
 
     #[test]
-    fn names_read_back_and_others_are_refused() {
+    fn names_are_parsed_and_unknown_ones_are_refused() {
         for provider in Provider::ALL {
             assert_eq!(provider.to_string().parse::<Provider>().unwrap(), provider);
         }
-        insta::assert_snapshot!("gpu".parse::<Provider>().unwrap_err(), @"--ep cannot be `gpu`: it is no execution provider (use auto, cpu, cuda or tensorrt)");
+        insta::assert_snapshot!("gpu".parse::<Provider>().unwrap_err(), @"--ep cannot be `gpu`: unknown execution provider (use auto, cpu, cuda or tensorrt)");
     }
 
     #[test]
-    fn a_provider_without_graphs_is_refused_rather_than_replaced() {
+    fn a_provider_without_graphs_is_refused_and_not_replaced() {
         assert_eq!(Provider::Auto.target().unwrap(), Target::Cpu);
         assert_eq!(Provider::Cpu.target().unwrap(), Target::Cpu);
         let error = Provider::TensorRt.target().unwrap_err();
         assert_eq!(error.report().class, ErrorClass::BadInput);
-        insta::assert_snapshot!(error, @"--ep tensorrt cannot be used: this version runs graphs on the CPU alone; those for CUDA it can only export (use --ep cpu, or leave it out)");
+        insta::assert_snapshot!(error, @"--ep tensorrt cannot be used: this version runs graphs on the CPU only; graphs for CUDA can only be exported (use --ep cpu, or leave it out)");
         assert!(Provider::Cuda.target().is_err());
     }
 }

@@ -1,17 +1,17 @@
-//! What may be open at once: a pure plan over predicted bytes.
+//! Plans which components are in memory together. Pure: works on predicted bytes.
 //!
-//! A clip uses its components one after the other: text encoder, the experts from the noisiest down, decoder. Either
-//! all of them stay open, so that the next clip finds them there, or each leaves before the next is opened.
+//! A clip uses its components sequentially: text encoder, experts from high to low noise, decoder. Either all of them stay
+//! open for the next clip, or each is closed before the next is opened.
 
 use crate::{Error, Remedy};
 use bundle::units::ByteCount;
 use std::fmt;
 use std::str::FromStr;
 
-/// What the user wants: the value of `--residency`.
+/// The value of `--residency`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Residency {
-    /// All resident when it fits, else one at a time.
+    /// All resident if they fit, otherwise one at a time.
     #[default]
     Auto,
     /// Every component stays open.
@@ -47,35 +47,35 @@ impl FromStr for Residency {
             bundle::Error::value(
                 "--residency",
                 format!("`{text}`"),
-                "components stay all, one at a time, or as memory allows",
+                "unknown residency",
                 "use auto, all or one",
             )
         })
     }
 }
 
-/// The memory that one component is predicted to take.
+/// The predicted memory of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footprint {
-    /// Name of the component, as in the bundle.
+    /// Name of the component in the bundle.
     pub component: String,
-    /// Bytes of its weights, held while it is open.
+    /// Size of its weights, held while it is open.
     pub weights: ByteCount,
     /// Peak of its activations, held while it runs.
     pub activations: ByteCount,
 }
 
-/// Which components are open together.
+/// The components that are open together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Every component, from its first use on.
+    /// All components, each from its first use.
     AllResident,
-    /// One: each is closed before the next is opened.
+    /// One component: each is closed before the next is opened.
     OneAtATime,
 }
 
 impl Mode {
-    /// The most memory that these components take at any moment.
+    /// Returns the peak memory of these components.
     pub fn peak(self, components: &[Footprint]) -> ByteCount {
         match self {
             Self::AllResident => {
@@ -92,19 +92,19 @@ impl Mode {
     }
 }
 
-/// What was decided.
+/// The result of [`plan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResidencyPlan {
-    /// Which components are open together.
+    /// The components that are open together.
     pub mode: Mode,
-    /// The predicted peak, never above the budget.
+    /// The predicted peak, at most the budget.
     pub peak: ByteCount,
 }
 
-/// Decides which components may be open together so that the peak stays within `budget`.
+/// Decides which components are open together so that the peak is within `budget`.
 ///
 /// # Errors
-/// [`Error::DoesNotFit`], with the largest parts and what would make it fit.
+/// [`Error::DoesNotFit`], with the largest parts and a remedy.
 pub fn plan(wanted: Residency, components: &[Footprint], budget: ByteCount) -> Result<ResidencyPlan, Error> {
     let modes: &[Mode] = match wanted {
         Residency::Auto => &[Mode::AllResident, Mode::OneAtATime],
@@ -116,7 +116,7 @@ pub fn plan(wanted: Residency, components: &[Footprint], budget: ByteCount) -> R
         (peak <= budget).then_some(ResidencyPlan { mode, peak })
     };
     modes.iter().copied().find_map(fits).ok_or_else(|| {
-        // The least demanding mode that was allowed.
+        // The allowed mode with the smallest peak.
         let mode = if wanted == Residency::All { Mode::AllResident } else { Mode::OneAtATime };
         Error::DoesNotFit {
             needed: mode.peak(components),
@@ -131,7 +131,7 @@ pub fn plan(wanted: Residency, components: &[Footprint], budget: ByteCount) -> R
     })
 }
 
-/// The three largest parts of the peak, largest first.
+/// The three largest parts of the peak, in descending order.
 fn largest_parts(mode: Mode, components: &[Footprint]) -> Vec<(String, ByteCount)> {
     let peak = |component: &&Footprint| component.weights + component.activations;
     let in_peak: Vec<&Footprint> = match mode {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_keeps_all_when_it_fits_and_else_one() {
+    fn auto_keeps_all_components_if_they_fit_and_otherwise_one() {
         let all = plan(Residency::Auto, &a14b(), ByteCount(147 * GB)).unwrap();
         assert_eq!(all, ResidencyPlan { mode: Mode::AllResident, peak: ByteCount(147 * GB) });
         let one = plan(Residency::Auto, &a14b(), ByteCount(147 * GB - 1)).unwrap();
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_names_the_setting_that_would() {
+    fn a_plan_that_does_not_fit_names_a_setting_that_would() {
         let error = plan(Residency::All, &a14b(), ByteCount(80 * GB)).unwrap_err();
         assert_eq!(error.report().class, ErrorClass::DoesNotFit);
         insta::assert_snapshot!(error, @"147.0 GB are needed and 80.0 GB may be used: the largest parts are the weights of experts/high 57.0 GB, the weights of experts/low 57.0 GB, the weights of text_encoder 22.0 GB (use --residency one, which needs 67.0 GB)");
@@ -191,18 +191,18 @@ mod tests {
             let activations = plan(wanted, &a14b(), ByteCount(60 * GB)).unwrap_err();
             let weights = plan(wanted, &a14b(), ByteCount(24 * GB)).unwrap_err();
             insta::allow_duplicates! {
-                insta::assert_snapshot!(activations, @"67.0 GB are needed and 60.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (use a smaller --size or fewer --frames, or allow more with --memory-budget)");
-                insta::assert_snapshot!(weights, @"67.0 GB are needed and 24.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (allow more with --memory-budget where there is more, or use a smaller model)");
+                insta::assert_snapshot!(activations, @"67.0 GB are needed and 60.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (use a smaller --size or fewer --frames, or raise --memory-budget)");
+                insta::assert_snapshot!(weights, @"67.0 GB are needed and 24.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (raise --memory-budget if the machine has more, or use a smaller model)");
             }
         }
     }
 
     #[test]
-    fn names_read_back_and_others_are_refused() {
+    fn names_are_parsed_and_unknown_ones_are_refused() {
         for residency in Residency::ALL {
             assert_eq!(residency.to_string().parse::<Residency>().unwrap(), residency);
         }
-        insta::assert_snapshot!("both".parse::<Residency>().unwrap_err(), @"--residency cannot be `both`: components stay all, one at a time, or as memory allows (use auto, all or one)");
+        insta::assert_snapshot!("both".parse::<Residency>().unwrap_err(), @"--residency cannot be `both`: unknown residency (use auto, all or one)");
     }
 
     prop_compose! {
@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// Peak of opening and running the components in order, byte by byte as an executor would.
+    /// Peak of opening and running the components in order, by simulation.
     fn simulated(mode: Mode, components: &[Footprint]) -> u64 {
         let (mut held, mut peak) = (0, 0);
         for component in components {
@@ -226,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_plan_is_over_budget_when_carried_out(
+        fn no_plan_exceeds_the_budget(
             components in prop::collection::vec(any_component(), 0..6),
             budget in 0..500 * GB,
             wanted in prop::sample::select(&Residency::ALL[..]),
@@ -253,7 +253,7 @@ mod tests {
         }
 
         #[test]
-        fn auto_fits_whenever_anything_does_and_prefers_all(
+        fn auto_fits_if_any_mode_fits_and_prefers_all(
             components in prop::collection::vec(any_component(), 0..6),
             budget in 0..500 * GB,
         ) {

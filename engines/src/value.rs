@@ -1,4 +1,4 @@
-//! Tensors as opaque handles.
+//! Opaque tensors.
 
 use crate::{GraphError, TensorError};
 use bundle::dtype::ElementType;
@@ -7,44 +7,43 @@ use ort::session::SessionInputValue;
 use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 use std::sync::Arc;
 
-/// A tensor on its way into or out of a graph. Cloning shares it.
+/// An input or output tensor of a graph. Clones share the elements.
 ///
-/// It is either made from an array, or the output of a run. An output is the next input without a copy and without
-/// ever becoming an array: caches and states stay where ONNX Runtime put them.
+/// A value is created from an array or is the output of a run. An output can be passed as an input without a copy: caches
+/// and states stay in ONNX Runtime's memory.
 ///
-/// An output lies in the memory pool of the engine that made it, so **the pool of a dropped engine is only returned to
-/// the system once the last of its outputs is dropped**. What must outlive its engine should be copied with
-/// [`to_f32`](Self::to_f32).
+/// An output is in the memory pool of its engine, so **the pool of a dropped engine is only returned to the system once
+/// its last output is dropped**. Copy outputs that must outlive the engine with [`to_f32`](Self::to_f32).
 #[derive(Clone)]
 pub struct Value {
-    held: Arc<Held>,
+    data: Arc<Data>,
 }
 
-enum Held {
+enum Data {
     F32(ArrayD<f32>),
     I64(ArrayD<i64>),
     Output {
         tensor: DynValue,
         element: ElementType,
         shape: Vec<usize>,
-        /// The input whose elements these are, where a graph names an input as an output: ONNX Runtime hands such
-        /// elements through without owning them, so they live as long as the input's own value.
-        _lender: Option<Value>,
+        /// The input that owns the elements, if a graph names an input as an output. ONNX Runtime passes such elements
+        /// through without owning them, so the input's value must be kept alive.
+        _owner: Option<Value>,
     },
 }
 
 impl Value {
-    /// A tensor of 32-bit floats; takes over the array, and copies it only if it is not in standard layout.
+    /// Creates a tensor of 32-bit floats. Takes ownership of the array and copies it only if it is not in standard layout.
     pub fn from_f32<D: Dimension>(array: Array<f32, D>) -> Self {
-        Self::of(Held::F32(standard_layout(array)))
+        Self::new(Data::F32(standard_layout(array)))
     }
 
-    /// A tensor of 64-bit integers; takes over the array, and copies it only if it is not in standard layout.
+    /// Creates a tensor of 64-bit integers. Takes ownership of the array and copies it only if it is not in standard layout.
     pub fn from_i64<D: Dimension>(array: Array<i64, D>) -> Self {
-        Self::of(Held::I64(standard_layout(array)))
+        Self::new(Data::I64(standard_layout(array)))
     }
 
-    /// The output `name` of a run of `graph` on `inputs`.
+    /// Creates the value of output `name` of a run of `graph` on `inputs`.
     pub(crate) fn from_output(
         graph: &str,
         name: &str,
@@ -61,9 +60,9 @@ impl Value {
         match element {
             Some(element) => {
                 let address = address(&tensor, element);
-                let lends = |input: &&Self| address.is_some() && input.address() == address;
-                let lender = inputs.iter().map(|(_, input)| *input).find(lends).cloned();
-                Ok(Self::of(Held::Output { tensor, element, shape, _lender: lender }))
+                let is_owner = |input: &&Self| address.is_some() && input.address() == address;
+                let owner = inputs.iter().map(|(_, input)| *input).find(is_owner).cloned();
+                Ok(Self::new(Data::Output { tensor, element, shape, _owner: owner }))
             }
             None => Err(GraphError::UnsupportedTensor {
                 graph: graph.into(),
@@ -73,70 +72,70 @@ impl Value {
         }
     }
 
-    fn of(held: Held) -> Self {
-        Self { held: Arc::new(held) }
+    fn new(data: Data) -> Self {
+        Self { data: Arc::new(data) }
     }
 
-    /// Number format.
+    /// The number format.
     pub fn element(&self) -> ElementType {
-        match &*self.held {
-            Held::F32(_) => ElementType::F32,
-            Held::I64(_) => ElementType::I64,
-            Held::Output { element, .. } => *element,
+        match &*self.data {
+            Data::F32(_) => ElementType::F32,
+            Data::I64(_) => ElementType::I64,
+            Data::Output { element, .. } => *element,
         }
     }
 
-    /// Extents.
+    /// The shape.
     pub fn shape(&self) -> &[usize] {
-        match &*self.held {
-            Held::F32(array) => array.shape(),
-            Held::I64(array) => array.shape(),
-            Held::Output { shape, .. } => shape,
+        match &*self.data {
+            Data::F32(array) => array.shape(),
+            Data::I64(array) => array.shape(),
+            Data::Output { shape, .. } => shape,
         }
     }
 
-    /// The elements, where they are.
+    /// Returns a view of the elements.
     ///
     /// # Errors
-    /// The tensor holds another number format.
+    /// The tensor has another number format.
     pub fn view_f32(&self) -> Result<ArrayViewD<'_, f32>, TensorError> {
         let other = || TensorError::WrongElement { expected: ElementType::F32, found: self.element() };
-        match &*self.held {
-            Held::F32(array) => Ok(array.view()),
-            Held::I64(_) => Err(other()),
-            // It fails only for another element type, as outputs of the CPU provider are readable where they are.
-            Held::Output { tensor, .. } => tensor.try_extract_array::<f32>().ok().ok_or_else(other),
+        match &*self.data {
+            Data::F32(array) => Ok(array.view()),
+            Data::I64(_) => Err(other()),
+            // Fails only for another element type: outputs of the CPU provider can be read in place.
+            Data::Output { tensor, .. } => tensor.try_extract_array::<f32>().ok().ok_or_else(other),
         }
     }
 
-    /// A copy of the elements, independent of any engine.
+    /// Returns a copy of the elements, independent of any engine.
     ///
     /// # Errors
-    /// The tensor holds another number format.
+    /// The tensor has another number format.
     pub fn to_f32(&self) -> Result<ArrayD<f32>, TensorError> {
         self.view_f32().map(|view| view.to_owned())
     }
 
-    /// The same tensor as `ort` takes it; borrows the elements.
+    /// Returns the tensor as an `ort` input. Borrows the elements.
     pub(crate) fn as_input(&self) -> ort::Result<SessionInputValue<'_>> {
-        match &*self.held {
-            Held::F32(array) => TensorRef::from_array_view(array.view()).map(Into::into),
-            Held::I64(array) => TensorRef::from_array_view(array.view()).map(Into::into),
-            Held::Output { tensor, .. } => Ok(tensor.into()),
+        match &*self.data {
+            Data::F32(array) => TensorRef::from_array_view(array.view()).map(Into::into),
+            Data::I64(array) => TensorRef::from_array_view(array.view()).map(Into::into),
+            Data::Output { tensor, .. } => Ok(tensor.into()),
         }
     }
 
     /// Address of the first element.
     fn address(&self) -> Option<usize> {
-        match &*self.held {
-            Held::F32(array) => Some(array.as_ptr().addr()),
-            Held::I64(array) => Some(array.as_ptr().addr()),
-            Held::Output { tensor, element, .. } => address(tensor, *element),
+        match &*self.data {
+            Data::F32(array) => Some(array.as_ptr().addr()),
+            Data::I64(array) => Some(array.as_ptr().addr()),
+            Data::Output { tensor, element, .. } => address(tensor, *element),
         }
     }
 }
 
-/// Address of the first element, for the number formats that arrays are made of.
+/// Address of the first element, for f32 and i64.
 fn address(tensor: &DynValue, element: ElementType) -> Option<usize> {
     match element {
         ElementType::F32 => tensor.try_extract_tensor::<f32>().ok().map(|(_, data)| data.as_ptr().addr()),
@@ -151,7 +150,7 @@ impl std::fmt::Debug for Value {
     }
 }
 
-/// ONNX Runtime reads the elements in row-major order without gaps.
+/// Converts to row-major order without gaps, as ONNX Runtime requires.
 fn standard_layout<T: Clone, D: Dimension>(array: Array<T, D>) -> ArrayD<T> {
     if array.is_standard_layout() {
         array.into_dyn()
@@ -160,7 +159,7 @@ fn standard_layout<T: Clone, D: Dimension>(array: Array<T, D>) -> ArrayD<T> {
     }
 }
 
-/// The element type in our words; `None` for those that no graph of ours has.
+/// Converts an element type; `None` for types that bundles do not use.
 pub(crate) fn element_type(element: TensorElementType) -> Option<ElementType> {
     Some(match element {
         TensorElementType::Float32 => ElementType::F32,
@@ -182,7 +181,7 @@ mod tests {
     use ndarray::{Array2, array};
 
     #[test]
-    fn an_array_is_taken_over_without_a_copy() {
+    fn an_array_in_standard_layout_is_not_copied() {
         let array = array![[1.0f32, 2.0], [3.0, 4.0], [5.0, 6.0]];
         let address = array.as_ptr().addr();
         let value = Value::from_f32(array);
@@ -192,15 +191,15 @@ mod tests {
     }
 
     #[test]
-    fn a_transposed_array_is_put_into_row_major_order() {
+    fn a_transposed_array_is_converted_to_row_major_order() {
         let value = Value::from_f32(array![[1.0f32, 2.0], [3.0, 4.0]].reversed_axes());
         assert_eq!(value.to_f32().unwrap().as_slice(), Some(&[1.0, 3.0, 2.0, 4.0][..]));
     }
 
     #[test]
-    fn integers_are_not_read_as_floats() {
+    fn integers_cannot_be_read_as_floats() {
         let value = Value::from_i64(Array2::<i64>::zeros((1, 4)));
-        insta::assert_snapshot!(value.to_f32().unwrap_err(), @"a tensor cannot be read as f32: it holds i64 (read it in its own number format)");
+        insta::assert_snapshot!(value.to_f32().unwrap_err(), @"a tensor cannot be read as f32: its number format is i64 (read it in its own number format)");
         assert_eq!(format!("{value:?}"), "Value(i64 [1, 4])");
     }
 }

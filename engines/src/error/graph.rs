@@ -1,9 +1,9 @@
-//! A graph cannot be opened.
+//! Errors of opening a graph.
 
 use bundle::{Diagnose, Report};
 use std::path::PathBuf;
 
-/// Why a graph cannot be opened.
+/// The reason why a graph cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GraphError {
@@ -11,32 +11,32 @@ pub enum GraphError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// Its file is no graph, or only a part of one.
+    /// Its file is not a graph, or is incomplete.
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What ONNX Runtime said.
+        /// ONNX Runtime's message.
         why: String,
     },
-    /// Its weights are absent, too short, or where ONNX Runtime may not read them.
+    /// Its weights are missing, too short, or outside the folders that ONNX Runtime may read.
     WeightsUnusable {
         /// The file of the graph.
         path: PathBuf,
-        /// What ONNX Runtime said.
+        /// ONNX Runtime's message.
         why: String,
     },
-    /// ONNX Runtime understands it but cannot run it.
+    /// ONNX Runtime can read it but not run it.
     Refused {
         /// The file.
         path: PathBuf,
-        /// What ONNX Runtime said.
+        /// ONNX Runtime's message.
         why: String,
     },
-    /// An input or output is no tensor, or has a number format that bundles do not use.
+    /// An input or output is not a tensor, or has an unsupported number format.
     UnsupportedTensor {
         /// The graph.
         graph: String,
@@ -72,8 +72,8 @@ impl Diagnose for GraphError {
                 EXPORT_AGAIN,
             ),
             Self::UnsupportedTensor { graph, tensor, found } => Report::bad_input(
-                format!("the graph {graph} has `{tensor}` in a form that bundles do not use"),
-                format!("it is {found}"),
+                format!("the graph {graph} has `{tensor}` of an unsupported type"),
+                format!("its type is {found}"),
                 EXPORT_AGAIN,
             ),
         }

@@ -1,22 +1,22 @@
-//! ONNX Runtime cannot be had.
+//! Errors of loading ONNX Runtime.
 
 use super::list;
 use crate::library::{OLDEST_VERSION, Origin};
 use bundle::{Diagnose, Report};
 use std::path::PathBuf;
 
-/// Why ONNX Runtime cannot be had.
+/// The reason why ONNX Runtime cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LibraryError {
-    /// It is in none of the places where it may be.
+    /// It is in none of the searched locations.
     NotFound {
-        /// Every file that was looked for, in order; a bare name stands for the system's loader.
+        /// Every searched file, in order. A bare name is a request to the system's loader.
         tried: Vec<PathBuf>,
     },
-    /// The path that was given leads to no file, or to a folder without the library.
+    /// The given path does not exist, or is a folder without the library.
     Absent {
-        /// Who gave it.
+        /// The source of the path.
         origin: Origin,
         /// The path.
         path: PathBuf,
@@ -25,31 +25,31 @@ pub enum LibraryError {
     Unloadable {
         /// The file.
         path: PathBuf,
-        /// What the loader said.
+        /// The loader's message.
         why: String,
     },
-    /// The file is a library, but another one.
+    /// The file is a different library.
     NotOnnxRuntime {
         /// The file.
         path: PathBuf,
     },
-    /// The library is older than what is needed.
+    /// The library is older than required.
     TooOld {
         /// The file.
         path: PathBuf,
         /// Its version.
         found: String,
     },
-    /// The process has loaded another library already.
+    /// The process has already loaded another library.
     AnotherIsLoaded {
-        /// The one that is loaded.
+        /// The loaded library.
         loaded: PathBuf,
-        /// The one that was asked for.
+        /// The requested library.
         asked: PathBuf,
     },
     /// The library is loaded but does not start.
     DoesNotStart {
-        /// What it said.
+        /// The library's message.
         why: String,
     },
 }
@@ -66,7 +66,7 @@ impl Diagnose for LibraryError {
             ),
             Self::Absent { origin, path } => Report::missing(
                 format!("ONNX Runtime is not at {}", path.display()),
-                format!("{origin} names that path, and there is no libonnxruntime.so"),
+                format!("{origin} names that path, and it has no libonnxruntime.so"),
                 GET_IT,
             ),
             Self::Unloadable { path, why } => Report::missing(

@@ -1,4 +1,4 @@
-//! What can go wrong between a graph file and its outputs.
+//! Errors of loading ONNX Runtime, opening graphs and running them.
 
 mod graph;
 mod library;
@@ -12,19 +12,19 @@ use crate::Provider;
 use bundle::units::ByteCount;
 use bundle::{Diagnose, ErrorClass, Report};
 
-/// Errors of finding ONNX Runtime, opening graphs, running them and planning memory.
+/// An error of loading ONNX Runtime, opening or running a graph, or planning memory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// ONNX Runtime cannot be had.
+    /// ONNX Runtime cannot be loaded.
     Library(#[from] LibraryError),
     /// A graph cannot be opened.
     Graph(#[from] GraphError),
-    /// The interface of a graph is not what the contract says.
+    /// The interface of a graph differs from the expected signature.
     Contract(#[from] bundle::Error),
-    /// The tensors of a run are not those of its graph.
+    /// The tensors of a run do not match its graph.
     Tensor(#[from] TensorError),
-    /// No graphs are exported for this provider.
+    /// This version cannot run graphs on the provider.
     NoGraphsForProvider {
         /// The provider.
         provider: Provider,
@@ -33,42 +33,42 @@ pub enum Error {
     RunFailed {
         /// The graph.
         graph: String,
-        /// What ONNX Runtime said.
+        /// ONNX Runtime's message.
         why: String,
     },
     /// An allocation failed.
     OutOfMemory {
         /// The graph.
         graph: String,
-        /// The allocation that failed, where known.
+        /// Size of the failed allocation, if known.
         requested: Option<ByteCount>,
     },
-    /// The run was stopped on request.
+    /// The run was cancelled.
     Cancelled {
         /// The graph.
         graph: String,
     },
-    /// What was planned needs more memory than there is.
+    /// The plan needs more memory than the budget.
     DoesNotFit {
         /// The predicted peak.
         needed: ByteCount,
-        /// What may be used.
+        /// The memory that may be used.
         budget: ByteCount,
-        /// The largest parts of the peak, largest first.
+        /// The largest parts of the peak, in descending order.
         largest: Vec<(String, ByteCount)>,
-        /// What would make it fit.
+        /// A change that would make it fit.
         remedy: Remedy,
     },
 }
 
-/// What would make a plan fit.
+/// A change that would make a plan fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// One component at a time, with this peak.
+    /// Keep one component in memory at a time, with this peak.
     OneAtATime(ByteCount),
-    /// A smaller picture or fewer frames: the weights fit, the activations do not.
+    /// A smaller frame size or fewer frames: the weights fit, the activations do not.
     SmallerClip,
-    /// More memory: the weights of one component alone are too large.
+    /// More memory: the weights of a single component are too large.
     MoreMemory,
 }
 
@@ -81,7 +81,7 @@ impl Diagnose for Error {
             Self::Tensor(error) => error.report(),
             Self::NoGraphsForProvider { provider } => Report::bad_input(
                 format!("--ep {provider} cannot be used"),
-                "this version runs graphs on the CPU alone; those for CUDA it can only export",
+                "this version runs graphs on the CPU only; graphs for CUDA can only be exported",
                 "use --ep cpu, or leave it out",
             ),
             Self::RunFailed { graph, why } => Report::failed(
@@ -92,14 +92,15 @@ impl Diagnose for Error {
             Self::OutOfMemory { graph, requested } => Report::new(
                 ErrorClass::DoesNotFit,
                 format!("the graph {graph} ran out of memory"),
-                requested.map_or("an allocation failed".into(), |bytes| format!("{bytes} could not be had")),
+                requested
+                    .map_or("an allocation failed".into(), |bytes| format!("{bytes} could not be allocated")),
                 "use a smaller --size, fewer --frames or --residency one, or end other programs",
             ),
             Self::Cancelled { graph } => Report::new(
                 ErrorClass::Interrupted,
                 format!("the run of {graph} was stopped"),
-                "it was asked to",
-                "start it again when you want it",
+                "it was cancelled",
+                "run the command again",
             ),
             Self::DoesNotFit { needed, budget, largest, remedy } => Report::new(
                 ErrorClass::DoesNotFit,
@@ -111,10 +112,10 @@ impl Diagnose for Error {
                 match remedy {
                     Remedy::OneAtATime(peak) => format!("use --residency one, which needs {peak}"),
                     Remedy::SmallerClip => {
-                        "use a smaller --size or fewer --frames, or allow more with --memory-budget".into()
+                        "use a smaller --size or fewer --frames, or raise --memory-budget".into()
                     }
                     Remedy::MoreMemory => {
-                        "allow more with --memory-budget where there is more, or use a smaller model".into()
+                        "raise --memory-budget if the machine has more, or use a smaller model".into()
                     }
                 },
             ),
@@ -124,7 +125,7 @@ impl Diagnose for Error {
 
 bundle::display_as_report!(Error);
 
-/// The items as people list them.
+/// Joins items with commas.
 fn list(items: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.as_ref().to_owned()).collect();
     if items.is_empty() { "none".into() } else { items.join(", ") }

@@ -1,10 +1,10 @@
-//! The tensors of a run are not those of its graph.
+//! Errors of the tensors of a run.
 
 use super::list;
 use bundle::dtype::ElementType;
 use bundle::{Diagnose, Report};
 
-/// What is wrong with the tensors of a run.
+/// A mismatch between the tensors of a run and its graph.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorError {
@@ -14,19 +14,19 @@ pub enum TensorError {
         graph: String,
         /// Name, number format and shape of the input.
         input: String,
-        /// The inputs that were given.
+        /// The given inputs.
         given: Vec<String>,
     },
-    /// The graph does not know an input.
+    /// The graph has no such input.
     UnknownInput {
         /// The graph.
         graph: String,
         /// The input.
         input: String,
-        /// The inputs that the graph has.
+        /// The inputs of the graph.
         known: Vec<String>,
     },
-    /// An input is there twice.
+    /// An input is given twice.
     RepeatedInput {
         /// The graph.
         graph: String,
@@ -37,27 +37,27 @@ pub enum TensorError {
     WrongInput {
         /// The graph.
         graph: String,
-        /// Name, number format and shape that the graph asks for.
+        /// Name, number format and shape that the graph requires.
         input: String,
-        /// The number format that was given.
+        /// The given number format.
         element: ElementType,
-        /// The shape that was given.
+        /// The given shape.
         shape: Vec<usize>,
     },
     /// The graph has no such output.
     MissingOutput {
         /// The graph.
         graph: String,
-        /// The output that was asked for.
+        /// The requested output.
         output: String,
-        /// Those that it has and that were not taken.
+        /// The outputs that were not taken.
         available: Vec<String>,
     },
-    /// A tensor holds another number format than the one it is read as.
+    /// A tensor is read in another number format than its own.
     WrongElement {
-        /// What was asked for.
+        /// The requested format.
         expected: ElementType,
-        /// What it holds.
+        /// The tensor's format.
         found: ElementType,
     },
 }
@@ -82,18 +82,18 @@ impl Diagnose for TensorError {
                 FIT_INPUTS,
             ),
             Self::WrongInput { graph, input, element, shape } => Report::failed(
-                format!("the graph {graph} was given an input that does not fit"),
+                format!("the graph {graph} was given an input of the wrong type or shape"),
                 format!("it takes {input}, and was given {element} {shape:?}"),
                 FIT_INPUTS,
             ),
             Self::MissingOutput { graph, output, available } => Report::failed(
-                format!("the graph {graph} gave no output `{output}`"),
-                format!("those left are {}", list(available)),
+                format!("the graph {graph} has no output `{output}` to take"),
+                format!("the remaining outputs are {}", list(available)),
                 "take each output of its signature once",
             ),
             Self::WrongElement { expected, found } => Report::failed(
                 format!("a tensor cannot be read as {expected}"),
-                format!("it holds {found}"),
+                format!("its number format is {found}"),
                 "read it in its own number format",
             ),
         }

@@ -1,8 +1,9 @@
-//! Attention: norms, rotation, scores, probabilities and their product with values in one operator.
+//! Attention operators: norms, rotary embedding, scores, softmax and the product with the values.
 
 use super::OperatorContext;
 use super::tensors::{
-    Input, Pool, attribute, count, gives, infer, input, known_last, output, problem, required, size,
+    Input, SessionThreads, attribute, count, infer, input, known_last_extent, operator_error, output,
+    required_inputs, required_outputs, size_error,
 };
 use half::bf16;
 use kernels::{Attention, Columns, Heads, Rotary, Scratch, ValueProduct};
@@ -17,19 +18,19 @@ pub(super) struct SelfAttention(pub(super) OperatorContext);
 /// q bf16 `[B,L,D]`, keys and values bf16 `[B,T,2D]`, gains f32 `[D]`, bias of the keys f32 `[B,T]` → bf16 `[B,L,D]`.
 pub(super) struct CrossAttention(pub(super) OperatorContext);
 
-/// What both have as attributes.
-struct Settings {
+/// Attributes of both operators.
+struct AttentionSettings {
     shared: OperatorContext,
     heads: usize,
     epsilon: f32,
     product: ValueProduct,
 }
 
-impl Settings {
+impl AttentionSettings {
     fn heads(&self, total: usize) -> ort::Result<Heads> {
         match total.checked_div(self.heads) {
             Some(width) if width * self.heads == total => Ok(Heads { count: self.heads, width }),
-            _ => Err(problem(format!("{} heads do not divide a width of {total}", self.heads))),
+            _ => Err(operator_error(format!("{} heads do not divide a width of {total}", self.heads))),
         }
     }
 
@@ -41,29 +42,29 @@ impl Settings {
     ) -> ort::Result<()> {
         let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let scratch: &mut Scratch = &mut scratch;
-        let workers = Pool { context, shared: &self.shared };
-        self.shared.kernels.attention(&workers, scratch, attention, to).map_err(size)
+        let workers = SessionThreads { context, shared: &self.shared };
+        self.shared.kernels.attention(&workers, scratch, attention, to).map_err(size_error)
     }
 }
 
 impl Operator for SelfAttention {
-    type Kernel<'attr> = SelfKernel;
+    type Kernel<'attr> = SelfAttentionKernel;
 
     fn name(&self) -> &'static str {
         "SelfAttention"
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required([Bfloat16, Float32, Float32, Float32, Float32])
+        required_inputs([Bfloat16, Float32, Float32, Float32, Float32])
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        gives([Bfloat16])
+        required_outputs([Bfloat16])
     }
 
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<SelfKernel> {
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<SelfAttentionKernel> {
         let as_bytes = count(context, "values_as_bytes")? != 0;
-        Ok(SelfKernel(Settings {
+        Ok(SelfAttentionKernel(AttentionSettings {
             shared: self.0.clone(),
             heads: count(context, "heads")?,
             epsilon: attribute(context, "epsilon")?,
@@ -72,16 +73,16 @@ impl Operator for SelfAttention {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        match known_last(context, 1) {
+        match known_last_extent(context, 1) {
             Some(width) => infer(context, 0, Bfloat16, 0, Some(width)),
             None => Ok(()),
         }
     }
 }
 
-pub(super) struct SelfKernel(Settings);
+pub(super) struct SelfAttentionKernel(AttentionSettings);
 
-impl Kernel for SelfKernel {
+impl Kernel for SelfAttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let inputs: [Input<'_>; 5] = [
             input(context, 0)?,
@@ -100,7 +101,7 @@ impl Kernel for SelfKernel {
         for (qkv, to) in
             qkv.chunks_exact((rows * wide).max(1)).zip(to.chunks_exact_mut((rows * total).max(1)))
         {
-            let columns = |index| Columns::new(qkv, wide, index * total, total).map_err(size);
+            let columns = |index| Columns::new(qkv, wide, index * total, total).map_err(size_error);
             let attention = Attention {
                 heads,
                 queries: columns(0)?,
@@ -119,22 +120,22 @@ impl Kernel for SelfKernel {
 }
 
 impl Operator for CrossAttention {
-    type Kernel<'attr> = CrossKernel;
+    type Kernel<'attr> = CrossAttentionKernel;
 
     fn name(&self) -> &'static str {
         "CrossAttention"
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required([Bfloat16, Bfloat16, Float32, Float32, Float32])
+        required_inputs([Bfloat16, Bfloat16, Float32, Float32, Float32])
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        gives([Bfloat16])
+        required_outputs([Bfloat16])
     }
 
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<CrossKernel> {
-        Ok(CrossKernel(Settings {
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<CrossAttentionKernel> {
+        Ok(CrossAttentionKernel(AttentionSettings {
             shared: self.0.clone(),
             heads: count(context, "heads")?,
             epsilon: attribute(context, "epsilon")?,
@@ -147,9 +148,9 @@ impl Operator for CrossAttention {
     }
 }
 
-pub(super) struct CrossKernel(Settings);
+pub(super) struct CrossAttentionKernel(AttentionSettings);
 
-impl Kernel for CrossKernel {
+impl Kernel for CrossAttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let inputs: [Input<'_>; 5] = [
             input(context, 0)?,
@@ -164,14 +165,15 @@ impl Kernel for CrossKernel {
         let mut to = output(context, 0, &[batch, rows, total])?;
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
         let (q, text, bias) = (q.slice::<bf16>()?, text.slice::<bf16>()?, bias.slice::<f32>()?);
-        let of_batch = q.chunks_exact((rows * total).max(1)).zip(to.chunks_exact_mut((rows * total).max(1)));
-        let of_text = text.chunks_exact((keys * wide).max(1)).zip(bias.chunks_exact(keys.max(1)));
-        for ((q, to), (text, bias)) in of_batch.zip(of_text) {
+        let query_batches =
+            q.chunks_exact((rows * total).max(1)).zip(to.chunks_exact_mut((rows * total).max(1)));
+        let text_batches = text.chunks_exact((keys * wide).max(1)).zip(bias.chunks_exact(keys.max(1)));
+        for ((q, to), (text, bias)) in query_batches.zip(text_batches) {
             let attention = Attention {
                 heads,
-                queries: Columns::new(q, total, 0, total).map_err(size)?,
-                keys: Columns::new(text, wide, 0, total).map_err(size)?,
-                values: Columns::new(text, wide, total, total).map_err(size)?,
+                queries: Columns::new(q, total, 0, total).map_err(size_error)?,
+                keys: Columns::new(text, wide, 0, total).map_err(size_error)?,
+                values: Columns::new(text, wide, total, total).map_err(size_error)?,
                 gains: [query_gain.slice()?, key_gain.slice()?],
                 epsilon: self.0.epsilon,
                 rotary: None,

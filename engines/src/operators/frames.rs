@@ -1,8 +1,9 @@
-//! Convolutions and norms of frames with their channels last.
+//! Convolutions and norms of frames, channels last.
 
 use super::OperatorContext;
 use super::tensors::{
-    Pool, attribute, count, infer, input, known_last, optional, output, problem, required, size,
+    SessionThreads, attribute, count, infer, input, known_last_extent, operator_error, optional, output,
+    required_inputs, size_error,
 };
 use kernels::{Arrival, ChannelNorm, Convolution, KernelShape, KernelView, RowScale, Scratch};
 use ort::operator::{
@@ -11,15 +12,17 @@ use ort::operator::{
 use ort::value::TensorElementType::{Float32, Int8, Int32, Uint8};
 use std::sync::PoisonError;
 
-/// Codes u8 `[t,h,w,C]`, weights s8 `[N/16,K/4,64]`, their sums i32 `[taps,N]` and scales f32 `[N]`, bias f32 `[N]`, the
-/// two frames before u8 `[2,h,w,C]` if there are any, a residual of the result's shape if there is one → f32 `[t,h,w,N]`.
+/// Quantised frames u8 `[t,h,w,C]`, weights s8 `[N/16,K/4,64]`, their sums i32 `[taps,N]` and scales f32 `[N]`, bias f32
+/// `[N]`, optionally the two previous frames u8 `[2,h,w,C]`, optionally a residual of the result's shape → f32 `[t,h,w,N]`.
 pub(super) struct CausalConvolution(pub(super) OperatorContext);
-/// `x` f32 `[t,h,w,C]`, gain f32 `[C]` → codes u8 `[t,h,w,C]`.
+/// `x` f32 `[t,h,w,C]`, gain f32 `[C]` → quantised values u8 `[t,h,w,C]`.
 pub(super) struct ChannelNormQuant(pub(super) OperatorContext);
 
-/// The range of codes, from the attributes `scale` and `zero`.
+/// Reads the scale and zero point from the attributes `scale` and `zero`.
 fn range(context: &KernelContext<'_>) -> ort::Result<RowScale> {
-    let zero = u8::try_from(count(context, "zero")?).ok().ok_or_else(|| problem("`zero` is no byte"))?;
+    let zero = u8::try_from(count(context, "zero")?)
+        .ok()
+        .ok_or_else(|| operator_error("`zero` is not in 0..=255"))?;
     Ok(RowScale { scale: attribute(context, "scale")?, zero: zero.into() })
 }
 
@@ -32,7 +35,7 @@ impl Operator for CausalConvolution {
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
         let may_be_absent = [OperatorInput::optional(Uint8), OperatorInput::optional(Float32)];
-        required([Uint8, Int8, Int32, Float32, Float32]).into_iter().chain(may_be_absent)
+        required_inputs([Uint8, Int8, Int32, Float32, Float32]).into_iter().chain(may_be_absent)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -52,8 +55,8 @@ impl Operator for CausalConvolution {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        // The attributes that change extents are not told here; a residual has the shape of the result.
-        match known_last(context, 4) {
+        // Attributes are not available here. A residual has the shape of the result.
+        match known_last_extent(context, 4) {
             Some(outputs) if context.inputs().len() > 6 => infer(context, 0, Float32, 6, Some(outputs)),
             _ => Ok(()),
         }
@@ -69,10 +72,10 @@ pub(super) struct ConvolutionKernel {
 
 impl Kernel for ConvolutionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let (codes, packed, sums) = (input(context, 0)?, input(context, 1)?, input(context, 2)?);
+        let (quantized, packed, sums) = (input(context, 0)?, input(context, 1)?, input(context, 2)?);
         let (scales, bias) = (input(context, 3)?, input(context, 4)?);
         let (history, residual) = (optional(context, 5)?, optional(context, 6)?);
-        let [frames, height, width, wide] = codes.shape()?;
+        let [frames, height, width, wide] = quantized.shape()?;
         let [taps, outputs] = sums.shape()?;
         let channels = wide / (1 + usize::from(self.arrival.splits_frames));
         let extent = [frames, height, width];
@@ -88,7 +91,7 @@ impl Kernel for ConvolutionKernel {
             },
             bias: bias.slice()?,
             input: self.input,
-            frames: codes.slice()?,
+            frames: quantized.slice()?,
             extent,
             history: history.as_ref().map(|history| history.slice()).transpose()?,
             arrival: self.arrival,
@@ -97,8 +100,8 @@ impl Kernel for ConvolutionKernel {
         };
         let mut scratch = self.shared.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let scratch: &mut Scratch = &mut scratch;
-        let workers = Pool { context, shared: &self.shared };
-        self.shared.kernels.convolve_int8(&workers, scratch, convolution).map_err(size)
+        let workers = SessionThreads { context, shared: &self.shared };
+        self.shared.kernels.convolve_int8(&workers, scratch, convolution).map_err(size_error)
     }
 }
 
@@ -110,7 +113,7 @@ impl Operator for ChannelNormQuant {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required([Float32, Float32])
+        required_inputs([Float32, Float32])
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -145,7 +148,7 @@ impl Kernel for NormKernel {
         let mut to = output(context, 0, &shape)?;
         let (_, to) = to.try_extract_tensor_mut::<u8>()?;
         let norm = ChannelNorm { gain: gain.slice()?, epsilon: self.epsilon, activates: self.activates };
-        let workers = Pool { context, shared: &self.shared };
-        self.shared.kernels.channel_norm_codes(&workers, x.slice()?, norm, self.range, to).map_err(size)
+        let workers = SessionThreads { context, shared: &self.shared };
+        self.shared.kernels.channel_norm_codes(&workers, x.slice()?, norm, self.range, to).map_err(size_error)
     }
 }

@@ -1,8 +1,9 @@
-//! Linear layers, with what follows them.
+//! Linear layers with fused epilogues: GELU, quantising, gated residual.
 
 use super::OperatorContext;
 use super::tensors::{
-    Input, Pool, attribute, count, gives, infer, input, known_last, optional, output, problem, required, size,
+    Input, SessionThreads, attribute, count, infer, input, known_last_extent, operator_error, optional,
+    output, required_inputs, required_outputs, size_error,
 };
 use half::bf16;
 use kernels::{
@@ -13,72 +14,74 @@ use ort::operator::{
 };
 use ort::value::TensorElementType::{Bfloat16, Float32, Int8, Int32, Uint8};
 
-/// Inputs of a product of bytes: codes u8 `[B,L,K]`, their scales f32 `[B,L,2]`, weights s8 `[N/16,K/4,64]`, their sums
-/// i32 `[N]` and scales f32 `[N]`, bias f32 `[N]`.
-const OF_BYTES: [ort::value::TensorElementType; 6] = [Uint8, Float32, Int8, Int32, Float32, Float32];
-/// Inputs of a product of bf16: x `[B,L,K]`, weights `[N/16,K/2,32]`, bias f32 `[N]`.
-const OF_HALVES: [ort::value::TensorElementType; 3] = [Bfloat16, Bfloat16, Float32];
+/// Inputs of an INT8 product: quantised values u8 `[B,L,K]`, their scales and zero points f32 `[B,L,2]`, weights s8
+/// `[N/16,K/4,64]`, their sums i32 `[N]` and scales f32 `[N]`, bias f32 `[N]`.
+const INT8_INPUTS: [ort::value::TensorElementType; 6] = [Uint8, Float32, Int8, Int32, Float32, Float32];
+/// Inputs of a BF16 product: x `[B,L,K]`, weights `[N/16,K/2,32]`, bias f32 `[N]`.
+const BF16_INPUTS: [ort::value::TensorElementType; 3] = [Bfloat16, Bfloat16, Float32];
 
-/// A product of bytes to bf16 `[B,L,N]`, through GELU where the attribute `gelu` is 1.
+/// An INT8 product with bf16 output `[B,L,N]`, and GELU if the attribute `gelu` is 1.
 pub(super) struct LinearQ(pub(super) OperatorContext);
-/// A product of bytes through GELU to codes u8 `[B,L,N]` of the scale and zero point of the attributes, and scales.
+/// An INT8 product with GELU and quantised output u8 `[B,L,N]`, with the scale and zero point of the attributes.
 pub(super) struct LinearQGelu(pub(super) OperatorContext);
-/// A product of bytes, times a gate f32 `[N]` where there is one, added to a stream f32 `[B,L,N]` in its place.
+/// An INT8 product, optionally times a gate f32 `[N]`, added in place to the residual stream f32 `[B,L,N]`.
 pub(super) struct LinearQResidual(pub(super) OperatorContext);
-/// A product of bf16 to bf16, as [`LinearQ`].
+/// A BF16 product like [`LinearQ`].
 pub(super) struct LinearBf16(pub(super) OperatorContext);
-/// A product of bf16, as [`LinearQResidual`].
+/// A BF16 product like [`LinearQResidual`].
 pub(super) struct LinearBf16Residual(pub(super) OperatorContext);
 
-/// The operands of a product, of either format.
+/// The operands of a product.
 enum Operands<'a> {
-    Bytes([Input<'a>; 6]),
-    Halves([Input<'a>; 3]),
+    Int8([Input<'a>; 6]),
+    Bf16([Input<'a>; 3]),
 }
 
 impl<'a> Operands<'a> {
-    fn of(context: &'a ComputeContext, is_bytes: bool) -> ort::Result<Self> {
+    fn of(context: &'a ComputeContext, is_int8: bool) -> ort::Result<Self> {
         let at = |index| input(context, index);
-        Ok(if is_bytes {
-            Self::Bytes([at(0)?, at(1)?, at(2)?, at(3)?, at(4)?, at(5)?])
+        Ok(if is_int8 {
+            Self::Int8([at(0)?, at(1)?, at(2)?, at(3)?, at(4)?, at(5)?])
         } else {
-            Self::Halves([at(0)?, at(1)?, at(2)?])
+            Self::Bf16([at(0)?, at(1)?, at(2)?])
         })
     }
 
     fn count(&self) -> usize {
         match self {
-            Self::Bytes(inputs) => inputs.len(),
-            Self::Halves(inputs) => inputs.len(),
+            Self::Int8(inputs) => inputs.len(),
+            Self::Bf16(inputs) => inputs.len(),
         }
     }
 
     /// The shape of the result.
     fn shape(&self) -> ort::Result<[usize; 3]> {
         let (x, bias) = match self {
-            Self::Bytes([x, .., bias]) | Self::Halves([x, _, bias]) => (x, bias),
+            Self::Int8([x, .., bias]) | Self::Bf16([x, _, bias]) => (x, bias),
         };
         let ([batch, rows, _], [outputs]) = (x.shape()?, bias.shape()?);
         Ok([batch, rows, outputs])
     }
 
-    fn multiply(&self, workers: &Pool<'_>, to: Output<'_>) -> ort::Result<()> {
+    fn multiply(&self, workers: &SessionThreads<'_>, to: Output<'_>) -> ort::Result<()> {
         let kernels = workers.shared.kernels;
         let [_, _, outputs] = self.shape()?;
         match self {
-            Self::Bytes([codes, scales, packed, sums, of_outputs, bias]) => {
-                let [_, _, inputs] = codes.shape()?;
+            Self::Int8([quantized, scales, packed, sums, output_scales, bias]) => {
+                let [_, _, inputs] = quantized.shape()?;
                 let shape = MatrixShape { outputs, inputs };
-                let scales = RowScale::rows(scales.slice()?).map_err(size)?;
-                let x = QuantisedRows::new(codes.slice()?, scales).map_err(size)?;
-                let weights = Int8Weights::new(shape, packed.slice()?, sums.slice()?, of_outputs.slice()?);
-                kernels.linear_int8(workers, x, weights.map_err(size)?, bias.slice()?, to).map_err(size)
+                let scales = RowScale::rows(scales.slice()?).map_err(size_error)?;
+                let x = QuantisedRows::new(quantized.slice()?, scales).map_err(size_error)?;
+                let weights = Int8Weights::new(shape, packed.slice()?, sums.slice()?, output_scales.slice()?);
+                kernels
+                    .linear_int8(workers, x, weights.map_err(size_error)?, bias.slice()?, to)
+                    .map_err(size_error)
             }
-            Self::Halves([x, packed, bias]) => {
+            Self::Bf16([x, packed, bias]) => {
                 let [_, _, inputs] = x.shape()?;
                 let weights =
-                    Bf16Weights::new(MatrixShape { outputs, inputs }, packed.slice()?).map_err(size)?;
-                kernels.linear_bf16(workers, x.slice()?, weights, bias.slice()?, to).map_err(size)
+                    Bf16Weights::new(MatrixShape { outputs, inputs }, packed.slice()?).map_err(size_error)?;
+                kernels.linear_bf16(workers, x.slice()?, weights, bias.slice()?, to).map_err(size_error)
             }
         }
     }
@@ -89,33 +92,33 @@ fn infer_result(
     bias: usize,
     ty: ort::value::TensorElementType,
 ) -> ort::Result<()> {
-    match known_last(context, bias) {
+    match known_last_extent(context, bias) {
         Some(outputs) => infer(context, 0, ty, 0, Some(outputs)),
         None => Ok(()),
     }
 }
 
-/// The operators that give bf16.
-macro_rules! to_halves {
-    ($operator:ident, $inputs:ident, $is_bytes:literal) => {
+/// Implements an operator with bf16 output.
+macro_rules! bf16_output_operator {
+    ($operator:ident, $inputs:ident, $is_int8:literal) => {
         impl Operator for $operator {
-            type Kernel<'attr> = ToHalves;
+            type Kernel<'attr> = Bf16OutputKernel;
 
             fn name(&self) -> &'static str {
                 stringify!($operator)
             }
 
             fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-                required($inputs)
+                required_inputs($inputs)
             }
 
             fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-                gives([Bfloat16])
+                required_outputs([Bfloat16])
             }
 
-            fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<ToHalves> {
+            fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Bf16OutputKernel> {
                 let gelu = count(context, "gelu")? != 0;
-                Ok(ToHalves { shared: self.0.clone(), is_bytes: $is_bytes, gelu })
+                Ok(Bf16OutputKernel { shared: self.0.clone(), is_int8: $is_int8, gelu })
             }
 
             fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -125,78 +128,82 @@ macro_rules! to_halves {
     };
 }
 
-to_halves!(LinearQ, OF_BYTES, true);
-to_halves!(LinearBf16, OF_HALVES, false);
+bf16_output_operator!(LinearQ, INT8_INPUTS, true);
+bf16_output_operator!(LinearBf16, BF16_INPUTS, false);
 
-pub(super) struct ToHalves {
+pub(super) struct Bf16OutputKernel {
     shared: OperatorContext,
-    is_bytes: bool,
+    is_int8: bool,
     gelu: bool,
 }
 
-impl Kernel for ToHalves {
+impl Kernel for Bf16OutputKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let operands = Operands::of(context, self.is_bytes)?;
+        let operands = Operands::of(context, self.is_int8)?;
         let mut to = output(context, 0, &operands.shape()?)?;
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
         let to = if self.gelu { Output::GeluBf16(to) } else { Output::Bf16(to) };
-        operands.multiply(&Pool { context, shared: &self.shared }, to)
+        operands.multiply(&SessionThreads { context, shared: &self.shared }, to)
     }
 }
 
 impl Operator for LinearQGelu {
-    type Kernel<'attr> = ToCodes;
+    type Kernel<'attr> = GeluQuantizedKernel;
 
     fn name(&self) -> &'static str {
         "LinearQGelu"
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required(OF_BYTES)
+        required_inputs(INT8_INPUTS)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        gives([Uint8, Float32])
+        required_outputs([Uint8, Float32])
     }
 
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<ToCodes> {
-        let zero = u8::try_from(count(context, "zero")?).ok().ok_or_else(|| problem("`zero` is no byte"))?;
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<GeluQuantizedKernel> {
+        let zero = u8::try_from(count(context, "zero")?)
+            .ok()
+            .ok_or_else(|| operator_error("`zero` is not in 0..=255"))?;
         let scale = RowScale { scale: attribute(context, "scale")?, zero: zero.into() };
-        Ok(ToCodes { shared: self.0.clone(), scale })
+        Ok(GeluQuantizedKernel { shared: self.0.clone(), scale })
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        infer_result(context, OF_BYTES.len() - 1, Uint8)?;
+        infer_result(context, INT8_INPUTS.len() - 1, Uint8)?;
         infer(context, 1, Float32, 0, Some(2))
     }
 }
 
-pub(super) struct ToCodes {
+pub(super) struct GeluQuantizedKernel {
     shared: OperatorContext,
     scale: RowScale,
 }
 
-impl Kernel for ToCodes {
+impl Kernel for GeluQuantizedKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let operands = Operands::of(context, true)?;
         let shape = operands.shape()?;
-        let mut codes = output(context, 0, &shape)?;
+        let mut values = output(context, 0, &shape)?;
         let mut scales = output(context, 1, &[shape[0], shape[1], 2])?;
-        let (_, codes) = codes.try_extract_tensor_mut::<u8>()?;
+        let (_, values) = values.try_extract_tensor_mut::<u8>()?;
         let (_, scales) = scales.try_extract_tensor_mut::<f32>()?;
-        let to = Codes { codes, scales: RowScale::rows_mut(scales).map_err(size)? };
-        operands
-            .multiply(&Pool { context, shared: &self.shared }, Output::GeluCodes { to, scale: self.scale })
+        let to = Codes { codes: values, scales: RowScale::rows_mut(scales).map_err(size_error)? };
+        operands.multiply(
+            &SessionThreads { context, shared: &self.shared },
+            Output::GeluCodes { to, scale: self.scale },
+        )
     }
 }
 
-/// The operators that add to a stream.
-macro_rules! to_stream {
-    ($operator:ident, $inputs:ident, $stream:literal, $is_bytes:literal) => {
+/// Implements an operator that adds to the residual stream.
+macro_rules! residual_operator {
+    ($operator:ident, $inputs:ident, $stream:literal, $is_int8:literal) => {
         impl Operator for $operator {
-            type Kernel<'attr> = ToStream;
+            type Kernel<'attr> = ResidualKernel;
 
-            /// The stream is updated where it lies.
+            /// The stream is updated in place.
             const INPLACES: &[(u32, u32)] = &[($stream, 0)];
 
             fn name(&self) -> &'static str {
@@ -205,15 +212,15 @@ macro_rules! to_stream {
 
             fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
                 let stream = [OperatorInput::required(Float32), OperatorInput::optional(Float32)];
-                required($inputs).into_iter().chain(stream)
+                required_inputs($inputs).into_iter().chain(stream)
             }
 
             fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-                gives([Float32])
+                required_outputs([Float32])
             }
 
-            fn create_kernel<'attr>(&self, _: &KernelContext<'attr>) -> ort::Result<ToStream> {
-                Ok(ToStream { shared: self.0.clone(), is_bytes: $is_bytes })
+            fn create_kernel<'attr>(&self, _: &KernelContext<'attr>) -> ort::Result<ResidualKernel> {
+                Ok(ResidualKernel { shared: self.0.clone(), is_int8: $is_int8 })
             }
 
             fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -223,17 +230,17 @@ macro_rules! to_stream {
     };
 }
 
-to_stream!(LinearQResidual, OF_BYTES, 6, true);
-to_stream!(LinearBf16Residual, OF_HALVES, 3, false);
+residual_operator!(LinearQResidual, INT8_INPUTS, 6, true);
+residual_operator!(LinearBf16Residual, BF16_INPUTS, 3, false);
 
-pub(super) struct ToStream {
+pub(super) struct ResidualKernel {
     shared: OperatorContext,
-    is_bytes: bool,
+    is_int8: bool,
 }
 
-impl Kernel for ToStream {
+impl Kernel for ResidualKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let operands = Operands::of(context, self.is_bytes)?;
+        let operands = Operands::of(context, self.is_int8)?;
         let stream = input(context, operands.count())?;
         let gate = optional(context, operands.count() + 1)?;
         let gate = match &gate {
@@ -243,11 +250,11 @@ impl Kernel for ToStream {
         let at = stream.address()?;
         let mut to = output(context, 0, &operands.shape()?)?;
         let (_, to) = to.try_extract_tensor_mut::<f32>()?;
-        // Where ONNX Runtime gives the stream's own memory, there must not be two slices of it.
+        // If ONNX Runtime reuses the stream's memory for the output, there must not be two slices of it.
         let is_same = std::ptr::eq(at, to.as_ptr());
         let stream = if is_same { None } else { Some(stream.slice()?) };
         operands.multiply(
-            &Pool { context, shared: &self.shared },
+            &SessionThreads { context, shared: &self.shared },
             Output::Residual(Residual { to, stream, gate }),
         )
     }

@@ -1,7 +1,7 @@
-//! The operators of the domain `rushes`: ONNX Runtime's buffers in, its buffers out, on its threads.
+//! The operators of the domain `rushes`: wrappers that run Rushes kernels on ONNX Runtime's buffers and threads.
 //!
-//! Thin on purpose: what is computed is in `kernels`. Every operator tells the shapes of its outputs beforehand
-//! (`infer_shape`), without which ONNX Runtime reuses no memory.
+//! The computations are in the crate `kernels`. Every operator implements `infer_shape`, without which ONNX Runtime does
+//! not reuse memory.
 
 mod attention;
 mod frames;
@@ -17,18 +17,18 @@ use std::sync::{Arc, Mutex};
 /// The name of the domain in graphs.
 const DOMAIN: &str = "rushes";
 
-/// What every operator of one open graph shares.
+/// State shared by the operators of an open graph.
 #[derive(Debug, Clone)]
 pub(crate) struct OperatorContext {
     /// The kernels for this processor.
     pub(crate) kernels: Kernels,
-    /// Threads of the graph; ONNX Runtime does not tell its operators.
+    /// Threads of the graph; ONNX Runtime does not report them to operators.
     pub(crate) threads: NonZeroUsize,
-    /// Memory for what is in between: operators run one after another.
+    /// Scratch memory. Operators run one after another.
     pub(crate) scratch: Arc<Mutex<Scratch>>,
 }
 
-/// The domain for one graph that runs on `threads` threads.
+/// Creates the domain for a graph that runs on `threads` threads.
 pub(crate) fn domain(kernels: Kernels, threads: NonZeroUsize) -> ort::Result<OperatorDomain> {
     let shared = OperatorContext { kernels, threads, scratch: Arc::default() };
     let with = || shared.clone();

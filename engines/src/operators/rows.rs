@@ -1,7 +1,9 @@
-//! Rows to codes, and norms before them.
+//! Quantising of rows, and norms fused with it.
 
 use super::OperatorContext;
-use super::tensors::{Pool, attribute, count, gives, infer, input, output, required, size};
+use super::tensors::{
+    SessionThreads, attribute, count, infer, input, output, required_inputs, required_outputs, size_error,
+};
 use half::bf16;
 use kernels::{Codes, Norm, Range, RowScale};
 use ort::operator::{
@@ -9,33 +11,33 @@ use ort::operator::{
 };
 use ort::value::TensorElementType::{Bfloat16, Float32, Uint8};
 
-/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → codes u8 `[B,L,D]`, scales f32 `[B,L,2]`.
+/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → quantised values u8 `[B,L,D]`, scales and zero points f32 `[B,L,2]`.
 pub(super) struct NormQuant(pub(super) OperatorContext);
 /// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → bf16 `[B,L,D]`.
 pub(super) struct NormBf16(pub(super) OperatorContext);
-/// `x` f32 `[B,L,K]` → codes u8 `[B,L,K]`, scales f32 `[B,L,2]`.
+/// `x` f32 `[B,L,K]` → quantised values u8 `[B,L,K]`, scales and zero points f32 `[B,L,2]`.
 pub(super) struct RowQuantF32(pub(super) OperatorContext);
-/// The same of bf16.
+/// The same for bf16.
 pub(super) struct RowQuantBf16(pub(super) OperatorContext);
 
-/// Codes and scales in the shape of the first input.
-fn infer_codes(context: &mut ShapeInferenceContext) -> ort::Result<()> {
+/// Infers quantised values and scales from the shape of the first input.
+fn infer_quantized(context: &mut ShapeInferenceContext) -> ort::Result<()> {
     infer(context, 0, Uint8, 0, None)?;
     infer(context, 1, Float32, 0, Some(2))
 }
 
 /// Runs `write` on the two outputs of a quantising operator.
-fn with_codes(
+fn with_quantized_outputs(
     context: &ComputeContext,
     shape: [usize; 3],
     write: impl FnOnce(Codes<'_>) -> Result<(), kernels::SizeError>,
 ) -> ort::Result<()> {
-    let mut codes = output(context, 0, &shape)?;
+    let mut values = output(context, 0, &shape)?;
     let mut scales = output(context, 1, &[shape[0], shape[1], 2])?;
-    let (_, codes) = codes.try_extract_tensor_mut::<u8>()?;
+    let (_, values) = values.try_extract_tensor_mut::<u8>()?;
     let (_, scales) = scales.try_extract_tensor_mut::<f32>()?;
-    let scales = RowScale::rows_mut(scales).map_err(size)?;
-    write(Codes { codes, scales }).map_err(size)
+    let scales = RowScale::rows_mut(scales).map_err(size_error)?;
+    write(Codes { codes: values, scales }).map_err(size_error)
 }
 
 impl Operator for NormQuant {
@@ -46,19 +48,19 @@ impl Operator for NormQuant {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required([Float32, Float32, Float32])
+        required_inputs([Float32, Float32, Float32])
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        gives([Uint8, Float32])
+        required_outputs([Uint8, Float32])
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<NormKernel> {
-        Ok(NormKernel { shared: self.0.clone(), epsilon: attribute(context, "epsilon")?, to_codes: true })
+        Ok(NormKernel { shared: self.0.clone(), epsilon: attribute(context, "epsilon")?, quantizes: true })
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        infer_codes(context)
+        infer_quantized(context)
     }
 }
 
@@ -70,15 +72,15 @@ impl Operator for NormBf16 {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required([Float32, Float32, Float32])
+        required_inputs([Float32, Float32, Float32])
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        gives([Bfloat16])
+        required_outputs([Bfloat16])
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<NormKernel> {
-        Ok(NormKernel { shared: self.0.clone(), epsilon: attribute(context, "epsilon")?, to_codes: false })
+        Ok(NormKernel { shared: self.0.clone(), epsilon: attribute(context, "epsilon")?, quantizes: false })
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -89,7 +91,7 @@ impl Operator for NormBf16 {
 pub(super) struct NormKernel {
     shared: OperatorContext,
     epsilon: f32,
-    to_codes: bool,
+    quantizes: bool,
 }
 
 impl Kernel for NormKernel {
@@ -97,17 +99,18 @@ impl Kernel for NormKernel {
         let (x, mul, add) = (input(context, 0)?, input(context, 1)?, input(context, 2)?);
         let shape: [usize; 3] = x.shape()?;
         let norm = Norm { mul: mul.slice()?, add: add.slice()?, epsilon: self.epsilon };
-        let (workers, kernels, x) = (Pool { context, shared: &self.shared }, self.shared.kernels, x.slice()?);
-        if self.to_codes {
-            return with_codes(context, shape, |to| kernels.norm_quantise(&workers, x, norm, to));
+        let (workers, kernels, x) =
+            (SessionThreads { context, shared: &self.shared }, self.shared.kernels, x.slice()?);
+        if self.quantizes {
+            return with_quantized_outputs(context, shape, |to| kernels.norm_quantise(&workers, x, norm, to));
         }
         let mut to = output(context, 0, &shape)?;
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
-        kernels.norm_bf16(&workers, x, norm, to).map_err(size)
+        kernels.norm_bf16(&workers, x, norm, to).map_err(size_error)
     }
 }
 
-/// The two operators of one name that quantise rows, by what they read.
+/// Implements `RowQuant` for one input type.
 macro_rules! row_quant {
     ($operator:ident, $kernel:ident, $element:ty, $type:ident, $quantise:ident) => {
         impl Operator for $operator {
@@ -118,11 +121,11 @@ macro_rules! row_quant {
             }
 
             fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-                required([$type])
+                required_inputs([$type])
             }
 
             fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-                gives([Uint8, Float32])
+                required_outputs([Uint8, Float32])
             }
 
             fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<$kernel> {
@@ -132,7 +135,7 @@ macro_rules! row_quant {
             }
 
             fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-                infer_codes(context)
+                infer_quantized(context)
             }
         }
 
@@ -145,9 +148,9 @@ macro_rules! row_quant {
             fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
                 let x = input(context, 0)?;
                 let (shape, x) = (x.shape()?, x.slice::<$element>()?);
-                let workers = Pool { context, shared: &self.shared };
+                let workers = SessionThreads { context, shared: &self.shared };
                 let (kernels, range) = (self.shared.kernels, self.range);
-                with_codes(context, shape, |to| kernels.$quantise(&workers, x, range, to))
+                with_quantized_outputs(context, shape, |to| kernels.$quantise(&workers, x, range, to))
             }
         }
     };

@@ -1,4 +1,4 @@
-//! ONNX Runtime's tensors as slices, and its threads as workers.
+//! Access to ONNX Runtime's tensors as slices and to its threads as workers.
 
 use super::OperatorContext;
 use kernels::{SizeError, TaskCounter, Workers};
@@ -9,20 +9,20 @@ use ort::value::{
 };
 use std::num::NonZeroUsize;
 
-/// A problem that no graph of ours has: it says where.
-pub(super) fn problem(what: impl Into<String>) -> ort::Error {
+/// An error of an operator. Exported graphs do not cause one.
+pub(super) fn operator_error(what: impl Into<String>) -> ort::Error {
     ort::Error::new(what)
 }
 
-pub(super) fn size(error: SizeError) -> ort::Error {
-    problem(error.to_string())
+pub(super) fn size_error(error: SizeError) -> ort::Error {
+    operator_error(error.to_string())
 }
 
-pub(super) fn required<const N: usize>(types: [TensorElementType; N]) -> [OperatorInput; N] {
+pub(super) fn required_inputs<const N: usize>(types: [TensorElementType; N]) -> [OperatorInput; N] {
     types.map(OperatorInput::required)
 }
 
-pub(super) fn gives<const N: usize>(types: [TensorElementType; N]) -> [OperatorOutput; N] {
+pub(super) fn required_outputs<const N: usize>(types: [TensorElementType; N]) -> [OperatorOutput; N] {
     types.map(OperatorOutput::required)
 }
 
@@ -32,12 +32,12 @@ pub(super) struct Input<'a> {
     index: usize,
 }
 
-/// Input `index`, which must be there.
+/// Returns input `index`, which is required.
 pub(super) fn input(context: &ComputeContext, index: usize) -> ort::Result<Input<'_>> {
-    optional(context, index)?.ok_or_else(|| problem(format!("input {index} is missing")))
+    optional(context, index)?.ok_or_else(|| operator_error(format!("input {index} is missing")))
 }
 
-/// Input `index`, if it is there.
+/// Returns input `index`, or `None` if it is absent.
 pub(super) fn optional(context: &ComputeContext, index: usize) -> ort::Result<Option<Input<'_>>> {
     if index >= context.num_inputs()? {
         return Ok(None);
@@ -50,18 +50,18 @@ impl Input<'_> {
         Ok(self.value.try_extract_tensor::<T>()?.1)
     }
 
-    /// Where the elements are.
+    /// Address of the first element.
     pub(super) fn address(&self) -> ort::Result<*const f32> {
         let (_, elements) = self.value.try_extract_tensor::<f32>()?;
         Ok(elements.as_ptr())
     }
 
-    /// The extents, which must be as many as asked for.
+    /// Returns the shape, which must have `N` axes.
     pub(super) fn shape<const N: usize>(&self) -> ort::Result<[usize; N]> {
         let wrong =
-            |found: &Shape| problem(format!("input {} has shape {found:?}, not {N} axes", self.index));
+            |found: &Shape| operator_error(format!("input {} has shape {found:?}, not {N} axes", self.index));
         let ValueType::Tensor { shape, .. } = self.value.dtype() else {
-            return Err(problem(format!("input {} is no tensor", self.index)));
+            return Err(operator_error(format!("input {} is not a tensor", self.index)));
         };
         let sizes: Option<Vec<usize>> = shape.iter().map(|size| usize::try_from(*size).ok()).collect();
         sizes.and_then(|sizes| sizes.try_into().ok()).ok_or_else(|| wrong(shape))
@@ -76,26 +76,26 @@ pub(super) fn output<'a>(
 ) -> ort::Result<ValueRefMut<'a>> {
     // Tensors are far smaller than the largest i64.
     let shape: Vec<i64> = shape.iter().map(|size| i64::try_from(*size).unwrap_or(i64::MAX)).collect();
-    context.output(index, shape)?.ok_or_else(|| problem(format!("output {index} is not wanted")))
+    context.output(index, shape)?.ok_or_else(|| operator_error(format!("output {index} is not used")))
 }
 
 /// ONNX Runtime's threads for one run of an operator.
-pub(super) struct Pool<'a> {
+pub(super) struct SessionThreads<'a> {
     pub(super) context: &'a ComputeContext,
     pub(super) shared: &'a OperatorContext,
 }
 
-impl Workers for Pool<'_> {
+impl Workers for SessionThreads<'_> {
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let threads = self.shared.threads.get().min(tasks);
         let counter = TaskCounter::new(tasks);
         if threads > 1 {
-            let given = self.context.par_for(threads, threads, |_| counter.work(task));
-            if let Err(error) = given {
-                tracing::warn!(%error, "ONNX Runtime gave no threads; one does the work");
+            let dispatched = self.context.par_for(threads, threads, |_| counter.work(task));
+            if let Err(error) = dispatched {
+                tracing::warn!(%error, "ONNX Runtime provided no threads; the operator runs on one");
             }
         }
-        // Does what is left: everything, where there are no other threads.
+        // Does the remaining tasks: all of them if there are no other threads.
         counter.work(task);
     }
 
@@ -104,16 +104,16 @@ impl Workers for Pool<'_> {
     }
 }
 
-/// The last extent of an input during inference, if it is known.
-pub(super) fn known_last(context: &ShapeInferenceContext, index: usize) -> Option<i64> {
+/// Returns the last extent of an input during shape inference, if it is known.
+pub(super) fn known_last_extent(context: &ShapeInferenceContext, index: usize) -> Option<i64> {
     match context.inputs().get(index)? {
         ValueType::Tensor { shape, .. } => shape.last().copied().filter(|size| *size > 0),
         _ => None,
     }
 }
 
-/// Says that output `index` is a tensor of this shape, with the symbols of the input `like` where the extents are the
-/// same: ONNX Runtime reuses memory only for shapes that it knows to be equal.
+/// Sets the shape of output `index` to that of input `like`, with the last extent replaced by `last`. Symbolic dimensions
+/// are kept: ONNX Runtime reuses memory only for shapes that it knows to be equal.
 pub(super) fn infer(
     context: &mut ShapeInferenceContext,
     index: usize,
@@ -131,7 +131,7 @@ pub(super) fn infer(
         *size = last;
         symbol.clear();
     }
-    // An extent without number and symbol would be taken for the number -1.
+    // An extent without number and symbol would be read as -1.
     if shape.iter().zip(&symbols).any(|(size, symbol)| *size < 0 && symbol.is_empty()) {
         return Ok(());
     }
@@ -139,16 +139,16 @@ pub(super) fn infer(
     context.set_output(index, &ValueType::Tensor { ty, shape, dimension_symbols })
 }
 
-/// An attribute of a node, which must be there.
+/// Returns a required attribute of a node.
 pub(super) fn attribute<'a, T: ort::operator::FromKernelContext<'a>>(
     context: &KernelContext<'a>,
     name: &str,
 ) -> ort::Result<T> {
-    context.get(name).ok_or_else(|| problem(format!("the node lacks the attribute `{name}`")))
+    context.get(name).ok_or_else(|| operator_error(format!("the node lacks the attribute `{name}`")))
 }
 
-/// An attribute that counts something.
+/// Returns a required attribute that is a non-negative integer.
 pub(super) fn count(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
     let value: i64 = attribute(context, name)?;
-    usize::try_from(value).ok().ok_or_else(|| problem(format!("the attribute `{name}` is {value}")))
+    usize::try_from(value).ok().ok_or_else(|| operator_error(format!("the attribute `{name}` is {value}")))
 }

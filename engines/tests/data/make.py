@@ -1,6 +1,6 @@
-"""Makes the small graphs that the tests of `engines` open: `python make.py` (needs the package onnx) writes them beside itself.
+"""Writes the small graphs for the tests of `engines` into its own folder. Needs the package onnx.
 
-Each stays under 2 kB. Large weights are external data in `weights.bin`, which the tests create as a sparse file.
+Each is smaller than 2 kB. Large weights are external data in `weights.bin`, which the tests create as a sparse file.
 """
 
 from pathlib import Path
@@ -59,7 +59,7 @@ write(
     [external("weight", (2, 3), 8)],
 )
 
-# A decoder in small: what it has seen so far is a cache that goes in and out.
+# A minimal decoder: the sum of previous inputs is a cache input and output.
 write(
     "running_sum",
     [
@@ -78,7 +78,7 @@ write(
     [value("negated", F32, ["N"]), value("x", F32, ["N"])],
 )
 
-# Runs as long as it is told to: `rounds` products in a row.
+# Runs `rounds` products sequentially.
 write(
     "loop",
     [
@@ -106,7 +106,7 @@ write(
     [value("y", F32, [64, 64])],
 )
 
-# Asks for as much memory as the shape says.
+# Allocates a tensor of the shape in the input.
 write(
     "fill",
     [helper.make_node("ConstantOfShape", ["shape"], ["filled"])],

@@ -1,29 +1,27 @@
 //! Opening and running small graphs.
 
-mod support;
-
+use crate::support::{copied, graph, onnx_runtime, signature};
 use bundle::{Diagnose, ErrorClass};
 use engines::{Cancel, Engine, Error, GraphError, OpenOptions, TensorError, Value, WeightMemory};
 use ndarray::{Array1, Array2, arr0, array};
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use support::{copied, graph, onnx_runtime, signature};
 
 const MAPPED: OpenOptions = OpenOptions { threads: None, weights: WeightMemory::Mapped };
 
-/// Opens a graph of `tests/data` under the contract of these tensors.
+/// Opens a graph of `tests/data` with this signature.
 fn open(name: &str, inputs: &[&str], outputs: &[&str]) -> Result<Engine, Error> {
     onnx_runtime().open(&graph(name), &signature(inputs, outputs), &MAPPED)
 }
 
 fn add() -> Engine {
-    open("add", &["a f32 [N,3]", "b f32 [N,3]"], &["sum f32 [N,3]"]).expect("it keeps this contract")
+    open("add", &["a f32 [N,3]", "b f32 [N,3]"], &["sum f32 [N,3]"]).expect("it has this signature")
 }
 
 fn running_sum() -> Engine {
-    // The cache stands in no contract: it is whatever the graph lists.
-    open("running_sum", &["latent f32 [N]"], &["frames f32 [N]"]).expect("it keeps this contract")
+    // Caches are not part of the signature: they are read from the graph.
+    open("running_sum", &["latent f32 [N]"], &["frames f32 [N]"]).expect("it has this signature")
 }
 
 fn message(error: &Error, folder: &Path) -> String {
@@ -31,7 +29,7 @@ fn message(error: &Error, folder: &Path) -> String {
 }
 
 #[test]
-fn named_inputs_give_named_outputs_in_any_order() {
+fn inputs_and_outputs_are_named_and_in_any_order() {
     let a = Value::from_f32(array![[1.0f32, 2.0, 3.0], [4.0, 5.0, 6.0]]);
     let b = Value::from_f32(array![[10.0f32, 20.0, 30.0], [40.0, 50.0, 60.0]]);
     let mut outputs = add().run(&[("b", &b), ("a", &a)], &Cancel::new()).unwrap();
@@ -42,7 +40,7 @@ fn named_inputs_give_named_outputs_in_any_order() {
 }
 
 #[test]
-fn the_signature_is_the_graphs_own() {
+fn the_signature_is_read_from_the_graph() {
     let found = running_sum().signature().clone();
     assert_eq!(
         found,
@@ -51,7 +49,7 @@ fn the_signature_is_the_graphs_own() {
 }
 
 #[test]
-fn every_number_of_threads_gives_the_same_sum() {
+fn the_result_does_not_depend_on_the_number_of_threads() {
     let contract = signature(&["a f32 [N,3]", "b f32 [N,3]"], &["sum f32 [N,3]"]);
     for threads in [1, 2, 3].map(NonZeroUsize::new) {
         let options = OpenOptions { threads, weights: WeightMemory::Prepacked };
@@ -63,7 +61,7 @@ fn every_number_of_threads_gives_the_same_sum() {
 }
 
 #[test]
-fn inputs_that_do_not_fit_are_refused_before_anything_runs() {
+fn mismatched_inputs_are_refused_before_anything_runs() {
     let mut engine = add();
     let good = Value::from_f32(Array2::<f32>::ones((2, 3)));
     let integers = Value::from_i64(Array2::<i64>::ones((2, 3)));
@@ -79,7 +77,7 @@ fn inputs_that_do_not_fit_are_refused_before_anything_runs() {
 }
 
 #[test]
-fn shapes_that_contradict_each_other_fail_in_the_run_with_the_operator_named() {
+fn incompatible_shapes_fail_in_the_run_with_the_operator_named() {
     let two = Value::from_f32(Array2::<f32>::ones((2, 3)));
     let five = Value::from_f32(Array2::<f32>::ones((5, 3)));
     let error = add().run(&[("a", &two), ("b", &five)], &Cancel::new()).unwrap_err();
@@ -88,16 +86,16 @@ fn shapes_that_contradict_each_other_fail_in_the_run_with_the_operator_named() {
 }
 
 #[test]
-fn a_graph_that_breaks_the_contract_is_refused_with_the_tensor_named() {
+fn a_graph_with_another_signature_is_refused_with_the_tensor_named() {
     let error = open("add", &["a f32 [N,4]", "b f32 [N,3]"], &["sum f32 [N,3]"]).unwrap_err();
     assert_eq!(error.report().class, ErrorClass::BadInput);
     insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/add.onnx does not keep the contract at `a`: expected a f32 [N,4], found a f32 [N,3] (export the checkpoint again with this version of rushes)");
     let error = open("double_precision", &[], &[]).unwrap_err();
-    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/double_precision.onnx has `a` in a form that bundles do not use: it is Tensor<f64>(N) (export the checkpoint again with this version of rushes)");
+    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/double_precision.onnx has `a` of an unsupported type: its type is Tensor<f64>(N) (export the checkpoint again with this version of rushes)");
 }
 
 #[test]
-fn a_cache_goes_around_as_a_handle() {
+fn a_cache_is_passed_from_run_to_run() {
     let mut decoder = running_sum();
     let mut cache = Value::from_f32(Array1::<f32>::zeros(3));
     for (step, expected) in [1.0f32, 3.0, 6.0].into_iter().enumerate() {
@@ -120,14 +118,14 @@ fn an_output_is_the_next_input_at_the_same_address() {
     let cache = outputs.take("next_cache.00").unwrap();
     let address = cache.view_f32().unwrap().as_ptr();
 
-    // This graph names its input as an output, which shows where its input was.
+    // This graph names its input as an output, which reveals the address of the input.
     let mut passthrough = open("passthrough", &["x f32 [N]"], &["negated f32 [N]", "x f32 [N]"]).unwrap();
     let mut outputs = passthrough.run(&[("x", &cache)], &Cancel::new()).unwrap();
     assert_eq!(outputs.take("x").unwrap().view_f32().unwrap().as_ptr(), address);
 }
 
 #[test]
-fn an_output_that_is_an_input_outlives_it() {
+fn an_output_that_is_an_input_keeps_it_alive() {
     let mut passthrough = open("passthrough", &["x f32 [N]"], &["negated f32 [N]", "x f32 [N]"]).unwrap();
     let input = Value::from_f32(Array1::<f32>::from_iter((0..50_000u16).map(f32::from)));
     let output = passthrough.run(&[("x", &input)], &Cancel::new()).unwrap().take("x").unwrap();
@@ -148,7 +146,7 @@ fn values_outlive_their_engine() {
 }
 
 #[test]
-fn a_truncated_graph_is_damaged_and_an_absent_one_unreadable() {
+fn a_truncated_graph_is_damaged_and_a_missing_one_unreadable() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("add.onnx");
     let contract = signature(&[], &[]);
@@ -166,7 +164,7 @@ fn a_truncated_graph_is_damaged_and_an_absent_one_unreadable() {
 }
 
 #[test]
-fn weights_are_found_beside_the_graph_at_their_offset() {
+fn weights_are_read_from_the_folder_of_the_graph_at_their_offset() {
     let folder = tempfile::tempdir().unwrap();
     let path = copied("linear", folder.path());
     let contract = signature(&["x f32 [N,3]"], &["y f32 [N,2]"]);
@@ -189,7 +187,7 @@ fn weights_are_found_beside_the_graph_at_their_offset() {
 }
 
 #[test]
-fn an_allocation_that_fails_is_a_lack_of_memory() {
+fn a_failed_allocation_is_an_out_of_memory_error() {
     let mut engine = open("fill", &["shape i64 [2]"], &["filled f32 [A,B]"]).unwrap();
     let shape = Value::from_i64(array![1i64 << 30, 1 << 20]);
     let error = engine.run(&[("shape", &shape)], &Cancel::new()).unwrap_err();
@@ -202,7 +200,7 @@ fn an_allocation_that_fails_is_a_lack_of_memory() {
 }
 
 #[test]
-fn a_request_made_before_the_run_stops_it_too() {
+fn a_cancel_request_before_the_run_stops_it() {
     let mut engine = open("loop", &["rounds i64 []", "x f32 [64,64]"], &["y f32 [64,64]"]).unwrap();
     let x = Value::from_f32(Array2::<f32>::eye(64));
     let rounds = Value::from_i64(arr0(3));
