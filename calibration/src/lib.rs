@@ -9,6 +9,6 @@ mod error;
 pub mod integer_share;
 pub mod numerics;
 pub mod observe;
-pub mod structure;
+pub mod tensorrt_rules;
 
 pub use error::Error;

@@ -1,86 +1,86 @@
-//! Errors of the runtime: its own, and those of the crates below with their own words.
+//! Errors of the runtime. Errors of its dependencies are passed through.
 
 use bundle::routing::ExpertName;
 use bundle::{Diagnose, ErrorClass, Report};
 use std::path::PathBuf;
 
-/// What can go wrong between a prompt and a clip.
+/// An error of generating a clip.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value or a bundle breaks the contract.
+    /// A value or a bundle is invalid.
     Contract(#[from] bundle::Error),
     /// A graph cannot be opened or run.
     Engine(#[from] engines::Error),
     /// A prompt or a tokenizer cannot be used.
     Prompt(#[from] prompt::Error),
-    /// The tokenizer knows tokens that the text encoder does not.
+    /// The tokenizer has more tokens than the text encoder.
     Vocabulary {
-        /// Tokens of the tokenizer.
+        /// Size of the tokenizer's vocabulary.
         tokenizer: usize,
         /// Rows of the encoder's embedding table.
         encoder: usize,
     },
-    /// A graph gave a tensor with another number of axes than its contract says.
+    /// A graph returned a tensor whose number of axes differs from its signature.
     Rank {
         /// The tensor.
         tensor: String,
-        /// Axes in the contract.
+        /// Axes in the signature.
         expected: usize,
         /// Axes found.
         found: usize,
     },
-    /// The latent is not finite any more.
+    /// The latent is no longer finite.
     NotFinite {
-        /// The step after which it was seen, from 1.
+        /// The step, from 1.
         step: usize,
         /// Steps of the clip.
         steps: usize,
         /// The expert that ran.
         expert: ExpertName,
     },
-    /// `--noise` names a file that does not hold the noise of this clip.
+    /// The file of `--noise` does not contain the noise of this clip.
     NoiseFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         why: String,
     },
-    /// Files of a bundle are not as they were written.
+    /// Files of a bundle differ from what was written.
     DamagedBundle {
         /// The bundle.
         path: PathBuf,
-        /// How many files were looked at.
+        /// Number of checked files.
         files: usize,
-        /// Those that are damaged, each with the reason.
+        /// The damaged files, each with the reason.
         damaged: Vec<(String, String)>,
     },
-    /// The bundle has no map to show latents with.
+    /// The bundle has no linear preview map.
     NoPreviewMap,
     /// The bundle has no tiny decoder.
     NoTinyDecoder,
-    /// Frames cannot be those of a latent.
+    /// The shape of the frames does not match the latent.
     FramesOfLatent {
         /// Shape of the latent, `[C,T,h,w]`.
         latent: Vec<usize>,
         /// Shape of the frames, `[N,3,H,W]`.
         frames: Vec<usize>,
     },
-    /// A map has more unknowns than what it is fitted on can tell.
+    /// A preview map has more unknowns than positions to fit it on.
     TooFewPositions {
-        /// Latent positions that there are.
+        /// Available latent positions.
         positions: u64,
         /// Unknowns of each colour.
         unknowns: usize,
     },
-    /// `--trace` names a file that cannot be written.
+    /// The file of `--trace` cannot be written.
     TraceFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         why: String,
     },
-    /// A callback of the caller failed, which ended the run.
+    /// A callback of the caller failed and ended the run.
     Callback(Box<dyn Diagnose + Send + Sync>),
 }
 
@@ -93,7 +93,7 @@ impl Diagnose for Error {
             Self::Callback(error) => error.report(),
             Self::Vocabulary { tokenizer, encoder } => Report::bad_input(
                 "the tokenizer does not belong to the text encoder",
-                format!("it has {tokenizer} tokens and the encoder knows {encoder}"),
+                format!("the tokenizer has {tokenizer} tokens and the encoder {encoder}"),
                 "use the tokenizer that was published with the model and export again",
             ),
             Self::Rank { tensor, expected, found } => Report::failed(
@@ -102,8 +102,8 @@ impl Diagnose for Error {
                 "export the checkpoint again with this version of rushes",
             ),
             Self::NotFinite { step, steps, expert } => Report::failed(
-                format!("the latent is broken after step {step} of {steps}"),
-                format!("the {expert} expert gave values that are not finite"),
+                format!("the latent is not finite after step {step} of {steps}"),
+                format!("the {expert} expert returned values that are not finite"),
                 "use a lower --guidance, or check the weights with `rushes export` without --no-verify",
             ),
             Self::NoiseFile { path, why } => Report::bad_input(
@@ -114,7 +114,7 @@ impl Diagnose for Error {
             Self::DamagedBundle { path, files, damaged } => Report::bad_input(
                 format!("the bundle {} is damaged in {} of {files} files", path.display(), damaged.len()),
                 damaged.iter().map(|(file, why)| format!("{file}: {why}")).collect::<Vec<_>>().join("; "),
-                "copy these files once more, or export the checkpoint again",
+                "copy these files again, or export the checkpoint again",
             ),
             Self::NoPreviewMap => Report::bad_input(
                 "--preview cannot be rgb",
@@ -127,14 +127,14 @@ impl Diagnose for Error {
                 "export again with `--tiny taew2_1.safetensors`, or use --preview rgb or full",
             ),
             Self::FramesOfLatent { latent, frames } => Report::bad_input(
-                "frames and latent do not belong together",
-                format!("a latent of the shape {latent:?} cannot make frames of the shape {frames:?}"),
-                "give the frames that the decoder made of this latent",
+                "the frames do not match the latent",
+                format!("a latent of shape {latent:?} cannot be decoded to frames of shape {frames:?}"),
+                "pass the frames that the decoder made from this latent",
             ),
             Self::TooFewPositions { positions, unknowns } => Report::bad_input(
                 "the preview map cannot be fitted",
-                format!("{positions} latent positions do not tell {unknowns} unknowns of each colour apart"),
-                "fit it on more clips or larger ones",
+                format!("{positions} latent positions do not determine {unknowns} unknowns per colour"),
+                "fit it on more clips or on larger ones",
             ),
             Self::TraceFile { path, why } => Report::bad_input(
                 format!("the trace {} cannot be written", path.display()),
@@ -148,12 +148,12 @@ impl Diagnose for Error {
 bundle::display_as_report!(Error);
 
 impl Error {
-    /// The error of a callback, which ends the run as an error of its own would.
+    /// Wraps the error of a callback, which ends the run like any other error.
     pub fn callback(error: impl Diagnose + Send + Sync + 'static) -> Self {
         Self::Callback(Box::new(error))
     }
 
-    /// Whether a run was stopped rather than failed.
+    /// Returns true if the run was stopped by a request rather than by a failure.
     pub fn is_cancelled(&self) -> bool {
         self.report().class == ErrorClass::Interrupted
     }

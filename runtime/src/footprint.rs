@@ -16,23 +16,23 @@ use engines::residency::Footprint;
 /// Bytes of one f32.
 const F32: u128 = 4;
 
-/// What decides on memory beside the clip itself.
+/// Settings that decide the memory of a clip, besides its plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySettings {
-    /// Where weights lie.
+    /// Where weights are held.
     pub weights: WeightMemory,
-    /// The variant; none is the one that the model was exported in.
+    /// Precision of the variant; `None` is the exported one.
     pub precision: Option<Precision>,
-    /// Which kernels, as of [`crate::model::Model::operators`].
+    /// Kernels of the variant.
     pub kernels: KernelLibrary,
-    /// What is open beside every expert.
+    /// The kind of previews, whose decoder is open together with the experts.
     pub preview: PreviewKind,
-    /// Tiles that pictures are decoded in; none decodes them whole.
+    /// Tile size of the decoder; `None` decodes whole frames.
     pub tile: Option<TileSide>,
 }
 
 impl MemorySettings {
-    /// The exported variant without previews, pictures decoded whole.
+    /// The exported variant without previews, with frames decoded whole.
     pub fn plain(weights: WeightMemory) -> Self {
         Self {
             weights,
@@ -44,14 +44,14 @@ impl MemorySettings {
     }
 }
 
-/// What each component needs for a clip, in the order in which they are used. What previews are made with is open beside
-/// the text encoder and every expert, so it counts as theirs.
+/// Returns the memory of each component for a clip, in order of use. The preview decoder is open together with the text
+/// encoder and the experts, so it is counted with each of them.
 ///
-/// Mapped weights that are f32 already need none: the system may drop their pages and read them again.
+/// Mapped weights that are stored as f32 count as 0: the system may drop their pages and read them again.
 pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, settings: MemorySettings) -> Vec<Footprint> {
     let MemorySettings { weights, preview, tile, .. } = settings;
     let positions = plan.latent.height * plan.latent.width;
-    let previewing = previewing(manifest, positions, weights, preview);
+    let preview_bytes = preview_bytes(manifest, positions, weights, preview);
     let batch = if plan.is_guided() && plan.tokens <= BATCHED_TOKENS_MAX { 2 } else { 1 };
     manifest
         .components
@@ -59,11 +59,11 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, settings: MemorySe
         .filter(|entry| entry.component != Component::Preview)
         .map(|entry| {
             let activations = match &entry.component {
-                Component::TextEncoder => encoding(&manifest.text_encoder) + previewing,
-                Component::Expert(_) => step(&manifest.denoiser, plan.tokens, batch) + previewing,
+                Component::TextEncoder => text_encoder_peak(&manifest.text_encoder) + preview_bytes,
+                Component::Expert(_) => step_peak(&manifest.denoiser, plan.tokens, batch) + preview_bytes,
                 Component::Decoder => match tile {
-                    Some(side) => decoding_tiles(&manifest.vae, plan.latent, side),
-                    None => decoding(&manifest.vae, positions),
+                    Some(side) => tiled_decoder_peak(&manifest.vae, plan.latent, side),
+                    None => decoder_peak(&manifest.vae, positions),
                 },
                 Component::Preview => 0,
             };
@@ -76,13 +76,13 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, settings: MemorySe
         .collect()
 }
 
-/// A number of bytes; sums and products are in 128 bits, which extents of a bundle cannot exceed.
+/// Converts a byte count. Sums and products use 128 bits, which the extents of a bundle cannot exceed.
 fn bytes(count: u128) -> ByteCount {
     ByteCount(u64::try_from(count).unwrap_or(u64::MAX))
 }
 
-/// What previews of a clip with `positions = h·w` need.
-fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> u128 {
+/// Memory of the previews of a clip with `positions = h·w`.
+fn preview_bytes(manifest: &Manifest, positions: usize, weights: WeightMemory, kind: PreviewKind) -> u128 {
     let weights_of = |component| {
         let entry = manifest.components.iter().find(|entry| entry.component == component);
         entry.map_or(0, |entry| u128::from(resident_weights(entry, MemorySettings::plain(weights)).0))
@@ -90,18 +90,19 @@ fn previewing(manifest: &Manifest, positions: usize, weights: WeightMemory, kind
     match kind {
         PreviewKind::Off | PreviewKind::Rgb => 0,
         PreviewKind::Tiny => {
-            let activations = manifest.tiny_decoder.as_ref().map_or(0, |spec| tiny_decoding(spec, positions));
+            let activations =
+                manifest.tiny_decoder.as_ref().map_or(0, |spec| tiny_decoder_peak(spec, positions));
             weights_of(Component::Preview) + activations
         }
         PreviewKind::Full => {
-            // One frame where a later latent frame makes as many as the stride.
-            let first = decoding(&manifest.vae, positions) / manifest.vae.stride().time as u128;
+            // The first latent frame decodes to one frame, a later one to as many as the stride.
+            let first = decoder_peak(&manifest.vae, positions) / manifest.vae.stride().time as u128;
             weights_of(Component::Decoder) + first
         }
     }
 }
 
-/// Weights as they lie in memory: on the CPU they are f32, however narrow they are stored, or 8 bits.
+/// Size of the weights in memory. On the CPU they are f32, whatever their stored format, or 8 bits.
 fn resident_weights(entry: &ComponentEntry, settings: MemorySettings) -> ByteCount {
     let MemorySettings { weights, precision, kernels, .. } = settings;
     if let Some(variant) = precision.and_then(|precision| entry.variant(precision, kernels)) {
@@ -114,59 +115,59 @@ fn resident_weights(entry: &ComponentEntry, settings: MemorySettings) -> ByteCou
     bytes(u128::from(entry.weight_bytes().0) * F32 / stored.bytes() as u128)
 }
 
-/// Peak of the text encoder: a full prompt's position bias of two layers and the gated feed-forward.
-fn encoding(spec: &TextEncoderSpec) -> u128 {
+/// Peak of the text encoder: for a full prompt the position bias of two layers and the gated feed-forward.
+fn text_encoder_peak(spec: &TextEncoderSpec) -> u128 {
     let [heads, width, feed_forward, rows] = [spec.heads, spec.width, spec.feed_forward, TEXT_ROWS].map(wide);
     F32 * (3 * heads * rows * rows + rows * (3 * feed_forward + 6 * width))
 }
 
-/// Peak of a step: the feed-forward layer before and after its activation, beside the residual stream and its branch.
-fn step(spec: &DenoiserSpec, tokens: usize, batch: usize) -> u128 {
+/// Peak of a step: the feed-forward layer before and after its activation, the residual stream and its branch.
+fn step_peak(spec: &DenoiserSpec, tokens: usize, batch: usize) -> u128 {
     let [tokens, rows, batch] = [tokens, TEXT_ROWS, batch].map(wide);
     let [feed_forward, width] = [spec.feed_forward, spec.width()].map(wide);
     F32 * batch * (tokens * (2 * feed_forward + 4 * width) + rows * 4 * width)
 }
 
 /// Full-resolution layers that a decoder call holds at once, as measured: frames stacked for a causal convolution, the
-/// same in the layout of the convolution, its result, and what ONNX Runtime's pool cannot use again.
+/// same in the layout of the convolution, its result, and blocks that ONNX Runtime's pool cannot reuse.
 const DECODER_LAYERS_HELD: u128 = 30;
 
-/// Peak of a decoder call over `positions = h·w`: caches before and after, and the layers at full resolution.
-fn decoding(spec: &VaeSpec, positions: usize) -> u128 {
-    F32 * wide(positions) * (2 * caches(spec) + working(spec))
+/// Peak of a decoder call over `positions = h·w`: caches before and after, and layers at full resolution.
+fn decoder_peak(spec: &VaeSpec, positions: usize) -> u128 {
+    F32 * wide(positions) * (2 * cache_values(spec) + layer_values(spec))
 }
 
-/// Frames that the part of a decoder at the latent's resolution holds: caches before and after, and a few layers.
-const STEM_FRAMES_HELD: u128 = 60;
+/// Frames that the decoder's trunk (at the latent's resolution) holds: caches before and after, and a few layers.
+const TRUNK_FRAMES_HELD: u128 = 60;
 
-/// Peak of decoding in tiles: what sees the whole picture, the caches of all tiles, those that one call replaces, its
-/// layers, and the picture.
-fn decoding_tiles(spec: &VaeSpec, latent: LatentShape, side: TileSide) -> u128 {
+/// Peak of decoding in tiles: the trunk over the whole frame, the caches of all tiles, the caches that one call
+/// replaces, its layers, and the decoded frames.
+fn tiled_decoder_peak(spec: &VaeSpec, latent: LatentShape, side: TileSide) -> u128 {
     let tiling = Tiling::new(latent.height, latent.width, side);
     let (count, positions) = (wide(tiling.count()), wide(tiling.tile_positions()));
     let picture = 3 * frames_and_pixels(spec.stride()) * wide(latent.height) * wide(latent.width);
-    let stem = STEM_FRAMES_HELD * wide(spec.deepest_width()) * wide(latent.height) * wide(latent.width);
-    F32 * (stem + positions * ((count + 1) * caches(spec) + working(spec)) + picture)
+    let trunk = TRUNK_FRAMES_HELD * wide(spec.deepest_width()) * wide(latent.height) * wide(latent.width);
+    F32 * (trunk + positions * ((count + 1) * cache_values(spec) + layer_values(spec)) + picture)
 }
 
-/// Peak of a tiny decoder over `positions = h·w`: four frames at full resolution, a few layers at once.
-fn tiny_decoding(spec: &TinyDecoderSpec, positions: usize) -> u128 {
+/// Peak of the tiny decoder over `positions = h·w`: four frames at full resolution, a few layers at once.
+fn tiny_decoder_peak(spec: &TinyDecoderSpec, positions: usize) -> u128 {
     let [_, _, third, fourth] = spec.widths.map(wide);
     F32 * wide(positions) * frames_and_pixels(spec.stride()) * 4 * (third + fourth)
 }
 
-/// Values at full resolution that a call holds for each latent position.
-fn working(spec: &VaeSpec) -> u128 {
+/// Values at full resolution that a call holds per latent position.
+fn layer_values(spec: &VaeSpec) -> u128 {
     DECODER_LAYERS_HELD * frames_and_pixels(spec.stride()) * wide(spec.base)
 }
 
-/// Pixels of all frames that a latent position stands for.
+/// Pixels in all frames per latent position.
 fn frames_and_pixels(stride: VaeStride) -> u128 {
     wide(stride.time) * wide(stride.space) * wide(stride.space)
 }
 
-/// Values that the caches of a decoder hold for each latent position.
-fn caches(spec: &VaeSpec) -> u128 {
+/// Values in the decoder's caches per latent position.
+fn cache_values(spec: &VaeSpec) -> u128 {
     let base = wide(spec.base);
     let widest = base * wide(spec.multipliers.iter().copied().max().unwrap_or(1));
     let mut caches = 2 * wide(spec.latent_channels) + 8 * widest;
@@ -191,42 +192,42 @@ mod tests {
     use bundle::catalog::{wan_denoiser, wan21_vae};
 
     #[test]
-    fn a_decode_is_predicted_within_a_quarter_of_what_was_measured() {
-        // 6.6 GB beside the weights, at 30x52 latents (docs/benchmarks.md).
-        let predicted = decoding(&wan21_vae(), 30 * 52);
+    fn the_predicted_memory_of_a_decode_is_within_a_quarter_of_the_measured_one() {
+        // 6.6 GB without the weights, at 30x52 latents (docs/benchmarks.md).
+        let predicted = decoder_peak(&wan21_vae(), 30 * 52);
         assert!((5_000_000_000..8_300_000_000).contains(&predicted), "{predicted}");
     }
 
     #[test]
-    fn smaller_tiles_need_less_until_overlaps_take_over() {
+    fn smaller_tiles_need_less_memory_until_overlaps_dominate() {
         let vae = wan21_vae();
         let latent = LatentShape { channels: 16, frames: 21, height: 90, width: 160 };
         let needed: Vec<u128> =
-            TileSide::TRIED.into_iter().map(|side| decoding_tiles(&vae, latent, side)).collect();
-        assert!(needed[2] < decoding(&vae, 90 * 160) / 2, "{needed:?}");
+            TileSide::TRIED.into_iter().map(|side| tiled_decoder_peak(&vae, latent, side)).collect();
+        assert!(needed[2] < decoder_peak(&vae, 90 * 160) / 2, "{needed:?}");
         assert!(needed[..3].is_sorted_by(|a, b| a > b), "{needed:?}");
     }
 
     #[test]
-    fn the_largest_extents_that_a_bundle_may_have_do_not_overflow() {
+    fn the_largest_extents_of_a_bundle_do_not_overflow() {
         let most = bundle::validate::MAX_EXTENT;
         let mut vae = wan21_vae();
         vae.base = most;
         vae.multipliers = vec![1; 8];
         vae.temporal_downsample = vec![true; 7];
         vae.residual_blocks = bundle::validate::MAX_COUNT;
-        assert_eq!(bytes(decoding(&vae, 16_384 * 16_384)), ByteCount(u64::MAX));
+        assert_eq!(bytes(decoder_peak(&vae, 16_384 * 16_384)), ByteCount(u64::MAX));
         let spec = wan_denoiser(most / 2, 1000, most);
         let tokens = 25_001 * 16_384 * 16_384;
-        assert_eq!(bytes(step(&DenoiserSpec { head_width: 2, ..spec }, tokens, 2)), ByteCount(u64::MAX));
+        assert_eq!(bytes(step_peak(&DenoiserSpec { head_width: 2, ..spec }, tokens, 2)), ByteCount(u64::MAX));
     }
 
     #[test]
-    fn more_positions_and_tokens_need_more() {
+    fn memory_grows_with_positions_and_tokens() {
         let vae = wan21_vae();
-        assert_eq!(decoding(&vae, 2 * 1560), 2 * decoding(&vae, 1560));
+        assert_eq!(decoder_peak(&vae, 2 * 1560), 2 * decoder_peak(&vae, 1560));
         let spec = wan_denoiser(12, 30, 8960);
-        assert_eq!(step(&spec, 1950, 2), 2 * step(&spec, 1950, 1));
-        assert!(step(&spec, 3900, 1) > step(&spec, 1950, 1));
+        assert_eq!(step_peak(&spec, 1950, 2), 2 * step_peak(&spec, 1950, 1));
+        assert!(step_peak(&spec, 3900, 1) > step_peak(&spec, 1950, 1));
     }
 }

@@ -1,21 +1,23 @@
-//! From a prompt to frames.
+//! Wan2.2 text-to-video as a library: a prompt in, frames out.
 //!
-//! The pipeline has three parts that can be used apart: [`text_encoder`] (prompt to text states), [`denoise`] (noise and
-//! text states to a clean latent) and [`decode`] (latent to frames, chunk by chunk). [`pipeline`] runs them in a row,
-//! [`plan`] says what will be made before anything is loaded, [`model`] is a bundle and how to run it.
+//! The pipeline has three parts that can be used separately: [`text_encoder`] (prompt to text states), [`denoise`]
+//! (noise and text states to a clean latent) and [`decode`] (latent to frames, in chunks). [`pipeline`] runs them one
+//! after another. [`model`] is a bundle and its run options; [`plan`] resolves and checks a request before anything is
+//! loaded.
 //!
-//! Below them: [`sampler`] (schedules, solvers, guidance, noise; pure), [`preview`] (pictures while it denoises), [`trace`]
-//! (files for parity checks), [`footprint`] (predicted memory), [`room`] (whether it is there).
+//! Supporting modules: [`sampler`] (schedules, solvers, guidance, noise; pure), [`preview`] (frames during denoising),
+//! [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`memory_check`] (refuses a clip that does not
+//! fit).
 
 pub mod decode;
 pub mod denoise;
 mod error;
 pub mod footprint;
+pub mod memory_check;
 pub mod model;
 pub mod pipeline;
 pub mod plan;
 pub mod preview;
-pub mod room;
 pub mod sampler;
 pub mod text_encoder;
 pub mod trace;

@@ -1,4 +1,4 @@
-//! Whether a clip fits into the memory that is free, for commands that leave no choice of how.
+//! Checks that a clip fits into the available memory, for commands without memory options.
 
 use crate::Error;
 use crate::footprint::{MemorySettings, footprints};
@@ -8,11 +8,11 @@ use bundle::units::ByteCount;
 use engines::WeightMemory;
 use engines::residency::{self, Mode, Residency};
 
-/// What may stay open from clip to clip, with weights in memory and pictures decoded whole.
+/// Returns the residency mode for a clip, with weights in memory and frames decoded whole.
 ///
 /// # Errors
-/// A clip that does not fit, before anything is allocated for it.
-pub fn mode(manifest: &Manifest, plan: &GenerationPlan) -> Result<Mode, Error> {
+/// The clip does not fit. Nothing was allocated for it.
+pub fn residency_mode(manifest: &Manifest, plan: &GenerationPlan) -> Result<Mode, Error> {
     let free = engines::memory::memory().map_or(ByteCount(u64::MAX), |memory| memory.available);
     let needed = footprints(manifest, plan, MemorySettings::plain(WeightMemory::Prepacked));
     Ok(residency::plan(Residency::Auto, &needed, free)?.mode)

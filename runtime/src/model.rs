@@ -1,4 +1,4 @@
-//! A bundle and how to run it.
+//! A bundle with its run options.
 
 use crate::Error;
 use bundle::in_use::InUse;
@@ -14,24 +14,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How graphs are run.
+/// Options for running the graphs of a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelOptions {
-    /// Which variant of the graphs; none takes the first that the bundle has.
+    /// Precision of the variant; `None` selects the first in the bundle.
     pub precision: Option<Precision>,
-    /// Which kernels on the CPU; none takes our own where the bundle has graphs of them and the processor is fast with
-    /// them.
+    /// Kernels on the CPU; `None` selects Rushes kernels if the bundle has graphs for them and they are fast on this
+    /// processor.
     pub kernels: Option<KernelLibrary>,
-    /// Where they run.
+    /// Execution provider.
     pub provider: Provider,
-    /// Threads of one graph; none takes every core.
+    /// Threads of one graph; `None` uses every core.
     pub threads: Option<NonZeroUsize>,
-    /// Whether weights are copied into memory, which makes steps faster, or used from the file.
+    /// Where weights are held: copied into memory, which makes steps faster, or mapped from the file.
     pub weights: WeightMemory,
 }
 
 impl Default for ModelOptions {
-    /// The bundle's first variant on the CPU with every core, weights in memory.
+    /// The bundle's first variant on the CPU, with every core and weights in memory.
     fn default() -> Self {
         Self {
             precision: None,
@@ -44,7 +44,7 @@ impl Default for ModelOptions {
 }
 
 impl ModelOptions {
-    /// The defaults with a variant for the CPU, or with the fastest that the bundle has.
+    /// The default options for `variant` on the CPU, or for the fastest variant of the bundle.
     pub fn of_variant(variant: Option<Variant>) -> Self {
         Self {
             precision: variant.map(|variant| variant.precision),
@@ -54,7 +54,7 @@ impl ModelOptions {
     }
 }
 
-/// A bundle, an ONNX Runtime and how to run the one on the other. Cheap to clone; opens nothing by itself.
+/// A bundle, an ONNX Runtime and the run options. Cheap to clone. Graphs are opened by the parts of the pipeline.
 #[derive(Debug, Clone)]
 pub struct Model {
     bundle: Arc<Bundle>,
@@ -62,15 +62,15 @@ pub struct Model {
     variant: Variant,
     engine_options: OpenOptions,
     opening: Arc<AtomicU64>,
-    /// Nothing of the bundle is removed meanwhile.
+    /// Keeps other processes from removing files of the bundle.
     _in_use: Arc<InUse>,
 }
 
 impl Model {
-    /// A model over an opened bundle.
+    /// Creates a model from an open bundle.
     ///
     /// # Errors
-    /// A provider or precision that the bundle has no graphs for.
+    /// The bundle has no graphs for the provider, precision or kernels.
     pub fn new(bundle: Bundle, onnx: OnnxRuntime, options: ModelOptions) -> Result<Self, Error> {
         let target = options.provider.target()?;
         let variant = choose_variant(&bundle.manifest, target, &onnx, &options)?;
@@ -80,48 +80,48 @@ impl Model {
         Ok(Self { bundle, onnx, variant, engine_options, opening, _in_use: in_use })
     }
 
-    /// Opens the bundle in `folder` and finds ONNX Runtime in the usual places.
+    /// Opens the bundle in `folder` and loads ONNX Runtime from its default locations.
     ///
     /// # Errors
-    /// No bundle, no library, or no graphs for what was asked.
+    /// The bundle or the library is missing, or the bundle has no graphs for the options.
     pub fn open(folder: &Path, options: ModelOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
         Self::new(bundle, OnnxRuntime::load(None)?, options)
     }
 
-    /// What the bundle holds.
+    /// The content of `bundle.json`.
     pub fn manifest(&self) -> &Manifest {
         &self.bundle.manifest
     }
 
-    /// The bundle itself.
+    /// The bundle.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
     }
 
-    /// The same model, whose graphs run on so many threads and whose [`Self::time_opening`] counts anew.
+    /// Returns the same model with another number of threads and a [`Self::time_opening`] of its own.
     pub fn with_threads(&self, threads: NonZeroUsize) -> Self {
         let engine_options = OpenOptions { threads: Some(threads), ..self.engine_options };
         Self { engine_options, opening: Arc::default(), ..self.clone() }
     }
 
-    /// Time that opening what the bundle holds took so far, by this model and its clones.
+    /// Time that this model and its clones have spent opening graphs and the tokenizer.
     pub fn time_opening(&self) -> Duration {
         Duration::from_nanos(self.opening.load(Ordering::Relaxed))
     }
 
-    /// The variant that runs. Parts without graphs for its kernels run on those of ONNX Runtime.
+    /// The variant that runs. Parts without graphs for its kernels run on ONNX Runtime kernels.
     pub fn variant(&self) -> Variant {
         self.variant
     }
 
-    /// The graph of a part that runs.
+    /// Returns the graph that runs for a part.
     ///
     /// # Errors
-    /// A component or part that the bundle lacks.
+    /// The bundle lacks the component or part.
     pub fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
         let entry = self.manifest().component(component)?;
-        // Previews are made in the precision of the export, whatever the variant.
+        // Preview graphs exist only in the exported precision.
         let exported = match component {
             Component::Preview => {
                 entry.graphs.iter().find(|graph| graph.variant.target == self.variant.target)
@@ -132,11 +132,11 @@ impl Model {
         Ok(entry.graph(part, Variant { precision, ..self.variant })?)
     }
 
-    /// Makes sure that the bundle has every graph that a clip needs, so that none is missed after the steps; `tiled` says
-    /// whether pictures are decoded in several tiles.
+    /// Checks that the bundle has every graph of a clip, so that a missing decoder is an error before denoising. `tiled` is
+    /// true if frames are decoded in more than one tile.
     ///
     /// # Errors
-    /// The first component or part that the bundle lacks in the variant that runs.
+    /// The first component or part that is missing for this variant.
     pub fn check_parts(&self, tiled: bool) -> Result<(), Error> {
         let experts = self.manifest().routing.routes().iter();
         let experts = experts.map(|route| (Component::Expert(route.expert.clone()), Part::Whole));
@@ -148,28 +148,29 @@ impl Model {
         let parts = [Part::TrunkFirst, Part::UpsamplerFirst, Part::TrunkNext, Part::UpsamplerNext];
         if tiled && parts.iter().any(|part| self.graph(&Component::Decoder, *part).is_err()) {
             let rule =
-                format!("the {} variant of the decoder decodes pictures whole", self.variant.precision);
-            let fix = "use --tile off, or --precision of a variant that was exported";
+                format!("the {} variant of the decoder decodes whole frames only", self.variant.precision);
+            let fix = "use --tile off, or --precision of an exported variant";
             return Err(bundle::Error::value("--tile", "used", rule, fix).into());
         }
         Ok(())
     }
 
-    /// Opens one graph and checks it against its contract.
+    /// Opens one graph and checks it against its signature.
     pub fn engine(&self, component: &Component, part: Part, contract: &Signature) -> Result<Engine, Error> {
         let graph = self.graph(component, part)?;
-        // ONNX Runtime maps the weights, and the end of a map beyond the end of its file ends the process.
+        // ONNX Runtime maps the weights; reading beyond the end of a mapped file kills the process (SIGBUS).
         let entry = self.manifest().component(component)?;
         for file in entry.weight_files() {
             self.bundle.check_length(&file.file)?;
         }
-        let opened =
-            self.loading(|| self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options));
+        let opened = self.measure_opening(|| {
+            self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)
+        });
         Ok(opened?)
     }
 
-    /// Does work that counts as [`Self::time_opening`].
-    pub fn loading<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// Runs `work` and adds its duration to [`Self::time_opening`].
+    pub fn measure_opening<T>(&self, work: impl FnOnce() -> T) -> T {
         let began = Instant::now();
         let done = work();
         let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -178,7 +179,7 @@ impl Model {
     }
 }
 
-/// The contract of a step in these operators.
+/// The signature of a step's graph for these kernels.
 pub fn step_contract(manifest: &Manifest, kernels: KernelLibrary) -> Signature {
     match kernels {
         KernelLibrary::OnnxRuntime => Signature::of_step(&manifest.denoiser),
@@ -199,7 +200,7 @@ fn choose_variant(
             None => available.first().copied(),
         }
     };
-    // Plain arithmetic on bytes is slower than ONNX Runtime's vectors.
+    // The scalar path of Rushes kernels is slower than ONNX Runtime's vector kernels.
     let is_fast = onnx.kernels().path() != CpuPath::Scalar;
     let wanted = match options.kernels {
         Some(asked) => asked,
@@ -223,14 +224,17 @@ fn choose_variant(
         return Err(Error::Contract(bundle::Error::value(
             "--kernels",
             "rushes",
-            format!("the bundle has {precision} graphs in ONNX Runtime kernels alone"),
+            format!("the bundle has {precision} graphs for ONNX Runtime kernels only"),
             "run `rushes quantize` with --scheme int8 or bf16, or leave the flag out",
         )));
     }
     Ok(Variant { target, precision, kernels: wanted })
 }
 
-/// Takes an f32 output of a known number of axes out of ONNX Runtime's memory.
+/// Copies the f32 output `name`, with a known number of axes, out of ONNX Runtime's memory.
+///
+/// # Errors
+/// The output is missing, is not f32, or has another number of axes.
 pub fn take_array<D: Dimension>(outputs: &mut Outputs, name: &str) -> Result<Array<f32, D>, Error> {
     let array = outputs.take(name)?.to_f32()?;
     let found = array.ndim();

@@ -1,8 +1,8 @@
-//! The three parts in a row: text, denoising, decoding.
+//! The whole pipeline: text encoder, denoising, decoding.
 
 use crate::Error;
 use crate::decode::{TileSide, VideoDecoder};
-use crate::denoise::{Generator, Guided, StepDone};
+use crate::denoise::{Conditioning, Generator, StepDone};
 use crate::model::Model;
 use crate::plan::GenerationPlan;
 use crate::sampler::{Sampler, torch_normal};
@@ -10,29 +10,29 @@ use crate::text_encoder::{TextEncoder, TextStates};
 use engines::{Cancel, residency};
 use ndarray::Array4;
 
-/// What a run tells while it goes on.
+/// An event of a run.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The text encoder is being opened and run.
+    /// The text encoder is about to be opened and run.
     Encoding,
-    /// Prompt and, where guidance needs it, negative prompt are encoded.
+    /// The prompt and, with guidance, the negative prompt are encoded.
     Encoded {
         /// The prompt's states.
         prompt: &'a TextStates,
         /// The negative prompt's states.
         negative: Option<&'a TextStates>,
     },
-    /// The first step begins.
+    /// The first step is about to start.
     Denoising,
     /// A step is done.
     Step(StepDone<'a>),
-    /// The decoder begins.
+    /// The decoder is about to start.
     Decoding,
-    /// A chunk of frames is made: `[N,3,H,W]` in -1..1.
+    /// A chunk of frames is decoded: `[N,3,H,W]` in -1..1.
     Frames(&'a Array4<f32>),
 }
 
-/// Everything that makes clips of one model.
+/// Generates clips with one model.
 #[derive(Debug)]
 pub struct Pipeline {
     model: Model,
@@ -43,7 +43,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens nothing yet.
+    /// Creates a pipeline. Graphs are opened when they are first needed.
     pub fn new(model: &Model, mode: residency::Mode) -> Self {
         Self {
             model: model.clone(),
@@ -54,18 +54,18 @@ impl Pipeline {
         }
     }
 
-    /// The same pipeline, which decodes pictures in tiles of at most `side`.
+    /// Sets the largest tile that frames are decoded in; `None` decodes whole frames.
     pub fn tiled(self, side: Option<TileSide>) -> Self {
         Self { decoder: self.decoder.tiled(side), ..self }
     }
 
-    /// Makes the clip of a plan out of `noise [C,T,h,w]`; `on_event` gets the frames, among what else happens.
+    /// Generates the clip of a plan from `noise [C,T,h,w]`. `on_event` receives the frames and all other events.
     ///
-    /// With [`residency::Mode::OneAtATime`] each part leaves memory when its phase is over.
+    /// With [`residency::Mode::OneAtATime`] each part is closed after its phase.
     ///
     /// # Errors
-    /// A graph that the bundle lacks, which is found before anything runs; what any part meets, a cancelled run, or an error
-    /// of `on_event`.
+    /// The bundle lacks a graph (found before anything runs), a part fails, the run is cancelled, or `on_event` returns an
+    /// error.
     pub fn run(
         &mut self,
         plan: &GenerationPlan,
@@ -79,7 +79,7 @@ impl Pipeline {
         on_event(Event::Encoded { prompt: &prompt, negative: negative.as_ref() })?;
 
         on_event(Event::Denoising)?;
-        let text = Guided { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
+        let text = Conditioning { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
         let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
         let latent =
             self.generator.denoise(noise, text, sampler, cancel, &mut |step| on_event(Event::Step(step)))?;
@@ -113,7 +113,8 @@ impl Pipeline {
     }
 }
 
-/// The seeded noise of a plan, `[C,T,h,w]`: the values that torch's CPU generator gives for the seed, scaled.
+/// Returns the initial noise of a plan, `[C,T,h,w]`: the values of PyTorch's CPU generator for its seed, times the plan's
+/// noise scale.
 pub fn seeded_noise(plan: &GenerationPlan) -> Array4<f32> {
     let (channels, frames, height, width) = plan.latent.dims();
     let values = torch_normal(plan.seed, channels * frames * height * width);
@@ -122,7 +123,7 @@ pub fn seeded_noise(plan: &GenerationPlan) -> Array4<f32> {
     scaled_noise(noise, plan)
 }
 
-/// Noise times the plan's noise scale.
+/// Returns the noise times the plan's noise scale.
 pub fn scaled_noise(mut noise: Array4<f32>, plan: &GenerationPlan) -> Array4<f32> {
     if plan.noise_scale != 1.0 {
         noise *= plan.noise_scale;

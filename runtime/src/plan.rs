@@ -1,4 +1,5 @@
-//! What will be made: a request with every default filled in and every value checked, before anything is loaded.
+//! Generation requests and plans. A plan is a request with all defaults filled in and all values checked, before anything
+//! is loaded.
 
 use crate::Error;
 use crate::sampler::Schedule;
@@ -9,31 +10,31 @@ use bundle::settings::{ScheduleKind, SolverKind, check_steps, per_expert};
 use bundle::units::{FrameRate, GuidanceScale, Seed, Shift};
 use std::fmt;
 
-/// How long a clip is.
+/// The length of a clip.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Length {
-    /// Exactly so many frames.
+    /// Number of frames.
     Frames(usize),
-    /// So many seconds at the rate at which the clip is played.
+    /// Seconds at the clip's frame rate.
     Seconds(f64),
 }
 
-/// What a user asks for; what is `None` is taken from the bundle's defaults.
+/// A request for a clip. `None` takes the bundle's default.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
-    /// What the clip shows.
+    /// The prompt.
     pub prompt: String,
-    /// What it should not show.
+    /// The negative prompt.
     pub negative: Option<String>,
-    /// Size of the picture.
+    /// Size of a frame.
     pub size: Option<PixelSize>,
     /// Length of the clip.
     pub length: Option<Length>,
-    /// Rate at which the frames are played.
+    /// Frame rate.
     pub fps: Option<FrameRate>,
     /// Denoising steps.
     pub steps: Option<usize>,
-    /// Guidance scale of each expert from the noisiest down, or one for all.
+    /// Guidance scales of the experts, starting with the one for the highest noise, or one scale for all.
     pub guidance: Option<Vec<GuidanceScale>>,
     /// Shift of the sigma grid.
     pub shift: Option<f64>,
@@ -48,7 +49,7 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
-    /// A request that leaves everything but prompt and seed to the bundle.
+    /// Creates a request with the bundle's defaults for everything but the prompt and seed.
     pub fn new(prompt: impl Into<String>, seed: Seed) -> Self {
         Self {
             prompt: prompt.into(),
@@ -67,26 +68,26 @@ impl GenerateRequest {
     }
 }
 
-/// What will be made.
+/// The resolved and checked settings of a clip.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationPlan {
-    /// What the clip shows.
+    /// The prompt.
     pub prompt: String,
-    /// What it should not show.
+    /// The negative prompt.
     pub negative: String,
-    /// Size of the picture.
+    /// Size of a frame.
     pub size: PixelSize,
     /// Frames of the clip.
     pub frames: FrameCount,
-    /// Frames that the model makes; the rest is trimmed.
+    /// Frames that the model generates; the surplus is trimmed.
     pub frames_made: usize,
-    /// Rate at which the frames are played.
+    /// Frame rate.
     pub rate: FrameRate,
     /// Shape of the latent.
     pub latent: LatentShape,
     /// Tokens of one step.
     pub tokens: usize,
-    /// Noise levels.
+    /// The sigma grid.
     pub schedule: Schedule,
     /// Name of the sigma grid.
     pub schedule_kind: ScheduleKind,
@@ -94,9 +95,9 @@ pub struct GenerationPlan {
     pub solver: SolverKind,
     /// Shift of the sigma grid.
     pub shift: Shift,
-    /// Guidance scale of each expert, from the noisiest down.
+    /// Guidance scale of each expert, starting with the one for the highest noise.
     pub guidance: Vec<GuidanceScale>,
-    /// How many steps each expert does, from the noisiest down.
+    /// Number of steps of each expert, starting with the one for the highest noise.
     pub expert_steps: Vec<(ExpertName, usize)>,
     /// Seed of the noise.
     pub seed: Seed,
@@ -108,7 +109,7 @@ impl GenerationPlan {
     /// Fills in the bundle's defaults and checks every value.
     ///
     /// # Errors
-    /// The first value that is out of range, by the name of its flag.
+    /// The first value that is out of range, with the name of its flag.
     pub fn new(manifest: &Manifest, request: &GenerateRequest) -> Result<Self, Error> {
         prompt::check(&request.prompt)?;
         let defaults = &manifest.defaults;
@@ -132,7 +133,7 @@ impl GenerationPlan {
             return Err(bundle::Error::value(
                 "--noise-scale",
                 request.noise_scale,
-                "it is a finite factor above 0",
+                "the factor must be finite and above 0",
                 "use 1, or something like 0.85 for a calmer clip",
             )
             .into());
@@ -165,7 +166,7 @@ impl GenerationPlan {
 }
 
 impl GenerationPlan {
-    /// Whether any step needs the unconditional pass.
+    /// Returns true if any step needs the unconditional pass.
     pub fn is_guided(&self) -> bool {
         self.guidance.iter().zip(&self.expert_steps).any(|(scale, (_, steps))| *steps > 0 && scale.applies())
     }
@@ -182,7 +183,10 @@ fn frame_count(length: Length, rate: FrameRate) -> Result<FrameCount, Error> {
                 return Err(bundle::Error::value(
                     "--seconds",
                     seconds,
-                    format!("at {rate} frames per second it is no clip of 1 to {} frames", FrameCount::MAX),
+                    format!(
+                        "at {rate} frames per second the clip does not have 1 to {} frames",
+                        FrameCount::MAX
+                    ),
                     "give a longer or shorter time, or --frames",
                 )
                 .into());

@@ -1,4 +1,4 @@
-//! Prompt to text states: the first of the three parts of the pipeline.
+//! Prompt to text states: the first part of the pipeline.
 
 use crate::Error;
 use crate::model::Model;
@@ -9,18 +9,18 @@ use engines::{Cancel, Engine, Value};
 use ndarray::{Array2, s};
 use prompt::{Cut, PromptTokenizer};
 
-/// What a denoiser is told of a prompt.
+/// The text conditioning of one prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextStates {
-    /// `[512,D]`: one row per token, then zeros. A denoiser attends to all rows.
+    /// `[512,D]`: one row per token, then zeros. The denoiser attends to all rows.
     pub rows: Array2<f32>,
-    /// How many rows are tokens, the closing `</s>` included.
+    /// Number of rows that are tokens, including the closing `</s>`.
     pub tokens: usize,
-    /// Where the prompt was cut, if it had more than 512 tokens.
+    /// Where the prompt was truncated, if it had more than 512 tokens.
     pub cut: Option<Cut>,
 }
 
-/// Tokenizer and text encoder of a model.
+/// The tokenizer and text encoder of a model.
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: PromptTokenizer,
@@ -29,13 +29,13 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Opens tokenizer and graph.
+    /// Opens the tokenizer and the graph.
     ///
     /// # Errors
-    /// A tokenizer or graph that cannot be opened, or that do not belong together.
+    /// The tokenizer or graph cannot be opened, or the tokenizer has more tokens than the graph.
     pub fn open(model: &Model) -> Result<Self, Error> {
         let spec = &model.manifest().text_encoder;
-        let tokenizer = model.loading(|| PromptTokenizer::open(&model.bundle().tokenizer()))?;
+        let tokenizer = model.measure_opening(|| PromptTokenizer::open(&model.bundle().tokenizer()))?;
         if tokenizer.vocabulary() > spec.vocabulary {
             return Err(Error::Vocabulary { tokenizer: tokenizer.vocabulary(), encoder: spec.vocabulary });
         }
@@ -46,7 +46,7 @@ impl TextEncoder {
     /// Encodes a prompt, or the empty text.
     ///
     /// # Errors
-    /// A cancelled run, or one that fails.
+    /// The run fails or is cancelled.
     pub fn encode(&mut self, text: &str, cancel: &Cancel) -> Result<TextStates, Error> {
         let prompt = self.tokenizer.encode(&prompt::clean(text))?;
         let tokens = prompt.ids.len();

@@ -1,4 +1,4 @@
-//! Files for checking against other implementations: the noise that goes in, and everything on the way.
+//! Files for parity checks with other implementations: the noise as input, all intermediate tensors as output.
 
 use crate::Error;
 use crate::decode::pictures;
@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 /// Reads the tensor `noise` `[C,T,h,w]` f32 from a safetensors file.
 ///
 /// # Errors
-/// A file that cannot be read, or whose tensor is missing, of another format or of another shape.
+/// The file cannot be read, or its tensor is missing, has another number format or another shape.
 pub fn read_noise(path: &Path, shape: LatentShape) -> Result<Array4<f32>, Error> {
     let wrong = |why: String| Error::NoiseFile { path: path.to_owned(), why };
     let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
     let Ok(tensor) = file.tensor("noise") else {
-        return Err(wrong("it holds no tensor `noise`".into()));
+        return Err(wrong("it has no tensor `noise`".into()));
     };
     if tensor.dtype() != Dtype::F32 {
         return Err(wrong(format!("`noise` is {:?} and should be F32", tensor.dtype())));
@@ -28,7 +28,7 @@ pub fn read_noise(path: &Path, shape: LatentShape) -> Result<Array4<f32>, Error>
     let expected = [shape.channels, shape.frames, shape.height, shape.width];
     if tensor.shape() != expected {
         return Err(wrong(format!(
-            "`noise` has the shape {:?} and this clip needs {expected:?}",
+            "`noise` has shape {:?} and this clip needs {expected:?}",
             tensor.shape()
         )));
     }
@@ -38,14 +38,14 @@ pub fn read_noise(path: &Path, shape: LatentShape) -> Result<Array4<f32>, Error>
     if noise.iter().all(|value| value.is_finite()) {
         Ok(noise)
     } else {
-        Err(wrong("`noise` holds values that are not finite".into()))
+        Err(wrong("`noise` contains values that are not finite".into()))
     }
 }
 
-/// Collects what a run computes and writes it as one safetensors file.
+/// Collects the tensors of a run and writes them as one safetensors file.
 ///
-/// `prompt_embeds` and `negative_prompt_embeds` `[512,D]`, `latents.000`, … `[C,T,h,w]` after each step, `frames`
-/// `[F,H,W,3]` in 0..1 before rounding; all f32.
+/// `prompt_embeds` and `negative_prompt_embeds` `[512,D]`; `latents.000`, … `[C,T,h,w]` after each step; `frames`
+/// `[F,H,W,3]` in 0..1 before rounding. All are f32.
 #[derive(Debug)]
 pub struct Trace {
     path: PathBuf,
@@ -56,21 +56,22 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// A trace that will be written to `path`.
+    /// Creates an empty trace for `path`.
     ///
     /// # Errors
-    /// A folder that does not exist or may not be written to, a file that cannot be replaced, another run that is
-    /// writing it.
+    /// The folder does not exist or is not writable, the file cannot be replaced, or another run is writing it.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let refused = |why: &str| Err(Error::TraceFile { path: path.to_owned(), why: why.into() });
         if path == Path::new("-") {
-            return refused("a trace is written whole when the run is over, and never to standard output");
+            return refused(
+                "a trace is a file that is written after the run; it cannot go to standard output",
+            );
         }
         if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return refused("there is something of that name that is no file");
+            return refused("the path exists and is not a regular file");
         }
-        // Shows now what would otherwise be learnt after the run, and leaves a trace that is already there alone.
-        let file = PartFile::create(path, may_begin)
+        // Fails now rather than after the run. An existing trace is left alone until then.
+        let file = PartFile::create(path, is_safetensors_start)
             .map_err(|error| Error::TraceFile { path: path.to_owned(), why: error.report().why })?;
         Ok(Self { path: path.to_owned(), file, tensors: Vec::new(), latents: 0, frames: Vec::new() })
     }
@@ -80,7 +81,7 @@ impl Trace {
         self.tensors.push((name, values.shape().to_vec(), bytes));
     }
 
-    /// Text states of the prompt and, where guidance needs it, of the negative prompt.
+    /// Adds the text states of the prompt and, with guidance, of the negative prompt.
     pub fn text(&mut self, prompt: &TextStates, negative: Option<&TextStates>) {
         self.push("prompt_embeds".into(), prompt.rows.view());
         if let Some(negative) = negative {
@@ -88,13 +89,13 @@ impl Trace {
         }
     }
 
-    /// The latent after a step.
+    /// Adds the latent after a step.
     pub fn latent(&mut self, latent: &Array4<f32>) {
         self.push(format!("latents.{:03}", self.latents), latent.view());
         self.latents += 1;
     }
 
-    /// Frames `[N,3,H,W]` in -1..1 as the decoder gives them.
+    /// Adds frames `[N,3,H,W]` in -1..1 from the decoder.
     pub fn frames(&mut self, frames: &Array4<f32>) {
         self.frames.push(pictures(frames.view()));
     }
@@ -102,7 +103,7 @@ impl Trace {
     /// Writes the file.
     ///
     /// # Errors
-    /// The path, and what the system said.
+    /// I/O errors, with the path.
     pub fn write(mut self) -> Result<PathBuf, Error> {
         let path = self.path.clone();
         let wrong = |why: String| Error::TraceFile { path: path.clone(), why };
@@ -119,7 +120,6 @@ impl Trace {
         let file = safetensors::serialize(views, None).map_err(|error| wrong(error.to_string()))?;
         let written = self.file.open().and_then(|mut part| part.write_all(&file));
         if let Err(error) = written {
-            // Half a trace is of no use.
             self.file.discard();
             return Err(wrong(error.to_string()));
         }
@@ -128,8 +128,8 @@ impl Trace {
     }
 }
 
-/// Whether a file may be a trace that a run did not finish: the length of its description, then that.
-fn may_begin(head: &[u8]) -> bool {
+/// Returns true if a file starts like a safetensors file: the length of its header, then the header.
+fn is_safetensors_start(head: &[u8]) -> bool {
     head.get(4..9) == Some(b"\0\0\0\0{")
 }
 

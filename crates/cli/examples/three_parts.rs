@@ -1,7 +1,7 @@
 //! The three parts of the pipeline used apart: prompt to text states, noise to latent, latent to frames.
 
 use runtime::decode::VideoDecoder;
-use runtime::denoise::{Generator, Guided};
+use runtime::denoise::{Conditioning, Generator};
 use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::seeded_noise;
 use runtime::plan::{GenerateRequest, GenerationPlan};
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut encoder = TextEncoder::open(&model)?;
     let (prompt, negative) =
         (encoder.encode(&plan.prompt, &cancel)?, encoder.encode(&plan.negative, &cancel)?);
-    let text = Guided { prompt: &prompt, negative: Some(&negative), scales: &plan.guidance };
+    let text = Conditioning { prompt: &prompt, negative: Some(&negative), scales: &plan.guidance };
     let mut generator = Generator::new(&model, engines::residency::Mode::OneAtATime);
     let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
     let latent = generator.denoise(seeded_noise(&plan), text, sampler, &cancel, &mut |_| Ok(()))?;

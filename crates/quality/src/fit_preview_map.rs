@@ -7,11 +7,11 @@ use bundle::preview::LatentToRgb;
 use bundle::units::Seed;
 use engines::{Cancel, residency};
 use ndarray::{Array4, Axis, concatenate};
+use runtime::memory_check;
 use runtime::model::Model;
 use runtime::pipeline::{Event, Pipeline, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::preview::latent_to_rgb::ColourFit;
-use runtime::room;
 
 /// What the clips show: many colours, bright and dark.
 pub const PROMPTS: [&str; 8] = [
@@ -56,7 +56,7 @@ pub fn fit_preview_map(
             ..GenerateRequest::new(*prompt, Seed(clip as u64))
         };
         let plan = GenerationPlan::new(manifest, &request)?;
-        room::mode(manifest, &plan)?;
+        memory_check::residency_mode(manifest, &plan)?;
         let (mut latent, mut chunks) = (Array4::zeros((0, 0, 0, 0)), Vec::new());
         pipeline.run(&plan, seeded_noise(&plan), cancel, &mut |event| {
             match event {

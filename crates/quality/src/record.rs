@@ -5,7 +5,7 @@ use calibration::observe::set::{CalibrationSet, Sample};
 use engines::{Cancel, residency};
 use ndarray::{Array1, Axis, stack};
 use prompt::PromptTokenizer;
-use runtime::denoise::{Generator, Guided, RotaryTables};
+use runtime::denoise::{Conditioning, Generator, RotaryTables};
 use runtime::model::Model;
 use runtime::pipeline::seeded_noise;
 use runtime::plan::GenerationPlan;
@@ -41,7 +41,7 @@ pub fn record(
 
         let mut latents = vec![seeded_noise(plan)];
         let mut timesteps = Vec::new();
-        let text = Guided { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
+        let text = Conditioning { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
         let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
         let latent = generator.denoise(latents[0].clone(), text, sampler, cancel, &mut |step| {
             timesteps.push(step.timestep.0);

@@ -1,7 +1,7 @@
-//! Decoding a picture in tiles: where they lie, and how what overlaps becomes one picture. Pure.
+//! Decoding frames in tiles: the tile positions, and blending the overlaps. Pure.
 //!
-//! A tile knows nothing of what lies beyond it, so its edge differs from the whole picture's decode. Where tiles overlap
-//! each fades out before its edge, and the outermost positions are not shown at all.
+//! A tile has no information beyond its border, so its edges differ from a decode of the whole frame. In an overlap each
+//! tile fades out towards its edge, and the outermost positions are discarded.
 
 use bundle::Error;
 use bundle::geometry::VaeStride;
@@ -10,26 +10,26 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// Latent positions that neighbouring tiles share, at least.
+/// Minimum overlap of neighbouring tiles, in latent positions.
 const OVERLAP: usize = 8;
-/// Latent positions along an inner edge that are not shown.
+/// Latent positions along an inner edge that are discarded.
 const HIDDEN: usize = 2;
 
-/// Longest side of a tile in latent positions, at least [`TileSide::MIN`].
+/// The longest side of a tile in latent positions, at least [`TileSide::MIN`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TileSide(usize);
 
 impl TileSide {
-    /// The smallest side: half of a tile may be overlap.
+    /// The smallest side. Up to half of a tile may be overlap.
     pub const MIN: usize = 8;
 
-    /// Sides that a plan tries, from the largest down.
+    /// The sides that automatic tiling tries, in this order.
     pub const TRIED: [Self; 6] = [Self(64), Self(48), Self(40), Self(32), Self(24), Self(16)];
 
-    /// A side in latent positions.
+    /// Creates a side of `positions` latent positions.
     ///
     /// # Errors
-    /// Fewer than [`Self::MIN`].
+    /// `positions` is below [`Self::MIN`].
     pub fn try_new(positions: usize, stride: VaeStride) -> Result<Self, Error> {
         if positions >= Self::MIN {
             return Ok(Self(positions));
@@ -42,20 +42,20 @@ impl TileSide {
         ))
     }
 
-    /// Latent positions.
+    /// The side in latent positions.
     pub fn get(self) -> usize {
         self.0
     }
 }
 
-/// What the user wants: the value of `--tile`.
+/// The value of `--tile`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tiles {
-    /// Tiles where the whole picture does not fit into memory.
+    /// Tiles only if a whole frame does not fit into memory.
     Auto,
-    /// Never.
+    /// No tiles.
     Off,
-    /// Tiles of so many pixels in each direction.
+    /// Tiles with this number of pixels in each direction.
     Pixels(usize),
 }
 
@@ -80,7 +80,7 @@ impl FromStr for Tiles {
                 Error::value(
                     "--tile",
                     format!("`{text}`"),
-                    "it takes auto, off or a number of pixels",
+                    "expected auto, off or a number of pixels",
                     "use auto, off or something like 256",
                 )
             }),
@@ -88,14 +88,14 @@ impl FromStr for Tiles {
     }
 }
 
-/// Tiles over a latent of `h×w` positions.
+/// A grid of tiles over a latent of `h×w` positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tiling {
     rows: Vec<Range<usize>>,
     columns: Vec<Range<usize>>,
 }
 
-/// One tile: its place among rows and columns of tiles.
+/// One tile: its row and column in the grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
     row: usize,
@@ -103,7 +103,7 @@ pub struct Tile {
 }
 
 impl Tiling {
-    /// As few tiles of at most `side` as cover the latent, evenly spread.
+    /// Covers the latent with the smallest number of tiles of at most `side`, evenly spaced.
     pub fn new(height: usize, width: usize, side: TileSide) -> Self {
         Self { rows: spans(height, side.0), columns: spans(width, side.0) }
     }
@@ -114,7 +114,7 @@ impl Tiling {
         (0..self.rows.len() * columns).map(move |i| Tile { row: i / columns, column: i % columns })
     }
 
-    /// How many tiles there are.
+    /// Number of tiles.
     pub fn count(&self) -> usize {
         self.rows.len() * self.columns.len()
     }
@@ -160,7 +160,7 @@ fn spans(length: usize, side: usize) -> Vec<Range<usize>> {
     (0..count).map(|i| i * room / (count - 1)).map(|start| start..start + side).collect()
 }
 
-/// The share of each of a span's pixels in the picture; over all spans they add up to 1.
+/// The weight of each pixel of a span in the blended frame. The weights of all spans add up to 1.
 fn shares(spans: &[Range<usize>], index: usize, scale: usize) -> Vec<f32> {
     let span = &spans[index];
     (span.start * scale..span.end * scale)
@@ -171,7 +171,7 @@ fn shares(spans: &[Range<usize>], index: usize, scale: usize) -> Vec<f32> {
         .collect()
 }
 
-/// How much a span has to say about a pixel: nothing beyond it and close to an inner edge, then more and more.
+/// The unnormalised weight of a span at a pixel: 0 outside it and close to an inner edge, then a linear ramp.
 fn weight(spans: &[Range<usize>], index: usize, pixel: usize, scale: usize) -> f32 {
     let span = &spans[index];
     let (start, end) = (span.start * scale, span.end * scale);
@@ -179,7 +179,7 @@ fn weight(spans: &[Range<usize>], index: usize, pixel: usize, scale: usize) -> f
         return 0.0;
     }
     let ramp = |distance: usize, shared: usize| {
-        // Some of the overlap is left for the fade however small it is.
+        // A small overlap keeps a ramp too.
         let hidden = HIDDEN.min(shared / 4) * scale;
         let length = (shared * scale).saturating_sub(2 * hidden).max(1);
         #[expect(clippy::cast_precision_loss, reason = "pixels of one picture")]
@@ -204,7 +204,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tiles_cover_everything_and_their_shares_add_up_to_one(
+        fn tiles_cover_the_latent_and_their_weights_add_up_to_one(
             length in 1_usize..200, side in TileSide::MIN..70, scale in 1_usize..9,
         ) {
             let spans = spans(length, side);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tiled_picture_of_what_needs_no_neighbours_is_the_picture() {
+    fn a_pointwise_decode_is_the_same_with_and_without_tiles() {
         let latent = Array4::from_shape_fn((3, 1, 20, 30), |(c, _, y, x)| (c * 600 + y * 30 + x) as f32);
         let double = |part: ArrayView4<'_, f32>| {
             let (_, _, height, width) = part.dim();
@@ -241,11 +241,11 @@ mod tests {
             tiling.add(&mut picture, &frames.view(), tile, 2);
         }
         let whole = double(latent.view());
-        assert!(picture.iter().zip(&whole).all(|(ours, theirs)| (ours - theirs).abs() < 1e-2));
+        assert!(picture.iter().zip(&whole).all(|(tiled, whole)| (tiled - whole).abs() < 1e-2));
     }
 
     #[test]
-    fn the_edge_of_a_tile_is_not_shown_where_another_knows_better() {
+    fn an_inner_edge_of_a_tile_is_discarded() {
         let spans = spans(60, 32);
         let shares = shares(&spans, 0, 8);
         assert!(shares[8 * 32 - 8 * HIDDEN..].iter().all(|share| *share == 0.0));
@@ -253,11 +253,11 @@ mod tests {
     }
 
     #[test]
-    fn values_of_the_flag() {
+    fn tile_values_are_parsed_and_invalid_ones_are_refused() {
         assert_eq!("auto".parse::<Tiles>().unwrap(), Tiles::Auto);
         assert_eq!("256".parse::<Tiles>().unwrap(), Tiles::Pixels(256));
         assert_eq!(Tiles::Off.to_string().parse::<Tiles>().unwrap(), Tiles::Off);
-        insta::assert_snapshot!("small".parse::<Tiles>().unwrap_err(), @"--tile cannot be `small`: it takes auto, off or a number of pixels (use auto, off or something like 256)");
+        insta::assert_snapshot!("small".parse::<Tiles>().unwrap_err(), @"--tile cannot be `small`: expected auto, off or a number of pixels (use auto, off or something like 256)");
         let stride = VaeStride { time: 4, space: 8 };
         insta::assert_snapshot!(TileSide::try_new(4, stride).unwrap_err(), @"--tile cannot be 32: a tile has at least 64 pixels in each direction (use 256, or leave it out)");
     }

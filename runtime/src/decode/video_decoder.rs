@@ -1,4 +1,4 @@
-//! Streams a latent through the decoder: the first latent frame, then each later one with the caches of the last.
+//! Streaming decode: the first latent frame, then each later one with the caches of the previous one.
 
 use super::tiling::{TileSide, Tiling};
 use crate::Error;
@@ -8,7 +8,7 @@ use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
 use engines::{Cancel, Engine, Outputs, Value};
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 
-/// A decoder of a model. Its graphs are opened when they are first needed.
+/// A decoder of a model. Graphs are opened when they are first needed.
 #[derive(Debug)]
 pub struct VideoDecoder {
     model: Model,
@@ -18,37 +18,37 @@ pub struct VideoDecoder {
     open: Vec<(Part, Engine)>,
 }
 
-/// What a graph keeps of the frames before, under the names of its inputs. It stays in ONNX Runtime's memory.
+/// The decoder's caches of previous frames, by input name. They stay in ONNX Runtime's memory.
 type Caches = Vec<(String, Value)>;
 
 impl VideoDecoder {
-    /// The decoder of clips. Opens nothing yet.
+    /// Creates the decoder of clips. Opens no graph.
     pub fn new(model: &Model) -> Self {
-        Self::of(model, Component::Decoder)
+        Self::for_component(model, Component::Decoder)
     }
 
-    /// The decoder that a component of the bundle is. Opens nothing yet.
-    pub fn of(model: &Model, component: Component) -> Self {
+    /// Creates a decoder from a component: the decoder itself or the tiny decoder of previews. Opens no graph.
+    pub fn for_component(model: &Model, component: Component) -> Self {
         Self { model: model.clone(), component, side: None, keeps_first: false, open: Vec::new() }
     }
 
-    /// The same decoder, which decodes each picture in tiles of at most `side`; none decodes it whole.
+    /// Sets the largest tile that frames are decoded in; `None` decodes whole frames.
     ///
-    /// Tiles need less memory at once, and more time: what overlaps is decoded twice or more. What looks at the whole
-    /// picture, the decoder's attention, still does: all that happens at the latent's resolution is done at once.
+    /// Tiles need less memory and more time: overlaps are decoded more than once. The trunk, at the latent's resolution,
+    /// always runs on the whole frame, because its attention spans the whole frame.
     pub fn tiled(self, side: Option<TileSide>) -> Self {
         Self { side, ..self }
     }
 
-    /// Whether pictures of `height x width` latent positions are decoded in several tiles.
+    /// Returns true if frames of `height x width` latent positions are decoded in more than one tile.
     pub(crate) fn is_tiled(&self, height: usize, width: usize) -> bool {
         self.side.is_some_and(|side| Tiling::new(height, width, side).count() > 1)
     }
 
-    /// Opens the graph for first latent frames and keeps it, for clips that begin again and again.
+    /// Opens the graph for first latent frames and keeps it open between calls of [`Self::decode`].
     ///
     /// # Errors
-    /// A graph that cannot be opened.
+    /// The graph cannot be opened.
     pub fn open_first(&mut self) -> Result<(), Error> {
         self.keeps_first = true;
         self.engine(Part::First).map(|_| ())
@@ -57,16 +57,16 @@ impl VideoDecoder {
     /// Opens the graph for later latent frames.
     ///
     /// # Errors
-    /// A graph that cannot be opened.
+    /// The graph cannot be opened.
     pub fn open_next(&mut self) -> Result<(), Error> {
         self.engine(Part::Next).map(|_| ())
     }
 
-    /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` gets each chunk as it is made: `[N,3,8h,8w]` in -1..1,
-    /// one frame first, then as many as the VAE's stride in time for each later latent frame.
+    /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` receives each chunk when it is decoded: `[N,3,8h,8w]` in -1..1,
+    /// with one frame for the first latent frame and the VAE's temporal stride for each later one.
     ///
     /// # Errors
-    /// A graph that cannot be opened or fails, a cancelled run, or an error of `on_frames`.
+    /// A graph cannot be opened or fails, the run is cancelled, or `on_frames` returns an error.
     pub fn decode(
         &mut self,
         latent: ArrayView4<'_, f32>,
@@ -77,7 +77,7 @@ impl VideoDecoder {
         let tiling = self.side.map(|side| Tiling::new(height, width, side));
         let tiling = tiling.filter(|tiling| tiling.count() > 1);
         let mut caches = Caches::new();
-        let mut of_tiles = vec![Caches::new(); tiling.as_ref().map_or(0, Tiling::count)];
+        let mut tile_caches = vec![Caches::new(); tiling.as_ref().map_or(0, Tiling::count)];
         for index in 0..count {
             let frame = latent.slice_axis(Axis(1), Slice::from(index..index + 1)).insert_axis(Axis(0));
             let frame = Value::from_f32(frame.to_owned());
@@ -90,11 +90,11 @@ impl VideoDecoder {
                 None => step(self.engine(whole)?, WHOLE, &frame, &mut caches, cancel)?,
                 Some(tiling) => {
                     let features = step(self.engine(trunk)?, TRUNK, &frame, &mut caches, cancel)?;
-                    tiled(self.engine(upsampler)?, features.view(), tiling, &mut of_tiles, cancel)?
+                    tiled(self.engine(upsampler)?, features.view(), tiling, &mut tile_caches, cancel)?
                 }
             };
             if index == 0 && !self.keeps_first {
-                // Used once for each clip, so it does not stay.
+                // Used once per clip, so it is closed.
                 self.open.retain(|(part, _)| {
                     !matches!(part, Part::First | Part::TrunkFirst | Part::UpsamplerFirst)
                 });
@@ -104,7 +104,7 @@ impl VideoDecoder {
         Ok(())
     }
 
-    /// A graph of the component, opened if it is not.
+    /// Returns the engine of a part, opening it if necessary.
     fn engine(&mut self, part: Part) -> Result<&mut Engine, Error> {
         let index = match self.open.iter().position(|(open, _)| *open == part) {
             Some(index) => index,
@@ -123,34 +123,34 @@ impl VideoDecoder {
     }
 }
 
-/// What a graph is fed with and what it is run for.
+/// The names of a graph's main input and output.
 #[derive(Debug, Clone, Copy)]
-struct Ports {
+struct TensorNames {
     input: &'static str,
     output: &'static str,
 }
 
-const WHOLE: Ports = Ports { input: "latent", output: "frames" };
-const TRUNK: Ports = Ports { input: "latent", output: "features" };
-const RISE: Ports = Ports { input: "features", output: "frames" };
+const WHOLE: TensorNames = TensorNames { input: "latent", output: "frames" };
+const TRUNK: TensorNames = TensorNames { input: "latent", output: "features" };
+const UPSAMPLER: TensorNames = TensorNames { input: "features", output: "frames" };
 
-/// Runs a graph on one latent frame and replaces its caches.
+/// Runs a graph on one latent frame and replaces the caches.
 fn step(
     engine: &mut Engine,
-    ports: Ports,
+    names: TensorNames,
     input: &Value,
     caches: &mut Caches,
     cancel: &Cancel,
 ) -> Result<Array4<f32>, Error> {
-    let mut inputs = vec![(ports.input, input)];
+    let mut inputs = vec![(names.input, input)];
     inputs.extend(caches.iter().map(|(name, cache)| (name.as_str(), cache)));
     let mut outputs = engine.run(&inputs, cancel)?;
-    let made = take_array(&mut outputs, ports.output)?;
+    let made = take_array(&mut outputs, names.output)?;
     *caches = caches_of(outputs);
     Ok(made)
 }
 
-/// The frames `[N,3,H,W]` of `features [1,C,h,w]`, tile by tile, each with caches of its own.
+/// Decodes `features [1,C,h,w]` to frames `[N,3,H,W]`, tile by tile. Each tile has its own caches.
 fn tiled(
     engine: &mut Engine,
     features: ArrayView4<'_, f32>,
@@ -161,7 +161,7 @@ fn tiled(
     let mut picture = Array4::zeros((0, 0, 0, 0));
     for (tile, caches) in tiling.tiles().zip(caches) {
         let part = tiling.cut(&features, tile);
-        let frames = step(engine, RISE, &Value::from_f32(part.to_owned()), caches, cancel)?;
+        let frames = step(engine, UPSAMPLER, &Value::from_f32(part.to_owned()), caches, cancel)?;
         let (count, colours, tile_height, _) = frames.dim();
         let scale = tile_height / part.len_of(Axis(2));
         if picture.is_empty() {
@@ -173,7 +173,7 @@ fn tiled(
     Ok(picture)
 }
 
-/// Every cache that a run gave, under the name of the input that it feeds next.
+/// Returns the caches among a run's outputs, each under the name of the input that takes it in the next run.
 pub fn caches_of(outputs: Outputs) -> Caches {
     outputs
         .into_iter()

@@ -1,4 +1,4 @@
-//! Runs the steps of one clip, each on the expert that its noise level is routed to.
+//! Runs the denoising steps of a clip, each on the expert that its timestep is routed to.
 
 use super::rope::RotaryTables;
 use super::text_input::TextInput;
@@ -17,49 +17,49 @@ use ndarray::{Array1, Array4, Array5, ArrayView4, Axis, stack};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Up to this many tokens both passes of guidance run as one batch of two: one call costs less than two. Above, a
-/// batch only needs more memory.
+/// Up to this many tokens, both guidance passes run as one batch of two, which costs less than two calls. Above it a
+/// batch needs more memory and saves no time.
 pub const BATCHED_TOKENS_MAX: usize = 2048;
 
-/// An expert with at most so many bytes of weights is run on one token when it is opened. A graph's first run takes memory
-/// from the system, which costs half a step of a small expert and is lost in one of a large expert.
-const WARMED_UP: ByteCount = ByteCount(256 << 20);
+/// An expert with at most this many bytes of weights is run on one token when it is opened. A graph's first run allocates
+/// memory from the system, which costs half a step of a small expert and is negligible for a large one.
+const WARM_UP_WEIGHTS_MAX: ByteCount = ByteCount(256 << 20);
 
-/// What a clip is made of: text states, and how strongly each expert follows them.
+/// The text conditioning of a clip, with the guidance scale of each expert.
 #[derive(Debug, Clone, Copy)]
-pub struct Guided<'a> {
-    /// The prompt.
+pub struct Conditioning<'a> {
+    /// Text states of the prompt.
     pub prompt: &'a TextStates,
-    /// The negative prompt; without one there is no guidance, whatever the scales say.
+    /// Text states of the negative prompt. `None` turns guidance off, whatever the scales.
     pub negative: Option<&'a TextStates>,
-    /// Guidance scale of each expert, from the noisiest down.
+    /// Guidance scale of each expert, starting with the one for the highest noise.
     pub scales: &'a [GuidanceScale],
 }
 
-/// A finished step.
+/// The result of a step.
 #[derive(Debug)]
 pub struct StepDone<'a> {
     /// Number of the step, from 0.
     pub step: usize,
-    /// How many steps there are.
+    /// Total number of steps.
     pub steps: usize,
     /// The expert that ran.
     pub expert: &'a ExpertName,
-    /// The noise level that the step began at.
+    /// The noise level before the step.
     pub sigma: Sigma,
-    /// What the expert was told of it.
+    /// The timestep that the expert received.
     pub timestep: Timestep,
-    /// The latent that the step began with, `[C,T,h,w]`, model scale.
+    /// The latent before the step, `[C,T,h,w]`, model scale.
     pub before: &'a Array4<f32>,
     /// The latent after the step, `[C,T,h,w]`, model scale.
     pub latent: &'a Array4<f32>,
-    /// The velocity that the step followed, `[C,T,h,w]`.
+    /// The guided velocity, `[C,T,h,w]`.
     pub velocity: &'a Array4<f32>,
-    /// How long the step took, without the opening of its expert.
+    /// Duration of the step, without the time to open its expert.
     pub ran: Duration,
 }
 
-/// The experts of a model. Each is opened when a step first needs it.
+/// Runs the experts of a model. Each is opened when a step first needs it.
 #[derive(Debug)]
 pub struct Generator {
     model: Model,
@@ -67,42 +67,44 @@ pub struct Generator {
     open: BTreeMap<ExpertIndex, OpenExpert>,
 }
 
-/// An expert that can run.
+/// An open expert.
 #[derive(Debug)]
 struct OpenExpert {
     engine: Engine,
-    /// Which kernels its graph is made of, which decides how it takes the text.
+    /// The kernels of its graph, which decide the text inputs.
     kernels: KernelLibrary,
 }
 
 impl Generator {
-    /// Opens nothing yet. With [`residency::Mode::OneAtATime`] an expert leaves before the next one is opened.
+    /// Creates a generator. Opens no graph. With [`residency::Mode::OneAtATime`] an expert is closed before the next one is
+    /// opened.
     pub fn new(model: &Model, mode: residency::Mode) -> Self {
         Self { model: model.clone(), mode, open: BTreeMap::new() }
     }
 
-    /// Denoises `noise [C,T,h,w]` to a clean latent of the same shape, model scale. `on_step` hears of every step.
+    /// Denoises `noise [C,T,h,w]` to a clean latent of the same shape, model scale. `on_step` is called after every step.
     ///
     /// # Errors
-    /// An expert that cannot be opened or fails, a cancelled run, or a latent that is no longer finite.
+    /// An expert cannot be opened or fails, the run is cancelled, the latent is no longer finite, or `on_step` returns an
+    /// error.
     pub fn denoise(
         &mut self,
         noise: Array4<f32>,
-        text: Guided<'_>,
+        text: Conditioning<'_>,
         mut sampler: Sampler,
         cancel: &Cancel,
         on_step: &mut dyn FnMut(StepDone<'_>) -> Result<(), Error>,
     ) -> Result<Array4<f32>, Error> {
-        let conditions = Conditions::new(&self.model, noise.view(), text)?;
+        let step_inputs = StepInputs::new(&self.model, noise.view(), text)?;
         let schedule = sampler.schedule().clone();
         let steps = schedule.steps();
         let mut latent = noise;
         for (step, (timestep, sigma)) in schedule.timesteps().iter().zip(schedule.sigmas()).enumerate() {
             let expert = self.model.manifest().routing.expert_at(*timestep);
             let scale = text.scales.get(expert.0).copied().unwrap_or(GuidanceScale(1.0));
-            let open = self.resident(expert, &conditions, cancel)?;
+            let open = self.resident(expert, &step_inputs, cancel)?;
             let began = Instant::now();
-            let velocity = conditions.velocity(open, latent.view(), *timestep, scale, cancel)?;
+            let velocity = step_inputs.velocity(open, latent.view(), *timestep, scale, cancel)?;
             let next = sampler.step(&latent, &velocity);
             let ran = began.elapsed();
             let before = std::mem::replace(&mut latent, next);
@@ -126,17 +128,17 @@ impl Generator {
         Ok(latent)
     }
 
-    /// Closes every expert and gives its memory back.
+    /// Closes all experts and returns their memory to the system.
     pub fn close(&mut self) {
         self.open.clear();
         engines::memory::return_freed_memory();
     }
 
-    /// The engine of an expert, opened if it is not; others leave first where only one may stay.
+    /// Returns an expert, opening it if necessary. Other experts are closed first if only one may be resident.
     fn resident(
         &mut self,
         expert: ExpertIndex,
-        conditions: &Conditions,
+        step_inputs: &StepInputs,
         cancel: &Cancel,
     ) -> Result<&mut OpenExpert, Error> {
         if self.mode == residency::Mode::OneAtATime && self.open.keys().any(|open| *open != expert) {
@@ -152,8 +154,8 @@ impl Generator {
                 let contract = step_contract(manifest, kernels);
                 let engine = self.model.engine(&component, Part::Whole, &contract)?;
                 let expert = entry.insert(OpenExpert { engine, kernels });
-                if manifest.component(&component)?.weight_bytes() <= WARMED_UP {
-                    self.model.loading(|| conditions.warm_up(expert, &manifest.denoiser, cancel))?;
+                if manifest.component(&component)?.weight_bytes() <= WARM_UP_WEIGHTS_MAX {
+                    self.model.measure_opening(|| step_inputs.warm_up(expert, &manifest.denoiser, cancel))?;
                 }
                 Ok(expert)
             }
@@ -161,14 +163,14 @@ impl Generator {
     }
 }
 
-/// What stays the same through all steps of a clip.
-struct Conditions {
-    /// The text, as the graphs of each kind of kernels take it.
-    texts: BTreeMap<KernelLibrary, Texts>,
+/// The inputs that are the same for all steps of a clip.
+struct StepInputs {
+    /// The text inputs for each kernel library that an expert uses.
+    texts: BTreeMap<KernelLibrary, GuidanceTexts>,
     rotary: Rotary,
 }
 
-/// Rotary tables as a graph takes them.
+/// Rotary tables as graph inputs.
 struct Rotary {
     cos: Value,
     sin: Value,
@@ -181,62 +183,63 @@ impl Rotary {
     }
 }
 
-/// What the passes of guidance are told.
-struct Texts {
+/// The text inputs of the guidance passes.
+struct GuidanceTexts {
     prompt: TextInput,
-    negative: Option<Negative>,
+    negative: Option<NegativePass>,
 }
 
-/// How the second pass of guidance runs.
-enum Negative {
-    /// In one batch with the first: text states of prompt and negative prompt.
+/// The second guidance pass.
+enum NegativePass {
+    /// In one batch with the first pass: text states of the prompt and the negative prompt.
     Batched(TextInput),
-    /// After the first: text states of the negative prompt.
-    Apart(TextInput),
+    /// After the first pass: text states of the negative prompt.
+    Separate(TextInput),
 }
 
-impl Conditions {
-    fn new(model: &Model, noise: ArrayView4<'_, f32>, text: Guided<'_>) -> Result<Self, Error> {
+impl StepInputs {
+    fn new(model: &Model, noise: ArrayView4<'_, f32>, text: Conditioning<'_>) -> Result<Self, Error> {
         let manifest = model.manifest();
         let (channels, frames, height, width) = noise.dim();
         let shape = LatentShape { channels, frames, height, width };
-        let is_large = shape.tokens(manifest.denoiser.patch) > BATCHED_TOKENS_MAX;
+        let is_separate = shape.tokens(manifest.denoiser.patch) > BATCHED_TOKENS_MAX;
         let mut texts = BTreeMap::new();
         for route in manifest.routing.routes() {
             let kernels = model.graph(&Component::Expert(route.expert.clone()), Part::Whole)?.variant.kernels;
             let negative = text.negative.map(|negative| {
-                if is_large {
-                    Negative::Apart(TextInput::new(kernels, &[negative]))
+                if is_separate {
+                    NegativePass::Separate(TextInput::new(kernels, &[negative]))
                 } else {
-                    Negative::Batched(TextInput::new(kernels, &[text.prompt, negative]))
+                    NegativePass::Batched(TextInput::new(kernels, &[text.prompt, negative]))
                 }
             });
-            texts.insert(kernels, Texts { prompt: TextInput::new(kernels, &[text.prompt]), negative });
+            texts
+                .insert(kernels, GuidanceTexts { prompt: TextInput::new(kernels, &[text.prompt]), negative });
         }
         Ok(Self { texts, rotary: Rotary::new(&manifest.denoiser, shape) })
     }
 
-    /// The text as an expert takes it.
-    fn texts(&self, expert: &OpenExpert) -> &Texts {
+    /// The text inputs for an expert.
+    fn texts(&self, expert: &OpenExpert) -> &GuidanceTexts {
         self.texts
             .get(&expert.kernels)
-            .unwrap_or_else(|| unreachable!("every expert is a route, and its kernels were asked for there"))
+            .unwrap_or_else(|| unreachable!("every expert is in the routing, and `new` adds its kernels"))
     }
 
-    /// Runs an expert on one token, with the text that it will be given.
+    /// Runs an expert on one token, with the text of the clip.
     fn warm_up(&self, expert: &mut OpenExpert, spec: &DenoiserSpec, cancel: &Cancel) -> Result<(), Error> {
         let Patch { time, height, width } = spec.patch;
         let shape = LatentShape { channels: spec.in_channels, frames: time, height, width };
         let texts = self.texts(expert);
         let (text, batch) = match &texts.negative {
-            Some(Negative::Batched(both)) => (both, 2),
+            Some(NegativePass::Batched(both)) => (both, 2),
             _ => (&texts.prompt, 1),
         };
         let latent = Value::from_f32(Array5::zeros((batch, shape.channels, time, height, width)));
         run(&mut expert.engine, &latent, text, Timestep(0.0), &Rotary::new(spec, shape), cancel).map(drop)
     }
 
-    /// The guided velocity `[C,T,h,w]` at a latent.
+    /// Computes the guided velocity `[C,T,h,w]` at a latent.
     fn velocity(
         &self,
         expert: &mut OpenExpert,
@@ -245,20 +248,20 @@ impl Conditions {
         scale: GuidanceScale,
         cancel: &Cancel,
     ) -> Result<Array4<f32>, Error> {
-        let Texts { prompt, negative } = self.texts(expert);
+        let GuidanceTexts { prompt, negative } = self.texts(expert);
         let mut run = |latent: &Value, text: &TextInput| {
             run(&mut expert.engine, latent, text, timestep, &self.rotary, cancel)
         };
         let single = || Value::from_f32(latent.insert_axis(Axis(0)).to_owned());
         let pick = |batch: &Array5<f32>, index: usize| batch.index_axis(Axis(0), index).to_owned();
         let (conditional, unconditional) = match negative {
-            Some(Negative::Batched(both)) if scale.applies() => {
+            Some(NegativePass::Batched(both)) if scale.applies() => {
                 let pair = stack(Axis(0), &[latent, latent])
-                    .unwrap_or_else(|_| unreachable!("a latent has the shape of itself"));
+                    .unwrap_or_else(|_| unreachable!("both have the shape of the latent"));
                 let velocities = run(&Value::from_f32(pair), both)?;
                 (pick(&velocities, 0), pick(&velocities, 1))
             }
-            Some(Negative::Apart(negative)) if scale.applies() => {
+            Some(NegativePass::Separate(negative)) if scale.applies() => {
                 let latent = single();
                 (pick(&run(&latent, prompt)?, 0), pick(&run(&latent, negative)?, 0))
             }
@@ -268,7 +271,7 @@ impl Conditions {
     }
 }
 
-/// The velocities `[B,C,T,h,w]` at a batch of latents.
+/// Runs an expert: the velocities `[B,C,T,h,w]` at a batch of latents.
 fn run(
     engine: &mut Engine,
     latent: &Value,

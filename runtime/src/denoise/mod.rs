@@ -1,9 +1,9 @@
-//! Noise and text states to a clean latent: the second of the three parts of the pipeline.
+//! Denoising: noise and text states to a clean latent. The second part of the pipeline.
 
 mod generator;
 mod rope;
 mod text_input;
 
-pub use generator::{BATCHED_TOKENS_MAX, Generator, Guided, StepDone};
+pub use generator::{BATCHED_TOKENS_MAX, Conditioning, Generator, StepDone};
 pub use rope::RotaryTables;
 pub use text_input::TextInput;

@@ -1,10 +1,10 @@
-//! Tables of the rotary embedding: the angles of every token of a latent.
+//! Rotary position embedding tables for the tokens of a latent.
 
 use bundle::geometry::LatentShape;
 use bundle::spec::DenoiserSpec;
 use ndarray::Array2;
 
-/// Cosines and sines, each `[L,head/2]`, tokens in order of frame, row, column.
+/// Cosines and sines, each `[L,head/2]`, with tokens ordered by frame, row, column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RotaryTables {
     /// Cosines.
@@ -14,10 +14,10 @@ pub struct RotaryTables {
 }
 
 impl RotaryTables {
-    /// The tables of a latent.
+    /// Computes the tables of a latent.
     ///
-    /// Source: Wan. A head's pairs are split among time, height and width ([`DenoiserSpec::rotary_split`]); an axis
-    /// of width D turns its pair j by `position · 10000^(-2j/D)`. Angles in f64, stored as f32.
+    /// Source: Wan. The pairs of a head are split among time, height and width ([`DenoiserSpec::rotary_split`]); on an axis
+    /// of width D, pair j is rotated by `position · 10000^(-2j/D)`. Angles are computed in f64 and stored as f32.
     pub fn new(spec: &DenoiserSpec, latent: LatentShape) -> Self {
         let grid = latent.token_grid(spec.patch);
         let axes = spec.rotary_split().map(|width| {
@@ -58,12 +58,12 @@ mod tests {
     use bundle::catalog::wan_denoiser;
 
     #[test]
-    fn angles_are_those_of_wan() {
+    fn angles_match_wan() {
         let spec = wan_denoiser(1, 1, 1);
         let latent = LatentShape { channels: 16, frames: 2, height: 4, width: 6 };
         let tables = RotaryTables::new(&spec, latent);
         assert_eq!(tables.cos.dim(), (12, 64));
-        // The last token stands at frame 1, row 1, column 2.
+        // The last token is at frame 1, row 1, column 2.
         let close = |found: f32, angle: f64| {
             #[expect(clippy::cast_possible_truncation, reason = "the tables are f32")]
             let expected = angle.cos() as f32;

@@ -1,4 +1,4 @@
-//! Text states as a step takes them: all rows for ONNX Runtime kernels, equal ones merged for our own.
+//! The text inputs of a step: all rows for ONNX Runtime kernels, equal rows merged for Rushes kernels.
 
 use crate::text_encoder::TextStates;
 use bundle::spec::TEXT_ROWS;
@@ -14,7 +14,7 @@ pub struct TextInput {
 }
 
 impl TextInput {
-    /// The inputs for a batch of `states`, in that order.
+    /// Creates the inputs for a batch of `states`, in that order.
     pub fn new(kernels: KernelLibrary, states: &[&TextStates]) -> Self {
         match kernels {
             KernelLibrary::OnnxRuntime => {
@@ -37,14 +37,14 @@ impl TextInput {
     }
 }
 
-/// Rows `[B,T,D]` and what is added to the scores of attention to them, `[B,T]`.
+/// Returns rows `[B,T,D]` and the bias of their attention scores `[B,T]`.
 ///
-/// Rows behind the tokens are zeros, so a projection makes equal keys and values of them: one row stands for all, with
-/// the logarithm of their number as its bias. A prompt with fewer tokens than the longest is filled with rows of minus
-/// infinity, which nobody attends to.
+/// The rows after the tokens are zeros, so their keys and values are equal. One row replaces them all, with the logarithm
+/// of their number as its bias. Shorter prompts of a batch are padded with rows whose bias is minus infinity, which
+/// gives them no attention.
 fn merged(states: &[&TextStates]) -> (Array3<f32>, Array2<f32>) {
-    let kept = |states: &TextStates| (states.tokens + 1).min(TEXT_ROWS);
-    let rows = states.iter().map(|states| kept(states)).max().unwrap_or(1);
+    let row_count = |states: &TextStates| (states.tokens + 1).min(TEXT_ROWS);
+    let rows = states.iter().map(|states| row_count(states)).max().unwrap_or(1);
     let width = states.first().map_or(0, |states| states.rows.ncols());
     let mut text = Array3::zeros((states.len(), rows, width));
     let mut key_bias = Array2::from_elem((states.len(), rows), f32::NEG_INFINITY);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn one_row_stands_for_all_that_are_equal() {
+    fn equal_rows_are_merged_into_one() {
         let (text, bias) = merged(&[&states(4)]);
         assert_eq!(text.dim(), (1, 5, 3));
         assert_eq!(bias.row(0).to_vec(), [0.0, 0.0, 0.0, 0.0, 508.0_f32.ln()]);

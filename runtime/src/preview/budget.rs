@@ -1,11 +1,11 @@
-//! How often previews may be made, so that denoising hardly notices.
+//! The time budget of previews, which limits how much they slow denoising down.
 
 use std::time::Duration;
 
-/// What the tiny and the real decoder may take, as a share of the time that denoising took so far.
+/// Share of the denoising time so far that the tiny and the full decoder may use.
 pub const DECODERS_SHARE: f64 = 0.1;
 
-/// How much of a latent a preview shows.
+/// The part of a latent that a preview shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PreviewLength {
     /// The first latent frame.
@@ -14,78 +14,77 @@ pub enum PreviewLength {
     AllFrames,
 }
 
-/// Admits work of known cost as long as all of it stays within a share of the time gone by.
+/// Admits previews while their total cost is within a share of the elapsed time.
 ///
-/// The first preview has to be paid for like any other: what one costs is known before the first step. While one is under
-/// way its cost is not known yet, and nothing else is admitted.
+/// This includes the first preview, whose cost is measured before the first step. While a preview is in progress its
+/// cost is unknown and no other is admitted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Budget {
     limit: Option<Limit>,
     spent: Duration,
-    under_way: bool,
+    in_progress: bool,
 }
 
-/// What may be spent, and what previews cost.
+/// The limit, and the cost of previews.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Limit {
     share: f64,
-    still: Duration,
-    moving: Option<Duration>,
+    first_frame: Duration,
+    all_frames: Option<Duration>,
 }
 
 impl Budget {
-    /// Everything is admitted.
+    /// A budget that admits everything.
     pub fn unlimited() -> Self {
-        Self { limit: None, spent: Duration::ZERO, under_way: false }
+        Self { limit: None, spent: Duration::ZERO, in_progress: false }
     }
 
-    /// At most `share` of the time gone by. A still preview is expected to take `still`.
-    pub fn new(share: f64, still: Duration) -> Self {
-        Self { limit: Some(Limit { share, still, moving: None }), ..Self::unlimited() }
+    /// A budget of `share` of the elapsed time. A preview of the first latent frame is expected to take `first_frame`.
+    pub fn new(share: f64, first_frame: Duration) -> Self {
+        Self { limit: Some(Limit { share, first_frame, all_frames: None }), ..Self::unlimited() }
     }
 
-    /// What may be done after `gone` of denoising, at most `wanted`.
+    /// Returns the preview length that fits after `elapsed` of denoising, at most `wanted`.
     ///
-    /// A moving preview of unknown cost is tried where a whole clip of `frames` latent frames at the cost of the still one
-    /// would fit.
-    pub fn admit(&self, wanted: PreviewLength, frames: usize, gone: Duration) -> Option<PreviewLength> {
-        let Some(Limit { share, still, moving }) = self.limit else { return Some(wanted) };
-        if self.under_way {
+    /// The cost of [`PreviewLength::AllFrames`], while unknown, is taken as `frames` times that of the first frame.
+    pub fn admit(&self, wanted: PreviewLength, frames: usize, elapsed: Duration) -> Option<PreviewLength> {
+        let Some(Limit { share, first_frame, all_frames }) = self.limit else { return Some(wanted) };
+        if self.in_progress {
             return None;
         }
-        let allowed = gone.mul_f64(share);
+        let allowed = elapsed.mul_f64(share);
         let fits = |cost: Duration| self.spent.saturating_add(cost) <= allowed;
         let frames = u32::try_from(frames).unwrap_or(u32::MAX);
-        let moving = moving.unwrap_or(still.saturating_mul(frames));
-        if wanted == PreviewLength::AllFrames && fits(moving) {
+        let all_frames = all_frames.unwrap_or(first_frame.saturating_mul(frames));
+        if wanted == PreviewLength::AllFrames && fits(all_frames) {
             return Some(PreviewLength::AllFrames);
         }
-        fits(still).then_some(PreviewLength::FirstFrame)
+        fits(first_frame).then_some(PreviewLength::FirstFrame)
     }
 
-    /// Whether what was admitted is not done yet.
-    pub fn is_under_way(&self) -> bool {
-        self.under_way
+    /// Returns true if an admitted preview is not done yet.
+    pub fn is_in_progress(&self) -> bool {
+        self.in_progress
     }
 
-    /// Counts time that something else took.
+    /// Counts time that another preview method took.
     pub fn charge(&mut self, cost: Duration) {
         self.spent += cost;
     }
 
-    /// What was admitted begins.
+    /// Marks the start of an admitted preview.
     pub fn begin(&mut self) {
-        self.under_way = true;
+        self.in_progress = true;
     }
 
-    /// Counts a preview that took `cost` and is done.
+    /// Counts a finished preview that took `cost`.
     pub fn spend(&mut self, length: PreviewLength, cost: Duration) {
-        self.under_way = false;
+        self.in_progress = false;
         self.spent += cost;
         if let Some(limit) = &mut self.limit {
             match length {
-                PreviewLength::FirstFrame => limit.still = cost,
-                PreviewLength::AllFrames => limit.moving = Some(cost),
+                PreviewLength::FirstFrame => limit.first_frame = cost,
+                PreviewLength::AllFrames => limit.all_frames = Some(cost),
             }
         }
     }
@@ -99,7 +98,7 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     #[test]
-    fn the_first_waits_like_the_others_until_it_is_paid_for() {
+    fn the_first_preview_waits_until_it_fits_like_the_others() {
         let mut budget = Budget::new(0.1, MS(10));
         assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(99)), None);
         assert_eq!(budget.admit(PreviewLength::AllFrames, 5, MS(100)), Some(PreviewLength::FirstFrame));
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_admitted_while_one_is_under_way() {
+    fn nothing_is_admitted_while_a_preview_is_in_progress() {
         let mut budget = Budget::new(0.1, MS(10));
         budget.begin();
         assert_eq!(budget.admit(PreviewLength::FirstFrame, 5, MS(10_000)), None);
@@ -125,10 +124,10 @@ mod tests {
     }
 
     proptest! {
-        /// Costs vary by half around their mean, which is what the last one tells of the next; the share is overdrawn by
-        /// no more than that.
+        /// Costs vary by half around their mean, so the last cost predicts the next one within that; the share is exceeded by
+        /// no more.
         #[test]
-        fn what_is_spent_stays_within_the_share(
+        fn the_time_spent_is_within_the_share(
             step in 1_u64..1000,
             expected in 50_u64..150,
             costs in prop::collection::vec(50_u64..150, 100),
@@ -137,15 +136,15 @@ mod tests {
             let mut budget = Budget::new(DECODERS_SHARE, MS(expected));
             let mut spent = Duration::ZERO;
             for (index, cost) in costs.iter().enumerate() {
-                let gone = MS(step * (index as u64 + 1));
-                if let Some(length) = budget.admit(PreviewLength::AllFrames, frames, gone) {
+                let elapsed = MS(step * (index as u64 + 1));
+                if let Some(length) = budget.admit(PreviewLength::AllFrames, frames, elapsed) {
                     let parts = if length == PreviewLength::AllFrames { frames as u64 } else { 1 };
                     budget.spend(length, MS(cost * parts));
                     spent += MS(cost * parts);
                 }
-                let allowed = gone.mul_f64(DECODERS_SHARE);
+                let allowed = elapsed.mul_f64(DECODERS_SHARE);
                 let surprise = MS(100 * frames as u64);
-                prop_assert!(spent <= allowed + surprise, "{spent:?} after {gone:?}");
+                prop_assert!(spent <= allowed + surprise, "{spent:?} after {elapsed:?}");
             }
         }
     }

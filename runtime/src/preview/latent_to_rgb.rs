@@ -1,18 +1,18 @@
-//! The linear map of previews: least squares from latents to the colours that the decoder gives them, and its use.
+//! The linear map of previews: applying it, and fitting it to decoded frames by least squares. Pure.
 //!
-//! Pure: latents and frames in, a map out. Source: normal equations `(XᵀX + λI) W = XᵀY` in f64, where a row of `X` is the
-//! neighbourhood of a latent position and a 1, and a row of `Y` the mean colour of the pixels and frames it stands for.
+//! The fit solves the normal equations `(XᵀX + λI) W = XᵀY` in f64. A row of `X` is the neighbourhood of a latent position
+//! and a 1; a row of `Y` is the mean colour of the pixels and frames that the position is decoded to.
 
 use crate::Error;
 use bundle::digest::Digest;
 use bundle::preview::{LatentToRgb, LinearColours, NEIGHBOURS};
 use ndarray::{Array4, ArrayView3, ArrayView4, Axis, Slice, s};
 
-/// Added to the diagonal, as a share of its mean. Chosen by leaving one clip out in turn: a few hundred positions of a
-/// first latent frame tell not much more than the unknowns there are.
+/// The ridge term λ, as a share of the diagonal's mean. Chosen by leave-one-clip-out validation: the first latent frames
+/// have only a few hundred positions, not many more than there are unknowns.
 const RIDGE: f64 = 3e-3;
 
-/// The values of a position of `latent [C,h,w]` and its neighbours; beyond the edge the edge goes on.
+/// Writes the values of a position of `latent [C,h,w]` and its neighbours; edges are replicated.
 fn neighbourhood(latent: ArrayView3<'_, f32>, y: usize, x: usize, values: &mut [f64]) {
     let (channels, height, width) = latent.dim();
     let mut values = values.iter_mut();
@@ -25,7 +25,7 @@ fn neighbourhood(latent: ArrayView3<'_, f32>, y: usize, x: usize, values: &mut [
     }
 }
 
-/// The colours of a latent `[C,T,h,w]` at model scale by a map for `C` channels: `[T,3,h,w]` in -1..1 or a little beyond.
+/// Applies a map for `C` channels to a latent `[C,T,h,w]` at model scale: `[T,3,h,w]` in -1..1 or slightly beyond.
 pub fn colours(map: &LatentToRgb, latent: ArrayView4<'_, f32>) -> Array4<f32> {
     let (channels, count, height, width) = latent.dim();
     let mut values = vec![0.0; channels * NEIGHBOURS];
@@ -52,7 +52,7 @@ pub fn colours(map: &LatentToRgb, latent: ArrayView4<'_, f32>) -> Array4<f32> {
     shown
 }
 
-/// Collects latents and frames, then solves.
+/// Accumulates latents and their frames, and solves for the map.
 #[derive(Debug, Clone)]
 pub struct ColourFit {
     first: Sums,
@@ -60,17 +60,17 @@ pub struct ColourFit {
 }
 
 impl ColourFit {
-    /// Nothing yet, for latents of `channels` channels.
+    /// Creates an empty fit for latents of `channels` channels.
     pub fn new(channels: usize) -> Self {
         let sums = Sums::new(channels * NEIGHBOURS + 1);
         Self { first: sums.clone(), later: sums }
     }
 
-    /// Adds a clip: `latent [C,T,h,w]` at model scale, and its `frames [N,3,H,W]` in -1..1, of which the first latent
-    /// frame made one and each later one an equal share.
+    /// Adds a clip: `latent [C,T,h,w]` at model scale and its `frames [N,3,H,W]` in -1..1. The first latent frame has one
+    /// frame and each later one has the same number.
     ///
     /// # Errors
-    /// Frames that are no whole number of pixels and frames for each latent position.
+    /// The frames are not a whole number of pixels and frames per latent position.
     pub fn add(&mut self, latent: ArrayView4<'_, f32>, frames: ArrayView4<'_, f32>) -> Result<(), Error> {
         let (channels, count, height, width) = latent.dim();
         let (made, colours, pixel_height, pixel_width) = frames.dim();
@@ -109,15 +109,15 @@ impl ColourFit {
         Ok(())
     }
 
-    /// Solves for the map that misses least of what `decoder` made.
+    /// Solves for the map with the least squared error against the frames of `decoder`.
     ///
-    /// Where every clip had one latent frame, later ones are shown like the first.
+    /// If every clip had one latent frame, its map is used for later frames too.
     ///
     /// # Errors
-    /// Fewer positions than unknowns, or values that are not finite.
+    /// There are fewer positions than unknowns, or values that are not finite.
     pub fn solve(&self, decoder: Digest) -> Result<LatentToRgb, Error> {
-        let (first, missed) = self.first.solve()?;
-        let (later, missed_later) = match self.later.positions {
+        let (first, residual) = self.first.solve()?;
+        let (later, residual_later) = match self.later.positions {
             0 => (first.clone(), 0.0),
             _ => self.later.solve()?,
         };
@@ -127,15 +127,15 @@ impl ColourFit {
             clippy::cast_possible_truncation,
             reason = "a root mean square"
         )]
-        let error = ((missed + missed_later) / (3.0 * positions as f64)).sqrt() as f32;
+        let error = ((residual + residual_later) / (3.0 * positions as f64)).sqrt() as f32;
         Ok(LatentToRgb::new(first, later, error, positions, decoder))
     }
 }
 
-/// The sums that least squares needs.
+/// The sums of a least-squares fit.
 #[derive(Debug, Clone)]
 struct Sums {
-    /// Values of a neighbourhood and the constant 1.
+    /// Number of values in a neighbourhood, plus 1 for the constant.
     terms: usize,
     /// `XᵀX`, row-major.
     gram: Vec<f64>,
@@ -170,22 +170,22 @@ impl Sums {
         self.positions += 1;
     }
 
-    /// The colours that miss least, and the sum of the squares of what they miss.
+    /// Returns the solution and its sum of squared residuals.
     fn solve(&self) -> Result<(LinearColours, f64), Error> {
         let terms = self.terms;
-        let too_little = Error::TooFewPositions { positions: self.positions, unknowns: terms };
+        let too_few = Error::TooFewPositions { positions: self.positions, unknowns: terms };
         if self.positions < terms as u64 {
-            return Err(too_little);
+            return Err(too_few);
         }
         let diagonal: f64 = (0..terms).map(|i| self.gram[i * terms + i]).sum();
         #[expect(clippy::cast_precision_loss, reason = "a few hundred terms")]
         let ridge = RIDGE * diagonal / terms as f64;
         let mut factor = self.gram.clone();
-        // The constant is left free: it is no value of a latent.
+        // The constant term is not regularised.
         for i in 0..terms - 1 {
             factor[i * terms + i] += ridge;
         }
-        cholesky(&mut factor, terms).ok_or(too_little)?;
+        cholesky(&mut factor, terms).ok_or(too_few)?;
         let columns = [0, 1, 2].map(|c| {
             let right: Vec<f64> = self.moments.iter().map(|row| row[c]).collect();
             substitute(&factor, terms, right)
@@ -194,11 +194,11 @@ impl Sums {
         let colour = |term: usize| columns.each_ref().map(|column| column[term] as f32);
         let colours =
             LinearColours { weights: (0..terms - 1).map(colour).collect(), offset: colour(terms - 1) };
-        Ok((colours, self.missed(&columns)))
+        Ok((colours, self.residual(&columns)))
     }
 
-    /// `Σ(y - xW)²`, from the sums alone.
-    fn missed(&self, columns: &[Vec<f64>; 3]) -> f64 {
+    /// `Σ(y - xW)²`, computed from the sums.
+    fn residual(&self, columns: &[Vec<f64>; 3]) -> f64 {
         let mut squares = self.energy;
         for (c, column) in columns.iter().enumerate() {
             for (i, &a) in column.iter().enumerate() {
@@ -216,14 +216,15 @@ fn mean<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {
     sum / count
 }
 
-/// Replaces a symmetric positive matrix `[n,n]` by its lower factor; `None` when it is not positive.
+/// Replaces a symmetric positive definite matrix `[n,n]` by its lower Cholesky factor. Returns `None` if it is not
+/// positive definite.
 fn cholesky(matrix: &mut [f64], n: usize) -> Option<()> {
     for i in 0..n {
         for j in 0..=i {
             let dot: f64 = (0..j).map(|k| matrix[i * n + k] * matrix[j * n + k]).sum();
             let value = matrix[i * n + j] - dot;
             if i == j {
-                // Written so that what is no number fails too.
+                // Written so that NaN fails too.
                 if !(value > 0.0 && value.is_finite()) {
                     return None;
                 }
@@ -262,7 +263,7 @@ mod tests {
         })
     }
 
-    /// Frames of 2 frames and 2x2 pixels per position that have the colours of a map, and detail without a mean.
+    /// Frames with 2 frames and 2x2 pixels per position: the colours of a map plus zero-mean detail.
     fn decoded(map: &LatentToRgb, latent: &Array4<f32>) -> Array4<f32> {
         let colours = colours(map, latent.view());
         let (count, _, height, width) = colours.dim();
@@ -282,7 +283,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
-        fn a_linear_decoder_is_found(seed in 1_u64..1000) {
+        fn a_linear_decoder_is_recovered(seed in 1_u64..1000) {
             let digest = Digest::of_parts([]);
             let map = LatentToRgb::new(linear(seed, 2), linear(seed + 7, 2), 0.0, 1, digest.clone());
             let latent = random(seed + 1, (2, 3, 8, 9));
@@ -291,16 +292,16 @@ mod tests {
             let found = fit.solve(digest).unwrap();
             prop_assert_eq!(found.positions, 216);
             prop_assert!(found.error < 0.01, "{}", found.error);
-            // Another latent looks the same through both maps, but for what the ridge takes.
+            // Both maps give another latent the same colours, except for the effect of the ridge.
             let other = random(seed + 2, (2, 2, 5, 5));
-            let (ours, theirs) = (colours(&found, other.view()), colours(&map, other.view()));
-            let worst = (ours - theirs).iter().fold(0.0_f32, |worst, difference| worst.max(difference.abs()));
+            let (fitted, expected) = (colours(&found, other.view()), colours(&map, other.view()));
+            let worst = (fitted - expected).iter().fold(0.0_f32, |worst, difference| worst.max(difference.abs()));
             prop_assert!(worst < 0.05, "{worst}");
         }
     }
 
     #[test]
-    fn what_no_map_can_follow_is_the_error() {
+    fn detail_below_a_latent_position_is_reported_as_error() {
         let frames = Array4::from_shape_fn((1, 3, 8, 8), |(_, _, y, _)| if y % 2 == 0 { 0.5 } else { -0.5 });
         let mut fit = ColourFit::new(1);
         let latent = random(5, (1, 1, 8, 8));
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_or_unfitting_data_is_refused() {
+    fn too_few_positions_and_mismatched_shapes_are_refused() {
         let mut fit = ColourFit::new(4);
         let digest = Digest::of_parts([]);
         assert!(matches!(

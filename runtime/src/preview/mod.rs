@@ -1,11 +1,10 @@
-//! The clip while it is denoised: after each step the clean latent that the step points to, as a picture.
+//! Previews during denoising: after a step, the predicted clean latent as frames.
 //!
-//! In reading order: [`clean`] (what is shown; pure), [`renderer`] (latent to colours, in three ways), [`budget`] (how often
-//! it may be done; pure), `slot` (a queue of one), [`Previewer`] (the thread), [`latent_to_rgb`] (the map
-//! that the first way needs; pure).
+//! In reading order: [`renderer`] (latent to frames, with three methods), [`budget`] (how often a preview may be rendered;
+//! pure), `slot` (a queue of length one), [`Previewer`] (the thread), [`latent_to_rgb`] (the linear map; pure). The clean
+//! latent is [`predicted_clean`](crate::sampler::predicted_clean).
 
 pub mod budget;
-pub mod clean;
 pub mod latent_to_rgb;
 mod previewer;
 pub mod renderer;

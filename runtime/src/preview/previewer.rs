@@ -1,11 +1,11 @@
-//! The thread that makes previews while the next step runs.
+//! The thread that renders previews while the next step runs.
 
 use super::budget::{Budget, DECODERS_SHARE, PreviewLength};
-use super::clean::predicted_clean;
 use super::renderer::PreviewRenderer;
 use super::slot::Slot;
 use crate::Error;
 use crate::denoise::StepDone;
+use crate::sampler::predicted_clean;
 use bundle::geometry::LatentShape;
 use bundle::preview::PreviewKind;
 use engines::Cancel;
@@ -15,85 +15,85 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What a step is shown as.
+/// The preview of a step.
 #[derive(Debug)]
 pub struct Preview {
     /// Number of the step, from 1.
     pub step: usize,
     /// Steps of the clip.
     pub steps: usize,
-    /// `[N,3,H,W]` in -1..1 or a little beyond: the clip's size, or one pixel for each latent position.
+    /// `[N,3,H,W]` in -1..1 or slightly beyond, in the clip's size or with one pixel per latent position.
     pub frames: Array4<f32>,
-    /// Latent frames that `frames` show.
+    /// Number of latent frames in `frames`.
     pub latent_frames: usize,
 }
 
-/// Somewhere that previews go.
+/// A destination of previews.
 pub trait Sink: Send {
     /// Shows a preview.
     ///
     /// # Errors
-    /// Whatever keeps it from being shown; no further preview is made then.
+    /// The preview cannot be shown. No further preview is rendered.
     fn show(&mut self, preview: &Preview) -> Result<(), Error>;
 }
 
-/// How previews are made.
+/// Settings of previews.
 #[derive(Debug, Clone, Copy)]
 pub struct PreviewSettings {
-    /// One after every so many steps; the last step is always one of them.
+    /// Number of steps between previews. The last step always has one.
     pub every: NonZeroUsize,
-    /// What is wanted of the latent, where the budget has room for it.
+    /// The part of the latent to show if the budget allows it.
     pub length: PreviewLength,
 }
 
-/// What became of the previews of a run.
+/// A summary of the previews of a run.
 #[derive(Debug)]
 pub struct PreviewReport {
-    /// How they were made.
+    /// The kind of previews.
     pub kind: PreviewKind,
-    /// How many were shown.
+    /// Number of previews that were shown.
     pub shown: usize,
-    /// How many steps went by without one because it would have cost too much, or the one before was not done.
+    /// Number of previews that were skipped, because the budget was too small or the previous one was not done.
     pub skipped: usize,
-    /// How many of these were shown by the linear map instead.
+    /// Number of skipped previews that the linear map showed instead.
     pub fallbacks: usize,
-    /// Time that making them took, on a thread of its own.
+    /// Total rendering time, on the preview thread.
     pub busy: Duration,
     /// When the first was shown.
     pub first: Option<Instant>,
-    /// What ended them early.
+    /// The error that ended them early.
     pub failed: Option<Error>,
 }
 
 /// Who makes previews.
 #[derive(Debug)]
 pub struct PreviewRenderers {
-    /// The one that was asked for.
+    /// The requested renderer.
     pub chosen: PreviewRenderer,
-    /// One that costs next to nothing, for as long as the chosen one has not shown anything because time does not allow.
+    /// A renderer of negligible cost, used until the chosen one has shown its first preview.
     pub fallback: Option<PreviewRenderer>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
+enum RenderedBy {
     Chosen,
-    StandIn,
+    Fallback,
 }
 
 struct Job {
     step: usize,
     steps: usize,
     clean: Array4<f32>,
-    by: By,
+    by: RenderedBy,
     length: PreviewLength,
 }
 
-/// What both threads know.
+/// The state that both threads share.
 struct RenderState {
     slot: Slot<Job>,
     progress: Mutex<Progress>,
-    /// Something has been shown.
-    seen: Condvar,
+    /// Notified after each preview.
+    rendered: Condvar,
 }
 
 struct Progress {
@@ -109,37 +109,37 @@ impl RenderState {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until something has been shown, for at most `limit`.
-    fn wait_for_the_first(&self, limit: Duration) {
+    /// Waits for the first preview, for at most `limit`.
+    fn wait_for_first(&self, limit: Duration) {
         let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        // What was shown by then is counted elsewhere.
-        let _ = self.seen.wait_timeout_while(progress, limit, |progress| progress.first.is_none());
+        // `progress` counts previews; the result of the wait is not needed.
+        let _ = self.rendered.wait_timeout_while(progress, limit, |progress| progress.first.is_none());
     }
 }
 
-/// The share of a step that the next one waits for the first picture by the linear map. Steps keep every core busy, and the
-/// picture would else come when the system next gives its thread a turn, which can be a step later.
-const FIRST_SHARE: u32 = 10;
+/// The first preview of the linear map may delay the next step by the step's duration divided by this. Steps keep every
+/// core busy; without the wait the preview thread might be scheduled only one step later.
+const FIRST_WAIT_DIVISOR: u32 = 10;
 
-/// Makes previews on a thread of its own. Nothing of it ever makes steps fail or, but for a tenth of the first step, holds
-/// them up.
+/// Renders previews on its own thread. A failure does not affect the steps, and only the first preview may delay them, by
+/// at most a tenth of a step.
 pub struct Previewer {
     kind: PreviewKind,
     settings: PreviewSettings,
-    /// What the chosen renderer is to show.
+    /// The part of the latent that the chosen renderer shows.
     length: PreviewLength,
-    has_stand_in: bool,
+    has_fallback: bool,
     shared: Arc<RenderState>,
     thread: JoinHandle<Result<(), Error>>,
     denoised: Duration,
     skipped: usize,
-    /// The one wait for a picture is over.
+    /// True after the one wait for the first preview.
     waited: bool,
 }
 
 impl Previewer {
-    /// Opens what the renderers need for latents of `shape`, finds out what a preview costs, and starts the thread. What
-    /// fails here is in the report.
+    /// Opens the chosen renderer for latents of `shape`, measures the cost of a preview, and starts the thread. A failure is
+    /// returned by [`Self::finish`].
     pub fn start(
         mut renderers: PreviewRenderers,
         shape: LatentShape,
@@ -149,7 +149,7 @@ impl Previewer {
     ) -> Self {
         let chosen = &mut renderers.chosen;
         let kind = chosen.kind();
-        let length = if chosen.can_move() { settings.length } else { PreviewLength::FirstFrame };
+        let length = if chosen.can_show_all_frames() { settings.length } else { PreviewLength::FirstFrame };
         let opened = chosen.open(shape, length, cancel);
         let budget = match (kind, &opened) {
             (PreviewKind::Rgb, _) => Budget::unlimited(),
@@ -158,22 +158,25 @@ impl Previewer {
         };
         tracing::debug!(%kind, ?opened, "previews are ready");
         let progress = Progress { budget, shown: 0, fallbacks: 0, busy: Duration::ZERO, first: None };
-        let shared =
-            Arc::new(RenderState { slot: Slot::new(), progress: Mutex::new(progress), seen: Condvar::new() });
-        let has_stand_in = renderers.fallback.is_some();
-        let (of_thread, cancel) = (Arc::clone(&shared), cancel.clone());
+        let shared = Arc::new(RenderState {
+            slot: Slot::new(),
+            progress: Mutex::new(progress),
+            rendered: Condvar::new(),
+        });
+        let has_fallback = renderers.fallback.is_some();
+        let (thread_state, cancel) = (Arc::clone(&shared), cancel.clone());
         let thread = std::thread::spawn(move || {
             opened?;
-            while let Some(job) = of_thread.slot.take() {
-                show(&mut renderers, &job, &mut sinks, &of_thread, &cancel)?;
+            while let Some(job) = thread_state.slot.take() {
+                show(&mut renderers, &job, &mut sinks, &thread_state, &cancel)?;
             }
             Ok(())
         });
         let denoised = Duration::ZERO;
-        Self { kind, settings, length, has_stand_in, shared, thread, denoised, skipped: 0, waited: false }
+        Self { kind, settings, length, has_fallback, shared, thread, denoised, skipped: 0, waited: false }
     }
 
-    /// Hears of a step and of the time that it ran for.
+    /// Handles a finished step: renders its preview if the settings and the budget allow it.
     pub fn step(&mut self, done: &StepDone<'_>) {
         self.denoised += done.ran;
         let step = done.step + 1;
@@ -182,41 +185,41 @@ impl Previewer {
         }
         let frames = done.before.len_of(Axis(1));
         let (wanted, denoised) = (self.length, self.denoised);
-        let mut stands_in = false;
+        let mut use_fallback = false;
         let admitted = self.shared.progress(|p| {
-            stands_in = self.has_stand_in && p.shown == 0 && !p.budget.is_under_way();
+            use_fallback = self.has_fallback && p.shown == 0 && !p.budget.is_in_progress();
             let length = p.budget.admit(wanted, frames, denoised)?;
             p.budget.begin();
             Some(length)
         });
         let (by, length) = match admitted {
-            Some(length) => (By::Chosen, length),
+            Some(length) => (RenderedBy::Chosen, length),
             None => {
                 self.skipped += 1;
-                if !stands_in {
+                if !use_fallback {
                     return;
                 }
-                (By::StandIn, self.settings.length)
+                (RenderedBy::Fallback, self.settings.length)
             }
         };
         let clean = predicted_clean(done.before.view(), done.velocity.view(), done.sigma);
         let older = self.shared.slot.put(Job { step, steps: done.steps, clean, by, length });
-        self.skipped += usize::from(older.is_some_and(|older| older.by == By::Chosen));
-        let is_cheap = self.kind == PreviewKind::Rgb || by == By::StandIn;
+        self.skipped += usize::from(older.is_some_and(|older| older.by == RenderedBy::Chosen));
+        let is_cheap = self.kind == PreviewKind::Rgb || by == RenderedBy::Fallback;
         if is_cheap && !std::mem::replace(&mut self.waited, true) {
-            self.shared.wait_for_the_first(done.ran / FIRST_SHARE);
+            self.shared.wait_for_first(done.ran / FIRST_WAIT_DIVISOR);
         }
     }
 
-    /// Denoising is over: what is under way ends, and what a decoder would only begin now is left out.
+    /// Ends previews when denoising is over. A preview in progress is finished; one that a decoder has not started is dropped.
     pub fn close(&mut self) {
         let seen = self.shared.progress(|p| p.shown + p.fallbacks > 0);
         let decodes = self.kind != PreviewKind::Rgb;
-        let unwanted = self.shared.slot.close(|job| seen && decodes && job.by == By::Chosen);
+        let unwanted = self.shared.slot.close(|job| seen && decodes && job.by == RenderedBy::Chosen);
         self.skipped += usize::from(unwanted.is_some());
     }
 
-    /// Waits for the last preview and says what became of all.
+    /// Waits for the last preview and returns the report.
     pub fn finish(mut self) -> PreviewReport {
         self.close();
         let failed = match self.thread.join() {
@@ -251,10 +254,10 @@ fn show(
 ) -> Result<(), Error> {
     let began = Instant::now();
     let renderer = match (job.by, &mut renderers.fallback) {
-        (By::StandIn, Some(fallback)) => fallback,
+        (RenderedBy::Fallback, Some(fallback)) => fallback,
         _ => &mut renderers.chosen,
     };
-    let frames = renderer.paint(job.clean.view(), job.length, cancel)?;
+    let frames = renderer.render(job.clean.view(), job.length, cancel)?;
     let latent_frames = match job.length {
         PreviewLength::FirstFrame => 1,
         PreviewLength::AllFrames => job.clean.len_of(Axis(1)),
@@ -264,11 +267,11 @@ fn show(
     let now = Instant::now();
     shared.progress(|p| {
         match job.by {
-            By::Chosen => {
+            RenderedBy::Chosen => {
                 p.budget.spend(job.length, now - began);
                 p.shown += 1;
             }
-            By::StandIn => {
+            RenderedBy::Fallback => {
                 p.budget.charge(now - began);
                 p.fallbacks += 1;
             }
@@ -276,6 +279,6 @@ fn show(
         p.busy += now - began;
         p.first.get_or_insert(now);
     });
-    shared.seen.notify_all();
+    shared.rendered.notify_all();
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! From a clean latent to colours: by the linear map, the tiny decoder or the real one.
+//! Renders a clean latent with the linear map, the tiny decoder or the full decoder.
 
 use super::budget::PreviewLength;
 use super::latent_to_rgb::colours;
@@ -13,10 +13,10 @@ use ndarray::{Array4, ArrayView4, Axis, Slice, concatenate};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-/// Longest side of the part of a latent that a decoder is timed on.
+/// Longest side, in latent positions, of the crop that a decoder is timed on.
 const PROBE: usize = 8;
 
-/// Paints latents.
+/// Renders latents as frames.
 #[derive(Debug)]
 pub struct PreviewRenderer {
     kind: PreviewKind,
@@ -31,17 +31,20 @@ enum Method {
 
 impl Method {
     fn decoder(model: &Model, component: Component) -> Self {
-        Self::Decoder(Box::new(VideoDecoder::of(&model.with_threads(NonZeroUsize::MIN), component)))
+        Self::Decoder(Box::new(VideoDecoder::for_component(
+            &model.with_threads(NonZeroUsize::MIN),
+            component,
+        )))
     }
 }
 
 impl PreviewRenderer {
-    /// The renderer of a kind for a model; none for [`PreviewKind::Off`]. Opens nothing yet.
+    /// Creates a renderer, or `None` for [`PreviewKind::Off`]. Opens no graph.
     ///
-    /// Decoders run on one core: denoising needs the others.
+    /// Decoders run on one core because denoising needs the others.
     ///
     /// # Errors
-    /// A bundle that lacks what this kind needs.
+    /// The bundle has no preview map or no tiny decoder.
     pub fn new(model: &Model, kind: PreviewKind) -> Result<Option<Self>, Error> {
         let method = match kind {
             PreviewKind::Off => return Ok(None),
@@ -55,23 +58,23 @@ impl PreviewRenderer {
         Ok(Some(Self { kind, method }))
     }
 
-    /// Which kind it is.
+    /// The kind of preview.
     pub fn kind(&self) -> PreviewKind {
         self.kind
     }
 
-    /// Whether it can show more than the first latent frame in useful time.
-    pub fn can_move(&self) -> bool {
+    /// Returns true if it is fast enough to show more than the first latent frame.
+    pub fn can_show_all_frames(&self) -> bool {
         self.kind != PreviewKind::Full
     }
 
-    /// Opens what pictures of an length need, runs it so that the first need not wait for it, and says how long a still
-    /// one of a latent of `shape` will take: no time worth counting where it is the linear map.
+    /// Opens and warms up the graphs for previews of `length`, and returns the expected time for the first latent frame of a
+    /// latent of `shape`. For the linear map it is 0.
     ///
-    /// The decoders are timed on a part of the picture: their work is in proportion to its positions.
+    /// A decoder is timed on a crop: its work is proportional to the number of positions.
     ///
     /// # Errors
-    /// A graph that cannot be opened or fails, or a cancelled run.
+    /// A graph cannot be opened or fails, or the run is cancelled.
     pub fn open(
         &mut self,
         shape: LatentShape,
@@ -95,12 +98,12 @@ impl PreviewRenderer {
         Ok(run()?.saturating_mul(positions(shape.height, shape.width)) / positions(height, width).max(1))
     }
 
-    /// Paints a clean latent `[C,T,h,w]`: `[N,3,H,W]` in -1..1 or a little beyond. The linear map gives one pixel for
-    /// each latent position and one frame for each latent frame, the decoders what the clip will have.
+    /// Renders a clean latent `[C,T,h,w]` to frames `[N,3,H,W]` in -1..1 or slightly beyond. The linear map renders one pixel
+    /// per latent position and one frame per latent frame; the decoders render the clip's own size and frames.
     ///
     /// # Errors
-    /// A graph that fails, or a cancelled run.
-    pub fn paint(
+    /// A graph fails, or the run is cancelled.
+    pub fn render(
         &mut self,
         latent: ArrayView4<'_, f32>,
         length: PreviewLength,
@@ -119,8 +122,9 @@ impl PreviewRenderer {
                     Ok(())
                 })?;
                 let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
-                Ok(concatenate(Axis(0), &views)
-                    .unwrap_or_else(|_| unreachable!("the chunks of a clip differ in frames alone")))
+                Ok(concatenate(Axis(0), &views).unwrap_or_else(|_| {
+                    unreachable!("the chunks of a clip differ only in their number of frames")
+                }))
             }
         }
     }

@@ -1,8 +1,8 @@
-//! A queue of one: what is not taken in time gives way to what is newer.
+//! A queue of length one: a newer item replaces one that was not taken yet.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Holds the newest item that nobody has taken yet.
+/// Holds the newest item that was not taken yet.
 #[derive(Debug)]
 pub(super) struct Slot<T> {
     state: Mutex<State<T>>,
@@ -20,14 +20,14 @@ impl<T> Slot<T> {
         Self { state: Mutex::new(State { newest: None, closed: false }), changed: Condvar::new() }
     }
 
-    /// Puts an item in, never waiting; gives back the one that it replaces.
+    /// Puts an item in without waiting. Returns the item that it replaces.
     pub(super) fn put(&self, item: T) -> Option<T> {
         let older = self.lock().newest.replace(item);
         self.changed.notify_one();
         older
     }
 
-    /// Waits for an item; none once the slot is closed and empty.
+    /// Waits for an item. Returns `None` once the slot is closed and empty.
     pub(super) fn take(&self) -> Option<T> {
         let mut state = self.lock();
         loop {
@@ -38,7 +38,7 @@ impl<T> Slot<T> {
         }
     }
 
-    /// No item will come any more. Gives back the waiting one where it is `unwanted`.
+    /// Closes the slot. Removes and returns the waiting item if it is `unwanted`.
     pub(super) fn close(&self, unwanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let mut state = self.lock();
         state.closed = true;
@@ -47,7 +47,7 @@ impl<T> Slot<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // Every change is a single assignment, so the state is whole even after a panic elsewhere.
+        // Every change is a single assignment, so the state is consistent even after a panic in another thread.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -58,7 +58,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn the_newer_replaces_the_older() {
+    fn a_newer_item_replaces_an_older_one() {
         let slot = Slot::new();
         assert_eq!(slot.put(1), None);
         assert_eq!(slot.put(2), Some(1));
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiting_taker_gets_what_comes_and_learns_of_the_end() {
+    fn a_waiting_thread_receives_items_and_the_end() {
         let slot = Arc::new(Slot::new());
         let taker = {
             let slot = Arc::clone(&slot);

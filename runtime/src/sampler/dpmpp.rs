@@ -1,13 +1,13 @@
 //! DPM-Solver++ 2M in its midpoint form (Lu et al. 2022, arXiv:2211.01095), for flow matching.
 //!
-//! The first step and the last are of order 1: before the first there is nothing to draw a line through, and on the last
-//! `h` is infinite. That is what the official code and diffusers do whenever the final sigma is 0, at any number of steps
-//! (their `lower_order_final` and `euler_at_final` then change nothing at order 2).
+//! The first and the last step are of order 1: before the first there is no previous prediction, and on the last `h` is
+//! infinite. The official code and diffusers do the same whenever the final sigma is 0, for any number of steps (their
+//! `lower_order_final` and `euler_at_final` then have no effect at order 2).
 
 use super::solver::{Solver, Span, Update};
 use bundle::units::Sigma;
 
-/// Extrapolates the predicted clean latent along λ from the last two.
+/// Extrapolates the predicted clean latent linearly in λ from the last two predictions.
 #[derive(Debug, Clone, Copy)]
 pub struct DpmPp;
 
@@ -29,13 +29,13 @@ mod tests {
     const SIGMAS: [Sigma; 4] = [Sigma(0.9), Sigma(0.6), Sigma(0.3), Sigma(0.0)];
 
     #[test]
-    fn only_steps_between_the_first_and_the_last_look_back() {
-        let looks_back = |step| DpmPp.update(&SIGMAS, step).advance.predictions[1] != 0.0;
-        assert_eq!([0, 1, 2].map(looks_back), [false, true, false]);
+    fn the_first_and_the_last_step_use_one_prediction() {
+        let is_second_order = |step| DpmPp.update(&SIGMAS, step).advance.predictions[1] != 0.0;
+        assert_eq!([0, 1, 2].map(is_second_order), [false, true, false]);
     }
 
     #[test]
-    fn the_weights_of_a_clean_latent_that_stays_the_same_sum_to_its_share() {
+    fn the_weights_of_constant_predictions_add_up() {
         for step in 0..3 {
             let weights = DpmPp.update(&SIGMAS, step).advance;
             let share = 1.0 - f64::from(SIGMAS[step + 1].0) / f64::from(SIGMAS[step].0);

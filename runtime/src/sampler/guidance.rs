@@ -1,4 +1,4 @@
-//! Classifier-free guidance: two velocities of the same expert into one.
+//! Classifier-free guidance: combines the two velocities of an expert.
 
 use bundle::units::GuidanceScale;
 use ndarray::{Array4, Zip};
@@ -13,7 +13,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scale_goes_from_one_velocity_through_the_other() {
+    fn the_scale_extrapolates_from_the_unconditional_velocity() {
         let velocity = |x| Array4::from_elem((1, 1, 1, 2), x);
         let guided = |scale| guide(&velocity(1.0), &velocity(3.0), GuidanceScale(scale));
         assert_eq!(guided(0.0), velocity(1.0));

@@ -1,26 +1,27 @@
-//! The noise that a run starts from, the same as PyTorch's CPU generator draws for that seed.
+//! The initial noise, the same as from PyTorch's CPU generator for the same seed.
 //!
-//! PyTorch draws small tensors and others in two different ways; both are followed. Logarithm, sine and cosine are
-//! computed in f64, so that a seed means the same noise on every machine. PyTorch computes them in f32, differently for
-//! each instruction set; against its AVX2 and AVX-512 builds some values differ by one unit in the last place.
+//! PyTorch has two algorithms, one for small tensors and one for others; both are implemented. Logarithm, sine and cosine
+//! are computed in f64, so a seed gives the same noise on every machine. PyTorch computes them in f32 with results that
+//! depend on the instruction set; compared with its AVX2 and AVX-512 builds some values differ by one unit in the last
+//! place.
 
 use bundle::units::Seed;
 use rand_mt::Mt;
 use std::f64::consts::TAU;
 
-/// From this many values on PyTorch fills tensors in blocks of this size.
+/// PyTorch fills tensors of at least this many values in blocks of this size.
 const BLOCK: usize = 16;
 
-/// `count` normal values, as `torch.randn(count, generator=torch.Generator("cpu").manual_seed(seed))`.
+/// Returns `count` normal values, equal to `torch.randn(count, generator=torch.Generator("cpu").manual_seed(seed))`.
 ///
-/// A latent `[C,T,h,w]` takes them in row-major order. The generator uses the lower 32 bits of the seed.
+/// A latent `[C,T,h,w]` uses them in row-major order. The generator uses the lower 32 bits of the seed.
 pub fn torch_normal(seed: Seed, count: usize) -> Vec<f32> {
-    #[expect(clippy::cast_possible_truncation, reason = "so does PyTorch")]
+    #[expect(clippy::cast_possible_truncation, reason = "PyTorch does the same")]
     let mut generator = Mt::new(seed.0 as u32);
     if count < BLOCK { one_by_one(&mut generator, count) } else { in_blocks(&mut generator, count) }
 }
 
-/// Box-Muller in f64; each pair of uniforms gives two values.
+/// Box-Muller in f64; each pair of uniform values gives two normal values.
 fn one_by_one(generator: &mut Mt, count: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(count + 1);
     while values.len() < count {
@@ -33,8 +34,8 @@ fn one_by_one(generator: &mut Mt, count: usize) -> Vec<f32> {
     values
 }
 
-/// Fills everything with uniforms, then turns block after block into normal values. A last block that is not whole is
-/// drawn again as the last 16 values, over those that are there.
+/// Fills everything with uniform values, then converts each block to normal values. For an incomplete last block the last 16
+/// values are drawn again, replacing the existing ones.
 fn in_blocks(generator: &mut Mt, count: usize) -> Vec<f32> {
     let mut values: Vec<f32> = (0..count).map(|_| uniform_f32(generator)).collect();
     values.chunks_exact_mut(BLOCK).for_each(to_normal);
@@ -46,7 +47,7 @@ fn in_blocks(generator: &mut Mt, count: usize) -> Vec<f32> {
     values
 }
 
-/// Box-Muller on a block of uniforms: the first half are radii, the second angles.
+/// Box-Muller on a block of uniform values: the first half are radii, the second angles.
 fn to_normal(block: &mut [f32]) {
     let (radii, angles) = block.split_at_mut(BLOCK / 2);
     for (first, second) in radii.iter_mut().zip(angles) {
@@ -65,7 +66,7 @@ fn uniform_f32(generator: &mut Mt) -> f32 {
     (generator.next_u32() & 0x00ff_ffff) as f32 / (1_u32 << 24) as f32
 }
 
-/// A uniform value in 0..1 from the low 53 bits of two draws, the first of which is the upper word.
+/// A uniform value in 0..1 from the low 53 bits of two draws; the first is the upper word.
 #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
 fn uniform_f64(generator: &mut Mt) -> f64 {
     let (high, low) = (u64::from(generator.next_u32()), u64::from(generator.next_u32()));
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn few_values_are_those_of_torch() {
+    fn small_tensors_match_pytorch() {
         assert_drawn(0, 1, &[1.540_996_1], &[]);
         assert_drawn(0, 2, &[1.540_996_1, -0.293_428_9], &[]);
         assert_drawn(
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_blocks_are_those_of_torch() {
+    fn complete_blocks_match_pytorch() {
         #[rustfmt::skip]
         assert_drawn(0, 16, &[
             -1.125_839_8, -1.152_360_2, -0.250_578_58, -0.433_878_8, 0.848_710_36, 0.692_009_15, -0.316_012_77,
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_not_whole_is_drawn_again() {
+    fn an_incomplete_block_is_drawn_again() {
         #[rustfmt::skip]
         assert_drawn(0, 17, &[
             -1.125_839_8, -1.695_931_2, 0.566_650_6, 0.793_508_35, 0.598_839_46, -1.555_095_1,
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_upper_half_of_a_seed_is_not_used() {
+    fn the_upper_half_of_a_seed_is_ignored() {
         let upper_bits = (1 << 63) + 5;
         assert_drawn(upper_bits, 3, &[-0.486_780_76, -0.603_821_6, -0.558_096_2], &[]);
         assert_eq!(torch_normal(Seed((1 << 32) + 7), 16), torch_normal(Seed(7), 16));
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn many_values_are_normal() {
+    fn moments_are_those_of_a_normal_distribution() {
         let drawn = torch_normal(Seed(3), 100_000);
         let moment = |power| drawn.iter().map(|x| f64::from(*x).powi(power)).sum::<f64>() / 1e5;
         assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.02 && (moment(4) - 3.0).abs() < 0.15);

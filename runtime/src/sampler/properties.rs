@@ -1,4 +1,4 @@
-//! What holds of every solver on every grid.
+//! Properties of every solver on every grid.
 
 use super::{Sampler, Schedule};
 use bundle::settings::{ScheduleKind, SolverKind};
@@ -19,7 +19,7 @@ fn latents() -> impl Strategy<Value = Array4<f32>> {
         .prop_map(|values| Array4::from_shape_vec((2, 3, 1, 2), values).unwrap())
 }
 
-/// Every latent of a run, the start included.
+/// Every latent of a run, including the start.
 fn run(
     schedule: Schedule,
     solver: SolverKind,
@@ -38,7 +38,7 @@ fn run(
     latents
 }
 
-/// A field that bends: neither linear in the latent nor constant in time.
+/// A velocity field that is neither linear in the latent nor constant in time.
 fn bending(latent: &Array4<f32>, sigma: f32) -> Array4<f32> {
     latent.mapv(|x| (2.0 * x).sin() + sigma * x)
 }
@@ -57,18 +57,18 @@ proptest! {
         prop_assert!(schedule.timesteps().windows(2).all(|pair| pair[0] >= pair[1]), "{:?}", schedule);
         for (Timestep(timestep), sigma) in schedule.timesteps().iter().zip(schedule.sigmas()) {
             let distance = 1000.0 * sigma.0 - timestep;
-            prop_assert!((-1e-3..=1.0).contains(&distance), "{timestep} is told at {}", sigma.0);
+            prop_assert!((-1e-3..=1.0).contains(&distance), "timestep {timestep} at sigma {}", sigma.0);
         }
     }
 
     #[test]
-    fn a_field_that_points_at_one_latent_leads_there(
+    fn a_field_that_points_to_one_latent_ends_there(
         solver in solvers(), kind in schedules(), steps in 1_usize..=100, shift in 0.5_f64..20.0,
         noise in latents(), clean in latents(),
     ) {
         let schedule = Schedule::new(solver, kind, steps, Shift(shift));
         let latents = run(schedule.clone(), solver, noise.clone(), |latent, sigma| (latent - &clean) / sigma);
-        // On the straight way there every latent is a mean of noise and clean.
+        // On the straight path every latent is a weighted mean of noise and clean.
         for (latent, sigma) in latents.iter().zip(schedule.sigmas()) {
             let share = sigma.0 / schedule.sigmas()[0].0;
             Zip::from(latent).and(&noise).and(&clean).for_each(|x, noise, clean| {
@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn parts_of_a_latent_do_not_see_each_other(
+    fn positions_of_a_latent_are_independent(
         solver in solvers(), kind in schedules(), steps in 1_usize..=30, shift in 0.5_f64..20.0,
         first in latents(), second in latents(), axis in 0_usize..4,
     ) {
@@ -90,7 +90,7 @@ proptest! {
     }
 
     #[test]
-    fn latents_stay_finite(
+    fn latents_are_finite(
         solver in solvers(), kind in schedules(), steps in 1_usize..=100, shift in 0.5_f64..20.0, noise in latents(),
     ) {
         let schedule = Schedule::new(solver, kind, steps, Shift(shift));
@@ -100,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn latents_stay_finite_where_sigmas_run_together(
+    fn latents_are_finite_where_sigmas_coincide(
         solver in solvers(), kind in schedules(), steps in 1_usize..=30, exponent in -60_i32..60, noise in latents(),
     ) {
         let schedule = Schedule::new(solver, kind, steps, Shift(10_f64.powi(exponent)));
@@ -111,7 +111,7 @@ proptest! {
 }
 
 #[test]
-fn no_steps_are_a_schedule_too() {
+fn a_schedule_may_have_no_steps() {
     for solver in [SolverKind::UniPc, SolverKind::DpmPp, SolverKind::Euler] {
         for kind in [ScheduleKind::Official, ScheduleKind::Diffusers] {
             let schedule = Schedule::new(solver, kind, 0, Shift(5.0));
@@ -121,8 +121,8 @@ fn no_steps_are_a_schedule_too() {
 }
 
 #[test]
-fn solvers_of_order_two_come_closer_to_the_exact_end_than_euler() {
-    // `dx/dσ = -x` multiplies the latent by e on the way from σ = 1 to 0.
+fn solvers_of_order_two_are_more_accurate_than_euler() {
+    // `dx/dσ = -x` multiplies the latent by e from σ = 1 to 0.
     let error = |solver, steps| {
         let schedule = Schedule::new(solver, ScheduleKind::Official, steps, Shift(1.0));
         let start = Array4::from_elem((1, 1, 1, 1), (1.0 - schedule.sigmas()[0].0).exp());

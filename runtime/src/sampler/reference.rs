@@ -1,7 +1,7 @@
-//! Trajectories and timesteps of the code bases that are followed.
+//! Trajectories and timesteps of the reference implementations.
 //!
-//! The field is `v = x/2 + (t/1000)·[1, -2, 0.25]`, the start `[1, -0.5, 0.25]`. The vectors of diffusers are what
-//! version 0.42.1 computes; those of the official code come from its formulas, written out in NumPy.
+//! The velocity field is `v = x/2 + (t/1000)·[1, -2, 0.25]`, the start `[1, -0.5, 0.25]`. The vectors of diffusers are
+//! from version 0.42.1; those of the official code are computed from its formulas in NumPy.
 
 use super::{Sampler, Schedule};
 use bundle::settings::{ScheduleKind, SolverKind};
@@ -11,7 +11,7 @@ use ndarray::{Array4, arr1};
 use ScheduleKind::{Diffusers, Official};
 use SolverKind::{DpmPp, Euler, UniPc};
 
-/// f32 arithmetic in another order.
+/// Differences from the order of f32 operations.
 const TOLERANCE: f32 = 1e-6;
 
 /// The latents after each step.
@@ -51,7 +51,7 @@ fn assert_ends(solver: SolverKind, runs: &[(usize, f64, [f32; 3])]) {
 }
 
 #[test]
-fn official_unipc_follows_its_vectors() {
+fn official_unipc_matches_its_reference() {
     assert_close(
         &trajectory(UniPc, Official, 6, 12.0),
         &[
@@ -66,7 +66,7 @@ fn official_unipc_follows_its_vectors() {
 }
 
 #[test]
-fn diffusers_unipc_follows_its_vectors() {
+fn diffusers_unipc_matches_its_reference() {
     assert_close(
         &trajectory(UniPc, Diffusers, 6, 12.0),
         &[
@@ -100,7 +100,7 @@ fn diffusers_unipc_follows_its_vectors() {
 }
 
 #[test]
-fn official_dpmpp_follows_its_vectors() {
+fn official_dpmpp_matches_its_reference() {
     assert_close(
         &trajectory(DpmPp, Official, 6, 12.0),
         &[
@@ -115,7 +115,7 @@ fn official_dpmpp_follows_its_vectors() {
 }
 
 #[test]
-fn diffusers_dpmpp_follows_its_vectors() {
+fn diffusers_dpmpp_matches_its_reference() {
     assert_close(
         &trajectory(DpmPp, Diffusers, 6, 12.0),
         &[
@@ -141,7 +141,7 @@ fn diffusers_dpmpp_follows_its_vectors() {
 }
 
 #[test]
-fn distilled_euler_follows_its_vectors() {
+fn distilled_euler_matches_its_reference() {
     assert_close(
         &trajectory(Euler, Official, 4, 5.0),
         &[
@@ -154,7 +154,7 @@ fn distilled_euler_follows_its_vectors() {
 }
 
 #[test]
-fn diffusers_euler_follows_its_vectors() {
+fn diffusers_euler_matches_its_reference() {
     assert_close(
         &trajectory(Euler, Diffusers, 4, 5.0),
         &[
@@ -192,7 +192,7 @@ fn assert_sigmas(solver: SolverKind, kind: ScheduleKind, shift: f64, expected: &
 }
 
 #[test]
-fn official_unipc_tells_its_timesteps() {
+fn official_unipc_has_the_reference_timesteps() {
     #[rustfmt::skip]
     assert_timesteps(UniPc, Official, 12.0, &[
         999., 997., 995., 993., 990., 988., 985., 982., 979., 976., 972., 969., 965., 961., 956., 952., 947., 941.,
@@ -214,7 +214,7 @@ fn official_unipc_tells_its_timesteps() {
 }
 
 #[test]
-fn official_unipc_has_its_sigmas() {
+fn official_unipc_has_the_reference_sigmas() {
     let schedule = Schedule::new(UniPc, Official, 40, Shift(12.0));
     let found = [0, 1, 25, 26, 39, 40].map(|i| schedule.sigmas()[i].0);
     assert_eq!(found, [0.999_916_6, 0.997_782_65, 0.877_877_3, 0.865_800_7, 0.235_109_54, 0.0]);
@@ -227,7 +227,7 @@ fn official_unipc_has_its_sigmas() {
 }
 
 #[test]
-fn official_unipc_gives_the_noisier_expert_its_share() {
+fn official_unipc_has_the_reference_number_of_high_noise_steps() {
     for (steps, high) in [(40, 26), (20, 13), (10, 7), (8, 6), (6, 4), (4, 3)] {
         let schedule = Schedule::new(UniPc, Official, steps, Shift(12.0));
         let found = schedule.timesteps().iter().filter(|timestep| timestep.0 >= 875.0).count();
@@ -238,7 +238,7 @@ fn official_unipc_gives_the_noisier_expert_its_share() {
 }
 
 #[test]
-fn diffusers_unipc_tells_its_timesteps() {
+fn diffusers_unipc_has_the_reference_timesteps() {
     #[rustfmt::skip]
     assert_timesteps(UniPc, Diffusers, 12.0, &[
         999., 997., 995., 993., 990., 988., 985., 982., 979., 976., 973., 969., 965., 961., 957., 952., 947., 942.,
@@ -253,7 +253,7 @@ fn diffusers_unipc_tells_its_timesteps() {
 }
 
 #[test]
-fn dpmpp_begins_at_pure_noise_in_the_official_code_only() {
+fn dpmpp_starts_at_pure_noise_only_in_the_official_code() {
     assert_timesteps(DpmPp, Official, 12.0, &[1000., 983., 960., 923., 857., 705.]);
     assert_sigmas(
         DpmPp,
@@ -271,7 +271,7 @@ fn dpmpp_begins_at_pure_noise_in_the_official_code_only() {
 }
 
 #[test]
-fn euler_tells_fractions() {
+fn euler_has_fractional_timesteps() {
     assert_timesteps(Euler, Official, 5.0, &[1000., 937.5, 833.333_3, 625.]);
     assert_timesteps(Euler, Diffusers, 5.0, &[1000., 909.707_15, 717.317_44, 24.414_066]);
     assert_sigmas(Euler, Diffusers, 3.0, &[1.0, 0.0]);

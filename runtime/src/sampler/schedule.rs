@@ -1,8 +1,8 @@
 //! The sigma grids of the official Wan code and of diffusers.
 //!
-//! Every grid is a falling line that the shift bends towards high noise, with a final 0. The code bases differ in where
-//! the line begins and ends, in the precision it is computed in, and in what the denoiser is told. The differences are
-//! small, but the timesteps of a bundle's experts are trained for one of them.
+//! Every grid is a falling line, bent towards high noise by the shift, and a final 0. The implementations differ in the
+//! ends of the line, in its precision, and in the rounding of timesteps. The differences are small, but the experts of a
+//! bundle are trained for one of the grids.
 
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{Shift, Sigma, Timestep};
@@ -10,7 +10,7 @@ use bundle::units::{Shift, Sigma, Timestep};
 /// Timesteps that the denoisers are trained on.
 const TRAIN_STEPS: u16 = 1000;
 
-/// The largest sigma of the official UniPC: it comes from a table in f32.
+/// The largest sigma of the official UniPC, from a table in f32.
 const OFFICIAL_SIGMA_MAX: f32 = 0.999;
 
 /// diffusers keeps UniPC's first sigma this far from 1, where `ln(1-σ)` is infinite.
@@ -26,10 +26,10 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The grid on which `kind`'s code base runs `solver`.
+    /// Creates the grid that the implementation `kind` uses for `solver`.
     ///
-    /// Where the rounding of the shift gives a little over 1, the sigma is 1. A run of 0 steps has the one sigma 0:
-    /// nothing is denoised.
+    /// Sigmas that rounding of the shift makes slightly larger than 1 are set to 1. A run of 0 steps has the single sigma 0
+    /// and denoises nothing.
     pub fn new(solver: SolverKind, kind: ScheduleKind, steps: usize, shift: Shift) -> Self {
         match (kind, solver) {
             (ScheduleKind::Official, SolverKind::UniPc) => {
@@ -45,12 +45,12 @@ impl Schedule {
         }
     }
 
-    /// Noise levels between the steps: N+1 values that fall to 0.
+    /// Noise levels: N+1 falling values, the last one 0.
     pub fn sigmas(&self) -> &[Sigma] {
         &self.sigmas
     }
 
-    /// What the denoiser is told at each step: N values that never rise.
+    /// The denoiser's timestep input of each step: N values that never rise.
     pub fn timesteps(&self) -> &[Timestep] {
         &self.timesteps
     }
@@ -60,7 +60,7 @@ impl Schedule {
         self.timesteps.len()
     }
 
-    /// The denoiser is told whole numbers. They come from the sigmas before these are rounded to f32.
+    /// Whole-number timesteps, from the sigmas before they are rounded to f32.
     #[expect(clippy::cast_possible_truncation, reason = "sigmas are stored in f32")]
     fn truncated(sigmas: Vec<f64>) -> Self {
         let sigmas = || sigmas.iter().map(|sigma| sigma.min(1.0));
@@ -72,7 +72,7 @@ impl Schedule {
         }
     }
 
-    /// The denoiser is told `1000·σ`.
+    /// Timesteps `1000·σ`.
     fn continuous(sigmas: Vec<f32>) -> Self {
         let sigmas = || sigmas.iter().map(|sigma| sigma.min(1.0));
         Self {
@@ -83,7 +83,7 @@ impl Schedule {
 }
 
 /// `steps` values from `from` towards `to`, without `to` itself: NumPy's `linspace(from, to, steps + 1)[:-1]`.
-#[expect(clippy::cast_precision_loss, reason = "nobody takes 2^53 steps")]
+#[expect(clippy::cast_precision_loss, reason = "step counts are far below 2^53")]
 fn line(from: f64, to: f64, steps: usize) -> Vec<f64> {
     let stride = (to - from) / steps as f64;
     (0..steps).map(|i| i as f64 * stride + from).collect()
@@ -93,14 +93,14 @@ fn shifted(sigmas: Vec<f64>, shift: Shift) -> Vec<f64> {
     sigmas.into_iter().map(|sigma| shift.apply(sigma)).collect()
 }
 
-/// [`Shift::apply`] as it rounds on f32 tensors.
-#[expect(clippy::cast_possible_truncation, reason = "this is the rounding that is meant")]
+/// [`Shift::apply`] with the rounding of f32 tensors.
+#[expect(clippy::cast_possible_truncation, reason = "the reference rounds here")]
 fn shifted_in_f32(sigma: f32, shift: Shift) -> f32 {
     shift.0 as f32 * sigma / (1.0 + (shift.0 - 1.0) as f32 * sigma)
 }
 
-/// `UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`. Shifts so large that a later sigma would lie above
-/// the first, which are of no use, keep it level.
+/// `UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`. With very large shifts, later sigmas that would exceed
+/// the first are set equal to it.
 fn diffusers_unipc(steps: usize, shift: Shift) -> Vec<f64> {
     let mut sigmas = shifted(line(1.0, 1.0 / f64::from(TRAIN_STEPS), steps), shift);
     if sigmas.first().is_some_and(|first| (first - 1.0).abs() < DIFFUSERS_EPSILON) {
@@ -111,8 +111,8 @@ fn diffusers_unipc(steps: usize, shift: Shift) -> Vec<f64> {
     sigmas
 }
 
-/// `DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`: the line is drawn through `1-σ` and begins at
-/// its far end, so the largest sigma before the shift is 0.999.
+/// `DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`: the line is linear in `1-σ` and starts at its
+/// far end, so the largest sigma before the shift is 0.999.
 fn diffusers_dpmpp(steps: usize, shift: Shift) -> Vec<f64> {
     let alpha_min = 1.0 / f64::from(TRAIN_STEPS);
     let rising_from_one = line(1.0, alpha_min, steps);
@@ -122,8 +122,8 @@ fn diffusers_dpmpp(steps: usize, shift: Shift) -> Vec<f64> {
     sigmas
 }
 
-/// `FlowMatchEulerDiscreteScheduler(shift=shift)`: its ends are shifted when it is made, and the line between them a
-/// second time when the steps are set. Unlike the others it reaches the smallest sigma before the final 0.
+/// `FlowMatchEulerDiscreteScheduler(shift=shift)`: the ends are shifted when the scheduler is created, and the line between
+/// them again when the steps are set. Unlike the others it includes the smallest sigma before the final 0.
 #[expect(clippy::cast_possible_truncation, reason = "sigmas are stored in f32")]
 fn diffusers_euler(steps: usize, shift: Shift) -> Vec<f32> {
     let train_steps = f64::from(TRAIN_STEPS);
@@ -137,8 +137,8 @@ fn diffusers_euler(steps: usize, shift: Shift) -> Vec<f32> {
     timesteps.into_iter().map(|timestep| shift.apply(timestep / train_steps) as f32).collect()
 }
 
-/// The Euler scheduler that the four-step distilled checkpoints (Wan2.2-Lightning) come with, in f32.
-#[expect(clippy::cast_possible_truncation, reason = "this is the rounding that is meant")]
+/// The Euler scheduler of the four-step distilled checkpoints (Wan2.2-Lightning), in f32.
+#[expect(clippy::cast_possible_truncation, reason = "the reference rounds here")]
 fn distilled_euler(steps: usize, shift: Shift) -> Vec<f32> {
     line(f64::from(TRAIN_STEPS), 0.0, steps)
         .into_iter()

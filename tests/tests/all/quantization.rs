@@ -10,7 +10,7 @@ use calibration::integer_share::{Share, StepRows, integer_share, positions};
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table::Table;
-use calibration::structure::broken_rules;
+use calibration::tensorrt_rules::broken_rules;
 use engines::{Cancel, OnnxRuntime, OpenOptions, WeightMemory, residency};
 use export::ExportRequest;
 use export::quantized::{VariantRequest, write_variant};

@@ -93,7 +93,7 @@ fn what_is_not_refused_runs_at_odd_widths() {
     let output = generate("512x512", "256");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("--tile cannot be") && said.contains("decodes pictures whole"), "{said}");
+    assert!(said.contains("--tile cannot be") && said.contains("decodes whole frames only"), "{said}");
     assert!(generate("32x32", "256").status.success());
 }
 

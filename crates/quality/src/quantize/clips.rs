@@ -6,7 +6,7 @@ use engines::{Cancel, residency};
 use ndarray::{Array4, Axis, concatenate};
 use runtime::decode::VideoDecoder;
 use runtime::decode::pictures;
-use runtime::denoise::{Generator, Guided};
+use runtime::denoise::{Conditioning, Generator};
 use runtime::model::Model;
 use runtime::pipeline::seeded_noise;
 use runtime::plan::GenerationPlan;
@@ -36,7 +36,7 @@ pub fn make(model: &Model, plan: &GenerationPlan, cancel: &Cancel) -> Result<Cli
     let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;
     drop(encoder);
     let mut steps = Vec::new();
-    let text = Guided { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
+    let text = Conditioning { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
     let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
     let mut generator = Generator::new(model, residency::Mode::OneAtATime);
     let latent = generator.denoise(seeded_noise(plan), text, sampler, cancel, &mut |step| {

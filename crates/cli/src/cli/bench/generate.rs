@@ -15,10 +15,10 @@ use engines::residency::Mode;
 use engines::{Cancel, Provider, WeightMemory};
 use quality::bench::timing::{BenchCase, alternate, measured};
 use quality::bench::workload::Workload;
+use runtime::memory_check;
 use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::{Event, Pipeline, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
-use runtime::room;
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -117,7 +117,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
     };
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let onnx = global.onnx_runtime()?;
-    let mode = room::mode(&bundle.manifest, &plan)?;
+    let mode = memory_check::residency_mode(&bundle.manifest, &plan)?;
     let precisions = match &args.precision[..] {
         [] => bundle.manifest.precisions(Target::Cpu, KernelLibrary::Rushes),
         asked => asked.to_vec(),

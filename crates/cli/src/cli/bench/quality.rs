@@ -13,9 +13,9 @@ use engines::{Provider, WeightMemory};
 use quality::judge::score::{AttributeScore, Means, ScoreCard};
 use quality::judge::scoring::{self, QualityRequest};
 use quality::judge::{Judge, JudgeFiles, embedded, prompts};
+use runtime::memory_check;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::GenerationPlan;
-use runtime::room;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, E
     let onnx = global.onnx_runtime()?;
     let mut judge = Judge::open(&onnx, &judge, args.threads.map(Threads::used))?;
     let plans = scoring::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
-    let mode = room::mode(&bundle.manifest, &plans[0])?;
+    let mode = memory_check::residency_mode(&bundle.manifest, &plans[0])?;
     let options = ModelOptions {
         precision: args.precision,
         kernels: args.kernels,
