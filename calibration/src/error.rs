@@ -1,11 +1,11 @@
-//! Errors of calibration: its own, and those of the crates below with their own words.
+//! Errors of calibration. Errors of its dependencies are passed through.
 
 use crate::codec::CodecError;
 use bundle::{Diagnose, Report};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// What can go wrong between a bundle and the numbers to quantise it with.
+/// An error of calibration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,29 +21,29 @@ pub enum Error {
     Weights {
         /// The layer.
         layer: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A file of a calibration cannot be understood.
+    /// A file of a calibration is invalid.
     FileContent {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         why: String,
     },
-    /// Calibration met a value that is not finite.
+    /// An activation is not finite.
     ActivationNotFinite {
-        /// Where in the graph.
+        /// The point in the graph.
         point: String,
-        /// Position among the channels or samples.
+        /// Index of the channel or sample.
         channel: usize,
         /// The value.
         value: f32,
     },
-    /// A value has another number of channels than before.
+    /// The number of channels of an activation changed.
     Channels {
-        /// Where in the graph.
+        /// The point in the graph.
         point: String,
         /// Channels before.
         expected: usize,
@@ -61,7 +61,7 @@ pub enum Error {
         /// Digest in the calibration.
         found: String,
     },
-    /// A calibration has nothing on a layer.
+    /// A calibration has no statistics of a layer.
     NotObserved {
         /// The layer.
         layer: String,
@@ -71,7 +71,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A file whose content cannot be understood or written.
+    /// An error for a file whose content is invalid or cannot be written.
     pub(crate) fn file_content(path: &Path, why: &dyn Display) -> Self {
         Self::FileContent { path: path.to_owned(), why: why.to_string() }
     }
@@ -96,8 +96,8 @@ impl Diagnose for Error {
             ),
             Self::ActivationNotFinite { point, channel, value } => Report::failed(
                 format!("the model cannot be calibrated at {point}"),
-                format!("it gave {value} at position {channel}"),
-                "check that the checkpoint is whole, and use prompts and settings that make good clips",
+                format!("its value at position {channel} is {value}"),
+                "check that the checkpoint is complete, and use prompts and settings that make good clips",
             ),
             Self::Channels { point, expected, found } => Report::bad_input(
                 format!("the model cannot be calibrated at {point}"),
@@ -112,7 +112,7 @@ impl Diagnose for Error {
                 "run `rushes calibrate` for this bundle",
             ),
             Self::NotObserved { layer, component } => Report::bad_input(
-                format!("the calibration knows nothing of {layer} in {component}"),
+                format!("the calibration has no statistics of {layer} in {component}"),
                 "no recorded clip used it",
                 "run `rushes calibrate` with clips of more than one latent frame and enough steps for every expert",
             ),

@@ -1,4 +1,4 @@
-//! How much of a graph's work runs in integers, read from the graph as ONNX Runtime has optimised it.
+//! The share of a graph's work that runs in integers, computed from the graph as optimised by ONNX Runtime.
 
 use crate::Error;
 use bundle::manifest::{Component, Manifest};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// Operators that multiply in integers, and where their weight is among the inputs.
+/// Operators that multiply in integers, with the index of their weight input.
 const INTEGER: [(&str, usize); 11] = [
     ("MatMulIntegerToFloat", 1),
     ("DynamicQuantizeMatMul", 1),
@@ -37,34 +37,34 @@ const FLOAT: [&str; 10] = [
     "LinearBf16Residual",
 ];
 
-/// Multiply-adds of linear layers and convolutions, in one run of one component.
+/// Multiply-adds of linear layers and convolutions in one run of a component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Share {
-    /// In integers.
+    /// Multiply-adds in integers.
     pub integer: f64,
-    /// All.
+    /// All multiply-adds.
     pub all: f64,
-    /// Layers that run in floating point, with their part of all.
+    /// Layers that run in floating point, with their share of all.
     pub float: BTreeMap<String, f64>,
 }
 
 impl Share {
-    /// The part that runs in integers, 0..=1.
+    /// The share that runs in integers, 0..=1.
     pub fn ratio(&self) -> f64 {
         if self.all > 0.0 { self.integer / self.all } else { 0.0 }
     }
 }
 
-/// Reads the share from the file of an optimised graph; see [`integer_share`].
+/// Computes the share from the file of an optimised graph; see [`integer_share`].
 ///
 /// # Errors
-/// A file that cannot be read or holds no graph.
+/// The file cannot be read or is not a graph.
 pub fn read(optimized: &Path, positions: &BTreeMap<String, f64>) -> Result<Share, Error> {
     Ok(integer_share(&Model::read(optimized)?, positions))
 }
 
-/// Reads the share from an optimised graph. `positions` says how often each layer's weight is used in a run; a product
-/// with a weight of no known layer counts as floating point for as many positions as the busiest layer.
+/// Computes the share from an optimised graph. `positions` is the number of uses of each layer's weight in a run. A product
+/// with a weight of an unknown layer counts as floating point, with the largest number of uses of any layer.
 pub fn integer_share(optimized: &Model, positions: &BTreeMap<String, f64>) -> Share {
     let graph = optimized.proto.graph.as_ref();
     let weights: HashMap<&str, &TensorProto> = graph
@@ -72,7 +72,7 @@ pub fn integer_share(optimized: &Model, positions: &BTreeMap<String, f64>) -> Sh
         .flat_map(|graph| &graph.initializer)
         .map(|tensor| (tensor.name.as_str(), tensor))
         .collect();
-    let busiest = positions.values().copied().fold(1.0, f64::max);
+    let most_positions = positions.values().copied().fold(1.0, f64::max);
     let mut share = Share { integer: 0.0, all: 0.0, float: BTreeMap::new() };
     for node in graph.into_iter().flat_map(|graph| &graph.node) {
         let Some((is_integer, index)) = product_of(node) else { continue };
@@ -82,7 +82,7 @@ pub fn integer_share(optimized: &Model, positions: &BTreeMap<String, f64>) -> Sh
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
         let size = weight.dims.iter().product::<i64>() as f64;
         let layer = layer_of(&weight.name, positions);
-        let work = size * layer.map_or(busiest, |layer| positions[layer]);
+        let work = size * layer.map_or(most_positions, |layer| positions[layer]);
         share.all += work;
         if is_integer {
             share.integer += work;
@@ -102,7 +102,7 @@ fn product_of(node: &NodeProto) -> Option<(bool, usize)> {
     integer.or_else(|| FLOAT.contains(&operator).then_some((false, 1)))
 }
 
-/// The layer whose name begins the name of a weight; the longest there is, as `a.1` also begins `a.10`.
+/// Returns the layer whose name is a prefix of a weight's name, up to a `.` or `_`; the longest one if there are several.
 fn layer_of<'a>(weight: &str, positions: &'a BTreeMap<String, f64>) -> Option<&'a str> {
     let begins = |layer: &&String| {
         weight
@@ -112,16 +112,17 @@ fn layer_of<'a>(weight: &str, positions: &'a BTreeMap<String, f64>) -> Option<&'
     positions.keys().filter(begins).max_by_key(|layer| layer.len()).map(String::as_str)
 }
 
-/// The rows that the layers of a step see.
+/// The numbers of rows that the layers of a step read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepRows {
     /// Tokens of the clip.
     pub tokens: usize,
-    /// Rows of the text: 512, or fewer where equal ones are merged.
+    /// Rows of the text: 512, or fewer if equal rows are merged.
     pub text: usize,
 }
 
-/// How often each layer's weight is used in one run, for a step over these rows, or relative to a latent position.
+/// Returns the number of uses of each layer's weight in one run: for a step over these rows, for the decoder per latent
+/// position.
 pub fn positions(manifest: &Manifest, component: &Component, rows: StepRows) -> BTreeMap<String, f64> {
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let (tokens, text) = (rows.tokens as f64, rows.text as f64);
@@ -132,7 +133,7 @@ pub fn positions(manifest: &Manifest, component: &Component, rows: StepRows) -> 
         }
         Component::Expert(_) => {
             let groups = bundle::quantization::layers::denoiser(&manifest.denoiser);
-            let of_text = |layer: &str| {
+            let reads_text = |layer: &str| {
                 layer.contains("text_embedder")
                     || layer.ends_with("attn2.to_k")
                     || layer.ends_with("attn2.to_v")
@@ -141,7 +142,7 @@ pub fn positions(manifest: &Manifest, component: &Component, rows: StepRows) -> 
             let fused = bundle::quantization::layers::fused(&manifest.denoiser);
             let fused = fused.into_iter().map(|layer| layer.name);
             let many = groups.into_iter().flat_map(|group| group.layers).chain(fused);
-            let many = many.map(|layer| if of_text(&layer) { (layer, text) } else { (layer, tokens) });
+            let many = many.map(|layer| if reads_text(&layer) { (layer, text) } else { (layer, tokens) });
             let time = ["time_embedder.linear_1", "time_embedder.linear_2", "time_proj"];
             let one = time.into_iter().map(|part| (format!("condition_embedder.{part}"), 1.0));
             let ends = ["patch_embedding", "proj_out"].map(|name| (name.to_owned(), tokens));
@@ -152,7 +153,7 @@ pub fn positions(manifest: &Manifest, component: &Component, rows: StepRows) -> 
     }
 }
 
-/// Frames times area at every convolution, for one later latent frame of one position.
+/// Frames times area at every convolution, for one later latent frame with one position.
 fn decoder_positions(spec: &VaeSpec) -> BTreeMap<String, f64> {
     let doubles_time: Vec<bool> = spec.temporal_downsample.iter().rev().copied().collect();
     let (mut frames, mut area, mut level) = (1.0, 1.0, 0);
@@ -174,7 +175,7 @@ mod tests {
     use bundle::catalog::wan21_vae;
 
     #[test]
-    fn names_of_layers_do_not_take_each_others_weights() {
+    fn a_weight_belongs_to_the_layer_with_its_full_name() {
         let positions = BTreeMap::from([("blocks.1.a".into(), 1.0), ("blocks.10.a".into(), 2.0)]);
         assert_eq!(layer_of("blocks.10.a.weight", &positions), Some("blocks.10.a"));
         assert_eq!(layer_of("blocks.1.a.weight_transposed", &positions), Some("blocks.1.a"));
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_convolution_of_a_wan_decoder_sees_four_frames_at_full_size() {
+    fn the_last_convolution_of_a_wan_decoder_has_four_frames_at_full_size() {
         let positions = decoder_positions(&wan21_vae());
         assert_eq!(positions["decoder.conv_out"], 4.0 * 64.0);
         assert_eq!(positions["decoder.up_blocks.0.upsamplers.0.time_conv"], 1.0);

@@ -1,8 +1,8 @@
-//! From a bundle to a smaller one: number codecs, what layers see, and the numbers to quantise them with.
+//! Calibration: activation statistics of recorded clips, and the quantisation parameters computed from them.
 //!
-//! In reading order: [`codec`] (how values are stored in 8 bits; pure), [`observe`] (what layers see when a recorded set
-//! is replayed), [`numerics`] (scales, smoothing and clips from that; pure but for reading weights),
-//! [`integer_share`] (what of it really runs in integers), [`structure`] (whether an E4M3 graph obeys TensorRT's rules).
+//! In reading order: [`codec`] (8-bit number formats; pure), [`observe`] (replays a calibration set and collects
+//! statistics), [`numerics`] (scales, smoothing and clipping; pure except for reading weights), [`integer_share`] (the
+//! share of a graph that runs in integers), [`tensorrt_rules`] (checks E4M3 graphs against TensorRT's rules).
 
 pub mod codec;
 mod error;

@@ -1,20 +1,20 @@
-//! Whether an E4M3 graph obeys the rules that TensorRT reads such graphs by.
+//! Checks an E4M3 graph against TensorRT's rules for explicit quantisation.
 //!
-//! Source: TensorRT's documentation of explicit quantisation. Codes are symmetric, a scale has the number format of the
-//! activations, both inputs of a product are dequantised right before it, and nothing lies between.
+//! Source: TensorRT's documentation. Quantised values are symmetric, a scale has the number format of the activations, and
+//! both inputs of a product are dequantised directly before it.
 
 use graph::Model;
 use graph::proto::{DataType, GraphProto, NodeProto, TensorProto};
 use std::collections::{BTreeSet, HashMap};
 
-/// The oldest operators that know E4M3.
+/// The oldest opset with E4M3.
 const OPSET: i64 = 19;
-/// Narrower products are not worth a kernel.
+/// Products narrower than this are too small to be quantised.
 const NARROWEST: i64 = 16;
 
-/// Every rule that a graph breaks, as a sentence; none when it obeys them all. Layers of `kept` must not be quantised; what
-/// is computed in the number format `activations` has scales of that format.
-pub fn broken_rules(model: &Model, kept: &BTreeSet<String>, activations: DataType) -> Vec<String> {
+/// Returns a sentence for every rule that the graph breaks. Layers in `unquantized` must not be quantised. `activations` is the
+/// number format of activations and scales.
+pub fn broken_rules(model: &Model, unquantized: &BTreeSet<String>, activations: DataType) -> Vec<String> {
     let mut broken = Vec::new();
     let opset = model.proto.opset_import.iter().find(|opset| opset.domain.is_empty());
     if opset.is_none_or(|opset| opset.version < OPSET) {
@@ -25,7 +25,7 @@ pub fn broken_rules(model: &Model, kept: &BTreeSet<String>, activations: DataTyp
     for node in &graph.node {
         match node.op_type.as_str() {
             "QuantizeLinear" => rules.quantize(node, &mut broken),
-            "DequantizeLinear" => rules.dequantize(node, kept, &mut broken),
+            "DequantizeLinear" => rules.dequantize(node, unquantized, &mut broken),
             "MatMul" => rules.product(node, &mut broken),
             _ => {}
         }
@@ -69,30 +69,31 @@ impl<'a> Rules<'a> {
         let at = |index: usize| {
             node.input.get(index).and_then(|name| self.initializers.get(name.as_str()).copied())
         };
-        let of = |tensor: &TensorProto, data_type: DataType| {
+        let is_scalar_of = |tensor: &TensorProto, data_type: DataType| {
             tensor.data_type == i32::from(data_type) && tensor.dims.is_empty()
         };
-        if !at(1).is_some_and(|scale| of(scale, self.activations)) {
+        if !at(1).is_some_and(|scale| is_scalar_of(scale, self.activations)) {
             broken.push(format!("{} has no single scale in the number format of the activations", node.name));
         }
-        let zero = at(2).is_some_and(|zero| of(zero, DataType::Float8e4m3fn) && zero.raw_data == [0]);
+        let zero =
+            at(2).is_some_and(|zero| is_scalar_of(zero, DataType::Float8e4m3fn) && zero.raw_data == [0]);
         if !zero {
-            broken.push(format!("{} has a zero point that is no E4M3 zero", node.name));
+            broken.push(format!("{} has a zero point that is not an E4M3 zero", node.name));
         }
     }
 
     fn quantize(&self, node: &NodeProto, broken: &mut Vec<String>) {
         self.range(node, broken);
-        let same_scale = |reader: &&NodeProto| {
+        let is_its_dequantize = |reader: &&NodeProto| {
             reader.op_type == "DequantizeLinear" && reader.input.get(1..3) == node.input.get(1..3)
         };
         let readers = self.readers(node);
-        if readers.is_empty() || !readers.iter().all(same_scale) {
+        if readers.is_empty() || !readers.iter().all(is_its_dequantize) {
             broken.push(format!("{} is not followed by its DequantizeLinear alone", node.name));
         }
     }
 
-    fn dequantize(&self, node: &NodeProto, kept: &BTreeSet<String>, broken: &mut Vec<String>) {
+    fn dequantize(&self, node: &NodeProto, unquantized: &BTreeSet<String>, broken: &mut Vec<String>) {
         self.range(node, broken);
         let readers = self.readers(node);
         if readers.is_empty() || readers.iter().any(|reader| reader.op_type != "MatMul") {
@@ -103,15 +104,15 @@ impl<'a> Rules<'a> {
             if weight.dims.iter().any(|extent| *extent < NARROWEST) {
                 broken.push(format!("{source} is too narrow to be quantised"));
             }
-            if kept.contains(source.trim_end_matches(".weight")) {
-                broken.push(format!("{source} should stay in high precision"));
+            if unquantized.contains(source.trim_end_matches(".weight")) {
+                broken.push(format!("{source} should not be quantised"));
             }
         } else if self.producers.get(source).is_none_or(|before| before.op_type != "QuantizeLinear") {
-            broken.push(format!("{} reads neither codes of a weight nor of a QuantizeLinear", node.name));
+            broken.push(format!("{} reads neither a quantised weight nor a QuantizeLinear", node.name));
         }
     }
 
-    /// Both inputs are dequantised, or none is.
+    /// Both inputs are dequantised, or neither.
     fn product(&self, node: &NodeProto, broken: &mut Vec<String>) {
         let dequantized = |name: &String| {
             self.producers.get(name.as_str()).is_some_and(|before| before.op_type == "DequantizeLinear")

@@ -1,30 +1,30 @@
-//! Errors of the codecs.
+//! Errors of the number formats.
 
 use bundle::{Diagnose, Report};
 
-/// What can go wrong when a tensor is quantised.
+/// An error of quantising a tensor.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodecError {
-    /// A value is infinite or no number, and no scale can hold it.
+    /// A value is infinite or NaN.
     NotFinite {
-        /// Where it is, counted in row-major order.
+        /// Its index in row-major order.
         index: usize,
         /// The value.
         value: f32,
     },
-    /// A tensor has fewer axes than were counted on.
+    /// The tensor has no such axis.
     NoSuchAxis {
-        /// The axis that should hold the channels.
+        /// The channel axis.
         axis: usize,
         /// The shape of the tensor.
         shape: Vec<usize>,
     },
-    /// A tensor has more or fewer values than its shape says.
+    /// The number of values differs from the shape.
     Length {
         /// The shape of the tensor.
         shape: Vec<usize>,
-        /// How many values there are.
+        /// Number of values.
         found: usize,
     },
 }

@@ -1,58 +1,58 @@
-//! Symmetric signed 8-bit integers: a value is a whole number from -127 to 127 times a scale.
+//! Symmetric signed 8-bit integers: a value is an integer from -127 to 127 times a scale.
 //!
-//! The scale is the largest magnitude over 127, of the whole tensor or of each channel. -128 is not used, so that codes
-//! and values have the same signs and products of two codes fit their sums.
+//! The scale is the largest magnitude, of the tensor or of a channel, divided by 127. -128 is not used: the range is
+//! symmetric, and products of two quantised values fit their accumulators.
 
 use super::CodecError as Error;
 
-/// The largest code; the smallest is its opposite.
-pub const MAX_CODE: i8 = 127;
+/// The largest quantised value; the smallest is `-MAX_VALUE`.
+pub const MAX_VALUE: i8 = 127;
 
-/// What one code more or less is worth: above 0, normal and finite.
+/// The step between two quantised values: above 0, normal and finite.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Scale(f32);
 
 impl Scale {
     /// The largest scale whose multiples are all finite: one step below `f32::MAX / 127`, which rounds up.
-    const LARGEST: f32 = (f32::MAX / MAX_CODE as f32).next_down();
+    const LARGEST: f32 = (f32::MAX / MAX_VALUE as f32).next_down();
 
-    /// The scale of values whose largest magnitude is `amax`, finite and at least 0.
+    /// The scale for values whose largest magnitude is `amax`, finite and at least 0.
     ///
-    /// Where all values are 0 it is 1. Where they are so small that it would be denormal, which some hardware takes for 0,
-    /// it is the smallest normal number.
+    /// It is 1 if all values are 0. If it would be denormal, which some hardware flushes to 0, it is the smallest normal
+    /// number.
     pub(crate) fn for_magnitude(amax: f32) -> Self {
-        let scale = amax / f32::from(MAX_CODE);
+        let scale = amax / f32::from(MAX_VALUE);
         Self(if amax == 0.0 { 1.0 } else { scale.clamp(f32::MIN_POSITIVE, Self::LARGEST) })
     }
 
-    /// The number itself.
+    /// The scale as a number.
     pub fn get(self) -> f32 {
         self.0
     }
 
-    /// The nearest code, the even one on a tie. Values beyond ±127 scales become ±127, NaN becomes 0.
+    /// Quantises a value to the nearest integer, ties to even. Values beyond ±127 scales become ±127, NaN becomes 0.
     pub fn encode(self, value: f32) -> i8 {
-        let limit = f32::from(MAX_CODE);
+        let limit = f32::from(MAX_VALUE);
         (value / self.0).round_ties_even().clamp(-limit, limit) as i8
     }
 
-    /// The value of a code. It is finite for every scale that a tensor was given.
-    pub fn decode(self, code: i8) -> f32 {
-        f32::from(code) * self.0
+    /// Dequantises a value. The result is finite for every scale of a tensor.
+    pub fn decode(self, quantized: i8) -> f32 {
+        f32::from(quantized) * self.0
     }
 }
 
-/// A tensor in row-major order with one scale, or with one for each position along an axis.
+/// A quantised tensor in row-major order, with one scale or one per position on an axis.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Quantised {
-    codes: Vec<i8>,
+pub struct QuantizedTensor {
+    quantized: Vec<i8>,
     scales: Vec<Scale>,
-    /// How many values lie between one position on the channel axis and the next.
+    /// Number of values between consecutive positions on the channel axis.
     stride: usize,
 }
 
-impl Quantised {
-    /// A tensor with one scale.
+impl QuantizedTensor {
+    /// Quantises a tensor with one scale.
     ///
     /// # Errors
     /// A value that is not finite.
@@ -60,10 +60,10 @@ impl Quantised {
         Self::new(values, 1, values.len())
     }
 
-    /// A tensor of shape `shape` with a scale for each position on `axis`.
+    /// Quantises a tensor of shape `shape` with a scale for each position on `axis`.
     ///
     /// # Errors
-    /// A value that is not finite, an axis that the shape does not have, more or fewer values than the shape says.
+    /// A value is not finite, the shape does not have the axis, or the number of values differs from the shape.
     pub fn per_channel(values: &[f32], shape: &[usize], axis: usize) -> Result<Self, Error> {
         let Some(&channels) = shape.get(axis) else {
             return Err(Error::NoSuchAxis { axis, shape: shape.to_vec() });
@@ -86,28 +86,32 @@ impl Quantised {
             *magnitude = magnitude.max(value.abs());
         }
         let scales: Vec<Scale> = magnitudes.into_iter().map(Scale::for_magnitude).collect();
-        let codes = values
+        let quantized = values
             .iter()
             .enumerate()
             .map(|(index, value)| scales[channel_at(index, channels, stride)].encode(*value))
             .collect();
-        Ok(Self { codes, scales, stride })
+        Ok(Self { quantized, scales, stride })
     }
 
-    /// One code per value, -127 to 127.
-    pub fn codes(&self) -> &[i8] {
-        &self.codes
+    /// The quantised values, -127 to 127.
+    pub fn values(&self) -> &[i8] {
+        &self.quantized
     }
 
-    /// The scale of the tensor, or those of its channels in order.
+    /// The scale of the tensor, or of its channels in order.
     pub fn scales(&self) -> &[Scale] {
         &self.scales
     }
 
-    /// The values that the codes stand for, each at most half a scale from what it was.
+    /// Dequantises the tensor. Each value differs from the original by at most half a scale.
     pub fn decode(&self) -> Vec<f32> {
         let scale_at = |index| self.scales[channel_at(index, self.scales.len(), self.stride)];
-        self.codes.iter().enumerate().map(|(index, code)| scale_at(index).decode(*code)).collect()
+        self.quantized
+            .iter()
+            .enumerate()
+            .map(|(index, quantized)| scale_at(index).decode(*quantized))
+            .collect()
     }
 }
 
@@ -121,35 +125,37 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn scales(quantised: &Quantised) -> Vec<f32> {
+    fn scales(quantised: &QuantizedTensor) -> Vec<f32> {
         quantised.scales().iter().map(|scale| scale.get()).collect()
     }
 
     #[test]
-    fn every_code_comes_back() {
+    fn every_quantised_value_round_trips() {
         for scale in [1.0, 0.1, 3.7e-5, f32::MIN_POSITIVE, Scale::LARGEST] {
-            for code in -MAX_CODE..=MAX_CODE {
-                let value = Scale(scale).decode(code);
+            for quantized in -MAX_VALUE..=MAX_VALUE {
+                let value = Scale(scale).decode(quantized);
                 assert!(value.is_finite());
-                assert_eq!(Scale(scale).encode(value), code, "{value} at scale {scale}");
+                assert_eq!(Scale(scale).encode(value), quantized, "{value} at scale {scale}");
             }
         }
     }
 
     #[test]
-    fn between_neighbours_the_nearest_wins_and_the_even_on_a_tie() {
+    fn values_round_to_the_nearest_and_ties_to_even() {
         let scale = Scale(0.5);
-        for code in 0..MAX_CODE {
-            let tie = f32::midpoint(scale.decode(code), scale.decode(code + 1));
-            let even = if code % 2 == 0 { code } else { code + 1 };
-            for (value, expected) in [(tie.next_down(), code), (tie, even), (tie.next_up(), code + 1)] {
+        for quantized in 0..MAX_VALUE {
+            let tie = f32::midpoint(scale.decode(quantized), scale.decode(quantized + 1));
+            let even = if quantized % 2 == 0 { quantized } else { quantized + 1 };
+            for (value, expected) in
+                [(tie.next_down(), quantized), (tie, even), (tie.next_up(), quantized + 1)]
+            {
                 assert_eq!((scale.encode(value), scale.encode(-value)), (expected, -expected), "{value}");
             }
         }
     }
 
     #[test]
-    fn what_lies_beyond_is_saturated() {
+    fn values_beyond_the_range_saturate() {
         let scale = Scale(1.0);
         for value in [127.5, 128.0, 1e30, f32::INFINITY] {
             assert_eq!((scale.encode(value), scale.encode(-value)), (127, -127), "{value}");
@@ -159,82 +165,82 @@ mod tests {
 
     #[test]
     fn a_tensor_has_one_scale() {
-        let quantised = Quantised::per_tensor(&[0.0, 63.5, -127.0, 1.0]).unwrap();
+        let quantised = QuantizedTensor::per_tensor(&[0.0, 63.5, -127.0, 1.0]).unwrap();
         assert_eq!(scales(&quantised), [1.0]);
-        assert_eq!(quantised.codes(), [0, 64, -127, 1]);
+        assert_eq!(quantised.values(), [0, 64, -127, 1]);
         assert_eq!(quantised.decode(), [0.0, 64.0, -127.0, 1.0]);
     }
 
     #[test]
-    fn channels_lie_on_any_axis() {
+    fn channels_may_be_on_any_axis() {
         let values = [127.0, -254.0, 0.0, 254.0, 127.0, 0.0];
-        let rows = Quantised::per_channel(&values, &[2, 3], 0).unwrap();
+        let rows = QuantizedTensor::per_channel(&values, &[2, 3], 0).unwrap();
         assert_eq!(scales(&rows), [2.0, 2.0]);
-        let columns = Quantised::per_channel(&values, &[2, 3], 1).unwrap();
+        let columns = QuantizedTensor::per_channel(&values, &[2, 3], 1).unwrap();
         assert_eq!(scales(&columns), [2.0, 2.0, 1.0]);
-        let middle = Quantised::per_channel(&values, &[1, 3, 2], 1).unwrap();
+        let middle = QuantizedTensor::per_channel(&values, &[1, 3, 2], 1).unwrap();
         assert_eq!(scales(&middle), [2.0, 2.0, 1.0]);
-        assert_eq!(middle.codes(), [64, -127, 0, 127, 127, 0]);
+        assert_eq!(middle.values(), [64, -127, 0, 127, 127, 0]);
     }
 
     #[test]
-    fn a_channel_of_zeros_stays_one() {
-        let quantised = Quantised::per_channel(&[0.0, -0.0, 12.7, 0.0], &[2, 2], 0).unwrap();
+    fn a_channel_of_zeros_has_scale_one() {
+        let quantised = QuantizedTensor::per_channel(&[0.0, -0.0, 12.7, 0.0], &[2, 2], 0).unwrap();
         assert_eq!(scales(&quantised), [1.0, 12.7 / 127.0]);
-        assert_eq!(quantised.codes(), [0, 0, 127, 0]);
+        assert_eq!(quantised.values(), [0, 0, 127, 0]);
     }
 
     #[test]
     fn denormal_values_have_a_normal_scale() {
         let smallest = f32::from_bits(1);
-        let tiny = Quantised::per_tensor(&[smallest, -smallest]).unwrap();
+        let tiny = QuantizedTensor::per_tensor(&[smallest, -smallest]).unwrap();
         assert_eq!(scales(&tiny), [f32::MIN_POSITIVE]);
-        assert_eq!(tiny.codes(), [0, 0]);
-        let small = Quantised::per_tensor(&[3.0 * f32::MIN_POSITIVE, -f32::MIN_POSITIVE]).unwrap();
+        assert_eq!(tiny.values(), [0, 0]);
+        let small = QuantizedTensor::per_tensor(&[3.0 * f32::MIN_POSITIVE, -f32::MIN_POSITIVE]).unwrap();
         assert_eq!(scales(&small), [f32::MIN_POSITIVE]);
-        assert_eq!(small.codes(), [3, -1]);
+        assert_eq!(small.values(), [3, -1]);
     }
 
     #[test]
-    fn the_largest_values_come_back_finite() {
-        let quantised = Quantised::per_tensor(&[f32::MAX, f32::MIN]).unwrap();
-        assert_eq!(quantised.codes(), [127, -127]);
+    fn the_largest_values_are_finite_when_dequantised() {
+        let quantised = QuantizedTensor::per_tensor(&[f32::MAX, f32::MIN]).unwrap();
+        assert_eq!(quantised.values(), [127, -127]);
         assert!(quantised.decode().iter().all(|value| value.is_finite()));
     }
 
     #[test]
-    fn values_that_are_not_finite_are_named() {
-        let infinite = Quantised::per_tensor(&[1.0, f32::NEG_INFINITY]);
+    fn values_that_are_not_finite_are_refused_with_their_index() {
+        let infinite = QuantizedTensor::per_tensor(&[1.0, f32::NEG_INFINITY]);
         assert_eq!(infinite, Err(Error::NotFinite { index: 1, value: f32::NEG_INFINITY }));
-        let error = Quantised::per_channel(&[1.0, 2.0, f32::NAN, 3.0], &[2, 2], 1).unwrap_err();
+        let error = QuantizedTensor::per_channel(&[1.0, 2.0, f32::NAN, 3.0], &[2, 2], 1).unwrap_err();
         assert!(matches!(error, Error::NotFinite { index: 2, value } if value.is_nan()));
     }
 
     #[test]
-    fn a_shape_that_does_not_fit_is_refused() {
+    fn a_mismatched_shape_is_refused() {
         assert_eq!(
-            Quantised::per_channel(&[1.0; 6], &[2, 3], 2),
+            QuantizedTensor::per_channel(&[1.0; 6], &[2, 3], 2),
             Err(Error::NoSuchAxis { axis: 2, shape: vec![2, 3] })
         );
         for shape in [vec![2, 4], vec![usize::MAX, 2], vec![0, 6]] {
-            let found = Quantised::per_channel(&[1.0; 6], &shape, 0);
+            let found = QuantizedTensor::per_channel(&[1.0; 6], &shape, 0);
             assert_eq!(found, Err(Error::Length { shape, found: 6 }));
         }
     }
 
     #[test]
-    fn nothing_is_quantised_to_nothing() {
-        assert!(Quantised::per_tensor(&[]).unwrap().decode().is_empty());
-        let channels = Quantised::per_channel(&[], &[3, 0], 0).unwrap();
+    fn an_empty_tensor_is_quantised() {
+        assert!(QuantizedTensor::per_tensor(&[]).unwrap().decode().is_empty());
+        let channels = QuantizedTensor::per_channel(&[], &[3, 0], 0).unwrap();
         assert_eq!((scales(&channels), channels.decode()), (vec![1.0; 3], vec![]));
     }
 
     proptest! {
         #[test]
-        fn values_come_back_within_half_a_scale(
+        fn dequantised_values_are_within_half_a_scale(
             values in proptest::collection::vec(proptest::num::f32::NORMAL | proptest::num::f32::SUBNORMAL | proptest::num::f32::ZERO, 1..40),
         ) {
-            let quantised = Quantised::per_tensor(&values).unwrap();
+            let quantised = QuantizedTensor::per_tensor(&values).unwrap();
             let half = 0.5 * f64::from(quantised.scales()[0].get());
             for (value, found) in values.iter().zip(quantised.decode()) {
                 prop_assert!(found.is_finite());
@@ -244,18 +250,18 @@ mod tests {
         }
 
         #[test]
-        fn each_channel_is_quantised_as_if_alone(
+        fn channels_are_quantised_independently(
             values in proptest::collection::vec(-1e3_f32..1e3, 24), axis in 0_usize..3,
         ) {
             let shape = [2, 3, 4];
-            let whole = Quantised::per_channel(&values, &shape, axis).unwrap();
+            let whole = QuantizedTensor::per_channel(&values, &shape, axis).unwrap();
             let stride: usize = shape[axis + 1..].iter().product();
             for channel in 0..shape[axis] {
                 let is_inside = |index: &usize| index / stride % shape[axis] == channel;
                 let own: Vec<f32> = (0..24).filter(is_inside).map(|index| values[index]).collect();
-                let codes: Vec<i8> = (0..24).filter(is_inside).map(|index| whole.codes()[index]).collect();
-                let alone = Quantised::per_tensor(&own).unwrap();
-                prop_assert_eq!(alone.codes(), codes);
+                let expected: Vec<i8> = (0..24).filter(is_inside).map(|index| whole.values()[index]).collect();
+                let alone = QuantizedTensor::per_tensor(&own).unwrap();
+                prop_assert_eq!(alone.values(), expected);
                 prop_assert_eq!(alone.scales()[0], whole.scales()[channel]);
             }
         }

@@ -1,6 +1,6 @@
-//! Numbers in 8 bits: [`fp8`] (E4M3, a float without a scale of its own) and [`int8`] (whole multiples of a scale).
+//! 8-bit number formats: [`fp8`] (E4M3 floats) and [`int8`] (integer multiples of a scale).
 //!
-//! Both round to the nearest code, ties to the even one, and saturate: as ONNX's `QuantizeLinear` does.
+//! Both round to the nearest quantised value, ties to even, and saturate, like ONNX's `QuantizeLinear`.
 
 mod error;
 pub mod int8;

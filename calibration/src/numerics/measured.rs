@@ -1,7 +1,7 @@
-//! What quantising a linear layer really does to its output, on rows that it was seen to read.
+//! The measured error of a quantised linear layer, on sampled rows of its input.
 //!
-//! The plan estimates this from moments, with channels taken as independent of each other. Here the kept rows go through
-//! the layer in f32 and through its quantised form, rounded as the operators round.
+//! The plan estimates this error from moments, assuming independent channels. Here the sampled rows are multiplied in f32
+//! and in quantised form, with the rounding of the operators.
 
 use super::fp8;
 use super::range::round_trip;
@@ -11,13 +11,13 @@ use bundle::variant::KernelLibrary;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-/// Rows of an input that are multiplied; more say little more.
+/// Number of rows that are multiplied; more do not change the result much.
 const ROWS: usize = 256;
-/// Output rows that are computed at a time.
+/// Output rows per task.
 const OUTPUTS: usize = 128;
 
-/// The error that rounding adds to the output of a layer, over that output, both as mean squares. `rows` are inputs
-/// `[R,K]`, one after another; nothing where there are none.
+/// Returns the relative error of a layer's output as a ratio of mean squares, or `None` without rows. `rows` are inputs
+/// `[R,K]`.
 pub fn output_error(
     weight: &Matrix,
     numbers: &LayerNumerics,
@@ -27,9 +27,9 @@ pub fn output_error(
     let columns = weight.columns.max(1);
     let all = rows.len() / columns;
     let step = all.div_ceil(ROWS).max(1);
-    let kept: Vec<f32> =
+    let sampled: Vec<f32> =
         rows.chunks_exact(columns).step_by(step).flat_map(|row| row.iter().copied()).collect();
-    let exact = Array2::from_shape_vec((kept.len() / columns, columns), kept).ok()?;
+    let exact = Array2::from_shape_vec((sampled.len() / columns, columns), sampled).ok()?;
     let rounded = rounded_input(&exact, numbers, kernels);
     let sums = |(block, values): (usize, &[f32])| {
         let first = block * OUTPUTS;
@@ -61,17 +61,18 @@ pub fn output_error(
     (signal > 0.0).then_some(error / signal)
 }
 
-/// What is added to an output because rounding takes it from the mean.
+/// The bias correction of an output.
 fn shift(numbers: &LayerNumerics, kernels: KernelLibrary, output: usize) -> f64 {
     let of = |shift: &Option<Vec<f32>>| shift.as_ref().map_or(0.0, |shift| f64::from(shift[output]));
-    let of_range = match kernels {
+    let range_shift = match kernels {
         KernelLibrary::OnnxRuntime => of(&numbers.range_shift),
         KernelLibrary::Rushes => 0.0,
     };
-    of(&numbers.bias_shift) + of_range
+    of(&numbers.bias_shift) + range_shift
 }
 
-/// The rows as the operators read them: divided, and rounded to their range, to a range of their own, or not at all.
+/// The rows as the operators read them: divided by the smoothing factors and rounded to the static range, to a range per
+/// row, or not at all.
 fn rounded_input(exact: &Array2<f32>, numbers: &LayerNumerics, kernels: KernelLibrary) -> Array2<f32> {
     let mut rows = exact.clone();
     if let Some(smoothing) = &numbers.smoothing {
@@ -94,7 +95,7 @@ fn rounded_input(exact: &Array2<f32>, numbers: &LayerNumerics, kernels: KernelLi
     rows
 }
 
-/// The weights of some output rows, from `first`, as they are stored.
+/// The dequantised weights of the output rows from `first`.
 fn stored_weights(values: &[f32], columns: usize, first: usize, numbers: &LayerNumerics) -> Vec<f32> {
     let mut stored = values.to_vec();
     for (index, row) in stored.chunks_exact_mut(columns).enumerate() {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_codes_hold_have_no_error_whatever_is_folded() {
+    fn representable_numbers_have_no_error_with_and_without_folding() {
         let weight = Matrix { rows: 2, columns: 3, values: vec![1.0, -2.0, 3.0, 4.0, 0.0, -6.0] };
         let rows = [8.0, -4.0, 2.0, 0.0, 6.0, -8.0];
         let mut numbers = LayerNumerics::plain(
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_for_each_row_beats_one_that_all_share() {
+    fn a_range_per_row_is_more_accurate_than_a_shared_one() {
         let weight = Matrix { rows: 8, columns: 64, values: wave(512, 0.7) };
         // One row in four is a hundred times as large.
         let mut rows = wave(64 * 64, 1.3);
@@ -157,19 +158,19 @@ mod tests {
     }
 
     #[test]
-    fn coarser_formats_of_weights_are_measured_too() {
+    fn weight_only_and_e4m3_formats_are_measured() {
         let weight = Matrix { rows: 4, columns: 256, values: wave(1024, 0.37) };
         let rows = wave(256 * 16, 0.11);
         let blocks = WeightScales::Blocks { size: 128, scales: vec![1.0 / 127.0; 8] };
-        let of_bytes =
+        let int8_error =
             output_error(&weight, &LayerNumerics::plain(blocks, None), &rows, KernelLibrary::OnnxRuntime)
                 .unwrap();
         let e4m3 = LayerNumerics::plain(
             WeightScales::Tensor(1.0 / 448.0),
             Some(Affine { scale: 1.0 / 448.0, zero_point: 0 }),
         );
-        let of_e4m3 = output_error(&weight, &e4m3, &rows, KernelLibrary::OnnxRuntime).unwrap();
-        assert!(of_bytes > 0.0 && of_bytes < 1e-4, "{of_bytes}");
-        assert!(of_e4m3 > of_bytes && of_e4m3 < 1e-2, "{of_e4m3}");
+        let e4m3_error = output_error(&weight, &e4m3, &rows, KernelLibrary::OnnxRuntime).unwrap();
+        assert!(int8_error > 0.0 && int8_error < 1e-4, "{int8_error}");
+        assert!(e4m3_error > int8_error && e4m3_error < 1e-2, "{e4m3_error}");
     }
 }

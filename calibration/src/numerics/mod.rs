@@ -1,8 +1,8 @@
-//! Scales, smoothing and clips from what was observed.
+//! Quantisation parameters from activation statistics: scales, smoothing, clipping.
 //!
-//! In reading order: [`range`] (the range of an activation), [`weights`] (scales of weight rows), [`smoothing`] (which
-//! factor of which input channel), [`plan`] (all layers of a component), [`fp8`] (the same for E4M3), [`measured`] (what it
-//! does to the layers' outputs).
+//! In reading order: [`range`] (ranges of activations), [`weights`] (per-row scales of weights), [`smoothing`] (SmoothQuant
+//! factors of input channels), [`plan`] (all layers of a component), [`fp8`] (E4M3), [`measured`] (measured errors of
+//! layer outputs).
 
 pub mod fp8;
 pub mod measured;

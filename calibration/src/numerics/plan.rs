@@ -1,9 +1,9 @@
-//! The numbers of all layers of a component.
+//! Plans the quantisation parameters of all layers of a component.
 
 use super::fp8;
 use super::measured::output_error;
 use super::range::{Histogram, RangeMethod, round_trip};
-use super::smoothing::{Input, search};
+use super::smoothing::{SmoothedInput, search};
 use super::weights::{
     Matrix, WeightSource, bias_shift, block_error, block_scales, nearest, relative_error, row_scales,
 };
@@ -18,30 +18,30 @@ use bundle::quantization::{
 use bundle::variant::KernelLibrary;
 use std::collections::BTreeMap;
 
-/// Inputs that share a scale when only weights are quantised.
+/// Number of inputs that share a scale in weight-only quantisation.
 pub const BLOCK: usize = 128;
-/// A product of its own pays when it leaves at most this share of the error.
+/// Smoothing that needs an additional multiplication is used if it leaves at most this share of the error.
 const PRODUCT_GAIN: f64 = 0.8;
 
-/// How a component is planned.
+/// Options of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanOptions {
-    /// The kind of quantisation.
+    /// The quantisation scheme.
     pub scheme: Scheme,
-    /// How ranges are chosen.
+    /// The method for choosing ranges.
     pub method: RangeMethod,
-    /// Layers that stay in high precision, with the reason; whoever shares their input stays too.
+    /// Layers that are not quantised, each with the reason. Layers with the same input are not quantised either.
     pub keep: BTreeMap<String, String>,
-    /// Whether E4M3 is in the products of attention too.
+    /// Whether the products of attention are quantised to E4M3 too.
     pub attention: bool,
 }
 
-/// What a plan is made of.
+/// The inputs of a plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// The model.
     pub manifest: &'a Manifest,
-    /// What its layers saw.
+    /// Activation statistics.
     pub table: &'a Table,
     /// Its weights.
     pub weights: &'a dyn WeightSource,
@@ -53,7 +53,8 @@ impl std::fmt::Debug for dyn WeightSource + '_ {
     }
 }
 
-/// The groups of layers of a component that can be quantised; of a decoder each convolution alone, of previews none.
+/// Returns the groups of layers that can be quantised. Each convolution of the decoder is a group; the preview decoder has
+/// none.
 pub fn groups(manifest: &Manifest, component: &Component) -> Vec<LayerGroup> {
     match component {
         Component::TextEncoder => layers::text_encoder(&manifest.text_encoder),
@@ -69,17 +70,17 @@ pub fn groups(manifest: &Manifest, component: &Component) -> Vec<LayerGroup> {
 /// A planned component.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Its numbers.
+    /// The quantisation parameters.
     pub numerics: ComponentNumerics,
-    /// What quantising each layer alone adds to its output, over that output, both as mean squares: estimated from what
-    /// was observed, with channels taken as independent of each other.
+    /// The relative error of each layer's output if only that layer is quantised, as a ratio of mean squares. Estimated
+    /// from the statistics, assuming independent channels.
     pub errors: BTreeMap<String, f64>,
 }
 
 /// Plans a component.
 ///
 /// # Errors
-/// A layer that was not observed, or weights that cannot be read or hold values that are not finite.
+/// A layer was not observed, or weights cannot be read or are not finite.
 pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions) -> Result<Plan, Error> {
     let component = &entry.component;
     let mut errors = BTreeMap::new();
@@ -87,9 +88,9 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
     let groups = groups(sources.manifest, component);
     let blocks = blocks_of(&groups);
     for group in &groups {
-        let kept = group.layers.iter().find_map(|layer| options.keep.get(layer)).cloned();
-        let kept = kept.or_else(|| kept_by_scheme(options.scheme, component, group, blocks));
-        if let Some(reason) = kept {
+        let reason = group.layers.iter().find_map(|layer| options.keep.get(layer)).cloned();
+        let reason = reason.or_else(|| scheme_keep_reason(options.scheme, component, group, blocks));
+        if let Some(reason) = reason {
             numerics.kept.extend(group.layers.iter().map(|layer| (layer.clone(), reason.clone())));
             continue;
         }
@@ -99,7 +100,7 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
                 planner.convolution(&mut numerics, &mut errors, &group.layers[0])?;
             }
             (Scheme::Int8, _) => planner.linear(&mut numerics, &mut errors, group)?,
-            (Scheme::Int8Weights, _) => planner.weights_alone(&mut numerics, &mut errors, group)?,
+            (Scheme::Int8Weights, _) => planner.weights_only(&mut numerics, &mut errors, group)?,
             (Scheme::Fp8, _) => planner.fp8(&mut numerics, &mut errors, group)?,
             // Rounding to bf16 needs no numbers.
             (Scheme::Bf16, _) => {}
@@ -116,15 +117,15 @@ fn blocks_of(groups: &[LayerGroup]) -> usize {
     groups.iter().filter_map(|group| group.block).max().map_or(0, |last| last + 1)
 }
 
-/// Why a scheme leaves a group in high precision, if it does.
-fn kept_by_scheme(
+/// The reason why a scheme does not quantise a group, if it does not.
+fn scheme_keep_reason(
     scheme: Scheme,
     component: &Component,
     group: &LayerGroup,
     blocks: usize,
 ) -> Option<String> {
     match scheme {
-        Scheme::Fp8 => fp8::kept(component, group, blocks),
+        Scheme::Fp8 => fp8::keep_reason(component, group, blocks),
         Scheme::Int8Weights if *component == Component::Decoder => {
             Some("convolutions are quantised whole or not at all".into())
         }
@@ -132,7 +133,7 @@ fn kept_by_scheme(
     }
 }
 
-/// Checks that [`plan`] finds an observation of every layer that a scheme quantises by what it saw.
+/// Checks that every layer that a scheme quantises from statistics was observed.
 ///
 /// # Errors
 /// [`Error::NotObserved`] for the first layer that no recorded clip used.
@@ -141,12 +142,12 @@ pub fn check_observed(manifest: &Manifest, table: &Table, scheme: Scheme) -> Res
         return Ok(());
     }
     for ComponentEntry { component, .. } in &manifest.components {
-        // Of a convolution only what later frames showed has the taps of time.
+        // Only later latent frames have the temporal taps of a convolution.
         let bin = (*component == Component::Decoder).then_some(1);
         let groups = groups(manifest, component);
         let blocks = blocks_of(&groups);
         let quantized =
-            groups.iter().filter(|group| kept_by_scheme(scheme, component, group, blocks).is_none());
+            groups.iter().filter(|group| scheme_keep_reason(scheme, component, group, blocks).is_none());
         for layer in quantized.filter_map(|group| group.layers.first()) {
             if !table.has_input(component, layer, bin) {
                 let component = component.to_string();
@@ -157,31 +158,31 @@ pub fn check_observed(manifest: &Manifest, table: &Table, scheme: Scheme) -> Res
     Ok(())
 }
 
-/// What quantising each linear layer alone does to its output, over that output, both as mean squares: computed on rows
-/// that were kept of its input, in the given operators. Layers whose inputs were not kept as rows are left out.
+/// Returns the measured relative error of each linear layer's output if only that layer is quantised, as a ratio of mean
+/// squares, on sampled rows and with the rounding of `kernels`. Layers without sampled rows are left out.
 ///
 /// # Errors
-/// Weights that cannot be read.
+/// Weights cannot be read.
 pub fn measured_errors(
     sources: Sources<'_>,
     numerics: &ComponentNumerics,
     kernels: KernelLibrary,
 ) -> Result<BTreeMap<String, f64>, Error> {
     let mut errors = BTreeMap::new();
-    // Convolutions read positions with their neighbours, which were not kept together.
+    // Convolutions read neighbouring positions, which are not sampled together.
     if numerics.component == Component::Decoder {
         return Ok(errors);
     }
     for (layer, numbers) in &numerics.layers {
-        let Some(seen) = sources.table.input(&numerics.component, layer) else { continue };
+        let Some(statistics) = sources.table.input(&numerics.component, layer) else { continue };
         let weight = Matrix::read(sources.weights, &numerics.component, layer)?;
-        let error = output_error(&weight, numbers, &seen.samples, kernels);
+        let error = output_error(&weight, numbers, &statistics.samples, kernels);
         errors.extend(error.map(|error| (layer.clone(), error)));
     }
     Ok(errors)
 }
 
-/// Errors by the layer's name.
+/// Errors by name of the layer.
 type Errors = BTreeMap<String, f64>;
 
 struct Planner<'a> {
@@ -200,11 +201,11 @@ impl Planner<'_> {
     }
 
     fn input(&self, layer: &str) -> Result<Statistics, Error> {
-        let seen = self.sources.table.input(self.component, layer);
-        seen.ok_or_else(|| self.not_observed(layer))
+        let statistics = self.sources.table.input(self.component, layer);
+        statistics.ok_or_else(|| self.not_observed(layer))
     }
 
-    /// Layers that read one input: smoothing, range, row scales, bias shifts.
+    /// Layers with a common input: smoothing, range, per-row scales, bias shifts.
     fn linear(
         &self,
         numerics: &mut ComponentNumerics,
@@ -231,12 +232,12 @@ impl Planner<'_> {
             divide_rows(values, &smoothing.divisors);
         }
         for (layer, weight) in group.layers.iter().zip(&weights) {
-            let Input { range, importance, mean, error, shift } = &choice.input;
+            let SmoothedInput { range, importance, mean, error, shift } = &choice.input;
             let scales = row_scales(weight, importance);
             errors.insert(layer.clone(), relative_error(weight, &scales, importance, error));
-            let nothing = vec![0.0; weight.columns];
-            let range_shift = Some(bias_shift(weight, &scales, &nothing, shift));
-            let bias_shift = Some(bias_shift(weight, &scales, mean, &nothing));
+            let zeros = vec![0.0; weight.columns];
+            let range_shift = Some(bias_shift(weight, &scales, &zeros, shift));
+            let bias_shift = Some(bias_shift(weight, &scales, mean, &zeros));
             let layer_numerics = LayerNumerics {
                 weights: WeightScales::Rows(scales),
                 input: Some(*range),
@@ -251,8 +252,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// A scale for each run of weights; inputs stay as they are.
-    fn weights_alone(
+    /// Weight-only quantisation: a scale per block of weights.
+    fn weights_only(
         &self,
         numerics: &mut ComponentNumerics,
         errors: &mut Errors,
@@ -260,7 +261,7 @@ impl Planner<'_> {
     ) -> Result<(), Error> {
         for (layer, weight) in group.layers.iter().zip(self.matrices(group)?) {
             let importance = match self.sources.table.input(self.component, layer) {
-                Some(seen) => narrow(&seen.mean_squares()),
+                Some(statistics) => to_f32(&statistics.mean_squares()),
                 None => vec![1.0; weight.columns],
             };
             let scales = block_scales(&weight, &importance, BLOCK);
@@ -280,14 +281,14 @@ impl Planner<'_> {
     ) -> Result<(), Error> {
         let statistics = self.input(&group.layers[0])?;
         let input = fp8::range(statistics.magnitude());
-        let importance = narrow(&statistics.mean_squares());
+        let importance = to_f32(&statistics.mean_squares());
         let input_error = fp8::input_error(&statistics, input.scale);
         for (layer, weight) in group.layers.iter().zip(self.matrices(group)?) {
             let scale = fp8::range(weight.magnitude()).scale;
             let rounding = |value: f32, scale: f32| value - fp8::nearest(scale, value);
-            let of_weights =
+            let weight_error =
                 block_error(&weight, &vec![scale; weight.rows], &importance, usize::MAX, rounding);
-            errors.insert(layer.clone(), of_weights + input_error);
+            errors.insert(layer.clone(), weight_error + input_error);
             let weights = WeightScales::Tensor(scale);
             numerics.layers.insert(layer.clone(), LayerNumerics::plain(weights, Some(input)));
         }
@@ -300,21 +301,23 @@ impl Planner<'_> {
         #[expect(clippy::cast_precision_loss, reason = "head widths are small")]
         let scale = 1.0 / (spec.head_width as f32).sqrt();
         for block in 0..spec.layers {
-            // As the graph of a step names its two attentions.
+            // The names of the two attention nodes in a step's graph.
             for (name, node) in [("attn1", "MultiHeadAttention"), ("attn2", "MultiHeadAttention.2")] {
                 let name = format!("blocks.{block}.{name}");
                 if !numerics.layers.contains_key(&format!("{name}.to_q")) {
                     continue;
                 }
-                let seen = |part: &str| {
+                let magnitude = |part: &str| {
                     let point = format!("block.{block}/{node}:{part}");
-                    let seen = self.sources.table.over_bins(self.component, &point);
-                    seen.map(|seen| seen.magnitude()).ok_or_else(|| self.not_observed(&point))
+                    let statistics = self.sources.table.over_bins(self.component, &point);
+                    statistics
+                        .map(|statistics| statistics.magnitude())
+                        .ok_or_else(|| self.not_observed(&point))
                 };
                 let numbers = AttentionNumerics {
-                    queries: fp8::range(scale * seen("q")?).scale,
-                    keys: fp8::range(seen("k")?).scale,
-                    values: fp8::range(seen("v")?).scale,
+                    queries: fp8::range(scale * magnitude("q")?).scale,
+                    keys: fp8::range(magnitude("k")?).scale,
+                    values: fp8::range(magnitude("v")?).scale,
                 };
                 numerics.attention.insert(name, numbers);
             }
@@ -322,8 +325,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// A convolution of the decoder. Its weight is `[out,in·taps·k·k]`; the input of later frames was observed with the
-    /// taps of time behind each channel, which is the order of the weight.
+    /// A convolution of the decoder. Its weight is `[out,in·taps·k·k]`. The input of later frames is observed with the
+    /// temporal taps after each channel, which is the order of the weight.
     fn convolution(
         &self,
         numerics: &mut ComponentNumerics,
@@ -336,20 +339,20 @@ impl Planner<'_> {
         let first = self.sources.table.point(self.component, 0, layer_point(self, layer));
         let (input, input_error) = self.range_of([first, Some(next)]);
         let output = format!("{layer}:out");
-        let of_bin = |bin| self.sources.table.point(self.component, bin, &output);
-        let (output, output_error) = self.range_of([of_bin(0), of_bin(1)]);
+        let output_in_bin = |bin| self.sources.table.point(self.component, bin, &output);
+        let (output, output_error) = self.range_of([output_in_bin(0), output_in_bin(1)]);
 
         let positions = weight.columns / next.channels().max(1);
         let spread = |values: Vec<f32>| -> Vec<f32> {
             values.into_iter().flat_map(|value| std::iter::repeat_n(value, positions)).collect()
         };
-        let importance = spread(narrow(&next.mean_squares()));
-        let mean = spread(narrow(&next.means()));
+        let importance = spread(to_f32(&next.mean_squares()));
+        let mean = spread(to_f32(&next.means()));
         let scales = row_scales(&weight, &importance);
-        let nothing = vec![0.0; mean.len()];
-        let of_weights = relative_error(&weight, &scales, &importance, &nothing);
-        errors.insert(layer.to_owned(), of_weights + input_error + output_error);
-        let bias_shift = Some(bias_shift(&weight, &scales, &mean, &nothing));
+        let zeros = vec![0.0; mean.len()];
+        let weight_error = relative_error(&weight, &scales, &importance, &zeros);
+        errors.insert(layer.to_owned(), weight_error + input_error + output_error);
+        let bias_shift = Some(bias_shift(&weight, &scales, &mean, &zeros));
         let layer_numerics = LayerNumerics {
             weights: WeightScales::Rows(scales),
             input: Some(input),
@@ -363,7 +366,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The range of a value, and what rounding to it adds, relative to the value, both as mean squares.
+    /// The range of a value, and the relative error of rounding to it as a ratio of mean squares.
     fn range_of(&self, parts: [Option<&Statistics>; 2]) -> (Affine, f64) {
         let parts = || parts.into_iter().flatten();
         let (low, high) = parts()
@@ -382,14 +385,14 @@ impl Planner<'_> {
     }
 }
 
-/// The point at which a convolution's input was observed: its own name unless another layer reads the same value.
+/// The point at which a convolution's input is observed: its own name unless another layer reads the same value.
 fn layer_point<'a>(planner: &'a Planner<'_>, layer: &'a str) -> &'a str {
     let folder = bundle::layout::component_folder(planner.component);
     let point = planner.sources.table.inputs.get(&folder).and_then(|inputs| inputs.get(layer));
     point.map_or(layer, String::as_str)
 }
 
-/// Divides what a quantised layer gives, row by row; exact, as each row has a scale of its own.
+/// Divides the outputs of a quantised layer. Exact, because each output row has its own scale.
 fn divide_rows(layer: &mut LayerNumerics, divisors: &[f32]) {
     let factors: Vec<f32> = divisors.iter().map(|divisor| 1.0 / divisor).collect();
     if let WeightScales::Rows(scales) = &mut layer.weights {
@@ -401,8 +404,8 @@ fn divide_rows(layer: &mut LayerNumerics, divisors: &[f32]) {
     layer.row_factors = Some(factors);
 }
 
-fn narrow(values: &[f64]) -> Vec<f32> {
+fn to_f32(values: &[f64]) -> Vec<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "statistics of f32 values")]
-    let narrow = |value: &f64| *value as f32;
-    values.iter().map(narrow).collect()
+    let to_f32 = |value: &f64| *value as f32;
+    values.iter().map(to_f32).collect()
 }

@@ -1,35 +1,36 @@
-//! The range that an activation is quantised over.
+//! Ranges of quantised activations.
 
 use bundle::Error;
 use bundle::quantization::Affine;
 use std::fmt;
 use std::str::FromStr;
 
-/// Codes of an unsigned activation.
-const CODES: f32 = 255.0;
+/// The largest quantised value of an unsigned activation.
+const MAX_QUANTIZED: f32 = 255.0;
 /// Bins of a histogram.
 const BINS: usize = 2048;
 
-/// What a percentile leaves out where nobody says: one value in ten thousand.
-const LEFT_OUT: f64 = 1e-4;
+/// The default share of values that [`RangeMethod::Percentile`] clips.
+const DEFAULT_TAILS: f64 = 1e-4;
 
-/// How a range is chosen.
+/// A method for choosing a range.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum RangeMethod {
-    /// From the smallest to the largest value ever seen.
+    /// From the minimum to the maximum.
     Extremes,
-    /// Leaves out this share of the values, half of it at each end.
+    /// Clips this share of the values, half of it at each end.
     Percentile(f64),
-    /// The least mean square error.
+    /// The smallest mean square error.
     #[default]
     LeastSquares,
-    /// The least loss of information (Kullback-Leibler) between the values and their codes.
+    /// The smallest Kullback-Leibler divergence between the values and their quantised form.
     Entropy,
 }
 
 impl RangeMethod {
-    /// Every method, as it is named in flags.
-    const ALL: [Self; 4] = [Self::LeastSquares, Self::Percentile(LEFT_OUT), Self::Entropy, Self::Extremes];
+    /// Every method, with its name in flags.
+    const ALL: [Self; 4] =
+        [Self::LeastSquares, Self::Percentile(DEFAULT_TAILS), Self::Entropy, Self::Extremes];
 
     fn name(self) -> &'static str {
         match self {
@@ -52,13 +53,13 @@ impl FromStr for RangeMethod {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|method| method.name() == text).ok_or_else(|| {
-            let rule = "it is no way to choose the range of an activation";
+            let rule = "unknown method for choosing ranges";
             Error::value("--ranges", text, rule, "use mse, percentile, entropy or extremes")
         })
     }
 }
 
-/// Values by size: how many lie in each of `BINS` equal parts between the extremes, which are in it.
+/// A histogram with `BINS` equal bins between the extremes.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     low: f32,
@@ -67,7 +68,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Of `values`, all within `low..=high`.
+    /// Counts `values`, all within `low..=high`.
     pub fn new(values: impl IntoIterator<Item = f32>, (low, high): (f32, f32)) -> Self {
         let (low, high) = (low.min(0.0), high.max(0.0));
         #[expect(clippy::cast_precision_loss, reason = "a few thousand bins")]
@@ -82,7 +83,7 @@ impl Histogram {
         for value in values {
             counts[bin(value)] += 1.0;
         }
-        // Samples may have missed them.
+        // The samples may not contain the extremes.
         counts[bin(low)] += 1.0;
         counts[bin(high)] += 1.0;
         Self { low, width, counts }
@@ -100,28 +101,28 @@ impl Histogram {
         (self.low, self.low + span)
     }
 
-    /// The range over which its values are quantised.
+    /// Returns the range for the values of the histogram.
     pub fn range(&self, method: RangeMethod) -> Affine {
         let (low, high) = self.extremes();
         match method {
             RangeMethod::Extremes => affine(low, high),
             RangeMethod::Percentile(share) => {
-                let (low, high) = self.without(share);
+                let (low, high) = self.without_tails(share);
                 affine(low, high)
             }
-            RangeMethod::LeastSquares => self.least(|affine| self.square_error(affine)),
-            RangeMethod::Entropy => self.least(|affine| self.divergence(affine)),
+            RangeMethod::LeastSquares => self.least_error(|affine| self.square_error(affine)),
+            RangeMethod::Entropy => self.least_error(|affine| self.divergence(affine)),
         }
     }
 
-    fn without(&self, share: f64) -> (f32, f32) {
+    fn without_tails(&self, share: f64) -> (f32, f32) {
         let cut = self.counts.iter().sum::<f64>() * share / 2.0;
         let low = self.first_beyond(cut, 0..BINS).map_or(self.low, |bin| self.centre(bin));
         let high = self.first_beyond(cut, (0..BINS).rev()).map_or(self.low, |bin| self.centre(bin));
         (low.min(0.0), high.max(0.0))
     }
 
-    /// The bin, in the order of `bins`, with which more than `cut` values are behind.
+    /// The first bin, in the order of `bins`, at which the cumulative count exceeds `cut`.
     fn first_beyond(&self, cut: f64, mut bins: impl Iterator<Item = usize>) -> Option<usize> {
         let mut behind = 0.0;
         bins.find(|bin| {
@@ -130,8 +131,8 @@ impl Histogram {
         })
     }
 
-    /// The best of the ranges that are the whole one, shrunk.
-    fn least(&self, error: impl Fn(Affine) -> f64) -> Affine {
+    /// The range with the smallest error among shrunk versions of the whole range.
+    fn least_error(&self, error: impl Fn(Affine) -> f64) -> Affine {
         let (low, high) = self.extremes();
         let mut best = (f64::INFINITY, affine(low, high));
         for percent in (20_u8..=100).rev().step_by(2) {
@@ -155,48 +156,49 @@ impl Histogram {
             .sum()
     }
 
-    /// `Σ p·ln(p/q)`, where q spreads what falls on one code over all bins that do.
+    /// `Σ p·ln(p/q)`, where q is uniform over the bins of a quantised value.
     fn divergence(&self, affine: Affine) -> f64 {
-        let mut per_code = vec![(0.0_f64, 0.0_f64); 256];
-        let codes: Vec<usize> = (0..BINS).map(|bin| usize::from(encode(affine, self.centre(bin)))).collect();
-        for (bin, code) in codes.iter().enumerate().filter(|(bin, _)| self.counts[*bin] > 0.0) {
-            per_code[*code].0 += self.counts[bin];
-            per_code[*code].1 += 1.0;
+        let mut per_quantized = vec![(0.0_f64, 0.0_f64); 256];
+        let quantized: Vec<usize> =
+            (0..BINS).map(|bin| usize::from(encode(affine, self.centre(bin)))).collect();
+        for (bin, value) in quantized.iter().enumerate().filter(|(bin, _)| self.counts[*bin] > 0.0) {
+            per_quantized[*value].0 += self.counts[bin];
+            per_quantized[*value].1 += 1.0;
         }
         let total: f64 = self.counts.iter().sum();
         let share = |bin: usize| self.counts[bin] / total;
-        let spread = |code: usize| per_code[code].0 / per_code[code].1 / total;
-        let occupied = codes.iter().enumerate().filter(|(bin, _)| self.counts[*bin] > 0.0);
-        occupied.map(|(bin, code)| share(bin) * (share(bin) / spread(*code)).ln().abs()).sum()
+        let spread = |value: usize| per_quantized[value].0 / per_quantized[value].1 / total;
+        let occupied = quantized.iter().enumerate().filter(|(bin, _)| self.counts[*bin] > 0.0);
+        occupied.map(|(bin, value)| share(bin) * (share(bin) / spread(*value)).ln().abs()).sum()
     }
 }
 
-/// The range `low..=high`, which holds 0, over 256 codes.
+/// Maps the range `low..=high`, extended to contain 0, to 256 quantised values.
 pub fn affine(low: f32, high: f32) -> Affine {
     let (low, high) = (low.min(0.0), high.max(0.0));
-    let scale = high / CODES - low / CODES;
+    let scale = high / MAX_QUANTIZED - low / MAX_QUANTIZED;
     if scale == 0.0 {
         return Affine { scale: 1.0, zero_point: 0 };
     }
     let scale = scale.max(f32::MIN_POSITIVE);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
-    let zero_point = (-low / scale).round_ties_even().clamp(0.0, CODES) as u8;
+    let zero_point = (-low / scale).round_ties_even().clamp(0.0, MAX_QUANTIZED) as u8;
     Affine { scale, zero_point }
 }
 
-/// The code of a value, as ONNX's `QuantizeLinear` gives it.
+/// Quantises a value like ONNX's `QuantizeLinear`.
 pub fn encode(affine: Affine, value: f32) -> u8 {
-    let code = (value / affine.scale).round_ties_even() + f32::from(affine.zero_point);
+    let quantized = (value / affine.scale).round_ties_even() + f32::from(affine.zero_point);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
-    let code = code.clamp(0.0, CODES) as u8;
-    code
+    let quantized = quantized.clamp(0.0, MAX_QUANTIZED) as u8;
+    quantized
 }
 
-/// The value of the code of a value.
+/// Quantises and dequantises a value.
 pub fn round_trip(affine: Affine, value: f32) -> f32 {
-    // Without the way through an integer, so that it can be vectorised.
+    // Without a conversion to integer, so that it can be vectorised.
     let zero = f32::from(affine.zero_point);
-    ((value / affine.scale).round_ties_even().clamp(-zero, CODES - zero)) * affine.scale
+    ((value / affine.scale).round_ties_even().clamp(-zero, MAX_QUANTIZED - zero)) * affine.scale
 }
 
 #[cfg(test)]
@@ -205,7 +207,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn methods_are_known_by_their_names() {
+    fn method_names_are_parsed_and_unknown_ones_are_refused() {
         for method in RangeMethod::ALL {
             assert_eq!(method.to_string().parse::<RangeMethod>().unwrap(), method);
         }
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_always_exact_and_nothing_has_a_range_too() {
+    fn zero_is_exact_and_every_range_has_a_normal_scale() {
         for (low, high) in [(0.0, 0.0), (1.0, 3.0), (-2.0, -1.0), (-1.0e-44, 1.0e-44), (f32::MIN, f32::MAX)] {
             let affine = affine(low, high);
             assert!(affine.scale.is_normal() && affine.scale > 0.0, "{low} {high}: {affine:?}");
@@ -235,7 +237,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn inside_the_range_an_error_is_at_most_half_a_step(low in -10.0_f32..0.0, high in 0.1_f32..10.0, at in 0.0_f32..1.0) {
+        fn the_error_within_the_range_is_at_most_one_step(low in -10.0_f32..0.0, high in 0.1_f32..10.0, at in 0.0_f32..1.0) {
             let affine = affine(low, high);
             let value = low + at * (high - low);
             prop_assert!((round_trip(affine, value) - value).abs() <= affine.scale * 1.001);

@@ -1,33 +1,33 @@
-//! Which share of the difficulty of an input goes over to the weights, channel by channel.
+//! SmoothQuant: divides input channels and multiplies the weights by the same factors.
 //!
-//! Source: SmoothQuant (arXiv 2211.10438): `d = max|x|^α / max|w|^(1−α)`; α is searched for each group of layers.
+//! Source: arXiv 2211.10438. `d = max|x|^α / max|w|^(1−α)`; α is searched per group of layers.
 
 use super::range::{Histogram, RangeMethod, round_trip};
-use super::weights::{Matrix, relative_error, widest};
+use super::weights::{Matrix, relative_error, unclipped_scale};
 use crate::observe::statistics::Statistics;
 use bundle::quantization::Affine;
 use rayon::prelude::*;
 
-/// Exponents that are tried, in twentieths.
+/// The exponents to try, in twentieths.
 const TWENTIETHS: [u8; 9] = [6, 8, 10, 11, 12, 13, 14, 16, 18];
 
-/// What an input looks like to the layers behind it after its channels were divided.
+/// Statistics of an input after its channels are divided.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Input {
-    /// Its range.
+pub struct SmoothedInput {
+    /// The range.
     pub range: Affine,
-    /// Mean square of each channel.
+    /// Mean square per channel.
     pub importance: Vec<f32>,
-    /// Mean of each channel.
+    /// Mean per channel.
     pub mean: Vec<f32>,
-    /// Mean square of what rounding adds to each channel.
+    /// Mean square of the rounding error per channel.
     pub error: Vec<f32>,
-    /// Mean of what rounding adds to each channel.
+    /// Mean of the rounding error per channel.
     pub shift: Vec<f32>,
 }
 
-impl Input {
-    /// The input of `statistics`, divided by `divisors`.
+impl SmoothedInput {
+    /// Computes the statistics of an input divided by `divisors`.
     pub fn new(statistics: &Statistics, divisors: &[f32], method: RangeMethod) -> Self {
         let channels = divisors.len();
         #[expect(clippy::cast_possible_truncation, reason = "statistics of f32 values")]
@@ -60,13 +60,13 @@ impl Input {
     }
 }
 
-/// The divisors of an exponent.
+/// The divisors for an exponent.
 fn divisors(alpha: f32, inputs: &[f32], weights: &[f32]) -> Vec<f32> {
     let raw = |(input, weight): (&f32, &f32)| {
         if *input > 0.0 && *weight > 0.0 { input.powf(alpha) / weight.powf(1.0 - alpha) } else { f32::NAN }
     };
     let raw: Vec<f32> = inputs.iter().zip(weights).map(raw).collect();
-    // Only ratios matter; around 1 nothing can overflow.
+    // Only ratios matter. Centred at 1 they cannot overflow.
     let known: Vec<f32> = raw.iter().copied().filter(|value| value.is_finite() && *value > 0.0).collect();
     #[expect(clippy::cast_precision_loss, reason = "a few thousand channels")]
     let centre = (known.iter().map(|value| value.ln()).sum::<f32>() / known.len().max(1) as f32).exp();
@@ -75,36 +75,37 @@ fn divisors(alpha: f32, inputs: &[f32], weights: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// The relative error of layers that read one input, if its channels are divided and the weights rounded plainly.
-fn error_of(layers: &[Matrix], divisors: &[f32], input: &Input) -> f64 {
+/// The summed relative error of layers with a common input, for divided channels and unclipped weight scales.
+fn error_of(layers: &[Matrix], divisors: &[f32], input: &SmoothedInput) -> f64 {
     layers
         .iter()
         .map(|layer| {
             let mut scaled = layer.clone();
             scaled.scale_columns(divisors);
-            let scales: Vec<f32> = scaled.values.par_chunks(scaled.columns).map(widest).collect();
+            let scales: Vec<f32> = scaled.values.par_chunks(scaled.columns).map(unclipped_scale).collect();
             relative_error(&scaled, &scales, &input.importance, &input.error)
         })
         .sum()
 }
 
-/// A choice of divisors.
+/// The result of [`search`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
-    /// The divisors, or none where dividing does not pay.
+    /// The divisors, or `None` if smoothing does not reduce the error enough.
     pub divisors: Option<Vec<f32>>,
     /// The exponent.
     pub alpha: f32,
-    /// What the layers see.
-    pub input: Input,
+    /// The divided input.
+    pub input: SmoothedInput,
     /// Estimated relative error, summed over the layers.
     pub error: f64,
 }
 
-/// The best exponent for layers that read one input. `gain` is the share of the error at which dividing begins to pay.
+/// Searches the best exponent for layers with a common input. Smoothing is used if the error is below `gain` times the error
+/// without it; `None` turns it off.
 pub fn search(layers: &[Matrix], statistics: &Statistics, gain: Option<f64>, method: RangeMethod) -> Choice {
     let ones = vec![1.0; statistics.channels()];
-    let input = Input::new(statistics, &ones, method);
+    let input = SmoothedInput::new(statistics, &ones, method);
     let error = error_of(layers, &ones, &input);
     let mut best = Choice { divisors: None, alpha: 0.0, input, error };
     let Some(gain) = gain else { return best };
@@ -119,7 +120,7 @@ pub fn search(layers: &[Matrix], statistics: &Statistics, gain: Option<f64>, met
     for twentieths in TWENTIETHS {
         let alpha = f32::from(twentieths) / 20.0;
         let divisors = divisors(alpha, &inputs, &weights);
-        let input = Input::new(statistics, &divisors, method);
+        let input = SmoothedInput::new(statistics, &divisors, method);
         let error = error_of(layers, &divisors, &input);
         if error < best.error && error < gain * plain {
             best = Choice { divisors: Some(divisors), alpha, input, error };
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outlier_channel_is_smoothed_and_the_error_falls() {
+    fn smoothing_an_outlier_channel_reduces_the_error() {
         let statistics = with_an_outlier_channel();
         let choice = search(&[weights()], &statistics, Some(1.0), RangeMethod::LeastSquares);
         let plain = search(&[weights()], &statistics, None, RangeMethod::LeastSquares);
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_without_values_or_weights_are_left_alone() {
+    fn channels_without_values_or_weights_are_not_divided() {
         assert_eq!(divisors(0.5, &[0.0, 1.0, 4.0], &[1.0, 0.0, 1.0]), [1.0, 1.0, 1.0]);
         let wild = divisors(0.5, &[1e-38, 1e38], &[1e-38, 1e-38]);
         assert!(wild.iter().all(|value| (1e-3..=1e3).contains(value)), "{wild:?}");

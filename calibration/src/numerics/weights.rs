@@ -1,4 +1,4 @@
-//! Scales of weights: one for each output row, clipped where that costs least.
+//! Scales of weights, with clipping that minimises the error.
 
 use crate::Error;
 use crate::codec::CodecError;
@@ -6,12 +6,12 @@ use crate::codec::int8::Scale;
 use bundle::manifest::Component;
 use rayon::prelude::*;
 
-/// Where planning reads the weights of a bundle.
+/// A source of a bundle's weights.
 pub trait WeightSource: Sync {
-    /// A weight as f32 with its shape, row-major.
+    /// Returns the shape of a weight and its values as f32, row-major.
     ///
     /// # Errors
-    /// Whatever keeps it from being read.
+    /// The weight cannot be read.
     fn read(
         &self,
         component: &Component,
@@ -19,12 +19,12 @@ pub trait WeightSource: Sync {
     ) -> Result<(Vec<usize>, Vec<f32>), Box<dyn std::error::Error + Send + Sync>>;
 }
 
-/// A weight `[out,in]`, for a convolution `[out, in·taps]`.
+/// A weight `[out,in]`, or `[out, in·taps]` for a convolution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
-    /// Outputs.
+    /// Number of outputs.
     pub rows: usize,
-    /// Inputs of each.
+    /// Number of inputs.
     pub columns: usize,
     /// Row-major.
     pub values: Vec<f32>,
@@ -34,7 +34,7 @@ impl Matrix {
     /// Reads a layer's weight.
     ///
     /// # Errors
-    /// A weight that cannot be read or holds values that are not finite.
+    /// The weight cannot be read or has values that are not finite.
     pub fn read(source: &dyn WeightSource, component: &Component, layer: &str) -> Result<Self, Error> {
         let (shape, values) = source
             .read(component, &format!("{layer}.weight"))
@@ -46,14 +46,14 @@ impl Matrix {
         Ok(Self { rows, columns: values.len() / rows, values })
     }
 
-    /// Every column times its factor.
+    /// Multiplies every column by its factor.
     pub fn scale_columns(&mut self, factors: &[f32]) {
         self.values.par_chunks_mut(self.columns).for_each(|row| {
             row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
         });
     }
 
-    /// Largest magnitude of each column.
+    /// Largest magnitude per column.
     pub fn column_magnitudes(&self) -> Vec<f32> {
         let mut largest = vec![0.0_f32; self.columns];
         for row in self.values.chunks_exact(self.columns) {
@@ -68,7 +68,7 @@ impl Matrix {
     }
 }
 
-/// The nearest value that a scale can hold.
+/// The nearest value that INT8 with this scale can represent.
 pub fn nearest(scale: f32, value: f32) -> f32 {
     (value / scale).round_ties_even().clamp(-127.0, 127.0) * scale
 }
@@ -82,14 +82,14 @@ fn square_error(row: &[f32], importance: &[f32], scale: f32) -> f64 {
     row.iter().zip(importance).map(error).sum()
 }
 
-/// The scale of values with no clip.
-pub fn widest(row: &[f32]) -> f32 {
+/// The scale without clipping.
+pub fn unclipped_scale(row: &[f32]) -> f32 {
     Scale::for_magnitude(row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()))).get()
 }
 
-/// The scale with the least error of values of given importance, from no clip to half of the largest magnitude.
+/// The scale with the smallest weighted error, from no clipping to clipping at half of the largest magnitude.
 pub fn best_scale(row: &[f32], importance: &[f32]) -> f32 {
-    let whole = widest(row);
+    let whole = unclipped_scale(row);
     let candidates = (10_u8..=20).rev().map(|step| (whole * f32::from(step) / 20.0).max(f32::MIN_POSITIVE));
     let mut best = (f64::INFINITY, whole);
     for scale in candidates {
@@ -101,12 +101,12 @@ pub fn best_scale(row: &[f32], importance: &[f32]) -> f32 {
     best.1
 }
 
-/// The best scale of each row.
+/// The best scale per row.
 pub fn row_scales(weight: &Matrix, importance: &[f32]) -> Vec<f32> {
     weight.values.par_chunks(weight.columns).map(|row| best_scale(row, importance)).collect()
 }
 
-/// The best scale of each run of `size` values of every row.
+/// The best scale per block of `size` values of every row.
 pub fn block_scales(weight: &Matrix, importance: &[f32], size: usize) -> Vec<f32> {
     weight
         .values
@@ -117,10 +117,10 @@ pub fn block_scales(weight: &Matrix, importance: &[f32], size: usize) -> Vec<f32
         .collect()
 }
 
-/// What rounding adds to the error of the outputs, over what they are, both as mean squares summed over rows.
+/// The relative error of the outputs from rounding, as a ratio of mean squares summed over rows.
 ///
-/// `importance` is the mean square of each input, `input_error` the mean square of what its own rounding adds. Inputs
-/// are taken as independent of each other.
+/// `importance` is the mean square of each input, `input_error` the mean square of its rounding error. Inputs are assumed
+/// to be independent.
 pub fn relative_error(weight: &Matrix, scales: &[f32], importance: &[f32], input_error: &[f32]) -> f64 {
     let (error, signal) = weight
         .values
@@ -139,8 +139,7 @@ pub fn relative_error(weight: &Matrix, scales: &[f32], importance: &[f32], input
     if signal > 0.0 { error / signal } else { 0.0 }
 }
 
-/// What `rounding` of the weights alone adds to the error of the outputs, over what they are; every run of `size` values
-/// of a row has a scale.
+/// The relative error of the outputs from `rounding` of the weights only. Every block of `size` values of a row has a scale.
 pub fn block_error(
     weight: &Matrix,
     scales: &[f32],
@@ -166,9 +165,9 @@ pub fn block_error(
     if signal > 0.0 { error / signal } else { 0.0 }
 }
 
-/// What rounding takes from the mean of each output: to be added to the bias.
+/// The correction of the bias for the change that rounding makes to the mean of each output.
 ///
-/// `mean` is the mean of each input, `input_shift` what rounding adds to that mean.
+/// `mean` is the mean of each input, `input_shift` the mean of its rounding error.
 pub fn bias_shift(weight: &Matrix, scales: &[f32], mean: &[f32], input_shift: &[f32]) -> Vec<f32> {
     weight
         .values
@@ -207,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_nothing_have_a_scale() {
+    fn rows_of_zeros_and_denormals_have_a_normal_scale() {
         assert_eq!(row_scales(&matrix(2, 2, &[0.0, -0.0, 127.0, 0.0]), &[1.0, 1.0])[0], 1.0);
         let tiny = f32::from_bits(3);
         assert!(row_scales(&matrix(1, 2, &[tiny, -tiny]), &[1.0, 1.0])[0].is_normal());
     }
 
     #[test]
-    fn the_bias_takes_back_what_rounding_does_to_the_mean() {
+    fn the_bias_shift_restores_the_mean_of_the_output() {
         let weight = matrix(1, 2, &[0.3, 0.7]);
         let scales = [0.5];
         let mean = [2.0, 3.0];

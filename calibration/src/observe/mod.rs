@@ -1,8 +1,7 @@
-//! What layers see: a recorded set is replayed through graphs whose inner values are observed.
+//! Activation statistics: a calibration set is replayed through graphs with additional outputs.
 //!
-//! In reading order: [`set`] (what the pipeline recorded), [`points`] (which values of a graph are observed),
-//! [`statistics`] (what is kept of them), [`table`] (all of it, its file, and what it belongs to), [`replay`] (the only
-//! part that runs graphs).
+//! In reading order: [`set`] (recorded clips), [`points`] (the observed values of a graph), [`statistics`] (statistics of
+//! one value), [`table`] (all statistics and their file), [`replay`] (the only part that runs graphs).
 
 pub mod points;
 pub mod replay;

@@ -1,14 +1,14 @@
-//! Which values of a graph are observed: the inputs of linear layers and convolutions, what convolutions give, and
-//! queries, keys and values.
+//! The observed values of a graph: inputs of linear layers and convolutions, outputs of convolutions, queries, keys and
+//! values.
 
 use graph::Model;
 use graph::observe::{ChannelAxis, Observed, Samples};
 use std::collections::BTreeMap;
 
-/// An observed graph and what its points are.
+/// A graph with observation outputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedGraph {
-    /// The graph with its new outputs.
+    /// The graph with the additional outputs.
     pub model: Model,
     /// The point at which the input of each layer is observed, by the layer's name without `.weight`.
     pub inputs: BTreeMap<String, String>,
@@ -18,12 +18,13 @@ pub struct ObservedGraph {
     pub points: Vec<String>,
 }
 
-/// The name of a layer by its weight's.
+/// Returns the name of the layer of a weight.
 fn layer_of(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Observes a graph; `rows` whole rows of every linear input and `elements` of every other value are kept of each run.
+/// Adds observation outputs to a graph. Each run samples `rows` rows of every linear input and `elements` elements of every
+/// other value.
 pub fn observe(model: Model, rows: usize, elements: usize) -> ObservedGraph {
     let mut observed = Observed::new(model);
     let (mut inputs, mut outputs, mut points) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
@@ -33,7 +34,7 @@ pub fn observe(model: Model, rows: usize, elements: usize) -> ObservedGraph {
             let channels = ChannelAxis::Last { rank: 2 };
             observed.observe(&name, &layer.input, channels, Samples::Rows(rows))
         } else if layer.weight == "patch_embedding.weight" {
-            // Its input is the latent itself, in five axes, and it is never quantised.
+            // Its input is the latent, with five axes, and it is never quantised.
             continue;
         } else {
             let samples = Samples::Elements(elements);

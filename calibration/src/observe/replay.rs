@@ -1,4 +1,4 @@
-//! Replays a recorded set through observed graphs: the only part of calibration that runs anything.
+//! Replays a calibration set through observed graphs. The only part of calibration that runs graphs.
 
 use super::points::{ObservedGraph, observe};
 use super::set::{CalibrationSet, Sample};
@@ -16,40 +16,40 @@ use graph::Model;
 use ndarray::{Array1, ArrayD, Axis, Slice};
 use std::path::PathBuf;
 
-/// Rows that are kept of each linear input and bin, about.
+/// Approximate number of rows that are sampled per linear input and bin.
 const ROWS: usize = 512;
-/// Elements that are kept of any other value and bin, about.
+/// Approximate number of elements that are sampled per other value and bin.
 const ELEMENTS: usize = 1 << 15;
 const PROGRESS: &str = "progress.safetensors";
 
-/// A set, the bundle it was recorded with, and how to run it.
+/// A replay of a calibration set.
 #[derive(Debug)]
 pub struct Replay<'a> {
-    /// The bundle; its f32 graphs are observed.
+    /// The bundle that the set was recorded with. Its exported graphs are observed.
     pub bundle: &'a Bundle,
     /// The set.
     pub set: &'a CalibrationSet,
     /// ONNX Runtime.
     pub onnx: &'a OnnxRuntime,
-    /// How graphs are opened.
+    /// Options for opening graphs.
     pub options: OpenOptions,
 }
 
-/// How far a replay is: one unit is one sample through one component.
+/// Progress of a replay. One unit is one sample through one component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Units that are done.
+    /// Finished units.
     pub done: usize,
     /// All units.
     pub of: usize,
 }
 
 impl Replay<'_> {
-    /// Replays everything that was not replayed before. What is done is kept after each unit, so that a run that was
-    /// interrupted goes on where it was and ends with the same bits.
+    /// Replays everything that was not replayed before. Progress is saved after each unit, so that an interrupted replay
+    /// continues and ends with the same bits.
     ///
     /// # Errors
-    /// A graph or sample that cannot be used, values that are not finite, a cancelled run, an error of `on_progress`.
+    /// A graph or sample cannot be used, a value is not finite, the run is cancelled, or `on_progress` returns an error.
     pub fn run(
         &self,
         cancel: &Cancel,
@@ -57,22 +57,22 @@ impl Replay<'_> {
     ) -> Result<Table, Error> {
         let samples = self.set.info.samples.len();
         let components = self.bundle.manifest.components.iter();
-        // Nothing of previews is quantised.
+        // The preview decoder is not quantised.
         let components: Vec<_> = components.filter(|entry| entry.component != Component::Preview).collect();
         let of = samples * components.len();
         let (mut table, mut done) = self.resume();
         for (index, entry) in components.iter().enumerate() {
             let folder = component_folder(&entry.component);
-            let Some(mut player) = Player::open(self, &entry.component)? else { continue };
-            table.inputs.insert(folder, player.inputs());
+            let Some(mut component_replay) = ComponentReplay::open(self, &entry.component)? else { continue };
+            table.inputs.insert(folder, component_replay.inputs());
             for sample in 0..samples {
                 let unit = index * samples + sample;
                 if unit < done {
                     continue;
                 }
-                player.play(&self.set.read(sample)?, &mut table, cancel)?;
+                component_replay.replay(&self.set.read(sample)?, &mut table, cancel)?;
                 done = unit + 1;
-                self.keep(&table, done)?;
+                self.save_progress(&table, done)?;
                 on_progress(Progress { done, of })?;
             }
         }
@@ -83,14 +83,14 @@ impl Replay<'_> {
         self.set.folder().join(PROGRESS)
     }
 
-    /// What an interrupted replay of this set had; nothing where there is none or it is damaged.
+    /// Reads the progress of an interrupted replay of this set. Returns an empty table if there is none or it is damaged.
     fn resume(&self) -> (Table, usize) {
         let read = std::fs::read(self.progress_path()).ok();
-        let kept = read.and_then(|bytes| Table::from_bytes(&bytes).ok());
-        kept.and_then(|(table, mark)| Some((table, mark?.parse().ok()?))).unwrap_or_default()
+        let saved = read.and_then(|bytes| Table::from_bytes(&bytes).ok());
+        saved.and_then(|(table, mark)| Some((table, mark?.parse().ok()?))).unwrap_or_default()
     }
 
-    fn keep(&self, table: &Table, done: usize) -> Result<(), Error> {
+    fn save_progress(&self, table: &Table, done: usize) -> Result<(), Error> {
         let path = self.progress_path();
         let bytes =
             table.to_bytes(Some(&done.to_string())).map_err(|why| Error::file_content(&path, &why))?;
@@ -98,7 +98,7 @@ impl Replay<'_> {
     }
 }
 
-/// An observed graph, open.
+/// An open observed graph.
 struct OpenGraph {
     engine: Engine,
     points: Vec<String>,
@@ -119,15 +119,15 @@ impl OpenGraph {
         let rows = (ROWS / records.max(1)).clamp(4, 256);
         let elements = (ELEMENTS / records.max(1)).clamp(32, 4096);
         let observed = observe(Model::read(&source)?, rows, elements);
-        // Beside the graph it was made of, as its weights are below that folder; gone when it is open.
-        let part = bundle::atomic::part_of(&source).map_err(bundle::Error::file("write beside", &source))?;
+        // Written next to the source graph, whose folder contains the weights, and removed once it is open.
+        let part = bundle::atomic::part_of(&source).map_err(bundle::Error::file("write next to", &source))?;
         observed.model.write(part.path())?;
         let engine = replay.onnx.open(part.path(), &observed.model.signature(), &replay.options);
         drop(part);
         Ok(Self { engine: engine?, points: observed.points.clone(), observed })
     }
 
-    /// Runs it and adds what was seen.
+    /// Runs the graph and adds its statistics to `points`.
     fn run(
         &mut self,
         inputs: &[(&str, &Value)],
@@ -158,15 +158,15 @@ impl OpenGraph {
     }
 }
 
-/// A component that samples are played through.
-enum Player {
+/// The open graphs of a component.
+enum ComponentReplay {
     Text(Component, Box<OpenGraph>),
     Expert { component: Component, graph: Box<OpenGraph>, routing: Routing },
     Decoder { first: Box<OpenGraph>, next: Box<OpenGraph> },
 }
 
-impl Player {
-    /// None for what is never quantised.
+impl ComponentReplay {
+    /// Opens the graphs of a component. Returns `None` for the preview decoder, which is not quantised.
     fn open(replay: &Replay<'_>, component: &Component) -> Result<Option<Self>, Error> {
         let samples = replay.set.info.samples.len().max(1);
         let open = |part, records| OpenGraph::open(replay, component, part, records).map(Box::new);
@@ -196,7 +196,7 @@ impl Player {
         }
     }
 
-    fn play(&mut self, sample: &Sample, table: &mut Table, cancel: &Cancel) -> Result<(), Error> {
+    fn replay(&mut self, sample: &Sample, table: &mut Table, cancel: &Cancel) -> Result<(), Error> {
         match self {
             Self::Text(component, graph) => {
                 for ids in &sample.ids {
@@ -206,14 +206,14 @@ impl Player {
                 Ok(())
             }
             Self::Expert { component, graph, routing } => {
-                play_steps(sample, component, routing, graph, table, cancel)
+                replay_steps(sample, component, routing, graph, table, cancel)
             }
-            Self::Decoder { first, next } => play_decoder(sample, first, next, table, cancel),
+            Self::Decoder { first, next } => replay_decoder(sample, first, next, table, cancel),
         }
     }
 }
 
-/// The noise bin of a timestep: which third of its expert's noise levels it lies in, 0 for the least noise.
+/// Returns the noise bin of a timestep: the third of its expert's noise levels that it is in, 0 for the lowest noise.
 pub fn noise_bin(routing: &Routing, timestep: Timestep) -> usize {
     let expert = routing.expert_at(timestep).0;
     let routes = routing.routes();
@@ -227,7 +227,7 @@ pub fn noise_bin(routing: &Routing, timestep: Timestep) -> usize {
     bin.min(NOISE_BINS - 1)
 }
 
-fn play_steps(
+fn replay_steps(
     sample: &Sample,
     component: &Component,
     routing: &Routing,
@@ -255,7 +255,7 @@ fn play_steps(
     Ok(())
 }
 
-fn play_decoder(
+fn replay_decoder(
     sample: &Sample,
     first: &mut OpenGraph,
     next: &mut OpenGraph,
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_noise_level_has_a_bin_of_its_expert() {
+    fn noise_levels_are_split_into_bins_per_expert() {
         let routing = Routing::pair(Timestep(875.0)).unwrap();
         let bins = |levels: [f32; 4]| levels.map(|level| noise_bin(&routing, Timestep(level)));
         assert_eq!(bins([1000.0, 960.0, 920.0, 875.0]), [2, 2, 1, 0]);

@@ -1,8 +1,8 @@
-//! A calibration set on disk: what the pipeline recorded of real clips, to be replayed.
+//! A calibration set on disk: clips recorded from the pipeline.
 //!
 //! ```text
-//! BUNDLE/calibration/set.json                 what was recorded, and with which weights
-//!                    sample-000.safetensors   one clip; whole or not there
+//! BUNDLE/calibration/set.json                 settings, prompts, seeds and weights of the recording
+//!                    sample-000.safetensors   one clip, written atomically
 //! ```
 
 use crate::Error;
@@ -13,11 +13,11 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Folder of the set, relative to the bundle.
+/// Folder of the set within the bundle.
 pub const FOLDER: &str = "calibration";
 const SET: &str = "set.json";
 
-/// What a set was recorded with.
+/// The settings of a recording.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SetInfo {
     /// Version of the program.
@@ -26,21 +26,21 @@ pub struct SetInfo {
     pub model: String,
     /// Digest of the weights of each component.
     pub weights: Vec<(Component, Digest)>,
-    /// Settings of the clips, as the program prints them.
+    /// Settings of the clips, as printed by the program.
     pub settings: Vec<(String, String)>,
     /// Prompt and seed of each sample.
     pub samples: Vec<(String, u64)>,
 }
 
-/// The digests of a bundle's weights.
+/// Returns the digests of a bundle's weights.
 pub fn weight_digests(manifest: &Manifest) -> Vec<(Component, Digest)> {
     manifest.components.iter().map(|entry| (entry.component.clone(), entry.digest.clone())).collect()
 }
 
-/// Refuses what was made for other weights than the bundle's.
+/// Checks that a calibration was made for the weights of the bundle.
 ///
 /// # Errors
-/// The first component whose weights differ, with both digests.
+/// The weights of a component differ. The error has both digests.
 pub fn check_weights(what: &Path, found: &[(Component, Digest)], manifest: &Manifest) -> Result<(), Error> {
     for (component, digest) in weight_digests(manifest) {
         let other = found.iter().find(|(known, _)| *known == component).map(|(_, digest)| digest);
@@ -63,31 +63,69 @@ pub struct Sample {
     pub ids: Vec<Array1<i64>>,
     /// Their text states, `[512,D]` each.
     pub text: Vec<Array2<f32>>,
-    /// The latent that every step began with, `[S,C,T,h,w]`.
+    /// The latent before every step, `[S,C,T,h,w]`.
     pub latents: Array5<f32>,
     /// The timestep of every step, `[S]`.
     pub timesteps: Array1<f32>,
-    /// The latent that was decoded, `[C,T,h,w]`.
+    /// The clean latent, `[C,T,h,w]`.
     pub latent: Array4<f32>,
-    /// Rotary tables, `[L,head/2]` each.
+    /// Cosines of the rotary embedding, `[L,head/2]`.
     pub cos: Array2<f32>,
-    /// Sines.
+    /// Sines of the rotary embedding, `[L,head/2]`.
     pub sin: Array2<f32>,
 }
 
 /// A calibration set.
+///
+/// # Examples
+/// ```
+/// use bundle::digest::Digest;
+/// use bundle::manifest::Component;
+/// use calibration::observe::set::{CalibrationSet, Sample, SetInfo};
+/// use ndarray::{Array1, Array2, Array4, Array5};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bundle = tempfile::tempdir()?;
+/// let info = SetInfo {
+///     rushes: "0.1.0".into(),
+///     model: "mini".into(),
+///     weights: vec![(Component::Decoder, Digest::of_parts([]))],
+///     settings: vec![("steps".into(), "2".into())],
+///     samples: vec![("a boat on the sea".into(), 7)],
+/// };
+/// let set = CalibrationSet::begin(bundle.path(), info.clone())?;
+/// assert!(!set.has(0));
+///
+/// let sample = Sample {
+///     ids: vec![Array1::from(vec![3, 1])],
+///     text: vec![Array2::zeros((512, 64))],
+///     latents: Array5::zeros((2, 16, 1, 4, 4)),
+///     timesteps: Array1::from(vec![999.0, 500.0]),
+///     latent: Array4::zeros((16, 1, 4, 4)),
+///     cos: Array2::ones((4, 6)),
+///     sin: Array2::zeros((4, 6)),
+/// };
+/// set.write(0, &sample)?;
+/// assert_eq!(set.read(0)?, sample);
+///
+/// // The same settings continue the set.
+/// assert!(CalibrationSet::begin(bundle.path(), info)?.has(0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct CalibrationSet {
     folder: PathBuf,
-    /// What it was recorded with.
+    /// The settings of the recording.
     pub info: SetInfo,
 }
 
 impl CalibrationSet {
-    /// Begins a set, or goes on with the one that is there when it was recorded with the same.
+    /// Creates a set in the folder of a bundle, or continues the existing one if it has the same settings. An existing set
+    /// with other settings is removed.
     ///
     /// # Errors
-    /// A folder that cannot be written. A set that was recorded with something else is thrown away.
+    /// I/O errors.
     pub fn begin(bundle: &Path, info: SetInfo) -> Result<Self, Error> {
         let folder = bundle.join(FOLDER);
         let path = folder.join(SET);
@@ -102,7 +140,7 @@ impl CalibrationSet {
         Ok(Self { folder, info })
     }
 
-    /// Its folder.
+    /// The folder of the set.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -111,15 +149,15 @@ impl CalibrationSet {
         self.folder.join(format!("sample-{index:03}.safetensors"))
     }
 
-    /// Whether a sample is recorded.
+    /// Returns true if the sample is recorded.
     pub fn has(&self, index: usize) -> bool {
         self.sample_path(index).is_file()
     }
 
-    /// Writes a sample; the file is whole or not there.
+    /// Writes a sample atomically.
     ///
     /// # Errors
-    /// The path that could not be written.
+    /// I/O errors.
     pub fn write(&self, index: usize, sample: &Sample) -> Result<(), Error> {
         let path = self.sample_path(index);
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
@@ -151,7 +189,7 @@ impl CalibrationSet {
     /// Reads a sample.
     ///
     /// # Errors
-    /// A file that is missing or damaged.
+    /// The file is missing or damaged.
     pub fn read(&self, index: usize) -> Result<Sample, Error> {
         let path = self.sample_path(index);
         let bytes = std::fs::read(&path).map_err(bundle::Error::file("read", &path))?;
@@ -174,7 +212,7 @@ impl CalibrationSet {
     }
 }
 
-/// Tensors out of a safetensors file.
+/// Reads tensors from a safetensors file.
 struct Reader<'a> {
     path: &'a Path,
     file: &'a SafeTensors<'a>,
@@ -212,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_comes_back_and_a_set_of_other_settings_is_begun_anew() {
+    fn samples_round_trip_and_other_settings_start_a_new_set() {
         let folder = tempfile::tempdir().unwrap();
         let set = CalibrationSet::begin(folder.path(), info(1)).unwrap();
         assert!(!set.has(0));

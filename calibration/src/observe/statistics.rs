@@ -1,44 +1,44 @@
-//! What is kept of a value: statistics of each channel, and rows spread evenly over all that was seen.
+//! Statistics of an observed value: per channel, plus sampled rows.
 
 use crate::Error;
 use std::collections::BTreeMap;
 
-/// Statistics of one value. Folding records in order gives the same bits whether or not it was interrupted.
+/// Statistics of one value. Adding records in order gives the same bits with and without interruption.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Statistics {
-    /// Smallest of each channel.
+    /// Minimum per channel.
     pub min: Vec<f32>,
-    /// Largest of each channel.
+    /// Maximum per channel.
     pub max: Vec<f32>,
-    /// Sum of each channel.
+    /// Sum per channel.
     pub sum: Vec<f64>,
-    /// Sum of squares of each channel.
+    /// Sum of squares per channel.
     pub square: Vec<f64>,
-    /// Elements seen.
+    /// Number of elements.
     pub size: f64,
-    /// Whole rows `[R,K]`, or single elements where a row has one channel only for the caller.
+    /// Sampled rows `[R,K]`, or single elements if the value is sampled by elements.
     pub samples: Vec<f32>,
 }
 
-/// One record of a value, as a graph gives it.
+/// The statistics of a value from one run of a graph.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
-    /// Smallest of each channel.
+    /// Minimum per channel.
     pub min: &'a [f32],
-    /// Largest of each channel.
+    /// Maximum per channel.
     pub max: &'a [f32],
-    /// Sum of each channel.
+    /// Sum per channel.
     pub sum: &'a [f32],
-    /// Sum of squares of each channel.
+    /// Sum of squares per channel.
     pub square: &'a [f32],
-    /// Elements.
+    /// Number of elements.
     pub size: f32,
-    /// Rows or elements.
+    /// Sampled rows or elements.
     pub samples: &'a [f32],
 }
 
 impl Statistics {
-    /// Channels.
+    /// Number of channels.
     pub fn channels(&self) -> usize {
         self.min.len()
     }
@@ -46,7 +46,7 @@ impl Statistics {
     /// Adds a record.
     ///
     /// # Errors
-    /// A value that is not finite, or another number of channels than before.
+    /// A value is not finite, or the number of channels differs from earlier records.
     pub fn add(&mut self, point: &str, record: Record<'_>) -> Result<(), Error> {
         let all = [record.min, record.max, record.sum, record.square, record.samples];
         if let Some((channel, value)) =
@@ -79,7 +79,7 @@ impl Statistics {
         Ok(())
     }
 
-    /// All of these together, in their order.
+    /// Merges statistics, in order.
     pub fn merged<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut parts = parts.into_iter();
         let mut all = parts.next().cloned().unwrap_or_default();
@@ -96,41 +96,41 @@ impl Statistics {
         all
     }
 
-    /// Elements of one channel.
+    /// Number of elements per channel.
     fn per_channel(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a few thousand channels")]
         let channels = self.channels().max(1) as f64;
         (self.size / channels).max(1.0)
     }
 
-    /// Mean of each channel.
+    /// Mean per channel.
     pub fn means(&self) -> Vec<f64> {
         self.sum.iter().map(|sum| sum / self.per_channel()).collect()
     }
 
-    /// Mean square of each channel.
+    /// Mean square per channel.
     pub fn mean_squares(&self) -> Vec<f64> {
         self.square.iter().map(|square| square / self.per_channel()).collect()
     }
 
-    /// Largest magnitude of each channel.
+    /// Largest magnitude per channel.
     pub fn magnitudes(&self) -> Vec<f32> {
         self.min.iter().zip(&self.max).map(|(min, max)| min.abs().max(max.abs())).collect()
     }
 
-    /// Largest magnitude of all.
+    /// Largest magnitude over all channels.
     pub fn magnitude(&self) -> f32 {
         self.magnitudes().into_iter().fold(0.0, f32::max)
     }
 
-    /// Smallest and largest of all.
+    /// Minimum and maximum over all channels.
     pub fn extremes(&self) -> (f32, f32) {
         let low = self.min.iter().copied().fold(f32::INFINITY, f32::min);
         (low, self.max.iter().copied().fold(f32::NEG_INFINITY, f32::max))
     }
 }
 
-/// Statistics by the name of the value.
+/// Statistics by name of the value.
 pub type Points = BTreeMap<String, Statistics>;
 
 #[cfg(test)]
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn of(rows: &[[f32; 2]]) -> Statistics {
+    fn statistics_of(rows: &[[f32; 2]]) -> Statistics {
         let column = |channel: usize| rows.iter().map(move |row| row[channel]);
         let fold = |f: fn(f32, f32) -> f32, start: f32| [0, 1].map(|channel| column(channel).fold(start, f));
         let samples: Vec<f32> = rows.iter().flatten().copied().collect();
@@ -160,8 +160,8 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_not_finite_are_named() {
-        let mut statistics = of(&[[1.0, 2.0]]);
+    fn values_that_are_not_finite_are_refused_with_the_point_named() {
+        let mut statistics = statistics_of(&[[1.0, 2.0]]);
         let bad = [1.0, f32::NAN];
         let good = [1.0, 1.0];
         let record = Record { min: &good, max: &bad, sum: &good, square: &good, size: 2.0, samples: &good };
@@ -174,12 +174,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merging_equals_seeing_all_at_once(
+        fn merging_equals_adding_all_rows_at_once(
             rows in proptest::collection::vec([-100.0_f32..100.0, -1.0_f32..1.0], 2..20), cut in 1_usize..19,
         ) {
             let cut = cut.min(rows.len() - 1);
-            let (a, b) = (of(&rows[..cut]), of(&rows[cut..]));
-            let (merged, whole) = (Statistics::merged([&a, &b]), of(&rows));
+            let (a, b) = (statistics_of(&rows[..cut]), statistics_of(&rows[cut..]));
+            let (merged, whole) = (Statistics::merged([&a, &b]), statistics_of(&rows));
             prop_assert_eq!(&merged.min, &whole.min);
             prop_assert_eq!(&merged.max, &whole.max);
             prop_assert_eq!(&merged.samples, &whole.samples);
