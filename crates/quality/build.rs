@@ -1,4 +1,4 @@
-//! Rebuilds the crate when mini's judge changes, which the macro that embeds it does not ask for.
+//! Rebuilds the crate when mini's judge changes; `include_dir!` does not track its files.
 
 fn main() {
     println!("cargo::rerun-if-changed=../../models/mini/judge");

@@ -1,13 +1,13 @@
-//! Errors of measuring a model: its own, and those of the crates below with their own words.
+//! Errors of measuring a model. Errors of its dependencies are passed through.
 
 use crate::judge;
 use bundle::{Diagnose, ErrorClass, Report};
 
-/// What can go wrong while a model is recorded, quantised, judged or timed.
+/// An error of recording, quantising, judging or timing a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A clip cannot be made.
+    /// A clip cannot be generated.
     Runtime(#[from] runtime::Error),
     /// A checkpoint cannot be exported.
     Export(#[from] export::Error),
@@ -15,7 +15,7 @@ pub enum Error {
     Calibration(#[from] calibration::Error),
     /// A model cannot be judged.
     Judge(#[from] judge::Error),
-    /// A callback of the caller failed, which ended the run.
+    /// A callback of the caller failed and ended the run.
     Callback(Box<dyn Diagnose + Send + Sync>),
 }
 
@@ -34,18 +34,18 @@ impl Diagnose for Error {
 bundle::display_as_report!(Error);
 
 impl Error {
-    /// The error of a callback, which ends the run as an error of its own would.
+    /// Wraps the error of a callback, which ends the run like any other error.
     pub fn callback(error: impl Diagnose + Send + Sync + 'static) -> Self {
         Self::Callback(Box::new(error))
     }
 
-    /// Whether a run was stopped rather than failed.
+    /// Returns true if the run was stopped by a request rather than by a failure.
     pub fn is_cancelled(&self) -> bool {
         self.report().class == ErrorClass::Interrupted
     }
 }
 
-/// Errors of the crates below the runtime, which pass through it.
+/// Converts errors of the runtime's dependencies.
 macro_rules! through_runtime {
     ($($error:ty),+) => {
         $(impl From<$error> for Error {

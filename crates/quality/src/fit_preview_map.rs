@@ -1,4 +1,4 @@
-//! Fits the linear map of previews to a bundle's decoder: clips are made, and latents and frames go to least squares.
+//! Fits the linear map of previews to a bundle's decoder, from the latents and frames of generated clips.
 
 use crate::Error;
 use bundle::geometry::PixelSize;
@@ -13,7 +13,7 @@ use runtime::pipeline::{Event, Pipeline, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::preview::latent_to_rgb::ColourFit;
 
-/// What the clips show: many colours, bright and dark.
+/// The prompts of the clips: many colours, bright and dark.
 pub const PROMPTS: [&str; 8] = [
     "a red car moves from left to right on a city street, at dusk",
     "a white bird rises over a forest, in the snow, by day",
@@ -25,16 +25,17 @@ pub const PROMPTS: [&str; 8] = [
     "a pink dancer moves left in front of mountains, by day",
 ];
 
-/// Steps of each clip: latents of fewer steps have the colours of the model already.
+/// Maximum steps of each clip. Few steps are enough for the model's colours.
 const STEPS: usize = 10;
 
-/// Frames of each clip, at most: later latent frames look alike to the map.
+/// Maximum frames of each clip. More latent frames add little information for the map.
 const FRAMES: usize = 17;
 
-/// Makes `clips` clips of `size`, by default the bundle's own, and fits the map to them. `on_clip` hears of each.
+/// Generates `clips` clips of `size`, by default the bundle's, and fits the map to them. `on_clip` is called before each
+/// clip.
 ///
 /// # Errors
-/// A clip that does not fit into memory, what the pipeline meets, or a cancelled run.
+/// A clip does not fit into memory, the pipeline fails, or the run is cancelled.
 pub fn fit_preview_map(
     model: &Model,
     mode: residency::Mode,
@@ -68,7 +69,7 @@ pub fn fit_preview_map(
         })?;
         let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
         let frames = concatenate(Axis(0), &views)
-            .unwrap_or_else(|_| unreachable!("the chunks of a clip differ in frames alone"));
+            .unwrap_or_else(|_| unreachable!("the chunks of a clip differ only in their number of frames"));
         fit.add(latent.view(), frames.view())?;
     }
     let decoder = manifest.component(&Component::Decoder)?.digest.clone();

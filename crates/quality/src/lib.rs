@@ -1,7 +1,7 @@
-//! Runs the pipeline to measure a model.
+//! Measures models by running the pipeline.
 //!
-//! [`record`] makes clips for calibration, [`quantize`] adds quantised variants and says what they cost, [`judge`] scores
-//! how well a model follows its prompts, [`mod@bench`] times graphs, [`fit_preview_map`] fits the linear map of previews.
+//! [`record`] records clips for calibration, [`quantize`] adds quantised variants and reports their quality, [`judge`] scores
+//! how well clips follow their prompts, [`mod@bench`] times graphs, [`fit_preview_map`] fits the linear map of previews.
 
 pub mod bench;
 mod error;

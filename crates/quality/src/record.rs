@@ -1,4 +1,4 @@
-//! Records a calibration set: real clips, step by step, as the pipeline makes them.
+//! Records a calibration set from generated clips.
 
 use crate::Error;
 use calibration::observe::set::{CalibrationSet, Sample};
@@ -12,10 +12,10 @@ use runtime::plan::GenerationPlan;
 use runtime::sampler::Sampler;
 use runtime::text_encoder::TextEncoder;
 
-/// Records the clips of `plans` that the set does not have yet; `on_step` hears of every step and may stop the run.
+/// Records the clips of `plans` that the set does not have yet. `on_step` is called after every step and may stop the run.
 ///
 /// # Errors
-/// What the pipeline meets, a cancelled run, a set that cannot be written, or an error of `on_step`.
+/// The pipeline fails, the run is cancelled, the set cannot be written, or `on_step` returns an error.
 pub fn record(
     model: &Model,
     mode: residency::Mode,
@@ -33,7 +33,7 @@ pub fn record(
         for text in texts.into_iter().flatten() {
             ids.push(Array1::from(tokenizer.encode(&prompt::clean(text))?.ids));
         }
-        // Opened anew for each clip: it is small beside an expert, and need not stay beside one.
+        // Opened for each clip and closed before the expert opens, which needs the memory.
         let mut encoder = TextEncoder::open(model)?;
         let prompt = encoder.encode(&plan.prompt, cancel)?;
         let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;

@@ -1,7 +1,7 @@
-//! How fast graphs run on this machine: the same measurements for `rushes bench` and for criterion.
+//! Timing of graphs, for `rushes bench` and criterion benches.
 //!
-//! [`shape`] names sizes, [`variants`] quantises random weights, [`workload`] is one run of a graph, [`timing`] runs
-//! several in turn and puts numbers to them.
+//! [`shape`] defines sizes, [`variants`] quantises random weights, [`workload`] is one run of a graph, [`timing`] runs
+//! several cases alternately and computes statistics.
 
 pub mod shape;
 pub mod timing;

@@ -1,4 +1,4 @@
-//! Sizes at which graphs are timed.
+//! Sizes of timed graphs.
 
 use bundle::Error;
 use bundle::catalog::{wan_denoiser, wan21_vae};
@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-/// A published denoiser, by its size.
+/// The size of a published denoiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// Wan2.1-T2V-1.3B: 12 heads, 30 layers.
@@ -30,7 +30,7 @@ impl Shape {
         }
     }
 
-    /// The denoiser, with fewer layers where that is asked for: every layer costs the same.
+    /// Returns the denoiser, optionally with fewer layers. Every layer costs the same.
     pub fn denoiser(self, layers: Option<usize>) -> DenoiserSpec {
         match self {
             Self::Small => wan_denoiser(12, layers.unwrap_or(30), 8960),
@@ -49,13 +49,14 @@ impl FromStr for Shape {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|shape| shape.name() == text).ok_or_else(|| {
-            Error::value("--shape", text, "no model of that size is known", "use 1.3b or a14b")
-        })
+        Self::ALL
+            .into_iter()
+            .find(|shape| shape.name() == text)
+            .ok_or_else(|| Error::value("--shape", text, "unknown model size", "use 1.3b or a14b"))
     }
 }
 
-/// The encoder of umT5-XXL with fewer layers and a small vocabulary: neither changes the cost of a layer.
+/// Returns the encoder of umT5-XXL with fewer layers and a small vocabulary. Neither changes the cost of a layer.
 pub fn text_encoder(layers: usize) -> TextEncoderSpec {
     TextEncoderSpec {
         vocabulary: 1024,
@@ -70,7 +71,7 @@ pub fn text_encoder(layers: usize) -> TextEncoderSpec {
     }
 }
 
-/// What is timed of a model with random weights.
+/// The part of a model with random weights that is timed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Subject {
     /// A step of a denoiser.
@@ -81,10 +82,10 @@ pub enum Subject {
     Text(TextEncoderSpec),
 }
 
-/// A bundle in `folder` that holds the subject alone, with random weights.
+/// Writes a bundle with random weights into `folder`, with only the part that is timed.
 ///
 /// # Errors
-/// A file that cannot be written, or a stop.
+/// A file cannot be written, or the run is stopped.
 pub fn random_bundle(folder: &Path, subject: &Subject, stop: &Stop) -> Result<Bundle, export::Error> {
     let mut sizes =
         Sizes { text_encoder: text_encoder(1), denoiser: Shape::Small.denoiser(Some(1)), vae: wan21_vae() };
@@ -102,12 +103,12 @@ pub fn random_bundle(folder: &Path, subject: &Subject, stop: &Stop) -> Result<Bu
     synthetic::write(folder, &sizes, &[component], stop)
 }
 
-/// Tokens of a step: frames, rows and columns of patches.
+/// The token grid of a step: frames, rows and columns of patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenGrid(pub [usize; 3]);
 
 impl TokenGrid {
-    /// How many tokens there are.
+    /// Number of tokens.
     pub fn tokens(self) -> usize {
         self.0.iter().product()
     }
@@ -116,8 +117,8 @@ impl TokenGrid {
 impl FromStr for TokenGrid {
     type Err = Error;
 
-    /// `F,ROWS,COLUMNS`, or a number alone for one frame that is as square as it can be: the cost of a step hangs on
-    /// the number alone.
+    /// Parses `F,ROWS,COLUMNS`, or a single number for one frame that is as square as possible: the cost of a step depends
+    /// only on the number of tokens.
     fn from_str(text: &str) -> Result<Self, Error> {
         let refused = || {
             let fix = "give a number like 1950, or frames, rows and columns like 5,15,26";
@@ -134,7 +135,7 @@ impl FromStr for TokenGrid {
     }
 }
 
-/// A latent: frames, height and width.
+/// Size of a latent: frames, height and width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LatentSize(pub [usize; 3]);
 
@@ -152,7 +153,7 @@ impl FromStr for LatentSize {
     }
 }
 
-/// Whole numbers above 0 between commas.
+/// Parses comma-separated integers above 0.
 fn numbers(text: &str) -> Option<Vec<usize>> {
     text.split(',').map(|word| word.parse().ok().filter(|number| *number > 0)).collect()
 }
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_those_that_were_published() {
+    fn shapes_match_the_published_models() {
         let layers = |name: &str| name.parse::<Shape>().map(|shape| shape.denoiser(None).layers).ok();
         assert_eq!((layers("1.3b"), layers("a14b"), layers("5b")), (Some(30), Some(40), None));
         assert_eq!(Shape::Large.denoiser(Some(2)).width(), 5120);

@@ -1,4 +1,4 @@
-//! Several cases in turn, so that a slow spell of the machine hits them all, and what their times amount to.
+//! Runs several cases alternately, so that slow phases of the machine affect all of them, and computes statistics.
 
 use super::workload::{Run, Workload, timed};
 use crate::Error;
@@ -7,11 +7,11 @@ use engines::Cancel;
 use kernels::peak::Peaks;
 use serde::Serialize;
 
-/// One of those that are compared.
+/// One of the compared cases.
 pub struct BenchCase {
     /// The variant of its graphs.
     pub variant: Variant,
-    /// What it runs.
+    /// The workload.
     pub workload: Box<dyn Workload>,
 }
 
@@ -21,11 +21,11 @@ impl std::fmt::Debug for BenchCase {
     }
 }
 
-/// Warms each case up with one run and then lets them take turns, `rounds` times. Gives the runs of each.
-/// `on_run` hears of every run.
+/// Warms up each case with one run, then runs the cases alternately for `rounds` rounds. Returns the runs of each case.
+/// `on_run` is called after every run.
 ///
 /// # Errors
-/// A run that fails or was cancelled.
+/// A run fails or is cancelled.
 pub fn alternate(
     cases: &mut [BenchCase],
     rounds: usize,
@@ -45,31 +45,31 @@ pub fn alternate(
     Ok(runs)
 }
 
-/// What the times of one case amount to.
+/// Statistics of a case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
     /// The precision of its graphs.
     pub precision: Precision,
-    /// Which kernels they are made of.
+    /// The kernels of its graphs.
     pub kernels: KernelLibrary,
     /// Seconds of every run.
     pub seconds: Vec<f64>,
-    /// The shortest, in milliseconds.
+    /// The shortest run, in milliseconds.
     pub ms: f64,
-    /// The one in the middle, in milliseconds.
+    /// The median, in milliseconds.
     pub median_ms: f64,
-    /// Until the first frame, in milliseconds, the shortest.
+    /// The shortest time until the first frame, in milliseconds.
     pub first_frame_ms: Option<f64>,
     /// Operations per second of the shortest run, in units of 10⁹.
     pub gflops: Option<f64>,
-    /// The same as a share of what the cores can do in registers, in the number format of the products.
+    /// The same as a share of the peak rate of the cores, in the number format of the products.
     pub share_of_peak: Option<f64>,
-    /// How many times as fast as f32, by the shortest runs.
+    /// Speed relative to f32, from the shortest runs.
     pub ratio_to_f32: Option<f64>,
 }
 
-/// The peak in whose number format the products of a variant run on the CPU: ONNX Runtime kernels widen weights that are stored
-/// in 16 bits, and so do our own without an instruction for bf16.
+/// Returns the peak rate for the number format in which the products of a variant run on the CPU. ONNX Runtime kernels
+/// widen 16-bit weights to f32, and so do Rushes kernels without a bf16 instruction.
 pub fn peak_of(variant: Variant, peaks: &Peaks) -> f64 {
     match (variant.precision, variant.kernels) {
         (Precision::Int8, _) => peaks.int8,
@@ -78,12 +78,12 @@ pub fn peak_of(variant: Variant, peaks: &Peaks) -> f64 {
     }
 }
 
-/// Puts numbers to the runs of every case, which did `flops` operations in each; none where that is not known.
+/// Computes the statistics of every case. `flops` is the number of operations of one run, `None` if unknown.
 pub fn measured(runs: &[(Variant, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
     let shortest = |runs: &[Run]| runs.iter().map(|run| run.whole.as_secs_f64()).reduce(f64::min);
-    let of_f32 = runs.iter().find(|(variant, _)| variant.precision == Precision::F32);
-    let of_f32 = of_f32.and_then(|(_, runs)| shortest(runs));
-    let of = |(variant, runs): &(Variant, Vec<Run>)| {
+    let f32_runs = runs.iter().find(|(variant, _)| variant.precision == Precision::F32);
+    let f32_best = f32_runs.and_then(|(_, runs)| shortest(runs));
+    let measure = |(variant, runs): &(Variant, Vec<Run>)| {
         let best = shortest(runs)?;
         let mut seconds: Vec<f64> = runs.iter().map(|run| run.whole.as_secs_f64()).collect();
         let first = runs.iter().filter_map(|run| run.first).min();
@@ -99,10 +99,10 @@ pub fn measured(runs: &[(Variant, Vec<Run>)], flops: Option<f64>, peaks: &Peaks)
             first_frame_ms: first.map(|first| 1e3 * first.as_secs_f64()),
             gflops: per_second.map(|rate| rate / 1e9),
             share_of_peak: per_second.map(|rate| rate / peak_of(*variant, peaks)),
-            ratio_to_f32: of_f32.map(|f32| f32 / best),
+            ratio_to_f32: f32_best.map(|f32| f32 / best),
         })
     };
-    runs.iter().filter_map(of).collect()
+    runs.iter().filter_map(measure).collect()
 }
 
 #[cfg(test)]
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_runs_are_compared_and_shares_are_of_the_products_own_peak() {
+    fn shortest_runs_are_compared_and_shares_refer_to_the_peak_of_the_number_format() {
         let all = [(F32, runs(&[1200, 1000, 1100])), (INT8, runs(&[400, 500]))];
         let found = measured(&all, Some(100e9), &PEAKS);
         assert_eq!((found[0].ms, found[0].median_ms), (1000.0, 1100.0));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn bf16_is_measured_against_its_own_peak_where_there_is_an_instruction_for_it() {
+    fn bf16_is_compared_with_its_own_peak_if_there_is_an_instruction_for_it() {
         let peaks = Peaks { bf16: Some(400e9), ..PEAKS };
         assert_eq!(peak_of(Variant::cpu(Precision::Bf16, KernelLibrary::Rushes), &peaks), 400e9);
         assert_eq!(peak_of(Variant::cpu(Precision::Bf16, KernelLibrary::OnnxRuntime), &peaks), 200e9);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_of_what_is_not_known() {
+    fn unknown_values_are_none() {
         let found = measured(&[(INT8, runs(&[400]))], None, &PEAKS);
         assert_eq!((found[0].gflops, found[0].share_of_peak, found[0].ratio_to_f32), (None, None, None));
         assert!(measured(&[(F32, Vec::new())], None, &PEAKS).is_empty());
@@ -159,16 +159,16 @@ mod tests {
     }
 
     #[test]
-    fn contenders_take_turns_and_the_first_run_does_not_count() {
+    fn cases_alternate_and_the_first_run_is_not_counted() {
         let order = std::rc::Rc::default();
         let case = |number| BenchCase {
             variant: F32,
             workload: Box::new(Counted(std::rc::Rc::clone(&order), number)),
         };
-        let mut told = 0;
-        let runs = alternate(&mut [case(1), case(2)], 2, &Cancel::new(), &mut || told += 1).unwrap();
+        let mut calls = 0;
+        let runs = alternate(&mut [case(1), case(2)], 2, &Cancel::new(), &mut || calls += 1).unwrap();
         assert_eq!(*order.borrow(), [1, 2, 1, 2, 1, 2]);
-        assert_eq!((runs[0].len(), runs[1].len(), told), (2, 2, 6));
+        assert_eq!((runs[0].len(), runs[1].len(), calls), (2, 2, 6));
         assert!(runs[0][0].first.is_some());
     }
 }

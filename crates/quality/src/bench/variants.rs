@@ -1,5 +1,5 @@
-//! Quantised variants of bundles with random weights: the graphs that `rushes quantize` writes, with numbers that time
-//! them as well as calibrated ones do.
+//! Quantised variants of bundles with random weights: the graphs of `rushes quantize`, with arbitrary parameters that give
+//! the same speed as calibrated ones.
 
 use crate::Error;
 use bundle::manifest::{Bundle, Component, ComponentEntry};
@@ -13,21 +13,21 @@ use export::quantized::{VariantRequest, write_variant};
 use kernels::Kernels;
 use std::collections::BTreeMap;
 
-/// Random weights lie within ±0.035, and 127 steps of this reach there.
+/// 127 steps of this cover random weights, which are within ±0.035.
 const WEIGHT_SCALE: f32 = 2.75e-4;
-/// Eight standard deviations of an activation of variance 1 to either side.
+/// ±8 standard deviations of an activation with variance 1.
 const RANGE: Affine = Affine { scale: 16.0 / 255.0, zero_point: 128 };
 
-/// Writes the variants that were asked for beside f32, or every one that can be timed on this machine where nothing was,
-/// into a random bundle; int8 steps in both kinds of kernels. A precision that no component has is left out.
+/// Adds the requested variants to a random bundle, or all that can be timed on this machine if none is requested. INT8
+/// steps are written for both kernel libraries. A precision that no component supports is left out.
 ///
 /// # Errors
-/// A file that cannot be written, or a stop.
+/// A file cannot be written, or the run is stopped.
 pub fn add(bundle: &mut Bundle, asked: &[Precision], kernels: Kernels, stop: &Stop) -> Result<(), Error> {
     let by_default = |scheme: Scheme| match scheme {
         Scheme::Int8 | Scheme::Int8Weights => true,
         Scheme::Bf16 => kernels.has_bf16(),
-        // Emulated in f32 on a CPU: its speed says nothing.
+        // Emulated in f32 on a CPU, so its speed is meaningless.
         Scheme::Fp8 => false,
     };
     let wanted = |scheme: &Scheme| match asked {
@@ -53,11 +53,11 @@ pub fn add(bundle: &mut Bundle, asked: &[Precision], kernels: Kernels, stop: &St
     Ok(())
 }
 
-/// Numbers for every layer that the scheme quantises of a component.
+/// Parameters for every layer of a component that the scheme quantises.
 fn numerics(bundle: &Bundle, entry: &ComponentEntry, scheme: Scheme) -> ComponentNumerics {
     let (manifest, component) = (&bundle.manifest, &entry.component);
     let mut numerics = ComponentNumerics::empty(component.clone(), entry.digest.clone());
-    // Rounding to bf16 needs no numbers; convolutions are quantised whole or not at all.
+    // Rounding to bf16 needs no parameters; there are no weight-only convolutions.
     if scheme == Scheme::Bf16 || (scheme == Scheme::Int8Weights && *component == Component::Decoder) {
         return numerics;
     }
@@ -75,7 +75,7 @@ fn numerics(bundle: &Bundle, entry: &ComponentEntry, scheme: Scheme) -> Componen
             let columns = inputs.iter().product();
             let numbers = match scheme {
                 Scheme::Int8 => integers(*rows, columns, &group.input, *component == Component::Decoder),
-                _ => weights_alone(*rows, columns),
+                _ => weights_only(*rows, columns),
             };
             numerics.layers.insert(layer, numbers);
         }
@@ -83,7 +83,8 @@ fn numerics(bundle: &Bundle, entry: &ComponentEntry, scheme: Scheme) -> Componen
     numerics
 }
 
-/// A layer in integers: the text states are divided by a product of its own, all else in what is there already.
+/// An INT8 layer. Text states need an additional multiplication for smoothing; elsewhere it is folded into other
+/// operators.
 fn integers(rows: usize, columns: usize, input: &LayerInput, has_output: bool) -> LayerNumerics {
     let product = || Smoothing { divisors: vec![1.0; columns], fold: Fold::Product, alpha: 0.5 };
     LayerNumerics {
@@ -93,7 +94,7 @@ fn integers(rows: usize, columns: usize, input: &LayerInput, has_output: bool) -
     }
 }
 
-fn weights_alone(rows: usize, columns: usize) -> LayerNumerics {
+fn weights_only(rows: usize, columns: usize) -> LayerNumerics {
     let scales = vec![WEIGHT_SCALE; rows * columns.div_ceil(BLOCK)];
     LayerNumerics::plain(WeightScales::Blocks { size: BLOCK, scales }, None)
 }
@@ -107,7 +108,7 @@ mod tests {
     use kernels::CpuPath;
 
     #[test]
-    fn a_random_step_has_the_precisions_that_are_asked_for() {
+    fn a_random_step_has_the_requested_precisions() {
         let folder = tempfile::tempdir().unwrap();
         let step = DenoiserSpec {
             heads: 1,
@@ -123,8 +124,8 @@ mod tests {
         add(&mut bundle, &[Precision::F32], kernels, &Stop::new()).unwrap();
         assert_eq!(precisions(&bundle, KernelLibrary::Rushes), [Precision::F32]);
         add(&mut bundle, &[], kernels, &Stop::new()).unwrap();
-        let stock = precisions(&bundle, KernelLibrary::OnnxRuntime);
-        assert_eq!(stock.len(), 3, "{stock:?}");
+        let onnx_runtime = precisions(&bundle, KernelLibrary::OnnxRuntime);
+        assert_eq!(onnx_runtime.len(), 3, "{onnx_runtime:?}");
         assert!(!bundle.manifest.has_rushes_kernels(Precision::Bf16), "no instruction for it");
         add(&mut bundle, &[Precision::Bf16], kernels, &Stop::new()).unwrap();
         assert!(bundle.manifest.has_rushes_kernels(Precision::Bf16));

@@ -1,4 +1,4 @@
-//! One run of a graph, with inputs that are there already.
+//! Workloads: one run of a graph with prepared inputs.
 
 use crate::Error;
 use bundle::geometry::LatentShape;
@@ -13,19 +13,19 @@ use runtime::model::{Model, step_contract};
 use runtime::text_encoder::TextStates;
 use std::time::{Duration, Instant};
 
-/// What can be run again and again.
+/// A repeatable run.
 pub trait Workload {
-    /// Runs once. `first` is called where a part of the result is there before the whole.
+    /// Runs once. `first` is called when the first part of the result is available, if there are parts.
     ///
     /// # Errors
-    /// The graph fails, or the run was cancelled.
+    /// The graph fails, or the run is cancelled.
     fn run(&mut self, cancel: &Cancel, first: &mut dyn FnMut()) -> Result<(), Error>;
 
     /// Floating-point operations of one run, a multiply-add counted as two.
     fn flops(&self) -> f64;
 }
 
-/// Values of mean 0 and variance 1, the same each time.
+/// Pseudo-random values with mean 0 and variance 1, always the same.
 fn values(shape: &[usize]) -> Value {
     Value::from_f32(numbers(shape))
 }
@@ -42,7 +42,7 @@ fn numbers(shape: &[usize]) -> ArrayD<f32> {
     })
 }
 
-/// Tokens of the prompt of a timed step; the other rows of its text are zeros.
+/// Tokens of the prompt of a timed step; the other text rows are zeros.
 const TOKENS: usize = 60;
 
 fn text_states(width: usize) -> TextStates {
@@ -63,10 +63,10 @@ pub struct Step {
 }
 
 impl Step {
-    /// A step over a token grid `[frames, rows, columns]`.
+    /// Opens a step over a token grid `[frames, rows, columns]`.
     ///
     /// # Errors
-    /// A graph that there is not or that cannot be opened.
+    /// The graph is missing or cannot be opened.
     pub fn open(model: &Model, grid: [usize; 3]) -> Result<Self, Error> {
         let spec = &model.manifest().denoiser;
         let expert = Component::Expert(model.manifest().routing.routes()[0].expert.clone());
@@ -113,14 +113,14 @@ pub struct Decode {
     flops: f64,
 }
 
-/// What one call of the decoder leaves for the next.
+/// Caches that one decoder call passes to the next.
 pub type Caches = Vec<(String, Value)>;
 
 impl Decode {
-    /// A decoder for a latent of `[frames, height, width]`.
+    /// Opens a decoder for a latent of `[frames, height, width]`.
     ///
     /// # Errors
-    /// A graph that there is not or that cannot be opened.
+    /// A graph is missing or cannot be opened.
     pub fn open(model: &Model, [frames, height, width]: [usize; 3]) -> Result<Self, Error> {
         let spec = &model.manifest().vae;
         let contract = Signature::of_decoder(spec);
@@ -176,10 +176,10 @@ pub struct Text {
 }
 
 impl Text {
-    /// An encoder over a prompt of `tokens` tokens.
+    /// Opens an encoder for a prompt of `tokens` tokens.
     ///
     /// # Errors
-    /// A graph that there is not or that cannot be opened.
+    /// The graph is missing or cannot be opened.
     pub fn open(model: &Model, tokens: usize) -> Result<Self, Error> {
         let spec = &model.manifest().text_encoder;
         let engine = model.engine(&Component::TextEncoder, Part::Whole, &Signature::of_text_encoder(spec))?;
@@ -200,19 +200,19 @@ impl Workload for Text {
     }
 }
 
-/// How long one run took.
+/// The duration of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Run {
-    /// The whole of it.
+    /// Total duration.
     pub whole: Duration,
-    /// Until the first part of the result was there, where there are parts.
+    /// Time until the first part of the result, if there are parts.
     pub first: Option<Duration>,
 }
 
-/// Runs once, with the clock.
+/// Runs once and measures the duration.
 ///
 /// # Errors
-/// Those of the workload.
+/// The workload fails.
 pub fn timed(workload: &mut dyn Workload, cancel: &Cancel) -> Result<Run, Error> {
     let began = Instant::now();
     let mut first = None;

@@ -1,4 +1,4 @@
-//! The judge: a graph that reads a clip, and the description of what its outputs mean.
+//! The judge: a classifier graph, and the description of its outputs.
 
 use super::Error;
 use bundle::dtype::ElementType;
@@ -16,19 +16,19 @@ use std::path::Path;
 /// The input of a judge's graph.
 const CLIP: &str = "clip";
 
-/// One thing that a judge tells apart.
+/// An attribute that a judge classifies.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attribute {
-    /// Its name, which is also that of the graph's output.
+    /// Its name, which is also the name of the graph's output.
     pub name: String,
-    /// What it can be, in the order of the output's scores; at least two.
+    /// Its values, in the order of the output's scores; at least two.
     pub values: Vec<String>,
-    /// Share of clips that the judge reads right where they show exactly what was asked for, in 0..=1.
+    /// Share of correct readings on clips that show exactly the prompt, in 0..=1.
     pub accuracy: f64,
 }
 
 impl Attribute {
-    /// Share that guessing would read right.
+    /// Share of correct readings by guessing.
     pub fn chance(&self) -> f64 {
         1.0 / as_f64(self.values.len())
     }
@@ -39,10 +39,10 @@ fn as_f64(count: usize) -> f64 {
     count as f64
 }
 
-/// A judge as it lies in files: `NAME.onnx`, and beside it `NAME.json` with what its outputs mean.
+/// The files of a judge: `NAME.onnx`, and `NAME.json` with the description of its outputs.
 #[derive(Debug, Clone)]
 pub struct JudgeFiles {
-    /// What the graph is called in errors.
+    /// Name of the graph in errors.
     pub name: String,
     /// The graph: `clip [1,F,H,W,3]` f32 in 0..1 to `[1,values]` scores under the name of each attribute.
     pub graph: Cow<'static, [u8]>,
@@ -51,10 +51,10 @@ pub struct JudgeFiles {
 }
 
 impl JudgeFiles {
-    /// Reads `graph` and the description beside it, which has the same name and ends in `.json`.
+    /// Reads `graph` and its description, which has the same path with the extension `.json`.
     ///
     /// # Errors
-    /// A file that cannot be read, or a description that is not what it should be.
+    /// A file cannot be read, or the description is invalid.
     pub fn read(graph: &Path) -> Result<Self, crate::Error> {
         let description = graph.with_extension("json");
         let bytes = std::fs::read(graph).map_err(bundle::Error::file("read", graph))?;
@@ -67,7 +67,7 @@ impl JudgeFiles {
 /// `{"attributes": {"subject": {"values": ["car", …], "accuracy": 0.99}, …}}`.
 #[derive(Deserialize)]
 struct Description {
-    // Keeps the order of the file, which is the order of the table.
+    // Keeps the order of the file, which is the order of the score table.
     attributes: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -77,7 +77,7 @@ struct Described {
     accuracy: f64,
 }
 
-/// The attributes of a description; `file` names it in errors.
+/// Parses the attributes of a description; `file` is its name in errors.
 pub(super) fn attributes(text: &[u8], file: &str) -> Result<Vec<Attribute>, Error> {
     let wrong = |why: String| Error::Description { file: file.to_owned(), why };
     let description: Description = serde_json::from_slice(text).map_err(|error| wrong(format!("{error}")))?;
@@ -86,10 +86,10 @@ pub(super) fn attributes(text: &[u8], file: &str) -> Result<Vec<Attribute>, Erro
         let Described { values, accuracy } =
             serde_json::from_value(value).map_err(|error| wrong(format!("`{name}`: {error}")))?;
         if values.len() < 2 {
-            return Err(wrong(format!("`{name}` needs two values to tell apart")));
+            return Err(wrong(format!("`{name}` needs at least two values")));
         }
         if !(0.0..=1.0).contains(&accuracy) {
-            return Err(wrong(format!("`{name}` has an accuracy of {accuracy}, which is no share of 1")));
+            return Err(wrong(format!("`{name}` has an accuracy of {accuracy}, which is not in 0..=1")));
         }
         attributes.push(Attribute { name, values, accuracy });
     }
@@ -99,23 +99,42 @@ pub(super) fn attributes(text: &[u8], file: &str) -> Result<Vec<Attribute>, Erro
     Ok(attributes)
 }
 
-/// The one shape of clips that a judge reads.
+/// The shape of the clips that a judge reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipShape {
-    /// Frames.
+    /// Number of frames.
     pub frames: usize,
     /// Size of each frame.
     pub size: PixelSize,
 }
 
-/// What a judge sees in a clip: a value for every attribute.
+/// A judge's reading of a clip: a value for every attribute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// Value by name of the attribute.
+    /// Values by name of the attribute.
     pub values: BTreeMap<String, String>,
 }
 
 /// An open judge.
+///
+/// # Examples
+/// ```no_run
+/// use engines::{Cancel, OnnxRuntime};
+/// use ndarray::Array4;
+/// use quality::judge::{Judge, JudgeFiles};
+/// use std::path::Path;
+///
+/// # fn main() -> Result<(), quality::Error> {
+/// let files = JudgeFiles::read(Path::new("judge.onnx"))?;
+/// let mut judge = Judge::open(&OnnxRuntime::load(None)?, &files, None)?;
+/// let shape = judge.clip_shape();
+/// let clip = Array4::zeros((shape.frames, shape.size.height, shape.size.width, 3));
+/// for (attribute, value) in judge.read(clip.view(), &Cancel::new())?.values {
+///     println!("{attribute}: {value}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Judge {
     engine: Engine,
@@ -124,11 +143,11 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Opens a judge and holds its graph to the description.
+    /// Opens a judge and checks its graph against the description.
     ///
     /// # Errors
-    /// A graph that ONNX Runtime refuses, whose inputs or outputs are not those of the description, or whose clips have
-    /// no fixed shape.
+    /// ONNX Runtime cannot run the graph, its inputs or outputs differ from the description, or its clips have no fixed
+    /// shape.
     pub fn open(
         onnx: &OnnxRuntime,
         files: &JudgeFiles,
@@ -142,20 +161,20 @@ impl Judge {
         Ok(Self { engine, attributes: files.attributes.clone(), shape })
     }
 
-    /// What it tells apart.
+    /// The attributes that it classifies.
     pub fn attributes(&self) -> &[Attribute] {
         &self.attributes
     }
 
-    /// The clips that it reads.
+    /// The shape of clips that it reads.
     pub fn clip_shape(&self) -> ClipShape {
         self.shape
     }
 
-    /// Reads `clip [F,H,W,3]`, red, green and blue in 0..1, which has the shape of [`Self::clip_shape`].
+    /// Reads `clip [F,H,W,3]`, RGB in 0..1, with the shape of [`Self::clip_shape`].
     ///
     /// # Errors
-    /// A clip of another shape, a graph that fails, or a cancelled run.
+    /// The clip has another shape, the graph fails, or the run is cancelled.
     pub fn read(&mut self, clip: ArrayView4<'_, f32>, cancel: &Cancel) -> Result<Reading, crate::Error> {
         let clip = Value::from_f32(clip.insert_axis(Axis(0)).to_owned());
         let mut outputs = self.engine.run(&[(CLIP, &clip)], cancel)?;
@@ -208,11 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn a_description_that_tells_nothing_apart_is_refused() {
+    fn a_description_without_usable_attributes_is_refused() {
         let refused = |text: &str| attributes(text.as_bytes(), "judge.json").unwrap_err().to_string();
         insta::assert_snapshot!(refused(r#"{"attributes": {}}"#), @r#"the judge's description judge.json cannot be used: it names no attribute (describe every output as {"attributes": {NAME: {"values": [...], "accuracy": 0.99}}})"#);
-        insta::assert_snapshot!(refused(r#"{"attributes": {"time": {"values": ["day"], "accuracy": 1}}}"#), @r#"the judge's description judge.json cannot be used: `time` needs two values to tell apart (describe every output as {"attributes": {NAME: {"values": [...], "accuracy": 0.99}}})"#);
-        insta::assert_snapshot!(refused(r#"{"attributes": {"time": {"values": ["day", "night"], "accuracy": 97}}}"#), @r#"the judge's description judge.json cannot be used: `time` has an accuracy of 97, which is no share of 1 (describe every output as {"attributes": {NAME: {"values": [...], "accuracy": 0.99}}})"#);
+        insta::assert_snapshot!(refused(r#"{"attributes": {"time": {"values": ["day"], "accuracy": 1}}}"#), @r#"the judge's description judge.json cannot be used: `time` needs at least two values (describe every output as {"attributes": {NAME: {"values": [...], "accuracy": 0.99}}})"#);
+        insta::assert_snapshot!(refused(r#"{"attributes": {"time": {"values": ["day", "night"], "accuracy": 97}}}"#), @r#"the judge's description judge.json cannot be used: `time` has an accuracy of 97, which is not in 0..=1 (describe every output as {"attributes": {NAME: {"values": [...], "accuracy": 0.99}}})"#);
         insta::assert_snapshot!(refused(r#"{"attributes": {"time": ["day", "night"]}}"#), @r#"the judge's description judge.json cannot be used: `time`: invalid type: string "day", expected a sequence (describe every output as {"attributes": {NAME: {"values": [...], "accuracy": 0.99}}})"#);
     }
 }

@@ -4,7 +4,7 @@ use super::prompts::{self, ScoredPrompt};
 use super::{Error, JudgeFiles, classifier};
 use std::borrow::Cow;
 
-/// What the files are called in errors.
+/// Names of the files in errors.
 const GRAPH: &str = "judge.onnx";
 const DESCRIPTION: &str = "judge.json";
 const PROMPTS: &str = "prompts.json";
@@ -21,10 +21,10 @@ fn file(_name: &str) -> Option<&'static [u8]> {
     None
 }
 
-/// The judge.
+/// Returns the judge.
 ///
 /// # Errors
-/// A program without it.
+/// The program was built without it.
 pub fn judge() -> Result<JudgeFiles, Error> {
     let (Some(graph), Some(description)) = (file(GRAPH), file(DESCRIPTION)) else {
         return Err(Error::NotEmbedded);
@@ -33,10 +33,10 @@ pub fn judge() -> Result<JudgeFiles, Error> {
     Ok(JudgeFiles { name: GRAPH.into(), graph: Cow::Borrowed(graph), attributes })
 }
 
-/// The prompts: half English, half Chinese, of scenes that mini was not trained on.
+/// Returns the prompts: half English, half Chinese, of scenes that mini was not trained on.
 ///
 /// # Errors
-/// A program without them.
+/// The program was built without them.
 pub fn prompts() -> Result<Vec<ScoredPrompt>, Error> {
     prompts::parse(file(PROMPTS).ok_or(Error::NotEmbedded)?, PROMPTS)
 }

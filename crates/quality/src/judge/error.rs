@@ -1,37 +1,37 @@
-//! Errors of judges and of the prompts that they score.
+//! Errors of judges and their prompts.
 
 use bundle::{Diagnose, ErrorClass, Report};
 
-/// What can be wrong with a judge or a list of prompts.
+/// An error of a judge or a list of prompts.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The program was built without mini's judge, and none was named.
+    /// The program was built without mini's judge, and none was given.
     NotEmbedded,
-    /// The description beside the judge's graph is not what it should be.
+    /// The description of a judge is invalid.
     Description {
         /// The file.
         file: String,
-        /// What is wrong with it.
+        /// The problem with it.
         why: String,
     },
-    /// The judge's graph reads clips of no fixed shape.
+    /// The judge's graph has no fixed clip shape.
     ClipShape {
         /// The graph.
         graph: String,
     },
-    /// A list of prompts is not what it should be.
+    /// A list of prompts is invalid.
     Prompts {
         /// The file.
         file: String,
-        /// What is wrong with it.
+        /// The problem with it.
         why: String,
     },
     /// The run was stopped.
     Stopped {
-        /// Clips that were scored.
+        /// Number of scored clips.
         done: usize,
-        /// Clips of the list.
+        /// Number of all clips.
         of: usize,
     },
 }
@@ -40,9 +40,9 @@ impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
             Self::NotEmbedded => Report::bad_input(
-                "there is no judge to read clips with",
-                "this program was built without the one of the embedded model",
-                "name a judge with --judge and its prompts with --prompts",
+                "no judge is available",
+                "this program was built without the judge of the embedded model",
+                "give a judge with --judge and its prompts with --prompts",
             ),
             Self::Description { file, why } => Report::bad_input(
                 format!("the judge's description {file} cannot be used"),
@@ -51,7 +51,7 @@ impl Diagnose for Error {
             ),
             Self::ClipShape { graph } => Report::bad_input(
                 format!("the judge {graph} cannot be used"),
-                "it does not say how many frames of which size it reads",
+                "its input has no fixed number and size of frames",
                 "export it with a `clip` of fixed shape [1,F,H,W,3]",
             ),
             Self::Prompts { file, why } => Report::bad_input(
@@ -62,7 +62,7 @@ impl Diagnose for Error {
             Self::Stopped { done, of } => Report::new(
                 ErrorClass::Interrupted,
                 "stopped while scoring",
-                format!("{done} of {of} clips were read, which is no score"),
+                format!("only {done} of {of} clips were read, so there is no score"),
                 "run the same command again, with fewer --prompts if it takes too long",
             ),
         }

@@ -1,8 +1,8 @@
-//! How well a model follows its prompts: the fixed prompts are turned into clips, and a judge reads back what it sees.
+//! Scores how well a model follows its prompts: a classifier reads the clips of fixed prompts.
 //!
-//! A [`Judge`] is a small classifier with one output per attribute (subject, colour, …). [`prompts`] says what each clip
-//! should show, [`scoring`] makes the clips and has them read, [`score`] counts. [`embedded`] holds mini's own judge and
-//! prompts, which were trained and drawn without any model of ours.
+//! A [`Judge`] is a small classifier with one output per attribute (subject, colour, …). [`prompts`] lists the expected
+//! attributes of each clip, [`scoring`] generates and reads the clips, [`score`] counts. [`embedded`] contains mini's judge
+//! and prompts, which were made without any Rushes model.
 
 mod classifier;
 pub mod embedded;

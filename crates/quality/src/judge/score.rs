@@ -1,15 +1,15 @@
-//! Counting what was read back.
+//! Counts correct readings.
 
 use super::prompts::{Language, ScoredPrompt};
 use super::{Attribute, Reading};
 use serde::Serialize;
 
-/// How many of how many were read back.
+/// A count of correct readings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Tally {
-    /// Clips that show what was asked for.
+    /// Number of correct readings.
     pub right: usize,
-    /// Clips that were asked for something.
+    /// Number of all readings.
     pub of: usize,
 }
 
@@ -19,12 +19,12 @@ impl Tally {
         self.of += 1;
     }
 
-    /// Both tallies as one.
+    /// Returns the sum of both tallies.
     fn with(self, other: Self) -> Self {
         Self { right: self.right + other.right, of: self.of + other.of }
     }
 
-    /// The share that is right; none of none.
+    /// The share of correct readings, or `None` without readings.
     pub fn share(self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
         let share = self.right as f64 / self.of as f64;
@@ -35,16 +35,16 @@ impl Tally {
 /// The score of one attribute.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttributeScore {
-    /// What is scored, with the judge's own accuracy and what chance would give.
+    /// The attribute, with the judge's accuracy and the chance level.
     pub attribute: Attribute,
-    /// Over English prompts.
+    /// Readings for English prompts.
     pub english: Tally,
-    /// Over Chinese prompts.
+    /// Readings for Chinese prompts.
     pub chinese: Tally,
 }
 
 impl AttributeScore {
-    /// Over all prompts.
+    /// Readings for all prompts.
     pub fn all(&self) -> Tally {
         self.english.with(self.chinese)
     }
@@ -53,27 +53,27 @@ impl AttributeScore {
 /// Scores of every attribute, in the judge's order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoreCard {
-    /// One line each.
+    /// One score per attribute.
     pub attributes: Vec<AttributeScore>,
 }
 
-/// Means over attributes, each counted alike; none where no clip was asked for anything.
+/// Unweighted means over attributes; `None` without readings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Means {
-    /// Share read back.
+    /// Share of correct readings.
     pub all: Option<f64>,
-    /// Of English prompts.
+    /// Share for English prompts.
     pub english: Option<f64>,
-    /// Of Chinese prompts.
+    /// Share for Chinese prompts.
     pub chinese: Option<f64>,
-    /// Accuracy of the judge itself.
+    /// Accuracy of the judge.
     pub judge: Option<f64>,
-    /// What guessing would give.
+    /// Share by guessing.
     pub chance: Option<f64>,
 }
 
 impl ScoreCard {
-    /// Nothing counted yet.
+    /// Creates an empty score card.
     pub fn new(attributes: &[Attribute]) -> Self {
         let line = |attribute: &Attribute| AttributeScore {
             attribute: attribute.clone(),
@@ -83,7 +83,7 @@ impl ScoreCard {
         Self { attributes: attributes.iter().map(line).collect() }
     }
 
-    /// Counts what was read in the clip of a prompt, and gives how much of it is right.
+    /// Counts the reading of a prompt's clip. Returns its correct readings.
     pub fn count(&mut self, prompt: &ScoredPrompt, reading: &Reading) -> Tally {
         let mut clip = Tally::default();
         for line in &mut self.attributes {
@@ -99,18 +99,18 @@ impl ScoreCard {
         clip
     }
 
-    /// Means over the attributes that were asked for.
+    /// Returns the means over attributes that occur in the prompts.
     pub fn means(&self) -> Means {
-        let of = |share: &dyn Fn(&AttributeScore) -> Option<f64>| {
+        let mean_of = |share: &dyn Fn(&AttributeScore) -> Option<f64>| {
             let asked = self.attributes.iter().filter(|line| line.all().of > 0);
             mean(asked.filter_map(share))
         };
         Means {
-            all: of(&|line| line.all().share()),
-            english: of(&|line| line.english.share()),
-            chinese: of(&|line| line.chinese.share()),
-            judge: of(&|line| Some(line.attribute.accuracy)),
-            chance: of(&|line| Some(line.attribute.chance())),
+            all: mean_of(&|line| line.all().share()),
+            english: mean_of(&|line| line.english.share()),
+            chinese: mean_of(&|line| line.chinese.share()),
+            judge: mean_of(&|line| Some(line.attribute.accuracy)),
+            chance: mean_of(&|line| Some(line.attribute.chance())),
         }
     }
 }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn languages_are_counted_apart_and_attributes_alike() {
+    fn languages_are_counted_separately_and_attributes_have_equal_weight() {
         let judge =
             [attribute("subject", &["car", "cat"]), attribute("time", &["day", "dusk", "night", "dawn"])];
         let mut card = ScoreCard::new(&judge);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_prompt_leaves_open_is_not_counted() {
+    fn attributes_that_a_prompt_does_not_determine_are_not_counted() {
         let mut card =
             ScoreCard::new(&[attribute("subject", &["car", "cat"]), attribute("time", &["day", "dusk"])]);
         let open = prompt(Language::English, &[("subject", "cat")]);

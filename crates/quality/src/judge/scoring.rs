@@ -1,4 +1,4 @@
-//! Makes the clip of every prompt and has each of them read.
+//! Generates the clip of every prompt and reads it with the judge.
 
 use super::prompts::ScoredPrompt;
 use super::score::{ScoreCard, Tally};
@@ -12,19 +12,19 @@ use runtime::model::Model;
 use runtime::pipeline::{Event, Pipeline, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 
-/// What may be asked of the clips; what is `None` is the bundle's default.
+/// Settings of the clips. `None` takes the bundle's default.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct QualityRequest {
     /// Denoising steps.
     pub steps: Option<usize>,
-    /// Guidance scale of each expert from the noisiest down, or one for all.
+    /// Guidance scales of the experts, starting with the one for the highest noise, or one scale for all.
     pub guidance: Option<Vec<GuidanceScale>>,
 }
 
-/// The plan of every prompt's clip, in the judge's shape.
+/// Returns the plan of every prompt's clip, in the judge's shape.
 ///
 /// # Errors
-/// A prompt that cannot be used, a value that is out of range, or a model that makes no clips of that shape.
+/// A prompt is invalid, a value is out of range, or the model does not support the shape.
 pub fn plans(
     manifest: &Manifest,
     prompts: &[ScoredPrompt],
@@ -44,23 +44,23 @@ pub fn plans(
     prompts.iter().map(plan).collect()
 }
 
-/// A clip that was made and read.
+/// A generated clip and its reading.
 #[derive(Debug)]
 pub struct ClipRead<'a> {
     /// Its prompt.
     pub prompt: &'a ScoredPrompt,
-    /// What the judge sees in it.
+    /// The judge's reading.
     pub reading: &'a Reading,
-    /// How much of that is what the prompt says.
+    /// The correct readings.
     pub right: Tally,
 }
 
-/// Makes the clip of every plan, has each read, and counts. `prompts` and `plans` belong together, one by one.
+/// Generates the clip of every plan, reads it and counts. Each plan belongs to the prompt at the same index.
 ///
-/// Graphs stay open from clip to clip, as far as `mode` allows.
+/// Graphs stay open between clips if `mode` allows it.
 ///
 /// # Errors
-/// What any part meets, [`Error::Stopped`] for a cancelled run, or an error of `on_clip`.
+/// A part of the pipeline fails, the run is cancelled ([`Error::Stopped`]), or `on_clip` returns an error.
 pub fn score(
     model: &Model,
     mode: residency::Mode,
@@ -84,7 +84,7 @@ pub fn score(
     Ok(card)
 }
 
-/// The clip of a plan as pictures `[F,H,W,3]` in 0..1.
+/// Generates the clip of a plan as pictures `[F,H,W,3]` in 0..1.
 fn clip(
     pipeline: &mut Pipeline,
     plan: &GenerationPlan,

@@ -1,4 +1,4 @@
-//! Measures a variant: the same clips as the exported model's, and what of its graphs runs in integers.
+//! Measures a variant: its clips compared with the exported model's, and the share of its graphs that runs in integers.
 
 use super::clips::{Clip, ClipDistance, compare, decode, make};
 use super::report::{ComponentQuality, LayerQuality, NoiseQuality};
@@ -18,22 +18,22 @@ use runtime::plan::GenerationPlan;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-/// Clips that variants are measured with.
+/// Measures variants on a fixed set of clips.
 #[derive(Debug)]
 pub struct Assessor<'a> {
     onnx: &'a OnnxRuntime,
     threads: Option<NonZeroUsize>,
     plans: Vec<GenerationPlan>,
     reference: Vec<Clip>,
-    /// Rows of the longest prompt's text where equal ones are merged.
+    /// Text rows of the longest prompt when equal rows are merged.
     text_rows: usize,
 }
 
 impl<'a> Assessor<'a> {
-    /// Makes the clips of the exported model.
+    /// Generates the reference clips with the exported model.
     ///
     /// # Errors
-    /// What the pipeline meets.
+    /// The pipeline fails.
     pub fn new(
         bundle: &Bundle,
         onnx: &'a OnnxRuntime,
@@ -51,10 +51,10 @@ impl<'a> Assessor<'a> {
         Ok(Self { onnx, threads, plans, reference, text_rows: text_rows.min(TEXT_ROWS) })
     }
 
-    /// Makes the same clips with a variant.
+    /// Generates the same clips with a variant and compares them with the reference.
     ///
     /// # Errors
-    /// What the pipeline meets.
+    /// The pipeline fails.
     pub fn assess(
         &self,
         bundle: &Bundle,
@@ -74,19 +74,19 @@ impl<'a> Assessor<'a> {
         Ok(all)
     }
 
-    /// Clips of the exported model beside those of a variant.
+    /// Pairs the reference clips with those of a variant.
     pub fn pairs(&self, assessed: Vec<(ClipDistance, Clip)>) -> Vec<(Clip, Clip)> {
         self.reference.iter().cloned().zip(assessed.into_iter().map(|(_, clip)| clip)).collect()
     }
 
-    /// The first latent frames of the first clip, `[C,T,h,w]`: enough for both of the decoder's graphs.
+    /// Returns up to two latent frames of the first clip, `[C,T,h,w]`, which use both of the decoder's graphs.
     pub fn first_frames(&self) -> Option<Array4<f32>> {
         let (_, _, latent) = self.reference.first()?.steps.last()?;
         let frames = latent.len_of(Axis(1)).min(2);
         Some(latent.slice_axis(Axis(1), Slice::from(..frames)).to_owned())
     }
 
-    /// What of a component's variant runs in integers; none where it cannot be read.
+    /// Returns the share of a component's variant that runs in integers, or `None` if it cannot be determined.
     pub fn share(&self, bundle: &Bundle, entry: &ComponentEntry, variant: Variant) -> Option<Share> {
         let part =
             if entry.graphs.iter().any(|graph| graph.part == Part::Next) { Part::Next } else { Part::Whole };
@@ -106,9 +106,9 @@ impl<'a> Assessor<'a> {
             .write_optimized(&graph, &optimized)
             .map_err(Error::from)
             .and_then(|()| Ok(integer_share::read(&optimized, &positions)?));
-        // A leftover is seen by its name and harms nothing.
+        // A leftover file is harmless and recognisable by its name.
         let _ = std::fs::remove_file(&optimized);
-        share.inspect_err(|error| tracing::warn!(%error, "the share of integers is not known")).ok()
+        share.inspect_err(|error| tracing::warn!(%error, "the share that runs in integers is unknown")).ok()
     }
 }
 
@@ -122,23 +122,23 @@ fn open(
     Ok(Model::new(bundle.clone(), onnx.clone(), options)?)
 }
 
-/// Steps of all clips by expert and noise bin, from the noisiest down.
+/// Summarises the steps of all clips by expert and noise bin, from high to low noise.
 pub fn by_noise(bundle: &Bundle, clips: &[ClipDistance]) -> Vec<NoiseQuality> {
     let routing = &bundle.manifest.routing;
     let mut bins: BTreeMap<(usize, usize), NoiseQuality> = BTreeMap::new();
     for step in clips.iter().flat_map(|clip| &clip.steps) {
         let timestep = Timestep(step.timestep);
         let (expert, bin) = (routing.expert_at(timestep), noise_bin(routing, timestep));
-        let of = bins.entry((expert.0, usize::MAX - bin)).or_insert_with(|| NoiseQuality {
+        let quality = bins.entry((expert.0, usize::MAX - bin)).or_insert_with(|| NoiseQuality {
             expert: step.expert.clone(),
             bin,
             steps: 0,
             cosine: 1.0,
             relative_error: 0.0,
         });
-        of.steps += 1;
-        of.cosine = of.cosine.min(step.cosine);
-        of.relative_error = of.relative_error.max(step.relative_error);
+        quality.steps += 1;
+        quality.cosine = quality.cosine.min(step.cosine);
+        quality.relative_error = quality.relative_error.max(step.relative_error);
     }
     bins.into_values().collect()
 }

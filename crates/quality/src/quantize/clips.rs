@@ -1,4 +1,4 @@
-//! The same clips with two variants of a model, from the same noise.
+//! Generates the same clips with two variants of a model, from the same noise, and compares them.
 
 use super::metrics::{cosine, psnr, relative_error, ssim};
 use crate::Error;
@@ -14,10 +14,10 @@ use runtime::sampler::Sampler;
 use runtime::text_encoder::{TextEncoder, TextStates};
 use serde::{Deserialize, Serialize};
 
-/// All that a clip was on its way.
+/// A clip with its intermediate results.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Clip {
-    /// States of the prompt and, with guidance, of the negative prompt.
+    /// Text states of the prompt and, with guidance, of the negative prompt.
     pub text: Vec<TextStates>,
     /// The expert and timestep of each step, and the latent after it.
     pub steps: Vec<(String, f32, Array4<f32>)>,
@@ -25,10 +25,10 @@ pub struct Clip {
     pub frames: Array4<f32>,
 }
 
-/// Makes the clip of a plan.
+/// Generates the clip of a plan.
 ///
 /// # Errors
-/// What the pipeline meets.
+/// The pipeline fails.
 pub fn make(model: &Model, plan: &GenerationPlan, cancel: &Cancel) -> Result<Clip, Error> {
     model.check_parts(false)?;
     let mut encoder = TextEncoder::open(model)?;
@@ -49,10 +49,10 @@ pub fn make(model: &Model, plan: &GenerationPlan, cancel: &Cancel) -> Result<Cli
     Ok(Clip { text, steps, frames })
 }
 
-/// Pictures `[F,H,W,3]` in 0..1 of a latent.
+/// Decodes a latent to pictures `[F,H,W,3]` in 0..1.
 ///
 /// # Errors
-/// What the decoder meets.
+/// The decoder fails.
 pub fn decode(model: &Model, latent: &Array4<f32>, cancel: &Cancel) -> Result<Array4<f32>, Error> {
     let mut chunks = Vec::new();
     VideoDecoder::new(model).decode(latent.view(), cancel, &mut |frames| {
@@ -63,11 +63,10 @@ pub fn decode(model: &Model, latent: &Array4<f32>, cancel: &Cancel) -> Result<Ar
     Ok(concatenate(Axis(0), &views).unwrap_or_else(|_| unreachable!("chunks of one clip have one size")))
 }
 
-/// The relative error of a variant's decoder on the first latent frames of a clip, of the frames it gives, as mean
-/// squares: `|found - expected|² / |expected|²`.
+/// Returns the relative error of a variant's decoded frames: `|found - expected|² / |expected|²`.
 ///
 /// # Errors
-/// What the decoder meets.
+/// The decoder fails.
 pub fn frames_error(
     model: &Model,
     latent: &Array4<f32>,
@@ -78,41 +77,41 @@ pub fn frames_error(
     Ok(relative_error(found.view(), expected.view()).powi(2))
 }
 
-/// A step of two clips beside each other.
+/// Differences between two clips after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepDistance {
-    /// From 1.
+    /// Number of the step, from 1.
     pub step: usize,
     /// The expert that ran.
     pub expert: String,
-    /// Its noise level, 0..=1000.
+    /// Its timestep, 0..=1000.
     pub timestep: f32,
-    /// Cosine between the latents after it.
+    /// Cosine between the latents after the step.
     pub cosine: f64,
-    /// Relative error of the latent after it.
+    /// Relative error of the latent after the step.
     pub relative_error: f64,
 }
 
-/// A clip beside that of the reference.
+/// Differences between a clip and the reference clip.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClipDistance {
     /// The prompt.
     pub prompt: String,
     /// The seed.
     pub seed: u64,
-    /// Of all pictures, in decibels.
+    /// PSNR over all pictures, in decibels.
     pub psnr: f64,
-    /// Of all pictures.
+    /// SSIM over all pictures.
     pub ssim: f64,
-    /// Of the pictures that the variant's decoder makes of the reference's latent, in decibels.
+    /// PSNR of the pictures that the variant's decoder makes from the reference latent, in decibels.
     pub decoder_psnr: f64,
-    /// Smallest cosine of a text state to that of the reference.
+    /// Smallest cosine between a text state and that of the reference.
     pub text_cosine: f64,
-    /// Every step.
+    /// The steps.
     pub steps: Vec<StepDistance>,
 }
 
-/// Compares a clip with the reference's; `decoded` is what the variant's decoder makes of the reference's latent.
+/// Compares a clip with the reference. `decoded` is the reference latent decoded by the variant's decoder.
 pub fn compare(plan: &GenerationPlan, reference: &Clip, clip: &Clip, decoded: &Array4<f32>) -> ClipDistance {
     let steps = reference.steps.iter().zip(&clip.steps).enumerate();
     let steps = steps.map(|(index, ((expert, timestep, before), (_, _, after)))| StepDistance {
@@ -134,7 +133,7 @@ pub fn compare(plan: &GenerationPlan, reference: &Clip, clip: &Clip, decoded: &A
     }
 }
 
-/// The smallest cosine between the states of a token.
+/// Returns the smallest cosine between the states of a token.
 pub fn token_cosine(a: &TextStates, b: &TextStates) -> f64 {
     let rows = a.rows.outer_iter().zip(b.rows.outer_iter()).take(b.tokens);
     rows.map(|(a, b)| cosine(a, b)).fold(1.0, f64::min)

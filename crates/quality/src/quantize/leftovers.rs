@@ -1,5 +1,5 @@
-//! Variants that a run wrote and did not live to make part of the bundle, or could not remove because the bundle was
-//! being read.
+//! Removes variant files that an interrupted run left in the bundle, or that could not be removed while the bundle was in
+//! use.
 
 use bundle::in_use;
 use bundle::layout::{self, component_folder};
@@ -7,11 +7,11 @@ use bundle::manifest::Bundle;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Digits of a digest in the name of a file.
+/// Digits of a digest in a file name.
 const DIGITS: usize = 12;
 
-/// Removes files of variants that `bundle.json` does not name, unless a run reads the bundle. No other run may be
-/// writing into it.
+/// Removes variant files that `bundle.json` does not name, unless another process uses the bundle. The caller must hold the
+/// write lock of the bundle.
 pub(super) fn clear(bundle: &Bundle) {
     if in_use::is_used(&bundle.folder) {
         return;
@@ -30,7 +30,7 @@ pub(super) fn clear(bundle: &Bundle) {
                     && is_of_variant(&name, end)
                     && !named.contains(format!("{folder}/{name}").as_str())
                 {
-                    // One that stays behind wastes room and harms nothing.
+                    // A file that cannot be removed wastes disk space and is harmless.
                     let _ = std::fs::remove_file(entry.path());
                 }
             }
@@ -38,7 +38,7 @@ pub(super) fn clear(bundle: &Bundle) {
     }
 }
 
-/// Whether a file is called as graphs and weights of variants are: something, a digest, and the end.
+/// Returns true if a file name has the form of variant graphs and weights: a stem, a digest and the extension.
 fn is_of_variant(name: &str, end: &str) -> bool {
     let path = Path::new(name);
     let is_end = path.extension().is_some_and(|found| found == end);
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_of_variants_are_known_by_their_names() {
+    fn variant_files_are_recognised_by_their_names() {
         for name in ["cpu-int8-own.0123456789ab.onnx", "first.cpu-int8.0123456789ab.onnx"] {
             assert!(is_of_variant(name, "onnx"), "{name}");
         }

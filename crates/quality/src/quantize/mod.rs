@@ -1,8 +1,7 @@
-//! From a calibrated bundle to one with quantised variants.
+//! Adds quantised variants to a calibrated bundle and measures their quality.
 //!
-//! In reading order: [`variant`] (numbers planned, weights and graphs written), [`clips`] (the same clips with two
-//! variants), [`metrics`] (how far apart they are), [`assess`] (all of it for one variant), [`report`] and [`picture`] (the
-//! files that say so).
+//! In reading order: [`variant`] (plans parameters, writes weights and graphs), [`clips`] (the same clips with two variants),
+//! [`metrics`] (PSNR, SSIM and others), [`assess`] (measures one variant), [`report`] and [`picture`] (the report files).
 
 pub mod assess;
 pub mod clips;

@@ -1,18 +1,18 @@
-//! Pictures inside a page: uncompressed bitmaps as data URIs, which every browser shows and nothing must be loaded for.
+//! Pictures in an HTML page: uncompressed bitmaps as data URIs, so that the page is self-contained.
 
 use ndarray::ArrayView3;
 
-/// Pictures are shown no wider than this.
+/// Maximum width of a picture.
 const WIDEST: usize = 320;
 
-/// A picture `[H,W,3]` in 0..1 as a data URI, made smaller by leaving pixels out.
+/// Encodes a picture `[H,W,3]` in 0..1 as a data URI, subsampled to at most [`WIDEST`] pixels in width.
 pub fn data_uri(picture: ArrayView3<'_, f32>) -> String {
     let step = picture.dim().1.div_ceil(WIDEST).max(1);
     let small = picture.slice(ndarray::s![..;step, ..;step, ..]);
     format!("data:image/bmp;base64,{}", base64(&bitmap(small)))
 }
 
-/// A 24-bit BMP: rows from the bottom up, blue first, each row filled up to four bytes.
+/// Encodes a 24-bit BMP: rows from bottom to top, blue first, each row padded to four bytes.
 fn bitmap(picture: ArrayView3<'_, f32>) -> Vec<u8> {
     let (height, width, _) = picture.dim();
     let row = (3 * width).next_multiple_of(4);
@@ -61,7 +61,7 @@ mod tests {
     use ndarray::Array3;
 
     #[test]
-    fn base64_is_that_of_the_standard() {
+    fn base64_matches_the_vectors_of_rfc_4648() {
         let pairs = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
         for (bytes, text) in pairs {
             assert_eq!(base64(bytes.as_bytes()), text);
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bitmap_has_the_length_it_says_and_begins_with_the_lowest_row() {
+    fn a_bitmap_has_the_length_in_its_header_and_starts_with_the_bottom_row() {
         let mut picture = Array3::zeros((2, 3, 3));
         picture[[1, 0, 0]] = 1.0;
         let bytes = bitmap(picture.view());

@@ -1,4 +1,4 @@
-//! What a quantised variant costs: `quality.json` for programs, `quality.html` for people.
+//! The quality report of a quantised variant: `quality.json` for programs, `quality.html` for people.
 
 use super::clips::{Clip, ClipDistance};
 use super::metrics::difference;
@@ -13,20 +13,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-/// The file of numbers.
+/// File name of the numbers.
 pub const JSON: &str = "quality.json";
-/// The page.
+/// File name of the page.
 pub const HTML: &str = "quality.html";
 
-/// How it is known what quantising a layer alone costs.
+/// The method that determines the error of quantising a single layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sensitivity {
-    /// Linear layers: kept rows of their inputs went through both forms. Convolutions: frames were decoded with this one
-    /// alone quantised.
+    /// Linear layers are run on sampled rows in both forms. For convolutions, frames are decoded with only this one
+    /// quantised.
     Measured,
-    /// From moments of what was observed, with channels taken as independent of each other: for models whose weights take
-    /// long to read.
+    /// Estimated from moments, assuming independent channels. For models whose weights take long to read.
     #[default]
     Estimated,
 }
@@ -45,12 +44,12 @@ impl std::str::FromStr for Sensitivity {
 
     fn from_str(text: &str) -> Result<Self, bundle::Error> {
         [Self::Measured, Self::Estimated].into_iter().find(|way| way.to_string() == text).ok_or_else(|| {
-            let rule = "what a layer costs is measured or estimated";
+            let rule = "unknown sensitivity";
             bundle::Error::value(
                 "--sensitivity",
                 text,
                 rule,
-                "use measured, or estimated where that takes long",
+                "use measured, or estimated if that takes too long",
             )
         })
     }
@@ -59,31 +58,31 @@ impl std::str::FromStr for Sensitivity {
 /// A layer of a variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerQuality {
-    /// Its name.
+    /// Name of the layer.
     pub layer: String,
-    /// Signal over what quantising it alone adds to its output, or for a convolution to the frames, in decibels; see
-    /// [`Sensitivity`].
+    /// Signal-to-noise ratio of its output, or of the frames for a convolution, if only this layer is quantised, in decibels.
+    /// See [`Sensitivity`].
     pub signal_to_noise: f64,
-    /// The exponent of its smoothing.
+    /// Exponent of its smoothing.
     pub alpha: Option<f32>,
 }
 
 /// A component of a variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComponentQuality {
-    /// Its name.
+    /// Name of the component.
     pub component: String,
-    /// Bytes of its weights.
+    /// Size of its weights, in bytes.
     pub bytes: u64,
-    /// Bytes of the weights that it was exported with.
+    /// Size of its exported weights, in bytes.
     pub exported_bytes: u64,
-    /// Multiply-adds that run in integers, read from ONNX Runtime's optimised graph; none where nothing is quantised.
+    /// The share that runs in integers, from ONNX Runtime's optimised graph; `None` if nothing is quantised.
     pub share: Option<Share>,
-    /// Quantised layers, the worst first.
+    /// Quantised layers, worst first.
     pub layers: Vec<LayerQuality>,
-    /// Layers in high precision, with the reason.
+    /// Layers that are not quantised, with the reason.
     pub kept: BTreeMap<String, String>,
-    /// What a person should know.
+    /// A remark for the user.
     pub note: Option<String>,
 }
 
@@ -92,9 +91,9 @@ pub struct ComponentQuality {
 pub struct NoiseQuality {
     /// The expert.
     pub expert: String,
-    /// Which third of its noise levels, 0 for the least noise.
+    /// The third of its noise levels, 0 for the lowest noise.
     pub bin: usize,
-    /// Steps that were compared.
+    /// Number of compared steps.
     pub steps: usize,
     /// Smallest cosine.
     pub cosine: f64,
@@ -102,53 +101,53 @@ pub struct NoiseQuality {
     pub relative_error: f64,
 }
 
-/// How well clips follow their prompts, by mini's judge.
+/// Scores of mini's judge: how well clips follow their prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JudgeScores {
-    /// Clips of each variant that were judged.
+    /// Number of judged clips per variant.
     pub clips: usize,
-    /// Share that is read back from the reference's clips.
+    /// Share of the attributes that the judge recognises in the reference's clips.
     pub reference: f64,
-    /// From the variant's.
+    /// The same share for the variant's clips.
     pub variant: f64,
 }
 
-/// What one variant costs.
+/// The quality of a variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Version of the program.
     pub rushes: String,
-    /// The kind.
+    /// The quantisation scheme.
     pub scheme: Scheme,
-    /// The least of all clips, in decibels.
+    /// Lowest PSNR over all clips, in decibels.
     pub psnr: f64,
-    /// The least of all clips.
+    /// Lowest SSIM over all clips.
     pub ssim: f64,
-    /// What was asked for, if anything was.
+    /// The required PSNR, if one was given.
     pub budget_psnr: Option<f64>,
-    /// How the layers' signal to noise is known.
+    /// The method that determined the layers' signal-to-noise ratios.
     #[serde(default)]
     pub sensitivity: Sensitivity,
-    /// Components.
+    /// Quality per component.
     pub components: Vec<ComponentQuality>,
-    /// Experts and noise bins.
+    /// Quality per expert and noise bin.
     pub noise: Vec<NoiseQuality>,
-    /// Clips.
+    /// Quality per clip.
     pub clips: Vec<ClipDistance>,
-    /// The judge's scores, where it was asked.
+    /// The judge's scores, if it was used.
     pub judge: Option<JudgeScores>,
 }
 
-/// Reads `quality.json`; nothing where there is none or it is of another version.
+/// Reads `quality.json`. Returns an empty map if there is none or it has another version.
 pub fn read(bundle: &Path) -> BTreeMap<String, Quality> {
     let text = std::fs::read(bundle.join(JSON)).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Enters a variant's quality into `quality.json` and writes the page with its pictures.
+/// Adds a variant to `quality.json` and writes the page with its pictures.
 ///
 /// # Errors
-/// The path that could not be written.
+/// I/O errors.
 pub fn write(bundle: &Bundle, quality: &Quality, clips: &[(Clip, Clip)]) -> Result<(), Error> {
     let mut all = read(&bundle.folder);
     all.insert(quality.scheme.to_string(), quality.clone());
@@ -165,7 +164,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A table with a row of headings.
+/// An HTML table with a row of headings.
 fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
         cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect()
@@ -180,7 +179,7 @@ table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:l
 td{font-variant-numeric:tabular-nums}img{image-rendering:pixelated;width:16em;display:block}\
 .sheet{display:grid;grid-template-columns:repeat(3,max-content);gap:.4em}";
 
-/// The page; everything that it shows is in it.
+/// The self-contained page.
 fn page(model: &str, quality: &Quality, clips: &[(Clip, Clip)]) -> String {
     let title = escaped(&format!("{model} in {}", quality.scheme));
     let mut body = format!(
@@ -213,32 +212,37 @@ fn page(model: &str, quality: &Quality, clips: &[(Clip, Clip)]) -> String {
 }
 
 fn components(quality: &Quality) -> String {
-    let rows = quality.components.iter().map(|of| {
+    let rows = quality.components.iter().map(|component| {
         #[expect(clippy::cast_precision_loss, reason = "for people")]
-        let size = of.bytes as f64 / of.exported_bytes.max(1) as f64;
-        let share = of.share.as_ref().map_or("-".into(), |share| format!("{:.1} %", 100.0 * share.ratio()));
-        let worst = of.layers.first().map_or("-".into(), |layer| format!("{:.1} dB", layer.signal_to_noise));
-        let note = of.note.clone().unwrap_or_default();
-        let counts = format!("{} of {}", of.layers.len(), of.layers.len() + of.kept.len());
-        vec![of.component.clone(), counts, share, format!("{size:.2}x"), worst, note]
+        let size = component.bytes as f64 / component.exported_bytes.max(1) as f64;
+        let share =
+            component.share.as_ref().map_or("-".into(), |share| format!("{:.1} %", 100.0 * share.ratio()));
+        let worst =
+            component.layers.first().map_or("-".into(), |layer| format!("{:.1} dB", layer.signal_to_noise));
+        let note = component.note.clone().unwrap_or_default();
+        let counts =
+            format!("{} of {}", component.layers.len(), component.layers.len() + component.kept.len());
+        vec![component.component.clone(), counts, share, format!("{size:.2}x"), worst, note]
     });
     table(&["component", "layers quantised", "in integers", "size", "worst layer", ""], rows)
 }
 
 fn noise(quality: &Quality) -> String {
-    let rows = quality.noise.iter().map(|of| {
+    let rows = quality.noise.iter().map(|noise| {
         vec![
-            of.expert.clone(),
-            ["least noise", "middle", "most noise"].get(of.bin).map_or(String::new(), |text| (*text).into()),
-            of.steps.to_string(),
-            format!("{:.6}", of.cosine),
-            format!("{:.2} %", 100.0 * of.relative_error),
+            noise.expert.clone(),
+            ["least noise", "middle", "most noise"]
+                .get(noise.bin)
+                .map_or(String::new(), |text| (*text).into()),
+            noise.steps.to_string(),
+            format!("{:.6}", noise.cosine),
+            format!("{:.2} %", 100.0 * noise.relative_error),
         ]
     });
     table(&["expert", "noise", "steps", "worst cosine", "worst relative error"], rows)
 }
 
-/// The first step, those around every boundary between experts, and the last.
+/// A table of the clips with the first and last step and those around expert boundaries.
 fn clip_table(quality: &Quality) -> String {
     let rows = quality.clips.iter().flat_map(|clip| {
         let steps = &clip.steps;
@@ -269,7 +273,7 @@ fn clip_table(quality: &Quality) -> String {
     table(&["prompt", "seed", "PSNR", "SSIM", "decoder alone", "text cosine"], rows)
 }
 
-/// Four frames of a clip, each three times.
+/// Four frames of a clip: exported, quantised and their difference.
 fn sheet(distance: &ClipDistance, (reference, clip): &(Clip, Clip)) -> String {
     let frames = reference.frames.len_of(Axis(0)).min(clip.frames.len_of(Axis(0)));
     let mut shown: Vec<usize> = [0, frames / 3, 2 * frames / 3, frames.saturating_sub(1)].into();
@@ -287,13 +291,18 @@ fn sheet(distance: &ClipDistance, (reference, clip): &(Clip, Clip)) -> String {
 }
 
 fn layers(quality: &Quality) -> String {
-    let rows = quality.components.iter().flat_map(|of| {
-        let quantized = of.layers.iter().map(|layer| {
+    let rows = quality.components.iter().flat_map(|component| {
+        let quantized = component.layers.iter().map(|layer| {
             let alpha = layer.alpha.map_or(String::new(), |alpha| format!("smoothed, exponent {alpha:.2}"));
-            vec![of.component.clone(), layer.layer.clone(), format!("{:.1} dB", layer.signal_to_noise), alpha]
+            vec![
+                component.component.clone(),
+                layer.layer.clone(),
+                format!("{:.1} dB", layer.signal_to_noise),
+                alpha,
+            ]
         });
-        let kept = of.kept.iter().map(|(layer, reason)| {
-            vec![of.component.clone(), layer.clone(), "high precision".into(), reason.clone()]
+        let kept = component.kept.iter().map(|(layer, reason)| {
+            vec![component.component.clone(), layer.clone(), "high precision".into(), reason.clone()]
         });
         quantized.chain(kept)
     });

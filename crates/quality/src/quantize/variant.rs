@@ -1,4 +1,4 @@
-//! Plans the numbers of components and writes their variants into the bundle.
+//! Plans the quantisation parameters of components and writes their variants into the bundle.
 
 use super::leftovers;
 use crate::Error;
@@ -19,41 +19,61 @@ use kernels::Heads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Layers that stay in high precision, each with the reason.
+/// Layers that are not quantised, each with the reason.
 pub type UnquantizedLayers = BTreeMap<String, String>;
 
-/// A bundle that is being quantised.
+/// Adds quantised variants to a bundle.
 ///
-/// What is written becomes part of the bundle by [`Quantizer::commit`], all at once; without it the bundle stays as it was.
+/// Written variants become part of the bundle with [`Quantizer::commit`], all together. Without it the bundle is unchanged.
+///
+/// # Examples
+/// ```no_run
+/// use bundle::manifest::Component;
+/// use bundle::quantization::Scheme;
+/// use quality::quantize::variant::UnquantizedLayers;
+/// use quality::quantize::{QuantizeOptions, Quantizer};
+/// use std::path::Path;
+///
+/// # fn main() -> Result<(), quality::Error> {
+/// let calibration = Path::new("bundle/calibration/calibration.json");
+/// let options = QuantizeOptions::new(Scheme::Int8);
+/// let mut quantizer = Quantizer::open(Path::new("bundle"), calibration, options)?;
+/// let encoder = quantizer.bundle().manifest.component(&Component::TextEncoder)?.clone();
+/// let plan = quantizer.plan(&encoder, &UnquantizedLayers::new())?;
+/// quantizer.write(plan.numerics, None)?;
+/// quantizer.commit()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Quantizer {
     bundle: Bundle,
-    /// What `bundle.json` says.
+    /// The manifest in `bundle.json`.
     committed: Manifest,
     options: QuantizeOptions,
     calibration: Option<(Table, Header)>,
     weights: AllWeights,
     numerics: BTreeMap<String, ComponentNumerics>,
     stop: Stop,
-    /// No other run changes the bundle meanwhile.
+    /// Keeps other processes from changing the bundle.
     _writing: Writing,
 }
 
-/// How a bundle is quantised.
+/// Options of quantisation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizeOptions {
-    /// The kind.
+    /// The quantisation scheme.
     pub scheme: Scheme,
-    /// For which kernels steps are written down; both make the bundle larger.
+    /// The kernels for which step graphs are written. Both together make the bundle larger.
     pub kernels: Vec<KernelLibrary>,
-    /// Whether [`Scheme::Fp8`] is in the products of attention too.
+    /// Whether [`Scheme::Fp8`] includes the products of attention.
     pub attention: bool,
-    /// How the static ranges of activations are chosen.
+    /// The method for choosing static ranges of activations.
     pub ranges: RangeMethod,
 }
 
 impl QuantizeOptions {
-    /// A scheme with everything else as the command line has it by default.
+    /// Creates options with the defaults of the command line.
     pub fn new(scheme: Scheme) -> Self {
         Self {
             scheme,
@@ -77,7 +97,7 @@ impl WeightSource for AllWeights {
         component: &Component,
         name: &str,
     ) -> Result<(Vec<usize>, Vec<f32>), Box<dyn std::error::Error + Send + Sync>> {
-        // Layers are planned one after the other, each from its weights.
+        // Every layer is planned from its weights, so this check stops planning between layers.
         self.stop.check()?;
         let folder = component_folder(component);
         let weights = self.components.get(&folder).ok_or_else(|| format!("the bundle has no {component}"))?;
@@ -86,11 +106,11 @@ impl WeightSource for AllWeights {
 }
 
 impl Quantizer {
-    /// Opens a bundle and its calibration, which [`Scheme::Bf16`] does without.
+    /// Opens a bundle and its calibration. [`Scheme::Bf16`] needs no calibration.
     ///
     /// # Errors
-    /// A bundle or calibration that is damaged, one that was made for other weights, one without a layer that is quantised
-    /// by it, or a model that there are no kernels for.
+    /// The bundle or calibration is damaged, the calibration was made for other weights or has no statistics of a layer, or the
+    /// kernels do not support the model.
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
         check_heads(&bundle.manifest, &options)?;
@@ -115,7 +135,7 @@ impl Quantizer {
         Ok(Self { bundle, committed, options, calibration, weights, numerics, stop, _writing: writing })
     }
 
-    /// The same, ended by a request to stop.
+    /// Sets the request that stops planning and writing.
     #[must_use]
     pub fn stopped_by(mut self, stop: &Stop) -> Self {
         self.weights.stop = stop.clone();
@@ -123,26 +143,26 @@ impl Quantizer {
         self
     }
 
-    /// The prompts that the calibration was made with.
+    /// The prompts of the calibration.
     pub fn prompts(&self) -> Vec<String> {
         let samples = self.calibration.iter().flat_map(|(_, header)| &header.set.samples);
         samples.map(|(prompt, _)| prompt.clone()).collect()
     }
 
-    /// The bundle with what was written so far.
+    /// The bundle with the variants written so far.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
     }
 
-    /// The numbers of the components that were quantised.
+    /// The parameters of the components quantised so far.
     pub fn numerics(&self) -> &BTreeMap<String, ComponentNumerics> {
         &self.numerics
     }
 
-    /// The numbers of a component with these layers left in high precision; nothing is written.
+    /// Plans the parameters of a component, without quantising the layers in `keep`. Writes nothing.
     ///
     /// # Errors
-    /// A layer that was not observed or whose weights cannot be quantised.
+    /// A layer was not observed, or its weights cannot be quantised.
     pub fn plan(&self, entry: &ComponentEntry, keep: &UnquantizedLayers) -> Result<Plan, Error> {
         let Some((table, _)) = &self.calibration else {
             let numerics = ComponentNumerics::empty(entry.component.clone(), entry.digest.clone());
@@ -158,11 +178,11 @@ impl Quantizer {
         plan(sources, entry, &options).map_err(|error| self.or_stopped(error))
     }
 
-    /// What quantising each linear layer alone does to its output, measured on rows that calibration kept, in the given
-    /// operators; of a decoder nothing.
+    /// Measures the relative error of each linear layer's output if only that layer is quantised, on the rows sampled by
+    /// calibration and with the rounding of `kernels`. The result is empty for a decoder.
     ///
     /// # Errors
-    /// Weights that cannot be read.
+    /// Weights cannot be read.
     pub fn measure(
         &self,
         numerics: &ComponentNumerics,
@@ -173,10 +193,10 @@ impl Quantizer {
         measured_errors(sources, numerics, kernels).map_err(|error| self.or_stopped(error))
     }
 
-    /// Writes the variant of a component with the given numbers, in place of one that was written before.
+    /// Writes the variant of a component with the given parameters, replacing an earlier one.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// I/O errors.
     pub fn write(&mut self, numerics: ComponentNumerics, note: Option<String>) -> Result<(), Error> {
         let mut manifest = self.bundle.manifest.clone();
         let entry = manifest.components.iter_mut().find(|entry| entry.component == numerics.component);
@@ -185,7 +205,7 @@ impl Quantizer {
             let request =
                 VariantRequest { scheme: *scheme, numerics: &numerics, kernels, note, stop: &self.stop };
             write_variant(&self.bundle, entry, &request)?;
-            // What was written anew may have a name that was there before.
+            // A rewritten file may have the name of an earlier one.
             for file in files_of(entry, scheme.precision()) {
                 manifest.digests.remove(&file);
             }
@@ -196,27 +216,27 @@ impl Quantizer {
         Ok(())
     }
 
-    /// Makes what was written part of the bundle, and removes what it replaces.
+    /// Makes the written variants part of the bundle and removes the files that they replace.
     ///
     /// # Errors
-    /// A file that was written cannot be read back, or `bundle.json` cannot be written; it is as it was then.
+    /// A written file cannot be read back, or `bundle.json` cannot be written. It is unchanged in that case.
     pub fn commit(&mut self) -> Result<(), Error> {
         export::digests::complete(&self.bundle.folder, &mut self.bundle.manifest, &Known::new())?;
         manifest::write(&self.bundle.folder, &self.bundle.manifest)?;
         let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
-        // A run that opened the bundle before may open any of its files still; a later run of this command removes them.
+        // Another process that has opened the bundle may still open its old files; a later run of this command removes them.
         if !in_use::is_used(&self.bundle.folder) {
             self.remove_files(&before, &[&self.committed]);
         }
         Ok(())
     }
 
-    /// The stop behind an error, if there was one.
+    /// Returns the stop request as error if there was one, otherwise `error`.
     fn or_stopped(&self, error: calibration::Error) -> Error {
         self.stop.check().map_or_else(Error::from, |()| error.into())
     }
 
-    /// Removes files that `named` names and none of `kept` does. One that stays behind wastes room and harms nothing.
+    /// Removes files in `named` that are not in `kept`. A file that cannot be removed wastes disk space and is harmless.
     fn remove_files(&self, named: &Manifest, kept: &[&Manifest]) {
         let kept: BTreeSet<&str> = kept.iter().flat_map(|manifest| manifest.files()).collect();
         for file in named.files().difference(&kept) {
@@ -224,10 +244,10 @@ impl Quantizer {
         }
     }
 
-    /// Writes all numbers into `quantization.SCHEME.json`, from which another lowering can be made.
+    /// Writes all parameters to `quantization.SCHEME.json`, for other lowerings.
     ///
     /// # Errors
-    /// The path that could not be written.
+    /// I/O errors.
     pub fn write_numerics(&self) -> Result<(), Error> {
         let all =
             Numerics { scheme: self.options.scheme, components: self.numerics.values().cloned().collect() };
@@ -239,13 +259,13 @@ impl Quantizer {
     }
 }
 
-/// Makes sure that Rushes kernels have kernels for the heads of the experts, if they are to run them.
+/// Checks that Rushes kernels support the head width of the experts, if they are used for them.
 fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Error> {
     let width = manifest.denoiser.head_width;
     let has_experts = manifest.components.iter().any(|entry| matches!(entry.component, Component::Expert(_)));
     let rule = || {
         format!(
-            "Rushes kernels take heads whose width is a multiple of 16 up to 256, and this model's are {width} wide"
+            "Rushes kernels need a head width that is a multiple of 16 up to 256, and this model's is {width}"
         )
     };
     let refused = match options.scheme {
@@ -264,7 +284,7 @@ fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Err
     Err(refused.into())
 }
 
-/// The files of a component's variant.
+/// Returns the files of a component's variant.
 fn files_of(entry: &ComponentEntry, precision: Precision) -> Vec<String> {
     let graphs =
         entry.graphs.iter().filter(|graph| graph.variant.precision == precision).map(|graph| &graph.file);
