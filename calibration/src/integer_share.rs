@@ -63,8 +63,8 @@ pub fn read(optimized: &Path, positions: &BTreeMap<String, f64>) -> Result<Share
     Ok(integer_share(&Model::read(optimized)?, positions))
 }
 
-/// Computes the share from an optimised graph. `positions` is the number of uses of each layer's weight in a run. A product
-/// with a weight of an unknown layer counts as floating point, with the largest number of uses of any layer.
+/// Computes the share from an optimised graph. `positions` is the number of uses of each layer's weight in a run. A
+/// product with a weight of an unknown layer counts as floating point, with the largest number of uses of any layer.
 pub fn integer_share(optimized: &Model, positions: &BTreeMap<String, f64>) -> Share {
     let graph = optimized.proto.graph.as_ref();
     let weights: HashMap<&str, &TensorProto> = graph
@@ -102,7 +102,8 @@ fn product_of(node: &NodeProto) -> Option<(bool, usize)> {
     integer.or_else(|| FLOAT.contains(&operator).then_some((false, 1)))
 }
 
-/// Returns the layer whose name is a prefix of a weight's name, up to a `.` or `_`; the longest one if there are several.
+/// Returns the layer whose name is a prefix of a weight's name, up to a `.` or `_`; the longest one if there are
+/// several.
 fn layer_of<'a>(weight: &str, positions: &'a BTreeMap<String, f64>) -> Option<&'a str> {
     let begins = |layer: &&String| {
         weight

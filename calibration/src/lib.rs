@@ -12,3 +12,7 @@ pub mod observe;
 pub mod tensorrt_rules;
 
 pub use error::Error;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -1,7 +1,7 @@
 //! Checks an E4M3 graph against TensorRT's rules for explicit quantisation.
 //!
-//! Source: TensorRT's documentation. Quantised values are symmetric, a scale has the number format of the activations, and
-//! both inputs of a product are dequantised directly before it.
+//! Source: TensorRT's documentation. Quantised values are symmetric, a scale has the number format of the activations,
+//! and both inputs of a product are dequantised directly before it.
 
 use graph::Model;
 use graph::proto::{DataType, GraphProto, NodeProto, TensorProto};
@@ -12,8 +12,8 @@ const OPSET: i64 = 19;
 /// Products narrower than this are too small to be quantised.
 const NARROWEST: i64 = 16;
 
-/// Returns a sentence for every rule that the graph breaks. Layers in `unquantized` must not be quantised. `activations` is the
-/// number format of activations and scales.
+/// Returns a sentence for every rule that the graph breaks. Layers in `unquantized` must not be quantised.
+/// `activations` is the number format of activations and scales.
 pub fn broken_rules(model: &Model, unquantized: &BTreeSet<String>, activations: DataType) -> Vec<String> {
     let mut broken = Vec::new();
     let opset = model.proto.opset_import.iter().find(|opset| opset.domain.is_empty());

@@ -19,14 +19,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Options for opening a graph.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenOptions {
-    /// Threads per operator; `None` uses all that the process may use. More threads than that are slower, because they wait
-    /// for each other at every operator.
+    /// Threads per operator; `None` uses all that the process may use. More threads than that are slower, because they
+    /// wait for each other at every operator.
     pub threads: Option<NonZeroUsize>,
-    /// Where the weights are held while the graph is open.
+    /// The location of the weights while the graph is open.
     pub weights: WeightMemory,
 }
 
-/// Where the weights of an open graph are held.
+/// The location of the weights of an open graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightMemory {
     /// In the page cache, mapped from their file. Opening is fast and the system may drop pages when memory is short.
@@ -95,12 +95,12 @@ pub struct Engine {
 }
 
 impl OnnxRuntime {
-    /// Opens the graph in the file `graph` and checks it against the signature `contract`. External weights are in the same
-    /// folder.
+    /// Opens the graph in the file `graph` and checks it against the signature `contract`. External weights are in the
+    /// same folder.
     ///
     /// # Errors
-    /// The file or its weights are missing or damaged, ONNX Runtime cannot run it, memory is short, or its interface differs
-    /// from `contract`.
+    /// The file or its weights are missing or damaged, ONNX Runtime cannot run it, memory is short, or its interface
+    /// differs from `contract`.
     pub fn open(&self, graph: &Path, contract: &Signature, options: &OpenOptions) -> Result<Engine, Error> {
         let name = graph.display().to_string();
         if let Err(source) = std::fs::File::open(graph) {
@@ -141,8 +141,8 @@ impl OnnxRuntime {
     }
 }
 
-/// Opens a graph. The first one of the process is opened alone, later ones concurrently: the first registers the domain of
-/// Rushes kernels, for which ONNX Runtime takes no lock.
+/// Opens a graph. The first one of the process is opened alone, later ones concurrently: the first registers the domain
+/// of Rushes kernels, for which ONNX Runtime takes no lock.
 fn serialize_first_open(open: impl FnOnce() -> ort::Result<Session>) -> ort::Result<Session> {
     static OPENED: Mutex<bool> = Mutex::new(false);
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,7 +171,8 @@ fn builder(runtime: &OnnxRuntime, options: &OpenOptions) -> ort::Result<SessionB
         // Exported graphs contain the quantised operators explicitly. ONNX Runtime's own QDQ fusion would create E4M3
         // operators that it has no kernels for, and weight-only products that were not requested.
         .with_config_entry("session.disable_quant_qdq", "1")?
-        // A memory pattern allocates one more block of the size of all activations, in addition to those of the first run.
+        // A memory pattern allocates one more block of the size of all activations, in addition to those of the first
+        // run.
         .with_memory_pattern(false)?;
     Ok(builder)
 }
@@ -225,8 +226,8 @@ impl Engine {
     /// Runs the graph on named inputs, in any order.
     ///
     /// # Errors
-    /// An input is missing, unknown or has another number format or shape (checked before anything runs), an operator fails,
-    /// memory is short, or `cancel` was requested before the run ended.
+    /// An input is missing, unknown or has another number format or shape (checked before anything runs), an operator
+    /// fails, memory is short, or `cancel` was requested before the run ended.
     pub fn run(&mut self, inputs: &[(&str, &Value)], cancel: &Cancel) -> Result<Outputs, Error> {
         inputs::check(&self.graph, &self.signature, inputs)?;
         let cancelled = || Error::Cancelled { graph: self.graph.clone() };

@@ -42,8 +42,8 @@ impl OnnxRuntime {
     ///
     /// `explicit` is the library or its folder, from the user. Without it the library is searched in the path of
     /// `ORT_DYLIB_PATH`, in folders next to the program, and by the system's loader. Telemetry is turned off by setting
-    /// the environment variable `ORT_DISABLE_TELEMETRY` to `1`: call this before starting threads that read the environment
-    /// from C.
+    /// the environment variable `ORT_DISABLE_TELEMETRY` to `1`: call this before starting threads that read the
+    /// environment from C.
     ///
     /// # Errors
     /// The library is not found, is not ONNX Runtime 1.24 or newer, or differs from the loaded one.
@@ -81,7 +81,8 @@ impl OnnxRuntime {
         }
     }
 
-    /// Selects the instruction set of Rushes kernels in graphs that are opened afterwards. The default is the fastest one.
+    /// Selects the instruction set of Rushes kernels in graphs that are opened afterwards. The default is the fastest
+    /// one.
     #[must_use]
     pub fn with_kernels(self, kernels: Kernels) -> Self {
         Self { kernels, ..self }
@@ -102,8 +103,8 @@ impl OnnxRuntime {
         &self.loaded.path
     }
 
-    /// Execution providers in this build of the library, by ONNX Runtime's names. Their own libraries and devices may still
-    /// be missing.
+    /// Execution providers in this build of the library, by ONNX Runtime's names. Their own libraries and devices may
+    /// still be missing.
     pub fn providers(&self) -> &[String] {
         &self.loaded.providers
     }
@@ -121,8 +122,8 @@ impl OnnxRuntime {
 fn turn_telemetry_off() {
     const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
     if std::env::var_os(VARIABLE).is_none_or(|value| value != "1") {
-        // SAFETY: readers in Rust are serialised by the standard library. The library, which reads it from C, is not loaded
-        // yet, and the documentation of `load` requires that no other thread reads the environment from C.
+        // SAFETY: readers in Rust are serialised by the standard library. The library, which reads it from C, is not
+        // loaded yet, and the documentation of `load` requires that no other thread reads the environment from C.
         unsafe { std::env::set_var(VARIABLE, "1") };
     }
 }
@@ -132,8 +133,8 @@ fn available_providers() -> ort::Result<Vec<String>> {
     let api = ort::api();
     let mut names: *mut *mut c_char = std::ptr::null_mut();
     let mut count = 0;
-    // SAFETY: on success ONNX Runtime returns an array of `count` NUL-terminated strings, which is read here and released
-    // once with the same count.
+    // SAFETY: on success ONNX Runtime returns an array of `count` NUL-terminated strings, which is read here and
+    // released once with the same count.
     unsafe {
         ort::Error::result_from_status((api.GetAvailableProviders)(&raw mut names, &raw mut count))?;
         let providers = (0..usize::try_from(count).unwrap_or(0))

@@ -1,7 +1,7 @@
 //! Plans which components are in memory together. Pure: works on predicted bytes.
 //!
-//! A clip uses its components sequentially: text encoder, experts from high to low noise, decoder. Either all of them stay
-//! open for the next clip, or each is closed before the next is opened.
+//! A clip uses its components sequentially: text encoder, experts from high to low noise, decoder. Either all of them
+//! stay open for the next clip, or each is closed before the next is opened.
 
 use crate::{Error, Remedy};
 use bundle::units::ByteCount;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 /// An input or output tensor of a graph. Clones share the elements.
 ///
-/// A value is created from an array or is the output of a run. An output can be passed as an input without a copy: caches
-/// and states stay in ONNX Runtime's memory.
+/// A value is created from an array or is the output of a run. An output can be passed as an input without a copy:
+/// caches and states stay in ONNX Runtime's memory.
 ///
 /// An output is in the memory pool of its engine, so **the pool of a dropped engine is only returned to the system once
 /// its last output is dropped**. Copy outputs that must outlive the engine with [`to_f32`](Self::to_f32).
@@ -33,12 +33,14 @@ enum Data {
 }
 
 impl Value {
-    /// Creates a tensor of 32-bit floats. Takes ownership of the array and copies it only if it is not in standard layout.
+    /// Creates a tensor of 32-bit floats. Takes ownership of the array and copies it only if it is not in standard
+    /// layout.
     pub fn from_f32<D: Dimension>(array: Array<f32, D>) -> Self {
         Self::new(Data::F32(standard_layout(array)))
     }
 
-    /// Creates a tensor of 64-bit integers. Takes ownership of the array and copies it only if it is not in standard layout.
+    /// Creates a tensor of 64-bit integers. Takes ownership of the array and copies it only if it is not in standard
+    /// layout.
     pub fn from_i64<D: Dimension>(array: Array<i64, D>) -> Self {
         Self::new(Data::I64(standard_layout(array)))
     }

@@ -19,7 +19,7 @@ const F32: u128 = 4;
 /// Settings that decide the memory of a clip, besides its plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySettings {
-    /// Where weights are held.
+    /// The location of weights in memory.
     pub weights: WeightMemory,
     /// Precision of the variant; `None` is the exported one.
     pub precision: Option<Precision>,

@@ -6,8 +6,8 @@
 //! loaded.
 //!
 //! Supporting modules: [`sampler`] (schedules, solvers, guidance, noise; pure), [`preview`] (frames during denoising),
-//! [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`memory_check`] (refuses a clip that does not
-//! fit).
+//! [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`memory_check`] (refuses a clip that does
+//! not fit).
 
 pub mod decode;
 pub mod denoise;
@@ -23,3 +23,7 @@ pub mod text_encoder;
 pub mod trace;
 
 pub use error::Error;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

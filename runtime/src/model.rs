@@ -15,6 +15,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Options for running the graphs of a bundle.
+///
+/// # Examples
+/// ```
+/// use bundle::variant::{KernelLibrary, Precision};
+/// use engines::WeightMemory;
+/// use runtime::model::ModelOptions;
+/// use std::num::NonZeroUsize;
+///
+/// let options = ModelOptions {
+///     precision: Some(Precision::Int8),
+///     kernels: Some(KernelLibrary::Rushes),
+///     threads: NonZeroUsize::new(4),
+///     weights: WeightMemory::Mapped,
+///     ..ModelOptions::default()
+/// };
+/// # assert_ne!(options, ModelOptions::default());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelOptions {
     /// Precision of the variant; `None` selects the first in the bundle.
@@ -26,7 +43,7 @@ pub struct ModelOptions {
     pub provider: Provider,
     /// Threads of one graph; `None` uses every core.
     pub threads: Option<NonZeroUsize>,
-    /// Where weights are held: copied into memory, which makes steps faster, or mapped from the file.
+    /// The location of weights: copied into memory, which makes steps faster, or mapped from the file.
     pub weights: WeightMemory,
 }
 
@@ -55,6 +72,16 @@ impl ModelOptions {
 }
 
 /// A bundle, an ONNX Runtime and the run options. Cheap to clone. Graphs are opened by the parts of the pipeline.
+///
+/// # Examples
+/// ```no_run
+/// use runtime::model::{Model, ModelOptions};
+/// use std::path::Path;
+///
+/// let model = Model::open(Path::new("bundle"), ModelOptions::default())?;
+/// println!("{} with {:?}", model.manifest().model, model.variant());
+/// # Ok::<(), runtime::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Model {
     bundle: Arc<Bundle>,
@@ -132,8 +159,8 @@ impl Model {
         Ok(entry.graph(part, Variant { precision, ..self.variant })?)
     }
 
-    /// Checks that the bundle has every graph of a clip, so that a missing decoder is an error before denoising. `tiled` is
-    /// true if frames are decoded in more than one tile.
+    /// Checks that the bundle has every graph of a clip, so that a missing decoder is an error before denoising.
+    /// `tiled` is true if frames are decoded in more than one tile.
     ///
     /// # Errors
     /// The first component or part that is missing for this variant.

@@ -33,6 +33,30 @@ pub enum Event<'a> {
 }
 
 /// Generates clips with one model.
+///
+/// # Examples
+/// ```no_run
+/// use bundle::units::Seed;
+/// use engines::{Cancel, residency::Mode};
+/// use runtime::model::{Model, ModelOptions};
+/// use runtime::pipeline::{Event, Pipeline, seeded_noise};
+/// use runtime::plan::{GenerateRequest, GenerationPlan};
+/// use std::path::Path;
+///
+/// # fn main() -> Result<(), runtime::Error> {
+/// let model = Model::open(Path::new("bundle"), ModelOptions::default())?;
+/// let request = GenerateRequest::new("a red ball bounces on the beach", Seed(42));
+/// let plan = GenerationPlan::new(model.manifest(), &request)?;
+/// let mut pipeline = Pipeline::new(&model, Mode::OneAtATime);
+/// pipeline.run(&plan, seeded_noise(&plan), &Cancel::new(), &mut |event| {
+///     if let Event::Frames(frames) = event {
+///         println!("{} more frames", frames.shape()[0]);
+///     }
+///     Ok(())
+/// })?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Pipeline {
     model: Model,
@@ -64,8 +88,8 @@ impl Pipeline {
     /// With [`residency::Mode::OneAtATime`] each part is closed after its phase.
     ///
     /// # Errors
-    /// The bundle lacks a graph (found before anything runs), a part fails, the run is cancelled, or `on_event` returns an
-    /// error.
+    /// The bundle lacks a graph (found before anything runs), a part fails, the run is cancelled, or `on_event` returns
+    /// an error.
     pub fn run(
         &mut self,
         plan: &GenerationPlan,
@@ -113,8 +137,8 @@ impl Pipeline {
     }
 }
 
-/// Returns the initial noise of a plan, `[C,T,h,w]`: the values of PyTorch's CPU generator for its seed, times the plan's
-/// noise scale.
+/// Returns the initial noise of a plan, `[C,T,h,w]`: the values of PyTorch's CPU generator for its seed, times the
+/// plan's noise scale.
 pub fn seeded_noise(plan: &GenerationPlan) -> Array4<f32> {
     let (channels, frames, height, width) = plan.latent.dims();
     let values = torch_normal(plan.seed, channels * frames * height * width);

@@ -1,5 +1,5 @@
-//! Generation requests and plans. A plan is a request with all defaults filled in and all values checked, before anything
-//! is loaded.
+//! Generation requests and plans. A plan is a request with all defaults filled in and all values checked, before
+//! anything is loaded.
 
 use crate::Error;
 use crate::sampler::Schedule;
@@ -20,6 +20,20 @@ pub enum Length {
 }
 
 /// A request for a clip. `None` takes the bundle's default.
+///
+/// # Examples
+/// ```
+/// use bundle::geometry::PixelSize;
+/// use bundle::units::Seed;
+/// use runtime::plan::{GenerateRequest, Length};
+///
+/// let request = GenerateRequest {
+///     size: Some(PixelSize { width: 832, height: 480 }),
+///     length: Some(Length::Seconds(5.0)),
+///     ..GenerateRequest::new("a red ball bounces on the beach", Seed(42))
+/// };
+/// assert_eq!(request.steps, None);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// The prompt.
@@ -69,6 +83,22 @@ impl GenerateRequest {
 }
 
 /// The resolved and checked settings of a clip.
+///
+/// # Examples
+/// ```no_run
+/// use bundle::manifest::Bundle;
+/// use bundle::units::Seed;
+/// use runtime::plan::{GenerateRequest, GenerationPlan};
+/// use std::path::Path;
+///
+/// # fn main() -> Result<(), runtime::Error> {
+/// let bundle = Bundle::open(Path::new("bundle"))?;
+/// let request = GenerateRequest::new("a red ball bounces on the beach", Seed(42));
+/// let plan = GenerationPlan::new(&bundle.manifest, &request)?;
+/// println!("{plan}");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationPlan {
     /// The prompt.

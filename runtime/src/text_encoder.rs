@@ -21,6 +21,19 @@ pub struct TextStates {
 }
 
 /// The tokenizer and text encoder of a model.
+///
+/// # Examples
+/// ```no_run
+/// # fn encode(model: &runtime::model::Model) -> Result<(), runtime::Error> {
+/// use engines::Cancel;
+/// use runtime::text_encoder::TextEncoder;
+///
+/// let mut encoder = TextEncoder::open(model)?;
+/// let states = encoder.encode("a red ball bounces on the beach", &Cancel::new())?;
+/// println!("{} tokens, states {:?}", states.tokens, states.rows.shape());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: PromptTokenizer,

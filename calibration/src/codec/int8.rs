@@ -18,8 +18,8 @@ impl Scale {
 
     /// The scale for values whose largest magnitude is `amax`, finite and at least 0.
     ///
-    /// It is 1 if all values are 0. If it would be denormal, which some hardware flushes to 0, it is the smallest normal
-    /// number.
+    /// It is 1 if all values are 0. If it would be denormal, which some hardware flushes to 0, it is the smallest
+    /// normal number.
     pub(crate) fn for_magnitude(amax: f32) -> Self {
         let scale = amax / f32::from(MAX_VALUE);
         Self(if amax == 0.0 { 1.0 } else { scale.clamp(f32::MIN_POSITIVE, Self::LARGEST) })

@@ -8,8 +8,8 @@ use bundle::manifest::Component;
 use bundle::quantization::Affine;
 use bundle::quantization::layers::LayerGroup;
 
-/// The scale for values with largest magnitude `amax`: `amax / 448`, rounded up to bf16, because accelerators read it in the
-/// number format of the activations.
+/// The scale for values with largest magnitude `amax`: `amax / 448`, rounded up to bf16, because accelerators read it
+/// in the number format of the activations.
 pub fn range(amax: f32) -> Affine {
     let scale = if amax == 0.0 { 1.0 } else { up_to_bf16((amax / MAX).max(f32::MIN_POSITIVE)) };
     Affine { scale, zero_point: 0 }

@@ -1,7 +1,7 @@
 //! The measured error of a quantised linear layer, on sampled rows of its input.
 //!
-//! The plan estimates this error from moments, assuming independent channels. Here the sampled rows are multiplied in f32
-//! and in quantised form, with the rounding of the operators.
+//! The plan estimates this error from moments, assuming independent channels. Here the sampled rows are multiplied in
+//! f32 and in quantised form, with the rounding of the operators.
 
 use super::fp8;
 use super::range::round_trip;
@@ -71,8 +71,8 @@ fn shift(numbers: &LayerNumerics, kernels: KernelLibrary, output: usize) -> f64 
     of(&numbers.bias_shift) + range_shift
 }
 
-/// The rows as the operators read them: divided by the smoothing factors and rounded to the static range, to a range per
-/// row, or not at all.
+/// The rows as the operators read them: divided by the smoothing factors and rounded to the static range, to a range
+/// per row, or not at all.
 fn rounded_input(exact: &Array2<f32>, numbers: &LayerNumerics, kernels: KernelLibrary) -> Array2<f32> {
     let mut rows = exact.clone();
     if let Some(smoothing) = &numbers.smoothing {

@@ -53,8 +53,8 @@ impl std::fmt::Debug for dyn WeightSource + '_ {
     }
 }
 
-/// Returns the groups of layers that can be quantised. Each convolution of the decoder is a group; the preview decoder has
-/// none.
+/// Returns the groups of layers that can be quantised. Each convolution of the decoder is a group; the preview decoder
+/// has none.
 pub fn groups(manifest: &Manifest, component: &Component) -> Vec<LayerGroup> {
     match component {
         Component::TextEncoder => layers::text_encoder(&manifest.text_encoder),
@@ -158,8 +158,8 @@ pub fn check_observed(manifest: &Manifest, table: &Table, scheme: Scheme) -> Res
     Ok(())
 }
 
-/// Returns the measured relative error of each linear layer's output if only that layer is quantised, as a ratio of mean
-/// squares, on sampled rows and with the rounding of `kernels`. Layers without sampled rows are left out.
+/// Returns the measured relative error of each linear layer's output if only that layer is quantised, as a ratio of
+/// mean squares, on sampled rows and with the rounding of `kernels`. Layers without sampled rows are left out.
 ///
 /// # Errors
 /// Weights cannot be read.

@@ -101,8 +101,8 @@ pub struct Choice {
     pub error: f64,
 }
 
-/// Searches the best exponent for layers with a common input. Smoothing is used if the error is below `gain` times the error
-/// without it; `None` turns it off.
+/// Searches the best exponent for layers with a common input. Smoothing is used if the error is below `gain` times the
+/// error without it; `None` turns it off.
 pub fn search(layers: &[Matrix], statistics: &Statistics, gain: Option<f64>, method: RangeMethod) -> Choice {
     let ones = vec![1.0; statistics.channels()];
     let input = SmoothedInput::new(statistics, &ones, method);

@@ -119,8 +119,8 @@ pub fn block_scales(weight: &Matrix, importance: &[f32], size: usize) -> Vec<f32
 
 /// The relative error of the outputs from rounding, as a ratio of mean squares summed over rows.
 ///
-/// `importance` is the mean square of each input, `input_error` the mean square of its rounding error. Inputs are assumed
-/// to be independent.
+/// `importance` is the mean square of each input, `input_error` the mean square of its rounding error. Inputs are
+/// assumed to be independent.
 pub fn relative_error(weight: &Matrix, scales: &[f32], importance: &[f32], input_error: &[f32]) -> f64 {
     let (error, signal) = weight
         .values
@@ -139,7 +139,8 @@ pub fn relative_error(weight: &Matrix, scales: &[f32], importance: &[f32], input
     if signal > 0.0 { error / signal } else { 0.0 }
 }
 
-/// The relative error of the outputs from `rounding` of the weights only. Every block of `size` values of a row has a scale.
+/// The relative error of the outputs from `rounding` of the weights only. Every block of `size` values of a row has a
+/// scale.
 pub fn block_error(
     weight: &Matrix,
     scales: &[f32],

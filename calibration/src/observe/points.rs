@@ -23,8 +23,8 @@ fn layer_of(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Adds observation outputs to a graph. Each run samples `rows` rows of every linear input and `elements` elements of every
-/// other value.
+/// Adds observation outputs to a graph. Each run samples `rows` rows of every linear input and `elements` elements of
+/// every other value.
 pub fn observe(model: Model, rows: usize, elements: usize) -> ObservedGraph {
     let mut observed = Observed::new(model);
     let (mut inputs, mut outputs, mut points) = (BTreeMap::new(), BTreeMap::new(), Vec::new());

@@ -45,11 +45,12 @@ pub struct Progress {
 }
 
 impl Replay<'_> {
-    /// Replays everything that was not replayed before. Progress is saved after each unit, so that an interrupted replay
-    /// continues and ends with the same bits.
+    /// Replays everything that was not replayed before. Progress is saved after each unit, so that an interrupted
+    /// replay continues and ends with the same bits.
     ///
     /// # Errors
-    /// A graph or sample cannot be used, a value is not finite, the run is cancelled, or `on_progress` returns an error.
+    /// A graph or sample cannot be used, a value is not finite, the run is cancelled, or `on_progress` returns an
+    /// error.
     pub fn run(
         &self,
         cancel: &Cancel,
@@ -83,7 +84,8 @@ impl Replay<'_> {
         self.set.folder().join(PROGRESS)
     }
 
-    /// Reads the progress of an interrupted replay of this set. Returns an empty table if there is none or it is damaged.
+    /// Reads the progress of an interrupted replay of this set. Returns an empty table if there is none or it is
+    /// damaged.
     fn resume(&self) -> (Table, usize) {
         let read = std::fs::read(self.progress_path()).ok();
         let saved = read.and_then(|bytes| Table::from_bytes(&bytes).ok());

@@ -121,8 +121,8 @@ pub struct CalibrationSet {
 }
 
 impl CalibrationSet {
-    /// Creates a set in the folder of a bundle, or continues the existing one if it has the same settings. An existing set
-    /// with other settings is removed.
+    /// Creates a set in the folder of a bundle, or continues the existing one if it has the same settings. An existing
+    /// set with other settings is removed.
     ///
     /// # Errors
     /// I/O errors.

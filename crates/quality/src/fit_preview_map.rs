@@ -31,8 +31,8 @@ const STEPS: usize = 10;
 /// Maximum frames of each clip. More latent frames add little information for the map.
 const FRAMES: usize = 17;
 
-/// Generates `clips` clips of `size`, by default the bundle's, and fits the map to them. `on_clip` is called before each
-/// clip.
+/// Generates `clips` clips of `size`, by default the bundle's, and fits the map to them. `on_clip` is called before
+/// each clip.
 ///
 /// # Errors
 /// A clip does not fit into memory, the pipeline fails, or the run is cancelled.

@@ -1,7 +1,8 @@
 //! Measures models by running the pipeline.
 //!
-//! [`record`] records clips for calibration, [`quantize`] adds quantised variants and reports their quality, [`judge`] scores
-//! how well clips follow their prompts, [`mod@bench`] times graphs, [`fit_preview_map`] fits the linear map of previews.
+//! [`record`] records clips for calibration, [`quantize`] adds quantised variants and reports their quality, [`judge`]
+//! scores how well clips follow their prompts, [`mod@bench`] times graphs, [`fit_preview_map`] fits the linear map of
+//! previews.
 
 pub mod bench;
 mod error;
@@ -11,3 +12,7 @@ pub mod quantize;
 pub mod record;
 
 pub use error::Error;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

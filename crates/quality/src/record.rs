@@ -12,7 +12,8 @@ use runtime::plan::GenerationPlan;
 use runtime::sampler::Sampler;
 use runtime::text_encoder::TextEncoder;
 
-/// Records the clips of `plans` that the set does not have yet. `on_step` is called after every step and may stop the run.
+/// Records the clips of `plans` that the set does not have yet. `on_step` is called after every step and may stop the
+/// run.
 ///
 /// # Errors
 /// The pipeline fails, the run is cancelled, the set cannot be written, or `on_step` returns an error.

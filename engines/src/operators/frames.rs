@@ -12,8 +12,9 @@ use ort::operator::{
 use ort::value::TensorElementType::{Float32, Int8, Int32, Uint8};
 use std::sync::PoisonError;
 
-/// Quantised frames u8 `[t,h,w,C]`, weights s8 `[N/16,K/4,64]`, their sums i32 `[taps,N]` and scales f32 `[N]`, bias f32
-/// `[N]`, optionally the two previous frames u8 `[2,h,w,C]`, optionally a residual of the result's shape → f32 `[t,h,w,N]`.
+/// Quantised frames u8 `[t,h,w,C]`, weights s8 `[N/16,K/4,64]`, their sums i32 `[taps,N]` and scales f32 `[N]`, bias
+/// f32 `[N]`, optionally the two previous frames u8 `[2,h,w,C]`, optionally a residual of the result's shape → f32
+/// `[t,h,w,N]`.
 pub(super) struct CausalConvolution(pub(super) OperatorContext);
 /// `x` f32 `[t,h,w,C]`, gain f32 `[C]` → quantised values u8 `[t,h,w,C]`.
 pub(super) struct ChannelNormQuant(pub(super) OperatorContext);

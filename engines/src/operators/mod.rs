@@ -1,7 +1,7 @@
 //! The operators of the domain `rushes`: wrappers that run Rushes kernels on ONNX Runtime's buffers and threads.
 //!
-//! The computations are in the crate `kernels`. Every operator implements `infer_shape`, without which ONNX Runtime does
-//! not reuse memory.
+//! The computations are in the crate `kernels`. Every operator implements `infer_shape`, without which ONNX Runtime
+//! does not reuse memory.
 
 mod attention;
 mod frames;

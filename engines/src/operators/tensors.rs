@@ -112,8 +112,8 @@ pub(super) fn known_last_extent(context: &ShapeInferenceContext, index: usize) -
     }
 }
 
-/// Sets the shape of output `index` to that of input `like`, with the last extent replaced by `last`. Symbolic dimensions
-/// are kept: ONNX Runtime reuses memory only for shapes that it knows to be equal.
+/// Sets the shape of output `index` to that of input `like`, with the last extent replaced by `last`. Symbolic
+/// dimensions are kept: ONNX Runtime reuses memory only for shapes that it knows to be equal.
 pub(super) fn infer(
     context: &mut ShapeInferenceContext,
     index: usize,

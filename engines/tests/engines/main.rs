@@ -1,8 +1,8 @@
 //! Tests of this crate with ONNX Runtime and small graphs.
 //!
 //! They are one binary. A test that needs a process of its own starts this binary again with
-//! [`support::in_own_process`]: library lookup because a process loads one library, memory because its numbers are those
-//! of the whole process.
+//! [`support::in_own_process`]: library lookup because a process loads one library, memory because its numbers are
+//! those of the whole process.
 
 mod graphs;
 mod library;

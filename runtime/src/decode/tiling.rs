@@ -1,7 +1,7 @@
 //! Decoding frames in tiles: the tile positions, and blending the overlaps. Pure.
 //!
-//! A tile has no information beyond its border, so its edges differ from a decode of the whole frame. In an overlap each
-//! tile fades out towards its edge, and the outermost positions are discarded.
+//! A tile has no information beyond its border, so its edges differ from a decode of the whole frame. In an overlap
+//! each tile fades out towards its edge, and the outermost positions are discarded.
 
 use bundle::Error;
 use bundle::geometry::VaeStride;

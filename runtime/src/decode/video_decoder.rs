@@ -9,6 +9,20 @@ use engines::{Cancel, Engine, Outputs, Value};
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 
 /// A decoder of a model. Graphs are opened when they are first needed.
+///
+/// # Examples
+/// ```no_run
+/// # fn decode(model: &runtime::model::Model, latent: ndarray::Array4<f32>) -> Result<(), runtime::Error> {
+/// use engines::Cancel;
+/// use runtime::decode::VideoDecoder;
+///
+/// VideoDecoder::new(model).decode(latent.view(), &Cancel::new(), &mut |frames| {
+///     println!("decoded {:?}", frames.shape());
+///     Ok(())
+/// })?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct VideoDecoder {
     model: Model,
@@ -34,8 +48,8 @@ impl VideoDecoder {
 
     /// Sets the largest tile that frames are decoded in; `None` decodes whole frames.
     ///
-    /// Tiles need less memory and more time: overlaps are decoded more than once. The trunk, at the latent's resolution,
-    /// always runs on the whole frame, because its attention spans the whole frame.
+    /// Tiles need less memory and more time: overlaps are decoded more than once. The trunk, at the latent's
+    /// resolution, always runs on the whole frame, because its attention spans the whole frame.
     pub fn tiled(self, side: Option<TileSide>) -> Self {
         Self { side, ..self }
     }
@@ -62,8 +76,8 @@ impl VideoDecoder {
         self.engine(Part::Next).map(|_| ())
     }
 
-    /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` receives each chunk when it is decoded: `[N,3,8h,8w]` in -1..1,
-    /// with one frame for the first latent frame and the VAE's temporal stride for each later one.
+    /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` receives each chunk when it is decoded: `[N,3,8h,8w]` in
+    /// -1..1, with one frame for the first latent frame and the VAE's temporal stride for each later one.
     ///
     /// # Errors
     /// A graph cannot be opened or fails, the run is cancelled, or `on_frames` returns an error.

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 /// batch needs more memory and saves no time.
 pub const BATCHED_TOKENS_MAX: usize = 2048;
 
-/// An expert with at most this many bytes of weights is run on one token when it is opened. A graph's first run allocates
-/// memory from the system, which costs half a step of a small expert and is negligible for a large one.
+/// An expert with at most this many bytes of weights is run on one token when it is opened. A graph's first run
+/// allocates memory from the system, which costs half a step of a small expert and is negligible for a large one.
 const WARM_UP_WEIGHTS_MAX: ByteCount = ByteCount(256 << 20);
 
 /// The text conditioning of a clip, with the guidance scale of each expert.
@@ -60,6 +60,27 @@ pub struct StepDone<'a> {
 }
 
 /// Runs the experts of a model. Each is opened when a step first needs it.
+///
+/// # Examples
+/// ```no_run
+/// # use runtime::{model::Model, plan::GenerationPlan, text_encoder::TextStates};
+/// # fn denoise(model: &Model, plan: &GenerationPlan, prompt: &TextStates) -> Result<(), runtime::Error> {
+/// use engines::{Cancel, residency::Mode};
+/// use runtime::denoise::{Conditioning, Generator};
+/// use runtime::pipeline::seeded_noise;
+/// use runtime::sampler::Sampler;
+///
+/// let mut generator = Generator::new(model, Mode::OneAtATime);
+/// let text = Conditioning { prompt, negative: None, scales: &plan.guidance };
+/// let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
+/// let latent = generator.denoise(seeded_noise(plan), text, sampler, &Cancel::new(), &mut |done| {
+///     println!("step {} of {} on {}", done.step + 1, done.steps, done.expert);
+///     Ok(())
+/// })?;
+/// # drop(latent);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Generator {
     model: Model,
@@ -76,17 +97,18 @@ struct OpenExpert {
 }
 
 impl Generator {
-    /// Creates a generator. Opens no graph. With [`residency::Mode::OneAtATime`] an expert is closed before the next one is
-    /// opened.
+    /// Creates a generator. Opens no graph. With [`residency::Mode::OneAtATime`] an expert is closed before the next
+    /// one is opened.
     pub fn new(model: &Model, mode: residency::Mode) -> Self {
         Self { model: model.clone(), mode, open: BTreeMap::new() }
     }
 
-    /// Denoises `noise [C,T,h,w]` to a clean latent of the same shape, model scale. `on_step` is called after every step.
+    /// Denoises `noise [C,T,h,w]` to a clean latent of the same shape, model scale. `on_step` is called after every
+    /// step.
     ///
     /// # Errors
-    /// An expert cannot be opened or fails, the run is cancelled, the latent is no longer finite, or `on_step` returns an
-    /// error.
+    /// An expert cannot be opened or fails, the run is cancelled, the latent is no longer finite, or `on_step` returns
+    /// an error.
     pub fn denoise(
         &mut self,
         noise: Array4<f32>,

@@ -16,8 +16,8 @@ pub struct RotaryTables {
 impl RotaryTables {
     /// Computes the tables of a latent.
     ///
-    /// Source: Wan. The pairs of a head are split among time, height and width ([`DenoiserSpec::rotary_split`]); on an axis
-    /// of width D, pair j is rotated by `position · 10000^(-2j/D)`. Angles are computed in f64 and stored as f32.
+    /// Source: Wan. The pairs of a head are split among time, height and width ([`DenoiserSpec::rotary_split`]); on an
+    /// axis of width D, pair j is rotated by `position · 10000^(-2j/D)`. Angles are computed in f64 and stored as f32.
     pub fn new(spec: &DenoiserSpec, latent: LatentShape) -> Self {
         let grid = latent.token_grid(spec.patch);
         let axes = spec.rotary_split().map(|width| {

@@ -39,9 +39,9 @@ impl TextInput {
 
 /// Returns rows `[B,T,D]` and the bias of their attention scores `[B,T]`.
 ///
-/// The rows after the tokens are zeros, so their keys and values are equal. One row replaces them all, with the logarithm
-/// of their number as its bias. Shorter prompts of a batch are padded with rows whose bias is minus infinity, which
-/// gives them no attention.
+/// The rows after the tokens are zeros, so their keys and values are equal. One row replaces them all, with the
+/// logarithm of their number as its bias. Shorter prompts of a batch are padded with rows whose bias is minus infinity,
+/// which gives them no attention.
 fn merged(states: &[&TextStates]) -> (Array3<f32>, Array2<f32>) {
     let row_count = |states: &TextStates| (states.tokens + 1).min(TEXT_ROWS);
     let rows = states.iter().map(|states| row_count(states)).max().unwrap_or(1);

@@ -124,8 +124,8 @@ mod tests {
     }
 
     proptest! {
-        /// Costs vary by half around their mean, so the last cost predicts the next one within that; the share is exceeded by
-        /// no more.
+        /// Costs vary by half around their mean, so the last cost predicts the next one within that; the share is
+        /// exceeded by no more.
         #[test]
         fn the_time_spent_is_within_the_share(
             step in 1_u64..1000,

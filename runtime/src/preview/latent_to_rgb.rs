@@ -1,15 +1,15 @@
 //! The linear map of previews: applying it, and fitting it to decoded frames by least squares. Pure.
 //!
-//! The fit solves the normal equations `(XᵀX + λI) W = XᵀY` in f64. A row of `X` is the neighbourhood of a latent position
-//! and a 1; a row of `Y` is the mean colour of the pixels and frames that the position is decoded to.
+//! The fit solves the normal equations `(XᵀX + λI) W = XᵀY` in f64. A row of `X` is the neighbourhood of a latent
+//! position and a 1; a row of `Y` is the mean colour of the pixels and frames that the position is decoded to.
 
 use crate::Error;
 use bundle::digest::Digest;
 use bundle::preview::{LatentToRgb, LinearColours, NEIGHBOURS};
 use ndarray::{Array4, ArrayView3, ArrayView4, Axis, Slice, s};
 
-/// The ridge term λ, as a share of the diagonal's mean. Chosen by leave-one-clip-out validation: the first latent frames
-/// have only a few hundred positions, not many more than there are unknowns.
+/// The ridge term λ, as a share of the diagonal's mean. Chosen by leave-one-clip-out validation: the first latent
+/// frames have only a few hundred positions, not many more than there are unknowns.
 const RIDGE: f64 = 3e-3;
 
 /// Writes the values of a position of `latent [C,h,w]` and its neighbours; edges are replicated.
@@ -66,8 +66,8 @@ impl ColourFit {
         Self { first: sums.clone(), later: sums }
     }
 
-    /// Adds a clip: `latent [C,T,h,w]` at model scale and its `frames [N,3,H,W]` in -1..1. The first latent frame has one
-    /// frame and each later one has the same number.
+    /// Adds a clip: `latent [C,T,h,w]` at model scale and its `frames [N,3,H,W]` in -1..1. The first latent frame has
+    /// one frame and each later one has the same number.
     ///
     /// # Errors
     /// The frames are not a whole number of pixels and frames per latent position.

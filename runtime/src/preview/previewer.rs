@@ -29,6 +29,20 @@ pub struct Preview {
 }
 
 /// A destination of previews.
+///
+/// # Examples
+/// ```
+/// use runtime::preview::{Preview, Sink};
+///
+/// struct Log;
+///
+/// impl Sink for Log {
+///     fn show(&mut self, preview: &Preview) -> Result<(), runtime::Error> {
+///         println!("step {} of {}: {:?}", preview.step, preview.steps, preview.frames.shape());
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait Sink: Send {
     /// Shows a preview.
     ///
@@ -59,13 +73,13 @@ pub struct PreviewReport {
     pub fallbacks: usize,
     /// Total rendering time, on the preview thread.
     pub busy: Duration,
-    /// When the first was shown.
+    /// Time of the first preview.
     pub first: Option<Instant>,
     /// The error that ended them early.
     pub failed: Option<Error>,
 }
 
-/// Who makes previews.
+/// The renderers of a previewer.
 #[derive(Debug)]
 pub struct PreviewRenderers {
     /// The requested renderer.
@@ -121,8 +135,38 @@ impl RenderState {
 /// core busy; without the wait the preview thread might be scheduled only one step later.
 const FIRST_WAIT_DIVISOR: u32 = 10;
 
-/// Renders previews on its own thread. A failure does not affect the steps, and only the first preview may delay them, by
-/// at most a tenth of a step.
+/// Renders previews on its own thread. A failure does not affect the steps, and only the first preview may delay them,
+/// by at most a tenth of a step.
+///
+/// # Examples
+/// ```no_run
+/// # use runtime::{model::Model, pipeline::{Event, Pipeline, seeded_noise}, plan::GenerationPlan, preview::Sink};
+/// # fn run(
+/// #     model: &Model, pipeline: &mut Pipeline, plan: &GenerationPlan, sink: Box<dyn Sink>,
+/// # ) -> Result<(), runtime::Error> {
+/// use bundle::preview::PreviewKind;
+/// use engines::Cancel;
+/// use runtime::preview::budget::PreviewLength;
+/// use runtime::preview::{PreviewRenderer, PreviewRenderers, PreviewSettings, Previewer};
+/// use std::num::NonZeroUsize;
+///
+/// let Some(chosen) = PreviewRenderer::new(model, PreviewKind::Rgb)? else { return Ok(()) };
+/// let renderers = PreviewRenderers { chosen, fallback: None };
+/// let settings = PreviewSettings { every: NonZeroUsize::MIN, length: PreviewLength::AllFrames };
+/// let cancel = Cancel::new();
+/// let mut previewer = Previewer::start(renderers, plan.latent, settings, vec![sink], &cancel);
+/// pipeline.run(plan, seeded_noise(plan), &cancel, &mut |event| {
+///     match event {
+///         Event::Step(done) => previewer.step(&done),
+///         Event::Decoding => previewer.close(),
+///         _ => {}
+///     }
+///     Ok(())
+/// })?;
+/// println!("{} previews", previewer.finish().shown);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Previewer {
     kind: PreviewKind,
     settings: PreviewSettings,
@@ -138,8 +182,8 @@ pub struct Previewer {
 }
 
 impl Previewer {
-    /// Opens the chosen renderer for latents of `shape`, measures the cost of a preview, and starts the thread. A failure is
-    /// returned by [`Self::finish`].
+    /// Opens the chosen renderer for latents of `shape`, measures the cost of a preview, and starts the thread. A
+    /// failure is returned by [`Self::finish`].
     pub fn start(
         mut renderers: PreviewRenderers,
         shape: LatentShape,
@@ -211,7 +255,8 @@ impl Previewer {
         }
     }
 
-    /// Ends previews when denoising is over. A preview in progress is finished; one that a decoder has not started is dropped.
+    /// Ends previews when denoising is over. A preview in progress is finished; one that a decoder has not started is
+    /// dropped.
     pub fn close(&mut self) {
         let seen = self.shared.progress(|p| p.shown + p.fallbacks > 0);
         let decodes = self.kind != PreviewKind::Rgb;

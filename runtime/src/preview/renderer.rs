@@ -68,8 +68,8 @@ impl PreviewRenderer {
         self.kind != PreviewKind::Full
     }
 
-    /// Opens and warms up the graphs for previews of `length`, and returns the expected time for the first latent frame of a
-    /// latent of `shape`. For the linear map it is 0.
+    /// Opens and warms up the graphs for previews of `length`, and returns the expected time for the first latent frame
+    /// of a latent of `shape`. For the linear map it is 0.
     ///
     /// A decoder is timed on a crop: its work is proportional to the number of positions.
     ///
@@ -98,8 +98,8 @@ impl PreviewRenderer {
         Ok(run()?.saturating_mul(positions(shape.height, shape.width)) / positions(height, width).max(1))
     }
 
-    /// Renders a clean latent `[C,T,h,w]` to frames `[N,3,H,W]` in -1..1 or slightly beyond. The linear map renders one pixel
-    /// per latent position and one frame per latent frame; the decoders render the clip's own size and frames.
+    /// Renders a clean latent `[C,T,h,w]` to frames `[N,3,H,W]` in -1..1 or slightly beyond. The linear map renders one
+    /// pixel per latent position and one frame per latent frame; the decoders render the clip's own size and frames.
     ///
     /// # Errors
     /// A graph fails, or the run is cancelled.

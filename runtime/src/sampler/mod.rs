@@ -1,8 +1,8 @@
 //! The sampler: pure arithmetic on latents.
 //!
-//! A latent is `x = (1-σ)·x0 + σ·noise`; the denoiser predicts the velocity `v = noise - x0`. A [`Schedule`] is the list of
-//! sigmas, a [`Solver`] is an update rule from one sigma to the next. A [`Sampler`] combines both with the state between
-//! steps.
+//! A latent is `x = (1-σ)·x0 + σ·noise`; the denoiser predicts the velocity `v = noise - x0`. A [`Schedule`] is the
+//! list of sigmas, a [`Solver`] is an update rule from one sigma to the next. A [`Sampler`] combines both with the
+//! state between steps.
 //!
 //! In reading order: [`schedule`] (the sigma grids), [`solver`] (the trait and its weights), [`euler`], [`dpmpp`] and
 //! [`unipc`] (one update rule each), [`guidance`] (classifier-free guidance), [`noise`] (the latent at σ = 1).

@@ -1,9 +1,9 @@
 //! The initial noise, the same as from PyTorch's CPU generator for the same seed.
 //!
-//! PyTorch has two algorithms, one for small tensors and one for others; both are implemented. Logarithm, sine and cosine
-//! are computed in f64, so a seed gives the same noise on every machine. PyTorch computes them in f32 with results that
-//! depend on the instruction set; compared with its AVX2 and AVX-512 builds some values differ by one unit in the last
-//! place.
+//! PyTorch has two algorithms, one for small tensors and one for others; both are implemented. Logarithm, sine and
+//! cosine are computed in f64, so a seed gives the same noise on every machine. PyTorch computes them in f32 with
+//! results that depend on the instruction set; compared with its AVX2 and AVX-512 builds some values differ by one unit
+//! in the last place.
 
 use bundle::units::Seed;
 use rand_mt::Mt;
@@ -34,8 +34,8 @@ fn one_by_one(generator: &mut Mt, count: usize) -> Vec<f32> {
     values
 }
 
-/// Fills everything with uniform values, then converts each block to normal values. For an incomplete last block the last 16
-/// values are drawn again, replacing the existing ones.
+/// Fills everything with uniform values, then converts each block to normal values. For an incomplete last block the
+/// last 16 values are drawn again, replacing the existing ones.
 fn in_blocks(generator: &mut Mt, count: usize) -> Vec<f32> {
     let mut values: Vec<f32> = (0..count).map(|_| uniform_f32(generator)).collect();
     values.chunks_exact_mut(BLOCK).for_each(to_normal);

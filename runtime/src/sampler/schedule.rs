@@ -1,8 +1,8 @@
 //! The sigma grids of the official Wan code and of diffusers.
 //!
 //! Every grid is a falling line, bent towards high noise by the shift, and a final 0. The implementations differ in the
-//! ends of the line, in its precision, and in the rounding of timesteps. The differences are small, but the experts of a
-//! bundle are trained for one of the grids.
+//! ends of the line, in its precision, and in the rounding of timesteps. The differences are small, but the experts of
+//! a bundle are trained for one of the grids.
 
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{Shift, Sigma, Timestep};
@@ -28,8 +28,8 @@ pub struct Schedule {
 impl Schedule {
     /// Creates the grid that the implementation `kind` uses for `solver`.
     ///
-    /// Sigmas that rounding of the shift makes slightly larger than 1 are set to 1. A run of 0 steps has the single sigma 0
-    /// and denoises nothing.
+    /// Sigmas that rounding of the shift makes slightly larger than 1 are set to 1. A run of 0 steps has the single
+    /// sigma 0 and denoises nothing.
     pub fn new(solver: SolverKind, kind: ScheduleKind, steps: usize, shift: Shift) -> Self {
         match (kind, solver) {
             (ScheduleKind::Official, SolverKind::UniPc) => {
@@ -99,8 +99,8 @@ fn shifted_in_f32(sigma: f32, shift: Shift) -> f32 {
     shift.0 as f32 * sigma / (1.0 + (shift.0 - 1.0) as f32 * sigma)
 }
 
-/// `UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`. With very large shifts, later sigmas that would exceed
-/// the first are set equal to it.
+/// `UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift)`. With very large shifts, later sigmas that would
+/// exceed the first are set equal to it.
 fn diffusers_unipc(steps: usize, shift: Shift) -> Vec<f64> {
     let mut sigmas = shifted(line(1.0, 1.0 / f64::from(TRAIN_STEPS), steps), shift);
     if sigmas.first().is_some_and(|first| (first - 1.0).abs() < DIFFUSERS_EPSILON) {
@@ -122,8 +122,8 @@ fn diffusers_dpmpp(steps: usize, shift: Shift) -> Vec<f64> {
     sigmas
 }
 
-/// `FlowMatchEulerDiscreteScheduler(shift=shift)`: the ends are shifted when the scheduler is created, and the line between
-/// them again when the steps are set. Unlike the others it includes the smallest sigma before the final 0.
+/// `FlowMatchEulerDiscreteScheduler(shift=shift)`: the ends are shifted when the scheduler is created, and the line
+/// between them again when the steps are set. Unlike the others it includes the smallest sigma before the final 0.
 #[expect(clippy::cast_possible_truncation, reason = "sigmas are stored in f32")]
 fn diffusers_euler(steps: usize, shift: Shift) -> Vec<f32> {
     let train_steps = f64::from(TRAIN_STEPS);

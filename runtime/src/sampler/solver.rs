@@ -22,8 +22,8 @@ pub struct Weights {
 /// One step of a solver.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Update {
-    /// Repeats the previous step with the prediction at its end, which is now known. The sum starts from the latent at the
-    /// start of that step and replaces the latent of this one.
+    /// Repeats the previous step with the prediction at its end, which is now known. The sum starts from the latent at
+    /// the start of that step and replaces the latent of this one.
     pub correction: Option<Weights>,
     /// Moves this step's latent to the next.
     pub advance: Weights,
@@ -33,8 +33,8 @@ pub struct Update {
 pub trait Solver: fmt::Debug + Send + Sync {
     /// Returns the weights of step `step`, from `sigmas[step]` to `sigmas[step + 1]`.
     ///
-    /// `sigmas` are those of a [`Schedule`](super::Schedule) and `step` is one of its steps. Weights of predictions that do
-    /// not exist yet are 0.
+    /// `sigmas` are those of a [`Schedule`](super::Schedule) and `step` is one of its steps. Weights of predictions
+    /// that do not exist yet are 0.
     fn update(&self, sigmas: &[Sigma], step: usize) -> Update;
 }
 
@@ -80,8 +80,8 @@ impl Span {
 
     /// The update with the two newest predictions extrapolated linearly in λ to the middle of the interval.
     ///
-    /// `before` is the previous interval. Where no line exists this is the first-order update: λ is infinite at the end of
-    /// this interval or at the start of the previous one, or the previous one is empty.
+    /// `before` is the previous interval. Where no line exists this is the first-order update: λ is infinite at the end
+    /// of this interval or at the start of the previous one, or the previous one is empty.
     pub(super) fn midpoint(&self, before: &Self) -> Weights {
         let slope = if before.h > 0.0 && self.h.is_finite() { 0.5 * self.h / before.h } else { 0.0 };
         Weights {

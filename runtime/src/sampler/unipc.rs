@@ -24,8 +24,8 @@ impl Solver for UniPc {
     }
 }
 
-/// Weights that repeat step `step - 1`. The predictions are, newest first, those at its end, at its start, and at the start
-/// of the step before it; without the last one the correction is of order 1.
+/// Weights that repeat step `step - 1`. The predictions are, newest first, those at its end, at its start, and at the
+/// start of the step before it; without the last one the correction is of order 1.
 fn correction(sigmas: &[Sigma], step: usize) -> Weights {
     let span = Span::new(sigmas[step - 1], sigmas[step]);
     let before = step.checked_sub(2).map(|before| Span::new(sigmas[before], sigmas[step - 1]));
@@ -41,11 +41,11 @@ fn correction(sigmas: &[Sigma], step: usize) -> Weights {
     }
 }
 
-/// The coefficients `(ρ_end, ρ_before)` of the differences to the prediction at the end of the step and to the one before
-/// its start.
+/// The coefficients `(ρ_end, ρ_before)` of the differences to the prediction at the end of the step and to the one
+/// before its start.
 ///
-/// `ratio` is the position of the latter on the λ axis, where 0 is the step's start and 1 its end. The coefficients solve
-/// `ρ_before + ρ_end = b1` and `ratio·ρ_before + ρ_end = b2`.
+/// `ratio` is the position of the latter on the λ axis, where 0 is the step's start and 1 its end. The coefficients
+/// solve `ρ_before + ρ_end = b1` and `ratio·ρ_before + ρ_end = b2`.
 fn second_order(h: f64, ratio: f64) -> (f64, f64) {
     let b = (-h).exp_m1();
     let phi = b / -h - 1.0;

@@ -117,8 +117,8 @@ impl TokenGrid {
 impl FromStr for TokenGrid {
     type Err = Error;
 
-    /// Parses `F,ROWS,COLUMNS`, or a single number for one frame that is as square as possible: the cost of a step depends
-    /// only on the number of tokens.
+    /// Parses `F,ROWS,COLUMNS`, or a single number for one frame that is as square as possible: the cost of a step
+    /// depends only on the number of tokens.
     fn from_str(text: &str) -> Result<Self, Error> {
         let refused = || {
             let fix = "give a number like 1950, or frames, rows and columns like 5,15,26";

@@ -1,5 +1,5 @@
-//! Quantised variants of bundles with random weights: the graphs of `rushes quantize`, with arbitrary parameters that give
-//! the same speed as calibrated ones.
+//! Quantised variants of bundles with random weights: the graphs of `rushes quantize`, with arbitrary parameters that
+//! give the same speed as calibrated ones.
 
 use crate::Error;
 use bundle::manifest::{Bundle, Component, ComponentEntry};
@@ -23,16 +23,16 @@ const RANGE: Affine = Affine { scale: 16.0 / 255.0, zero_point: 128 };
 ///
 /// # Errors
 /// A file cannot be written, or the run is stopped.
-pub fn add(bundle: &mut Bundle, asked: &[Precision], kernels: Kernels, stop: &Stop) -> Result<(), Error> {
+pub fn add(bundle: &mut Bundle, requested: &[Precision], kernels: Kernels, stop: &Stop) -> Result<(), Error> {
     let by_default = |scheme: Scheme| match scheme {
         Scheme::Int8 | Scheme::Int8Weights => true,
         Scheme::Bf16 => kernels.has_bf16(),
         // Emulated in f32 on a CPU, so its speed is meaningless.
         Scheme::Fp8 => false,
     };
-    let wanted = |scheme: &Scheme| match asked {
+    let wanted = |scheme: &Scheme| match requested {
         [] => by_default(*scheme),
-        asked => *scheme != Scheme::Fp8 && asked.contains(&scheme.precision()),
+        requested => *scheme != Scheme::Fp8 && requested.contains(&scheme.precision()),
     };
     for scheme in Scheme::ALL.into_iter().filter(wanted) {
         let mut components = bundle.manifest.components.clone();

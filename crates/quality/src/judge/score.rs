@@ -88,8 +88,8 @@ impl ScoreCard {
         let mut clip = Tally::default();
         for line in &mut self.attributes {
             let name = &line.attribute.name;
-            let Some(asked) = prompt.attributes.get(name) else { continue };
-            let right = reading.values.get(name) == Some(asked);
+            let Some(expected) = prompt.attributes.get(name) else { continue };
+            let right = reading.values.get(name) == Some(expected);
             match prompt.language {
                 Language::English => line.english.count(right),
                 Language::Chinese => line.chinese.count(right),
@@ -102,8 +102,8 @@ impl ScoreCard {
     /// Returns the means over attributes that occur in the prompts.
     pub fn means(&self) -> Means {
         let mean_of = |share: &dyn Fn(&AttributeScore) -> Option<f64>| {
-            let asked = self.attributes.iter().filter(|line| line.all().of > 0);
-            mean(asked.filter_map(share))
+            let scored = self.attributes.iter().filter(|line| line.all().of > 0);
+            mean(scored.filter_map(share))
         };
         Means {
             all: mean_of(&|line| line.all().share()),

@@ -143,7 +143,7 @@ pub fn by_noise(bundle: &Bundle, clips: &[ClipDistance]) -> Vec<NoiseQuality> {
     bins.into_values().collect()
 }
 
-/// What is known of a component before anything runs.
+/// Summarises a component's variant from its parameters and the errors of its layers.
 pub fn component_quality(
     entry: &ComponentEntry,
     variant: Variant,

@@ -1,5 +1,5 @@
-//! Removes variant files that an interrupted run left in the bundle, or that could not be removed while the bundle was in
-//! use.
+//! Removes variant files that an interrupted run left in the bundle, or that could not be removed while the bundle was
+//! in use.
 
 use bundle::in_use;
 use bundle::layout::{self, component_folder};
@@ -10,8 +10,8 @@ use std::path::Path;
 /// Digits of a digest in a file name.
 const DIGITS: usize = 12;
 
-/// Removes variant files that `bundle.json` does not name, unless another process uses the bundle. The caller must hold the
-/// write lock of the bundle.
+/// Removes variant files that `bundle.json` does not name, unless another process uses the bundle. The caller must hold
+/// the write lock of the bundle.
 pub(super) fn clear(bundle: &Bundle) {
     if in_use::is_used(&bundle.folder) {
         return;

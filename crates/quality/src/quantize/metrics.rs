@@ -39,8 +39,8 @@ pub fn psnr<D: Dimension>(a: ArrayView<'_, f32, D>, b: ArrayView<'_, f32, D>) ->
 /// Side of the windows of [`ssim`].
 const WINDOW: usize = 8;
 
-/// Returns the structural similarity of two clips `[F,H,W,3]` in 0..1: on luma, with 8×8 windows at a stride of 4 and equal
-/// weights.
+/// Returns the structural similarity of two clips `[F,H,W,3]` in 0..1: on luma, with 8×8 windows at a stride of 4 and
+/// equal weights.
 ///
 /// Source: Wang et al. 2004, with K1 = 0.01 and K2 = 0.03.
 pub fn ssim(a: &Array4<f32>, b: &Array4<f32>) -> f64 {

@@ -5,7 +5,7 @@ use ndarray::ArrayView3;
 /// Maximum width of a picture.
 const WIDEST: usize = 320;
 
-/// Encodes a picture `[H,W,3]` in 0..1 as a data URI, subsampled to at most [`WIDEST`] pixels in width.
+/// Encodes a picture `[H,W,3]` in 0..1 as a data URI, subsampled to at most 320 pixels in width.
 pub fn data_uri(picture: ArrayView3<'_, f32>) -> String {
     let step = picture.dim().1.div_ceil(WIDEST).max(1);
     let small = picture.slice(ndarray::s![..;step, ..;step, ..]);

@@ -60,8 +60,8 @@ impl std::str::FromStr for Sensitivity {
 pub struct LayerQuality {
     /// Name of the layer.
     pub layer: String,
-    /// Signal-to-noise ratio of its output, or of the frames for a convolution, if only this layer is quantised, in decibels.
-    /// See [`Sensitivity`].
+    /// Signal-to-noise ratio of its output, or of the frames for a convolution, if only this layer is quantised, in
+    /// decibels. See [`Sensitivity`].
     pub signal_to_noise: f64,
     /// Exponent of its smoothing.
     pub alpha: Option<f32>,
@@ -192,8 +192,8 @@ fn page(model: &str, quality: &Quality, clips: &[(Clip, Clip)]) -> String {
     };
     if let Some(JudgeScores { clips, reference, variant }) = quality.judge {
         let text = format!(
-            "<p>Of what {clips} prompts ask for, {:.1} % is read back from the exported model's clips and {:.1} % from \
-             these.</p>\n",
+            "<p>Attributes of {clips} prompts that the judge recognises: {:.1} % in the exported model's clips, {:.1} % \
+            in these.</p>\n",
             100.0 * reference,
             100.0 * variant
         );

@@ -24,7 +24,8 @@ pub type UnquantizedLayers = BTreeMap<String, String>;
 
 /// Adds quantised variants to a bundle.
 ///
-/// Written variants become part of the bundle with [`Quantizer::commit`], all together. Without it the bundle is unchanged.
+/// Written variants become part of the bundle with [`Quantizer::commit`], all together. Without it the bundle is
+/// unchanged.
 ///
 /// # Examples
 /// ```no_run
@@ -109,8 +110,8 @@ impl Quantizer {
     /// Opens a bundle and its calibration. [`Scheme::Bf16`] needs no calibration.
     ///
     /// # Errors
-    /// The bundle or calibration is damaged, the calibration was made for other weights or has no statistics of a layer, or the
-    /// kernels do not support the model.
+    /// The bundle or calibration is damaged, the calibration was made for other weights or has no statistics of a
+    /// layer, or the kernels do not support the model.
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
         check_heads(&bundle.manifest, &options)?;
@@ -178,8 +179,8 @@ impl Quantizer {
         plan(sources, entry, &options).map_err(|error| self.or_stopped(error))
     }
 
-    /// Measures the relative error of each linear layer's output if only that layer is quantised, on the rows sampled by
-    /// calibration and with the rounding of `kernels`. The result is empty for a decoder.
+    /// Measures the relative error of each linear layer's output if only that layer is quantised, on the rows sampled
+    /// by calibration and with the rounding of `kernels`. The result is empty for a decoder.
     ///
     /// # Errors
     /// Weights cannot be read.
@@ -224,7 +225,8 @@ impl Quantizer {
         export::digests::complete(&self.bundle.folder, &mut self.bundle.manifest, &Known::new())?;
         manifest::write(&self.bundle.folder, &self.bundle.manifest)?;
         let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
-        // Another process that has opened the bundle may still open its old files; a later run of this command removes them.
+        // Another process that has opened the bundle may still open its old files; a later run of this command removes
+        // them.
         if !in_use::is_used(&self.bundle.folder) {
             self.remove_files(&before, &[&self.committed]);
         }
@@ -236,7 +238,8 @@ impl Quantizer {
         self.stop.check().map_or_else(Error::from, |()| error.into())
     }
 
-    /// Removes files in `named` that are not in `kept`. A file that cannot be removed wastes disk space and is harmless.
+    /// Removes files in `named` that are not in `kept`. A file that cannot be removed wastes disk space and is
+    /// harmless.
     fn remove_files(&self, named: &Manifest, kept: &[&Manifest]) {
         let kept: BTreeSet<&str> = kept.iter().flat_map(|manifest| manifest.files()).collect();
         for file in named.files().difference(&kept) {
