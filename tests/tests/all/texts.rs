@@ -99,7 +99,7 @@ fn an_error() {
     insta::assert_snapshot!(text(&fail(&["--memory-budget", "100kB"]).stderr), @r"
     error: 526.8 MB are needed and 100.0 kB may be used
       why: the largest parts are the activations of the decoder 526.8 MB
-      fix: use a smaller --size or fewer --frames, or allow more with --memory-budget
+      fix: use a smaller --size or fewer --frames, or raise --memory-budget
     ");
     insta::assert_snapshot!(text(&fail(&["--fps", "fast"]).stderr), @r"
     error: --fps cannot be `fast`
