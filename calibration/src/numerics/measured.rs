@@ -63,12 +63,12 @@ pub fn output_error(
 
 /// The bias correction of an output.
 fn shift(numbers: &LayerNumerics, kernels: KernelLibrary, output: usize) -> f64 {
-    let of = |shift: &Option<Vec<f32>>| shift.as_ref().map_or(0.0, |shift| f64::from(shift[output]));
+    let correction = |shift: &Option<Vec<f32>>| shift.as_ref().map_or(0.0, |shift| f64::from(shift[output]));
     let range_shift = match kernels {
-        KernelLibrary::OnnxRuntime => of(&numbers.range_shift),
+        KernelLibrary::OnnxRuntime => correction(&numbers.range_shift),
         KernelLibrary::Rushes => 0.0,
     };
-    of(&numbers.bias_shift) + range_shift
+    correction(&numbers.bias_shift) + range_shift
 }
 
 /// The rows as the operators read them: divided by the smoothing factors and rounded to the static range, to a range

@@ -102,7 +102,7 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
             (Scheme::Int8, _) => planner.linear(&mut numerics, &mut errors, group)?,
             (Scheme::Int8Weights, _) => planner.weights_only(&mut numerics, &mut errors, group)?,
             (Scheme::Fp8, _) => planner.fp8(&mut numerics, &mut errors, group)?,
-            // Rounding to bf16 needs no numbers.
+            // Rounding to bf16 needs no parameters.
             (Scheme::Bf16, _) => {}
         }
     }

@@ -41,7 +41,7 @@ pub struct Progress {
     /// Finished units.
     pub done: usize,
     /// All units.
-    pub of: usize,
+    pub total: usize,
 }
 
 impl Replay<'_> {
@@ -60,7 +60,7 @@ impl Replay<'_> {
         let components = self.bundle.manifest.components.iter();
         // The preview decoder is not quantised.
         let components: Vec<_> = components.filter(|entry| entry.component != Component::Preview).collect();
-        let of = samples * components.len();
+        let total = samples * components.len();
         let (mut table, mut done) = self.resume();
         for (index, entry) in components.iter().enumerate() {
             let folder = component_folder(&entry.component);
@@ -74,7 +74,7 @@ impl Replay<'_> {
                 component_replay.replay(&self.set.read(sample)?, &mut table, cancel)?;
                 done = unit + 1;
                 self.save_progress(&table, done)?;
-                on_progress(Progress { done, of })?;
+                on_progress(Progress { done, total })?;
             }
         }
         Ok(table)

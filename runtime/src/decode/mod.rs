@@ -1,4 +1,4 @@
-//! A clean latent to frames, chunk by chunk: the third of the three parts of the pipeline.
+//! Decoding: a clean latent to frames, in chunks. The third part of the pipeline.
 
 mod pictures;
 pub mod tiling;

@@ -130,7 +130,8 @@ impl Tiling {
         latent.slice(s![.., .., self.rows[tile.row].clone(), self.columns[tile.column].clone()])
     }
 
-    /// Adds a tile's share to `picture [N,3,H,W]`, zeros at first: `frames [N,3,th,tw]` at `scale` pixels per position.
+    /// Adds a tile's weighted `frames [N,3,th,tw]` to `picture [N,3,H,W]`, initially zeros; `scale` is pixels per
+    /// position.
     pub fn add(&self, picture: &mut Array4<f32>, frames: &ArrayView4<'_, f32>, tile: Tile, scale: usize) {
         let vertical = shares(&self.rows, tile.row, scale);
         let horizontal = shares(&self.columns, tile.column, scale);

@@ -32,7 +32,7 @@ pub enum Error {
         /// Number of scored clips.
         done: usize,
         /// Number of all clips.
-        of: usize,
+        total: usize,
     },
 }
 
@@ -59,10 +59,10 @@ impl Diagnose for Error {
                 why.clone(),
                 "give a JSON list of {\"language\": \"en\" or \"zh\", \"prompt\", \"seed\", \"attributes\"}",
             ),
-            Self::Stopped { done, of } => Report::new(
+            Self::Stopped { done, total } => Report::new(
                 ErrorClass::Interrupted,
                 "stopped while scoring",
-                format!("only {done} of {of} clips were read, so there is no score"),
+                format!("only {done} of {total} clips were read, so there is no score"),
                 "run the same command again, with fewer --prompts if it takes too long",
             ),
         }

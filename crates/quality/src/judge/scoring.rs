@@ -76,7 +76,7 @@ pub fn score(
         let reading = clip(&mut pipeline, plan, cancel)
             .and_then(|clip| judge.read(clip.view(), cancel))
             .map_err(|error| {
-                if error.is_cancelled() { Error::Stopped { done, of: plans.len() }.into() } else { error }
+                if error.is_cancelled() { Error::Stopped { done, total: plans.len() }.into() } else { error }
             })?;
         let right = card.count(prompt, &reading);
         on_clip(ClipRead { prompt, reading: &reading, right })?;
