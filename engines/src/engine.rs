@@ -44,7 +44,7 @@ pub enum WeightMemory {
 /// # Examples
 /// Opens a graph and runs it:
 ///
-/// ```
+/// ```no_run
 /// use bundle::dtype::ElementType;
 /// use bundle::signature::{Extent, Signature, TensorSpec};
 /// use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
