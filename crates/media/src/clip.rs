@@ -1,4 +1,4 @@
-//! What goes into a clip and what comes out.
+//! The format of a clip, and the results of writing it.
 
 use super::OutputSpec;
 use bundle::geometry::PixelSize;
@@ -6,52 +6,52 @@ use bundle::units::FrameRate;
 use std::fmt;
 use std::path::PathBuf;
 
-/// What a clip is made of.
+/// The format of a clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipFormat {
     /// Size of each frame.
     pub size: PixelSize,
-    /// How fast they are played.
+    /// The frame rate.
     pub rate: FrameRate,
-    /// How many there are; none for a stream that runs until it is stopped.
+    /// The number of frames. `None` for a stream that runs until it is stopped.
     pub frames: Option<usize>,
 }
 
-/// A clip that is whole.
+/// A complete clip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenClip {
-    /// Where it went.
+    /// The output.
     pub output: OutputSpec,
-    /// Its frames; fewer than the clip has where the format cannot show them as fast.
+    /// Frames in the output. Fewer than in the clip if the format cannot show them at the rate of the clip.
     pub frames: usize,
-    /// Its bytes, where it is a file or a folder.
+    /// Bytes of the file or folder.
     pub bytes: Option<u64>,
 }
 
-/// What is left of a clip that was stopped before its end.
+/// The remainder of a clip that was stopped before its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remainder {
-    /// No frame had been written; there is no file.
+    /// No frame was written. There is no file.
     Nothing,
-    /// The part file or folder can be played and holds every frame that was given.
+    /// The part file or folder can be played and contains every frame that was pushed.
     Whole {
         /// The part.
         part: PathBuf,
         /// Its frames.
         frames: usize,
     },
-    /// The part was not closed, but plays up to what was written last.
+    /// The part was not closed, but can be played up to the last write.
     UpTo {
         /// The part.
         part: PathBuf,
-        /// The most frames it can hold.
+        /// The most frames that it can contain.
         frames: usize,
     },
-    /// Frames went to a reader, who has them.
+    /// Frames were sent to a reader.
     Sent {
-        /// To whom.
+        /// The output.
         to: OutputSpec,
-        /// How many at most.
+        /// The most frames that were sent.
         frames: usize,
     },
 }
@@ -67,7 +67,9 @@ impl fmt::Display for Remainder {
             Self::UpTo { part, frames } => {
                 write!(f, "kept up to {frames} frame{} in {}", plural(frames), part.display())
             }
-            Self::Sent { to, frames } => write!(f, "up to {frames} frame{} went to {to}", plural(frames)),
+            Self::Sent { to, frames } => {
+                write!(f, "up to {frames} frame{} were sent to {to}", plural(frames))
+            }
         }
     }
 }
@@ -77,13 +79,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_kept_is_told_in_one_line() {
+    fn a_remainder_is_described_in_one_line() {
         let part = PathBuf::from("clip.part.mp4");
         assert_eq!(Remainder::Nothing.to_string(), "no frame was written, nothing was kept");
         let kept = Remainder::Whole { part: part.clone(), frames: 1 };
         assert_eq!(kept.to_string(), "kept the first 1 frame in clip.part.mp4");
         assert_eq!(Remainder::UpTo { part, frames: 12 }.to_string(), "kept up to 12 frames in clip.part.mp4");
         let sent = Remainder::Sent { to: OutputSpec::Stdout, frames: 3 };
-        assert_eq!(sent.to_string(), "up to 3 frames went to standard output");
+        assert_eq!(sent.to_string(), "up to 3 frames were sent to standard output");
     }
 }

@@ -1,33 +1,33 @@
-//! Which H.264 encoder, and with which settings.
+//! Video encoders and their settings.
 //!
-//! The settings hold the picture close to the frames that came in rather than the file small: a bound on the quantizer,
-//! no limit on the bit rate that matters, and a key frame every half second, so that a run which is killed loses little,
-//! seeking is quick and a viewer who comes late waits little. No B-frames: the order of decoding is the order of showing,
-//! and a file cut short starts at 0. No lookahead: a frame that goes in comes out before the next one is needed.
+//! The settings favour quality over file size: a bounded quantizer and practically no limit on the bit rate. A key frame
+//! every half second limits the loss of a killed run, the time of seeking and the wait of a new viewer. Without B-frames
+//! decoding order is display order, and a truncated file starts at 0. Without lookahead each frame leaves the encoder
+//! before the next one arrives.
 
 use bundle::units::FrameRate;
 
-/// What a stream is encoded for.
+/// The purpose of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A file: the picture close to the frames that came in.
+    /// A file: high quality.
     File,
-    /// Viewers at the other end of a network: no frame waits for another, and one stream suits a common line.
+    /// Viewers over a network: low latency, and a bit rate for a common connection.
     Live,
 }
 
-/// An H.264 encoder of GStreamer that takes I420.
+/// A GStreamer H.264 encoder that accepts I420.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum H264Encoder {
-    /// `x264enc`: the better picture for its bits, High profile.
+    /// `x264enc`: higher quality per bit, High profile.
     X264,
-    /// `openh264enc`: Constrained Baseline, BSD licence. Needs `h264parse` in front of a muxer.
+    /// `openh264enc`: Constrained Baseline, BSD licence. Needs `h264parse` before a muxer.
     OpenH264,
 }
 
 impl H264Encoder {
-    /// All that are known, the best first. Encoders of graphics cards are not among them: they take other pixel formats,
-    /// and their quality at a given setting differs from card to card.
+    /// All supported encoders, in order of preference. Hardware encoders are not supported: they accept other pixel
+    /// formats, and their quality at a given setting differs between devices.
     pub const ALL: [Self; 2] = [Self::X264, Self::OpenH264];
 
     /// The best encoder whose elements are all `installed`.
@@ -35,7 +35,7 @@ impl H264Encoder {
         Self::ALL.into_iter().find(|encoder| encoder.elements().all(&installed))
     }
 
-    /// Name of the encoding element.
+    /// The name of the encoder element.
     pub fn element(self) -> &'static str {
         match self {
             Self::X264 => "x264enc",
@@ -43,7 +43,7 @@ impl H264Encoder {
         }
     }
 
-    /// The element that turns its stream into what a muxer takes, where one is needed.
+    /// The parser element that the muxer needs, if any.
     pub fn parser(self) -> Option<&'static str> {
         match self {
             Self::X264 => None,
@@ -51,7 +51,7 @@ impl H264Encoder {
         }
     }
 
-    /// The Debian package that has its elements.
+    /// The Debian package of its elements.
     pub fn package(self) -> &'static str {
         match self {
             Self::X264 => "gstreamer1.0-plugins-ugly",
@@ -64,7 +64,7 @@ impl H264Encoder {
         std::iter::once(self.element()).chain(self.parser())
     }
 
-    /// Properties of [`Self::element`] for a clip played at `rate`, as GStreamer reads them from text.
+    /// Properties of [`Self::element`] for a clip at `rate`, as text for GStreamer.
     pub fn settings(self, rate: FrameRate, purpose: Purpose) -> Vec<(&'static str, String)> {
         let key_interval = rate.nominal().div_ceil(2).to_string();
         let (usual, highest) = match purpose {
@@ -72,9 +72,9 @@ impl H264Encoder {
             Purpose::Live => ("20", "30"),
         };
         match self {
-            // One thread encodes 480p at some 170 and 720p at some 65 frames per second, and gives the same bytes
-            // whatever the number of cores. The rate buffer would cap constant quality at `bitrate`, and with a large
-            // `bitrate` it would claim an H.264 level that small devices refuse: it is switched off.
+            // One thread encodes about 170 frames per second at 480p and 65 at 720p, and its output does not depend on
+            // the number of cores. The rate buffer is disabled: it would limit constant quality to `bitrate`, and with a
+            // large `bitrate` the stream would have an H.264 level that small devices refuse.
             Self::X264 => vec![
                 ("speed-preset", "veryfast".into()),
                 ("pass", "qual".into()),
@@ -87,7 +87,7 @@ impl H264Encoder {
                 ("threads", "1".into()),
                 ("key-int-max", key_interval),
             ],
-            // With `rate-control=off` it would take no notice of the quantizer's bounds.
+            // With `rate-control=off` it ignores the bounds of the quantizer.
             Self::OpenH264 => vec![
                 ("rate-control", "quality".into()),
                 ("bitrate", "100000000".into()),
@@ -102,7 +102,7 @@ impl H264Encoder {
     }
 }
 
-/// Properties of `vp9enc` for a file played at `rate`: constant quality, no frame waits for another.
+/// Properties of `vp9enc` for a file at `rate`: constant quality, no lookahead.
 pub fn vp9_settings(rate: FrameRate) -> Vec<(&'static str, String)> {
     vec![
         ("deadline", "1".into()),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_whole_set_of_elements_is_chosen() {
+    fn the_first_encoder_with_all_its_elements_is_chosen() {
         assert_eq!(choose(&["x264enc", "openh264enc", "h264parse"]), Some(H264Encoder::X264));
         assert_eq!(choose(&["openh264enc", "h264parse"]), Some(H264Encoder::OpenH264));
         assert_eq!(choose(&["openh264enc"]), None, "its stream cannot be muxed without the parser");
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_frame_comes_at_least_every_half_second_rounded_up_to_frames() {
+    fn the_key_frame_interval_is_half_a_second_rounded_up_to_frames() {
         for (fps, frames) in [(1, "1"), (15, "8"), (16, "8"), (30, "15"), (240, "120")] {
             let rate = FrameRate::try_new(fps).unwrap();
             for (encoder, property) in

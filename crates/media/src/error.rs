@@ -1,6 +1,6 @@
-//! What can go wrong between a frame and a file.
+//! Errors of video output.
 
-use super::Remainder;
+use super::clip::Remainder;
 use super::encoder::H264Encoder;
 use super::plugins::MissingElement;
 use bundle::geometry::PixelSize;
@@ -10,56 +10,56 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Errors of video out.
+/// Errors of video output.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Two outputs of one run would be the same file, folder or stream.
-    Twice {
-        /// Which.
+    DuplicateOutput {
+        /// The output.
         output: String,
     },
-    /// A file or text that the clip is dressed with cannot be used.
+    /// A file for overlays and audio cannot be used.
     PostProcess {
-        /// The flag that it came from.
+        /// The flag.
         flag: &'static str,
-        /// What was given.
+        /// The value of the flag.
         given: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
     /// A caption cannot be shown.
     Caption {
-        /// How it begins, and when.
+        /// The start of its text, and its time.
         caption: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// Nothing on this machine decodes a file that the clip is dressed with.
+    /// No decoder is installed for a file for overlays and audio.
     MissingDecoder {
-        /// The flag that it came from.
+        /// The flag.
         flag: &'static str,
-        /// What was given.
+        /// The value of the flag.
         given: String,
-        /// What is in it.
+        /// The format that has no decoder.
         name: String,
-        /// The Debian package that has a decoder for it.
+        /// The Debian package of a decoder.
         package: &'static str,
     },
-    /// No font on this machine has a character of a caption.
+    /// No installed font has a character of a caption.
     NoFont {
         /// The character.
         character: char,
-        /// A Debian package that has it.
+        /// The Debian package of a font that has it.
         package: &'static str,
     },
-    /// There is sound, and no output that could carry it.
+    /// No output can carry the audio.
     NoSound,
-    /// There is a key to sign with, and no output that could be signed.
+    /// No output can be signed.
     NothingToSign,
-    /// The output cannot be written where it was asked for, or cannot get its name.
+    /// The output cannot be written or renamed.
     File(#[from] part_file::Error),
-    /// A value breaks the contract.
+    /// A value is invalid.
     Contract(#[from] bundle::Error),
     /// Raw frames would be written to a terminal.
     Terminal,
@@ -67,97 +67,97 @@ pub enum Error {
     PreviewFile {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// GStreamer cannot start at all.
+    /// GStreamer cannot be initialized.
     NoGStreamer {
-        /// What it said.
+        /// The message.
         why: String,
     },
-    /// GStreamer lacks elements that the pipeline is made of.
+    /// Elements of the pipeline are not installed.
     MissingElements {
-        /// The output that was asked for.
+        /// The output.
         output: String,
-        /// Which, and where Debian has them.
+        /// The elements, with their Debian packages.
         elements: Vec<MissingElement>,
     },
-    /// Something that this build of the program leaves out.
+    /// This build does not support a feature.
     NotBuilt {
-        /// What was asked for.
+        /// The output or flag.
         what: String,
-        /// The cargo feature that has it.
+        /// The cargo feature that enables it.
         feature: &'static str,
     },
     /// A clip cannot be signed.
     Signing {
-        /// The certificate that was given.
+        /// The certificate.
         certificate: PathBuf,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
     /// None of the known H.264 encoders is installed.
     NoEncoder {
-        /// The output that was asked for.
+        /// The output.
         output: String,
     },
-    /// A picture that 4:2:0 video cannot hold.
+    /// A side of the clip is odd, which 4:2:0 video does not allow.
     OddSize {
-        /// Its size.
+        /// The size.
         size: PixelSize,
     },
-    /// Frames of another shape than the clip's.
+    /// A frame has another shape than the clip.
     Shape {
         /// `[3,H,W]` of the clip.
         expected: [usize; 3],
-        /// What came.
+        /// The shape of the frame.
         found: [usize; 3],
     },
-    /// The clip was finished before all its frames were there.
+    /// The clip was finished before all frames were written.
     FramesMissing {
-        /// Frames that were announced.
+        /// The length of the clip.
         expected: usize,
-        /// Frames that came through the encoder.
+        /// Frames that were encoded.
         found: usize,
     },
-    /// No room left for an output.
+    /// The disk of an output is full.
     DiskFull {
-        /// The output that was asked for.
+        /// The output.
         output: String,
     },
     /// An element of the pipeline failed.
     Pipeline {
-        /// The output that was asked for.
+        /// The output.
         output: String,
-        /// Its name.
+        /// The element.
         element: String,
-        /// What it said.
+        /// The message.
         why: String,
     },
-    /// Frames waited, and nothing moved in the pipeline.
+    /// The pipeline had work and made no progress.
     Stalled {
-        /// The output that was asked for.
+        /// The output.
         output: String,
-        /// For how long nothing moved.
+        /// The time without progress.
         limit: Duration,
     },
-    /// Outputs failed.
-    Partly {
-        /// What the first that failed met.
+    /// One or more outputs failed.
+    OutputsFailed {
+        /// The error of the first failed output.
         first: Arc<Self>,
-        /// What is left of it.
-        kept: Remainder,
-        /// Those that are whole.
-        whole: Option<String>,
+        /// The remainder of that output.
+        remainder: Remainder,
+        /// The names of the complete outputs.
+        complete: Option<String>,
     },
-    /// The run was stopped while frames waited.
+    /// The run was cancelled while frames were queued.
     Cancelled,
 }
 
 impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
-            Self::Twice { .. }
+            Self::DuplicateOutput { .. }
             | Self::PostProcess { .. }
             | Self::Caption { .. }
             | Self::NoSound
@@ -175,38 +175,39 @@ impl Diagnose for Error {
             Self::File(error) => error.report(),
             Self::Contract(error) => error.report(),
             Self::Shape { expected, found } => Report::failed(
-                "the decoder's frames do not fit the clip",
+                "the decoder's frames do not match the clip",
                 format!("expected {expected:?} per frame, found {found:?}"),
                 "export the checkpoint again with this version of rushes",
             ),
             Self::FramesMissing { expected, found } => Report::failed(
-                "the clip is not whole",
-                format!("{expected} frames were announced, {found} were encoded"),
-                "run it again; what there is lies in the part file",
+                "the clip is incomplete",
+                format!("expected {expected} frames, {found} were encoded"),
+                "run it again; the frames so far are in the part file",
             ),
             Self::DiskFull { output } => Report::failed(
-                format!("cannot go on writing {output}"),
-                "there is no room left on its disk",
-                "free some room or choose another folder with -o; what was written so far can be played",
+                format!("cannot continue writing {output}"),
+                "its disk is full",
+                "free some space or choose another folder with -o; the frames so far can be played",
             ),
             Self::Pipeline { output, element, why } => Report::failed(
-                format!("cannot go on writing {output}"),
+                format!("cannot continue writing {output}"),
                 format!("{element} failed: {why}"),
-                "see what `rushes doctor` says about this machine's encoders, and check that the other end is there",
+                "check this machine's encoders with `rushes doctor`, and check that the receiver is running",
             ),
             Self::Stalled { output, limit } => Report::failed(
-                format!("{output} does not go on"),
-                format!("nothing has moved in its pipeline for {limit:?}"),
-                "check that its disk or its reader answers, allow more with --output-timeout, or choose another -o",
+                format!("{output} is stalled"),
+                format!("its pipeline made no progress for {limit:?}"),
+                "check that its disk or reader responds, allow more time with --output-timeout, or choose another -o",
             ),
-            Self::Partly { first, kept, whole } => {
+            Self::OutputsFailed { first, remainder, complete } => {
                 let Report { class, what, why, fix } = first.report();
-                let whole = whole.as_ref().map_or(String::new(), |whole| format!("; whole: {whole}"));
-                Report { class, what, why: format!("{why}; {kept}{whole}"), fix }
+                let complete =
+                    complete.as_ref().map_or(String::new(), |names| format!("; complete: {names}"));
+                Report { class, what, why: format!("{why}; {remainder}{complete}"), fix }
             }
             Self::Cancelled => Report::new(
                 bundle::ErrorClass::Interrupted,
-                "stopped while frames waited to be written",
+                "stopped while frames were waiting to be written",
                 "the run was interrupted",
                 "run it again",
             ),
@@ -215,12 +216,12 @@ impl Diagnose for Error {
 }
 
 impl Error {
-    /// An output that cannot be created at `path`.
+    /// The error of an output that cannot be created at `path`.
     pub(crate) fn unwritable(path: impl Into<PathBuf>, why: impl Into<String>) -> Self {
         part_file::Error::Unwritable { path: path.into(), why: why.into() }.into()
     }
 
-    /// An output that another run is writing, which has locked `part`.
+    /// The error of an output that another run is writing, which has locked `part`.
     pub(crate) fn busy(path: impl Into<PathBuf>, part: impl Into<PathBuf>) -> Self {
         part_file::Error::Busy { path: path.into(), part: part.into() }.into()
     }
@@ -249,7 +250,7 @@ impl Error {
                 format!("install it with `sudo apt-get install {package}`, or give a file of another format"),
             ),
             Self::NotBuilt { what, feature } => Report::missing(
-                format!("{what} is not for this build of the program"),
+                format!("{what} is not supported by this build"),
                 format!("it was built without the feature `{feature}`"),
                 format!(
                     "build it with `cargo build --release -p rushes --features embed-mini,{feature}`, or with `full`"
@@ -264,7 +265,7 @@ impl Error {
                 )
             }
             Self::NoFont { character, package } => Report::missing(
-                "the caption cannot be shown as it is",
+                "the caption cannot be drawn",
                 format!("no font on this machine has `{character}`"),
                 format!("install one with `sudo apt-get install {package}`"),
             ),
@@ -281,18 +282,18 @@ impl Error {
             ),
             Self::OddSize { size } => Report::bad_input(
                 format!("a clip cannot be {size}"),
-                "4:2:0 video takes an even width and height",
+                "4:2:0 video requires an even width and height",
                 "choose an even --size",
             ),
-            Self::Twice { output } => Report::bad_input(
+            Self::DuplicateOutput { output } => Report::bad_input(
                 format!("cannot write {output} twice"),
-                "two outputs of one run have the same name",
-                "give each -o a name of its own",
+                "two outputs of one run are the same file, folder or stream",
+                "give each -o a different name",
             ),
             Self::PostProcess { flag, given, why } => Report::bad_input(
                 format!("{flag} cannot be {given}"),
                 why.clone(),
-                "give a whole file of the right kind; `ffmpeg -v error -i FILE -f null -` says more about one",
+                "give a complete file of a supported format; `ffmpeg -v error -i FILE -f null -` reports damage",
             ),
             Self::Caption { caption, why } => Report::bad_input(
                 format!("the caption {caption} cannot be shown"),
@@ -305,19 +306,19 @@ impl Error {
                 "give a PEM chain and its private key, made for signing content: --sign chain.pem,key.pem",
             ),
             Self::NothingToSign => Report::bad_input(
-                "there is no output that can be signed",
+                "no output can be signed",
                 "only .mp4 carries content credentials",
                 "add one with -o, or leave --sign out",
             ),
             Self::NoSound => Report::bad_input(
-                "there is sound and no output for it",
-                "only .mp4, .webm and .mkv carry sound",
+                "no output can carry the audio",
+                "only .mp4, .webm and .mkv carry audio",
                 "add one of these with -o, or leave --audio out",
             ),
             _ => Report::bad_input(
                 "standard output is a terminal",
-                "the frames of `-o -` are no text",
-                "send them to a file or a program, like `rushes generate … -o - | ffplay -`",
+                "`-o -` writes binary frames",
+                "redirect them to a file or a program, like `rushes generate … -o - | ffplay -`",
             ),
         }
     }

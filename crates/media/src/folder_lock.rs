@@ -1,4 +1,4 @@
-//! One run at a time for a folder, whether it fills it from inside or from a part beside it.
+//! Locks on output folders, so that one run at a time writes to each, directly or through a part folder beside it.
 
 use bundle::lock::{Locked, Refusal};
 use bundle::place::identity;
@@ -7,62 +7,62 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Makes a folder if it is not there, and locks it, unless another run is filling its part. Whether it was made.
+/// Creates a folder if it does not exist, and locks it. Returns true with the lock if the folder was created.
 ///
 /// # Errors
-/// Another lock on it or on its part, or what the system said; a folder that was made stays then.
+/// Returns an error if another run has locked the folder or its part folder. I/O errors. A created folder is kept then.
 pub(crate) fn make_locked(folder: &Path) -> Result<(Locked, bool), Refusal> {
     check_part_is_free(folder)?;
-    let made = match fs::create_dir(folder) {
+    let created = match fs::create_dir(folder) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(error.into()),
     };
-    Ok((lock_folder(folder)?, made))
+    Ok((lock_folder(folder)?, created))
 }
 
-/// Locks a folder that is there, unless another run is filling its part.
+/// Locks an existing folder.
 ///
 /// # Errors
-/// Those of [`make_locked`].
+/// The errors of [`make_locked`].
 pub(super) fn lock_folder(folder: &Path) -> Result<Locked, Refusal> {
-    let lock = still_there(Locked::folder(folder))?;
-    // A run that began to fill it while it was not there yet.
+    let lock = busy_if_removed(Locked::folder(folder))?;
+    // Another run may have locked the part folder before this folder existed.
     check_part_is_free(folder)?;
     Ok(lock)
 }
 
 fn check_part_is_free(folder: &Path) -> Result<(), Refusal> {
-    // The root has no name, and nothing beside it.
-    let place = identity(folder).ok().filter(|place| place.file_name().is_some());
-    match place.map(|place| Locked::folder(&outer_part(&place))) {
+    // The root has no name and no siblings.
+    let path = identity(folder).ok().filter(|path| path.file_name().is_some());
+    match path.map(|path| Locked::folder(&outer_part(&path))) {
         Some(Err(Refusal::Busy)) => Err(Refusal::Busy),
         _ => Ok(()),
     }
 }
 
-/// A folder that was there a moment ago is another run's doing, if it is gone.
+/// Turns `NotFound` into `Busy`: an existing folder that disappeared was removed by another run.
 ///
 /// # Errors
-/// Those that were met, as such.
-pub(super) fn still_there(locked: Result<Locked, Refusal>) -> Result<Locked, Refusal> {
+/// All other errors are returned unchanged.
+pub(super) fn busy_if_removed(locked: Result<Locked, Refusal>) -> Result<Locked, Refusal> {
     match locked {
         Err(Refusal::Io(error)) if error.kind() == io::ErrorKind::NotFound => Err(Refusal::Busy),
         other => other,
     }
 }
 
-/// `NAME.part` beside a folder, from which it may be filled.
+/// The path `NAME.part` beside a folder.
 pub(super) fn outer_part(path: &Path) -> PathBuf {
     let mut name = path.file_name().map(OsString::from).unwrap_or_default();
     name.push(".part");
     path.with_file_name(name)
 }
 
-/// Makes a folder unless it is there.
+/// Creates a folder unless it exists.
 ///
 /// # Errors
-/// What the system said.
+/// I/O errors.
 pub(super) fn make_folder(path: &Path) -> Result<(), Refusal> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_whose_part_is_being_filled_is_neither_made_nor_locked() {
+    fn a_folder_with_a_locked_part_is_neither_created_nor_locked() {
         let parent = tempfile::tempdir().unwrap();
         let (folder, part) = (parent.path().join("live"), parent.path().join("live.part"));
         make_folder(&part).unwrap();
@@ -85,12 +85,12 @@ mod tests {
         make_folder(&folder).unwrap();
         assert!(matches!(lock_folder(&folder), Err(Refusal::Busy)));
         drop(other);
-        let (first, made) = make_locked(&folder).unwrap();
-        assert!(!made && matches!(make_locked(&folder), Err(Refusal::Busy)));
+        let (first, created) = make_locked(&folder).unwrap();
+        assert!(!created && matches!(make_locked(&folder), Err(Refusal::Busy)));
         drop(first);
         fs::remove_dir(&folder).unwrap();
         assert!(make_locked(&folder).unwrap().1);
-        let gone = Locked::folder(&parent.path().join("absent"));
-        assert!(matches!(still_there(gone), Err(Refusal::Busy)));
+        let removed = Locked::folder(&parent.path().join("absent"));
+        assert!(matches!(busy_if_removed(removed), Err(Refusal::Busy)));
     }
 }

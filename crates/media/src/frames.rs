@@ -1,25 +1,25 @@
-//! From the decoder's f32 frames to pictures and to video samples.
+//! Conversion of the decoder's f32 frames to RGB and I420.
 //!
-//! The decoder gives `[N,3,H,W]` with red, green and blue in -1..1, meant for an sRGB-like screen. What lies outside is
-//! cut off, and what is no number becomes black. Video is I420 (8 bits, 4:2:0) with the BT.709 matrix in limited range:
-//! luma 16..=235, chroma 16..=240 around 128. Only the matrix is applied, the transfer curve stays.
+//! The decoder returns `[N,3,H,W]` with red, green and blue in -1..1, for an sRGB-like display. Values outside are
+//! clamped, and NaN becomes black. Video is I420 (8 bits, 4:2:0) with the BT.709 matrix in limited range: luma 16..=235,
+//! chroma 16..=240 around 128. Only the matrix is applied; the transfer curve is not changed.
 //!
-//! Each chroma sample is the mean of the 2x2 pixels it stands for, so it is sited in their centre
-//! (`chroma_sample_loc_type` 1). Every sample is rounded once, from f32.
+//! Each chroma sample is the mean of 2x2 pixels, sited in their centre (`chroma_sample_loc_type` 1). Every sample is
+//! rounded once, from f32.
 
 use ndarray::ArrayView3;
 use rayon::prelude::*;
 
 /// Luma weights of red, green and blue, ITU-R BT.709-6 §3.
 const LUMA: [f32; 3] = [0.2126, 0.7152, 0.0722];
-/// Steps of luma from black to white, and of chroma from its lowest to its highest value.
+/// The range of luma from black to white, and of chroma from its lowest to its highest value.
 const LUMA_STEPS: f32 = 219.0;
 const CHROMA_STEPS: f32 = 224.0;
-/// The codes of black and of no colour.
+/// The luma of black and the neutral chroma.
 const BLACK: f32 = 16.0;
-const NO_COLOUR: f32 = 128.0;
+const NEUTRAL: f32 = 128.0;
 
-/// Where the planes of an I420 picture lie in memory: rows padded to 4 bytes, as GStreamer lays them out by default.
+/// The memory layout of an I420 picture: rows padded to 4 bytes, the default of GStreamer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct I420Layout {
     width: usize,
@@ -27,14 +27,13 @@ pub struct I420Layout {
 }
 
 impl I420Layout {
-    /// The layout of a picture with even sides.
+    /// Returns `None` unless both sides are even and positive.
     pub fn new(width: usize, height: usize) -> Option<Self> {
         let even = |side: usize| side > 0 && side.is_multiple_of(2);
         (even(width) && even(height)).then_some(Self { width, height })
     }
 
-    /// Where the rows of luma, Cb and Cr lie in a picture: the first byte of the plane, its stride, the bytes of a row
-    /// that are samples, the number of rows.
+    /// The planes of luma, Cb and Cr: the first byte, the stride, the bytes of a row without padding, the number of rows.
     pub(super) fn planes(self) -> [(usize, usize, usize, usize); 3] {
         let luma = self.height * self.luma_stride();
         let chroma = |plane: usize| {
@@ -57,10 +56,10 @@ impl I420Layout {
         self.height * self.luma_stride() + self.height * self.chroma_stride()
     }
 
-    /// One frame `[3,H,W]` in -1..1 as I420.
+    /// Converts a frame `[3,H,W]` in -1..1 to I420.
     ///
     /// # Panics
-    /// When the frame has another shape than the layout.
+    /// Panics if the frame has another size than the layout.
     pub fn convert(self, frame: ArrayView3<'_, f32>) -> Vec<u8> {
         assert_eq!(frame.dim(), (3, self.height, self.width), "a frame has the size of its layout");
         let frame = frame.as_standard_layout();
@@ -86,7 +85,7 @@ impl I420Layout {
     }
 }
 
-/// Where the pixels of an RGB picture lie in memory: rows padded to 4 bytes, as GStreamer lays them out by default.
+/// The memory layout of an RGB picture: rows padded to 4 bytes, the default of GStreamer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RgbLayout {
     /// Columns.
@@ -96,15 +95,15 @@ pub struct RgbLayout {
 }
 
 impl RgbLayout {
-    /// Bytes of a row with its padding.
+    /// Bytes of a row with padding.
     pub fn stride(self) -> usize {
         (3 * self.width).next_multiple_of(4)
     }
 
-    /// One frame `[3,H,W]` in -1..1 as bytes of red, green and blue, each rounded once.
+    /// Converts a frame `[3,H,W]` in -1..1 to RGB bytes, each rounded once.
     ///
     /// # Panics
-    /// When the frame has another shape than the layout.
+    /// Panics if the frame has another size than the layout.
     pub fn convert(self, frame: ArrayView3<'_, f32>) -> Vec<u8> {
         assert_eq!(frame.dim(), (3, self.height, self.width), "a frame has the size of its layout");
         let mut picture = vec![0; self.height * self.stride()];
@@ -117,7 +116,7 @@ impl RgbLayout {
     }
 }
 
-/// The sample within -1..1; what is no number becomes -1.
+/// Clamps a sample to -1..1. NaN becomes -1.
 fn limit(x: f32) -> f32 {
     // The order matters: `max` of NaN and -1 is -1.
     #[expect(clippy::manual_clamp, reason = "clamp would let NaN through")]
@@ -129,10 +128,10 @@ fn luma([r, g, b]: [f32; 3]) -> f32 {
     LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 }
 
-/// The nearest whole code of a value that is at least 0.
+/// Rounds a non-negative value.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 255")]
-fn nearest(code: f32) -> u8 {
-    (code + 0.5) as u8
+fn nearest(value: f32) -> u8 {
+    (value + 0.5) as u8
 }
 
 fn luma_row([r, g, b]: [&[f32]; 3], out: &mut [u8]) {
@@ -145,13 +144,13 @@ fn luma_row([r, g, b]: [&[f32]; 3], out: &mut [u8]) {
 /// Chroma of two rows of pixels: `Cb = (B-Y) / (2 - 2·Kb)` and `Cr = (R-Y) / (2 - 2·Kr)`, each in -0.5..=0.5.
 fn chroma_row(upper: [&[f32]; 3], lower: [&[f32]; 3], cb: &mut [u8], cr: &mut [u8]) {
     let [red, green, blue] = std::array::from_fn(|c| squares(upper[c], lower[c]));
-    // Colours in -1..1 are twice as far apart as in 0..1.
+    // Differences in -1..1 are twice those in 0..1.
     let scale = |weight: f32| CHROMA_STEPS / (4.0 * (1.0 - weight));
     let (scale_cb, scale_cr) = (scale(LUMA[2]), scale(LUMA[0]));
     for ((((cb, cr), r), g), b) in cb.iter_mut().zip(cr).zip(red).zip(green).zip(blue) {
         let y = luma([r, g, b]);
-        *cb = nearest(NO_COLOUR + scale_cb * (b - y));
-        *cr = nearest(NO_COLOUR + scale_cr * (r - y));
+        *cb = nearest(NEUTRAL + scale_cb * (b - y));
+        *cr = nearest(NEUTRAL + scale_cr * (r - y));
     }
 }
 
@@ -168,7 +167,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Luma, Cb and Cr of a 2x2 picture of one colour in -1..1.
-    fn codes(colour: [f32; 3]) -> [u8; 3] {
+    fn samples_of(colour: [f32; 3]) -> [u8; 3] {
         let frame = Array3::from_shape_fn((3, 2, 2), |(c, _, _)| colour[c]);
         let picture = I420Layout::new(2, 2).unwrap().convert(frame.view());
         assert_eq!(picture[0], picture[5]);
@@ -184,18 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn the_colours_of_the_standard_have_its_codes() {
-        assert_eq!(codes([-1.0, -1.0, -1.0]), [16, 128, 128]);
-        assert_eq!(codes([1.0, 1.0, 1.0]), [235, 128, 128]);
-        assert_eq!(codes([1.0, -1.0, -1.0]), [63, 102, 240]);
-        assert_eq!(codes([-1.0, 1.0, -1.0]), [173, 42, 26]);
-        assert_eq!(codes([-1.0, -1.0, 1.0]), [32, 240, 118]);
+    fn primary_colours_have_the_values_of_the_standard() {
+        assert_eq!(samples_of([-1.0, -1.0, -1.0]), [16, 128, 128]);
+        assert_eq!(samples_of([1.0, 1.0, 1.0]), [235, 128, 128]);
+        assert_eq!(samples_of([1.0, -1.0, -1.0]), [63, 102, 240]);
+        assert_eq!(samples_of([-1.0, 1.0, -1.0]), [173, 42, 26]);
+        assert_eq!(samples_of([-1.0, -1.0, 1.0]), [32, 240, 118]);
     }
 
     #[test]
-    fn what_is_no_number_is_black_and_what_is_too_bright_is_white() {
-        assert_eq!(codes([f32::NAN; 3]), [16, 128, 128]);
-        assert_eq!(codes([f32::INFINITY; 3]), [235, 128, 128]);
+    fn nan_is_black_and_values_above_one_are_white() {
+        assert_eq!(samples_of([f32::NAN; 3]), [16, 128, 128]);
+        assert_eq!(samples_of([f32::INFINITY; 3]), [235, 128, 128]);
     }
 
     #[test]
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn planes_lie_where_gstreamer_expects_them() {
+    fn planes_match_the_default_layout_of_gstreamer() {
         gstreamer::init().unwrap();
         for (width, height) in [(16, 16), (18, 2), (22, 6), (832, 480), (480, 832), (2, 2)] {
             let info = gstreamer_video::VideoInfo::builder(
@@ -250,7 +249,7 @@ mod tests {
         let error: f32 = (0..=steps)
             .map(|i| {
                 let grey = i as f32 / steps as f32 * 2.0 - 1.0;
-                (decode(codes([grey; 3]))[1] - grey) * 127.5
+                (decode(samples_of([grey; 3]))[1] - grey) * 127.5
             })
             .sum();
         assert!((error / steps as f32).abs() < 0.01, "mean error {} of 255", error / steps as f32);
@@ -258,21 +257,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn greys_stay_grey(grey in -1.5_f32..1.5) {
-            prop_assert_eq!(codes([grey; 3])[1..].to_vec(), [128, 128]);
+        fn greys_have_neutral_chroma(grey in -1.5_f32..1.5) {
+            prop_assert_eq!(samples_of([grey; 3])[1..].to_vec(), [128, 128]);
         }
 
         #[test]
-        fn colours_come_back_within_the_rounding_of_their_codes(colour in prop::array::uniform3(-1.0_f32..=1.0)) {
-            // Half a code of luma, and half a code of chroma through the largest factor (blue): 1.64 of 255.
-            for (found, expected) in decode(codes(colour)).into_iter().zip(colour) {
+        fn colours_round_trip_within_rounding(colour in prop::array::uniform3(-1.0_f32..=1.0)) {
+            // Half a step of luma, and half a step of chroma times the largest factor (blue): 1.64 of 255.
+            for (found, expected) in decode(samples_of(colour)).into_iter().zip(colour) {
                 prop_assert!((found - expected).abs() * 127.5 < 1.65, "{colour:?}: {found} for {expected}");
             }
         }
 
         #[test]
-        fn any_number_at_all_stays_within_limited_range(bits in prop::array::uniform3(any::<u32>())) {
-            let [y, cb, cr] = codes(bits.map(f32::from_bits));
+        fn any_f32_converts_to_limited_range(bits in prop::array::uniform3(any::<u32>())) {
+            let [y, cb, cr] = samples_of(bits.map(f32::from_bits));
             prop_assert!((16..=235).contains(&y), "luma {y}");
             prop_assert!((16..=240).contains(&cb) && (16..=240).contains(&cr), "chroma {cb} {cr}");
         }

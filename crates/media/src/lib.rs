@@ -1,19 +1,23 @@
-//! Video out: from the decoder's frames to files that players open and addresses that they listen at.
+//! Video output through GStreamer: files, streams, overlays and audio, live publishing, provenance marks.
 //!
-//! An output is named by a path or an address ([`OutputSpec`]), claimed before any other work starts
-//! ([`OutputTarget::claim_all`], which names what is missing with its Debian package), and then fed ([`Outputs`]). Each
-//! has a GStreamer pipeline of its own, so that one that fails or stalls never cuts another short; a frame is converted
-//! once, to I420 or RGB, and its memory is shared by all ([`SharedFrame`]). Encoders and writers run in the pipelines'
-//! own threads behind short queues, and a pipeline in which nothing moves ends in an error instead of a hang. A file
-//! grows as `NAME.part.EXT`, can be played even after a kill, and gets its name when it is whole.
+//! An [`OutputSpec`] is parsed from a path or an address. [`OutputTarget::claim_all`] claims all outputs before any other
+//! work starts; its errors name missing elements with their Debian package. [`Outputs`] writes the frames.
 //!
-//! In reading order: [`frames`] (f32 to pictures and to I420), `spec`, `target`, `part_folder`, `folder_lock`
-//! and `pipe_lock` (checked before any work starts), [`encoder`] (which encoder, and its settings), [`plugins`] (what is installed, which Debian
-//! package has the rest), [`tags`] (the AI mark, model and seed), `pipeline` (the elements), `collect` (writers of our
-//! own), [`post_process`] (captions, logo, key, rate, sound), `feed` (the bounded queue and its watchdog), `mp4` (sound in time,
-//! index in front), `output` (one output), `outputs` (all of a run), `whip` (a feature), `clip` (what goes
-//! in and what comes out), [`live`] (one address that always has a picture), [`preview_files`] (pictures of a run in
-//! progress).
+//! Each output has its own GStreamer pipeline, so that a failed or stalled output never affects another. A frame is
+//! converted once, to I420 or RGB, and all outputs share its memory ([`SharedFrame`]). Encoders and writers run in the
+//! threads of the pipelines behind short queues. A pipeline without progress ends in an error instead of a hang. A file
+//! is `NAME.part.EXT` while it is written, can be played even after a kill, and is renamed when it is complete.
+//!
+//! Modules in reading order:
+//!
+//! * Names and claims: `spec`, `standard_output`, `target`, `part_folder`, `folder_lock`, `pipe_lock`.
+//! * Frames: [`frames`] (f32 to RGB and I420), `shared_frame`, `sound`, `buffers` (with timestamps).
+//! * [`post_process`]: captions, logo, chroma key, another rate, audio.
+//! * Pipelines: [`encoder`] (encoders and their settings), [`plugins`] (installed elements and Debian packages), [`tags`]
+//!   (AI mark, model, seed), `pipeline` (the elements), `collect` (writers without a GStreamer element), `whip` (a
+//!   feature), `monitor` (bounded queue and stall detection), `mp4` (audio sync, index before the frames).
+//! * Runs: `options`, `clip` (input format and results), `output` (one output), `outputs` (all outputs of a run).
+//! * [`live`] (one address that always shows a picture), [`preview_files`] (PNGs of a run in progress).
 //!
 //! ```no_run
 //! # use media::{ClipFormat, OutputOptions, Outputs, OutputTarget, Tags};
@@ -34,15 +38,17 @@
 //! # }
 //! ```
 
+mod buffers;
 mod clip;
 mod collect;
 pub mod encoder;
 mod error;
-mod feed;
 mod folder_lock;
 pub mod frames;
 pub mod live;
+mod monitor;
 mod mp4;
+mod options;
 mod output;
 mod outputs;
 mod part_folder;
@@ -54,6 +60,7 @@ pub mod post_process;
 pub mod preview_files;
 mod shared_frame;
 mod sign;
+mod sound;
 mod spec;
 mod standard_output;
 pub mod tags;
@@ -65,7 +72,8 @@ mod xmp_box;
 pub use clip::{ClipFormat, Remainder, WrittenClip};
 pub use error::Error;
 pub(crate) use folder_lock::make_locked;
-pub use output::{Output, OutputOptions};
+pub use options::OutputOptions;
+pub use output::Output;
 pub use outputs::{FailedOutput, Outcome, Outputs};
 pub use shared_frame::{PixelLayout, SharedFrame};
 pub use sign::SigningKey;

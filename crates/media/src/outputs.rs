@@ -1,36 +1,51 @@
-//! All outputs of one run: each frame is converted once and goes to every one that is still well.
+//! All outputs of one run. Each frame is converted once and pushed to every output that has not failed.
 
 use super::{Error, Output, OutputOptions, OutputSpec, OutputTarget, Remainder, SharedFrame, WrittenClip};
 use ndarray::{Array3, ArrayView4};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// An output that ended before its clip did.
+/// An output that failed before the end of the clip.
 #[derive(Debug)]
 pub struct FailedOutput {
-    /// Which.
+    /// The output.
     pub output: OutputSpec,
-    /// Why.
+    /// The error.
     pub error: Arc<Error>,
-    /// What is left of it.
-    pub kept: Remainder,
+    /// The frames that were kept.
+    pub remainder: Remainder,
 }
 
-/// What became of all outputs.
+/// The results of all outputs.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Those that are whole.
+    /// Complete outputs.
     pub written: Vec<WrittenClip>,
-    /// Those that are not.
+    /// Failed outputs.
     pub failed: Vec<FailedOutput>,
 }
 
-/// Outputs that grow together. One that fails leaves, and does not cut the others short.
+/// The outputs of a run. One that fails is closed and does not affect the others.
+///
+/// ```no_run
+/// use bundle::{Cancel, units::Seed};
+/// use media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Tags};
+/// use ndarray::Array4;
+///
+/// let format = ClipFormat { size: "832x480".parse()?, rate: "16".parse()?, frames: Some(81) };
+/// let tags = Tags::new("A cat".to_owned(), "mini", Seed(42));
+/// let targets = OutputTarget::claim_all(&["cat.mp4".parse()?, "hls:live".parse()?])?;
+/// let mut outputs = Outputs::start(&targets, &OutputOptions::new(format, tags, &Cancel::new()))?;
+/// outputs.write(Array4::zeros((81, 3, 480, 832)).view())?;
+/// let outcome = outputs.finish();
+/// assert!(outcome.failed.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Outputs {
     running: Vec<Output>,
     failed: Vec<FailedOutput>,
-    /// Frames that the clip still lacks; none if it has no end.
+    /// Frames until the end of the clip. `None` for an endless stream.
     missing: Option<usize>,
     first_encoded: Option<Instant>,
 }
@@ -39,7 +54,7 @@ impl Outputs {
     /// Starts all outputs of a run.
     ///
     /// # Errors
-    /// When not one of them can be started: why the first cannot.
+    /// Returns the first error if no output can be started.
     pub fn start(targets: &[OutputTarget], options: &OutputOptions) -> Result<Self, Error> {
         let missing = options.format.frames;
         let mut outputs = Self { running: vec![], failed: vec![], missing, first_encoded: None };
@@ -51,28 +66,28 @@ impl Outputs {
                     outputs.failed.push(FailedOutput {
                         output,
                         error: Arc::new(error),
-                        kept: Remainder::Nothing,
+                        remainder: Remainder::Nothing,
                     });
                 }
             }
         }
-        outputs.give_up_if_none_is_left()?;
+        outputs.check_any_running()?;
         Ok(outputs)
     }
 
-    /// Adds frames `[N,3,H,W]` in -1..1. Frames beyond the clip's number are left out: a model makes `4n + 1` of them,
-    /// whatever was asked for.
+    /// Writes frames `[N,3,H,W]` in -1..1. Frames beyond the length of the clip are ignored: a decoder makes `4n + 1`
+    /// frames, which may be more than the clip has.
     ///
     /// # Errors
-    /// Frames of another shape; the run was cancelled; no output is left: what the first one met.
+    /// Returns an error if a frame has another shape, if the run was cancelled, or if all outputs have failed.
     pub fn write(&mut self, frames: ArrayView4<'_, f32>) -> Result<(), Error> {
         self.write_all(frames.outer_iter().map(|frame| frame.to_owned()))
     }
 
-    /// [`Self::write`] with frames `[3,H,W]` one by one.
+    /// Like [`Self::write`], with an iterator of frames `[3,H,W]`.
     ///
     /// # Errors
-    /// Those of [`Self::write`].
+    /// The errors of [`Self::write`].
     pub fn write_all(&mut self, frames: impl IntoIterator<Item = Array3<f32>>) -> Result<(), Error> {
         for colours in frames {
             if self.missing == Some(0) {
@@ -87,10 +102,10 @@ impl Outputs {
         Ok(())
     }
 
-    /// Adds one frame to every output that is still well.
+    /// Writes one frame to every output that has not failed.
     ///
     /// # Errors
-    /// A frame of another size; the run was cancelled; no output is left: what the first one met.
+    /// Returns an error if the frame has another size, if the run was cancelled, or if all outputs have failed.
     pub fn push(&mut self, frame: &SharedFrame) -> Result<(), Error> {
         let mut index = 0;
         while let Some(output) = self.running.get_mut(index) {
@@ -102,26 +117,26 @@ impl Outputs {
                     self.failed.push(FailedOutput {
                         output: output.spec().clone(),
                         error: Arc::new(error),
-                        kept: output.interrupt(),
+                        remainder: output.interrupt(),
                     });
                 }
             }
         }
-        self.give_up_if_none_is_left()
+        self.check_any_running()
     }
 
-    /// Those that have failed so far.
+    /// The outputs that have failed so far.
     pub fn failed(&self) -> &[FailedOutput] {
         &self.failed
     }
 
-    /// When the first frame had come out of an encoder, of those that are still well.
+    /// The time when the first encoder returned its first frame, of the outputs that have not failed.
     pub fn first_encoded(&self) -> Option<Instant> {
         let found = self.running.iter().filter_map(Output::first_encoded).min();
         self.first_encoded.or(found)
     }
 
-    /// Closes all outputs and gives them their names.
+    /// Closes all outputs and publishes them under their names.
     pub fn finish(mut self) -> Outcome {
         let mut outcome = Outcome { written: vec![], failed: std::mem::take(&mut self.failed) };
         self.running.iter().for_each(Output::end);
@@ -130,28 +145,31 @@ impl Outputs {
             match output.finish() {
                 Ok(clip) => outcome.written.push(clip),
                 Err(failure) => {
-                    let (error, kept) = *failure;
+                    let (error, remainder) = *failure;
                     let error = Arc::new(error);
-                    outcome.failed.push(FailedOutput { output: spec, error, kept });
+                    outcome.failed.push(FailedOutput { output: spec, error, remainder });
                 }
             }
         }
         outcome
     }
 
-    /// Ends all outputs here and says what is left of each.
+    /// Ends all outputs early. Returns the remainder of each.
     pub fn interrupt(mut self) -> Vec<(OutputSpec, Remainder)> {
         self.running.iter().for_each(Output::end);
-        let failed = std::mem::take(&mut self.failed).into_iter().map(|failed| (failed.output, failed.kept));
+        let failed =
+            std::mem::take(&mut self.failed).into_iter().map(|failed| (failed.output, failed.remainder));
         let running = std::mem::take(&mut self.running).into_iter();
         failed.chain(running.map(|output| (output.spec().clone(), output.interrupt()))).collect()
     }
 
-    fn give_up_if_none_is_left(&self) -> Result<(), Error> {
+    fn check_any_running(&self) -> Result<(), Error> {
         match self.failed.first() {
-            Some(first) if self.running.is_empty() => {
-                Err(Error::Partly { first: Arc::clone(&first.error), kept: first.kept.clone(), whole: None })
-            }
+            Some(first) if self.running.is_empty() => Err(Error::OutputsFailed {
+                first: Arc::clone(&first.error),
+                remainder: first.remainder.clone(),
+                complete: None,
+            }),
             _ => Ok(()),
         }
     }

@@ -1,7 +1,7 @@
-//! A named pipe that one run at a time writes to.
+//! Locks on named pipes, so that one run at a time writes to each.
 //!
-//! A lock on the pipe itself would need it open, which its reader would notice. A socket name of the kernel ends with the
-//! process and leaves nothing behind; runs in different network namespaces do not see each other's.
+//! The lock is an abstract Unix socket: locking the pipe itself would require to open it, which its reader would notice.
+//! The kernel removes the socket with the process. Runs in different network namespaces do not exclude each other.
 
 use super::Error;
 use std::io;
@@ -10,18 +10,18 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
-/// Held for as long as a run may write to a pipe.
+/// A lock on a named pipe.
 #[derive(Debug)]
 pub(super) struct PipeLock {
     _name: UnixListener,
 }
 
 impl PipeLock {
-    /// Takes a pipe that is there.
+    /// Locks an existing pipe.
     ///
     /// # Errors
-    /// Another run has it, or what the system said.
-    pub(super) fn take(path: &Path) -> Result<Self, Error> {
+    /// Returns an error if another run has locked it. I/O errors.
+    pub(super) fn lock(path: &Path) -> Result<Self, Error> {
         let name = std::fs::metadata(path).and_then(|found| {
             let name = format!("rushes-pipe-{}-{}", found.dev(), found.ino());
             UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
@@ -41,16 +41,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_run_at_a_time_under_any_name() {
+    fn a_pipe_has_one_lock_under_all_its_names() {
         let folder = tempfile::tempdir().unwrap();
         let (pipe, link) = (folder.path().join("pipe.y4m"), folder.path().join("link.y4m"));
         std::fs::write(&pipe, "").unwrap();
         std::os::unix::fs::symlink(&pipe, &link).unwrap();
-        let first = PipeLock::take(&pipe).unwrap();
+        let first = PipeLock::lock(&pipe).unwrap();
         for path in [&pipe, &link, &pipe] {
-            assert!(matches!(PipeLock::take(path), Err(Error::File(bundle::part_file::Error::Busy { .. }))));
+            assert!(matches!(PipeLock::lock(path), Err(Error::File(bundle::part_file::Error::Busy { .. }))));
         }
         drop(first);
-        PipeLock::take(&link).unwrap();
+        PipeLock::lock(&link).unwrap();
     }
 }

@@ -1,72 +1,69 @@
-//! The elements of each output and how they are joined: `appsrc ! stages ! encoder ! muxer ! sink`.
+//! The pipeline of each output: `appsrc ! stages ! encoder ! muxer ! sink`.
 
+use super::buffers::caps;
 use super::collect::{
     self, Collector, FolderStore, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile,
 };
 use super::collect::{Y4mTarget, Y4mWriter};
 use super::encoder::{Purpose, vp9_settings};
-use super::feed::{Fault, Feed};
 use super::frames::{I420Layout, RgbLayout};
-use super::output::OutputOptions;
+use super::monitor::{Fault, PipelineMonitor};
 use super::plugins::{SoundEncoder, sound_encoder};
-use super::post_process::{CHANNELS, RATE};
 use super::shared_frame::PixelLayout;
-use super::tags::Spelling;
-use super::target::Place;
+use super::sound::{CHANNELS, RATE};
+use super::tags::TagEncoding;
+use super::target::Destination;
 #[cfg(feature = "whip")]
 use super::whip::WhipSender;
-use super::{ClipFormat, Error, FileFormat, OutputSpec, OutputTarget};
-use bundle::geometry::PixelSize;
-use bundle::units::FrameRate;
+use super::{ClipFormat, Error, FileFormat, OutputOptions, OutputSpec, OutputTarget};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
-use gstreamer_video as gst_video;
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Longest stretch of video in milliseconds that a kill can take from the file.
+/// The length of an mp4 fragment: the most milliseconds of video that are lost if the process is killed.
 const FRAGMENT_MILLISECONDS: u32 = 500;
 
-/// Length of a segment of HLS: its target duration is counted in whole seconds.
+/// The length of an HLS segment. The target duration of a playlist is in whole seconds.
 const SEGMENT_MILLISECONDS: u32 = 1000;
 
-/// A pipeline that has not started yet.
+/// A pipeline that has not been started.
 #[derive(Debug)]
 pub(super) struct OutputPipeline {
     pub(super) pipeline: gst::Pipeline,
-    /// Where the frames go in.
+    /// The source of the frames.
     pub(super) source: AppSrc,
-    /// Where the samples of sound go in, and what encodes them.
+    /// The source of the audio samples, and their encoder.
     pub(super) sound: Option<(AppSrc, SoundEncoder)>,
-    /// How they lie in memory there.
+    /// The layout of the frames.
     pub(super) layout: PixelLayout,
-    /// What its threads have done.
-    pub(super) feed: Arc<Feed>,
+    /// The progress of the pipeline.
+    pub(super) monitor: Arc<PipelineMonitor>,
 }
 
-/// What comes after the stages.
+/// The elements after the stages.
 struct Tail {
     elements: Vec<gst::Element>,
-    /// The element whose input is what the encoder makes; none if a collector counts its frames.
+    /// The element whose input is the encoder's output. `None` if a collector counts the frames.
     encoded_before: Option<gst::Element>,
 }
 
 impl OutputPipeline {
-    /// The pipeline of one output. `stages` lie between the frames and the encoder, and take and give the same layout.
+    /// Builds the pipeline of one output. `stages` are before the encoder and keep the pixel layout.
     ///
     /// # Errors
-    /// An element that is not there, lacks a setting or cannot be joined to the next; a file that cannot be opened.
+    /// Returns an error if an element is missing, lacks a property or cannot be linked, or if a file cannot be opened.
     pub(super) fn build(
         target: &OutputTarget,
         options: &OutputOptions,
         stages: Vec<gst::Element>,
     ) -> Result<Self, Error> {
         let layout = layout(&target.spec);
-        let feed = Feed::new(options.output_timeout, &options.cancel);
-        let builder = Builder { target, options, feed: &feed };
+        let monitor = PipelineMonitor::new(options.output_timeout, &options.cancel);
+        let builder = Builder { target, options, monitor: &monitor };
         let source = builder.source(layout)?;
         let tail = builder.tail()?;
 
@@ -82,21 +79,21 @@ impl OutputPipeline {
         let (Some(frames), Some(bytes)) = (source.static_pad("src"), chain.last().and_then(input)) else {
             return Err(failed(&"an element has no pad"));
         };
-        feed.count_taken(&frames);
+        monitor.count_taken(&frames);
         if let Some(pad) = tail.encoded_before.as_ref().and_then(input) {
-            feed.count_encoded(&pad);
+            monitor.count_encoded(&pad);
         }
-        feed.see(&bytes);
-        feed.listen(&pipeline);
+        monitor.watch_pad(&bytes);
+        monitor.watch_bus(&pipeline);
         let sound = match &tail.encoded_before {
             Some(muxer) if options.sound.is_some() => builder.add_sound(&pipeline, muxer)?,
             _ => None,
         };
-        Ok(Self { pipeline, source, sound, layout, feed })
+        Ok(Self { pipeline, source, sound, layout, monitor })
     }
 }
 
-/// How an output wants its frames.
+/// The pixel layout of an output.
 fn layout(spec: &OutputSpec) -> PixelLayout {
     match spec {
         OutputSpec::Frames { .. } | OutputSpec::File { format: FileFormat::Gif | FileFormat::WebP, .. } => {
@@ -109,19 +106,19 @@ fn layout(spec: &OutputSpec) -> PixelLayout {
 struct Builder<'a> {
     target: &'a OutputTarget,
     options: &'a OutputOptions,
-    feed: &'a Arc<Feed>,
+    monitor: &'a Arc<PipelineMonitor>,
 }
 
 impl Builder<'_> {
-    /// The element that takes our frames.
+    /// The source of the frames.
     fn source(&self, layout: PixelLayout) -> Result<AppSrc, Error> {
         let ClipFormat { size, rate, .. } = self.options.format;
         let caps = caps(size, rate, layout).map_err(|error| self.failed("appsrc", &error))?;
-        // The queue is bounded by `Feed::wait_for_room`, which also notices when nothing moves.
+        // `PipelineMonitor::wait_for_room` bounds the queue and detects stalls.
         Ok(AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build())
     }
 
-    /// A second way into the muxer, if the output carries sound.
+    /// Adds the audio branch, if the output carries audio.
     fn add_sound(
         &self,
         pipeline: &gst::Pipeline,
@@ -135,7 +132,7 @@ impl Builder<'_> {
             .field("channels", i32::try_from(CHANNELS).unwrap_or(i32::MAX))
             .field("channel-mask", gst::Bitmask::new(0b11))
             .build();
-        // Bounded by the frames, which it accompanies.
+        // The frames bound this queue.
         let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).max_bytes(0).build();
         let mut chain: Vec<gst::Element> = vec![source.clone().upcast()];
         for element in encoder.elements {
@@ -152,7 +149,7 @@ impl Builder<'_> {
         match &self.target.spec {
             OutputSpec::File { format, .. } => match format {
                 FileFormat::Mp4 => {
-                    // Fragments survive a kill and a full disk; finalising makes an ordinary mp4 of them in the end.
+                    // Fragments survive a kill and a full disk. At the end they are finalised to an ordinary mp4.
                     let muxer = self.element(
                         "mp4mux",
                         &[
@@ -160,15 +157,15 @@ impl Builder<'_> {
                             ("fragment-mode", "first-moov-then-finalise".into()),
                         ],
                     )?;
-                    self.file(self.h264(Purpose::File)?, muxer, Spelling::Words)
+                    self.file(self.h264(Purpose::File)?, muxer, TagEncoding::Text)
                 }
                 FileFormat::Mkv => {
                     let muxer = self.element("matroskamux", &[])?;
-                    self.file(self.h264(Purpose::File)?, muxer, Spelling::OneWord)
+                    self.file(self.h264(Purpose::File)?, muxer, TagEncoding::Token)
                 }
                 FileFormat::WebM => {
                     let encoder = self.element("vp9enc", &vp9_settings(self.options.format.rate))?;
-                    self.file(vec![encoder], self.element("webmmux", &[])?, Spelling::OneWord)
+                    self.file(vec![encoder], self.element("webmmux", &[])?, TagEncoding::Token)
                 }
                 FileFormat::Gif | FileFormat::WebP | FileFormat::Y4m => self.collected(),
             },
@@ -176,7 +173,7 @@ impl Builder<'_> {
             OutputSpec::Rtmp { url } => self.rtmp(url),
             OutputSpec::Window => {
                 let convert = self.element("videoconvert", &[])?;
-                // What it would select for touch screens is not always what it meant, and X ends the program for that.
+                // With event handling the sink may select invalid touch events, for which X terminates the process.
                 let window = self.element("ximagesink", &[("handle-events", "false".into())])?;
                 Ok(Tail { elements: vec![convert.clone(), window], encoded_before: Some(convert) })
             }
@@ -188,11 +185,11 @@ impl Builder<'_> {
                 ];
                 let muxer = self.element("mp4mux", &settings)?;
                 let encoder = self.h264(Purpose::Live)?;
-                self.options.tags.apply(&muxer, Spelling::Words, &name_of(&encoder));
-                self.streamed(encoder, muxer, Pace::AtOnce)
+                self.options.tags.apply(&muxer, TagEncoding::Text, &name_of(&encoder));
+                self.streamed(encoder, muxer, Pace::Immediate)
             }
             OutputSpec::Whip { .. } => {
-                // What every WebRTC peer decodes, with parameter sets before each key frame.
+                // The profile that every WebRTC peer decodes, with parameter sets before each key frame.
                 let caps = gst::Caps::builder("video/x-h264")
                     .field("stream-format", "byte-stream")
                     .field("alignment", "au")
@@ -200,17 +197,17 @@ impl Builder<'_> {
                     .build();
                 let profile = self.element("capsfilter", &[])?;
                 profile.set_property("caps", caps);
-                self.streamed(self.h264(Purpose::Live)?, profile, Pace::AtOnce)
+                self.streamed(self.h264(Purpose::Live)?, profile, Pace::Immediate)
             }
             OutputSpec::Rtsp { .. } => {
-                // Parameter sets before each key frame, so that a viewer can begin at any of them.
+                // Parameter sets before each key frame, so that a viewer can start at any of them.
                 let payloader = self.element("rtph264pay", &[("config-interval", "-1".into())])?;
-                self.streamed(self.h264(Purpose::Live)?, payloader, Pace::ByTheClock)
+                self.streamed(self.h264(Purpose::Live)?, payloader, Pace::RealTime)
             }
         }
     }
 
-    /// Encoder, muxer and a writer of our own.
+    /// Encoder, muxer and a collector.
     fn streamed(&self, encoder: Vec<gst::Element>, muxer: gst::Element, pace: Pace) -> Result<Tail, Error> {
         let mut elements = encoder;
         elements.extend([muxer.clone(), self.collecting(Unit::Packets, pace)?]);
@@ -222,10 +219,10 @@ impl Builder<'_> {
         &self,
         encoder: Vec<gst::Element>,
         muxer: gst::Element,
-        spelling: Spelling,
+        encoding: TagEncoding,
     ) -> Result<Tail, Error> {
-        self.options.tags.apply(&muxer, spelling, &name_of(&encoder));
-        if let Place::File(file) = &self.target.place {
+        self.options.tags.apply(&muxer, encoding, &name_of(&encoder));
+        if let Destination::File(file) = &self.target.destination {
             file.hold().map_err(|error| self.unwritable(&error))?;
         }
         let location = self.target.part().unwrap_or(Path::new("")).to_owned();
@@ -241,26 +238,26 @@ impl Builder<'_> {
     fn rtmp(&self, url: &str) -> Result<Tail, Error> {
         let mut elements = self.h264(Purpose::Live)?;
         let encoder = name_of(&elements);
-        // openh264enc brings a parser of its own.
+        // openh264enc already has a parser.
         if self.target.encoder.is_some_and(|encoder| encoder.parser().is_none()) {
             elements.push(self.element("h264parse", &[])?);
         }
         let muxer = self.element("flvmux", &[("streamable", "true".into())])?;
-        self.options.tags.apply(&muxer, Spelling::Words, &encoder);
+        self.options.tags.apply(&muxer, TagEncoding::Text, &encoder);
         let sink = self.element("rtmp2sink", &[("location", url.to_owned())])?;
         elements.extend([muxer.clone(), sink]);
         Ok(Tail { elements, encoded_before: Some(muxer) })
     }
 
-    /// A writer of our own instead of encoder, muxer and sink.
+    /// A collector of raw frames.
     fn collected(&self) -> Result<Tail, Error> {
-        Ok(Tail { elements: vec![self.collecting(Unit::Frames, Pace::AtOnce)?], encoded_before: None })
+        Ok(Tail { elements: vec![self.collecting(Unit::Frames, Pace::Immediate)?], encoded_before: None })
     }
 
     fn collecting(&self, unit: Unit, pace: Pace) -> Result<gst::Element, Error> {
         let collector = self.collector().map_err(|error| self.unwritable(&error))?;
         let name = format!("the writer of {}", self.target.spec);
-        Ok(collect::sink(&name, collector, self.feed, (unit, pace)).upcast())
+        Ok(collect::sink(&name, collector, self.monitor, (unit, pace)).upcast())
     }
 
     fn collector(&self) -> io::Result<Box<dyn Collector>> {
@@ -272,30 +269,30 @@ impl Builder<'_> {
                 .ok_or_else(|| io::Error::other("the sides of the picture are not even"))?;
             Ok(Box::new(Y4mWriter::new(target, *format, layout)))
         };
-        match (&self.target.spec, &self.target.place) {
-            (OutputSpec::File { format: FileFormat::Gif, .. }, Place::File(file)) => {
+        match (&self.target.spec, &self.target.destination) {
+            (OutputSpec::File { format: FileFormat::Gif, .. }, Destination::File(file)) => {
                 Ok(Box::new(GifFile::create(file.open()?, *format, rgb, &tags.comment())?))
             }
-            (OutputSpec::File { format: FileFormat::WebP, .. }, Place::File(file)) => {
+            (OutputSpec::File { format: FileFormat::WebP, .. }, Destination::File(file)) => {
                 Ok(Box::new(WebPFile::create(file.open()?, *format, rgb, tags.xmp())?))
             }
-            (OutputSpec::Frames { .. }, Place::Folder(folder)) => {
+            (OutputSpec::Frames { .. }, Destination::Folder(folder)) => {
                 folder.empty()?;
                 Ok(Box::new(PngFolder::new(FolderStore(folder.part().to_owned()), rgb, tags.comment())))
             }
-            (OutputSpec::Hls { .. }, Place::Playlist(folder)) => {
+            (OutputSpec::Hls { .. }, Destination::Playlist(folder)) => {
                 folder.clear()?;
                 let (rate, endless) = (format.rate, format.frames.is_none());
                 let store = Box::new(FolderStore(folder.path().to_owned()));
                 Ok(Box::new(HlsWriter::new(store, rate, endless)))
             }
-            (OutputSpec::Rtsp { .. }, Place::Listener(listener)) => {
+            (OutputSpec::Rtsp { .. }, Destination::Listener(listener)) => {
                 Ok(Box::new(RtspServer::start(listener, &tags.comment())?))
             }
             #[cfg(feature = "whip")]
             (OutputSpec::Whip { url, token }, _) => Ok(Box::new(WhipSender::start(url, token.as_ref())?)),
-            (OutputSpec::File { path, .. }, Place::Pipe { .. }) => y4m(Y4mTarget::Pipe(path.clone())),
-            (_, Place::File(file)) => y4m(Y4mTarget::File(file.open()?)),
+            (OutputSpec::File { path, .. }, Destination::Pipe { .. }) => y4m(Y4mTarget::Pipe(path.clone())),
+            (_, Destination::File(file)) => y4m(Y4mTarget::File(file.open()?)),
             _ => y4m(Y4mTarget::Stdout),
         }
     }
@@ -317,7 +314,7 @@ impl Builder<'_> {
         let element = gst::ElementFactory::make(name).build().map_err(|error| self.failed(name, &error))?;
         for (setting, value) in settings {
             if element.find_property(setting).is_none() {
-                return Err(self.failed(name, &format!("it has no setting {setting}")));
+                return Err(self.failed(name, &format!("it has no property {setting}")));
             }
             element.set_property_from_str(setting, value);
         }
@@ -333,56 +330,11 @@ impl Builder<'_> {
     }
 
     fn unwritable(&self, why: &io::Error) -> Error {
-        if Fault::of_io("", why).disk_full {
+        if Fault::from_io("", why).disk_full {
             return Error::DiskFull { output: self.target.spec.to_string() };
         }
         Error::unwritable(self.target.spec.to_string(), why.to_string())
     }
-}
-
-/// What our frames are called in GStreamer.
-pub(super) fn caps(
-    size: PixelSize,
-    rate: FrameRate,
-    layout: PixelLayout,
-) -> Result<gst::Caps, gst::glib::BoolError> {
-    let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-    let (frames, seconds) = rate.fraction();
-    let whole = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-    let (pixels, colorimetry) = match layout {
-        PixelLayout::I420 => (gst_video::VideoFormat::I420, "bt709"),
-        PixelLayout::Rgb => (gst_video::VideoFormat::Rgb, "sRGB"),
-    };
-    let colorimetry: gst_video::VideoColorimetry = colorimetry.parse()?;
-    let info = gst_video::VideoInfo::builder(pixels, side(size.width), side(size.height))
-        .fps(gst::Fraction::new(whole(frames), whole(seconds)))
-        .colorimetry(&colorimetry);
-    match layout {
-        PixelLayout::I420 => info.chroma_site(gst_video::VideoChromaSite::JPEG).build()?.to_caps(),
-        PixelLayout::Rgb => info.build()?.to_caps(),
-    }
-}
-
-/// The picture with the time at which it is shown, from its number.
-pub(super) fn timed(mut picture: gst::Buffer, number: usize, rate: FrameRate) -> gst::Buffer {
-    let start = |number: usize| {
-        gst::ClockTime::from_nseconds(rate.moment(number as u64, gst::ClockTime::SECOND.nseconds()))
-    };
-    let buffer = picture.make_mut();
-    buffer.set_pts(start(number));
-    buffer.set_duration(start(number + 1) - start(number));
-    picture
-}
-
-/// A frame's samples of sound, the first of which is number `start`.
-pub(super) fn timed_sound(samples: Vec<u8>, start: usize) -> gst::Buffer {
-    let time = |number: usize| gst::ClockTime::SECOND.mul_div_floor(number as u64, RATE as u64);
-    let end = start + samples.len() / (2 * CHANNELS);
-    let mut buffer = gst::Buffer::from_mut_slice(samples);
-    let written = buffer.make_mut();
-    written.set_pts(time(start));
-    written.set_duration(time(end).zip(time(start)).map(|(end, start)| end - start));
-    buffer
 }
 
 fn name_of(encoder: &[gst::Element]) -> String {

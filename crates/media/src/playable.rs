@@ -1,22 +1,22 @@
-//! Whether a file that was cut short can be played.
+//! Detection of truncated files that can be played.
 
 use super::FileFormat;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Whether there is anything to be seen in a file that may have been cut short.
+/// Returns true if a file that may be truncated contains at least one frame.
 pub(super) fn is_playable(path: &Path, format: FileFormat) -> bool {
     let found = match format {
         FileFormat::Mp4 => has_index(path),
         FileFormat::Mkv | FileFormat::WebM => has_cluster(path),
-        // Their writers are ours, and write whole frames after a head.
+        // The collectors write a header and then complete frames.
         FileFormat::Gif | FileFormat::WebP | FileFormat::Y4m => path.metadata().map(|found| found.len() > 0),
     };
     found.unwrap_or(false)
 }
 
-/// Whether a Matroska file goes beyond its head, to the first cluster of frames.
+/// Returns true if a Matroska file contains a cluster of frames.
 fn has_cluster(path: &Path) -> io::Result<bool> {
     const CLUSTER: [u8; 4] = [0x1f, 0x43, 0xb6, 0x75];
     let mut head = Vec::new();
@@ -25,7 +25,7 @@ fn has_cluster(path: &Path) -> io::Result<bool> {
     Ok(at.is_some_and(|at| head.len() > at + 64))
 }
 
-/// Whether the file holds a whole `moov` box, without which nothing in it can be played.
+/// Returns true if an mp4 contains a complete `moov` box, without which it cannot be played.
 fn has_index(path: &Path) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -54,7 +54,7 @@ fn has_index(path: &Path) -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    fn of_boxes(boxes: &[(&[u8; 4], u32, usize)]) -> bool {
+    fn has_index_in(boxes: &[(&[u8; 4], u32, usize)]) -> bool {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.part.mp4");
         let bytes: Vec<u8> = boxes
@@ -68,17 +68,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_index_counts() {
-        assert!(of_boxes(&[(b"ftyp", 16, 8), (b"mdat", 12, 4), (b"moov", 20, 12)]));
-        assert!(!of_boxes(&[(b"ftyp", 16, 8), (b"mdat", 12, 4), (b"moov", 20, 11)]));
-        assert!(!of_boxes(&[(b"ftyp", 16, 8), (b"mdat", 4096, 4)]));
-        assert!(!of_boxes(&[]));
+    fn only_a_complete_index_counts() {
+        assert!(has_index_in(&[(b"ftyp", 16, 8), (b"mdat", 12, 4), (b"moov", 20, 12)]));
+        assert!(!has_index_in(&[(b"ftyp", 16, 8), (b"mdat", 12, 4), (b"moov", 20, 11)]));
+        assert!(!has_index_in(&[(b"ftyp", 16, 8), (b"mdat", 4096, 4)]));
+        assert!(!has_index_in(&[]));
     }
 
     #[test]
-    fn sizes_that_lead_nowhere_end_the_search() {
-        assert!(!of_boxes(&[(b"free", 0, 8), (b"moov", 8, 0)]));
-        assert!(!of_boxes(&[(b"free", 7, 8), (b"moov", 8, 0)]));
-        assert!(!of_boxes(&[(b"mdat", 1, 0), (b"\xff\xff\xff\xff", u32::MAX, 0), (b"moov", 8, 0)]));
+    fn invalid_sizes_end_the_search() {
+        assert!(!has_index_in(&[(b"free", 0, 8), (b"moov", 8, 0)]));
+        assert!(!has_index_in(&[(b"free", 7, 8), (b"moov", 8, 0)]));
+        assert!(!has_index_in(&[(b"mdat", 1, 0), (b"\xff\xff\xff\xff", u32::MAX, 0), (b"moov", 8, 0)]));
     }
 }

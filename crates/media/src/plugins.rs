@@ -1,11 +1,11 @@
-//! What the installed GStreamer can do, and which Debian package has what it cannot.
+//! Installed GStreamer elements, and the Debian packages of missing ones.
 
 use super::encoder::H264Encoder;
 use super::{Error, FileFormat, OutputSpec};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
-/// libav's decoders.
+/// The decoders of libav.
 const LIBAV: &str = "gstreamer1.0-libav";
 const CORE: &str = "libgstreamer1.0-0";
 const BASE: &str = "gstreamer1.0-plugins-base";
@@ -16,15 +16,15 @@ const X: &str = "gstreamer1.0-x";
 /// An element that is not installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingElement {
-    /// Name of the element.
+    /// The name of the element.
     pub element: &'static str,
-    /// The Debian package that has it.
+    /// The Debian package that contains it.
     pub package: &'static str,
 }
 
-/// What an output is made of besides an H.264 encoder: its elements, and the Debian package of each.
+/// The elements of an output except its H.264 encoder, each with its Debian package.
 pub fn elements(spec: &OutputSpec) -> Vec<(&'static str, &'static str)> {
-    let ours = [("appsrc", BASE), ("appsink", BASE)];
+    let always = [("appsrc", BASE), ("appsink", BASE)];
     let rest: &[(&str, &str)] = match spec {
         OutputSpec::File { format: FileFormat::Mp4, .. } => &[("mp4mux", GOOD), ("filesink", CORE)],
         OutputSpec::File { format: FileFormat::Mkv, .. } => &[("matroskamux", GOOD), ("filesink", CORE)],
@@ -38,10 +38,10 @@ pub fn elements(spec: &OutputSpec) -> Vec<(&'static str, &'static str)> {
         OutputSpec::Whip { .. } => &[("capsfilter", CORE)],
         OutputSpec::Window => &[("videoconvert", BASE), ("ximagesink", X)],
     };
-    ours.iter().chain(rest).copied().collect()
+    always.iter().chain(rest).copied().collect()
 }
 
-/// Whether an output is made with an H.264 encoder.
+/// Returns true if an output needs an H.264 encoder.
 pub fn needs_h264(spec: &OutputSpec) -> bool {
     match spec {
         OutputSpec::File { format, .. } => matches!(format, FileFormat::Mp4 | FileFormat::Mkv),
@@ -53,30 +53,30 @@ pub fn needs_h264(spec: &OutputSpec) -> bool {
     }
 }
 
-/// How sound is encoded.
+/// An audio encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SoundEncoder {
-    /// The elements that encode it, the encoder first.
+    /// The elements, the encoder first.
     pub elements: &'static [&'static str],
-    /// Samples of silence that its decoders give first, where the container is not told of them.
+    /// The encoder delay in samples, if GStreamer does not store it in the container.
     pub delay: usize,
     package: &'static str,
 }
 
 const AAC: SoundEncoder = SoundEncoder { elements: &["voaacenc"], delay: 1600, package: BAD };
-/// LAME's own delay of 576 samples, and 529 of every decoder.
+/// The delay of LAME is 576 samples, that of every decoder 529.
 const MP3: SoundEncoder =
     SoundEncoder { elements: &["lamemp3enc", "mpegaudioparse"], delay: 576 + 529, package: GOOD };
-/// Matroska and WebM have a field for the delay, and GStreamer fills it.
+/// Matroska and WebM have a field for the delay, which GStreamer writes.
 const OPUS: SoundEncoder = SoundEncoder { elements: &["opusenc"], delay: 0, package: BASE };
 
-/// The encoder of sound for an output; none if it carries no sound.
+/// The audio encoder of an output. Returns `None` if the output carries no audio.
 ///
 /// # Errors
-/// Such an output on a machine without an encoder for it.
+/// Returns an error if no encoder is installed.
 pub fn sound_encoder(spec: &OutputSpec) -> Result<Option<SoundEncoder>, Error> {
     let known: &[SoundEncoder] = match spec {
-        // Opus in mp4 is not played global.
+        // Many players do not support Opus in mp4.
         OutputSpec::File { format: FileFormat::Mp4, .. } => &[AAC, MP3],
         OutputSpec::File { format: FileFormat::Mkv | FileFormat::WebM, .. } => &[OPUS],
         _ => return Ok(None),
@@ -85,14 +85,14 @@ pub fn sound_encoder(spec: &OutputSpec) -> Result<Option<SoundEncoder>, Error> {
     match (found, known.last()) {
         (Some(encoder), _) => Ok(Some(*encoder)),
         (None, Some(SoundEncoder { elements, package, .. })) => Err(Error::MissingElements {
-            output: format!("the sound of {spec}"),
+            output: format!("the audio of {spec}"),
             elements: vec![MissingElement { element: elements[0], package }],
         }),
         (None, None) => Ok(None),
     }
 }
 
-/// The Debian package with a decoder for what GStreamer calls so.
+/// The Debian package of a decoder for a GStreamer media type.
 pub(super) fn decoder_package(media_type: &str) -> &'static str {
     match media_type {
         "application/x-yuv4mpeg"
@@ -108,20 +108,20 @@ pub(super) fn decoder_package(media_type: &str) -> &'static str {
     }
 }
 
-/// What this machine offers for video out.
+/// The video output support of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
     /// Version of the GStreamer library, like `GStreamer 1.22.0`.
     pub version: String,
-    /// The H.264 encoder that is used.
+    /// The H.264 encoder, if one is installed.
     pub encoder: Option<H264Encoder>,
 }
 
 impl Survey {
-    /// The encoder of an output that can be written here, if it needs one.
+    /// Checks that an output can be written. Returns its H.264 encoder, if it needs one.
     ///
     /// # Errors
-    /// The elements or the encoder that are missing, with their packages.
+    /// Returns an error with the missing elements and their packages.
     pub fn ready(&self, spec: &OutputSpec) -> Result<Option<H264Encoder>, Error> {
         self.ready_with(spec, installed)
     }
@@ -142,16 +142,16 @@ impl Survey {
     }
 }
 
-/// Starts GStreamer, once per process, and looks at what is installed.
+/// Initializes GStreamer, once per process, and finds the installed encoders.
 ///
 /// # Errors
-/// GStreamer cannot start.
+/// Returns an error if GStreamer cannot be initialized.
 pub fn survey() -> Result<Survey, Error> {
     gst::init().map_err(|error| Error::NoGStreamer { why: error.to_string() })?;
     Ok(Survey { version: gst::version_string().to_string(), encoder: H264Encoder::choose(installed) })
 }
 
-/// Whether an element is there and its library can be loaded.
+/// Returns true if an element is installed and its library can be loaded.
 pub(super) fn installed(element: &str) -> bool {
     gst::ElementFactory::find(element).is_some_and(|factory| factory.load().is_ok())
 }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named_with_its_package() {
+    fn missing_elements_are_reported_with_their_packages() {
         insta::assert_snapshot!(ready("a.mp4", &["appsink", "filesink", "x264enc"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no appsrc, mp4mux (install it with `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good`)");
         insta::assert_snapshot!(ready("a.mp4", &["appsrc", "appsink", "mp4mux", "filesink"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no H.264 encoder, none of x264enc, openh264enc (install one with `sudo apt-get install gstreamer1.0-plugins-ugly`)");
         insta::assert_snapshot!(
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_h264_needs_its_encoder() {
+    fn only_h264_outputs_need_an_h264_encoder() {
         let all = ["appsrc", "appsink", "mp4mux", "filesink", "vp9enc", "webmmux"];
         assert_eq!(ready("a.webm", &all).unwrap(), None);
         assert_eq!(ready("a.gif", &all).unwrap(), None);

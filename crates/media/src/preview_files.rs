@@ -8,124 +8,116 @@ use bundle::part_file::PartFile;
 use bundle::place::resolved;
 use ndarray::{Array3, ArrayView3};
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How the comment of each preview begins.
+/// The start of the PNG comment of every preview.
 const COMMENT: &str = "AI-generated preview";
-/// Bytes of a picture within which its comment begins.
-const HEAD: u64 = 256;
+/// The comment of a preview is within the first bytes of the file.
+const HEAD_BYTES: u64 = 256;
 
-/// Writes each preview as a PNG of the clip's size, whole or not at all. While it lives no other run can take the same file
-/// or folder.
+/// Writes each preview as a PNG of the size of the clip. Files are replaced atomically. Until it is dropped no other run
+/// can claim the same file or folder.
 #[derive(Debug, Clone)]
-pub struct PictureFiles {
-    place: Arc<Place>,
+pub struct PreviewFiles {
+    location: Arc<Location>,
     size: PixelSize,
 }
 
 #[derive(Debug)]
-enum Place {
-    /// One file for each step.
+enum Location {
+    /// A folder with one file for each step.
     Folder { folder: PathBuf, _lock: Locked },
-    /// One file that always holds the newest. Its part stays empty.
+    /// One file with the newest preview. The part file is only a lock and is always empty.
     File(PartFile),
 }
 
-impl PictureFiles {
-    /// Previews go to the file `path` where its name ends in `.png`, else to a folder of that name, which is made.
+impl PreviewFiles {
+    /// Writes previews to the file `path` if it ends in `.png`, otherwise to a folder `path`, which is created.
     ///
     /// # Errors
-    /// A folder that cannot be made, a place that cannot be written to or that another run has, a folder in which other
-    /// pictures have the names of previews.
+    /// Returns an error if the folder cannot be created, if the file or folder cannot be written or is locked by another
+    /// run, or if other pictures in the folder have the names of previews.
     pub fn create(path: &Path, size: PixelSize) -> Result<Self, Error> {
         if path == Path::new("-") {
-            let why = "previews are files and never go to standard output".into();
+            let why = "previews are never written to standard output".into();
             return Err(Error::PreviewFile { path: path.to_owned(), why });
         }
         let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-        let place = if is_file { Self::file(path) } else { Self::folder(path) };
-        place
-            .map(|place| Self { place: Arc::new(place), size })
+        let location = if is_file { Self::file(path) } else { Self::folder(path) };
+        location
+            .map(|location| Self { location: Arc::new(location), size })
             .map_err(|why| Error::PreviewFile { path: path.to_owned(), why })
     }
 
-    /// [`Self::create`] for a file that nobody asked for by its name.
+    /// Like [`Self::create`], for a default path: another file with that name is not replaced.
     ///
     /// # Errors
-    /// Those of [`Self::create`], and a file of this name that is no preview.
-    pub fn create_unasked(path: &Path, size: PixelSize) -> Result<Self, Error> {
+    /// The errors of [`Self::create`]. Returns an error if a file with this name exists and is not a preview.
+    pub fn create_default(path: &Path, size: PixelSize) -> Result<Self, Error> {
         if path.symlink_metadata().is_ok() && !is_preview(path) {
-            let why = "a file of this name is there and is no preview; name one with --preview-out".into();
+            let why = "the file exists and is not a preview; choose another with --preview-out".into();
             return Err(Error::PreviewFile { path: path.to_owned(), why });
         }
         Self::create(path, size)
     }
 
-    fn file(path: &Path) -> Result<Place, String> {
-        // Nothing is ever written into the part.
-        PartFile::create(path, |_| false).map(Place::File).map_err(|error| error.report().why)
+    fn file(path: &Path) -> Result<Location, String> {
+        // Nothing is written to the part file, so any content belongs to another program.
+        PartFile::create(path, |_| false).map(Location::File).map_err(|error| error.report().why)
     }
 
-    fn folder(path: &Path) -> Result<Place, String> {
-        let said = |error: std::io::Error| error.to_string();
-        let folder = resolved(path).map_err(said)?;
+    fn folder(path: &Path) -> Result<Location, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let folder = resolved(path).map_err(text)?;
         if let Some(parent) = folder.parent() {
-            std::fs::create_dir_all(parent).map_err(said)?;
+            std::fs::create_dir_all(parent).map_err(text)?;
         }
         let (lock, _) = make_locked(&folder).map_err(|refusal| match refusal {
             Refusal::Busy => "another run or output is writing to it".to_owned(),
-            Refusal::Foreign(why) => format!("what has this name {why}"),
+            Refusal::Foreign(why) => format!("it {why}"),
             Refusal::Io(error) => error.to_string(),
         })?;
-        // Shows now what would otherwise be learnt after the first step.
-        tempfile::tempfile_in(&folder).map_err(said)?;
-        for entry in std::fs::read_dir(&folder).map_err(said)? {
-            let entry = entry.map_err(said)?;
+        // Fails now instead of after the first step.
+        tempfile::tempfile_in(&folder).map_err(text)?;
+        for entry in std::fs::read_dir(&folder).map_err(text)? {
+            let entry = entry.map_err(text)?;
             if entry.file_name().to_str().is_some_and(is_name_of_step) && !is_preview(&entry.path()) {
-                return Err(format!("{} in it is no preview", entry.file_name().display()));
+                return Err(format!("{} in it is not a preview", entry.file_name().display()));
             }
         }
-        Ok(Place::Folder { folder, _lock: lock })
+        Ok(Location::Folder { folder, _lock: lock })
     }
 
     fn path_of(&self, step: usize, steps: usize) -> PathBuf {
-        match &*self.place {
-            Place::File(file) => file.path().to_owned(),
-            Place::Folder { folder, .. } => folder.join(format!("step-{step:03}-of-{steps:03}.png")),
+        match &*self.location {
+            Location::File(file) => file.path().to_owned(),
+            Location::Folder { folder, .. } => folder.join(format!("step-{step:03}-of-{steps:03}.png")),
         }
     }
 
-    /// Writes the frame `[3,h,w]` in -1..1 that shows step `step` of `steps`, counted from 1.
+    /// Writes the preview `[3,h,w]` in -1..1 of step `step` of `steps`, counted from 1.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn write(&self, step: usize, steps: usize, frame: ArrayView3<'_, f32>) -> Result<(), Error> {
         let path = self.path_of(step, steps);
-        let wrong = |why: String| Error::PreviewFile { path: path.clone(), why };
+        let failed = |why: String| Error::PreviewFile { path: path.clone(), why };
         let pixels = resized(frame, self.size);
         let about = format!("{COMMENT}: step {step} of {steps}");
-        let file = encoded(&pixels, self.size, &about).map_err(|error| wrong(error.to_string()))?;
-        // A preview is not worth a flush to disk; a reader sees the older one or this one.
-        write_in_place(&path, &file).map_err(|error| wrong(error.to_string()))
+        let file = encoded(&pixels, self.size, &about).map_err(|error| failed(error.to_string()))?;
+        replace(&path, &file).map_err(|error| failed(error.to_string()))
     }
 }
 
-/// Writes a file under a name of its own, hidden from those that list pictures, and then gives it this one.
-fn write_in_place(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".preview-")
-        .suffix(".part")
-        // What a file has that is simply created.
-        .permissions(std::fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)?;
-    file.write_all(content)?;
-    file.persist(path).map(drop).map_err(|error| error.error)
+/// Replaces a file atomically, without a flush to disk, which a preview is not worth.
+fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut part = bundle::atomic::part_of(path)?;
+    part.write_all(content)?;
+    part.persist(path).map(drop).map_err(|error| error.error)
 }
 
-/// Whether a name is `step-NNN-of-NNN.png`.
+/// Returns true if a name is `step-NNN-of-NNN.png`.
 fn is_name_of_step(name: &str) -> bool {
     let numbers = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".png"));
     let is_number = |text: &str| text.len() >= 3 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -134,18 +126,18 @@ fn is_name_of_step(name: &str) -> bool {
         .is_some_and(|(step, steps)| is_number(step) && is_number(steps))
 }
 
-/// Whether a file is a picture that says of itself that it is a preview.
+/// Returns true if a file is a PNG with the comment of a preview.
 fn is_preview(path: &Path) -> bool {
     let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
     let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
+    let read = std::fs::File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
     is_file
         && read.is_ok()
         && head.starts_with(b"\x89PNG")
         && head.windows(COMMENT.len()).any(|bytes| bytes == COMMENT.as_bytes())
 }
 
-/// A picture as PNG. Compressed for speed: previews are looked at once.
+/// Encodes a PNG with fast compression.
 fn encoded(pixels: &[u8], size: PixelSize, about: &str) -> Result<Vec<u8>, png::EncodingError> {
     let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
     let mut file = Vec::new();
@@ -160,13 +152,13 @@ fn encoded(pixels: &[u8], size: PixelSize, about: &str) -> Result<Vec<u8>, png::
     Ok(file)
 }
 
-/// A frame `[3,h,w]` in -1..1 as 8-bit RGB of another size.
+/// Resizes a frame `[3,h,w]` in -1..1 and converts it to 8-bit RGB.
 pub fn resized(frame: ArrayView3<'_, f32>, size: PixelSize) -> Vec<u8> {
     let colours = resized_colours(frame, size);
     colours.permuted_axes([1, 2, 0]).iter().copied().map(byte).collect()
 }
 
-/// A frame `[3,h,w]` in another size, `[3,H,W]`: bilinear, pixel centres on pixel centres.
+/// Resizes a frame `[3,h,w]` to `[3,H,W]`: bilinear, with aligned pixel centres.
 pub fn resized_colours(frame: ArrayView3<'_, f32>, size: PixelSize) -> Array3<f32> {
     let (_, height, width) = frame.dim();
     if (width, height) == (size.width, size.height) {
@@ -174,7 +166,7 @@ pub fn resized_colours(frame: ArrayView3<'_, f32>, size: PixelSize) -> Array3<f3
     }
     let (rows, columns) = (taps(height, size.height), taps(width, size.width));
     let mut resized = Array3::zeros((3, size.height, size.width));
-    // Along height first, one row at a time, so that only two rows are looked at.
+    // Vertically first, one row at a time, so that only two rows are read.
     let mut row = vec![0.0_f32; width];
     for (from, mut into) in frame.outer_iter().zip(resized.outer_iter_mut()) {
         for (tap, mut into) in rows.iter().zip(into.outer_iter_mut()) {
@@ -189,7 +181,7 @@ pub fn resized_colours(frame: ArrayView3<'_, f32>, size: PixelSize) -> Array3<f3
     resized
 }
 
-/// Two neighbours and the weight of the second.
+/// Two neighbouring samples and the weight of the second.
 struct Tap {
     low: usize,
     high: usize,
@@ -208,17 +200,17 @@ fn taps(from: usize, to: usize) -> Vec<Tap> {
     (0..to)
         .map(|index| {
             #[expect(clippy::cast_precision_loss, reason = "sides far below 2^24")]
-            let place = ((index as f32 + 0.5) * scale - 0.5).clamp(0.0, last);
+            let position = ((index as f32 + 0.5) * scale - 0.5).clamp(0.0, last);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to from - 1")]
-            let low = place as usize;
+            let low = position as usize;
             #[expect(clippy::cast_precision_loss, reason = "sides far below 2^24")]
-            let weight = place - low as f32;
+            let weight = position - low as f32;
             Tap { low, high: (low + 1).min(from - 1), weight }
         })
         .collect()
 }
 
-/// The nearest of 256 steps from -1 to 1; what is no number becomes 0.
+/// Maps -1..1 to the nearest byte. NaN becomes 0.
 fn byte(value: f32) -> u8 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast saturates")]
     let byte = (value * 127.5 + 128.0) as u8;
@@ -228,6 +220,7 @@ fn byte(value: f32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     const SIZE: PixelSize = PixelSize { width: 4, height: 2 };
 
@@ -255,19 +248,19 @@ mod tests {
     #[test]
     fn a_folder_gets_a_file_for_each_step() {
         let folder = tempfile::tempdir().unwrap();
-        let place = folder.path().join("previews");
-        let files = PictureFiles::create(&place, SIZE).unwrap();
+        let previews = folder.path().join("previews");
+        let files = PreviewFiles::create(&previews, SIZE).unwrap();
         files.write(3, 20, frame(-1.0).view()).unwrap();
         files.write(20, 20, frame(1.0).view()).unwrap();
-        assert_eq!(names(&place), ["step-003-of-020.png", "step-020-of-020.png"]);
-        assert_eq!(pixels(&place.join("step-020-of-020.png")), (4, 2, vec![255; 24]));
+        assert_eq!(names(&previews), ["step-003-of-020.png", "step-020-of-020.png"]);
+        assert_eq!(pixels(&previews.join("step-020-of-020.png")), (4, 2, vec![255; 24]));
     }
 
     #[test]
-    fn a_file_is_replaced() {
+    fn a_file_is_replaced_by_each_preview() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("now.PNG");
-        let files = PictureFiles::create(&path, SIZE).unwrap();
+        let files = PreviewFiles::create(&path, SIZE).unwrap();
         files.write(1, 20, frame(1.0).view()).unwrap();
         files.write(2, 20, frame(-1.0).view()).unwrap();
         assert_eq!(names(folder.path()), ["now.PNG", "now.part.PNG"]);
@@ -278,61 +271,61 @@ mod tests {
     }
 
     #[test]
-    fn a_second_run_is_refused_and_takes_nothing_from_the_first() {
+    fn a_second_run_is_refused_and_does_not_change_the_files_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["now.png", "previews"] {
             let path = folder.path().join(name);
-            let first = PictureFiles::create(&path, SIZE).unwrap();
+            let first = PreviewFiles::create(&path, SIZE).unwrap();
             for _ in 0..2 {
-                let error = PictureFiles::create(&path, SIZE).unwrap_err().to_string();
+                let error = PreviewFiles::create(&path, SIZE).unwrap_err().to_string();
                 assert!(error.contains("another run"), "{error}");
             }
             first.write(1, 20, frame(1.0).view()).unwrap();
             drop(first);
-            PictureFiles::create(&path, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
+            PreviewFiles::create(&path, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
         }
         assert_eq!(names(folder.path()), ["now.png", "previews"]);
         assert_eq!(names(&folder.path().join("previews")), ["step-001-of-020.png"]);
     }
 
     #[test]
-    fn pictures_that_are_no_previews_are_not_replaced_unasked() {
+    fn other_pictures_are_not_replaced_by_default() {
         let folder = tempfile::tempdir().unwrap();
-        let (place, file) = (folder.path().join("previews"), folder.path().join("preview.png"));
-        PictureFiles::create(&place, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
-        PictureFiles::create_unasked(&file, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
-        drop(PictureFiles::create_unasked(&file, SIZE).unwrap());
+        let (previews, file) = (folder.path().join("previews"), folder.path().join("preview.png"));
+        PreviewFiles::create(&previews, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
+        PreviewFiles::create_default(&file, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
+        drop(PreviewFiles::create_default(&file, SIZE).unwrap());
         for name in ["holiday.png", "step-one.png", "step-1-of-2.png"] {
-            std::fs::write(place.join(name), "mine").unwrap();
+            std::fs::write(previews.join(name), "mine").unwrap();
         }
-        drop(PictureFiles::create(&place, SIZE).unwrap());
-        let taken = place.join("step-002-of-020.png");
+        drop(PreviewFiles::create(&previews, SIZE).unwrap());
+        let taken = previews.join("step-002-of-020.png");
         std::fs::write(&taken, "mine").unwrap();
-        let error = PictureFiles::create(&place, SIZE).unwrap_err().to_string();
-        assert!(error.contains("step-002-of-020.png in it is no preview"), "{error}");
+        let error = PreviewFiles::create(&previews, SIZE).unwrap_err().to_string();
+        assert!(error.contains("step-002-of-020.png in it is not a preview"), "{error}");
         std::fs::remove_file(&taken).unwrap();
         std::os::unix::fs::symlink("step-001-of-020.png", &taken).unwrap();
-        PictureFiles::create(&place, SIZE).unwrap_err();
+        PreviewFiles::create(&previews, SIZE).unwrap_err();
         std::fs::write(&file, "mine").unwrap();
-        let error = PictureFiles::create_unasked(&file, SIZE).unwrap_err().to_string();
-        assert!(error.contains("is no preview"), "{error}");
+        let error = PreviewFiles::create_default(&file, SIZE).unwrap_err().to_string();
+        assert!(error.contains("is not a preview"), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), b"mine");
-        PictureFiles::create(&file, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
+        PreviewFiles::create(&file, SIZE).unwrap().write(1, 20, frame(1.0).view()).unwrap();
         assert!(is_preview(&file));
     }
 
     #[test]
-    fn what_cannot_be_written_is_refused_before_the_run() {
+    fn unwritable_paths_are_refused_before_the_run() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("taken"), "a file").unwrap();
         for path in ["taken", "taken/previews", "no/such/now.png"] {
-            let error = PictureFiles::create(&folder.path().join(path), SIZE).unwrap_err();
+            let error = PreviewFiles::create(&folder.path().join(path), SIZE).unwrap_err();
             assert!(matches!(error, Error::PreviewFile { .. }), "{path}: {error}");
         }
     }
 
     #[test]
-    fn resizing_keeps_levels_and_is_exact_at_the_same_size() {
+    fn resizing_keeps_levels_and_does_nothing_at_the_same_size() {
         let ramp = Array3::from_shape_fn((3, 1, 2), |(_, _, x)| x as f32 * 2.0 - 1.0);
         let row: Vec<u8> = resized(ramp.view(), SIZE).chunks(3).map(|pixel| pixel[0]).collect();
         assert_eq!(row, [0, 64, 191, 255, 0, 64, 191, 255]);

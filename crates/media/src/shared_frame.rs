@@ -1,4 +1,4 @@
-//! A frame that many outputs read at once, without a copy for each.
+//! A frame whose converted samples are shared by all outputs.
 
 use super::frames::{I420Layout, RgbLayout};
 use bundle::geometry::PixelSize;
@@ -6,16 +6,16 @@ use gstreamer as gst;
 use ndarray::Array3;
 use std::sync::{Arc, OnceLock};
 
-/// How a frame's samples lie in memory.
+/// The pixel layout of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PixelLayout {
-    /// 8 bits, 4:2:0, BT.709 in limited range: what video is made of.
+    /// 8 bits, 4:2:0, BT.709 in limited range, for video.
     I420,
-    /// 8 bits each of red, green and blue: what pictures are made of.
+    /// 8 bits each of red, green and blue, for PNG, GIF and WebP.
     Rgb,
 }
 
-/// One frame of a clip. A clone is the same frame; each layout is computed once, when it is first asked for.
+/// One frame of a clip. Clones share the samples; each layout is converted once, on first use.
 #[derive(Debug, Clone)]
 pub struct SharedFrame(Arc<Samples>);
 
@@ -23,14 +23,14 @@ pub struct SharedFrame(Arc<Samples>);
 struct Samples {
     size: PixelSize,
     video: I420Layout,
-    /// `[3,H,W]` in -1..1; none in a frame that is for video alone.
+    /// `[3,H,W]` in -1..1. `None` in a frame for video only.
     colours: Option<Array3<f32>>,
     i420: OnceLock<gst::Buffer>,
     rgb: OnceLock<gst::Buffer>,
 }
 
 impl SharedFrame {
-    /// The frame `[3,H,W]` in -1..1; none if its sides are not even.
+    /// A frame `[3,H,W]` in -1..1. Returns `None` if a side is odd.
     pub fn new(colours: Array3<f32>) -> Option<Self> {
         let (channels, height, width) = colours.dim();
         let video = I420Layout::new(width, height).filter(|_| channels == 3)?;
@@ -38,7 +38,7 @@ impl SharedFrame {
         Some(Self(Arc::new(Samples { size, video, colours, i420: OnceLock::new(), rgb: OnceLock::new() })))
     }
 
-    /// The same for outputs of video alone: it keeps an eighth of the memory, which counts where a clip is kept whole.
+    /// Like [`Self::new`], but only for I420 outputs. Needs an eighth of the memory.
     pub fn for_video(colours: Array3<f32>) -> Option<Self> {
         let frame = Self::new(colours)?;
         let i420 = OnceLock::from(frame.buffer(PixelLayout::I420)?);
@@ -46,28 +46,28 @@ impl SharedFrame {
         Some(Self(Arc::new(Samples { size, video, colours: None, i420, rgb: OnceLock::new() })))
     }
 
-    /// Its size in pixels.
+    /// The size in pixels.
     pub fn size(&self) -> PixelSize {
         self.0.size
     }
 
-    /// Its samples, rows padded to 4 bytes; none where a frame for video alone is asked for a picture. What is returned
-    /// shares its memory with every other call's.
+    /// The samples, rows padded to 4 bytes. All returned buffers share their memory. Returns `None` for RGB of a frame for
+    /// video only.
     pub(super) fn buffer(&self, layout: PixelLayout) -> Option<gst::Buffer> {
         let Samples { size: PixelSize { width, height }, video, colours, i420, rgb } = &*self.0;
-        let made = match layout {
+        let converted = match layout {
             PixelLayout::I420 => i420,
             PixelLayout::Rgb => rgb,
         };
-        if let Some(made) = made.get() {
-            return Some(made.copy());
+        if let Some(buffer) = converted.get() {
+            return Some(buffer.copy());
         }
         let colours = colours.as_ref()?.view();
         let convert = || match layout {
             PixelLayout::I420 => video.convert(colours),
             PixelLayout::Rgb => RgbLayout { width: *width, height: *height }.convert(colours),
         };
-        Some(made.get_or_init(|| gst::Buffer::from_slice(convert())).copy())
+        Some(converted.get_or_init(|| gst::Buffer::from_slice(convert())).copy())
     }
 }
 

@@ -1,13 +1,12 @@
-//! What an output is, from how it is typed: a path or an address.
+//! Output specifications, parsed from a path or an address.
 
-use super::standard_output;
 use bundle::Error;
 use bundle::place::identity;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A kind of file that holds one clip.
+/// A file format for one clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FileFormat {
     /// H.264 in mp4.
@@ -28,7 +27,7 @@ impl FileFormat {
     /// All formats.
     pub const ALL: [Self; 6] = [Self::Mp4, Self::WebM, Self::Mkv, Self::Gif, Self::WebP, Self::Y4m];
 
-    /// The end of the names of its files.
+    /// The file extension, without the dot.
     pub fn extension(self) -> &'static str {
         match self {
             Self::Mp4 => "mp4",
@@ -40,33 +39,47 @@ impl FileFormat {
         }
     }
 
-    /// Whether a file that begins like this may be what a run of this format left: whole, or cut anywhere.
-    pub(super) fn may_begin(self, head: &[u8]) -> bool {
-        let begins =
-            |at: usize, mark: &[u8]| head.iter().skip(at).zip(mark).all(|(found, wanted)| found == wanted);
+    /// Returns true if `head` may be the start of a file of this format, complete or truncated.
+    pub(super) fn matches_head(self, head: &[u8]) -> bool {
+        let matches =
+            |at: usize, magic: &[u8]| head.iter().skip(at).zip(magic).all(|(found, wanted)| found == wanted);
         match self {
-            Self::Mp4 => begins(0, b"\0\0\0") && begins(4, b"ftyp"),
-            Self::Mkv | Self::WebM => begins(0, b"\x1a\x45\xdf\xa3"),
-            Self::Gif => begins(0, b"GIF89a"),
-            Self::WebP => begins(0, b"RIFF") && begins(8, b"WEBPVP8X"),
-            Self::Y4m => begins(0, b"YUV4MPEG2 W"),
+            Self::Mp4 => matches(0, b"\0\0\0") && matches(4, b"ftyp"),
+            Self::Mkv | Self::WebM => matches(0, b"\x1a\x45\xdf\xa3"),
+            Self::Gif => matches(0, b"GIF89a"),
+            Self::WebP => matches(0, b"RIFF") && matches(8, b"WEBPVP8X"),
+            Self::Y4m => matches(0, b"YUV4MPEG2 W"),
         }
     }
 
-    fn of(path: &Path) -> Option<Self> {
+    fn from_extension(path: &Path) -> Option<Self> {
         let extension = path.extension()?;
         Self::ALL.into_iter().find(|format| extension.eq_ignore_ascii_case(format.extension()))
     }
 }
 
-/// Where a clip goes, as it was asked for. Nothing of it has been looked at yet.
+/// An output as the user names it. Parsing does not access the file system or the network.
+///
+/// ```
+/// use media::{FileFormat, OutputSpec};
+///
+/// let file: OutputSpec = "clips/cat.mp4".parse()?;
+/// assert_eq!(file, OutputSpec::File { path: "clips/cat.mp4".into(), format: FileFormat::Mp4 });
+/// assert_eq!("frames/".parse::<OutputSpec>()?, OutputSpec::Frames { folder: "frames/".into() });
+/// let stream: OutputSpec = "rtsp://127.0.0.1/cat".parse()?;
+/// assert_eq!(stream.to_string(), "rtsp://127.0.0.1:8554/cat");
+/// assert!(stream.is_live());
+/// let error = "cat.avi".parse::<OutputSpec>().unwrap_err();
+/// assert!(error.to_string().contains(".mp4, .webm, .mkv"));
+/// # Ok::<(), bundle::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OutputSpec {
-    /// A file; its extension says of which format.
+    /// A file. The extension selects the format.
     File {
-        /// Its name.
+        /// The path.
         path: PathBuf,
-        /// Its format.
+        /// The format.
         format: FileFormat,
     },
     /// A folder of numbered PNGs: `DIR/`.
@@ -74,48 +87,48 @@ pub enum OutputSpec {
         /// The folder.
         folder: PathBuf,
     },
-    /// YUV4MPEG2 on standard output: `-`, or one of its paths like `/dev/stdout`.
+    /// YUV4MPEG2 on standard output: `-`, or a path like `/dev/stdout`.
     Stdout,
     /// A folder with an HLS playlist and its segments: `hls:DIR`.
     Hls {
         /// The folder.
         folder: PathBuf,
     },
-    /// An RTMP server that takes a stream: `rtmp://HOST/APP/KEY`.
+    /// A stream to an RTMP server: `rtmp://HOST/APP/KEY`.
     Rtmp {
-        /// The server and the stream.
+        /// The URL of server and stream.
         url: String,
     },
-    /// An address of this machine from which players can read: `rtsp://HOST:PORT/NAME`.
+    /// An RTSP server on this machine: `rtsp://HOST:PORT/NAME`.
     Rtsp {
-        /// The address to listen at, like `127.0.0.1:8554`.
+        /// The address to listen on, like `127.0.0.1:8554`.
         address: String,
         /// The name of the stream.
         name: String,
     },
-    /// A server that takes a stream by WHIP: `whip:https://HOST/PATH`.
+    /// A stream to a WHIP server: `whip:https://HOST/PATH`.
     Whip {
-        /// Where the offer goes, `http` or `https`.
+        /// The endpoint, `http` or `https`.
         url: String,
-        /// What the server knows us by.
+        /// The bearer token of the client.
         token: Option<Token>,
     },
     /// A window on this machine's screen: `window`.
     Window,
 }
 
-/// A bearer token. It is never printed.
+/// A bearer token. `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Token(String);
 
 impl Token {
-    /// A token of visible ASCII characters.
+    /// Returns `None` unless the text is one or more visible ASCII characters.
     pub fn new(text: impl Into<String>) -> Option<Self> {
         let text = text.into();
         (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(Self(text))
     }
 
-    /// It as a header says it.
+    /// The value of an `Authorization` header.
     #[cfg(feature = "whip")]
     pub(super) fn bearer(&self) -> String {
         format!("Bearer {}", self.0)
@@ -135,19 +148,21 @@ impl FromStr for Token {
         Self::new(text).ok_or_else(|| {
             Error::value(
                 "--whip-token",
-                "what was given",
-                "it is no bearer token",
-                "use letters, digits and signs",
+                "the given text",
+                "it is not a bearer token",
+                "use letters, digits and ASCII punctuation",
             )
         })
     }
 }
 
-/// The port that RTSP has when none is given; the one of the standard, 554, is root's.
+/// The default RTSP port. Binding the port of the standard, 554, requires root.
 const RTSP_PORT: &str = "8554";
+/// The paths of standard output on Linux.
+const STANDARD_OUTPUT_PATHS: [&str; 3] = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
 impl OutputSpec {
-    /// Whether viewers look at it while it is made, so that it must keep to the clock.
+    /// Returns true if viewers watch the output while it is written, so that it is paced in real time.
     pub fn is_live(&self) -> bool {
         match self {
             Self::Hls { .. } | Self::Rtmp { .. } | Self::Rtsp { .. } | Self::Whip { .. } | Self::Window => {
@@ -157,14 +172,14 @@ impl OutputSpec {
         }
     }
 
-    /// Whether two outputs are one file, folder or stream, however their paths are spelled.
-    pub fn is_same_place(&self, other: &Self) -> bool {
-        let places = self.path().zip(other.path());
-        let same = places.and_then(|(one, two)| Some(identity(one).ok()? == identity(two).ok()?));
+    /// Returns true if two outputs are the same file, folder or stream, even if their paths are spelled differently.
+    pub fn is_same_destination(&self, other: &Self) -> bool {
+        let paths = self.path().zip(other.path());
+        let same = paths.and_then(|(one, two)| Some(identity(one).ok()? == identity(two).ok()?));
         self == other || same == Some(true)
     }
 
-    /// The file or folder, if it is one.
+    /// The path of a file or folder.
     fn path(&self) -> Option<&Path> {
         match self {
             Self::File { path, .. } => Some(path),
@@ -173,7 +188,7 @@ impl OutputSpec {
         }
     }
 
-    /// The same with a token, where it is a WHIP server without one.
+    /// Adds a token to a WHIP output without one.
     #[must_use]
     pub fn with_token(self, token: Option<&Token>) -> Self {
         match self {
@@ -191,7 +206,9 @@ impl FromStr for OutputSpec {
         match text {
             "-" => return Ok(Self::Stdout),
             "window" => return Ok(Self::Window),
-            _ if standard_output::is_its_path(path) => return Ok(Self::Stdout),
+            _ if STANDARD_OUTPUT_PATHS.iter().any(|known| path == Path::new(known)) => {
+                return Ok(Self::Stdout);
+            }
             _ => {}
         }
         if let Some(url) = text.strip_prefix("whip:") {
@@ -207,7 +224,7 @@ impl FromStr for OutputSpec {
                     Ok(Self::Rtmp { url: text.into() })
                 }
                 "rtmp" | "rtmps" => {
-                    Err(refused(text, "it names no stream", "write it like rtmp://HOST/APP/KEY"))
+                    Err(refused(text, "it has no stream name", "write it like rtmp://HOST/APP/KEY"))
                 }
                 "rtsp" => rtsp(text, rest),
                 _ => Err(unknown(text)),
@@ -215,7 +232,7 @@ impl FromStr for OutputSpec {
         }
         if let Some(folder) = text.strip_prefix("hls:") {
             return if folder.is_empty() {
-                Err(refused(text, "it names no folder", "write it like hls:FOLDER"))
+                Err(refused(text, "it has no folder", "write it like hls:FOLDER"))
             } else {
                 Ok(Self::Hls { folder: folder.into() })
             };
@@ -223,7 +240,7 @@ impl FromStr for OutputSpec {
         if text.ends_with('/') {
             return Ok(Self::Frames { folder: path.into() });
         }
-        match FileFormat::of(path) {
+        match FileFormat::from_extension(path) {
             Some(format) => Ok(Self::File { path: path.into(), format }),
             None => Err(unknown(text)),
         }
@@ -235,15 +252,15 @@ fn rtsp(text: &str, rest: &str) -> Result<OutputSpec, Error> {
     let name = if name.is_empty() { "clip" } else { name };
     let port = address.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map(|(_, port)| port);
     if address.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
-        return Err(refused(text, "it names no address", "write it like rtsp://127.0.0.1:8554/clip"));
+        return Err(refused(text, "it has no valid address", "write it like rtsp://127.0.0.1:8554/clip"));
     }
     let address = if port.is_some() { address.to_owned() } else { format!("{address}:{RTSP_PORT}") };
     Ok(OutputSpec::Rtsp { address, name: name.into() })
 }
 
-/// The address may carry the token where others have a user's name, which errors must not repeat.
+/// Parses a WHIP address. A token may precede the host, like a user name in other URLs. Errors never contain the address.
 fn whip(url: &str) -> Result<OutputSpec, Error> {
-    let unusable = || refused("whip:…", "it names no server", "write it like whip:https://HOST/PATH");
+    let unusable = || refused("whip:…", "it has no valid server", "write it like whip:https://HOST/PATH");
     let (scheme, rest) = url.split_once("://").ok_or_else(unusable)?;
     let (server, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let (token, host) = match server.rsplit_once('@') {
@@ -299,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_known_by_their_extension_whatever_its_case() {
+    fn the_extension_of_a_file_selects_its_format_in_any_case() {
         for (name, format) in [
             ("clip.mp4", FileFormat::Mp4),
             ("a/clip.MP4", FileFormat::Mp4),
@@ -314,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_is_known_by_how_it_begins() {
+    fn a_truncated_file_is_recognized_by_its_head() {
         let clips: [(FileFormat, &[u8]); 6] = [
             (FileFormat::Mp4, b"\0\0\0\x1cftypmp42"),
             (FileFormat::Mkv, b"\x1a\x45\xdf\xa3\x01"),
@@ -324,21 +341,21 @@ mod tests {
             (FileFormat::Y4m, b"YUV4MPEG2 W64"),
         ];
         for (format, clip) in clips {
-            assert!((0..=clip.len()).all(|cut| format.may_begin(&clip[..cut])), "{format:?}");
+            assert!((0..=clip.len()).all(|cut| format.matches_head(&clip[..cut])), "{format:?}");
             for (other, head) in clips.iter().filter(|(_, head)| head[..4] != clip[..4]) {
-                assert!(!format.may_begin(head), "{format:?}, {other:?}");
+                assert!(!format.matches_head(head), "{format:?}, {other:?}");
             }
             assert!(
-                !format.may_begin(b"mine")
-                    && !format.may_begin(b"precious notes")
-                    && !format.may_begin(b"RIFF\0\0\0\0WAVEfmt "),
+                !format.matches_head(b"mine")
+                    && !format.matches_head(b"precious notes")
+                    && !format.matches_head(b"RIFF\0\0\0\0WAVEfmt "),
                 "{format:?}"
             );
         }
     }
 
     #[test]
-    fn addresses_are_taken_apart() {
+    fn addresses_are_parsed() {
         assert_eq!(parsed("-"), OutputSpec::Stdout);
         assert_eq!(parsed("window"), OutputSpec::Window);
         assert_eq!(parsed("frames/"), OutputSpec::Frames { folder: "frames/".into() });
@@ -367,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_not_repeated_when_its_address_is_refused() {
+    fn the_error_of_a_whip_address_does_not_contain_its_token() {
         for text in [
             "whip:",
             "whip:s3cret@h/a",
@@ -384,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_of_these_is_refused_with_what_would_do() {
+    fn other_text_is_refused_with_the_valid_forms() {
         insta::assert_snapshot!(report("clip.avi"), @"--output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://…, whip:https://… or window)");
         for text in [
             "",

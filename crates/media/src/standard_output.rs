@@ -1,4 +1,4 @@
-//! Whether the clip goes to standard output, by whatever name.
+//! Detection of outputs that write to standard output.
 
 use super::{FileFormat, OutputSpec};
 use std::fs::{File, Metadata};
@@ -7,27 +7,20 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// Paths of standard output on Linux.
-const PATHS: [&str; 3] = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
-
-/// Whether a path is a name of standard output.
-pub(super) fn is_its_path(path: &Path) -> bool {
-    PATHS.iter().any(|known| path == Path::new(known))
-}
-
 impl OutputSpec {
-    /// Whether its frames go to this program's standard output: as `-`, under one of its paths, or as a named pipe that
-    /// standard output is. Nothing else may be written there then.
+    /// Returns true if the frames are written to standard output of this process: `-`, one of its paths, or a named pipe
+    /// that standard output is connected to. Nothing else may be written there then.
     pub fn is_standard_output(&self) -> bool {
         match self {
             Self::Stdout => true,
-            Self::File { path, format: FileFormat::Y4m } => is_its_pipe(path),
+            Self::File { path, format: FileFormat::Y4m } => is_stdout_pipe(path),
             _ => false,
         }
     }
 }
 
-fn is_its_pipe(path: &Path) -> bool {
+/// Returns true if the path is a named pipe that standard output is connected to.
+fn is_stdout_pipe(path: &Path) -> bool {
     let standard_output =
         || -> io::Result<Metadata> { File::from(io::stdout().as_fd().try_clone_to_owned()?).metadata() };
     let Ok(named) = std::fs::metadata(path) else { return false };

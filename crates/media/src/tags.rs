@@ -1,40 +1,49 @@
-//! What a file says about itself: made by a model, by which one, with which seed.
+//! Metadata of clips: the AI mark, the model and the seed.
 
 use bundle::units::Seed;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
-/// The mark that tells people and machines that no camera took this.
+/// The mark of generated clips.
 pub const AI_MARK: &str = "AI-generated";
 
-/// The IPTC's term for it.
+/// The IPTC term for generated media.
 pub(super) const SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
 
-/// Characters of a title that are kept.
+/// The longest title, in characters.
 const TITLE_LENGTH: usize = 200;
 
 /// The metadata of a clip.
+///
+/// ```
+/// use bundle::units::Seed;
+/// use media::Tags;
+///
+/// let tags = Tags::new("A cat runs".to_owned(), "Wan2.2-T2V-A14B", Seed(42));
+/// assert!(tags.comment().starts_with("AI-generated: Rushes "));
+/// assert!(tags.comment().ends_with("model Wan2.2-T2V-A14B, seed 42"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tags {
     /// The title, usually the prompt; cut after 200 characters.
     pub title: Option<String>,
-    /// Name of the model.
+    /// The name of the model.
     pub model: String,
-    /// Seed of the initial noise.
+    /// The seed of the initial noise.
     pub seed: Seed,
-    /// What was done to the frames, for the comment.
+    /// A note on post-processing, for the comment.
     pub note: Option<String>,
-    /// Whether the clip is marked as made by a model.
+    /// True if the clip is marked as AI-generated.
     pub mark: bool,
 }
 
 impl Tags {
-    /// Marked tags of a model and a seed.
+    /// Tags with the AI mark.
     pub fn new(title: impl Into<Option<String>>, model: impl Into<String>, seed: Seed) -> Self {
         Self { title: title.into(), model: model.into(), seed, note: None, mark: true }
     }
 
-    /// The comment that carries the AI mark, the program, the model and the seed.
+    /// The comment: AI mark, program, model, seed and note.
     pub fn comment(&self) -> String {
         let version = env!("CARGO_PKG_VERSION");
         let mark = if self.mark { format!("{AI_MARK}: ") } else { String::new() };
@@ -42,28 +51,28 @@ impl Tags {
         format!("{mark}Rushes {version}, model {}, seed {}{note}", one_line(&self.model), self.seed.0)
     }
 
-    /// The title as it is written: one line, cut with an ellipsis.
+    /// The title as one line, truncated with an ellipsis.
     fn short_title(&self) -> Option<String> {
         let title = one_line(self.title.as_deref()?);
-        let mut kept: String = title.chars().take(TITLE_LENGTH).collect();
-        if kept.len() < title.len() {
-            kept.push('…');
+        let mut short: String = title.chars().take(TITLE_LENGTH).collect();
+        if short.len() < title.len() {
+            short.push('…');
         }
-        (!kept.is_empty()).then_some(kept)
+        (!short.is_empty()).then_some(short)
     }
 
-    /// The comment as one word of letters, digits and `_-+/:.`: Matroska's muxer writes anything else in a way that only
-    /// GStreamer reads back as it was.
+    /// The comment as one word of letters, digits and `_-+/:.`. The Matroska muxer writes other characters in a way that
+    /// only GStreamer reads back.
     pub fn token(&self) -> String {
         let version = env!("CARGO_PKG_VERSION");
         let mark = if self.mark { format!("{AI_MARK}:") } else { String::new() };
         let note = self.note.as_ref().map_or(String::new(), |note| format!(":{note}"));
         let text = format!("{mark}Rushes/{version}:{}:seed_{}{note}", one_line(&self.model), self.seed.0);
-        let kept = |c: char| c.is_ascii_alphanumeric() || "_-+/:.".contains(c);
-        text.chars().map(|c| if kept(c) { c } else { '_' }).collect()
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-+/:.".contains(c);
+        text.chars().map(|c| if is_allowed(c) { c } else { '_' }).collect()
     }
 
-    /// An XMP packet that marks the clip by the IPTC's vocabulary.
+    /// An XMP packet with the comment, the title and the IPTC source type.
     pub fn xmp(&self) -> String {
         let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         let title = self.short_title().map_or(String::new(), |title| {
@@ -89,14 +98,14 @@ impl Tags {
         )
     }
 
-    /// Gives the tags to a muxer. They replace what the encoder says of itself.
-    pub(super) fn apply(&self, muxer: &gst::Element, spelling: Spelling, encoder: &str) {
+    /// Sets the tags of a muxer. They replace those of the encoder.
+    pub(super) fn apply(&self, muxer: &gst::Element, encoding: TagEncoding, encoder: &str) {
         let Some(setter) = muxer.dynamic_cast_ref::<gst::TagSetter>() else { return };
         let version = env!("CARGO_PKG_VERSION");
         setter.set_tag_merge_mode(gst::TagMergeMode::Replace);
         let replace = gst::TagMergeMode::Replace;
-        match spelling {
-            Spelling::Words => {
+        match encoding {
+            TagEncoding::Text => {
                 setter.add_tag::<gst::tags::Comment>(&self.comment().as_str(), replace);
                 let name = format!("Rushes {version} ({encoder})");
                 setter.add_tag::<gst::tags::Encoder>(&name.as_str(), replace);
@@ -104,7 +113,7 @@ impl Tags {
                     setter.add_tag::<gst::tags::Title>(&title.as_str(), replace);
                 }
             }
-            Spelling::OneWord => {
+            TagEncoding::Token => {
                 setter.add_tag::<gst::tags::Comment>(&self.token().as_str(), replace);
                 setter
                     .add_tag::<gst::tags::Encoder>(&format!("Rushes/{version}:{encoder}").as_str(), replace);
@@ -116,16 +125,16 @@ impl Tags {
     }
 }
 
-/// How a container spells its tags.
+/// The encoding of tags in a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
-    /// As they are.
-    Words,
-    /// As [`Tags::token`].
-    OneWord,
+pub(super) enum TagEncoding {
+    /// Unchanged text.
+    Text,
+    /// One word, as in [`Tags::token`].
+    Token,
 }
 
-/// The text with every run of white space or control characters made one space.
+/// Replaces every run of white space and control characters with one space.
 fn one_line(text: &str) -> String {
     let words: Vec<_> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
@@ -141,14 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn the_comment_marks_the_clip_and_names_model_and_seed() {
+    fn the_comment_contains_mark_model_and_seed() {
         let comment = tags("").comment();
         assert!(comment.starts_with("AI-generated: Rushes "), "{comment}");
         assert!(comment.ends_with(", model Wan2.2-T2V-A14B, seed 42"), "{comment}");
     }
 
     #[test]
-    fn the_mark_can_be_left_out_and_a_note_can_be_added() {
+    fn the_mark_is_optional_and_the_comment_contains_the_note() {
         let tags = Tags { mark: false, note: Some("24 fps made of 16 by blending".into()), ..tags("") };
         for text in [tags.comment(), tags.token(), tags.xmp()] {
             assert!(!text.contains("AI-generated") && !text.contains("trained"), "{text}");
@@ -165,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn xmp_is_escaped_and_names_the_source_type() {
+    fn xmp_is_escaped_and_contains_the_source_type() {
         let xmp = tags("a < b & c").xmp();
         assert!(xmp.contains("a &lt; b &amp; c") && xmp.contains("trainedAlgorithmicMedia"), "{xmp}");
     }

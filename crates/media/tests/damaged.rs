@@ -77,7 +77,7 @@ fn assert_refused(opened: Result<PostProcess, Error>, path: &Path) {
     let report = error.report();
     assert_eq!(report.class, ErrorClass::BadInput, "{}: {report}", path.display());
     assert!(report.what.contains(path.file_name().unwrap().to_str().unwrap()), "{report}");
-    let says = ["cut short", "damaged", "not whole"].iter().any(|word| report.why.contains(word));
+    let says = ["cut short", "damaged", "incomplete"].iter().any(|word| report.why.contains(word));
     assert!(says && report.why.contains(|c: char| c.is_ascii_digit()), "{}: {report}", path.display());
 }
 
@@ -151,7 +151,7 @@ fn a_film_that_ends_early_holds_its_last_picture_and_says_so() {
     for film in films(folder.path()).iter().step_by(2) {
         let post_process = background(film, 80).unwrap();
         let notes = post_process.notes().join("\n");
-        assert!(notes.contains("ends after 4.") && notes.contains("last picture stays"), "{notes}");
+        assert!(notes.contains("ends after 4.") && notes.contains("last frame is repeated"), "{notes}");
         assert!(changes(post_process, 80)[70..].iter().all(|change| *change == 0.0), "{}", film.display());
     }
     for (name, options) in [
@@ -222,9 +222,9 @@ fn files_without_what_is_wanted_are_refused_by_name() {
         Err(error @ Error::PostProcess { .. }) => error.report().why,
         other => panic!("{other:?}"),
     };
-    assert!(why(background(&sound, 4)).contains("there is no picture in it"));
-    assert!(why(logo(&sound)).contains("there is no picture in it"));
-    assert!(why(audio(&picture, 4)).contains("there is no sound in it"));
+    assert!(why(background(&sound, 4)).contains("it contains no picture"));
+    assert!(why(logo(&sound)).contains("it contains no picture"));
+    assert!(why(audio(&picture, 4)).contains("it contains no sound"));
     for path in [&note, &empty, &folder.join("absent.mp4"), &folder.to_owned()] {
         for opened in [background(path, 4), logo(path), audio(path, 4)] {
             assert!(!why(opened).is_empty());

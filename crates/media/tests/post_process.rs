@@ -3,7 +3,7 @@
 
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
-use media::post_process::{Between, Caption, Corner, KeyColour, PostProcessSpec};
+use media::post_process::{Interpolation, Caption, Corner, KeyColour, PostProcessSpec};
 use media::{ClipFormat, Error, OutputOptions, OutputTarget, Outputs, Tags, check_sound};
 use ndarray::{Array3, Array4, s};
 use serde_json::Value;
@@ -108,7 +108,7 @@ fn a_film_is_seen_behind_a_key() {
     frame.slice_mut(s![.., 20..40, 30..60]).fill(0.6);
     for _ in 0..9 {
         let shown = post_process.push(frame.clone()).unwrap().remove(0);
-        assert!(shown[[2, 5, 5]] > 0.9 && shown[[1, 5, 5]] < -0.9, "the film's last picture stays");
+        assert!(shown[[2, 5, 5]] > 0.9 && shown[[1, 5, 5]] < -0.9, "the film's last frame is repeated");
         assert!((shown[[1, 30, 45]] - 0.6).abs() < 1e-5);
     }
 }
@@ -130,7 +130,7 @@ fn sound_is_as_long_as_the_clip_and_another_rate_is_named() {
     let audio = made_by_ffmpeg(folder.path(), "tone.wav", &[source]);
     let spec = PostProcessSpec {
         audio: Some(audio),
-        rate: Some((rate(24), Between::Blend)),
+        rate: Some((rate(24), Interpolation::Blend)),
         ..PostProcessSpec::default()
     };
     let mut post_process = spec.open(made("96x64", 40)).unwrap();

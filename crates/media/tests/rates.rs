@@ -3,7 +3,7 @@
 
 use bundle::Cancel;
 use bundle::units::{FrameRate, Seed};
-use media::post_process::{Between, PostProcessSpec};
+use media::post_process::{Interpolation, PostProcessSpec};
 use media::{ClipFormat, OutputOptions, OutputSpec, OutputTarget, Outputs, Tags};
 use ndarray::Array3;
 use std::path::Path;
@@ -115,7 +115,7 @@ fn another_rate_is_made_exactly_and_sound_fits_it() {
         ClipFormat { size: "48x32".parse().unwrap(), rate: "23.976".parse().unwrap(), frames: Some(240) };
     for (text, frames) in [("29.97", 300), ("59.94", 600), ("24000/1001", 240), ("24", 240), ("12.5", 125)] {
         let rate: FrameRate = text.parse().unwrap();
-        let spec = PostProcessSpec { rate: Some((rate, Between::Repeat)), ..PostProcessSpec::default() };
+        let spec = PostProcessSpec { rate: Some((rate, Interpolation::Repeat)), ..PostProcessSpec::default() };
         let mut post_process = spec.open(made).unwrap();
         assert_eq!(post_process.format().frames, Some(frames), "{text}");
         let mut out = Vec::new();

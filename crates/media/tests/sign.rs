@@ -97,6 +97,6 @@ fn a_clip_that_cannot_be_signed_keeps_its_part() {
     let outcome = outputs.finish();
     assert!(matches!(&*outcome.failed[0].error, Error::Signing { .. }), "{:?}", outcome.failed);
     let part = folder.path().join("clip.part.mp4");
-    assert_eq!(outcome.failed[0].kept, Remainder::Whole { part, frames: 2 });
+    assert_eq!(outcome.failed[0].remainder, Remainder::Whole { part, frames: 2 });
     assert!(!folder.path().join("clip.mp4").exists());
 }

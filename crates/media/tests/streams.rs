@@ -169,7 +169,7 @@ fn an_rtmp_server_gets_the_clip_and_may_go_away() {
             assert_eq!(outcome.written.len(), 1);
             let failed = &outcome.failed[0];
             assert!(failed.error.to_string().contains("rtmp://"), "{}", failed.error);
-            assert!(matches!(failed.kept, Remainder::Sent { frames, .. } if frames < 60), "{}", failed.kept);
+            assert!(matches!(failed.remainder, Remainder::Sent { frames, .. } if frames < 60), "{}", failed.remainder);
         } else {
             assert!(outcome.failed.is_empty() && status.success(), "{:?}", outcome.failed);
             let found = probe(&[received.to_str().unwrap()]);
@@ -234,7 +234,7 @@ fn a_reader_that_leaves_or_never_comes_ends_its_own_output() {
         reader.join().unwrap();
         assert_eq!((outcome.written.len(), outcome.failed.len()), (1, 1), "{:?}", outcome.failed);
         let error = outcome.failed[0].error.to_string();
-        assert!(error.contains(if comes { "Broken pipe" } else { "nothing has moved" }), "{error}");
+        assert!(error.contains(if comes { "Broken pipe" } else { "no progress" }), "{error}");
         assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "60");
     }
 }

@@ -53,7 +53,7 @@ fn send(url: &str, token: Option<&str>) -> Outcome {
 fn failure(outcome: &Outcome) -> String {
     assert_eq!((outcome.written.len(), outcome.failed.len()), (1, 1), "{:?}", outcome.failed);
     assert!(
-        matches!(outcome.failed[0].kept, Remainder::Sent { .. } | Remainder::Nothing),
+        matches!(outcome.failed[0].remainder, Remainder::Sent { .. } | Remainder::Nothing),
         "{:?}",
         outcome.failed
     );
@@ -246,7 +246,7 @@ fn a_server_that_ends_the_session_ends_its_own_output() {
     let (listener, url) = listen();
     let server = serve(listener, Then::EndsIt);
     let error = failure(&send(&url, Some(TOKEN)));
-    assert!(error.contains("the server has gone, or ended the session"), "{error}");
+    assert!(error.contains("the server ended the session or no longer responds"), "{error}");
     assert_eq!(server.join().unwrap().len(), 8);
 }
 
@@ -255,14 +255,14 @@ fn a_server_whose_media_port_is_silent_is_given_up() {
     let (listener, url) = listen();
     let server = serve(listener, Then::IsSilent);
     let error = failure(&send(&url.replace("//", &format!("//{TOKEN}@")), None));
-    assert!(error.contains("ICE found no way") || error.contains("has gone"), "{error}");
+    assert!(error.contains("ICE found no route") || error.contains("no longer responds"), "{error}");
     server.join().unwrap();
 }
 
 #[test]
 fn what_a_server_says_against_a_stream_is_told() {
     for (token, status, body, expected) in [
-        (None, "401 Unauthorized", "", "the server asks for a token (HTTP 401); give it with --whip-token"),
+        (None, "401 Unauthorized", "", "the server requires a token (HTTP 401); give it with --whip-token"),
         (Some(TOKEN), "403 Forbidden", "", "the server refused the token (HTTP 403)"),
         (None, "404 Not Found", "no such room\n", "the server refused the stream (HTTP 404: no such room)"),
         (None, "201 Created", "hello", "the server's answer cannot be used"),
@@ -277,5 +277,5 @@ fn what_a_server_says_against_a_stream_is_told() {
     let (listener, url) = listen();
     drop(listener);
     let error = failure(&send(&url, None));
-    assert!(error.contains("the server does not answer") && error.contains("refused"), "{error}");
+    assert!(error.contains("the server does not respond") && error.contains("refused"), "{error}");
 }

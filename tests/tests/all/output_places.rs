@@ -321,7 +321,7 @@ fn a_playlist_on_a_full_disk_names_whole_segments_only() {
         };
         let said = said(&output);
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("no room left") && said.contains("whole: clip.mp4"), "{said}");
+        assert!(said.contains("disk is full") && said.contains("complete: clip.mp4"), "{said}");
         assert_eq!(frames_of(&folder.path().join("clip.mp4")), 161);
         let live = folder.path().join("kept/live");
         let Ok(playlist) = std::fs::read_to_string(live.join("index.m3u8")) else {
@@ -353,7 +353,7 @@ fn pictures_on_a_full_disk_are_whole_and_their_folder_is_not() {
     let Some(output) = on_a_full_disk(folder.path(), 64, "-o disk/frames/ -o clip.mp4") else { return };
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("no room left") && said.contains("frames.part"), "{said}");
+    assert!(said.contains("disk is full") && said.contains("frames.part"), "{said}");
     assert_eq!(names(&folder.path().join("kept")), ["frames.part"]);
     let part = folder.path().join("kept/frames.part");
     let pictures: Vec<_> = names(&part).into_iter().filter(|name| name != ".rushes").collect();
@@ -376,7 +376,7 @@ fn a_full_disk_ends_the_output_on_it_and_no_other() {
         let Some(output) = script(folder.path(), &text) else { return };
         let said = said(&output);
         assert_eq!(output.status.code(), Some(1), "{name}: {said}");
-        assert!(said.contains("no room left") && said.contains("whole: clip.mp4"), "{name}: {said}");
+        assert!(said.contains("disk is full") && said.contains("complete: clip.mp4"), "{name}: {said}");
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().last(), Some("fill"), "{name}");
         assert_eq!(frames_of(&folder.path().join("clip.mp4")), 41, "{name}");
     }

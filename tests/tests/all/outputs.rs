@@ -60,7 +60,7 @@ fn what_cannot_be_written_is_refused_before_anything_runs() {
     std::fs::write(folder.path().join("full/note"), "mine").unwrap();
     let cases: [(&[&str], &str); 11] = [
         (&["-o", "a.mp4", "-o", "a.mp4"], "twice"),
-        (&["-o", "a.mp4", "-o", "full/"], "has something in it"),
+        (&["-o", "a.mp4", "-o", "full/"], "is not empty"),
         (&["-o", "window"], "window"),
         (&["-o", "a.mp4", "-o", "a.xyz"], "a.xyz"),
         (&["--logo", "logo.png"], "--logo"),
@@ -109,7 +109,7 @@ fn a_reader_of_standard_output_that_leaves_is_no_panic_and_the_file_is_whole() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("standard output") && said.contains("Broken pipe"), "{said}");
-    assert!(said.contains("whole: clip.mp4"), "{said}");
+    assert!(said.contains("complete: clip.mp4"), "{said}");
     assert_eq!(frames_of(&folder.path().join("clip.mp4")), 81);
 }
 
@@ -123,7 +123,7 @@ fn a_disk_that_is_full_is_said_with_what_is_whole() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("no room left") && said.contains("whole: clip.mkv"), "{said}");
+    assert!(said.contains("disk is full") && said.contains("complete: clip.mkv"), "{said}");
     assert_eq!(frames_of(&folder.path().join("clip.mkv")), 9);
 }
 

@@ -119,7 +119,7 @@ fn files_of_no_use_are_refused_before_the_run() {
         (&["--caption", "times.srt"], &["line 2", "-->"]),
         (&["--caption", "empty.srt"], &["no caption"]),
         (&["--caption", &long], &["does not fit", "64x32"]),
-        (&["--caption", " "], &["can be seen"]),
+        (&["--caption", " "], &["no visible character"]),
     ];
     for (arguments, words) in cases {
         let output = generate(folder, arguments);

@@ -303,13 +303,16 @@ impl Clip<'_> {
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
             let dressed = self.post_process.push(frame.to_owned())?;
             if let Some(live) = &self.live {
-                live.add(&dressed)?;
+                live.add_frames(&dressed)?;
             }
             written = written.and_then(|()| outputs.write_all(dressed));
         }
         for failed in &outputs.failed()[self.told..] {
             self.progress.clear();
-            render::note(&format!("warning: {}; {}; the other outputs go on", failed.error, failed.kept));
+            render::note(&format!(
+                "warning: {}; {}; the other outputs go on",
+                failed.error, failed.remainder
+            ));
         }
         self.told = outputs.failed().len();
         written?;
@@ -331,7 +334,7 @@ impl Clip<'_> {
         };
         let last = self.post_process.finish();
         if let Some(live) = &self.live {
-            live.add(&last)?;
+            live.add_frames(&last)?;
         }
         outputs.write_all(last)?;
         let first_encoded = outputs.first_encoded();
@@ -377,7 +380,7 @@ impl Clip<'_> {
             render::result_on(stream, as_json, &value, &text)?;
         }
         if let Some(live) = self.live.take() {
-            let sent = live.go_round(&self.options.cancel)?;
+            let sent = live.repeat_until(&self.options.cancel)?;
             let value = json!({"event": "live_ended", "live": sent});
             let text = format!(
                 "live: {} pictures were on, the clip from number {} on",
@@ -389,7 +392,12 @@ impl Clip<'_> {
             None => Ok(ExitCode::SUCCESS),
             Some(first) => {
                 let whole = if places.is_empty() { None } else { Some(places.join(", ")) };
-                Err(media::Error::Partly { first: first.error, kept: first.kept, whole }.into())
+                Err(media::Error::OutputsFailed {
+                    first: first.error,
+                    remainder: first.remainder,
+                    complete: whole,
+                }
+                .into())
             }
         }
     }
@@ -446,7 +454,7 @@ fn outputs_as_json(outcome: &Outcome) -> serde_json::Value {
         .iter()
         .map(|clip| json!({"output": place(&clip.output), "frames": clip.frames, "bytes": clip.bytes}));
     let failed = outcome.failed.iter().map(|failed| {
-        json!({"output": place(&failed.output), "error": failed.error.to_string(), "kept": failed.kept.to_string()})
+        json!({"output": place(&failed.output), "error": failed.error.to_string(), "kept": failed.remainder.to_string()})
     });
     written.chain(failed).collect()
 }

@@ -7,7 +7,7 @@ use bundle::units::FrameRate;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use media::SigningKey;
-use media::post_process::{Between, Caption, Corner, KeyColour, PostProcessSpec, SrtError};
+use media::post_process::{Caption, Corner, Interpolation, KeyColour, PostProcessSpec, SrtError};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -46,7 +46,7 @@ pub(super) struct DressingArgs {
         requires = "output_fps",
         help_heading = "PostProcess"
     )]
-    output_fps_by: Between,
+    output_fps_by: Interpolation,
     /// Do not mark the outputs as made by a model
     #[arg(long, help_heading = "PostProcess")]
     no_mark: bool,

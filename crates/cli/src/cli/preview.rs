@@ -13,7 +13,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use engines::{Cancel, residency};
 use media::live::LiveSink;
-use media::preview_files::PictureFiles;
+use media::preview_files::PreviewFiles;
 use media::{OutputSpec, OutputTarget, Token};
 use quality::fit_preview_map::{PROMPTS, fit_preview_map};
 use runtime::model::{Model, ModelOptions};
@@ -83,7 +83,7 @@ impl PreviewArgs {
         if !live.is_live() {
             return refused("nobody can watch it while it is made");
         }
-        if outputs.iter().any(|output| output.is_same_place(&live)) {
+        if outputs.iter().any(|output| output.is_same_destination(&live)) {
             return refused("the clip goes there already");
         }
         Ok(Some(OutputTarget::claim(&live)?))
@@ -97,14 +97,14 @@ impl PreviewArgs {
         &self,
         bundle: &Bundle,
         size: PixelSize,
-    ) -> Result<Option<PictureFiles>, Error> {
+    ) -> Result<Option<PreviewFiles>, Error> {
         if self.kind(bundle)? == PreviewKind::Off {
             return Ok(None);
         }
         match &self.preview_out {
-            Some(place) => Ok(Some(PictureFiles::create(place, size)?)),
+            Some(place) => Ok(Some(PreviewFiles::create(place, size)?)),
             None if self.live.is_some() => Ok(None),
-            None => Ok(Some(PictureFiles::create_unasked(Path::new(DEFAULT_PICTURE), size)?)),
+            None => Ok(Some(PreviewFiles::create_default(Path::new(DEFAULT_PICTURE), size)?)),
         }
     }
 
@@ -112,7 +112,7 @@ impl PreviewArgs {
     pub(super) fn prepare(
         &self,
         model: &Model,
-        pictures: Option<PictureFiles>,
+        pictures: Option<PreviewFiles>,
         live: Option<LiveSink>,
     ) -> Result<Option<PreparedPreviews>, Error> {
         let kind = self.kind(model.bundle())?;

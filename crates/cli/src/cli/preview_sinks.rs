@@ -1,13 +1,13 @@
 //! Where previews go: pictures on disk, and the live address.
 
 use media::live::LiveSink;
-use media::preview_files::PictureFiles;
+use media::preview_files::PreviewFiles;
 use ndarray::Axis;
 use runtime::preview::{Preview, Sink};
 
 /// The first frame of each preview as a PNG.
 #[derive(Debug)]
-pub(super) struct Pictures(pub(super) PictureFiles);
+pub(super) struct Pictures(pub(super) PreviewFiles);
 
 impl Sink for Pictures {
     fn show(&mut self, preview: &Preview) -> Result<(), runtime::Error> {

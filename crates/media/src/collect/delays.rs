@@ -1,62 +1,61 @@
-//! When the pictures of an animation are shown, in the units of its format and without times that players distort.
+//! The delays of animation frames, in the per_second of the format.
 //!
-//! Browsers and viewers show a picture whose time is very short for a tenth of a second instead. Where frames come faster
-//! than that allows, those are left out between which too little time lies, evenly, so that the clip keeps its length.
-//! Pure.
+//! Browsers and viewers replace a very short delay with 100 ms. If the frame rate is too high for the shortest delay that
+//! they honour, frames are dropped evenly, so that the clip keeps its length. Pure.
 
 use crate::{ClipFormat, FileFormat, OutputSpec};
 
-/// How a format counts time.
+/// The time unit of a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Clockwork {
-    /// Units in a second.
-    units: u64,
-    /// Fewest units that every player keeps to.
-    least: u64,
+pub(super) struct DelayUnit {
+    /// Units per second.
+    per_second: u64,
+    /// The shortest delay in per_second that players honour.
+    shortest: u64,
 }
 
-impl Clockwork {
-    /// GIF counts hundredths, and 0 and 1 are played as 10.
-    pub(super) const GIF: Self = Self { units: 100, least: 2 };
-    /// WebP counts milliseconds, and up to 10 are played as 100.
-    pub(super) const WEBP: Self = Self { units: 1000, least: 11 };
+impl DelayUnit {
+    /// GIF counts hundredths of a second. Players show 0 and 1 as 10.
+    pub(super) const GIF: Self = Self { per_second: 100, shortest: 2 };
+    /// WebP counts milliseconds. Players show up to 10 as 100.
+    pub(super) const WEBP: Self = Self { per_second: 1000, shortest: 11 };
 }
 
-/// The times of the frames of one clip.
+/// The delays of the frames of a clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Delays {
-    clock: Clockwork,
-    /// Frames in `rate.1` seconds.
+    unit: DelayUnit,
+    /// The frame rate: `rate.0` frames in `rate.1` seconds.
     rate: (u64, u64),
-    /// Units that the clip lasts; none if its end is not known.
+    /// The length of the clip in units, if known.
     length: Option<u64>,
 }
 
 impl Delays {
-    /// The times of a clip in an output; none if its format has none of its own.
+    /// The delays of a clip in an output. Returns `None` unless the format is an animation.
     pub(crate) fn of_output(spec: &OutputSpec, clip: ClipFormat) -> Option<Self> {
-        let clock = match spec {
-            OutputSpec::File { format: FileFormat::Gif, .. } => Clockwork::GIF,
-            OutputSpec::File { format: FileFormat::WebP, .. } => Clockwork::WEBP,
+        let unit = match spec {
+            OutputSpec::File { format: FileFormat::Gif, .. } => DelayUnit::GIF,
+            OutputSpec::File { format: FileFormat::WebP, .. } => DelayUnit::WEBP,
             _ => return None,
         };
-        Some(Self::new(clock, clip.rate.fraction(), clip.frames))
+        Some(Self::new(unit, clip.rate.fraction(), clip.frames))
     }
 
-    /// Times of frames at `rate.0 / rate.1` per second, of which there are `frames`.
-    pub(super) fn new(clock: Clockwork, rate: (u32, u32), frames: Option<usize>) -> Self {
+    /// The delays of `frames` frames at `rate.0 / rate.1` per second.
+    pub(super) fn new(unit: DelayUnit, rate: (u32, u32), frames: Option<usize>) -> Self {
         let rate = (u64::from(rate.0).max(1), u64::from(rate.1).max(1));
-        let length = frames.map(|frames| nearest(frames as u64 * rate.1 * clock.units, rate.0));
-        Self { clock, rate, length }
+        let length = frames.map(|frames| nearest(frames as u64 * rate.1 * unit.per_second, rate.0));
+        Self { unit, rate, length }
     }
 
-    /// For how long frame `number` is shown; none if it is left out.
-    pub(super) fn of(self, number: usize) -> Option<u64> {
+    /// The delay of frame `number`. Returns `None` if the frame is dropped.
+    pub(super) fn delay(self, number: usize) -> Option<u64> {
         let number = number as u64;
         let start = self.start(number)?;
         let after = match self.is_too_fast() {
             true => {
-                let in_tick = (self.rate.0 * self.clock.least).div_ceil(self.rate.1 * self.clock.units);
+                let in_tick = (self.rate.0 * self.unit.shortest).div_ceil(self.rate.1 * self.unit.per_second);
                 (number + 1..=number + 2 * in_tick).find_map(|next| self.start(next))
             }
             false => self.start(number + 1),
@@ -66,36 +65,36 @@ impl Delays {
             (None, Some(length)) => length,
             (after, None) => after?,
         };
-        Some((end - start).max(self.clock.least))
+        Some((end - start).max(self.unit.shortest))
     }
 
-    /// Frames of the first `frames` that are shown.
+    /// The number of shown frames among the first `frames`.
     pub(crate) fn shown(self, frames: usize) -> usize {
         (0..frames).filter(|number| self.start(*number as u64).is_some()).count()
     }
 
-    /// Whether frames come faster than they can be shown.
+    /// Returns true if the frame rate is too high, so that frames are dropped.
     pub(crate) fn is_too_fast(self) -> bool {
-        // units / least pictures a second are the most.
-        self.rate.0 * self.clock.least > self.rate.1 * self.clock.units
+        // The highest rate is per_second / shortest.
+        self.rate.0 * self.unit.shortest > self.rate.1 * self.unit.per_second
     }
 
-    /// The shortest time that a picture is shown.
-    pub(crate) fn least_milliseconds(self) -> u64 {
-        self.clock.least * 1000 / self.clock.units
+    /// The shortest delay in milliseconds.
+    pub(crate) fn shortest_milliseconds(self) -> u64 {
+        self.unit.shortest * 1000 / self.unit.per_second
     }
 
-    /// When frame `number` is shown; none if it is left out.
+    /// The start of frame `number`. Returns `None` if the frame is dropped.
     fn start(self, number: u64) -> Option<u64> {
-        let Self { clock, rate, length } = self;
+        let Self { unit, rate, length } = self;
         if !self.is_too_fast() {
-            return Some(nearest(number * rate.1 * clock.units, rate.0));
+            return Some(nearest(number * rate.1 * unit.per_second, rate.0));
         }
-        // Every `least` units the newest frame is shown, if there is a new one.
-        let tick = (number * rate.1 * clock.units).div_ceil(rate.0 * clock.least);
-        let in_time = tick * clock.least * rate.0 < (number + 1) * rate.1 * clock.units;
-        let start = tick * clock.least;
-        let has_room = length.is_none_or(|length| start + clock.least <= length);
+        // Every `shortest` units the newest frame is shown, unless it is already shown.
+        let tick = (number * rate.1 * unit.per_second).div_ceil(rate.0 * unit.shortest);
+        let in_time = tick * unit.shortest * rate.0 < (number + 1) * rate.1 * unit.per_second;
+        let start = tick * unit.shortest;
+        let has_room = length.is_none_or(|length| start + unit.shortest <= length);
         (in_time && (has_room || number == 0)).then_some(start)
     }
 }
@@ -110,61 +109,61 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn delays(clock: Clockwork, rate: (u32, u32), frames: usize) -> Vec<u64> {
-        let delays = Delays::new(clock, rate, Some(frames));
-        let found: Vec<u64> = (0..frames).filter_map(|number| delays.of(number)).collect();
+    fn delays(unit: DelayUnit, rate: (u32, u32), frames: usize) -> Vec<u64> {
+        let delays = Delays::new(unit, rate, Some(frames));
+        let found: Vec<u64> = (0..frames).filter_map(|number| delays.delay(number)).collect();
         assert_eq!(found.len(), delays.shown(frames));
         found
     }
 
     #[test]
-    fn rates_that_can_be_shown_are_shown_whole() {
-        assert_eq!(delays(Clockwork::GIF, (16, 1), 5), [6, 7, 6, 6, 6]);
-        assert_eq!(delays(Clockwork::GIF, (50, 1), 3), [2, 2, 2]);
-        assert_eq!(delays(Clockwork::WEBP, (60, 1), 4), [17, 16, 17, 17]);
-        assert_eq!(delays(Clockwork::GIF, (1, 1), 2), [100, 100]);
+    fn no_frame_is_dropped_at_a_supported_rate() {
+        assert_eq!(delays(DelayUnit::GIF, (16, 1), 5), [6, 7, 6, 6, 6]);
+        assert_eq!(delays(DelayUnit::GIF, (50, 1), 3), [2, 2, 2]);
+        assert_eq!(delays(DelayUnit::WEBP, (60, 1), 4), [17, 16, 17, 17]);
+        assert_eq!(delays(DelayUnit::GIF, (1, 1), 2), [100, 100]);
     }
 
     #[test]
-    fn faster_ones_leave_frames_out_evenly() {
-        // Of 60 frames a second 50: each sixth goes.
-        let at_60 = Delays::new(Clockwork::GIF, (60, 1), Some(60));
-        let left_out: Vec<usize> = (0..60).filter(|number| at_60.of(*number).is_none()).collect();
-        assert_eq!(left_out, [5, 11, 17, 23, 29, 35, 41, 47, 53, 59]);
-        assert_eq!(delays(Clockwork::GIF, (60, 1), 60), [2; 50]);
-        assert_eq!(delays(Clockwork::GIF, (240, 1), 240), [2; 50]);
-        // 7 hundredths are three pictures, the last of them longer.
-        assert_eq!(delays(Clockwork::GIF, (100, 1), 7), [2, 2, 3]);
+    fn frames_are_dropped_evenly_at_a_higher_rate() {
+        // 50 of 60 frames per second: every sixth is dropped.
+        let at_60 = Delays::new(DelayUnit::GIF, (60, 1), Some(60));
+        let dropped: Vec<usize> = (0..60).filter(|number| at_60.delay(*number).is_none()).collect();
+        assert_eq!(dropped, [5, 11, 17, 23, 29, 35, 41, 47, 53, 59]);
+        assert_eq!(delays(DelayUnit::GIF, (60, 1), 60), [2; 50]);
+        assert_eq!(delays(DelayUnit::GIF, (240, 1), 240), [2; 50]);
+        // 0.07 s are three pictures, the last one longer.
+        assert_eq!(delays(DelayUnit::GIF, (100, 1), 7), [2, 2, 3]);
     }
 
     #[test]
-    fn a_clip_shorter_than_the_shortest_time_has_one_picture() {
+    fn a_clip_shorter_than_the_shortest_delay_has_one_picture() {
         for frames in 1..=4 {
-            assert_eq!(delays(Clockwork::GIF, (240, 1), frames), [2]);
+            assert_eq!(delays(DelayUnit::GIF, (240, 1), frames), [2]);
         }
-        assert_eq!(delays(Clockwork::WEBP, (120, 1), 1), [11]);
+        assert_eq!(delays(DelayUnit::WEBP, (120, 1), 1), [11]);
     }
 
     proptest! {
         #[test]
-        fn no_rate_loses_time_or_gets_a_delay_that_players_distort(
+        fn the_length_is_kept_and_delays_are_honoured_at_every_rate(
             whole in 1_u32..=240,
             thousandths in prop_oneof![Just((1, 1)), Just((1000, 1001)), (1_u32..=1000).prop_map(|n| (n, 1000))],
             frames in 1_usize..400,
             is_gif in any::<bool>(),
         ) {
-            let clock = if is_gif { Clockwork::GIF } else { Clockwork::WEBP };
+            let unit = if is_gif { DelayUnit::GIF } else { DelayUnit::WEBP };
             let rate = (whole * thousandths.0, thousandths.1);
-            let found = delays(clock, rate, frames);
-            let exact = frames as f64 * f64::from(rate.1) / f64::from(rate.0) * clock.units as f64;
+            let found = delays(unit, rate, frames);
+            let exact = frames as f64 * f64::from(rate.1) / f64::from(rate.0) * unit.per_second as f64;
             let sum = found.iter().sum::<u64>() as f64;
-            prop_assert!((sum - exact).abs() <= 0.5001 || found.len() == 1 && sum == clock.least as f64, "{sum} for {exact}");
-            prop_assert!(found.iter().all(|delay| *delay >= clock.least));
+            prop_assert!((sum - exact).abs() <= 0.5001 || found.len() == 1 && sum == unit.shortest as f64, "{sum} for {exact}");
+            prop_assert!(found.iter().all(|delay| *delay >= unit.shortest));
             let mean = exact / frames as f64;
-            let longest = if mean < clock.least as f64 { 2.0 * clock.least as f64 } else { mean + 1.0 };
+            let longest = if mean < unit.shortest as f64 { 2.0 * unit.shortest as f64 } else { mean + 1.0 };
             prop_assert!(found.iter().all(|delay| (*delay as f64) <= longest), "{found:?}");
-            // A frame at a rate that can be shown is never left out.
-            prop_assert!(mean < clock.least as f64 || found.len() == frames);
+            // No frame is dropped at a supported rate.
+            prop_assert!(mean < unit.shortest as f64 || found.len() == frames);
         }
     }
 }

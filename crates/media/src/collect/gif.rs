@@ -1,6 +1,6 @@
-//! Animated GIF, played for ever.
+//! Animated GIF in an endless loop.
 
-use super::delays::{Clockwork, Delays};
+use super::delays::{DelayUnit, Delays};
 use super::{Collector, bytes, rgb_rows};
 use crate::ClipFormat;
 use crate::frames::RgbLayout;
@@ -9,10 +9,10 @@ use gstreamer as gst;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
-/// How carefully the palette of a frame is chosen: 1 looks at each pixel, 30 at every thirtieth.
+/// The sampling factor of the palette: 1 reads every pixel, 30 every thirtieth.
 const PALETTE_SPEED: i32 = 10;
 
-/// Writes each frame with a palette of its own.
+/// Writes each frame with its own palette.
 pub(crate) struct GifFile {
     encoder: Option<Encoder<BufWriter<File>>>,
     layout: RgbLayout,
@@ -21,10 +21,10 @@ pub(crate) struct GifFile {
 }
 
 impl GifFile {
-    /// Writes the head of the file.
+    /// Writes the header of the file.
     ///
     /// # Errors
-    /// A picture larger than a GIF can be, or what the system said.
+    /// Returns an error if the picture is too large for a GIF. I/O errors.
     pub(crate) fn create(
         file: File,
         format: ClipFormat,
@@ -32,32 +32,32 @@ impl GifFile {
         comment: &str,
     ) -> io::Result<Self> {
         let mut encoder = Encoder::new(BufWriter::new(file), side(layout.width)?, side(layout.height)?, &[])
-            .map_err(plain)?;
-        encoder.set_repeat(Repeat::Infinite).map_err(plain)?;
+            .map_err(io_error)?;
+        encoder.set_repeat(Repeat::Infinite).map_err(io_error)?;
         let lines: Vec<&[u8]> = comment.as_bytes().chunks(255).collect();
-        encoder.write_raw_extension(AnyExtension(Extension::Comment as u8), &lines).map_err(plain)?;
-        let delays = Delays::new(Clockwork::GIF, format.rate.fraction(), format.frames);
+        encoder.write_raw_extension(AnyExtension(Extension::Comment as u8), &lines).map_err(io_error)?;
+        let delays = Delays::new(DelayUnit::GIF, format.rate.fraction(), format.frames);
         Ok(Self { encoder: Some(encoder), layout, delays, taken: 0 })
     }
 }
 
 impl Collector for GifFile {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
-        let delay = self.delays.of(self.taken);
+        let delay = self.delays.delay(self.taken);
         self.taken += 1;
         let Some(delay) = delay else { return Ok(()) };
         let picture = rgb_rows(&bytes(buffer)?, self.layout);
         let (width, height) = (side(self.layout.width)?, side(self.layout.height)?);
         let mut frame = Frame::from_rgb_speed(width, height, &picture, PALETTE_SPEED);
         frame.delay = u16::try_from(delay).unwrap_or(u16::MAX);
-        let encoder = self.encoder.as_mut().ok_or_else(|| io::Error::other("it is closed already"))?;
-        encoder.write_frame(&frame).map_err(plain)?;
+        let encoder = self.encoder.as_mut().ok_or_else(|| io::Error::other("it is already closed"))?;
+        encoder.write_frame(&frame).map_err(io_error)?;
         encoder.get_mut().flush()
     }
 
     fn finish(&mut self) -> io::Result<()> {
         match self.encoder.take() {
-            Some(encoder) => encoder.into_inner().map_err(plain)?.flush(),
+            Some(encoder) => encoder.into_inner().map_err(io_error)?.flush(),
             None => Ok(()),
         }
     }
@@ -67,8 +67,8 @@ fn side(pixels: usize) -> io::Result<u16> {
     u16::try_from(pixels).map_err(|_too_large| io::Error::other("a GIF has at most 65535 pixels a side"))
 }
 
-/// The system's own error, where that is what it was.
-fn plain(error: EncodingError) -> io::Error {
+/// Unwraps I/O errors.
+fn io_error(error: EncodingError) -> io::Error {
     match error {
         EncodingError::Io(error) => error,
         other => io::Error::other(other),

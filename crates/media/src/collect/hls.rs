@@ -1,161 +1,161 @@
-//! A folder with an HLS playlist (RFC 8216): fragments of the mp4 muxer, cut at their boxes into one file each.
+//! The writer of HLS (RFC 8216): splits the stream of the mp4 muxer into segments and lists them in a playlist.
 //!
-//! A segment gets its name when it is whole and is listed after that, so that the playlist never names what cannot be
-//! read. A clip keeps all its segments; a stream without end keeps the newest.
+//! A segment is renamed when it is complete and listed after that, so that the playlist lists only complete files. A clip
+//! keeps all segments; an endless stream keeps the newest.
 
-use super::hls_folder::{BEGINNING, HEAD, PLAYLIST, SEGMENT, WAS};
-use super::store::{PART, Store};
+use super::hls_folder::{HEADER, INIT_SEGMENT, PLAYLIST, REMOVED, SEGMENT_EXTENSION};
+use super::store::{PART_SUFFIX, Store};
 use super::{Collector, bytes};
 use bundle::units::FrameRate;
 use gstreamer as gst;
 use std::fmt::Write;
 use std::io;
 
-/// Segments that a stream without end keeps.
+/// The number of segments that an endless stream keeps.
 const WINDOW: usize = 30;
 
-/// Cuts a fragmented mp4 into segments and lists them.
+/// Splits a fragmented mp4 into segments and lists them.
 #[derive(Debug)]
 pub(crate) struct HlsWriter {
     store: Box<dyn Store>,
     rate: FrameRate,
     endless: bool,
-    boxes: Boxes,
-    /// The head, until the first segment is whole.
-    head: Option<Vec<u8>>,
-    /// The boxes of the head or of the segment that is not whole yet.
-    waiting: Vec<u8>,
-    /// Pictures of that segment.
-    pictures: u32,
-    /// Bytes and pictures of that segment whose data have come.
+    boxes: BoxParser,
+    /// The initialization segment, until the first segment is complete.
+    init_segment: Option<Vec<u8>>,
+    /// The boxes of the incomplete segment.
+    pending: Vec<u8>,
+    /// Frames of the incomplete segment.
+    frames: u32,
+    /// Bytes and frames of the incomplete segment whose data have arrived.
     complete: (usize, u32),
-    /// The segments that the playlist names.
+    /// The listed segments.
     listed: Vec<Segment>,
-    /// Number of the segment that has just left the playlist and is still there.
-    leaving: Option<usize>,
-    made: usize,
+    /// The number of the segment that is no longer listed and not yet removed.
+    unlisted: Option<usize>,
+    count: usize,
 }
 
 /// A segment of the playlist.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
     number: usize,
-    pictures: u32,
+    frames: u32,
 }
 
 impl HlsWriter {
-    /// A writer into a folder that is there.
+    /// A writer into an existing folder.
     pub(crate) fn new(store: Box<dyn Store>, rate: FrameRate, endless: bool) -> Self {
         Self {
             store,
             rate,
             endless,
-            boxes: Boxes::default(),
-            head: None,
-            waiting: Vec::new(),
-            pictures: 0,
+            boxes: BoxParser::default(),
+            init_segment: None,
+            pending: Vec::new(),
+            frames: 0,
             complete: (0, 0),
             listed: Vec::new(),
-            leaving: None,
-            made: 0,
+            unlisted: None,
+            count: 0,
         }
     }
 
     fn take_box(&mut self, kind: [u8; 4], content: &[u8]) -> io::Result<()> {
         match &kind {
-            b"ftyp" | b"styp" | b"sidx" => self.waiting.extend_from_slice(content),
+            b"ftyp" | b"styp" | b"sidx" => self.pending.extend_from_slice(content),
             b"moov" => {
-                self.waiting.extend_from_slice(content);
-                self.head = Some(std::mem::take(&mut self.waiting));
+                self.pending.extend_from_slice(content);
+                self.init_segment = Some(std::mem::take(&mut self.pending));
             }
             b"moof" => {
-                self.pictures += samples(content);
-                self.waiting.extend_from_slice(content);
+                self.frames += samples(content);
+                self.pending.extend_from_slice(content);
             }
-            b"mdat" if self.pictures > 0 => {
-                self.waiting.extend_from_slice(content);
-                self.complete = (self.waiting.len(), self.pictures);
-                // The muxer begins a fragment at every key frame, and where the picture changes they come close.
-                if self.pictures >= self.rate.nominal() {
+            b"mdat" if self.frames > 0 => {
+                self.pending.extend_from_slice(content);
+                self.complete = (self.pending.len(), self.frames);
+                // The muxer starts a fragment at every key frame. Scene changes add key frames.
+                if self.frames >= self.rate.nominal() {
                     self.close_segment()?;
                 }
             }
-            // The index at the end, which only a single file needs.
+            // The index at the end is only needed in a single file.
             _ => {}
         }
         Ok(())
     }
 
-    /// Gives the segment its name, then lists it.
+    /// Writes the segment, then lists it.
     fn close_segment(&mut self) -> io::Result<()> {
-        self.made += 1;
-        let (bytes, pictures) = std::mem::take(&mut self.complete);
-        let mut segment = std::mem::take(&mut self.waiting);
+        self.count += 1;
+        let (bytes, frames) = std::mem::take(&mut self.complete);
+        let mut segment = std::mem::take(&mut self.pending);
         segment.truncate(bytes);
-        self.pictures = 0;
+        self.frames = 0;
         let mut listed = self.listed.clone();
-        listed.push(Segment { number: self.made, pictures });
+        listed.push(Segment { number: self.count, frames });
         let full = self.endless && listed.len() > WINDOW;
-        let leaving = full.then(|| listed.remove(0).number);
-        // The files that it names are ours from here on, whatever happens.
-        self.store.write(&announced(), self.playlist(&listed, leaving, false).as_bytes())?;
-        if let Some(head) = self.head.take() {
-            self.store.put(HEAD, &head)?;
+        let unlisted = full.then(|| listed.remove(0).number);
+        // From here on the next playlist lists the files, even if this run is killed.
+        self.store.write(&next_playlist(), self.playlist(&listed, unlisted, false).as_bytes())?;
+        if let Some(head) = self.init_segment.take() {
+            self.store.put(INIT_SEGMENT, &head)?;
         }
-        self.store.put(&segment_name(self.made), &segment)?;
-        self.store.rename(&announced(), PLAYLIST)?;
-        (self.listed, self.leaving) = (listed, leaving);
-        self.remove_leaving()
+        self.store.put(&segment_name(self.count), &segment)?;
+        self.store.rename(&next_playlist(), PLAYLIST)?;
+        (self.listed, self.unlisted) = (listed, unlisted);
+        self.remove_unlisted()
     }
 
-    /// Removes the segment that has left the playlist. Somebody may have done that before.
-    fn remove_leaving(&mut self) -> io::Result<()> {
-        let Some(number) = self.leaving else { return Ok(()) };
+    /// Removes the segment that is no longer listed. It may already have been removed by another process.
+    fn remove_unlisted(&mut self) -> io::Result<()> {
+        let Some(number) = self.unlisted else { return Ok(()) };
         match self.store.remove(&segment_name(number)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => {
-                self.leaving = None;
+                self.unlisted = None;
                 Ok(())
             }
         }
     }
 
-    /// Says that no more segments come. What is not listed goes, and a clip without a segment leaves nothing.
+    /// Ends the playlist. Files that are not listed are removed, and all files of a clip without a segment.
     fn close(&mut self) -> io::Result<()> {
         let last = self.listed.last().map_or(0, |segment| segment.number);
-        // Not all of these are there.
-        if self.made > last {
-            let name = segment_name(self.made);
-            let _ = self.store.remove(&format!("{name}{PART}"));
+        // Not all of these exist.
+        if self.count > last {
+            let name = segment_name(self.count);
+            let _ = self.store.remove(&format!("{name}{PART_SUFFIX}"));
             let _ = self.store.remove(&name);
         }
         if self.listed.is_empty() {
-            let names = [format!("{HEAD}{PART}"), HEAD.to_owned(), announced()];
+            let names = [format!("{INIT_SEGMENT}{PART_SUFFIX}"), INIT_SEGMENT.to_owned(), next_playlist()];
             names.iter().for_each(|name| _ = self.store.remove(name));
             return Ok(());
         }
-        self.remove_leaving()?;
+        self.remove_unlisted()?;
         self.store.put(PLAYLIST, self.playlist(&self.listed, None, true).as_bytes())
     }
 
-    fn playlist(&self, listed: &[Segment], leaving: Option<usize>, ended: bool) -> String {
-        let seconds = |pictures: u32| f64::from(pictures) / self.rate.per_second();
-        let longest = listed.iter().map(|segment| seconds(segment.pictures)).fold(1.0, f64::max);
+    fn playlist(&self, listed: &[Segment], unlisted: Option<usize>, ended: bool) -> String {
+        let seconds = |frames: u32| f64::from(frames) / self.rate.per_second();
+        let longest = listed.iter().map(|segment| seconds(segment.frames)).fold(1.0, f64::max);
         let first = listed.first().map_or(0, |segment| segment.number - 1);
         let mut text = format!(
-            "{BEGINNING}#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:{}\n#EXT-X-MEDIA-SEQUENCE:{first}\n",
+            "{HEADER}#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:{}\n#EXT-X-MEDIA-SEQUENCE:{first}\n",
             longest.round()
         );
         if !self.endless {
             text.push_str("#EXT-X-PLAYLIST-TYPE:EVENT\n");
         }
         // Writing into a String cannot fail.
-        if let Some(number) = leaving {
-            let _ = writeln!(text, "{WAS}{}", segment_name(number));
+        if let Some(number) = unlisted {
+            let _ = writeln!(text, "{REMOVED}{}", segment_name(number));
         }
-        let _ = writeln!(text, "#EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-MAP:URI=\"{HEAD}\"");
-        for Segment { number, pictures } in listed {
-            let _ = writeln!(text, "#EXTINF:{:.6},\n{}", seconds(*pictures), segment_name(*number));
+        let _ = writeln!(text, "#EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-MAP:URI=\"{INIT_SEGMENT}\"");
+        for Segment { number, frames } in listed {
+            let _ = writeln!(text, "#EXTINF:{:.6},\n{}", seconds(*frames), segment_name(*number));
         }
         if ended {
             text.push_str("#EXT-X-ENDLIST\n");
@@ -180,31 +180,31 @@ impl Collector for HlsWriter {
         self.close()
     }
 
-    fn give_up(&mut self) {
-        // Viewers need not wait for more. The first error is the one worth telling.
+    fn abort(&mut self) {
+        // Ends the playlist for viewers. Only the first error is reported.
         let _ = self.close();
     }
 }
 
 fn segment_name(number: usize) -> String {
-    format!("{number:05}{SEGMENT}")
+    format!("{number:05}{SEGMENT_EXTENSION}")
 }
 
-/// Where the playlist that comes next is written.
-fn announced() -> String {
-    format!("{PLAYLIST}{PART}")
+/// The part file of the playlist.
+fn next_playlist() -> String {
+    format!("{PLAYLIST}{PART_SUFFIX}")
 }
 
-/// The boxes of an mp4 that comes in pieces.
+/// Splits a stream into mp4 boxes.
 #[derive(Debug, Default)]
-struct Boxes(Vec<u8>);
+struct BoxParser(Vec<u8>);
 
-impl Boxes {
+impl BoxParser {
     fn add(&mut self, piece: &[u8]) {
         self.0.extend_from_slice(piece);
     }
 
-    /// The next whole box: its kind, and all its bytes.
+    /// The type and the bytes of the next complete box.
     fn next(&mut self) -> io::Result<Option<([u8; 4], Vec<u8>)>> {
         let Some([s0, s1, s2, s3, kind @ ..]) = self.0.first_chunk::<8>().copied() else { return Ok(None) };
         let size = match u32::from_be_bytes([s0, s1, s2, s3]) {
@@ -215,7 +215,7 @@ impl Boxes {
             size => size as usize,
         };
         if size < 8 {
-            return Err(io::Error::other("the muxer gave a box without a length"));
+            return Err(io::Error::other("the muxer wrote a box without a length"));
         }
         if self.0.len() < size {
             return Ok(None);
@@ -225,9 +225,9 @@ impl Boxes {
     }
 }
 
-/// Samples of a `moof` box: the counts of its `trun` boxes.
+/// The samples of a `moof` box: the sum of the counts of its `trun` boxes.
 fn samples(boxed: &[u8]) -> u32 {
-    let mut inner = Boxes(boxed.get(8..).unwrap_or_default().to_vec());
+    let mut inner = BoxParser(boxed.get(8..).unwrap_or_default().to_vec());
     let mut count = 0;
     while let Ok(Some((kind, content))) = inner.next() {
         count += match &kind {
@@ -255,8 +255,8 @@ mod tests {
         [&(content.len() as u32 + 8).to_be_bytes()[..], kind, content].concat()
     }
 
-    fn fragment(pictures: u32) -> Vec<u8> {
-        let trun = boxed(b"trun", &[&[0; 4][..], &pictures.to_be_bytes()].concat());
+    fn fragment(frames: u32) -> Vec<u8> {
+        let trun = boxed(b"trun", &[&[0; 4][..], &frames.to_be_bytes()].concat());
         let traf = boxed(b"traf", &[boxed(b"tfhd", &[0; 4]), trun].concat());
         let moof = boxed(b"moof", &[boxed(b"mfhd", &[0; 8]), traf].concat());
         [moof, boxed(b"mdat", b"pictures")].concat()
@@ -284,7 +284,7 @@ mod tests {
 
     type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
-    /// Files in memory, and a number of operations until there is no room for another.
+    /// Files in memory, and the number of operations until the store is full.
     #[derive(Debug)]
     struct Failing {
         files: Files,
@@ -319,29 +319,31 @@ mod tests {
         }
     }
 
-    /// Runs a writer whose store fails after so many operations, for good or once. What it leaves, and whether it failed.
-    fn failing_after(operations: usize, for_good: bool, endless: bool, stream: &[u8]) -> (Files, bool) {
+    /// Runs a writer whose store fails after a number of operations, permanently or once. Returns the files and whether the
+    /// writer failed.
+    fn failing_after(operations: usize, permanently: bool, endless: bool, stream: &[u8]) -> (Files, bool) {
         let (files, left) = (Files::default(), Arc::new(AtomicUsize::new(operations)));
         let store = Failing { files: Arc::clone(&files), left: Arc::clone(&left) };
         let mut writer = HlsWriter::new(Box::new(store), FrameRate::WAN, endless);
         let taken = writer.take(&gst::Buffer::from_slice(stream.to_vec()));
         let failed = taken.and_then(|()| writer.finish()).is_err();
         if failed {
-            left.store(if for_good { 0 } else { 1000 }, Ordering::Relaxed);
-            writer.give_up();
+            left.store(if permanently { 0 } else { 1000 }, Ordering::Relaxed);
+            writer.abort();
         }
         (files, failed)
     }
 
-    /// Whatever fails: the playlist names whole segments without a gap, and the next run may replace all that is left.
+    /// After a failure of any operation the playlist lists complete segments without a gap, and the next run can remove all
+    /// files.
     #[test]
-    fn a_store_that_fails_anywhere_leaves_a_playlist_of_whole_segments_that_the_next_run_owns() {
+    fn after_any_failure_the_playlist_lists_complete_segments_that_the_next_run_can_remove() {
         let whole = [fragment(5), fragment(11)].concat();
-        for (endless, for_good) in [(false, true), (false, false), (true, true), (true, false)] {
+        for (endless, permanently) in [(false, true), (false, false), (true, true), (true, false)] {
             let stream = stream(if endless { WINDOW + 2 } else { 3 });
             let mut operations = 0;
             loop {
-                let (files, failed) = failing_after(operations, for_good, endless, &stream);
+                let (files, failed) = failing_after(operations, permanently, endless, &stream);
                 let files = files.lock().unwrap().clone();
                 let folder = tempfile::tempdir().unwrap();
                 files.iter().for_each(|(name, bytes)| fs::write(folder.path().join(name), bytes).unwrap());
@@ -349,15 +351,18 @@ mod tests {
                     let playlist = String::from_utf8(playlist.clone()).unwrap();
                     let mut next = None;
                     for name in playlist.lines().filter(|line| !line.starts_with('#')) {
-                        let number: usize = name.strip_suffix(SEGMENT).unwrap().parse().unwrap();
+                        let number: usize = name.strip_suffix(SEGMENT_EXTENSION).unwrap().parse().unwrap();
                         assert!(next.is_none_or(|next| next == number), "{operations}: {playlist}");
                         next = Some(number + 1);
                         assert!(files[name] == whole || files[name] == fragment(8), "{operations}: {name}");
                     }
-                    assert!(next.is_some() && files.contains_key(HEAD), "{operations}: {playlist}");
-                    assert!(for_good || playlist.ends_with("#EXT-X-ENDLIST\n"), "{operations}: {playlist}");
+                    assert!(next.is_some() && files.contains_key(INIT_SEGMENT), "{operations}: {playlist}");
+                    assert!(
+                        permanently || playlist.ends_with("#EXT-X-ENDLIST\n"),
+                        "{operations}: {playlist}"
+                    );
                 } else {
-                    assert!(for_good || files.is_empty(), "{operations}: {files:?}");
+                    assert!(permanently || files.is_empty(), "{operations}: {files:?}");
                 }
                 HlsFolder::create(folder.path()).unwrap().clear().unwrap();
                 assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{operations}");
@@ -371,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fragment_whose_data_did_not_come_is_left_out() {
+    fn a_fragment_without_data_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer =
             HlsWriter::new(Box::new(FolderStore(folder.path().to_owned())), FrameRate::WAN, false);
@@ -384,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_cut_into_head_and_segments_however_it_comes() {
+    fn a_stream_is_split_into_segments_for_any_buffer_size() {
         for step in [1, 7, 1000] {
             let (folder, playlist) = written(false, 1, step);
             insta::allow_duplicates! { insta::assert_snapshot!(playlist, @r#"
@@ -407,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_without_end_keeps_the_newest() {
+    fn an_endless_stream_keeps_the_newest_segments() {
         let (folder, playlist) = written(true, WINDOW, 1000);
         assert!(playlist.contains("#EXT-X-MEDIA-SEQUENCE:1\n") && !playlist.contains("EVENT"), "{playlist}");
         assert!(!folder.path().join("00001.m4s").exists());

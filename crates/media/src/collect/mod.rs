@@ -1,6 +1,6 @@
-//! What stands at the end of a pipeline where GStreamer has no element for it: writers of our own, fed by an `appsink`.
+//! Collectors: writers behind an `appsink`, for formats that GStreamer has no element for.
 //!
-//! A collector runs in the pipeline's thread. What it cannot write ends its own pipeline and no other.
+//! A collector runs in a thread of the pipeline. Its errors end only that pipeline.
 
 mod delays;
 mod gif;
@@ -23,88 +23,88 @@ pub(super) use store::FolderStore;
 pub(super) use webp::WebPFile;
 pub(super) use y4m::{Y4mTarget, Y4mWriter};
 
-use super::feed::{Fault, Feed};
+use super::monitor::{Fault, PipelineMonitor};
 use gstreamer as gst;
 use gstreamer_app::{AppSink, AppSinkCallbacks};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Takes what comes out of a pipeline.
+/// Writes the buffers of a pipeline.
 pub(super) trait Collector: Send {
-    /// What comes, before the first of it and whenever that changes.
+    /// Receives the caps, before the first buffer and after every change.
     fn format(&mut self, _caps: &gst::CapsRef) {}
 
-    /// Takes a picture or a packet.
+    /// Writes a picture or a packet.
     ///
     /// # Errors
-    /// What the system said; nothing more comes after that.
+    /// I/O errors. After an error neither this nor [`Self::finish`] is called again.
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()>;
 
-    /// Nothing more comes: what is open is closed.
+    /// Closes the output at the end of the stream.
     ///
     /// # Errors
-    /// What the system said.
+    /// I/O errors.
     fn finish(&mut self) -> io::Result<()>;
 
-    /// Taking or finishing failed, and neither is asked for again: what is left is closed as well as it goes.
-    fn give_up(&mut self) {}
+    /// Closes the output as far as possible after an error.
+    fn abort(&mut self) {}
 }
 
-/// A collector that is asked for nothing more once it has failed.
-struct UntilItFails {
+/// Stops calling a collector after its first error.
+struct CollectorGuard {
     collector: Box<dyn Collector>,
     failed: bool,
 }
 
-impl UntilItFails {
-    fn run(&mut self, work: impl FnOnce(&mut dyn Collector) -> io::Result<()>) -> io::Result<()> {
+impl CollectorGuard {
+    fn run(&mut self, operation: impl FnOnce(&mut dyn Collector) -> io::Result<()>) -> io::Result<()> {
         if self.failed {
-            return Err(io::Error::other("it has failed before"));
+            return Err(io::Error::other("it has already failed"));
         }
-        let done = work(self.collector.as_mut());
-        if done.is_err() {
+        let result = operation(self.collector.as_mut());
+        if result.is_err() {
             self.failed = true;
-            self.collector.give_up();
+            self.collector.abort();
         }
-        done
+        result
     }
 }
 
-/// When a collector gets what comes.
+/// The time at which a collector receives buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// As soon as it is there.
-    AtOnce,
-    /// When it is to be shown: viewers get a clip that is made faster than it plays at the speed at which it plays.
-    ByTheClock,
+    /// As soon as they are encoded.
+    Immediate,
+    /// At their timestamps, so that a clip is not sent faster than it plays.
+    RealTime,
 }
 
-/// What a collector takes.
+/// The content of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
-    /// Frames, which are counted.
+    /// A frame. Frames are counted.
     Frames,
-    /// Pieces of a stream.
+    /// A part of a stream.
     Packets,
 }
 
-/// An `appsink` that gives everything to a collector and tells the feed.
+/// An `appsink` that passes buffers to a collector and reports progress and errors to the monitor.
 pub(super) fn sink(
     name: &str,
     collector: Box<dyn Collector>,
-    feed: &Arc<Feed>,
+    monitor: &Arc<PipelineMonitor>,
     (unit, pace): (Unit, Pace),
 ) -> AppSink {
-    let collector = Arc::new(Mutex::new(UntilItFails { collector, failed: false }));
-    let (taking, ending) = (Arc::clone(&collector), collector);
-    let (fed, ended) = (Arc::clone(feed), Arc::clone(feed));
-    let (taker, ender) = (name.to_owned(), name.to_owned());
+    let collector = Arc::new(Mutex::new(CollectorGuard { collector, failed: false }));
+    let (collector, eos_collector) = (Arc::clone(&collector), collector);
+    let (monitor, eos_monitor) = (Arc::clone(monitor), Arc::clone(monitor));
+    let (element, eos_element) = (name.to_owned(), name.to_owned());
     let mut caps: Option<gst::Caps> = None;
     let callbacks = AppSinkCallbacks::builder()
         .new_sample(move |sink| {
             let sample = sink.pull_sample().map_err(|_ended| gst::FlowError::Eos)?;
             let Some(buffer) = sample.buffer() else { return Ok(gst::FlowSuccess::Ok) };
-            let mut collector = taking.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut collector = collector.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(new) = sample.caps_owned().filter(|new| caps.as_ref() != Some(new)) {
                 collector.collector.format(&new);
                 caps = Some(new);
@@ -112,24 +112,24 @@ pub(super) fn sink(
             match collector.run(|collector| collector.take(buffer)) {
                 Ok(()) => {
                     if unit == Unit::Frames {
-                        fed.collected();
+                        monitor.frame_written();
                     }
                     Ok(gst::FlowSuccess::Ok)
                 }
                 Err(error) => {
-                    fed.fail(Fault::of_io(&taker, &error));
+                    monitor.fail(Fault::from_io(&element, &error));
                     Err(gst::FlowError::Error)
                 }
             }
         })
         .eos(move |_| {
-            let mut collector = ending.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut collector = eos_collector.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = collector.run(|collector| collector.finish()) {
-                ended.fail(Fault::of_io(&ender, &error));
+                eos_monitor.fail(Fault::from_io(&eos_element, &error));
             }
         })
         .build();
-    AppSink::builder().name(name).sync(pace == Pace::ByTheClock).max_buffers(1).callbacks(callbacks).build()
+    AppSink::builder().name(name).sync(pace == Pace::RealTime).max_buffers(1).callbacks(callbacks).build()
 }
 
 /// The bytes of a buffer.
@@ -137,7 +137,7 @@ pub(super) fn bytes(buffer: &gst::BufferRef) -> io::Result<gst::BufferMap<'_, gs
     buffer.map_readable().map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// The rows of an RGB picture without their padding.
+/// The rows of an RGB picture without padding.
 fn rgb_rows(picture: &[u8], layout: super::frames::RgbLayout) -> Vec<u8> {
     let row = 3 * layout.width;
     picture.chunks_exact(layout.stride()).flat_map(|padded| &padded[..row]).copied().collect()
@@ -148,11 +148,11 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Fails at one of its calls and counts all.
+    /// Counts all calls and fails at one of them.
     struct Counting {
         fails_at: usize,
         calls: Arc<AtomicUsize>,
-        given_up: Arc<AtomicUsize>,
+        aborted: Arc<AtomicUsize>,
     }
 
     impl Counting {
@@ -171,26 +171,26 @@ mod tests {
             self.call()
         }
 
-        fn give_up(&mut self) {
-            self.given_up.fetch_add(1, Ordering::Relaxed);
+        fn abort(&mut self) {
+            self.aborted.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     #[test]
-    fn a_collector_that_failed_is_asked_for_nothing_more() {
+    fn a_collector_is_not_called_after_an_error() {
         gst::init().unwrap();
         let buffer = gst::Buffer::new();
         for fails_at in 0..4 {
-            let (calls, given_up) = (Arc::default(), Arc::default());
-            let collector = Counting { fails_at, calls: Arc::clone(&calls), given_up: Arc::clone(&given_up) };
-            let mut collector = UntilItFails { collector: Box::new(collector), failed: false };
+            let (calls, aborted) = (Arc::default(), Arc::default());
+            let collector = Counting { fails_at, calls: Arc::clone(&calls), aborted: Arc::clone(&aborted) };
+            let mut collector = CollectorGuard { collector: Box::new(collector), failed: false };
             for call in 0..3 {
                 let done = collector
                     .run(|collector| if call == 2 { collector.finish() } else { collector.take(&buffer) });
                 assert_eq!(done.is_ok(), call < fails_at);
             }
             assert_eq!(calls.load(Ordering::Relaxed), (fails_at + 1).min(3));
-            assert_eq!(given_up.load(Ordering::Relaxed), usize::from(fails_at < 3));
+            assert_eq!(aborted.load(Ordering::Relaxed), usize::from(fails_at < 3));
         }
     }
 }

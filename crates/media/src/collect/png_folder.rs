@@ -6,7 +6,7 @@ use crate::frames::RgbLayout;
 use gstreamer as gst;
 use std::io;
 
-/// Writes each frame to a file of its own, under its name only when it is whole.
+/// Writes each frame to its own file, which is renamed when it is complete.
 #[derive(Debug)]
 pub(crate) struct PngFolder {
     folder: FolderStore,
@@ -16,7 +16,7 @@ pub(crate) struct PngFolder {
 }
 
 impl PngFolder {
-    /// A writer into a folder that is there.
+    /// A writer into an existing folder.
     pub(crate) fn new(folder: FolderStore, layout: RgbLayout, comment: String) -> Self {
         Self { folder, layout, comment, written: 0 }
     }
@@ -29,7 +29,7 @@ impl PngFolder {
         encoder.set_depth(png::BitDepth::Eight);
         encoder.set_compression(png::Compression::Fast);
         encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
-        // `Comment` is one of the keywords that the standard defines.
+        // `Comment` is a keyword of the PNG standard.
         encoder.add_itxt_chunk("Comment".into(), self.comment.clone())?;
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&rgb_rows(picture, self.layout))?;

@@ -1,9 +1,9 @@
 //! A small RTSP server for one stream and any number of viewers.
 //!
-//! Each viewer has a bounded queue; one that does not keep up is let go, so that it never holds the others. It gets its
-//! packets from the next key frame on, between the answers (TCP) or as datagrams.
+//! Each viewer has a bounded queue. A viewer that is too slow is disconnected, so that it never delays the others. It
+//! receives packets from the next key frame on, interleaved with the responses (TCP) or as datagrams.
 
-use super::rtsp_request::{Request, Transport, begins_parameter_sets, description, interleaved};
+use super::rtsp_request::{Request, Transport, description, interleaved, starts_with_parameter_sets};
 use super::{Collector, bytes};
 use gstreamer as gst;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,12 +13,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Packets that may wait for a viewer: a second or two.
+/// The most packets that are queued for a viewer: one or two seconds.
 const QUEUE: usize = 512;
-/// Longest request in bytes.
-const REQUEST: u64 = 16384;
-/// How long a viewer waits for the first frame to be encoded.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest request in bytes.
+const MAX_REQUEST_BYTES: u64 = 16384;
+/// How long a DESCRIBE request waits for the first encoded frame.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves the packets of an RTP payloader.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ struct ServerState {
     closed: AtomicBool,
 }
 
-/// Someone who is playing.
+/// A client that is playing.
 #[derive(Debug)]
 struct Viewer {
     queue: SyncSender<Message>,
@@ -51,7 +51,7 @@ enum Message {
     Close,
 }
 
-/// How packets get to a viewer.
+/// The delivery of packets to a viewer.
 #[derive(Debug)]
 enum Delivery {
     Interleaved(u8),
@@ -59,24 +59,24 @@ enum Delivery {
 }
 
 impl RtspServer {
-    /// A server that answers at a listener from now on. `title` says what the stream is.
+    /// Starts a server on a listener. `title` is the title of the stream.
     ///
     /// # Errors
-    /// What the system said.
+    /// I/O errors.
     pub(crate) fn start(listener: &TcpListener, title: &str) -> io::Result<Self> {
         let title = title.replace(['\r', '\n'], " ");
         let shared = Arc::new(ServerState { title, ..ServerState::default() });
         let (listener, address) = (listener.try_clone()?, listener.local_addr()?);
-        let serving = Arc::clone(&shared);
+        let server = Arc::clone(&shared);
         std::thread::Builder::new().name("rtsp".into()).spawn(move || {
             for stream in listener.incoming().flatten() {
-                if serving.closed.load(Ordering::SeqCst) {
+                if server.closed.load(Ordering::SeqCst) {
                     break;
                 }
-                let shared = Arc::clone(&serving);
+                let shared = Arc::clone(&server);
                 std::thread::spawn(move || {
                     if let Err(error) = serve(&shared, stream) {
-                        tracing::debug!(%error, "a viewer left");
+                        tracing::debug!(%error, "a viewer disconnected");
                     }
                 });
             }
@@ -99,14 +99,14 @@ impl Collector for RtspServer {
 
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
         let packet = bytes(buffer)?;
-        let begins = begins_parameter_sets(&packet);
+        let starts = starts_with_parameter_sets(&packet);
         lock(&self.shared.viewers).retain_mut(|viewer| {
-            viewer.started |= begins;
-            let kept = !viewer.started || viewer.send(&packet);
-            if !kept {
+            viewer.started |= starts;
+            let keeps_up = !viewer.started || viewer.send(&packet);
+            if !keeps_up {
                 let _ = viewer.stream.shutdown(Shutdown::Both);
             }
-            kept
+            keeps_up
         });
         Ok(())
     }
@@ -121,24 +121,24 @@ impl Drop for RtspServer {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.described.notify_all();
-        // Wakes the thread that waits for viewers.
+        // Wakes the thread that accepts viewers.
         let _ = TcpStream::connect(self.address);
     }
 }
 
 impl Viewer {
-    /// Whether the viewer keeps up.
+    /// Sends a packet. Returns false if the viewer does not keep up or has disconnected.
     fn send(&self, packet: &[u8]) -> bool {
         match &self.delivery {
             Delivery::Interleaved(channel) => {
                 self.queue.try_send(Message::Bytes(interleaved(*channel, packet))).is_ok()
             }
-            // A datagram that is lost is lost.
-            Delivery::Datagrams { packets, .. } => packets.send(packet).is_ok() || !self.is_gone(),
+            // Datagrams may be lost.
+            Delivery::Datagrams { packets, .. } => packets.send(packet).is_ok() || !self.is_disconnected(),
         }
     }
 
-    fn is_gone(&self) -> bool {
+    fn is_disconnected(&self) -> bool {
         matches!(self.stream.take_error(), Ok(Some(_)) | Err(_))
     }
 
@@ -153,12 +153,12 @@ impl Viewer {
     }
 }
 
-/// Answers one viewer until it leaves.
+/// Serves one viewer until it disconnects.
 fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (queue, waiting) = sync_channel(QUEUE);
+    let (queue, queued) = sync_channel(QUEUE);
     let out = stream.try_clone()?;
-    std::thread::spawn(move || write_all(out, &waiting));
+    std::thread::spawn(move || write_all(out, &queued));
     let mut input = BufReader::new(stream.try_clone()?);
     let mut delivery = None;
     while let Some(request) = read_request(&mut input)? {
@@ -188,8 +188,8 @@ fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
         if request.method == "PLAY" && !plays {
             status = "455 Method Not Valid in This State";
         }
-        let answer = request.answer(status, &lines, &body).into_bytes();
-        if queue.send(Message::Bytes(answer)).is_err() {
+        let response = request.response(status, &lines, &body).into_bytes();
+        if queue.send(Message::Bytes(response)).is_err() {
             break;
         }
         if request.method == "TEARDOWN" {
@@ -201,16 +201,16 @@ fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
             lock(&shared.viewers).push(viewer);
         }
     }
-    // The writer finishes what waits, then closes.
+    // The writer sends the queued packets, then closes.
     let _ = queue.try_send(Message::Close);
     Ok(())
 }
 
 impl ServerState {
-    /// What the stream is, once its first frame is encoded.
+    /// Waits for the SDP, which is known once the first frame is encoded.
     fn description(&self) -> Option<String> {
         let missing = |found: &mut Option<String>| found.is_none() && !self.closed.load(Ordering::SeqCst);
-        let waited = self.described.wait_timeout_while(lock(&self.description), PATIENCE, missing);
+        let waited = self.described.wait_timeout_while(lock(&self.description), DESCRIBE_TIMEOUT, missing);
         waited.unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 }
@@ -240,17 +240,17 @@ impl Delivery {
     }
 }
 
-fn write_all(mut stream: TcpStream, waiting: &Receiver<Message>) {
-    while let Ok(Message::Bytes(bytes)) = waiting.recv() {
+fn write_all(mut stream: TcpStream, queued: &Receiver<Message>) {
+    while let Ok(Message::Bytes(bytes)) = queued.recv() {
         if stream.write_all(&bytes).is_err() {
             break;
         }
     }
-    // Fails if the viewer was first.
+    // Fails if the viewer has already disconnected.
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-/// The next request; none when the viewer has left. What players send between their requests is skipped.
+/// Reads the next request. Returns `None` when the viewer has disconnected. Interleaved packets of the client are skipped.
 fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     loop {
         match input.fill_buf()?.first() {
@@ -265,7 +265,7 @@ fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>>
         }
     }
     let mut text = String::new();
-    let mut limited = input.by_ref().take(REQUEST);
+    let mut limited = input.by_ref().take(MAX_REQUEST_BYTES);
     while limited.read_line(&mut text)? > 0 && !text.ends_with("\n\r\n") && !text.ends_with("\n\n") {}
     let body = text
         .lines()

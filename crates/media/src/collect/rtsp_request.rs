@@ -1,8 +1,8 @@
-//! The words of RTSP 1.0 (RFC 2326) as far as a player that only watches needs them: pure text in, text out.
+//! Requests and responses of RTSP 1.0 (RFC 2326), as far as a playing client needs them. Pure.
 
 use std::fmt::Write;
 
-/// A request of a player.
+/// A request of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) method: String,
@@ -10,17 +10,17 @@ pub(super) struct Request {
     transport: Option<String>,
 }
 
-/// How a player wants its packets.
+/// The transport of the packets of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
-    /// Between the answers, on the channel of this number.
+    /// Interleaved with the responses, on this channel.
     Interleaved(u8),
-    /// In datagrams to this port; its reports to the next.
+    /// Datagrams to this port, with reports to the next port.
     Datagrams(u16),
 }
 
 impl Request {
-    /// The request of its lines; none if it cannot be understood.
+    /// Parses a request. Returns `None` if it is malformed.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let mut first = lines.next()?.split(' ');
@@ -36,7 +36,7 @@ impl Request {
         (version.starts_with("RTSP/") && !request.sequence.is_empty()).then_some(request)
     }
 
-    /// The first transport that the player offers and that can be served.
+    /// The first supported transport that the client offers.
     pub(super) fn transport(&self) -> Option<Transport> {
         self.transport.as_deref()?.split(',').find_map(|offer| {
             let value = |name: &str| {
@@ -54,8 +54,8 @@ impl Request {
         })
     }
 
-    /// An answer with further lines and a body.
-    pub(super) fn answer(&self, status: &str, lines: &[String], body: &str) -> String {
+    /// A response with further header lines and a body.
+    pub(super) fn response(&self, status: &str, lines: &[String], body: &str) -> String {
         let mut text = format!("RTSP/1.0 {status}\r\nCSeq: {}\r\n", self.sequence);
         for line in lines {
             // Writing into a String cannot fail.
@@ -68,13 +68,13 @@ impl Request {
     }
 }
 
-/// A packet as it travels between the answers.
+/// A packet interleaved with responses.
 pub(super) fn interleaved(channel: u8, packet: &[u8]) -> Vec<u8> {
     let length = u16::try_from(packet.len()).unwrap_or(u16::MAX);
     [&[b'$', channel], &length.to_be_bytes()[..], packet].concat()
 }
 
-/// The SDP of one H.264 stream (RFC 6184); `parameters` are those of the payloader's caps.
+/// The SDP of one H.264 stream (RFC 6184). `parameters` are from the caps of the payloader.
 pub(super) fn description(title: &str, payload_type: i32, parameters: &str) -> String {
     format!(
         "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns={title}\r\nt=0 0\r\na=control:*\r\nm=video 0 RTP/AVP {payload_type}\r\n\
@@ -83,8 +83,8 @@ pub(super) fn description(title: &str, payload_type: i32, parameters: &str) -> S
     )
 }
 
-/// Whether an H.264 packet (RFC 6184) begins what a decoder can start with: its parameter sets come first.
-pub(super) fn begins_parameter_sets(packet: &[u8]) -> bool {
+/// Returns true if an H.264 packet (RFC 6184) starts with parameter sets, so that a decoder can start with it.
+pub(super) fn starts_with_parameter_sets(packet: &[u8]) -> bool {
     const PARAMETER_SET: u8 = 7;
     const AGGREGATE: u8 = 24;
     let sources = usize::from(packet.first().copied().unwrap_or(0) & 0x0f);
@@ -108,19 +108,22 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_read_and_answered_with_their_number() {
+    fn responses_have_the_sequence_number_of_their_request() {
         let request = Request::parse("OPTIONS rtsp://h/clip RTSP/1.0\r\ncseq: 1\r\n\r\n").unwrap();
         assert_eq!(request.method, "OPTIONS");
-        assert_eq!(request.answer("200 OK", &[], ""), "RTSP/1.0 200 OK\r\nCSeq: 1\r\n\r\n");
-        let answer = request.answer("200 OK", &["Public: PLAY".into()], "v=0\r\n");
-        assert_eq!(answer, "RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: PLAY\r\nContent-Length: 5\r\n\r\nv=0\r\n");
+        assert_eq!(request.response("200 OK", &[], ""), "RTSP/1.0 200 OK\r\nCSeq: 1\r\n\r\n");
+        let response = request.response("200 OK", &["Public: PLAY".into()], "v=0\r\n");
+        assert_eq!(
+            response,
+            "RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: PLAY\r\nContent-Length: 5\r\n\r\nv=0\r\n"
+        );
         for wrong in ["", "GET / HTTP/1.1\r\nCSeq: 1", "OPTIONS * RTSP/1.0\r\n", "\u{0}"] {
             assert_eq!(Request::parse(wrong), None, "{wrong:?}");
         }
     }
 
     #[test]
-    fn the_first_transport_that_can_be_served_is_taken() {
+    fn the_first_supported_transport_is_used() {
         assert_eq!(setup("RTP/AVP/TCP;unicast;interleaved=2-3").transport(), Some(Transport::Interleaved(2)));
         assert_eq!(
             setup("RTP/AVP;unicast;client_port=5000-5001").transport(),
@@ -134,16 +137,18 @@ mod tests {
     }
 
     #[test]
-    fn a_player_starts_with_the_parameter_sets() {
+    fn parameter_sets_are_detected_at_the_start_of_a_packet() {
         let packet = |payload: &[u8]| [&[0x80; 12][..], payload].concat();
-        assert!(begins_parameter_sets(&packet(&[0x67])));
-        assert!(begins_parameter_sets(&packet(&[24, 0, 9, 0x67])));
-        assert!(!begins_parameter_sets(&packet(&[0x68])) && !begins_parameter_sets(&packet(&[0x41])));
-        assert!(!begins_parameter_sets(&[]));
+        assert!(starts_with_parameter_sets(&packet(&[0x67])));
+        assert!(starts_with_parameter_sets(&packet(&[24, 0, 9, 0x67])));
+        assert!(
+            !starts_with_parameter_sets(&packet(&[0x68])) && !starts_with_parameter_sets(&packet(&[0x41]))
+        );
+        assert!(!starts_with_parameter_sets(&[]));
     }
 
     #[test]
-    fn packets_carry_their_channel_and_length() {
+    fn interleaved_packets_have_channel_and_length() {
         assert_eq!(interleaved(2, b"abc"), b"$\x02\0\x03abc");
     }
 }

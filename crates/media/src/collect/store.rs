@@ -1,50 +1,53 @@
-//! Where collectors of many files put them: each gets its name when it is whole.
+//! Storage for collectors that write many files. Each file is renamed when it is complete.
+//!
+//! Part files have fixed names (`NAME.part`), unlike those of `bundle::atomic`, so that the next run can recognize and
+//! remove those of a killed run in a folder that also contains files of others.
 
 use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-/// What a file is called, after its name, until it is whole.
-pub(crate) const PART: &str = ".part";
+/// The suffix of the name of a file until it is complete.
+pub(crate) const PART_SUFFIX: &str = ".part";
 
-/// A place for files.
+/// A folder of files.
 pub(crate) trait Store: Debug + Send {
-    /// Writes a file that is whole on the disk afterwards.
+    /// Writes a file and flushes it to disk.
     ///
     /// # Errors
-    /// What the system said; nothing of it stays then.
+    /// I/O errors. The file is removed then.
     fn write(&self, name: &str, content: &[u8]) -> io::Result<()>;
 
-    /// Gives a file another name, in place of what had that.
+    /// Renames a file. An existing file is replaced.
     ///
     /// # Errors
-    /// What the system said.
+    /// I/O errors.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
     /// Removes a file.
     ///
     /// # Errors
-    /// What the system said.
+    /// I/O errors.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Writes a file under its name only when it is whole.
+    /// Writes a part file and renames it.
     ///
     /// # Errors
-    /// What the system said; nothing of it stays then.
+    /// I/O errors. The part file is removed then.
     fn put(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        let part = format!("{name}{PART}");
+        let part = format!("{name}{PART_SUFFIX}");
         self.write(&part, content)?;
-        let named = self.rename(&part, name);
-        if named.is_err() {
-            // What cannot be removed is seen by its name to be no finished file.
+        let renamed = self.rename(&part, name);
+        if renamed.is_err() {
+            // If it cannot be removed, its name still marks it as incomplete.
             let _ = self.remove(&part);
         }
-        named
+        renamed
     }
 }
 
-/// A folder that is there.
+/// An existing folder on disk.
 #[derive(Debug)]
 pub(crate) struct FolderStore(pub(crate) PathBuf);
 
@@ -53,7 +56,7 @@ impl Store for FolderStore {
         let path = self.0.join(name);
         let written = File::create(&path).and_then(|mut file| {
             file.write_all(content)?;
-            // Some file systems say only now, or never, that there was no room.
+            // Some file systems report a full disk only on flush, or not at all.
             file.sync_all()?;
             check_length(file.metadata()?.len(), content.len())
         });
@@ -76,7 +79,7 @@ fn check_length(found: u64, expected: usize) -> io::Result<()> {
     if found == expected as u64 {
         return Ok(());
     }
-    let why = format!("{expected} bytes were written and {found} are there");
+    let why = format!("{expected} bytes were written, but the file has {found}");
     Err(io::Error::new(io::ErrorKind::StorageFull, why))
 }
 
@@ -85,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_cannot_be_whole_does_not_get_its_name() {
+    fn an_incomplete_file_is_not_renamed() {
         let folder = tempfile::tempdir().unwrap();
         let store = FolderStore(folder.path().to_owned());
         store.put("a", b"one").unwrap();
@@ -93,7 +96,7 @@ mod tests {
         assert_eq!(fs::read(folder.path().join("a")).unwrap(), b"two");
         fs::create_dir(folder.path().join("b")).unwrap();
         store.put("b", b"one").unwrap_err();
-        // A disk without room.
+        // A full disk.
         std::os::unix::fs::symlink("/dev/full", folder.path().join("c.part")).unwrap();
         assert_eq!(store.put("c", b"one").unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(check_length(2, 3).unwrap_err().kind(), io::ErrorKind::StorageFull);

@@ -1,9 +1,9 @@
-//! Animated WebP, played for ever: still pictures of libwebp in a container that is written here as they come.
+//! Animated WebP in an endless loop: pictures of libwebp in a container that is written incrementally.
 //!
-//! The layout of the file is that of the WebP Container Specification: `RIFF(WEBP: VP8X, ANIM, ANMF…, XMP)`. The length in
-//! its head is right after every frame, so that a file that was cut short can be read up to there.
+//! The layout follows the WebP Container Specification: `RIFF(WEBP: VP8X, ANIM, ANMF…, XMP)`. The length in the header is
+//! updated after every frame, so that a truncated file can be read up to its last complete frame.
 
-use super::delays::{Clockwork, Delays};
+use super::delays::{DelayUnit, Delays};
 use super::{Collector, bytes, rgb_rows};
 use crate::ClipFormat;
 use crate::frames::RgbLayout;
@@ -11,15 +11,15 @@ use gstreamer as gst;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 
-/// libwebp's quality, 0 to 100.
+/// The quality of libwebp, 0 to 100.
 const QUALITY: f32 = 90.0;
 
-/// Bits of `VP8X`: there is an animation, there is XMP.
+/// Flags of `VP8X`: animation and XMP.
 const FLAGS: u8 = 0x02 | 0x04;
-/// Bit of `ANMF`: the frame replaces what was there.
+/// Flag of `ANMF`: the frame is not blended with the previous one.
 const REPLACE: u8 = 0x02;
 
-/// Writes each frame as a picture of its own.
+/// Writes each frame as a complete picture.
 #[derive(Debug)]
 pub(crate) struct WebPFile {
     file: File,
@@ -31,10 +31,10 @@ pub(crate) struct WebPFile {
 }
 
 impl WebPFile {
-    /// Writes the head of the file.
+    /// Writes the header of the file.
     ///
     /// # Errors
-    /// A picture larger than a WebP can be, or what the system said.
+    /// Returns an error if the picture is too large for a WebP. I/O errors.
     pub(crate) fn create(
         mut file: File,
         format: ClipFormat,
@@ -45,11 +45,11 @@ impl WebPFile {
         let head = [
             b"RIFF\0\0\0\0WEBP".to_vec(),
             chunk(b"VP8X", &[&[FLAGS, 0, 0, 0][..], &u24(width - 1), &u24(height - 1)].concat()),
-            // Background colour, then the number of times that it is played: 0 is for ever.
+            // The background colour, then the loop count: 0 is endless.
             chunk(b"ANIM", &[0; 6]),
         ];
         file.write_all(&head.concat())?;
-        let delays = Delays::new(Clockwork::WEBP, format.rate.fraction(), format.frames);
+        let delays = Delays::new(DelayUnit::WEBP, format.rate.fraction(), format.frames);
         Ok(Self { file, layout, delays, xmp, taken: 0, closed: false })
     }
 
@@ -66,14 +66,14 @@ impl WebPFile {
 
 impl Collector for WebPFile {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
-        let duration = self.delays.of(self.taken);
+        let duration = self.delays.delay(self.taken);
         self.taken += 1;
         let Some(duration) = duration else { return Ok(()) };
         let (width, height) = (side(self.layout.width)?, side(self.layout.height)?);
         let picture = rgb_rows(&bytes(buffer)?, self.layout);
         let still = webp::Encoder::from_rgb(&picture, width, height)
             .encode_simple(false, QUALITY)
-            .map_err(|error| io::Error::other(format!("libwebp gave up: {error:?}")))?;
+            .map_err(|error| io::Error::other(format!("libwebp failed: {error:?}")))?;
         let duration = u32::try_from(duration).unwrap_or(u32::MAX);
         let frame = [
             &u24(0)[..],
@@ -82,7 +82,7 @@ impl Collector for WebPFile {
             &u24(height - 1),
             &u24(duration),
             &[REPLACE],
-            // Without the head that makes it a file: `RIFF`, a length, `WEBP`.
+            // Without the file header: `RIFF`, a length, `WEBP`.
             still.get(12..).unwrap_or_default(),
         ];
         self.append(&chunk(b"ANMF", &frame.concat()))
@@ -108,7 +108,7 @@ fn u24(value: u32) -> [u8; 3] {
     [a, b, c]
 }
 
-/// A chunk of a RIFF file: its name, its length, its content, and a byte more if that is odd.
+/// A chunk of a RIFF file: name, length and content, padded to an even length.
 fn chunk(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
     let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
     let padding = if content.len() % 2 == 1 { &[0][..] } else { &[] };

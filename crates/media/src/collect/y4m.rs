@@ -1,7 +1,7 @@
-//! YUV4MPEG2: a line of text, then each frame as it is.
+//! YUV4MPEG2: a line of text, then uncompressed frames.
 //!
-//! The format cannot say which matrix its colours use; ours are BT.709 in limited range, chroma in the middle of four
-//! pixels. Nor has it a place for words: readers refuse a head of more than 96 bytes.
+//! The format has no field for the colour matrix. The frames are BT.709 in limited range, with chroma in the centre of four
+//! pixels. There is no metadata either: readers refuse a header of more than 96 bytes.
 
 use super::{Collector, bytes};
 use crate::ClipFormat;
@@ -11,18 +11,18 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-/// Where the bytes go.
+/// The target of the bytes.
 #[derive(Debug)]
 pub(crate) enum Y4mTarget {
-    /// A file that is open.
+    /// An open file.
     File(File),
-    /// A named pipe. Opening it waits for its reader, so that is left to the pipeline's thread.
+    /// A named pipe. Opening it blocks until there is a reader, so the thread of the pipeline opens it.
     Pipe(PathBuf),
     /// Standard output.
     Stdout,
 }
 
-/// Writes frames as they come.
+/// Writes uncompressed frames.
 #[derive(Debug)]
 pub(crate) struct Y4mWriter {
     header: String,
@@ -32,26 +32,26 @@ pub(crate) struct Y4mWriter {
 
 #[derive(Debug)]
 enum State {
-    Waiting(Y4mTarget),
+    Pending(Y4mTarget),
     Open(BufWriter<File>),
     Stdout,
     Closed,
 }
 
 impl Y4mWriter {
-    /// A writer of frames in a layout. Nothing is opened or written yet.
+    /// A writer of frames in a layout. Nothing is opened or written before the first frame.
     pub(crate) fn new(target: Y4mTarget, format: ClipFormat, layout: I420Layout) -> Self {
         let (frames, seconds) = format.rate.fraction();
         let header = format!(
             "YUV4MPEG2 W{} H{} F{frames}:{seconds} Ip A1:1 C420jpeg XCOLORRANGE=LIMITED\n",
             format.size.width, format.size.height,
         );
-        Self { header, layout, state: State::Waiting(target) }
+        Self { header, layout, state: State::Pending(target) }
     }
 
     fn open(&mut self) -> io::Result<()> {
-        let State::Waiting(target) = std::mem::replace(&mut self.state, State::Closed) else {
-            return Err(io::Error::other("it is closed already"));
+        let State::Pending(target) = std::mem::replace(&mut self.state, State::Closed) else {
+            return Err(io::Error::other("it is already closed"));
         };
         self.state = match target {
             Y4mTarget::File(file) => State::Open(BufWriter::new(file)),
@@ -69,14 +69,14 @@ impl Y4mWriter {
                 let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
                 write(&mut out).and_then(|()| out.flush())
             }
-            State::Waiting(_) | State::Closed => Err(io::Error::other("it is not open")),
+            State::Pending(_) | State::Closed => Err(io::Error::other("it is not open")),
         }
     }
 }
 
 impl Collector for Y4mWriter {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
-        if matches!(self.state, State::Waiting(_)) {
+        if matches!(self.state, State::Pending(_)) {
             self.open()?;
         }
         let picture = bytes(buffer)?;

@@ -1,8 +1,8 @@
-//! One address that sharpens: from the first second on viewers see noise, then previews, then the clip, then the clip
-//! again until the run is stopped.
+//! Live publishing: one address that shows noise at first, then previews, then the clip, which is repeated until the run
+//! is stopped.
 //!
-//! In reading order: [`playlist`] (which picture comes next), [`broadcast`] (when it is due; both pure), [`publisher`] (the thread
-//! with a clock that pushes what is due).
+//! In reading order: [`playlist`] (the next picture), [`broadcast`] (its due time; both pure), [`publisher`] (the thread that
+//! pushes due pictures).
 
 pub mod broadcast;
 pub mod playlist;

@@ -1,28 +1,28 @@
-//! What is on: one picture for each tick of a clock that never stops.
+//! The order of pictures of a live output: one for each tick.
 
-/// Which picture comes next. Previews go round until the clip begins; the clip goes on frame by frame, waits on its
-/// newest frame where the next is not made yet, and goes round once it is whole.
+/// Selects the next picture. The newest preview is repeated until the clip starts. The clip is shown frame by frame; its
+/// newest frame is repeated until the next one is added. The complete clip is repeated.
 #[derive(Debug, Clone)]
 pub struct Playlist<T> {
     preview: Vec<T>,
-    /// Ticks for which each picture of a preview is on.
+    /// Ticks for which each picture of a preview is shown.
     hold: usize,
-    /// Ticks since the preview began.
+    /// Ticks since the first preview.
     shown: usize,
     clip: Vec<T>,
-    whole: bool,
-    /// The frame of the clip that is on.
+    complete: bool,
+    /// The frame of the clip that is shown.
     frame: Option<usize>,
 }
 
 impl<T: Clone> Playlist<T> {
-    /// A playlist that begins with one picture.
+    /// A playlist that starts with one picture.
     pub fn new(first: T) -> Self {
-        Self { preview: vec![first], hold: 1, shown: 0, clip: Vec::new(), whole: false, frame: None }
+        Self { preview: vec![first], hold: 1, shown: 0, clip: Vec::new(), complete: false, frame: None }
     }
 
-    /// Shows a preview from now on, each of its pictures for `hold` ticks, going on where the older one was. Of no use
-    /// once the clip has begun.
+    /// Replaces the preview. Each picture is shown for `hold` ticks; playback continues at the position of the previous
+    /// preview. Has no effect once the clip has started.
     pub fn show(&mut self, pictures: Vec<T>, hold: usize) {
         if !pictures.is_empty() {
             self.preview = pictures;
@@ -35,21 +35,21 @@ impl<T: Clone> Playlist<T> {
         self.clip.push(frame);
     }
 
-    /// No frame comes any more: the clip goes round from now on.
+    /// Marks the clip as complete. It is repeated from now on.
     pub fn complete(&mut self) {
-        self.whole = true;
+        self.complete = true;
     }
 
-    /// Whether frames of the clip are on, and no previews any more.
-    pub fn clip_has_begun(&self) -> bool {
+    /// Returns true if the clip has started and previews are no longer shown.
+    pub fn clip_has_started(&self) -> bool {
         !self.clip.is_empty()
     }
 
-    /// The picture of the next tick.
+    /// Returns the picture of the next tick.
     pub fn tick(&mut self) -> T {
         let next = match self.frame {
             Some(frame) if frame + 1 < self.clip.len() => frame + 1,
-            Some(frame) if !self.whole => frame,
+            Some(frame) if !self.complete => frame,
             _ => 0,
         };
         if let Some(picture) = self.clip.get(next) {
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn previews_give_way_to_the_clip_which_waits_and_then_goes_round() {
+    fn the_clip_follows_the_previews_waits_for_frames_and_is_repeated() {
         let mut playlist = Playlist::new(0);
         assert_eq!(ticks(&mut playlist, 2), [0, 0]);
         playlist.show(vec![10, 11], 2);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_comes_in_time_is_on_at_once() {
+    fn a_frame_that_is_added_in_time_is_shown_at_the_next_tick() {
         let mut playlist = Playlist::new(0);
         for frame in 1..=4 {
             playlist.add(frame);
@@ -107,21 +107,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_frame_of_the_clip_is_left_out_or_out_of_order(
+        fn no_frame_of_the_clip_is_skipped_or_out_of_order(
             gaps in prop::collection::vec(0_usize..4, 1..30), after in 60_usize..100,
         ) {
             let mut playlist = Playlist::new(usize::MAX);
-            let mut seen = Vec::new();
+            let mut shown = Vec::new();
             for (frame, gap) in gaps.iter().enumerate() {
                 playlist.add(frame);
-                seen.extend((0..*gap).map(|_| playlist.tick()));
+                shown.extend((0..*gap).map(|_| playlist.tick()));
             }
             playlist.complete();
-            seen.extend((0..after).map(|_| playlist.tick()));
-            let mut distinct = seen.clone();
+            shown.extend((0..after).map(|_| playlist.tick()));
+            let mut distinct = shown.clone();
             distinct.dedup();
             let round: Vec<usize> = (0..gaps.len()).cycle().take(distinct.len()).collect();
-            prop_assert!(gaps.len() == 1 || distinct == round, "{seen:?}");
+            prop_assert!(gaps.len() == 1 || distinct == round, "{shown:?}");
         }
     }
 }

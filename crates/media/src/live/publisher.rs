@@ -1,9 +1,9 @@
-//! Pushes one picture for each tick of the clock into a live output, whatever the run is doing.
+//! Pushes one picture per frame interval into a live output, independently of the progress of the run.
 //!
-//! Every picture has the next number and so the next moment of one time line: neither the change from previews to the clip
-//! nor the clip's beginning anew is a jump. A picture that is on again shares its memory with the first time.
+//! Pictures are numbered without gaps, so timestamps are continuous when the clip follows the previews and when it is
+//! repeated. A repeated picture shares its memory with the first time.
 
-use super::broadcast::{Broadcast, Sent, Turn};
+use super::broadcast::{Action, Broadcast, Sent};
 use crate::preview_files::resized_colours;
 use crate::{ClipFormat, Error, Output, OutputOptions, OutputTarget, SharedFrame};
 use bundle::Cancel;
@@ -13,12 +13,32 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// A live output that always has a picture.
+/// A live output that always shows a picture.
+///
+/// ```no_run
+/// use bundle::{Cancel, units::Seed};
+/// use media::live::LivePublisher;
+/// use media::{ClipFormat, OutputOptions, OutputTarget, Tags};
+/// use ndarray::{Array3, Array4};
+///
+/// let format = ClipFormat { size: "832x480".parse()?, rate: "16".parse()?, frames: Some(81) };
+/// let cancel = Cancel::new();
+/// let options = OutputOptions::new(format, Tags::new(None, "mini", Seed(42)), &cancel);
+/// let target = OutputTarget::claim(&"rtsp://127.0.0.1:8554/cat".parse()?)?;
+/// let noise = Array4::zeros((16, 21, 60, 104));
+/// let live = LivePublisher::start(target, &options, format, noise.view(), 4)?;
+/// let previews = live.sink();
+/// previews.show(Array4::zeros((1, 3, 60, 104)).view(), 21)?;
+/// live.add_frames(&vec![Array3::zeros((3, 480, 832)); 81])?;
+/// let sent = live.repeat_until(&cancel)?;
+/// println!("{} pictures", sent.pictures);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct LivePublisher {
     shared: Arc<PublisherState>,
     size: PixelSize,
-    /// Frames of the clip that each latent frame after the first makes.
+    /// Frames of the clip per latent frame after the first.
     stride: usize,
     thread: JoinHandle<Result<Sent, Error>>,
 }
@@ -32,23 +52,23 @@ struct PublisherState {
 #[derive(Debug)]
 struct State {
     broadcast: Broadcast<SharedFrame>,
-    /// Ends the playlist when it is requested.
+    /// Ends the output when it is requested.
     until: Option<Cancel>,
 }
 
 impl PublisherState {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change of the playlist is whole, so it is of use even after a panic elsewhere.
+        // Every change of the playlist is complete, so the state is valid even after a panic in another thread.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl LivePublisher {
-    /// Starts the output in the format of the finished clip. It shows `noise [C,T,h,w]` until the first preview; each latent
-    /// frame will make about `stride` frames.
+    /// Starts the output in the format of the finished clip. Shows `noise [C,T,h,w]` until the first preview. `stride` is the
+    /// number of frames per latent frame.
     ///
     /// # Errors
-    /// An output that does not start.
+    /// Returns an error if the output does not start.
     pub fn start(
         target: OutputTarget,
         options: &OutputOptions,
@@ -56,7 +76,7 @@ impl LivePublisher {
         noise: ArrayView4<'_, f32>,
         stride: usize,
     ) -> Result<Self, Error> {
-        // The run's own cancellation ends the clip; what is on the air ends when the run says so.
+        // Cancelling the run ends the clip. The live output ends only when the run ends it.
         let cancel = Cancel::new();
         let format = ClipFormat { frames: None, ..format };
         let options = OutputOptions { format, sound: None, cancel, ..options.clone() };
@@ -65,17 +85,17 @@ impl LivePublisher {
         let first = frame(noise_colours(noise).view(), size)?;
         let state = State { broadcast: Broadcast::new(first, rate), until: None };
         let shared = Arc::new(PublisherState { state: Mutex::new(state), changed: Condvar::new() });
-        let of_thread = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || run(output, &of_thread));
+        let state = Arc::clone(&shared);
+        let thread = std::thread::spawn(move || run(output, &state));
         Ok(Self { shared, size, stride, thread })
     }
 
-    /// What was on so far.
+    /// The number of pictures pushed so far.
     pub fn sent(&self) -> Sent {
         self.shared.lock().broadcast.sent()
     }
 
-    /// Somewhere that previews can go.
+    /// Returns a sink for previews.
     pub fn sink(&self) -> LiveSink {
         LiveSink { shared: Arc::clone(&self.shared), size: self.size, stride: self.stride }
     }
@@ -83,8 +103,8 @@ impl LivePublisher {
     /// Adds frames of the clip, each `[3,H,W]` in -1..1.
     ///
     /// # Errors
-    /// Frames of another size.
-    pub fn add(&self, frames: &[Array3<f32>]) -> Result<(), Error> {
+    /// Returns an error if a frame has another shape.
+    pub fn add_frames(&self, frames: &[Array3<f32>]) -> Result<(), Error> {
         for colours in frames {
             let frame = frame(colours.view(), self.size)?;
             self.shared.lock().broadcast.playlist().add(frame);
@@ -92,11 +112,11 @@ impl LivePublisher {
         Ok(())
     }
 
-    /// The clip is whole: it goes round until `until` is requested. Gives what was on.
+    /// Repeats the complete clip until `until` is requested. Returns the number of pictures pushed.
     ///
     /// # Errors
-    /// What ended the output before that.
-    pub fn go_round(self, until: &Cancel) -> Result<Sent, Error> {
+    /// Returns the error of an output that failed before.
+    pub fn repeat_until(self, until: &Cancel) -> Result<Sent, Error> {
         let mut state = self.shared.lock();
         state.broadcast.playlist().complete();
         state.until = Some(until.clone());
@@ -104,10 +124,10 @@ impl LivePublisher {
         self.join()
     }
 
-    /// Ends the output here.
+    /// Ends the output now.
     ///
     /// # Errors
-    /// What ended it before.
+    /// Returns the error of an output that failed before.
     pub fn stop(self) -> Result<Sent, Error> {
         let now = Cancel::new();
         now.cancel();
@@ -125,7 +145,7 @@ impl LivePublisher {
 }
 
 fn run(mut output: Output, shared: &PublisherState) -> Result<Sent, Error> {
-    let began = Instant::now();
+    let started = Instant::now();
     loop {
         let mut state = shared.lock();
         let picture = loop {
@@ -134,9 +154,9 @@ fn run(mut output: Output, shared: &PublisherState) -> Result<Sent, Error> {
                 drop(state);
                 return output.finish().map(|_clip| sent).map_err(|failure| failure.0);
             }
-            match state.broadcast.turn(began.elapsed()) {
-                Turn::Push(picture) => break picture,
-                Turn::Wait(left) => {
+            match state.broadcast.next_action(started.elapsed()) {
+                Action::Push(picture) => break picture,
+                Action::Wait(left) => {
                     state =
                         shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -147,7 +167,7 @@ fn run(mut output: Output, shared: &PublisherState) -> Result<Sent, Error> {
     }
 }
 
-/// Puts previews on.
+/// Shows previews on a live output.
 #[derive(Debug)]
 pub struct LiveSink {
     shared: Arc<PublisherState>,
@@ -156,14 +176,14 @@ pub struct LiveSink {
 }
 
 impl LiveSink {
-    /// Shows a preview: `frames [N,3,H,W]` in -1..1, which stand for `latent_frames` latent frames.
+    /// Shows a preview: `frames [N,3,H,W]` in -1..1 of `latent_frames` latent frames.
     ///
     /// # Errors
-    /// Frames of another shape.
+    /// Returns an error if the frames have another shape.
     pub fn show(&self, frames: ArrayView4<'_, f32>, latent_frames: usize) -> Result<(), Error> {
         let pictures = frames.axis_iter(Axis(0)).map(|colours| frame(colours, self.size));
         let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
-        // One picture for each latent frame stands for as many frames as that will make.
+        // One picture per latent frame is held for the frames that it represents.
         let hold = if frames.len_of(Axis(0)) == latent_frames { self.stride } else { 1 };
         self.shared.lock().broadcast.playlist().show(pictures, hold);
         Ok(())
@@ -176,7 +196,7 @@ fn frame(colours: ArrayView3<'_, f32>, size: PixelSize) -> Result<SharedFrame, E
     SharedFrame::for_video(colours).ok_or(Error::Shape { expected: found, found })
 }
 
-/// Noise as it is: three channels of its first frame, in -1..1.
+/// Three channels of the first frame of the noise, scaled to -1..1.
 fn noise_colours(noise: ArrayView4<'_, f32>) -> Array3<f32> {
     let (channels, _, height, width) = noise.dim();
     Array3::from_shape_fn((3, height, width), |(c, y, x)| noise[[c % channels, 0, y, x]] * 0.4)

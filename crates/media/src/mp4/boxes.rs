@@ -1,4 +1,4 @@
-//! The boxes that an mp4 is made of (ISO/IEC 14496-12 §4.2): a size, a type, a content.
+//! Boxes of an mp4 (ISO/IEC 14496-12 §4.2): size, type and content.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -11,9 +11,9 @@ pub(crate) type Kind = [u8; 4];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileBox {
     pub(super) kind: Kind,
-    /// Where its size stands.
+    /// The position of its size field.
     pub(super) start: u64,
-    /// Bytes with its head.
+    /// Bytes with its header.
     pub(super) size: u64,
 }
 
@@ -23,11 +23,11 @@ impl FileBox {
     }
 }
 
-/// The outermost boxes of a file.
+/// The top-level boxes of a file.
 ///
 /// # Errors
-/// What the system said; a file that is not made of whole boxes.
-pub(crate) fn outermost(file: &mut File) -> io::Result<Vec<FileBox>> {
+/// I/O errors. Returns an error if a box is incomplete.
+pub(crate) fn top_level(file: &mut File) -> io::Result<Vec<FileBox>> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut found: Vec<FileBox> = vec![];
     let mut start = 0;
@@ -35,26 +35,26 @@ pub(crate) fn outermost(file: &mut File) -> io::Result<Vec<FileBox>> {
         file.seek(SeekFrom::Start(start))?;
         let mut head = Vec::with_capacity(16);
         file.by_ref().take(16).read_to_end(&mut head)?;
-        let broken = || io::Error::other(format!("the box at byte {start} is not whole"));
-        let (kind, size, _) = head_of(&head, length - start).ok_or_else(broken)?;
+        let incomplete = || io::Error::other(format!("the box at byte {start} is incomplete"));
+        let (kind, size, _) = parse_header(&head, length - start).ok_or_else(incomplete)?;
         found.push(FileBox { kind, start, size });
         start = start.saturating_add(size);
     }
     Ok(found)
 }
 
-/// The content of the first box that `path` leads to, from the outermost box of `bytes` within `area` inwards.
+/// The content of the first box with a path of types, such as `moov/trak`, within `area` of `bytes`.
 pub(super) fn find(bytes: &[u8], area: Range<usize>, path: &[&Kind]) -> Option<Range<usize>> {
     find_all(bytes, area, path).into_iter().next()
 }
 
-/// The contents of all boxes that `path` leads to.
+/// The contents of all boxes with a path of types.
 pub(super) fn find_all(bytes: &[u8], area: Range<usize>, path: &[&Kind]) -> Vec<Range<usize>> {
     let Some((first, rest)) = path.split_first() else { return vec![area] };
     let mut found = vec![];
     let mut at = area.start;
     while let Some((kind, size, head)) =
-        bytes.get(at..area.end).and_then(|left| head_of(left, left.len() as u64))
+        bytes.get(at..area.end).and_then(|left| parse_header(left, left.len() as u64))
     {
         let Ok(size) = usize::try_from(size) else { break };
         if kind == **first {
@@ -65,8 +65,8 @@ pub(super) fn find_all(bytes: &[u8], area: Range<usize>, path: &[&Kind]) -> Vec<
     found
 }
 
-/// Type, size and length of the head of the box that begins here; none if it is no box that ends within `room`.
-fn head_of(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)> {
+/// The type, the size and the header length of the box at the start of `bytes`. Returns `None` unless it ends within `room`.
+fn parse_header(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)> {
     let kind = bytes.get(4..8)?.try_into().ok()?;
     let (size, head) = match number(bytes, 0)? {
         0 => (room, 8),
@@ -76,7 +76,7 @@ fn head_of(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)> {
     (size >= head as u64 && size <= room).then_some((kind, size, head))
 }
 
-/// The big-endian number of 4 bytes at a place.
+/// The big-endian `u32` at a position.
 pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
@@ -102,7 +102,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn boxes_that_are_not_whole_lead_nowhere() {
+    fn incomplete_boxes_are_not_found() {
         let whole = boxed(b"moov", &boxed(b"mvhd", b"1234"));
         for length in 0..whole.len() {
             assert_eq!(find(&whole[..length], 0..length, &[b"moov"]), None, "{length}");

@@ -1,10 +1,10 @@
-//! What is done to an mp4 that GStreamer has finished: its sound is put in time with its pictures, and its index in
-//! front of its frames.
+//! Changes to an mp4 that GStreamer has finished: the encoder delay of its audio is corrected, and its index is moved
+//! before its frames.
 
 mod boxes;
-mod front;
+mod faststart;
 mod sound;
 
-pub(super) use boxes::outermost;
-pub(super) use front::with_index_in_front;
+pub(super) use boxes::top_level;
+pub(super) use faststart::with_index_first;
 pub(super) use sound::align;

@@ -1,26 +1,25 @@
-//! Sound that begins and ends with the pictures.
+//! Correction of the encoder delay of the audio track.
 //!
-//! An encoder of sound puts silence in front of it: what goes in at sample 0 is decoded some hundred samples later.
-//! The edit list of the track says where the sound begins in that, and for how long it is played. GStreamer's muxer
-//! writes the list without the delay, so it is put right when the file is closed. Only numbers change, each in its
-//! place.
+//! An audio encoder adds silence at the start, so that sample 0 is decoded some hundred samples late. The edit list of the
+//! track contains the start of the audio and its length. The GStreamer muxer writes the list without the delay, so it is
+//! corrected when the file is closed. Only numbers change, in place.
 
-use super::boxes::{find, find_all, number, outermost};
-use crate::post_process::RATE;
+use super::boxes::{find, find_all, number, top_level};
+use crate::sound::RATE;
 use std::fs::OpenOptions;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Leaves out the first `delay` samples of the sound, and what goes on after the last picture.
+/// Skips the first `delay` samples of the audio, and the audio after the last frame.
 ///
 /// # Errors
-/// What the system said; an index that is not as GStreamer writes it.
+/// I/O errors. Returns an error if the index is not as GStreamer writes it.
 pub(crate) fn align(path: &Path, delay: usize) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let unknown = || io::Error::other("its index is not as expected");
-    let index = outermost(&mut file)?.into_iter().find(|found| found.kind == *b"moov").ok_or_else(unknown)?;
+    let index = top_level(&mut file)?.into_iter().find(|found| found.kind == *b"moov").ok_or_else(unknown)?;
     let mut bytes = vec![0; usize::try_from(index.size).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, index.start)?;
     for (at, number) in changes(&bytes, delay).ok_or_else(unknown)? {
@@ -30,7 +29,7 @@ pub(crate) fn align(path: &Path, delay: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// The numbers of an index, with their places, that put the sound in time with the pictures.
+/// The positions and new values of the numbers of an index that must change.
 fn changes(index: &[u8], delay: usize) -> Option<Vec<(usize, u32)>> {
     let all = 0..index.len();
     let tracks = find_all(index, all.clone(), &[b"moov", b"trak"]);
@@ -41,9 +40,10 @@ fn changes(index: &[u8], delay: usize) -> Option<Vec<(usize, u32)>> {
         })
     };
     let (pictures, sound) = (of_kind(b"vide")?, of_kind(b"soun")?);
-    let inside = |track: &Range<usize>, path: &[&[u8; 4]]| plain(index, find(index, track.clone(), path)?);
+    let inside =
+        |track: &Range<usize>, path: &[&[u8; 4]]| version_0(index, find(index, track.clone(), path)?);
 
-    let movie = plain(index, find(index, all, &[b"moov", b"mvhd"])?)?;
+    let movie = version_0(index, find(index, all, &[b"moov", b"mvhd"])?)?;
     let movie_scale = u64::from(number(index, movie.start + 12)?);
     let length = u64::from(number(index, inside(pictures, &[b"tkhd"])?.start + 20)?);
     let media = inside(sound, &[b"mdia", b"mdhd"])?;
@@ -53,9 +53,9 @@ fn changes(index: &[u8], delay: usize) -> Option<Vec<(usize, u32)>> {
         return None;
     }
     let delay = (delay as u64).checked_mul(scale)? / RATE as u64;
-    // In the units of the movie, as far as there is sound.
-    let there = u64::from(number(index, media.start + 16)?).saturating_sub(delay);
-    let played = length.min(there.checked_mul(movie_scale)? / scale);
+    // In units of the movie, up to the end of the audio.
+    let available = u64::from(number(index, media.start + 16)?).saturating_sub(delay);
+    let played = length.min(available.checked_mul(movie_scale)? / scale);
     let (length, played) = (u32::try_from(length).ok()?, u32::try_from(played).ok()?);
     Some(vec![
         (movie.start + 16, length),
@@ -65,8 +65,8 @@ fn changes(index: &[u8], delay: usize) -> Option<Vec<(usize, u32)>> {
     ])
 }
 
-/// The content of a box, if its times have 4 bytes.
-fn plain(index: &[u8], content: Range<usize>) -> Option<Range<usize>> {
+/// Returns the content of a box if it has version 0, with times of 4 bytes.
+fn version_0(index: &[u8], content: Range<usize>) -> Option<Range<usize>> {
     (*index.get(content.start)? == 0).then_some(content)
 }
 
@@ -79,7 +79,7 @@ mod tests {
         numbers.iter().flat_map(|number| number.to_be_bytes()).collect()
     }
 
-    /// An index of pictures of 8000 units of 1/3200 s and sound of so many samples at 48000, whose edit list has a version.
+    /// An index of 8000 units of 1/3200 s of video and of audio samples at 48 kHz, with a version of the edit list.
     fn index(samples: u32, version: u32) -> Vec<u8> {
         let handler = |kind: &[u8; 4]| boxed(b"hdlr", &[&[0; 8][..], kind, &[0; 13]].concat());
         let track = |kind: &[u8; 4], length: u32, edits: Vec<u8>, media: Vec<u8>| {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_and_what_is_too_long_are_left_out() {
+    fn the_delay_and_the_excess_at_the_end_are_skipped() {
         let index = index(122_112, 0);
         let found = changes(&index, 1105).unwrap();
         let after: Vec<u32> = found.iter().map(|(_, number)| *number).collect();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn sound_that_is_too_short_is_played_as_far_as_it_goes() {
+    fn short_audio_is_played_to_its_end() {
         let after: Vec<u32> = changes(&index(60_000 + 1600, 0), 1600).unwrap().iter().map(|c| c.1).collect();
         assert_eq!(after, [8000, 4000, 4000, 1600]);
         let after: Vec<u32> = changes(&index(100, 0), 1600).unwrap().iter().map(|c| c.1).collect();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_of_another_make_is_left_alone() {
+    fn an_index_of_another_form_is_not_changed() {
         assert_eq!(changes(&index(122_112, 1), 1105), None);
         let whole = index(122_112, 0);
         for length in 0..whole.len() {

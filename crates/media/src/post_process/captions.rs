@@ -1,4 +1,4 @@
-//! Captions in the frames in which they are shown, each as large as it fits, those of one moment above each other.
+//! Drawing of captions at their times, as large as they fit. Simultaneous captions are stacked.
 
 use super::Caption;
 use super::overlay::Overlay;
@@ -10,26 +10,26 @@ use ndarray::Array3;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Fewest pixels from the top of a letter to the bottom of another that can be read.
-const LEAST: usize = 10;
-/// What is tried next, when letters are too large.
-const SMALLER: (usize, usize) = (7, 8);
-/// Characters of a caption that an error or a note quotes.
-const QUOTED: usize = 40;
+/// The smallest readable font size in pixels.
+const MIN_PIXELS: usize = 10;
+/// The ratio of the next smaller font size.
+const SHRINK: (usize, usize) = (7, 8);
+/// The most characters of a caption in errors and notes.
+const MAX_QUOTED_CHARS: usize = 40;
 
 /// The captions of a clip.
 #[derive(Debug, Default)]
 pub(super) struct Captions {
     drawn: Vec<(Range<usize>, Overlay)>,
-    /// What the user should know of them.
+    /// Notes for the user.
     pub(super) notes: Vec<String>,
 }
 
 impl Captions {
-    /// Draws all that are shown in a clip.
+    /// Draws all captions that are shown in a clip.
     ///
     /// # Errors
-    /// A caption without a visible character or that does not fit; a font or an element that is missing.
+    /// Returns an error if a caption has no visible character or does not fit, or if a font or an element is missing.
     pub(super) fn open(captions: &[Caption], format: ClipFormat) -> Result<Self, Error> {
         let mut all = Self::default();
         if captions.is_empty() {
@@ -39,8 +39,8 @@ impl Captions {
         let mut timed: Vec<(Range<usize>, &Caption)> = vec![];
         let (mut late, mut brief) = (vec![], vec![]);
         for caption in captions {
-            if !caption.text.chars().any(is_seen) {
-                return Err(refusal(caption, "there is no character in it that can be seen"));
+            if !caption.text.chars().any(is_visible) {
+                return Err(refusal(caption, "it has no visible character"));
             }
             let frames = frames(caption, format.rate);
             match format.frames {
@@ -49,8 +49,8 @@ impl Captions {
                 count => timed.push((frames.start..frames.end.min(count.unwrap_or(usize::MAX)), caption)),
             }
         }
-        all.notes.extend(left_out(&late, "begin after the end of the clip"));
-        all.notes.extend(left_out(&brief, "end when they begin"));
+        all.notes.extend(not_shown(&late, "begin after the end of the clip"));
+        all.notes.extend(not_shown(&brief, "have no duration"));
         timed.sort_by_key(|(frames, _)| frames.start);
         for group in groups(&timed) {
             all.add(group, format.size)?;
@@ -58,19 +58,19 @@ impl Captions {
         Ok(all)
     }
 
-    /// Lays those of a frame over it.
+    /// Draws the captions of a frame over it.
     pub(super) fn draw(&self, number: usize, frame: &mut Array3<f32>) {
         for (_, drawn) in self.drawn.iter().filter(|(frames, _)| frames.contains(&number)) {
             drawn.draw(frame);
         }
     }
 
-    /// Draws captions that must share the frame, in letters as large as all of them leave room for.
+    /// Draws simultaneous captions with the largest font size at which all of them fit.
     fn add(&mut self, group: &[(Range<usize>, &Caption)], size: PixelSize) -> Result<(), Error> {
-        let usual = (size.width / 24).max(LEAST + 2);
+        let usual = (size.width / 24).max(MIN_PIXELS + 2);
         let margin = size.height / 20;
-        let last = (LEAST, 0);
-        for (pixels, margin) in sizes(usual).map(|pixels| (pixels, margin)).chain([last]) {
+        let without_margin = (MIN_PIXELS, 0);
+        for (pixels, margin) in sizes(usual).map(|pixels| (pixels, margin)).chain([without_margin]) {
             let drawn: Option<Vec<Overlay>> = group
                 .iter()
                 .map(|(_, caption)| text::draw(&caption.text, pixels, size))
@@ -103,17 +103,21 @@ impl Captions {
             0 => String::new(),
             others => format!(" together with {others} that are shown at the same time"),
         };
-        Err(refusal(first, &format!("it does not fit into {size}{with}, even in letters of {LEAST} pixels")))
+        Err(refusal(
+            first,
+            &format!("it does not fit into {size}{with}, even in letters of {MIN_PIXELS} pixels"),
+        ))
     }
 }
 
-/// Sizes of letters from the usual one down to the least.
+/// Font sizes from the usual one to the smallest.
 fn sizes(usual: usize) -> impl Iterator<Item = usize> {
-    let smaller = |pixels: &usize| (*pixels > LEAST).then(|| (pixels * SMALLER.0 / SMALLER.1).max(LEAST));
+    let smaller =
+        |pixels: &usize| (*pixels > MIN_PIXELS).then(|| (pixels * SHRINK.0 / SHRINK.1).max(MIN_PIXELS));
     std::iter::successors(Some(usual), smaller)
 }
 
-/// The frames in which a caption is shown: those that begin in its time, or else the one that is shown when it begins.
+/// The frames in which a caption is shown: those that start within its time, or else the one that is shown at its start.
 fn frames(caption: &Caption, rate: FrameRate) -> Range<usize> {
     let (rate, seconds) = rate.fraction();
     let (rate, second) = (u128::from(rate), Duration::from_secs(seconds.into()).as_nanos());
@@ -127,7 +131,7 @@ fn frames(caption: &Caption, rate: FrameRate) -> Range<usize> {
     found
 }
 
-/// Runs of captions, sorted by their first frame, of which each is shown together with one before it.
+/// Splits captions, sorted by their first frame, into groups that overlap in time.
 fn groups<T>(captions: &[(Range<usize>, T)]) -> Vec<&[(Range<usize>, T)]> {
     let mut groups = vec![];
     let (mut from, mut end) = (0, 0);
@@ -142,18 +146,18 @@ fn groups<T>(captions: &[(Range<usize>, T)]) -> Vec<&[(Range<usize>, T)]> {
     groups
 }
 
-/// Rows of the upper edges of pictures of such heights above `bottom`, of which those of one moment do not overlap: each
-/// as low as those that are there already let it. None if that is above the frame.
+/// Computes the upper rows of pictures of the given frames and heights above `bottom`, so that simultaneous pictures do not
+/// overlap. Each is as low as the previous ones allow. Returns `None` if one is above the frame.
 fn stacked(shown: &[(Range<usize>, usize)], bottom: usize) -> Option<Vec<usize>> {
     let mut placed: Vec<(Range<usize>, Range<usize>)> = vec![];
     for (frames, height) in shown {
         let mut lower = bottom;
         loop {
             let top = lower.checked_sub(*height)?;
-            let in_the_way = placed.iter().find(|(others, rows)| {
+            let overlapping = placed.iter().find(|(others, rows)| {
                 others.start < frames.end && frames.start < others.end && rows.start < lower && top < rows.end
             });
-            match in_the_way {
+            match overlapping {
                 Some((_, rows)) => lower = rows.start,
                 None => break placed.push((frames.clone(), top..lower)),
             }
@@ -162,17 +166,17 @@ fn stacked(shown: &[(Range<usize>, usize)], bottom: usize) -> Option<Vec<usize>>
     Some(placed.into_iter().map(|(_, rows)| rows.start).collect())
 }
 
-fn is_seen(c: char) -> bool {
+fn is_visible(c: char) -> bool {
     let invisible = ['\u{ad}', '\u{61c}', '\u{2060}', '\u{feff}'];
-    let between = ['\u{200b}'..='\u{200f}', '\u{202a}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
+    let ranges = ['\u{200b}'..='\u{200f}', '\u{202a}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
     !(c.is_whitespace()
         || c.is_control()
         || invisible.contains(&c)
-        || between.iter().any(|range| range.contains(&c)))
+        || ranges.iter().any(|range| range.contains(&c)))
 }
 
-/// What is said of captions that are never shown.
-fn left_out(captions: &[&Caption], why: &str) -> Option<String> {
+/// A note about captions that are never shown.
+fn not_shown(captions: &[&Caption], why: &str) -> Option<String> {
     let (first, rest) = captions.split_first()?;
     let others = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
     Some(format!("warning: captions that {why} are not shown: {}{others}", quoted(first)))
@@ -182,7 +186,7 @@ fn refusal(caption: &Caption, why: &str) -> Error {
     Error::Caption { caption: quoted(caption), why: why.to_owned() }
 }
 
-/// A caption as messages call it.
+/// A caption in messages: its text and its start.
 fn quoted(caption: &Caption) -> String {
     let text = short(&caption.text);
     if caption.end == Duration::MAX {
@@ -192,14 +196,14 @@ fn quoted(caption: &Caption) -> String {
     format!("{text} at {:02}:{:02}:{:02},{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// The beginning of a text in backticks.
+/// The start of a text, in backticks.
 pub(super) fn short(text: &str) -> String {
     let line = text.replace('\n', " ");
-    let mut kept: String = line.chars().take(QUOTED).collect();
-    if kept.len() < line.len() {
-        kept.push('…');
+    let mut short: String = line.chars().take(MAX_QUOTED_CHARS).collect();
+    if short.len() < line.len() {
+        short.push('…');
     }
-    format!("`{kept}`")
+    format!("`{short}`")
 }
 
 #[cfg(test)]
@@ -221,14 +225,14 @@ mod tests {
         assert_eq!(shown(250, 500, 16), 4..8);
         assert_eq!(shown(0, 1000, 24), 0..24);
         assert_eq!(frames(&Caption::always("a"), FrameRate::try_new(240).unwrap()), 0..usize::MAX);
-        // Shorter than a frame, and between two: the one that is shown then.
+        // Shorter than a frame, between two frames: the frame that is shown at its start.
         assert_eq!(shown(70, 80, 16), 1..2);
         assert_eq!(shown(1, 2, 1), 0..1);
         assert!(shown(500, 500, 16).is_empty());
     }
 
     #[test]
-    fn captions_of_one_moment_are_a_group() {
+    fn overlapping_captions_are_a_group() {
         let captions = [(0..4, 'a'), (2..6, 'b'), (5..9, 'c'), (9..10, 'd'), (20..21, 'e')];
         let found: Vec<String> =
             groups(&captions).into_iter().map(|group| group.iter().map(|c| c.1).collect()).collect();
@@ -237,21 +241,21 @@ mod tests {
     }
 
     #[test]
-    fn those_of_one_moment_lie_above_each_other() {
+    fn simultaneous_captions_are_stacked() {
         assert_eq!(stacked(&[(0..4, 10), (2..6, 5), (5..9, 8), (3..4, 2)], 100), Some(vec![90, 85, 92, 83]));
         assert_eq!(stacked(&[(0..4, 60), (2..6, 41)], 100), None);
         assert_eq!(stacked(&[(0..4, 60), (4..6, 41)], 100), Some(vec![40, 59]));
     }
 
     #[test]
-    fn letters_shrink_to_what_can_be_read() {
+    fn font_sizes_shrink_to_the_smallest_readable_one() {
         assert_eq!(sizes(34).collect::<Vec<_>>(), [34, 29, 25, 21, 18, 15, 13, 11, 10]);
         assert_eq!(sizes(12).collect::<Vec<_>>(), [12, 10]);
     }
 
     proptest! {
         #[test]
-        fn nothing_overlaps_and_nothing_leaves_the_frame(
+        fn captions_never_overlap_and_stay_within_the_frame(
             shown in prop::collection::vec((0_usize..20, 1_usize..8, 1_usize..30), 0..12),
         ) {
             let shown: Vec<_> = shown.into_iter().map(|(from, long, high)| (from..from + long, high)).collect();

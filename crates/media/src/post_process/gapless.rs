@@ -1,7 +1,7 @@
-//! What an MP3 tells of itself in its first frame: its length, and the silence that the encoder put in front of the
-//! sound and behind it. Players leave that out; GStreamer 1.22 plays it.
+//! The Xing/LAME tag in the first frame of an MP3: its length, and the silence that the encoder added at both ends. Players
+//! skip this silence; GStreamer 1.22 plays it.
 
-use super::sound::RATE;
+use crate::sound::RATE;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -13,35 +13,35 @@ pub(super) struct Silence {
     pub(super) after: usize,
 }
 
-/// What the first frame tells.
+/// The Xing/LAME tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Told {
+struct InfoTag {
     /// Bytes of all frames.
     bytes: Option<u32>,
     silence: Silence,
 }
 
-/// Samples that every decoder of MP3 gives before the first.
+/// The delay of every MP3 decoder in samples.
 const DECODER: usize = 529;
 
-/// What a file tells; none if it is no MP3 or tells nothing.
+/// Reads the silence at both ends of a file. Zero if it is not an MP3 or has no tag.
 ///
 /// # Errors
-/// What the system said.
+/// I/O errors.
 pub(super) fn silence(path: &Path) -> io::Result<Silence> {
-    Ok(told(path)?.map(|(_, told)| told.silence).unwrap_or_default())
+    Ok(info_tag(path)?.map(|(_, tag)| tag.silence).unwrap_or_default())
 }
 
-/// Bytes that an MP3 has, by what it tells.
+/// The length in bytes of an MP3 according to its tag.
 ///
 /// # Errors
-/// What the system said.
+/// I/O errors.
 pub(super) fn length(path: &Path) -> io::Result<Option<u64>> {
-    Ok(told(path)?.and_then(|(start, told)| start.checked_add(told.bytes?.into())))
+    Ok(info_tag(path)?.and_then(|(start, tag)| start.checked_add(tag.bytes?.into())))
 }
 
-/// What the first frame tells, and where it begins.
-fn told(path: &Path) -> io::Result<Option<(u64, Told)>> {
+/// The tag of a file, and the position of its first frame.
+fn info_tag(path: &Path) -> io::Result<Option<(u64, InfoTag)>> {
     let mut file = File::open(path)?;
     let mut head = vec![];
     file.by_ref().take(10).read_to_end(&mut head)?;
@@ -49,10 +49,10 @@ fn told(path: &Path) -> io::Result<Option<(u64, Told)>> {
     file.seek(SeekFrom::Start(start))?;
     let mut frame = vec![];
     file.take(4096).read_to_end(&mut frame)?;
-    Ok(of_frame(&frame).map(|told| (start, told)))
+    Ok(parse_info_tag(&frame).map(|tag| (start, tag)))
 }
 
-/// The length of an ID3v2 tag that begins here.
+/// The length of an ID3v2 tag at the start of a file.
 fn tag_length(head: &[u8]) -> u64 {
     match head {
         [b'I', b'D', b'3', _, _, _, a, b, c, d] => {
@@ -63,10 +63,10 @@ fn tag_length(head: &[u8]) -> u64 {
     }
 }
 
-/// What the first frame tells: `Xing` or `Info`, then the encoder's name, 12 bits before and 12 after.
-fn of_frame(frame: &[u8]) -> Option<Told> {
+/// Parses the tag of a first frame: `Xing` or `Info`, the name of the encoder, 12 bits of silence before and 12 after.
+fn parse_info_tag(frame: &[u8]) -> Option<InfoTag> {
     let [0xff, second, third, fourth, ..] = *frame else { return None };
-    // Layer III, and the rate of its samples.
+    // Layer III, and its sample rates.
     let (version, layer) = (second >> 3 & 3, second >> 1 & 3);
     let mono = fourth >> 6 == 3;
     let (rates, side) = match (second >> 5, version, layer) {
@@ -85,22 +85,22 @@ fn of_frame(frame: &[u8]) -> Option<Told> {
     let bytes = bytes.and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
     let encoder = tag.get(8 + fields.map(|(_, bytes)| bytes).sum::<usize>()..)?;
     if ![b"LAME", b"Lavf", b"Lavc"].iter().any(|name| encoder.starts_with(*name)) {
-        return Some(Told { bytes, silence: Silence::default() });
+        return Some(InfoTag { bytes, silence: Silence::default() });
     }
     let [a, b, c] = *encoder.get(21..24)? else { return None };
     let (before, after) =
         (usize::from(a) << 4 | usize::from(b >> 4), usize::from(b & 15) << 8 | usize::from(c));
-    let at_our_rate = |samples: usize| (samples * RATE + rate / 2) / rate;
+    let resampled = |samples: usize| (samples * RATE + rate / 2) / rate;
     let silence =
-        Silence { before: at_our_rate(before + DECODER), after: at_our_rate(after.saturating_sub(DECODER)) };
-    Some(Told { bytes, silence })
+        Silence { before: resampled(before + DECODER), after: resampled(after.saturating_sub(DECODER)) };
+    Some(InfoTag { bytes, silence })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A first frame of MPEG 1 in stereo with such fields, at 48000 or 44100 per second.
+    /// A first frame of MPEG 1 in stereo with the given fields, at 48 or 44.1 kHz.
     fn frame(rate_bits: u8, flags: u8, encoder: &[u8], before: u16, after: u16) -> Vec<u8> {
         let fields = [4, 4, 100, 4].iter().enumerate().filter(|(bit, _)| flags >> bit & 1 == 1);
         let fields = vec![9; fields.map(|(_, bytes)| bytes).sum()];
@@ -114,23 +114,23 @@ mod tests {
     }
 
     #[test]
-    fn what_the_first_frame_tells_is_believed() {
-        let told = |frame: &[u8]| of_frame(frame).map(|told| (told.silence.before, told.silence.after));
-        assert_eq!(told(&frame(1, 15, b"LAME3.100", 576, 1105)), Some((1105, 576)));
-        assert_eq!(told(&frame(1, 1, b"Lavc59.37", 1105, 100)), Some((1634, 0)));
-        assert_eq!(told(&frame(0, 15, b"LAME3.100", 576, 529)), Some((1203, 0)));
-        assert_eq!(told(&frame(1, 15, b"GOGO3.100", 576, 529)), Some((0, 0)));
-        assert_eq!(of_frame(&frame(1, 3, b"LAME3.100", 0, 0)).unwrap().bytes, Some(0x0909_0909));
-        assert_eq!(of_frame(&frame(1, 1, b"LAME3.100", 0, 0)).unwrap().bytes, None);
+    fn length_and_silence_are_read_from_the_first_frame() {
+        let silence = |frame: &[u8]| parse_info_tag(frame).map(|tag| (tag.silence.before, tag.silence.after));
+        assert_eq!(silence(&frame(1, 15, b"LAME3.100", 576, 1105)), Some((1105, 576)));
+        assert_eq!(silence(&frame(1, 1, b"Lavc59.37", 1105, 100)), Some((1634, 0)));
+        assert_eq!(silence(&frame(0, 15, b"LAME3.100", 576, 529)), Some((1203, 0)));
+        assert_eq!(silence(&frame(1, 15, b"GOGO3.100", 576, 529)), Some((0, 0)));
+        assert_eq!(parse_info_tag(&frame(1, 3, b"LAME3.100", 0, 0)).unwrap().bytes, Some(0x0909_0909));
+        assert_eq!(parse_info_tag(&frame(1, 1, b"LAME3.100", 0, 0)).unwrap().bytes, None);
         let whole = frame(1, 15, b"LAME3.100", 576, 1105);
         for length in 0..whole.len() {
-            assert!(matches!(told(&whole[..length]), None | Some((0, 0))), "{length}");
+            assert!(matches!(silence(&whole[..length]), None | Some((0, 0))), "{length}");
         }
-        assert_eq!(told(b"RIFF....WAVEfmt "), None);
+        assert_eq!(silence(b"RIFF....WAVEfmt "), None);
     }
 
     #[test]
-    fn tags_in_front_are_passed_over() {
+    fn the_length_of_an_id3_tag_is_read() {
         assert_eq!(tag_length(b"ID3\x04\0\0\0\0\x02\x01"), 10 + 257);
         assert_eq!(tag_length(b"\xff\xfb\x90\0\0\0\0\0\0\0"), 0);
     }

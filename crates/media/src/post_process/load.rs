@@ -1,10 +1,11 @@
-//! Pictures and sound out of any file that GStreamer reads.
+//! Pictures and audio from any file that GStreamer decodes.
 
 use super::gapless;
 use super::reader::{Kind, Reader};
-use super::sound::{CHANNELS, RATE};
-use super::whole;
+
+use super::integrity;
 use crate::Error;
+use crate::sound::{CHANNELS, RATE};
 use bundle::geometry::PixelSize;
 use bundle::units::FrameRate;
 use gstreamer as gst;
@@ -12,13 +13,13 @@ use gstreamer_video as gst_video;
 use ndarray::Array3;
 use std::path::Path;
 
-/// The first picture of a file as `RGBA` bytes, and its size.
+/// Decodes the first picture of a file to `RGBA` bytes. Returns its size too.
 ///
 /// # Errors
-/// A file that cannot be read or holds no picture.
+/// Returns an error if the file cannot be read or contains no picture.
 pub(super) fn picture(flag: &'static str, path: &Path) -> Result<(Vec<u8>, PixelSize), Error> {
     let mut reader = Reader::open(Kind::Pictures, flag, path, "videoconvert ! video/x-raw,format=RGBA")?;
-    let sample = reader.next()?.ok_or_else(|| reader.error("there is no picture in it"))?;
+    let sample = reader.next()?.ok_or_else(|| reader.error("it contains no picture"))?;
     let side = |pixels: u32| usize::try_from(pixels).unwrap_or(usize::MAX);
     let found = sample.caps().and_then(|caps| gst_video::VideoInfo::from_caps(caps).ok());
     let found = found.and_then(|info| {
@@ -28,12 +29,12 @@ pub(super) fn picture(flag: &'static str, path: &Path) -> Result<(Vec<u8>, Pixel
         let rows = bytes.chunks(stride).take(size.height).filter_map(|row| row.get(..4 * size.width));
         Some((rows.flatten().copied().collect(), size))
     });
-    found.ok_or_else(|| reader.error("its picture has no known form"))
+    found.ok_or_else(|| reader.error("the format of its picture is unknown"))
 }
 
-/// Pictures of one size, as many as are asked for: those of a film at a rate, then its last one again and again.
+/// An endless sequence of pictures: those of a video at the given size and rate, then its last one repeatedly.
 #[derive(Debug)]
-pub(super) struct Film {
+pub(super) struct BackgroundVideo {
     reader: Reader,
     size: PixelSize,
     shown: Array3<f32>,
@@ -41,11 +42,11 @@ pub(super) struct Film {
     ended: bool,
 }
 
-impl Film {
-    /// A film or a picture, scaled to a size.
+impl BackgroundVideo {
+    /// Opens a video or a picture, scaled to a size.
     ///
     /// # Errors
-    /// A file that cannot be read or holds no picture.
+    /// Returns an error if the file cannot be read or contains no picture.
     pub(super) fn open(
         flag: &'static str,
         path: &Path,
@@ -60,15 +61,15 @@ impl Film {
         );
         let mut reader = Reader::open(Kind::Pictures, flag, path, &wanted)?;
         let first = reader.next()?.and_then(|sample| colours(&sample, size));
-        let first = first.ok_or_else(|| reader.error("there is no picture in it"))?;
+        let first = first.ok_or_else(|| reader.error("it contains no picture"))?;
         Ok(Self { reader, size, shown: first, is_first: true, ended: false })
     }
 
-    /// Decodes what a clip of `frames` will show, so that nothing is wrong with it when they are made; how many pictures
-    /// there are, up to that.
+    /// Decodes the pictures for a clip of `frames`, to find damage before the run. Returns the number of pictures, at most
+    /// `frames`.
     ///
     /// # Errors
-    /// Damage, with its time.
+    /// Returns an error if the file is damaged, with the time.
     pub(super) fn check(
         flag: &'static str,
         path: &Path,
@@ -76,10 +77,10 @@ impl Film {
         rate: FrameRate,
         frames: usize,
     ) -> Result<usize, Error> {
-        let mut film = Self::open(flag, path, size, rate)?;
+        let mut video = Self::open(flag, path, size, rate)?;
         for number in 0..frames {
-            film.next()?;
-            if film.ended {
+            video.next()?;
+            if video.ended {
                 return Ok(number);
             }
         }
@@ -89,13 +90,14 @@ impl Film {
     /// The next picture `[3,H,W]` in -1..1.
     ///
     /// # Errors
-    /// A file that cannot be read any further.
+    /// Returns an error if the file cannot be read.
     pub(super) fn next(&mut self) -> Result<&Array3<f32>, Error> {
         if !std::mem::take(&mut self.is_first) && !self.ended {
             match self.reader.next()? {
                 Some(sample) => {
                     let next = colours(&sample, self.size);
-                    self.shown = next.ok_or_else(|| self.reader.error("one of its pictures is not whole"))?;
+                    self.shown =
+                        next.ok_or_else(|| self.reader.error("one of its pictures is incomplete"))?;
                 }
                 None => self.ended = true,
             }
@@ -115,10 +117,10 @@ pub(super) fn colours(sample: &gst::Sample, size: PixelSize) -> Option<Array3<f3
     })
 }
 
-/// The first `seconds` of a file's sound: 16-bit samples, [`CHANNELS`] interleaved, [`RATE`] per second.
+/// Decodes the first `seconds` of audio: 16-bit samples, [`CHANNELS`] interleaved, [`RATE`] per second.
 ///
 /// # Errors
-/// A file that cannot be read or holds no sound.
+/// Returns an error if the file cannot be read or contains no audio.
 pub(super) fn samples(flag: &'static str, path: &Path, seconds: f64) -> Result<Vec<i16>, Error> {
     let wanted = format!(
         "audioconvert ! audioresample ! audio/x-raw,format=S16LE,rate={RATE},channels={CHANNELS},layout=interleaved"
@@ -126,27 +128,27 @@ pub(super) fn samples(flag: &'static str, path: &Path, seconds: f64) -> Result<V
     let mut reader = Reader::open(Kind::Sound, flag, path, &wanted)?;
     let silence = gapless::silence(path).unwrap_or_default();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few minutes at most")]
-    let most = (seconds * RATE as f64).ceil() as usize * CHANNELS + silence.before * CHANNELS;
+    let limit = (seconds * RATE as f64).ceil() as usize * CHANNELS + silence.before * CHANNELS;
     let mut samples = Vec::new();
     let mut ended = false;
-    while samples.len() < most && !ended {
+    while samples.len() < limit && !ended {
         match reader.next()? {
             Some(sample) => {
                 let whole = sample.buffer().and_then(|buffer| buffer.map_readable().ok());
-                let bytes = whole.ok_or_else(|| reader.error("one of its packets is not whole"))?;
+                let bytes = whole.ok_or_else(|| reader.error("one of its packets is incomplete"))?;
                 samples.extend(bytes.as_chunks::<2>().0.iter().map(|pair| i16::from_le_bytes(*pair)));
             }
             None => ended = true,
         }
     }
     if ended {
-        let (there, said) = (samples.len() / CHANNELS, whole::samples(path).unwrap_or_default());
-        if let Some(said) = said.filter(|said| there + RATE / 10 < *said) {
-            let [there, said] = [there, said].map(|samples| samples as f64 / RATE as f64);
-            return Err(reader.error(&format!("it is cut short: it has {there:.2} of {said:.2} s")));
+        let (found, declared) = (samples.len() / CHANNELS, integrity::samples(path).unwrap_or_default());
+        if let Some(declared) = declared.filter(|declared| found + RATE / 10 < *declared) {
+            let [found, declared] = [found, declared].map(|samples| samples as f64 / RATE as f64);
+            return Err(reader.error(&format!("it is cut short: it has {found:.2} of {declared:.2} s")));
         }
         samples.truncate(samples.len().saturating_sub(silence.after * CHANNELS));
     }
     samples.drain(..(silence.before * CHANNELS).min(samples.len()));
-    if samples.is_empty() { Err(reader.error("there is no sound in it")) } else { Ok(samples) }
+    if samples.is_empty() { Err(reader.error("it contains no sound")) } else { Ok(samples) }
 }

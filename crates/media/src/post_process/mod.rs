@@ -1,56 +1,73 @@
-//! What is done to the frames of a clip on their way to all outputs: key and background, another rate, logo, captions;
-//! and the sound that goes with them. Everything is loaded and looked at before the run ([`PostProcessSpec::open`]).
+//! Post-processing ("overlays and audio"): chroma key, another frame rate, logo, captions and audio.
 //!
-//! The frames are dressed once, as f32, before they are converted: all outputs show the same.
+//! All files are loaded and checked before the run ([`PostProcessSpec::open`]). Frames are processed once, as f32, before
+//! they are converted, so that all outputs show the same.
 
 mod animation;
 mod captions;
 mod gapless;
+mod integrity;
 mod load;
 mod overlay;
 mod reader;
 mod resample;
-mod sound;
 mod srt;
 mod text;
-mod whole;
 
 pub use overlay::{Corner, KeyColour};
-pub use resample::Between;
-pub use sound::Sound;
-pub(super) use sound::{CHANNELS, RATE};
+pub use resample::Interpolation;
 pub use srt::{Caption, SrtError};
 
-use super::{ClipFormat, Error};
+pub use crate::sound::Sound;
+use crate::{ClipFormat, Error};
 use bundle::units::FrameRate;
 use captions::Captions;
-use load::Film;
+use load::BackgroundVideo;
 use ndarray::Array3;
 use overlay::{ChromaKey, Overlay};
 use resample::Resampler;
 use std::path::PathBuf;
 
-/// What was asked for.
+/// The settings of post-processing.
+///
+/// ```
+/// use bundle::units::FrameRate;
+/// use media::ClipFormat;
+/// use media::post_process::{Interpolation, PostProcessSpec};
+/// use ndarray::Array3;
+///
+/// let made = ClipFormat { size: "64x32".parse()?, rate: FrameRate::try_new(16)?, frames: Some(2) };
+/// let rate = Some((FrameRate::try_new(24)?, Interpolation::Blend));
+/// let mut post_process = PostProcessSpec { rate, ..PostProcessSpec::default() }.open(made)?;
+/// assert_eq!(post_process.format().frames, Some(3));
+/// let mut frames = vec![];
+/// for _ in 0..2 {
+///     frames.extend(post_process.push(Array3::zeros((3, 32, 64)))?);
+/// }
+/// frames.extend(post_process.finish());
+/// assert_eq!(frames.len(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PostProcessSpec {
-    /// Texts at the bottom of the frame.
+    /// Captions at the bottom of the frame.
     pub captions: Vec<Caption>,
     /// A picture in a corner.
     pub logo: Option<(PathBuf, Corner)>,
-    /// The colour of a screen, and the picture or film that replaces it.
+    /// The key colour, and the picture or video that replaces it.
     pub key: Option<(KeyColour, PathBuf)>,
-    /// A file whose sound goes with the clip.
+    /// A file with the audio of the clip.
     pub audio: Option<PathBuf>,
-    /// The rate at which the clip is played, and where its frames come from.
-    pub rate: Option<(FrameRate, Between)>,
+    /// The output rate, and the interpolation of its frames.
+    pub rate: Option<(FrameRate, Interpolation)>,
 }
 
 impl PostProcessSpec {
-    /// Loads everything for a clip.
+    /// Loads all files for a clip.
     ///
     /// # Errors
-    /// A file that cannot be read, is damaged or does not fit; a font, a decoder or an element that is missing, with its
-    /// Debian package.
+    /// Returns an error if a file cannot be read, is damaged or does not fit, or if a font, a decoder or an element is
+    /// missing (with its Debian package).
     pub fn open(&self, made: ClipFormat) -> Result<PostProcess, Error> {
         let rate = self.rate.map_or(made.rate, |(rate, _)| rate);
         let frames = made.frames.map(|frames| Resampler::count(made.rate, rate, frames));
@@ -58,10 +75,10 @@ impl PostProcessSpec {
         let resampler = self
             .rate
             .filter(|(rate, _)| *rate != made.rate)
-            .map(|(rate, between)| (Resampler::new(made.rate, rate, between), between));
-        let note = resampler
-            .as_ref()
-            .map(|(_, between)| format!("{rate} fps made of {} by {}", made.rate, between.name()));
+            .map(|(rate, interpolation)| (Resampler::new(made.rate, rate, interpolation), interpolation));
+        let note = resampler.as_ref().map(|(_, interpolation)| {
+            format!("{rate} fps made of {} by {}", made.rate, interpolation.name())
+        });
         let mut captions = Captions::open(&self.captions, format)?;
         let mut notes = std::mem::take(&mut captions.notes);
         let logo = self.logo.as_ref().map(|(path, corner)| {
@@ -75,18 +92,17 @@ impl PostProcessSpec {
         });
         let key = self.key.as_ref().map(|(colour, path)| {
             if let Some(frames) = made.frames {
-                let pictures = Film::check("--background", path, made.size, made.rate, frames)?;
-                // One picture is no film.
+                let pictures = BackgroundVideo::check("--background", path, made.size, made.rate, frames)?;
+                // A single picture is not a video.
                 if (2..frames).contains(&pictures) {
                     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
                     let seconds = pictures as f64 / made.rate.per_second();
                     let shown = path.display();
-                    notes.push(format!(
-                        "{shown} ends after {seconds:.2} s; its last picture stays behind the clip"
-                    ));
+                    notes.push(format!("{shown} ends after {seconds:.2} s; its last frame is repeated"));
                 }
             }
-            Film::open("--background", path, made.size, made.rate).map(|film| (*colour, None, film))
+            BackgroundVideo::open("--background", path, made.size, made.rate)
+                .map(|video| (*colour, None, video))
         });
         let key = key.transpose()?;
         let sound = self.audio.as_ref().zip(frames).map(|(path, frames)| {
@@ -96,7 +112,7 @@ impl PostProcessSpec {
             Sound::fit(&samples, frames, rate).ok_or_else(|| Error::PostProcess {
                 flag: "--audio",
                 given: path.display().to_string(),
-                why: "there is no sound in it".into(),
+                why: "it contains no sound".into(),
             })
         });
         Ok(PostProcess {
@@ -108,50 +124,51 @@ impl PostProcessSpec {
             logo: logo.transpose()?,
             captions,
             sound: sound.transpose()?,
-            given: 0,
+            count: 0,
         })
     }
 }
 
-/// What is done to the frames of one clip.
+/// Post-processing of one clip, opened by [`PostProcessSpec::open`].
 #[derive(Debug)]
 pub struct PostProcess {
     format: ClipFormat,
     note: Option<String>,
     notes: Vec<String>,
-    key: Option<(KeyColour, Option<ChromaKey>, Film)>,
+    key: Option<(KeyColour, Option<ChromaKey>, BackgroundVideo)>,
     resampler: Option<Resampler>,
     logo: Option<Overlay>,
     captions: Captions,
     sound: Option<Sound>,
-    given: usize,
+    /// Frames returned so far.
+    count: usize,
 }
 
 impl PostProcess {
-    /// The clip as it comes out: another rate has another number of frames.
+    /// The format of the processed clip. Another rate changes the number of frames.
     pub fn format(&self) -> ClipFormat {
         self.format
     }
 
-    /// What the metadata says about it.
+    /// A note for the metadata.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
 
-    /// What was decided that the user should know: captions that are smaller or not shown, a film that is too short.
+    /// Notes for the user: captions that were shrunk or are not shown, a background that is too short.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The sound of the clip.
+    /// The audio of the clip.
     pub fn sound(&self) -> Option<&Sound> {
         self.sound.as_ref()
     }
 
-    /// The frames `[3,H,W]` in -1..1 that come out when the next one goes in.
+    /// Processes the next frame `[3,H,W]` in -1..1. Returns the frames that are complete.
     ///
     /// # Errors
-    /// The background can no longer be read.
+    /// Returns an error if the background cannot be read.
     pub fn push(&mut self, mut frame: Array3<f32>) -> Result<Vec<Array3<f32>>, Error> {
         if let Some((colour, key, background)) = &mut self.key {
             let key = key.get_or_insert_with(|| ChromaKey::measure(*colour, frame.view()));
@@ -164,22 +181,22 @@ impl PostProcess {
         Ok(self.overlaid(frames))
     }
 
-    /// The frames that come after the last one.
+    /// Returns the remaining frames after the last one was pushed.
     pub fn finish(&mut self) -> Vec<Array3<f32>> {
-        let count = self.format.frames.unwrap_or(self.given);
-        let frames = self.resampler.take().map_or(vec![], |resampler| resampler.finish(count));
+        let total = self.format.frames.unwrap_or(self.count);
+        let frames = self.resampler.take().map_or(vec![], |resampler| resampler.finish(total));
         self.overlaid(frames)
     }
 
-    /// Logo and captions on frames that come out.
+    /// Draws logo and captions.
     fn overlaid(&mut self, mut frames: Vec<Array3<f32>>) -> Vec<Array3<f32>> {
-        frames.truncate(self.format.frames.unwrap_or(usize::MAX).saturating_sub(self.given));
+        frames.truncate(self.format.frames.unwrap_or(usize::MAX).saturating_sub(self.count));
         for frame in &mut frames {
             if let Some(logo) = &self.logo {
                 logo.draw(frame);
             }
-            self.captions.draw(self.given, frame);
-            self.given += 1;
+            self.captions.draw(self.count, frame);
+            self.count += 1;
         }
         frames
     }
@@ -195,14 +212,14 @@ impl std::str::FromStr for KeyColour {
             _ => Err(bundle::Error::value(
                 "--key",
                 format!("`{text}`"),
-                "a screen is green or blue",
+                "unknown key colour",
                 "use green or blue",
             )),
         }
     }
 }
 
-impl std::str::FromStr for Between {
+impl std::str::FromStr for Interpolation {
     type Err = bundle::Error;
 
     fn from_str(text: &str) -> Result<Self, bundle::Error> {
@@ -212,7 +229,7 @@ impl std::str::FromStr for Between {
             _ => Err(bundle::Error::value(
                 "--output-fps-by",
                 format!("`{text}`"),
-                "there is none of that name",
+                "unknown interpolation",
                 "use blend or repeat",
             )),
         }

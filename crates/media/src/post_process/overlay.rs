@@ -1,21 +1,21 @@
-//! What is laid over a frame, and what a frame is laid over: blending of f32 pictures, pure.
+//! Blending of f32 pictures: overlays on a frame, and a frame over a background. Pure.
 
 use bundle::geometry::PixelSize;
 use ndarray::{Array2, Array3, ArrayView3, Axis, s};
 
-/// A picture with transparency at a place in the frame.
+/// A picture with transparency at a position in the frame.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Overlay {
-    /// Colours `[3,h,w]` in 0..1, each times its cover.
+    /// Premultiplied colours `[3,h,w]` in 0..1.
     colours: Array3<f32>,
-    /// Cover `[h,w]` in 0..1.
-    cover: Array2<f32>,
-    /// Columns and rows from the frame's left upper corner.
+    /// Alpha `[h,w]` in 0..1.
+    alpha: Array2<f32>,
+    /// Column and row of the upper left corner in the frame.
     at: (usize, usize),
 }
 
 impl Overlay {
-    /// A picture of `RGBA` bytes, in a corner `margin` pixels from the edges; none if it is larger than the frame.
+    /// A picture of `RGBA` bytes in a corner, `margin` pixels from the edges. Returns `None` if it is larger than the frame.
     pub(super) fn in_corner(
         rgba: &[u8],
         picture: PixelSize,
@@ -33,23 +33,23 @@ impl Overlay {
             Corner::BottomRight => (far(left), far(top)),
         };
         let sample = |y: usize, x: usize, c: usize| f32::from(rgba[(y * picture.width + x) * 4 + c]) / 255.0;
-        let cover = Array2::from_shape_fn((picture.height, picture.width), |(y, x)| sample(y, x, 3));
+        let alpha = Array2::from_shape_fn((picture.height, picture.width), |(y, x)| sample(y, x, 3));
         let colours = Array3::from_shape_fn((3, picture.height, picture.width), |(c, y, x)| {
             sample(y, x, c) * sample(y, x, 3)
         });
-        Some(Self { colours, cover, at })
+        Some(Self { colours, alpha, at })
     }
 
-    /// What was drawn over black and, the same, over white, both `[3,H,W]` in 0..1: the difference tells the cover.
-    /// Only the part of the frame in which anything was drawn is kept; none if nothing was.
+    /// Computes the alpha from the same drawing over black and over white, both `[3,H,W]` in 0..1. The overlay is cropped to
+    /// the drawing. Returns `None` if nothing was drawn.
     pub(super) fn from_black_and_white(
         black: ArrayView3<'_, f32>,
         white: ArrayView3<'_, f32>,
     ) -> Option<Self> {
-        let cover = 1.0 - (&white - &black).mean_axis(Axis(0))?;
+        let alpha = 1.0 - (&white - &black).mean_axis(Axis(0))?;
         let drawn = |axis: usize| {
-            let lines = cover.axis_iter(Axis(axis));
-            let is_drawn = lines.map(|line| line.iter().any(|cover| *cover > 1.0 / 255.0));
+            let lines = alpha.axis_iter(Axis(axis));
+            let is_drawn = lines.map(|line| line.iter().any(|alpha| *alpha > 1.0 / 255.0));
             let found: Vec<usize> =
                 is_drawn.enumerate().filter_map(|(index, drawn)| drawn.then_some(index)).collect();
             Some((*found.first()?, *found.last()? + 1))
@@ -57,35 +57,35 @@ impl Overlay {
         let ((top, bottom), (left, right)) = (drawn(0)?, drawn(1)?);
         Some(Self {
             colours: black.slice(s![.., top..bottom, left..right]).to_owned(),
-            cover: cover.slice(s![top..bottom, left..right]).mapv(|cover| cover.clamp(0.0, 1.0)),
+            alpha: alpha.slice(s![top..bottom, left..right]).mapv(|alpha| alpha.clamp(0.0, 1.0)),
             at: (left, top),
         })
     }
 
-    /// Its upper row in the frame.
+    /// The upper row in the frame.
     pub(super) fn top(&self) -> usize {
         self.at.1
     }
 
-    /// Its rows.
+    /// The number of rows.
     pub(super) fn height(&self) -> usize {
-        self.cover.nrows()
+        self.alpha.nrows()
     }
 
-    /// It with its upper edge at another row.
+    /// Moves the upper edge to another row.
     pub(super) fn moved_to(mut self, top: usize) -> Self {
         self.at.1 = top;
         self
     }
 
-    /// Lays it over a frame `[3,H,W]` in -1..1.
+    /// Blends the overlay over a frame `[3,H,W]` in -1..1.
     pub(super) fn draw(&self, frame: &mut Array3<f32>) {
-        let ((left, top), (height, width)) = (self.at, self.cover.dim());
+        let ((left, top), (height, width)) = (self.at, self.alpha.dim());
         let mut under = frame.slice_mut(s![.., top..top + height, left..left + width]);
         for (mut under, over) in under.outer_iter_mut().zip(self.colours.outer_iter()) {
-            ndarray::Zip::from(&mut under).and(&over).and(&self.cover).for_each(|under, over, cover| {
-                // `over` is in 0..1 and has its cover in it; in -1..1 that is 2·over - cover.
-                *under = under.clamp(-1.0, 1.0) * (1.0 - cover) + 2.0 * over - cover;
+            ndarray::Zip::from(&mut under).and(&over).and(&self.alpha).for_each(|under, over, alpha| {
+                // `over` is premultiplied and in 0..1; in -1..1 it is 2·over - alpha.
+                *under = under.clamp(-1.0, 1.0) * (1.0 - alpha) + 2.0 * over - alpha;
             });
         }
     }
@@ -94,17 +94,17 @@ impl Overlay {
 /// A corner of the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Corner {
-    /// Left above.
+    /// Upper left.
     TopLeft,
-    /// Right above.
+    /// Upper right.
     TopRight,
-    /// Left below.
+    /// Lower left.
     BottomLeft,
-    /// Right below.
+    /// Lower right.
     BottomRight,
 }
 
-/// The colour of the screen that people stand in front of.
+/// The key colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyColour {
     /// Green.
@@ -113,38 +113,38 @@ pub enum KeyColour {
     Blue,
 }
 
-/// Replaces what has the key's colour by a background.
+/// Replaces the key colour with a background.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ChromaKey {
     colour: KeyColour,
-    /// Blue and red difference of the key colour.
+    /// Cb and Cr of the key colour.
     chroma: [f32; 2],
 }
 
-/// Side of the square in the corner that shows the key colour.
+/// The side of the square in the upper left corner in which the key colour is measured.
 const CORNER: usize = 8;
-/// Distances from the key's chroma, in its distance from grey: below the first there is only background, above the
-/// second only the picture.
+/// Distances from the chroma of the key, relative to its distance from grey. Below the first only the background is
+/// visible, above the second only the frame.
 const SOFT: (f32, f32) = (0.3, 0.65);
 
 impl ChromaKey {
-    /// The key whose exact colour is measured in the left upper corner of a frame `[3,H,W]` in -1..1. Where that corner
-    /// is of no such colour, the usual paint of a screen is taken.
+    /// Measures the exact colour in the upper left corner of a frame `[3,H,W]` in -1..1. If that corner has another colour,
+    /// the typical colour of a screen is used.
     pub(super) fn measure(colour: KeyColour, frame: ArrayView3<'_, f32>) -> Self {
         let corner =
             frame.slice(s![.., ..CORNER.min(frame.len_of(Axis(1))), ..CORNER.min(frame.len_of(Axis(2)))]);
         let mean: Vec<f32> =
             corner.outer_iter().map(|plane| plane.mean().unwrap_or(0.0).clamp(-1.0, 1.0)).collect();
         let [r, g, b] = [mean[0], mean[1], mean[2]];
-        let (strong, weak, paint) = match colour {
+        let (strong, weak, typical) = match colour {
             KeyColour::Green => (g, r.max(b), [-0.7, 0.4, -0.65]),
             KeyColour::Blue => (b, r.max(g), [-0.8, -0.5, 0.5]),
         };
-        let rgb = if strong > weak + 0.3 { [r, g, b] } else { paint };
+        let rgb = if strong > weak + 0.3 { [r, g, b] } else { typical };
         Self { colour, chroma: chroma(rgb) }
     }
 
-    /// Lays the frame over a background, both `[3,H,W]` in -1..1.
+    /// Blends the frame over a background, both `[3,H,W]` in -1..1.
     pub(super) fn apply(&self, frame: &mut Array3<f32>, background: ArrayView3<'_, f32>) {
         let (_, height, width) = frame.dim();
         let from_grey = self.chroma[0].hypot(self.chroma[1]).max(1e-3);
@@ -157,20 +157,20 @@ impl ChromaKey {
                 let mut rgb = [0, 1, 2].map(|c| frame[[c, y, x]].clamp(-1.0, 1.0));
                 let [cb, cr] = chroma(rgb);
                 let distance = (cb - self.chroma[0]).hypot(cr - self.chroma[1]) / from_grey;
-                let cover = ((distance - SOFT.0) / (SOFT.1 - SOFT.0)).clamp(0.0, 1.0);
-                if cover < 1.0 {
-                    // At the edges of things the screen shines through: no more of it than of the other colours.
+                let alpha = ((distance - SOFT.0) / (SOFT.1 - SOFT.0)).clamp(0.0, 1.0);
+                if alpha < 1.0 {
+                    // Spill suppression at edges: the key channel is limited to the larger of the others.
                     rgb[strong] = rgb[strong].min(rgb[others[0]].max(rgb[others[1]]));
                 }
                 for c in 0..3 {
-                    frame[[c, y, x]] = rgb[c] * cover + background[[c, y, x]] * (1.0 - cover);
+                    frame[[c, y, x]] = rgb[c] * alpha + background[[c, y, x]] * (1.0 - alpha);
                 }
             }
         }
     }
 }
 
-/// Blue and red difference (BT.709) of a colour in -1..1.
+/// Cb and Cr (BT.709) of a colour in -1..1.
 fn chroma([r, g, b]: [f32; 3]) -> [f32; 2] {
     let y = 0.2126 * r + 0.7152 * g + 0.0722 * b;
     [(b - y) / 1.8556, (r - y) / 1.5748]
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_logo_lies_in_its_corner_with_its_transparency() {
+    fn a_logo_is_blended_in_its_corner() {
         let rgba = [255, 0, 0, 255, 0, 255, 0, 0, 0, 0, 255, 128, 9, 9, 9, 0];
         let (picture, frame) = (size("2x2"), size("8x6"));
         let at = |corner| Overlay::in_corner(&rgba, picture, frame, corner, 1).unwrap().at;
@@ -205,13 +205,13 @@ mod tests {
     }
 
     #[test]
-    fn cover_is_found_between_black_and_white() {
+    fn alpha_is_computed_from_black_and_white() {
         let mut black = Array3::zeros((3, 4, 4));
         let mut white = Array3::ones((3, 4, 4));
         black.slice_mut(s![.., 1, 2]).fill(0.25);
         white.slice_mut(s![.., 1, 2]).fill(0.75);
         let overlay = Overlay::from_black_and_white(black.view(), white.view()).unwrap();
-        assert_eq!((overlay.at, overlay.cover.dim()), ((2, 1), (1, 1)));
+        assert_eq!((overlay.at, overlay.alpha.dim()), ((2, 1), (1, 1)));
         let mut frame = Array3::from_elem((3, 4, 4), -1.0);
         overlay.draw(&mut frame);
         assert_eq!(frame[[0, 1, 2]], -0.5, "half of a grey of 0.5 over black");
@@ -223,9 +223,9 @@ mod tests {
     }
 
     #[test]
-    fn the_screen_goes_and_what_stands_before_it_stays() {
-        // A real screen's green, not the pure one.
-        let green = [30, 190, 40].map(|code| code as f32 / 127.5 - 1.0);
+    fn the_key_colour_is_replaced_and_other_colours_are_kept() {
+        // The green of a real screen.
+        let green = [30, 190, 40].map(|value| value as f32 / 127.5 - 1.0);
         let mut frame = Array3::from_shape_fn((3, 16, 16), |(c, _, _)| green[c]);
         frame.slice_mut(s![.., 10, 10]).assign(&ndarray::arr1(&[0.8, 0.2, -0.1]));
         frame.slice_mut(s![.., 12, 12]).fill(-0.2);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_corner_of_another_colour_is_not_taken_for_the_screen() {
+    fn a_corner_of_another_colour_is_not_the_key() {
         let grey = Array3::from_elem((3, 16, 16), 0.1);
         let mut frame = grey.clone();
         ChromaKey::measure(KeyColour::Blue, grey.view()).apply(&mut frame, Array3::zeros((3, 16, 16)).view());

@@ -1,7 +1,7 @@
-//! A file that GStreamer reads, and what is wrong with it: an error as soon as anything says so, never a wait.
+//! Decoding of input files with GStreamer. Damage is an error as soon as it is detected, and a read never hangs.
 
 use super::animation::{self, Animation, Pixels};
-use super::whole;
+use super::integrity;
 use crate::Error;
 use crate::plugins::{decoder_package, installed};
 use gstreamer as gst;
@@ -13,16 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longest wait in which a file gives nothing and no error either.
-const LIMIT: Duration = Duration::from_secs(20);
-/// How long the sink is asked before the bus is.
-const TURN: gst::ClockTime = gst::ClockTime::from_mseconds(10);
-/// Times that differ by less are the same to us.
-const SAME: gst::ClockTime = gst::ClockTime::from_mseconds(10);
-/// How far behind the last picture that is shown others may lie.
-const BEHIND: gst::ClockTime = gst::ClockTime::from_mseconds(250);
+/// The longest wait without data and without an error.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+/// The interval at which errors are checked while waiting for data.
+const POLL_INTERVAL: gst::ClockTime = gst::ClockTime::from_mseconds(10);
+/// Timestamps that differ by less are equal.
+const SAME_TIME: gst::ClockTime = gst::ClockTime::from_mseconds(10);
+/// How far after the last returned picture others may be, without counting as lost.
+const TRAILING: gst::ClockTime = gst::ClockTime::from_mseconds(250);
 
-/// What is wanted of a file.
+/// The kind of stream to decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Pictures,
@@ -37,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// Whether a stream of this media type, or what is in it, may be what is wanted.
+    /// Returns true if a stream of this media type is, or may contain, the wanted stream.
     fn may_be(self, media_type: &str) -> bool {
         let container = media_type.starts_with("application/") || media_type.starts_with("video/mpeg");
         match self {
@@ -54,39 +54,40 @@ impl Kind {
 pub(super) struct Reader {
     pipeline: gst::Pipeline,
     sink: AppSink,
-    heard: Arc<Mutex<Heard>>,
+    state: Arc<Mutex<StreamState>>,
     kind: Kind,
     flag: &'static str,
     path: PathBuf,
-    /// Up to where it has been read.
+    /// The end of the last sample.
     until: gst::ClockTime,
 }
 
-/// What the threads of its pipeline have said.
+/// The state that the threads of the pipeline report.
 #[derive(Debug, Default)]
-struct Heard {
+struct StreamState {
     error: Option<String>,
-    /// Media types that nothing decodes, and how people call them.
+    /// Media types without a decoder, and their descriptions.
     missing: Vec<(String, String)>,
-    /// Whether there is a stream of what is wanted.
+    /// True if there is a stream of the wanted kind.
     found: bool,
-    /// What went into the decoder of pictures and has not come out.
+    /// Timestamps of pictures that the decoder has received and not returned.
     waiting: VecDeque<gst::ClockTime>,
-    /// When the last picture came out of it.
+    /// The timestamp of the last returned picture.
     shown: Option<gst::ClockTime>,
-    /// The first that never came out.
+    /// The timestamp of the first lost picture.
     lost: Option<gst::ClockTime>,
 }
 
-impl Heard {
-    fn goes_in(&mut self, time: gst::ClockTime) {
+impl StreamState {
+    fn input(&mut self, time: gst::ClockTime) {
         self.waiting.push_back(time);
     }
 
-    /// Decoders give up what they cannot decode without a word: the pictures between two that came out are lost.
-    fn comes_out(&mut self, time: gst::ClockTime) {
+    /// Decoders drop damaged pictures silently: pictures between two returned ones are lost.
+    fn output(&mut self, time: gst::ClockTime) {
         if let Some(before) = self.shown.filter(|before| *before < time) {
-            let between = |other: &&gst::ClockTime| **other > before + SAME && **other + SAME < time;
+            let between =
+                |other: &&gst::ClockTime| **other > before + SAME_TIME && **other + SAME_TIME < time;
             let lost = self.waiting.iter().filter(between).min().copied();
             self.lost = self.lost.or(lost);
         }
@@ -94,27 +95,27 @@ impl Heard {
         self.shown = Some(time);
     }
 
-    /// Nothing more comes out. A few pictures behind the end are there for others, and not to be shown.
-    fn ends(&mut self) {
+    /// Handles the end of the stream. A few pictures after the end are references that are not shown.
+    fn end(&mut self) {
         let lost =
-            self.waiting.iter().filter(|other| self.shown.is_none_or(|shown| **other > shown + BEHIND));
+            self.waiting.iter().filter(|other| self.shown.is_none_or(|shown| **other > shown + TRAILING));
         self.lost = self.lost.or(lost.min().copied());
     }
 }
 
 impl Reader {
-    /// Reads what `wanted` describes: converters, and caps after them.
+    /// Opens a file and decodes it through the elements of `wanted`: converters, then caps.
     ///
     /// # Errors
-    /// A file that cannot be opened or is cut short.
+    /// Returns an error if the file cannot be opened or is truncated.
     pub(super) fn open(kind: Kind, flag: &'static str, path: &Path, wanted: &str) -> Result<Self, Error> {
         let refused = |why: String| Error::PostProcess { flag, given: path.display().to_string(), why };
-        if let Some(damage) = whole::damage(path).map_err(|error| refused(error.to_string()))? {
+        if let Some(damage) = integrity::damage(path).map_err(|error| refused(error.to_string()))? {
             return Err(refused(damage));
         }
         gst::init().map_err(|error| Error::NoGStreamer { why: error.to_string() })?;
         prefer_mpg123();
-        // GStreamer decodes no sound of these formats either.
+        // Animations contain no audio.
         let animation = if kind == Kind::Pictures { animation::open(path) } else { Ok(None) };
         let animation = animation.map_err(|error| refused(error.to_string()))?;
         let front = match &animation {
@@ -123,62 +124,63 @@ impl Reader {
         };
         let text = format!("{front} ! {wanted} ! appsink name=sink sync=false max-buffers=2");
         let built = gst::parse::launch(&text).map_err(|error| refused(error.to_string()))?;
-        let pipeline =
-            built.downcast::<gst::Pipeline>().map_err(|_other| refused("it is no pipeline".into()))?;
+        let pipeline = built
+            .downcast::<gst::Pipeline>()
+            .map_err(|_other| refused("the description is not a pipeline".into()))?;
         let (Some(file), Some(sink)) = (pipeline.by_name("file"), pipeline.by_name("sink")) else {
-            return Err(refused("its pipeline lacks an end".into()));
+            return Err(refused("its pipeline has no source or sink".into()));
         };
         let sink = sink.downcast::<AppSink>().map_err(|_other| refused("its pipeline has no sink".into()))?;
-        let heard = Arc::new(Mutex::new(Heard::default()));
-        listen(&pipeline, kind, &heard);
+        let state = Arc::new(Mutex::new(StreamState::default()));
+        listen(&pipeline, kind, &state);
         match (animation, file.downcast::<AppSrc>()) {
-            (Some(animation), Ok(source)) => feed(source, animation, &heard).map_err(refused)?,
+            (Some(animation), Ok(source)) => feed(source, animation, &state).map_err(refused)?,
             (_, Err(file)) => file.set_property("location", path),
             (None, Ok(_)) => return Err(refused("its pipeline has no source".into())),
         }
         let (flag, path) = (flag, path.to_owned());
-        let reader = Self { pipeline, sink, heard, kind, flag, path, until: gst::ClockTime::ZERO };
+        let reader = Self { pipeline, sink, state, kind, flag, path, until: gst::ClockTime::ZERO };
         match reader.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(reader),
             Err(_) => Err(reader.error("it cannot be opened")),
         }
     }
 
-    /// What comes next; none at the end.
+    /// Returns the next sample, or `None` at the end.
     ///
     /// # Errors
-    /// A missing decoder, with its package; damage, with the time at which it was met.
+    /// Returns an error if a decoder is missing (with its package) or if the file is damaged (with the time).
     pub(super) fn next(&mut self) -> Result<Option<gst::Sample>, Error> {
         let started = Instant::now();
         loop {
-            if self.heard().lost.is_some() {
+            if self.state().lost.is_some() {
                 return Err(self.error("it is damaged"));
             }
-            if let Some(sample) = self.sink.try_pull_sample(TURN) {
+            if let Some(sample) = self.sink.try_pull_sample(POLL_INTERVAL) {
                 let end = sample.buffer().and_then(|buffer| Some(buffer.pts()? + buffer.duration()?));
                 self.until = end.unwrap_or(self.until);
                 return Ok(Some(sample));
             }
-            if self.heard().error.is_some() {
+            if self.state().error.is_some() {
                 return Err(self.error("it cannot be read"));
             }
             if self.sink.is_eos() {
-                self.heard().ends();
-                let lost = self.heard().lost;
+                self.state().end();
+                let lost = self.state().lost;
                 return if lost.is_none() { Ok(None) } else { Err(self.error("it is damaged")) };
             }
-            if started.elapsed() > LIMIT {
-                return Err(self.error("nothing comes from it"));
+            if started.elapsed() > READ_TIMEOUT {
+                return Err(self.error("it returns no data"));
             }
         }
     }
 
-    /// Why it is of no use; `or` if nobody has said anything.
+    /// The reason why the file cannot be used; `or` if no error was reported.
     pub(super) fn error(&self, or: &str) -> Error {
-        let heard = self.heard();
+        let state = self.state();
         let given = self.path.display().to_string();
-        let missing = heard.missing.iter().find(|(media_type, _)| self.kind.may_be(media_type));
-        if let (Some((media_type, name)), false) = (missing, heard.found) {
+        let missing = state.missing.iter().find(|(media_type, _)| self.kind.may_be(media_type));
+        if let (Some((media_type, name)), false) = (missing, state.found) {
             return Error::MissingDecoder {
                 flag: self.flag,
                 given,
@@ -186,53 +188,53 @@ impl Reader {
                 package: decoder_package(media_type),
             };
         }
-        let why = match (&heard.error, heard.lost) {
+        let why = match (&state.error, state.lost) {
             (_, Some(lost)) => {
-                format!("it is damaged: what is shown after {} cannot be decoded", seconds(lost))
+                format!("it is damaged: the picture at {} cannot be decoded", seconds(lost))
             }
-            (Some(said), None) if self.until > gst::ClockTime::ZERO => {
-                format!("it is damaged after {}: {said}", seconds(self.until))
+            (Some(message), None) if self.until > gst::ClockTime::ZERO => {
+                format!("it is damaged after {}: {message}", seconds(self.until))
             }
-            (_, None) if !heard.found => format!("there is no {} in it that can be read", self.kind.name()),
-            (Some(said), None) => said.clone(),
+            (_, None) if !state.found => format!("it contains no {} that can be read", self.kind.name()),
+            (Some(message), None) => message.clone(),
             (None, None) => or.to_owned(),
         };
         Error::PostProcess { flag: self.flag, given, why }
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        lock(&self.heard)
+    fn state(&self) -> MutexGuard<'_, StreamState> {
+        lock(&self.state)
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // It reads one file, and nothing waits for it any more.
+        // No error matters any more.
         let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
 
-fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(state: &Mutex<StreamState>) -> MutexGuard<'_, StreamState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn seconds(time: gst::ClockTime) -> String {
     format!("{:.2} s", time.seconds_f64())
 }
 
-/// Hears what a pipeline says, and makes its decoders tell what they would pass over.
-fn listen(pipeline: &gst::Pipeline, kind: Kind, heard: &Arc<Mutex<Heard>>) {
-    let hearing = Arc::clone(heard);
+/// Handles the messages of a pipeline, and makes decoders report damage that they would ignore.
+fn listen(pipeline: &gst::Pipeline, kind: Kind, state: &Arc<Mutex<StreamState>>) {
+    let bus_state = Arc::clone(state);
     if let Some(bus) = pipeline.bus() {
         bus.set_sync_handler(move |_, message| {
             match message.view() {
                 gst::MessageView::Error(error) => {
                     tracing::debug!(details = ?error.debug(), "{}", error.error().message());
-                    lock(&hearing).error.get_or_insert_with(|| error.error().message().to_owned());
+                    lock(&bus_state).error.get_or_insert_with(|| error.error().message().to_owned());
                 }
                 gst::MessageView::Element(element) => {
                     if let Some(missing) = element.structure().and_then(missing_decoder) {
-                        lock(&hearing).missing.push(missing);
+                        lock(&bus_state).missing.push(missing);
                     }
                 }
                 _ => {}
@@ -240,16 +242,16 @@ fn listen(pipeline: &gst::Pipeline, kind: Kind, heard: &Arc<Mutex<Heard>>) {
             gst::BusSyncReply::Drop
         });
     }
-    let finding = Arc::clone(heard);
+    let pad_state = Arc::clone(state);
     if let Some(decoder) = pipeline.by_name("decoder") {
         decoder.connect_pad_added(move |_, pad| {
             let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
             if caps.structure(0).is_some_and(|found| kind.may_be(found.name())) {
-                lock(&finding).found = true;
+                lock(&pad_state).found = true;
             }
         });
     }
-    let heard = Arc::clone(heard);
+    let state = Arc::clone(state);
     pipeline.connect_deep_element_added(move |_, _, element| {
         if element.find_property("max-errors").is_some() {
             element.set_property_from_str("max-errors", "0");
@@ -259,14 +261,14 @@ fn listen(pipeline: &gst::Pipeline, kind: Kind, heard: &Arc<Mutex<Heard>>) {
             class.contains("Decoder") && (class.contains("Video") || class.contains("Image"))
         });
         if kind == Kind::Pictures && is_video {
-            watch(element, "sink", &heard, Heard::goes_in);
-            watch(element, "src", &heard, Heard::comes_out);
+            watch(element, "sink", &state, StreamState::input);
+            watch(element, "src", &state, StreamState::output);
         }
     });
 }
 
-/// Gives the pictures of an animation to a pipeline, from a thread that ends with them or with the pipeline.
-fn feed(source: AppSrc, animation: Animation, heard: &Arc<Mutex<Heard>>) -> Result<(), String> {
+/// Pushes the pictures of an animation into a pipeline, on a thread that ends with the animation or the pipeline.
+fn feed(source: AppSrc, animation: Animation, state: &Arc<Mutex<StreamState>>) -> Result<(), String> {
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
     let (width, height) = (side(animation.size.width), side(animation.size.height));
     let (format, colours) = match animation.pixels {
@@ -277,15 +279,15 @@ fn feed(source: AppSrc, animation: Animation, heard: &Arc<Mutex<Heard>>) -> Resu
     let info = gst_video::VideoInfo::builder(format, width, height).colorimetry(&colours);
     let caps = info.build().and_then(|info| info.to_caps()).map_err(|error| error.to_string())?;
     source.set_caps(Some(&caps));
-    lock(heard).found = true;
-    let heard = Arc::clone(heard);
+    lock(state).found = true;
+    let state = Arc::clone(state);
     std::thread::spawn(move || {
         let mut time = gst::ClockTime::ZERO;
         for picture in animation.pictures {
             let animation::Picture { bytes, duration } = match picture {
                 Ok(picture) => picture,
                 Err(error) => {
-                    lock(&heard).error = Some(error.to_string());
+                    lock(&state).error = Some(error.to_string());
                     return;
                 }
             };
@@ -299,26 +301,31 @@ fn feed(source: AppSrc, animation: Animation, heard: &Arc<Mutex<Heard>>) -> Resu
                 return;
             }
         }
-        // A pipeline that is closed needs no end.
+        // A closed pipeline needs no end of stream.
         let _ = source.end_of_stream();
     });
     Ok(())
 }
 
-/// Sees the times of what passes a pad.
-fn watch(element: &gst::Element, pad: &str, heard: &Arc<Mutex<Heard>>, see: fn(&mut Heard, gst::ClockTime)) {
-    let heard = Arc::clone(heard);
+/// Observes the timestamps of buffers at a pad.
+fn watch(
+    element: &gst::Element,
+    pad: &str,
+    state: &Arc<Mutex<StreamState>>,
+    observe: fn(&mut StreamState, gst::ClockTime),
+) {
+    let state = Arc::clone(state);
     if let Some(pad) = element.static_pad(pad) {
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             if let Some(time) = info.buffer().and_then(|buffer| buffer.pts()) {
-                see(&mut lock(&heard), time);
+                observe(&mut lock(&state), time);
             }
             gst::PadProbeReturn::Ok
         });
     }
 }
 
-/// The media type that nothing decodes, and its name, of GStreamer's message about it.
+/// The media type and the description in a message about a missing decoder.
 fn missing_decoder(structure: &gst::StructureRef) -> Option<(String, String)> {
     if structure.name() != "missing-plugin" {
         return None;
@@ -329,7 +336,7 @@ fn missing_decoder(structure: &gst::StructureRef) -> Option<(String, String)> {
     Some((media_type, name))
 }
 
-/// The other decoder of MP3 loses pieces of it on the way.
+/// Disables the other MP3 decoders, which lose data.
 fn prefer_mpg123() {
     if installed("mpg123audiodec") {
         for other in ["avdec_mp3", "avdec_mp3float"] {
@@ -344,36 +351,36 @@ fn prefer_mpg123() {
 mod tests {
     use super::*;
 
-    fn heard(decoder: &[(char, u64)]) -> Heard {
-        let mut heard = Heard::default();
+    fn state(decoder: &[(char, u64)]) -> StreamState {
+        let mut state = StreamState::default();
         for (way, millis) in decoder {
             let time = gst::ClockTime::from_mseconds(*millis);
-            if *way == '<' { heard.goes_in(time) } else { heard.comes_out(time) }
+            if *way == '<' { state.input(time) } else { state.output(time) }
         }
-        heard
+        state
     }
 
     #[test]
-    fn what_goes_in_and_never_comes_out_is_lost() {
-        let lost = |decoder: &[(char, u64)]| heard(decoder).lost.map(gst::ClockTime::mseconds);
+    fn pictures_that_the_decoder_drops_are_lost() {
+        let lost = |decoder: &[(char, u64)]| state(decoder).lost.map(gst::ClockTime::mseconds);
         assert_eq!(lost(&[('<', 0), ('>', 0), ('<', 60), ('<', 120), ('>', 120)]), Some(60));
         assert_eq!(lost(&[('<', 0), ('>', 0), ('<', 60), ('>', 60), ('<', 120), ('>', 120)]), None);
-        // Pictures that are decoded before they are shown, and those that are never shown.
+        // Pictures that are decoded out of order, and pictures that are never shown.
         let reordered =
             [('<', 0), ('<', 180), ('>', 0), ('<', 60), ('>', 60), ('<', 120), ('>', 120), ('>', 180)];
         assert_eq!(lost(&reordered), None);
         assert_eq!(lost(&[('<', 0), ('>', 0), ('<', 1), ('<', 60), ('>', 60)]), None);
-        // A long time in which nothing is to be shown.
+        // A long gap between two pictures.
         assert_eq!(lost(&[('<', 0), ('>', 0), ('<', 5000), ('>', 5000)]), None);
     }
 
     #[test]
-    fn what_waits_at_the_end_is_lost() {
-        let mut cut = heard(&[('<', 0), ('>', 0), ('<', 60), ('<', 500), ('<', 560)]);
-        cut.ends();
+    fn pictures_that_are_missing_at_the_end_are_lost() {
+        let mut cut = state(&[('<', 0), ('>', 0), ('<', 60), ('<', 500), ('<', 560)]);
+        cut.end();
         assert_eq!(cut.lost, Some(gst::ClockTime::from_mseconds(500)));
-        let mut whole = heard(&[('<', 0), ('>', 0), ('<', 60), ('<', 120)]);
-        whole.ends();
+        let mut whole = state(&[('<', 0), ('>', 0), ('<', 60), ('<', 120)]);
+        whole.end();
         assert_eq!(whole.lost, None);
     }
 }

@@ -1,19 +1,19 @@
-//! Frames at another rate: each new frame is the one that was shown then, or a blend of its two neighbours in time.
+//! Frame rate conversion: each new frame is a copy of the old frame at its time, or a blend of its two neighbours.
 
 use bundle::units::FrameRate;
 use ndarray::Array3;
 
-/// How frames between two frames are made.
+/// How frames at a new rate are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Between {
-    /// Both neighbours, weighted by their distance in time.
+pub enum Interpolation {
+    /// A blend of both neighbours, weighted by their distance in time.
     Blend,
-    /// The earlier one again.
+    /// The earlier neighbour.
     Repeat,
 }
 
-impl Between {
-    /// How the metadata calls it.
+impl Interpolation {
+    /// The name in the metadata.
     pub fn name(self) -> &'static str {
         match self {
             Self::Blend => "blending",
@@ -22,50 +22,52 @@ impl Between {
     }
 }
 
-/// Two rates as whole numbers that are to each other as the rates are.
+/// The ratio of two rates as integers.
 fn ratio(from: FrameRate, to: FrameRate) -> (u64, u64) {
     let ((from, from_seconds), (to, to_seconds)) = (from.fraction(), to.fraction());
     (u64::from(from) * u64::from(to_seconds), u64::from(to) * u64::from(from_seconds))
 }
 
-/// Turns frames at one rate into frames at another, as they come.
+/// Converts a stream of frames to another rate.
 #[derive(Debug)]
 pub(super) struct Resampler {
     from: u64,
     to: u64,
-    between: Between,
+    interpolation: Interpolation,
     previous: Option<Array3<f32>>,
-    taken: u64,
-    given: u64,
+    /// Old frames so far.
+    pushed: u64,
+    /// New frames so far.
+    returned: u64,
 }
 
 impl Resampler {
-    /// Nothing has come yet.
-    pub(super) fn new(from: FrameRate, to: FrameRate, between: Between) -> Self {
+    /// A resampler before its first frame.
+    pub(super) fn new(from: FrameRate, to: FrameRate, interpolation: Interpolation) -> Self {
         let (from, to) = ratio(from, to);
-        Self { from, to, between, previous: None, taken: 0, given: 0 }
+        Self { from, to, interpolation, previous: None, pushed: 0, returned: 0 }
     }
 
-    /// Frames at the new rate that last as long as `frames` at the old, rounded, at least one.
+    /// The number of frames at the new rate that last as long as `frames` at the old, rounded, at least one.
     pub(super) fn count(from: FrameRate, to: FrameRate, frames: usize) -> usize {
         let (from, to) = ratio(from, to);
         let exact = 2 * frames as u128 * u128::from(to) + u128::from(from);
         usize::try_from(exact / (2 * u128::from(from))).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Takes the next frame `[3,H,W]` and gives the new frames that are now known.
+    /// Pushes the next frame `[3,H,W]`. Returns the new frames up to its time.
     pub(super) fn push(&mut self, frame: Array3<f32>) -> Vec<Array3<f32>> {
-        let number = self.taken;
-        self.taken += 1;
+        let number = self.pushed;
+        self.pushed += 1;
         let mut out = vec![];
         // New frame k is shown at old frame k·from/to.
-        while self.given * self.from <= number * self.to {
-            let at = self.given * self.from;
+        while self.returned * self.from <= number * self.to {
+            let at = self.returned * self.from;
             let (earlier, part) = (at / self.to, at % self.to);
             let made = match &self.previous {
-                Some(previous) if earlier < number => match self.between {
-                    Between::Repeat => previous.clone(),
-                    Between::Blend => {
+                Some(previous) if earlier < number => match self.interpolation {
+                    Interpolation::Repeat => previous.clone(),
+                    Interpolation::Blend => {
                         #[expect(
                             clippy::cast_precision_loss,
                             reason = "products of a rate and a denominator"
@@ -77,15 +79,15 @@ impl Resampler {
                 _ => frame.clone(),
             };
             out.push(made);
-            self.given += 1;
+            self.returned += 1;
         }
         self.previous = Some(frame);
         out
     }
 
-    /// The new frames that come after the last old one, up to `count` in all.
+    /// Returns the new frames after the last old one, up to `count` in total.
     pub(super) fn finish(mut self, count: usize) -> Vec<Array3<f32>> {
-        let missing = (count as u64).saturating_sub(self.given);
+        let missing = (count as u64).saturating_sub(self.returned);
         let last = self.previous.take();
         last.map_or(vec![], |last| (0..missing).map(|_| last.clone()).collect())
     }
@@ -100,9 +102,9 @@ mod tests {
         FrameRate::try_new(per_second).unwrap()
     }
 
-    /// What becomes of frames whose colour is their number.
-    fn resampled(from: u32, to: u32, frames: usize, between: Between) -> Vec<f32> {
-        let mut resampler = Resampler::new(rate(from), rate(to), between);
+    /// Resamples frames whose colour is their number.
+    fn resampled(from: u32, to: u32, frames: usize, interpolation: Interpolation) -> Vec<f32> {
+        let mut resampler = Resampler::new(rate(from), rate(to), interpolation);
         let count = Resampler::count(rate(from), rate(to), frames);
         let mut out: Vec<_> =
             (0..frames).flat_map(|n| resampler.push(Array3::from_elem((3, 1, 1), n as f32))).collect();
@@ -114,19 +116,19 @@ mod tests {
 
     #[test]
     fn frames_are_blended_or_repeated() {
-        let blended = resampled(16, 24, 4, Between::Blend);
+        let blended = resampled(16, 24, 4, Interpolation::Blend);
         let expected = [0.0, 2.0 / 3.0, 4.0 / 3.0, 2.0, 8.0 / 3.0, 3.0];
         assert!(blended.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{blended:?}");
-        assert_eq!(resampled(16, 24, 4, Between::Repeat), [0.0, 0.0, 1.0, 2.0, 2.0, 3.0]);
-        assert_eq!(resampled(16, 8, 5, Between::Repeat), [0.0, 2.0, 4.0]);
-        assert_eq!(resampled(16, 16, 3, Between::Blend), [0.0, 1.0, 2.0]);
+        assert_eq!(resampled(16, 24, 4, Interpolation::Repeat), [0.0, 0.0, 1.0, 2.0, 2.0, 3.0]);
+        assert_eq!(resampled(16, 8, 5, Interpolation::Repeat), [0.0, 2.0, 4.0]);
+        assert_eq!(resampled(16, 16, 3, Interpolation::Blend), [0.0, 1.0, 2.0]);
     }
 
     proptest! {
         #[test]
-        fn a_clip_keeps_its_length_and_its_order(from in 1_u32..=60, to in 1_u32..=60, frames in 1_usize..60) {
-            for between in [Between::Blend, Between::Repeat] {
-                let out = resampled(from, to, frames, between);
+        fn resampling_keeps_length_and_order(from in 1_u32..=60, to in 1_u32..=60, frames in 1_usize..60) {
+            for interpolation in [Interpolation::Blend, Interpolation::Repeat] {
+                let out = resampled(from, to, frames, interpolation);
                 prop_assert_eq!(out.len(), Resampler::count(rate(from), rate(to), frames));
                 prop_assert!(out.windows(2).all(|pair| pair[0] <= pair[1]));
                 prop_assert!(out.iter().all(|value| (0.0..=(frames - 1) as f32).contains(value)));

@@ -1,9 +1,9 @@
-//! Text as a picture with transparency, drawn by Pango.
+//! Text rendering with Pango.
 
 use super::load::colours;
 use super::overlay::Overlay;
 use crate::plugins::{self, MissingElement};
-use crate::{Error, PixelLayout, frames::RgbLayout, pipeline};
+use crate::{Error, PixelLayout, buffers, frames::RgbLayout};
 use bundle::geometry::PixelSize;
 use bundle::units::FrameRate;
 use gstreamer as gst;
@@ -12,10 +12,10 @@ use gstreamer_app::{AppSink, AppSrc};
 use ndarray::Array3;
 use std::process::Command;
 
-/// Whether captions can be drawn on this machine: the element and a font for every character.
+/// Checks that the `textoverlay` element and a font for every character are installed.
 ///
 /// # Errors
-/// Names the Debian package of what is missing.
+/// Returns an error with the Debian package of a missing element or font.
 pub(super) fn check(texts: &[&str]) -> Result<(), Error> {
     plugins::survey()?;
     if !plugins::installed("textoverlay") {
@@ -35,7 +35,7 @@ pub(super) fn check(texts: &[&str]) -> Result<(), Error> {
     }
     let missing =
         characters.iter().zip(&code_points).find(|(_, code)| !has_font(std::slice::from_ref(*code)));
-    // Pango puts a text together from several fonts.
+    // Pango combines several fonts.
     let Some((character, _)) = missing else { return Ok(()) };
     let package = match u32::from(*character) {
         0x2e80..=0x9fff | 0xf900..=0xfaff | 0xff00..=0xffef | 0x20000.. => "fonts-wqy-microhei",
@@ -46,24 +46,24 @@ pub(super) fn check(texts: &[&str]) -> Result<(), Error> {
     Err(Error::NoFont { character: *character, package })
 }
 
-/// Whether fontconfig knows a font with all these characters. Where it cannot be asked, the answer is yes.
+/// Returns true if fontconfig finds a font with all these characters, or if it cannot be run.
 fn has_font(code_points: &[String]) -> bool {
     let pattern = format!(":charset={}", code_points.join(" "));
     let found = Command::new("fc-list").args([&pattern, "family"]).output();
     found.map_or(true, |found| !found.status.success() || !found.stdout.is_empty())
 }
 
-/// Draws a text with letters of so many pixels, wrapped to a width, in a picture of at most a height; none if it needs
-/// more, or if there is nothing to be seen of it.
+/// Draws a text with a font size in pixels, wrapped to the width of `room`. Returns `None` if the text is higher than `room`
+/// or if nothing is visible.
 ///
 /// # Errors
-/// The pipeline fails.
+/// Returns an error if the pipeline fails.
 pub(super) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<Overlay>, Error> {
     let failed = |why: String| Error::Caption { caption: super::captions::short(text), why };
     let broken = |error: gst::glib::BoolError| failed(error.to_string());
-    // What is too high is cut off at the upper edge of the frame, and is seen by that.
+    // A text that is too high touches the upper edge of the frame, which is detected below.
     let size = PixelSize { width: room.width, height: room.height + 2 };
-    let caps = pipeline::caps(size, FrameRate::try_new(1)?, PixelLayout::Rgb).map_err(broken)?;
+    let caps = buffers::caps(size, FrameRate::try_new(1)?, PixelLayout::Rgb).map_err(broken)?;
     let source = AppSrc::builder().caps(&caps).format(gst::Format::Time).build();
     let overlay = gst::ElementFactory::make("textoverlay")
         .property("text", escaped(text))
@@ -82,24 +82,24 @@ pub(super) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<
     gst::Element::link_many(chain).map_err(broken)?;
     pipeline.set_state(gst::State::Playing).map_err(|error| failed(error.to_string()))?;
     let bytes = RgbLayout { width: size.width, height: size.height }.stride() * size.height;
-    let drawn = |number: usize, code: u8| {
-        let buffer = gst::Buffer::from_mut_slice(vec![code; bytes]);
+    let drawn = |number: usize, grey: u8| {
+        let buffer = gst::Buffer::from_mut_slice(vec![grey; bytes]);
         source
-            .push_buffer(pipeline::timed(buffer, number, FrameRate::try_new(1)?))
+            .push_buffer(buffers::timed(buffer, number, FrameRate::try_new(1)?))
             .map_err(|e| failed(e.to_string()))?;
         let sample = sink.try_pull_sample(gst::ClockTime::from_seconds(20));
         let colours: Option<Array3<f32>> = sample.and_then(|sample| colours(&sample, size));
         colours.map(|colours| colours * 0.5 + 0.5).ok_or_else(|| failed("it could not be drawn".into()))
     };
     let both = drawn(0, 0).and_then(|black| Ok((black, drawn(1, 255)?)));
-    // Nothing is left in it.
+    // An error does not matter after the last frame.
     let _ = pipeline.set_state(gst::State::Null);
     let (black, white) = both?;
     let drawn = Overlay::from_black_and_white(black.view(), white.view());
     Ok(drawn.filter(|drawn| drawn.top() > 0 && drawn.height() <= room.height))
 }
 
-/// Text as Pango's markup, in which two characters have a meaning of their own.
+/// Escapes a text for Pango markup.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }

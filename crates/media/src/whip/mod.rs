@@ -1,7 +1,7 @@
-//! A stream to a server that takes WHIP (RFC 9725): an offer by HTTP, H.264 in RTP over DTLS and ICE, a farewell by HTTP.
+//! WHIP (RFC 9725): an offer over HTTP, H.264 in RTP over DTLS and ICE, and a DELETE request at the end.
 //!
-//! In reading order: [`signalling`] (the requests), [`session`] (WebRTC on a thread of its own, at the speed at which the
-//! clip plays), [`sender`] (what the pipeline writes to).
+//! In reading order: [`signalling`] (the requests), [`session`] (WebRTC on its own thread, paced in real time), [`sender`]
+//! (the collector of the pipeline).
 
 mod sender;
 mod session;
@@ -13,32 +13,32 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-/// What went wrong with a server.
+/// Errors of a WHIP session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum WhipError {
     /// No answer to a request.
     Unreachable { why: String },
-    /// The server wants another token, or one at all.
+    /// The server requires a token, or another one.
     Token { status: u16, given: bool },
-    /// Another answer than one that begins a session.
+    /// The server refused the offer.
     Refused { status: u16, body: String },
-    /// An answer that is no session description, or none for our stream.
+    /// The answer is not a valid session description for the stream.
     Answer { why: String },
-    /// No way to the server's media port was found.
+    /// ICE found no route to the server's media port.
     NoConnection { limit: Duration },
-    /// The server ended the session, or answers no longer.
-    Gone,
-    /// The system or the protocol.
-    Broken { why: String },
+    /// The server ended the session or no longer responds.
+    Ended,
+    /// An I/O or protocol error.
+    Failed { why: String },
 }
 
 impl fmt::Display for WhipError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable { why } => write!(f, "the server does not answer: {why}"),
+            Self::Unreachable { why } => write!(f, "the server does not respond: {why}"),
             Self::Token { status, given: true } => write!(f, "the server refused the token (HTTP {status})"),
             Self::Token { status, given: false } => {
-                write!(f, "the server asks for a token (HTTP {status}); give it with --whip-token")
+                write!(f, "the server requires a token (HTTP {status}); give it with --whip-token")
             }
             Self::Refused { status, body } if body.is_empty() => {
                 write!(f, "the server refused the stream (HTTP {status})")
@@ -48,10 +48,10 @@ impl fmt::Display for WhipError {
             }
             Self::Answer { why } => write!(f, "the server's answer cannot be used: {why}"),
             Self::NoConnection { limit } => {
-                write!(f, "ICE found no way to the server's media port in {} s", limit.as_secs())
+                write!(f, "ICE found no route to the server's media port in {} s", limit.as_secs())
             }
-            Self::Gone => f.write_str("the server has gone, or ended the session"),
-            Self::Broken { why } => f.write_str(why),
+            Self::Ended => f.write_str("the server ended the session or no longer responds"),
+            Self::Failed { why } => f.write_str(why),
         }
     }
 }

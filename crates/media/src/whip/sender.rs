@@ -1,4 +1,4 @@
-//! The end of the pipeline of a WHIP output.
+//! The collector of a WHIP output.
 
 use super::session::Session;
 use super::signalling::Endpoint;
@@ -8,17 +8,17 @@ use gstreamer as gst;
 use std::io;
 use std::time::Duration;
 
-/// Sends H.264 in Annex B, a frame in each buffer.
+/// Sends H.264 in Annex B, one frame per buffer.
 #[derive(Debug)]
 pub(crate) struct WhipSender {
     session: Session,
 }
 
 impl WhipSender {
-    /// Begins a session.
+    /// Starts a session.
     ///
     /// # Errors
-    /// No thread.
+    /// Returns an error if no thread can be started.
     pub(crate) fn start(url: &str, token: Option<&Token>) -> io::Result<Self> {
         Ok(Self { session: Session::start(Endpoint::new(url, token))? })
     }

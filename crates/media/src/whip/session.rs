@@ -1,4 +1,4 @@
-//! WebRTC to one server, on a thread of its own: ICE and DTLS must go on while no frame comes.
+//! A WebRTC session on its own thread, because ICE and DTLS must continue between frames.
 
 use super::WhipError;
 use super::signalling::Endpoint;
@@ -13,28 +13,29 @@ use str0m::media::{Direction, Frequency, MediaKind, MediaTime, Mid, Pt};
 use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 
-/// How long it may take until frames can be sent, once the server has answered.
-const CONNECTING: Duration = Duration::from_secs(15);
-/// Frames that wait to be sent are looked for this often.
-const TICK: Duration = Duration::from_millis(5);
-/// How long packets that were lost may be asked for after the last frame.
+/// The longest time from the answer of the server to a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The interval at which the queue of frames is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// The time for retransmissions after the last frame.
 const LINGER: Duration = Duration::from_millis(300);
-/// How long ending a session may take.
-const ENDING: Duration = Duration::from_secs(5);
-/// After this many questions without an answer, at most a second apart, a server is gone.
-const QUESTIONS: usize = 6;
+/// The longest time to end a session.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Unanswered STUN requests, at most a second apart, after which the connection counts as lost.
+const STUN_RETRANSMITS: usize = 6;
 
-/// Constrained Baseline and Baseline of level 3.1 as RTP names them: what every WebRTC peer decodes.
+/// RTP payload types, retransmission payload types and `profile-level-id`s of Constrained Baseline and Baseline at level
+/// 3.1, which every WebRTC peer decodes.
 const PROFILES: [(u8, u8, u32); 2] = [(96, 97, 0x42_e01f), (98, 99, 0x42_001f)];
 
-/// A frame in Annex B, and when it is shown.
+/// The timestamp of a frame, and the frame in Annex B.
 type Frame = (Duration, Arc<[u8]>);
 
 /// A session that sends frames when they are due.
 #[derive(Debug)]
 pub(super) struct Session {
     shared: Arc<SessionState>,
-    /// When the first frame is shown, on the clip's time line.
+    /// The timestamp of the first frame.
     first: Option<Duration>,
 }
 
@@ -47,16 +48,16 @@ struct SessionState {
 #[derive(Debug, Default)]
 struct State {
     connected: Option<Instant>,
-    waiting: VecDeque<Frame>,
-    /// No frame comes any more.
+    queue: VecDeque<Frame>,
+    /// True after the last frame.
     ended: bool,
-    /// The thread is over, and why.
-    over: Option<Result<(), WhipError>>,
+    /// The result of the session, once its thread has ended.
+    result: Option<Result<(), WhipError>>,
 }
 
 impl SessionState {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is a single assignment, so the state is whole even after a panic elsewhere.
+        // Every change is a single assignment, so the state is valid even after a panic in another thread.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -67,59 +68,59 @@ impl SessionState {
 }
 
 impl Session {
-    /// Begins a session at an endpoint, without waiting for its answer.
+    /// Starts a session without waiting for the answer of the endpoint.
     pub(super) fn start(endpoint: Endpoint) -> io::Result<Self> {
         let shared = Arc::new(SessionState::default());
-        let of_thread = Arc::clone(&shared);
+        let thread_state = Arc::clone(&shared);
         std::thread::Builder::new().name("whip".into()).spawn(move || {
-            let outcome = hold(&endpoint, &of_thread);
-            of_thread.update(|state| state.over = Some(outcome));
+            let outcome = run_session(&endpoint, &thread_state);
+            thread_state.update(|state| state.result = Some(outcome));
         })?;
         Ok(Self { shared, first: None })
     }
 
-    /// Sends a frame when it is due: as long after the connection as it is shown after the first frame. Waits until then.
+    /// Waits until a frame is due and queues it. It is due as long after the connection as its timestamp is after the first.
     pub(super) fn send(&mut self, shown: Duration, data: Arc<[u8]>) -> Result<(), WhipError> {
         let after = shown.saturating_sub(*self.first.get_or_insert(shown));
         let mut state = self.shared.lock();
         loop {
-            if let Some(over) = &state.over {
-                return Err(over.clone().err().unwrap_or(WhipError::Gone));
+            if let Some(result) = &state.result {
+                return Err(result.clone().err().unwrap_or(WhipError::Ended));
             }
             let left = state.connected.map(|at| (at + after).saturating_duration_since(Instant::now()));
             let wait = match left {
                 Some(Duration::ZERO) => break,
                 Some(left) => left,
-                // The thread ends by itself where there is no connection.
-                None => CONNECTING,
+                // Without a connection the thread ends with an error.
+                None => CONNECT_TIMEOUT,
             };
             state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.waiting.push_back((after, data));
+        state.queue.push_back((after, data));
         Ok(())
     }
 
-    /// Ends the session once all frames are sent.
+    /// Ends the session after all frames are sent.
     pub(super) fn finish(&mut self) -> Result<(), WhipError> {
         self.shared.update(|state| state.ended = true);
-        let unended = |state: &mut State| state.over.is_none();
-        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), ENDING, unended);
+        let is_running = |state: &mut State| state.result.is_none();
+        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), CLOSE_TIMEOUT, is_running);
         let state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        state.over.clone().unwrap_or(Ok(()))
+        state.result.clone().unwrap_or(Ok(()))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         self.shared.update(|state| {
-            state.waiting.clear();
+            state.queue.clear();
             state.ended = true;
         });
     }
 }
 
-/// The whole session, from the offer to the farewell.
-fn hold(endpoint: &Endpoint, shared: &SessionState) -> Result<(), WhipError> {
+/// Runs a session from the offer to its end.
+fn run_session(endpoint: &Endpoint, shared: &SessionState) -> Result<(), WhipError> {
     let socket =
         socket_towards(endpoint).map_err(|error| WhipError::Unreachable { why: error.to_string() })?;
     let mut config = Rtc::builder().clear_codecs();
@@ -127,14 +128,14 @@ fn hold(endpoint: &Endpoint, shared: &SessionState) -> Result<(), WhipError> {
         config.codec_config().add_h264(payload.into(), Some(resend.into()), true, profile);
     }
     config.set_max_stun_rto(Duration::from_secs(1));
-    config.set_max_stun_retransmits(QUESTIONS);
+    config.set_max_stun_retransmits(STUN_RETRANSMITS);
     let mut rtc = config.build(Instant::now());
-    let own = socket.local_addr().map_err(|error| broken(&error))?;
-    rtc.add_local_candidate(Candidate::host(own, "udp").map_err(|error| broken(&error))?);
+    let own = socket.local_addr().map_err(|error| failed(&error))?;
+    rtc.add_local_candidate(Candidate::host(own, "udp").map_err(|error| failed(&error))?);
     let mut change = rtc.sdp_api();
     let mid = change.add_media(MediaKind::Video, Direction::SendOnly, Some("rushes".into()), None, None);
     let Some((offer, pending)) = change.apply() else {
-        return Err(WhipError::Broken { why: "there is nothing to offer".into() });
+        return Err(WhipError::Failed { why: "no offer was created".into() });
     };
     let answer = endpoint.offer(&offer.to_sdp_string())?;
     let unusable = |why: &dyn std::fmt::Display| WhipError::Answer { why: why.to_string() };
@@ -149,17 +150,18 @@ fn hold(endpoint: &Endpoint, shared: &SessionState) -> Result<(), WhipError> {
     outcome
 }
 
-/// A socket at the address of this machine from which the endpoint is reached.
+/// A socket on the local address that routes to the endpoint.
 fn socket_towards(endpoint: &Endpoint) -> io::Result<UdpSocket> {
-    let mut failed = io::Error::new(ErrorKind::NotFound, "its name has no address");
+    let mut failed = io::Error::new(ErrorKind::NotFound, "its host name has no address");
     for address in endpoint.addresses()? {
         let any = match address {
             SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
-        // Connecting a datagram socket sends nothing; it asks for the way.
-        let way = UdpSocket::bind((any, 0)).and_then(|probe| probe.connect(address).and(probe.local_addr()));
-        match way.and_then(|own| UdpSocket::bind((own.ip(), 0))) {
+        // Connecting a datagram socket sends nothing. It selects the route.
+        let route =
+            UdpSocket::bind((any, 0)).and_then(|probe| probe.connect(address).and(probe.local_addr()));
+        match route.and_then(|own| UdpSocket::bind((own.ip(), 0))) {
             Ok(socket) => return Ok(socket),
             Err(error) => failed = error,
         }
@@ -175,21 +177,21 @@ struct Peer {
 }
 
 impl Peer {
-    /// Connects, sends what comes, and closes.
+    /// Connects, sends the queued frames, and closes.
     fn run(&mut self, shared: &SessionState) -> Result<(), WhipError> {
-        let began = Instant::now();
-        let mut last_sent = began;
+        let started = Instant::now();
+        let mut last_sent = started;
         let mut payload = None;
         loop {
             let (due, connected) = self.drain()?;
             if connected && payload.is_none() {
                 payload = Some(self.payload().ok_or_else(|| WhipError::Answer {
-                    why: "it takes no H.264 of the Constrained Baseline profile".into(),
+                    why: "it does not accept H.264 Constrained Baseline".into(),
                 })?);
                 shared.update(|state| state.connected = Some(Instant::now()));
             }
             let mut state = shared.lock();
-            let (frame, ended) = (state.waiting.pop_front(), state.ended);
+            let (frame, ended) = (state.queue.pop_front(), state.ended);
             drop(state);
             let now = Instant::now();
             match (frame, payload) {
@@ -199,33 +201,33 @@ impl Peer {
                     continue;
                 }
                 _ if ended && (payload.is_none() || now - last_sent >= LINGER) => return self.close(),
-                _ if payload.is_none() && now - began >= CONNECTING => {
-                    return Err(WhipError::NoConnection { limit: CONNECTING });
+                _ if payload.is_none() && now - started >= CONNECT_TIMEOUT => {
+                    return Err(WhipError::NoConnection { limit: CONNECT_TIMEOUT });
                 }
                 _ => self.wait(due)?,
             }
         }
     }
 
-    /// Sends and hears what there is; until when there is nothing more, and whether the server is connected.
+    /// Processes all pending output. Returns the time of the next timeout, and true if the server is connected.
     fn drain(&mut self) -> Result<(Instant, bool), WhipError> {
         loop {
             match self.rtc.poll_output()? {
                 Output::Timeout(due) if self.rtc.is_alive() => return Ok((due, self.rtc.is_connected())),
-                Output::Timeout(_) => return Err(WhipError::Gone),
+                Output::Timeout(_) => return Err(WhipError::Ended),
                 Output::Transmit(packet) => {
-                    // A datagram that is lost is lost.
+                    // Datagrams may be lost.
                     let _ = self.socket.send_to(&packet.contents, packet.destination);
                 }
                 Output::Event(Event::IceConnectionStateChange(IceConnectionState::Disconnected)) => {
-                    return Err(WhipError::Gone);
+                    return Err(WhipError::Ended);
                 }
                 Output::Event(event) => tracing::trace!(?event, "whip"),
             }
         }
     }
 
-    /// The payload type that the server took.
+    /// The payload type that the server accepted.
     fn payload(&mut self) -> Option<Pt> {
         self.rtc.writer(self.mid)?.payload_params().next().map(PayloadParams::pt)
     }
@@ -239,14 +241,15 @@ impl Peer {
     ) -> Result<(), WhipError> {
         let ticks = shown.as_nanos() * 9 / 100_000;
         let time = MediaTime::new(u64::try_from(ticks).unwrap_or(u64::MAX), Frequency::NINETY_KHZ);
-        let Some(writer) = self.rtc.writer(self.mid) else { return Err(WhipError::Gone) };
+        let Some(writer) = self.rtc.writer(self.mid) else { return Err(WhipError::Ended) };
         Ok(writer.write(payload, now, time, data)?)
     }
 
-    /// Waits for a packet, or until there is something else to do.
+    /// Waits for a packet or the next timeout.
     fn wait(&mut self, due: Instant) -> Result<(), WhipError> {
-        let wait = due.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), TICK);
-        self.socket.set_read_timeout(Some(wait)).map_err(|error| broken(&error))?;
+        let wait =
+            due.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), POLL_INTERVAL);
+        self.socket.set_read_timeout(Some(wait)).map_err(|error| failed(&error))?;
         let mut packet = [0; 2048];
         let received = self.socket.recv_from(&mut packet);
         let now = Instant::now();
@@ -256,18 +259,18 @@ impl Peer {
                     let destination = self.own;
                     Input::Receive(now, Receive { proto: Protocol::Udp, source, destination, contents })
                 }
-                // Not ours: neither STUN nor DTLS nor RTP.
+                // Neither STUN nor DTLS nor RTP.
                 Err(_) => return Ok(()),
             },
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 Input::Timeout(now)
             }
-            Err(error) => return Err(broken(&error)),
+            Err(error) => return Err(failed(&error)),
         };
         Ok(self.rtc.handle_input(input)?)
     }
 
-    /// Tells the server that this is the end.
+    /// Closes the connection.
     fn close(&mut self) -> Result<(), WhipError> {
         self.rtc.close()?;
         while self.rtc.is_alive() {
@@ -281,12 +284,12 @@ impl Peer {
     }
 }
 
-fn broken(error: &dyn std::fmt::Display) -> WhipError {
-    WhipError::Broken { why: error.to_string() }
+fn failed(error: &dyn std::fmt::Display) -> WhipError {
+    WhipError::Failed { why: error.to_string() }
 }
 
 impl From<RtcError> for WhipError {
     fn from(error: RtcError) -> Self {
-        broken(&error)
+        failed(&error)
     }
 }

@@ -1,4 +1,4 @@
-//! The requests of WHIP: an offer that is answered, and the end of the session.
+//! The HTTP requests of WHIP: the offer and the end of a session.
 
 use super::WhipError;
 use crate::spec::Token;
@@ -8,16 +8,16 @@ use std::time::Duration;
 use ureq::http::{Response, Uri, header};
 use ureq::{Agent, Body};
 
-/// How long a server may take for an answer.
-const ANSWER: Duration = Duration::from_secs(10);
+/// The longest time until a server answers an offer.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the end of a session may take, which nothing depends on.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// The longest time of the DELETE request. Its result is only logged.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest part of a refusal that is shown.
-const SHOWN: usize = 200;
+/// The most characters of a refusal in an error.
+const MAX_REFUSAL_CHARS: usize = 200;
 
-/// An endpoint that takes offers.
+/// A WHIP endpoint.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     agent: Agent,
@@ -25,12 +25,12 @@ pub(super) struct Endpoint {
     token: Option<Token>,
 }
 
-/// What a server answered.
+/// The answer of a server.
 #[derive(Debug)]
 pub(super) struct Answer {
     /// Its session description.
     pub(super) description: String,
-    /// Where the session is ended; none if the server did not say.
+    /// The URL of the session, if the server sent one.
     pub(super) session: Option<String>,
 }
 
@@ -38,13 +38,13 @@ impl Endpoint {
     pub(super) fn new(url: &str, token: Option<&Token>) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(ANSWER))
+            .timeout_global(Some(OFFER_TIMEOUT))
             .user_agent(concat!("rushes/", env!("CARGO_PKG_VERSION")))
             .build();
         Self { agent: agent.into(), url: url.to_owned(), token: token.cloned() }
     }
 
-    /// Its addresses.
+    /// Resolves the addresses of the endpoint.
     pub(super) fn addresses(&self) -> io::Result<impl Iterator<Item = SocketAddr>> {
         let uri: Uri = self.url.parse().map_err(io::Error::other)?;
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -52,7 +52,7 @@ impl Endpoint {
         (host, uri.port_u16().unwrap_or(usual)).to_socket_addrs()
     }
 
-    /// Offers a session.
+    /// Sends an offer.
     pub(super) fn offer(&self, description: &str) -> Result<Answer, WhipError> {
         let unreachable = |error: ureq::Error| WhipError::Unreachable { why: error.to_string() };
         let request = self.agent.post(&self.url).header(header::CONTENT_TYPE, "application/sdp");
@@ -68,22 +68,22 @@ impl Endpoint {
             200 | 201 => Ok(Answer { description: body.map_err(unreachable)?, session }),
             401 | 403 => Err(WhipError::Token { status, given: self.token.is_some() }),
             _ => {
-                let body: String = body.unwrap_or_default().trim().chars().take(SHOWN).collect();
+                let body: String = body.unwrap_or_default().trim().chars().take(MAX_REFUSAL_CHARS).collect();
                 Err(WhipError::Refused { status, body: body.replace(['\r', '\n'], " ") })
             }
         }
     }
 
-    /// Ends a session. A server that does not hear of it notices by itself.
+    /// Ends a session. Without this request the server ends it after a timeout.
     pub(super) fn end(&self, session: &str) {
-        let request = self.agent.delete(session).config().timeout_global(Some(FAREWELL)).build();
-        // The token goes to the server that it was given for and to no other.
+        let request = self.agent.delete(session).config().timeout_global(Some(DELETE_TIMEOUT)).build();
+        // The token is sent only to the server that it was given for.
         let request = match self.token.as_ref().filter(|_| origin(session) == origin(&self.url)) {
             Some(token) => request.header(header::AUTHORIZATION, token.bearer()),
             None => request,
         };
         match request.call() {
-            Ok(response) => tracing::debug!(status = response.status().as_u16(), "the session is ended"),
+            Ok(response) => tracing::debug!(status = response.status().as_u16(), "the session was ended"),
             Err(error) => tracing::debug!(%error, "the session could not be ended"),
         }
     }
@@ -93,14 +93,14 @@ fn location(response: &Response<Body>) -> Option<String> {
     Some(response.headers().get(header::LOCATION)?.to_str().ok()?.to_owned())
 }
 
-/// Scheme and host of an address.
+/// The scheme and host of a URL.
 fn origin(url: &str) -> &str {
     let start = url.find("://").map_or(0, |at| at + 3);
     let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
     &url[..end]
 }
 
-/// Where `location` leads, as it was read in an answer of `base`.
+/// Resolves a `Location` header against the URL of its request.
 fn resolved(base: &str, location: &str) -> String {
     if location.contains("://") {
         return location.to_owned();

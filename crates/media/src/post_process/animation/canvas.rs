@@ -1,11 +1,11 @@
-//! What an animation shows when each picture changes only a part of it.
+//! Composition of animations in which each picture changes only an area.
 
 use bundle::geometry::PixelSize;
 
-/// Most pixels of an animation: what a WebP can have.
-const MOST: usize = 1 << 28;
+/// The most pixels of an animation: the limit of WebP.
+const MAX_PIXELS: usize = 1 << 28;
 
-/// A part of a canvas.
+/// An area of a canvas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Area {
     pub(super) left: usize,
@@ -13,18 +13,18 @@ pub(super) struct Area {
     pub(super) size: PixelSize,
 }
 
-/// What becomes of a picture before the next one.
+/// The disposal of a picture before the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disposal {
-    /// It stays.
+    /// The picture is kept.
     Keep,
     /// Its area is cleared.
     Clear,
-    /// What was there before it comes back.
+    /// The canvas before the picture is restored.
     Restore,
 }
 
-/// The pixels that are shown, as `RGBA`.
+/// The current pixels, as `RGBA`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Canvas {
     size: PixelSize,
@@ -33,15 +33,16 @@ pub(super) struct Canvas {
 }
 
 impl Canvas {
-    /// Nothing is shown yet; none if it is larger than any format allows.
+    /// A transparent canvas. Returns `None` if it is larger than the limit.
     pub(super) fn new(size: PixelSize) -> Option<Self> {
-        let pixels = size.width.checked_mul(size.height).filter(|pixels| (1..=MOST).contains(pixels))?;
+        let pixels =
+            size.width.checked_mul(size.height).filter(|pixels| (1..=MAX_PIXELS).contains(pixels))?;
         Some(Self { size, shown: vec![0; 4 * pixels], next: None })
     }
 
-    /// Lays the `RGBA` bytes of a picture over what is left of the one before; what is shown then. With `blend` a pixel
-    /// without cover leaves what lies under it. None if the picture is not in the canvas.
-    pub(super) fn lay(
+    /// Disposes of the previous picture, draws the `RGBA` bytes of the next one and returns the canvas. With `blend` the
+    /// picture is alpha-blended. Returns `None` if the picture is not within the canvas.
+    pub(super) fn compose(
         &mut self,
         picture: &[u8],
         area: Area,
@@ -57,8 +58,8 @@ impl Canvas {
         if picture.len() != 4 * area.size.width * area.size.height {
             return None;
         }
-        let given = picture.chunks_exact(4 * area.size.width.max(1));
-        for (under, over) in self.rows(area)?.zip(given) {
+        let rows = picture.chunks_exact(4 * area.size.width.max(1));
+        for (under, over) in self.rows(area)?.zip(rows) {
             for (under, over) in under.as_chunks_mut::<4>().0.iter_mut().zip(over.as_chunks::<4>().0) {
                 *under = if blend { blended(*under, *over) } else { *over };
             }
@@ -76,22 +77,22 @@ impl Canvas {
     }
 }
 
-/// One colour over another, both with their cover.
+/// Blends one colour over another, both with alpha.
 fn blended(under: [u8; 4], over: [u8; 4]) -> [u8; 4] {
     let [front, back] = [over, under].map(|colour| u32::from(colour[3]));
     if front == 255 || back == 0 {
         return over;
     }
     let through = back * (255 - front) / 255;
-    let cover = front + through;
-    if cover == 0 {
+    let alpha = front + through;
+    if alpha == 0 {
         return under;
     }
     let channel = |c: usize| {
-        let mixed = (u32::from(over[c]) * front + u32::from(under[c]) * through) / cover;
+        let mixed = (u32::from(over[c]) * front + u32::from(under[c]) * through) / alpha;
         u8::try_from(mixed).unwrap_or(u8::MAX)
     };
-    [channel(0), channel(1), channel(2), u8::try_from(cover).unwrap_or(u8::MAX)]
+    [channel(0), channel(1), channel(2), u8::try_from(alpha).unwrap_or(u8::MAX)]
 }
 
 #[cfg(test)]
@@ -107,30 +108,30 @@ mod tests {
     }
 
     #[test]
-    fn pictures_change_their_part_and_leave_it_as_they_say() {
+    fn pictures_change_their_area_and_are_disposed() {
         let mut canvas = Canvas::new(PixelSize { width: 3, height: 1 }).unwrap();
-        let mut lay = |pixels: &[[u8; 4]], left, after| {
-            canvas.lay(pixels.as_flattened(), area(left, pixels.len()), true, after).unwrap()
+        let mut compose = |pixels: &[[u8; 4]], left, after| {
+            canvas.compose(pixels.as_flattened(), area(left, pixels.len()), true, after).unwrap()
         };
-        assert_eq!(lay(&[RED, RED, RED], 0, Disposal::Keep), [RED, RED, RED].as_flattened());
-        assert_eq!(lay(&[BLUE, NONE], 1, Disposal::Restore), [RED, BLUE, RED].as_flattened());
-        assert_eq!(lay(&[BLUE], 2, Disposal::Clear), [RED, RED, BLUE].as_flattened());
-        assert_eq!(lay(&[BLUE], 0, Disposal::Keep), [BLUE, RED, NONE].as_flattened());
+        assert_eq!(compose(&[RED, RED, RED], 0, Disposal::Keep), [RED, RED, RED].as_flattened());
+        assert_eq!(compose(&[BLUE, NONE], 1, Disposal::Restore), [RED, BLUE, RED].as_flattened());
+        assert_eq!(compose(&[BLUE], 2, Disposal::Clear), [RED, RED, BLUE].as_flattened());
+        assert_eq!(compose(&[BLUE], 0, Disposal::Keep), [BLUE, RED, NONE].as_flattened());
     }
 
     #[test]
-    fn without_blending_a_picture_replaces_what_was_there() {
+    fn without_blending_a_picture_replaces_its_area() {
         let mut canvas = Canvas::new(PixelSize { width: 1, height: 1 }).unwrap();
-        canvas.lay(&RED, area(0, 1), true, Disposal::Keep).unwrap();
-        assert_eq!(canvas.lay(&NONE, area(0, 1), false, Disposal::Keep).unwrap(), NONE);
+        canvas.compose(&RED, area(0, 1), true, Disposal::Keep).unwrap();
+        assert_eq!(canvas.compose(&NONE, area(0, 1), false, Disposal::Keep).unwrap(), NONE);
         assert_eq!(blended(RED, [0, 0, 255, 51]), [204, 0, 51, 255]);
     }
 
     #[test]
-    fn what_lies_outside_is_refused() {
+    fn areas_outside_the_canvas_are_refused() {
         let size = PixelSize { width: 2, height: 1 };
         for (at, bytes) in [(area(1, 2), 8), (area(usize::MAX, 1), 4), (area(0, 2), 4)] {
-            assert_eq!(Canvas::new(size).unwrap().lay(&vec![0; bytes], at, true, Disposal::Keep), None);
+            assert_eq!(Canvas::new(size).unwrap().compose(&vec![0; bytes], at, true, Disposal::Keep), None);
         }
         assert_eq!(Canvas::new(PixelSize { width: usize::MAX, height: 2 }), None);
         assert_eq!(Canvas::new(PixelSize { width: 0, height: 2 }), None);

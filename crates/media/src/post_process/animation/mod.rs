@@ -1,5 +1,4 @@
-//! Films of the formats that we write and that GStreamer reads only with further packages, or as their first picture:
-//! GIF, WebP and YUV4MPEG2.
+//! Decoders of GIF, WebP and YUV4MPEG2, of which GStreamer needs further packages or decodes only the first picture.
 
 mod canvas;
 mod gif;
@@ -12,38 +11,38 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 use std::time::Duration;
 
-/// A picture of a film.
+/// A picture of an animation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Picture {
-    /// Its bytes, laid out as the film says.
+    /// The bytes, in the layout of the animation.
     pub(super) bytes: Vec<u8>,
-    /// For how long it is shown.
+    /// The time for which it is shown.
     pub(super) duration: Duration,
 }
 
-/// How the bytes of a picture lie.
+/// The layout of pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pixels {
-    /// Red, green, blue and cover, 8 bits each, without padding.
+    /// Red, green, blue and alpha, 8 bits each, without padding.
     Rgba,
-    /// 4:2:0 in BT.709, limited range, as `I420Layout` says.
+    /// 4:2:0 in BT.709, limited range, in the layout of `I420Layout`.
     I420,
 }
 
-/// Pictures one after the other; after the first that cannot be read there is none.
+/// The pictures in order. Ends after the first error.
 pub(super) type Pictures = Box<dyn Iterator<Item = io::Result<Picture>> + Send>;
 
-/// A film that is read here.
+/// An open animation.
 pub(super) struct Animation {
     pub(super) pixels: Pixels,
     pub(super) size: PixelSize,
     pub(super) pictures: Pictures,
 }
 
-/// A film of one of these formats; none if it is of another.
+/// Opens an animation. Returns `None` for other formats.
 ///
 /// # Errors
-/// What the system said; what is wrong with it.
+/// I/O errors. Returns an error if the file is damaged.
 pub(super) fn open(path: &Path) -> io::Result<Option<Animation>> {
     let mut file = File::open(path)?;
     let mut head = vec![];
@@ -58,7 +57,7 @@ pub(super) fn open(path: &Path) -> io::Result<Option<Animation>> {
     }
 }
 
-/// What is wrong with a file.
-fn broken(why: impl Into<String>) -> io::Error {
+/// The error of a damaged file.
+fn damaged(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.into())
 }

@@ -1,23 +1,23 @@
-//! WebP, still or animated: the container is read here, each picture by libwebp.
+//! WebP, still or animated. The container is parsed here, each picture is decoded by libwebp.
 
 use super::canvas::{Area, Canvas, Disposal};
-use super::{Animation, Picture, Pixels, broken};
+use super::{Animation, Picture, Pixels, damaged};
 use ::webp::Decoder;
 use bundle::geometry::PixelSize;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::time::Duration;
 
-/// Most bytes of a file.
-const MOST: u64 = 1 << 31;
+/// The most bytes of a file.
+const MAX_BYTES: u64 = 1 << 31;
 
-/// Bits of a picture's flags: it replaces what was there; its area is cleared after it.
+/// Flags of a picture: it is not blended; its area is cleared after it.
 const REPLACE: u8 = 0x02;
 const CLEAR: u8 = 0x01;
 
 pub(super) fn open(file: BufReader<File>) -> io::Result<Animation> {
     let mut bytes = vec![];
-    file.take(MOST).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
     let chunks: Vec<_> = chunks(bytes.get(12..).unwrap_or_default()).collect::<io::Result<_>>()?;
     let frames: Vec<Vec<u8>> =
         chunks.iter().filter(|(name, _)| **name == *b"ANMF").map(|(_, content)| content.to_vec()).collect();
@@ -27,30 +27,30 @@ pub(super) fn open(file: BufReader<File>) -> io::Result<Animation> {
         return Ok(Animation { pixels: Pixels::Rgba, size, pictures: Box::new(std::iter::once(Ok(still))) });
     }
     let head = chunks.iter().find(|(name, _)| **name == *b"VP8X").and_then(|(_, content)| content.get(4..10));
-    let Some([a, b, c, d, e, f]) = head else { return Err(broken("the WebP does not tell its size")) };
+    let Some([a, b, c, d, e, f]) = head else { return Err(damaged("the WebP has no size")) };
     let size = PixelSize { width: u24([*a, *b, *c]) + 1, height: u24([*d, *e, *f]) + 1 };
-    let mut canvas = Canvas::new(size).ok_or_else(|| broken(format!("a WebP cannot be {size}")))?;
+    let mut canvas = Canvas::new(size).ok_or_else(|| damaged(format!("a WebP cannot be {size}")))?;
     let mut failed = false;
     let pictures = frames.into_iter().enumerate().map_while(move |(number, frame)| {
         let shown = (!failed).then(|| shown(&mut canvas, &frame))?;
         failed = shown.is_err();
-        Some(shown.map_err(|error| broken(format!("it is damaged in picture {number}: {error}"))))
+        Some(shown.map_err(|error| damaged(format!("it is damaged in picture {number}: {error}"))))
     });
     Ok(Animation { pixels: Pixels::Rgba, size, pictures: Box::new(pictures) })
 }
 
-/// What an animation shows with its next picture.
+/// Decodes and composes the next picture.
 fn shown(canvas: &mut Canvas, frame: &[u8]) -> io::Result<Picture> {
     let Some(([a, b, c, d, e, f, _, _, _, _, _, _, x, y, z, flags], content)) =
         frame.split_first_chunk::<16>()
     else {
-        return Err(broken("it is cut short"));
+        return Err(damaged("it is cut short"));
     };
     let mut still = vec![];
     for chunk in chunks(content) {
         let (name, content) = chunk?;
         if name == b"ALPH" {
-            // Cover lies only in the extended form, whose head tells the size again.
+            // Alpha requires the extended format, whose header contains the size.
             let head = [&[0x10_u8, 0, 0, 0][..], &frame[6..12]].concat();
             still.extend(riff_chunk(b"VP8X", &head));
         }
@@ -61,18 +61,18 @@ fn shown(canvas: &mut Canvas, frame: &[u8]) -> io::Result<Picture> {
     let (bytes, size) = decoded(&riff_chunk(b"RIFF", &[b"WEBP".as_slice(), &still].concat()))?;
     let area = Area { left: 2 * u24([*a, *b, *c]), top: 2 * u24([*d, *e, *f]), size };
     let after = if flags & CLEAR == 0 { Disposal::Keep } else { Disposal::Clear };
-    let bytes = canvas.lay(&bytes, area, flags & REPLACE == 0, after);
-    let bytes = bytes.ok_or_else(|| broken("a picture lies outside of the WebP"))?;
+    let bytes = canvas.compose(&bytes, area, flags & REPLACE == 0, after);
+    let bytes = bytes.ok_or_else(|| damaged("a picture is outside of the WebP"))?;
     let milliseconds = u24([*x, *y, *z]) as u64;
     // As players do.
     let milliseconds = if milliseconds <= 10 { 100 } else { milliseconds };
     Ok(Picture { bytes, duration: Duration::from_millis(milliseconds) })
 }
 
-/// The `RGBA` bytes of a still picture, and its size.
+/// The `RGBA` bytes and the size of a still picture.
 fn decoded(file: &[u8]) -> io::Result<(Vec<u8>, PixelSize)> {
     let picture =
-        Decoder::new(file).decode().ok_or_else(|| broken("libwebp cannot decode it, it is damaged"))?;
+        Decoder::new(file).decode().ok_or_else(|| damaged("libwebp cannot decode it, it is damaged"))?;
     let side = |pixels: u32| usize::try_from(pixels).unwrap_or(usize::MAX);
     let size = PixelSize { width: side(picture.width()), height: side(picture.height()) };
     let bytes = match picture.is_alpha() {
@@ -93,9 +93,9 @@ fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<(&[u8; 4], &[u8])
             .and_then(|(size, rest)| rest.split_at_checked(usize::try_from(u32::from_le_bytes(*size)).ok()?));
         let Some((content, rest)) = whole else {
             bytes = &[];
-            return Some(Err(broken(format!("it is damaged at byte {} of its chunks", length - left))));
+            return Some(Err(damaged(format!("it is damaged at byte {} of its chunks", length - left))));
         };
-        // Behind an odd length there is a byte more.
+        // Chunks are padded to an even length.
         bytes = rest.get(content.len() % 2..).unwrap_or_default();
         Some(Ok((name, content)))
     })

@@ -1,27 +1,27 @@
 //! YUV4MPEG2 with 8 bits and 4:2:0.
 
-use super::{Animation, Picture, Pixels, broken};
+use super::{Animation, Picture, Pixels, damaged};
 use crate::frames::I420Layout;
 use bundle::geometry::PixelSize;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::time::Duration;
 
-/// Most bytes of a line of text.
-const LINE: u64 = 1024;
-/// Longest side of a picture.
-const LONGEST: usize = 16_384;
+/// The most bytes of a line of text.
+const MAX_LINE_BYTES: u64 = 1024;
+/// The longest side of a picture.
+const MAX_SIDE: usize = 16_384;
 
 pub(super) fn open(mut file: BufReader<File>) -> io::Result<Animation> {
-    let line = line(&mut file)?.ok_or_else(|| broken("it is empty"))?;
-    let Head { size, duration } = Head::parse(&line).map_err(broken)?;
-    let refused = || broken(format!("YUV4MPEG2 of {size} is not read; its sides must be even"));
+    let line = line(&mut file)?.ok_or_else(|| damaged("it is empty"))?;
+    let Head { size, duration } = Head::parse(&line).map_err(damaged)?;
+    let refused = || damaged(format!("YUV4MPEG2 of {size} is not read; its sides must be even"));
     let layout = I420Layout::new(size.width, size.height).ok_or_else(refused)?;
     let frames = Frames { file, layout, duration, read: 0, ended: false };
     Ok(Animation { pixels: Pixels::I420, size, pictures: Box::new(frames) })
 }
 
-/// What the first line tells.
+/// The fields of the first line.
 #[derive(Debug, PartialEq, Eq)]
 struct Head {
     size: PixelSize,
@@ -34,8 +34,8 @@ impl Head {
         let side = |letter: char| {
             let pixels: Option<usize> = field(letter).and_then(|pixels| pixels.parse().ok());
             pixels
-                .filter(|pixels| (1..=LONGEST).contains(pixels))
-                .ok_or(format!("its head has no usable {letter}"))
+                .filter(|pixels| (1..=MAX_SIDE).contains(pixels))
+                .ok_or(format!("its header has no valid {letter}"))
         };
         let size = PixelSize { width: side('W')?, height: side('H')? };
         match field('C').unwrap_or("420") {
@@ -45,7 +45,7 @@ impl Head {
         let rate = field('F').and_then(|rate| rate.split_once(':'));
         let rate = rate.and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?)));
         let (frames, seconds) =
-            rate.filter(|(a, b)| *a > 0 && *b > 0).ok_or("its head has no usable F, the rate")?;
+            rate.filter(|(a, b)| *a > 0 && *b > 0).ok_or("its header has no valid F, the rate")?;
         let nanoseconds = u64::from(seconds) * 1_000_000_000 / u64::from(frames);
         Ok(Self { size, duration: Duration::from_nanos(nanoseconds) })
     }
@@ -64,7 +64,7 @@ impl Frames {
         let Some(head) = line(&mut self.file)? else { return Ok(None) };
         let number = self.read;
         if head.split(' ').next() != Some("FRAME") {
-            return Err(broken(format!("it is damaged at frame {number}, which does not begin with FRAME")));
+            return Err(damaged(format!("it is damaged at frame {number}, which does not begin with FRAME")));
         }
         let mut bytes = vec![0; self.layout.bytes()];
         for (start, stride, row, rows) in self.layout.planes() {
@@ -72,7 +72,7 @@ impl Frames {
                 let row = &mut bytes[start + y * stride..][..row];
                 let cut = self.file.read_exact(row).is_err();
                 if cut {
-                    return Err(broken(format!("it is cut short in frame {number}")));
+                    return Err(damaged(format!("it is cut short in frame {number}")));
                 }
             }
         }
@@ -94,15 +94,15 @@ impl Iterator for Frames {
     }
 }
 
-/// The next line; none at the end of the file.
+/// Reads the next line. Returns `None` at the end of the file.
 fn line(file: &mut BufReader<File>) -> io::Result<Option<String>> {
     let mut line = vec![];
-    file.by_ref().take(LINE).read_until(b'\n', &mut line)?;
+    file.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Ok(None);
     }
-    let text = line.strip_suffix(b"\n").ok_or_else(|| broken("a line of its text does not end"))?;
-    String::from_utf8(text.to_vec()).map(Some).map_err(|_not_text| broken("a line of its text is none"))
+    let text = line.strip_suffix(b"\n").ok_or_else(|| damaged("a line of its text does not end"))?;
+    String::from_utf8(text.to_vec()).map(Some).map_err(|_not_text| damaged("a line of its text is not UTF-8"))
 }
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_head_tells_size_and_rate() {
+    fn the_header_has_size_and_rate() {
         let head = Head::parse("YUV4MPEG2 W832 H480 F16:1 Ip A1:1 C420jpeg XCOLORRANGE=LIMITED").unwrap();
         assert_eq!(head.size, PixelSize { width: 832, height: 480 });
         assert_eq!(head.duration, Duration::from_micros(62_500));

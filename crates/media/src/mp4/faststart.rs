@@ -1,29 +1,28 @@
-//! The index in front of the frames, where a browser finds it before the file is loaded and upload pages look for it.
+//! Moves the index of an mp4 before its frames ("fast start"), so that a browser can play it before it is fully loaded.
 //!
-//! While frames come, nobody knows how large the index will be, so it lies behind them. Once the file is whole a copy in
-//! the other order is made beside it, which is renamed over the final name: at every moment either the one or the other
-//! is a whole file.
+//! The size of the index is unknown until the end, so the muxer writes it after the frames. The complete file is copied in
+//! the other order to a part file, which then replaces the output: at every moment one of them is complete.
 
-use super::boxes::{FileBox, find_all, number, outermost};
+use super::boxes::{FileBox, find_all, number, top_level};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 use tempfile::TempPath;
 
-/// Most bytes of an index. An hour at 240 frames per second with sound takes some 15 million.
-const LARGEST_INDEX: u64 = 1 << 28;
+/// The most bytes of an index. An hour at 240 frames per second with audio needs about 15 million.
+const MAX_INDEX_BYTES: u64 = 1 << 28;
 
-/// A copy of an mp4 in the same folder, flushed to disk, with its index and then `extra` boxes in front of its frames.
-/// It is removed unless it is kept.
+/// Copies an mp4 to a temporary file in the same folder, with its index and then the `extra` boxes before its frames. The
+/// copy is flushed to disk.
 ///
 /// # Errors
-/// What the system said; a file that is not `ftyp`, frames, `moov` in this order; offsets that no longer fit.
-pub(crate) fn with_index_in_front(path: &Path, extra: &[u8]) -> io::Result<TempPath> {
+/// I/O errors. Returns an error if the boxes are not `ftyp`, frames, `moov` in this order, or if an offset does not fit.
+pub(crate) fn with_index_first(path: &Path, extra: &[u8]) -> io::Result<TempPath> {
     let mut file = File::open(path)?;
-    let order = Order::of(&outermost(&mut file)?)?;
+    let order = Order::from_boxes(&top_level(&mut file)?)?;
     let mut read = |found: FileBox| -> io::Result<Vec<u8>> {
-        if found.size > LARGEST_INDEX {
+        if found.size > MAX_INDEX_BYTES {
             return Err(io::Error::other(format!("its index has {} bytes", found.size)));
         }
         let mut bytes = vec![];
@@ -31,16 +30,15 @@ pub(crate) fn with_index_in_front(path: &Path, extra: &[u8]) -> io::Result<TempP
         (&file).take(found.size).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let (kind, mut index) = (read(order.kind)?, read(order.index)?);
-    let head = (kind.len() + index.len() + extra.len()) as u64;
+    let (ftyp, mut index) = (read(order.ftyp)?, read(order.index)?);
+    let head = (ftyp.len() + index.len() + extra.len()) as u64;
     move_frames(&mut index, order.frames.start, head)?;
 
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut copy = tempfile::Builder::new().prefix(".rushes-front-").suffix(".mp4").tempfile_in(folder)?;
-    copy.write_all(&[kind.as_slice(), &index, extra].concat())?;
+    let mut copy = bundle::atomic::part_of(path)?;
+    copy.write_all(&[ftyp.as_slice(), &index, extra].concat())?;
     file.seek(SeekFrom::Start(order.frames.start))?;
     let length = order.frames.end - order.frames.start;
-    // `File` to `File`: the kernel copies, or shares the blocks where the file system can.
+    // From `File` to `File`, so that the kernel copies, or shares the blocks if the file system supports it.
     if io::copy(&mut (&file).take(length), copy.as_file_mut())? != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -49,16 +47,16 @@ pub(crate) fn with_index_in_front(path: &Path, extra: &[u8]) -> io::Result<TempP
     Ok(copy.into_temp_path())
 }
 
-/// Where the parts of a file lie.
+/// The parts of a file.
 struct Order {
-    kind: FileBox,
+    ftyp: FileBox,
     /// From the first box of frames to the index.
     frames: Range<u64>,
     index: FileBox,
 }
 
 impl Order {
-    fn of(boxes: &[FileBox]) -> io::Result<Self> {
+    fn from_boxes(boxes: &[FileBox]) -> io::Result<Self> {
         let only = |kind: &[u8; 4]| {
             let mut found = boxes.iter().filter(|found| found.kind == *kind);
             found.next().copied().filter(|_| found.next().is_none())
@@ -66,17 +64,17 @@ impl Order {
         let frames = boxes.iter().find(|found| found.kind == *b"mdat");
         let found = (only(b"ftyp"), frames, only(b"moov"));
         match found {
-            (Some(kind), Some(frames), Some(index))
-                if kind.end() <= frames.start && frames.end() <= index.start =>
+            (Some(ftyp), Some(frames), Some(index))
+                if ftyp.end() <= frames.start && frames.end() <= index.start =>
             {
-                Ok(Self { kind, frames: frames.start..index.start, index })
+                Ok(Self { ftyp, frames: frames.start..index.start, index })
             }
             _ => Err(io::Error::other("its boxes are not in the order ftyp, mdat, moov")),
         }
     }
 }
 
-/// Changes the offsets of an index whose frames begin at another place.
+/// Updates the offsets of an index whose frames are moved.
 fn move_frames(index: &mut [u8], from: u64, to: u64) -> io::Result<()> {
     let area = 0..index.len();
     let tables = |index: &[u8], kind: &[u8; 4]| {
@@ -88,7 +86,7 @@ fn move_frames(index: &mut [u8], from: u64, to: u64) -> io::Result<()> {
     };
     let moved = |offset: u64| {
         let moved = offset.checked_sub(from).and_then(|offset| offset.checked_add(to));
-        moved.ok_or_else(|| io::Error::other("an offset of its index lies in front of its frames"))
+        moved.ok_or_else(|| io::Error::other("an offset of its index is before its frames"))
     };
     for (area, count) in tables(index, b"stco") {
         let entries = index.get_mut(area).unwrap_or_default();
@@ -129,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_found_where_they_lie_afterwards() {
+    fn offsets_point_to_the_moved_frames() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.part.mp4");
         let kind = boxed(b"ftyp", b"isom0000");
@@ -140,18 +138,22 @@ mod tests {
         std::fs::write(&path, [before, frames.clone(), index(&tables(start))].concat()).unwrap();
 
         let extra = boxed(b"uuid", b"extra");
-        let moved = with_index_in_front(&path, &extra).unwrap();
+        let moved = with_index_first(&path, &extra).unwrap();
         assert_eq!(moved.parent(), path.parent());
         let start = (kind.len() + index(&tables(0)).len() + extra.len()) as u64 + 8;
         let expected = [kind, index(&tables(start)), extra, frames].concat();
         assert_eq!(std::fs::read(&moved).unwrap(), expected);
         assert_eq!(&expected[usize::try_from(start).unwrap()..][..4], b"AAAA");
         drop(moved);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "it goes unless it is kept");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "the copy is removed unless it is kept"
+        );
     }
 
     #[test]
-    fn other_files_are_refused_and_left_alone() {
+    fn other_files_are_refused_and_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.part.mp4");
         let (kind, frames) = (boxed(b"ftyp", b"isom"), boxed(b"mdat", b"AAAA"));
@@ -167,7 +169,7 @@ mod tests {
         ];
         for case in cases {
             std::fs::write(&path, case.concat()).unwrap();
-            assert!(with_index_in_front(&path, &[]).is_err(), "{case:?}");
+            assert!(with_index_first(&path, &[]).is_err(), "{case:?}");
             assert_eq!(std::fs::read(&path).unwrap(), case.concat());
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         }

@@ -1,18 +1,18 @@
-//! Sound of any length made to fit a clip: repeated or cut, and faded at both ends. Pure.
+//! Audio samples fitted to the length of a clip: repeated or cut, and faded at both ends. Pure.
 
 use bundle::units::FrameRate;
 use std::sync::Arc;
 
 /// Samples per second and channel.
 pub(crate) const RATE: usize = 48_000;
-/// Left and right.
+/// Channels: left and right.
 pub(crate) const CHANNELS: usize = 2;
-/// Samples over which the sound comes and goes.
+/// Samples of the fade at each end.
 const FADE: usize = RATE / 4;
-/// Most samples that an encoder puts into one packet.
-const LONGEST_PACKET: usize = 1152;
+/// The most samples that an encoder puts into one packet.
+const MAX_PACKET_SAMPLES: usize = 1152;
 
-/// Interleaved 16-bit samples of a whole clip. A clone shares them.
+/// Interleaved 16-bit samples of a clip. A clone shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sound {
     samples: Arc<[i16]>,
@@ -20,7 +20,7 @@ pub struct Sound {
 }
 
 impl Sound {
-    /// The sound of a clip of `frames` at `rate`, from what a file holds; none if that is nothing.
+    /// Fits the samples of a file to a clip of `frames` at `rate`. Returns `None` if there are no samples.
     pub fn fit(file: &[i16], frames: usize, rate: FrameRate) -> Option<Self> {
         let file = &file[..file.len() - file.len() % CHANNELS];
         if file.is_empty() {
@@ -38,19 +38,19 @@ impl Sound {
         Some(Self { samples: samples.collect(), rate })
     }
 
-    /// The bytes of the samples of a frame, little-endian, and the number of the first of them; empty after the end.
-    pub fn of_frame(&self, number: usize) -> (Vec<u8>, usize) {
+    /// Returns the little-endian samples of a frame and the number of the first sample. Empty after the end.
+    pub fn frame_samples(&self, number: usize) -> (Vec<u8>, usize) {
         let (start, end) = (start_of(number, self.rate), start_of(number + 1, self.rate));
         let all = self.samples.len();
         let samples = &self.samples[(start * CHANNELS).min(all)..(end * CHANNELS).min(all)];
         (samples.iter().flat_map(|sample| sample.to_le_bytes()).collect(), start)
     }
 
-    /// The bytes of the silence that follows the sound of the first `frames`, and the number of its first sample: with
-    /// an encoder that delays what goes in, the last samples come out only when others go in behind them.
+    /// Returns the silence that follows the audio of the first `frames`, and the number of its first sample. An encoder
+    /// with a delay returns the last samples only after it has received as many more.
     pub fn silence_after(&self, frames: usize, delay: usize) -> (Vec<u8>, usize) {
         let start = start_of(frames, self.rate).min(self.samples.len() / CHANNELS);
-        let silence = if delay == 0 { 0 } else { delay + LONGEST_PACKET };
+        let silence = if delay == 0 { 0 } else { delay + MAX_PACKET_SAMPLES };
         (vec![0; silence * CHANNELS * size_of::<i16>()], start)
     }
 }
@@ -65,26 +65,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sound_is_repeated_cut_and_faded() {
+    fn samples_are_repeated_cut_and_faded() {
         let rate = FrameRate::try_new(16).unwrap();
         let short = [1000, -1000].repeat(RATE / 3);
         let sound = Sound::fit(&short, 16, rate).unwrap();
         assert_eq!(sound.samples.len(), RATE * CHANNELS);
         assert_eq!((sound.samples[0], sound.samples[RATE * CHANNELS - 1]), (0, 0));
         assert_eq!(sound.samples[RATE..RATE + 4], [1000, -1000, 1000, -1000]);
-        assert!(sound.samples[FADE] > 400 && sound.samples[FADE] < 600, "half way in");
+        assert!(sound.samples[FADE] > 400 && sound.samples[FADE] < 600, "half way through the fade");
         assert_eq!(Sound::fit(&[1], 16, rate), None);
         let one = Sound::fit(&short, 1, rate).unwrap();
         assert_eq!(one.samples.len(), 3000 * CHANNELS);
     }
 
     #[test]
-    fn frames_share_the_samples_without_a_gap() {
+    fn frames_cover_all_samples_without_a_gap() {
         let rate = FrameRate::try_new(24).unwrap();
         let sound = Sound::fit(&[7; 96], 31, rate).unwrap();
-        let bytes: usize = (0..31).map(|number| sound.of_frame(number).0.len()).sum();
+        let bytes: usize = (0..31).map(|number| sound.frame_samples(number).0.len()).sum();
         assert_eq!(bytes, sound.samples.len() * 2);
-        assert_eq!(sound.of_frame(2).1, 4000);
-        assert!(sound.of_frame(31).0.is_empty());
+        assert_eq!(sound.frame_samples(2).1, 4000);
+        assert!(sound.frame_samples(31).0.is_empty());
     }
 }

@@ -1,7 +1,7 @@
-//! What the threads of one pipeline have done so far, and waiting for them without hanging.
+//! The progress of one pipeline, and waits that cannot hang.
 //!
-//! A stalled sink says nothing on the bus, so waiting ends either with what was waited for, with the pipeline's own
-//! error, or when nothing at all has moved for a while.
+//! A stalled sink posts no message on the bus. A wait therefore ends when its condition is met, when the pipeline fails,
+//! or when the pipeline makes no progress for some time.
 
 use bundle::Cancel;
 use gstreamer as gst;
@@ -10,66 +10,66 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Frames that may wait in front of the encoder.
+/// The most frames that are queued before the encoder.
 pub(super) const QUEUE: usize = 4;
 
-/// A wait is made of this many shorter ones that must all be quiet: a process that was stopped for a while (Ctrl-Z, a
-/// closed lid) then loses one of them and not all its output_timeout.
-const QUIET_WAITS: u32 = 50;
+/// A timeout is split into this many intervals, all of which must pass without progress. A process that was suspended
+/// (Ctrl-Z, a closed lid) then loses one interval, not the whole timeout.
+const INTERVALS: u32 = 50;
 
-/// How long nothing may move once the run is being stopped.
-const LAST_LIMIT: Duration = Duration::from_secs(5);
+/// The longest time without progress after the run was cancelled.
+const CANCELLED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first error of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     /// The element that failed.
     pub(super) element: String,
-    /// What it said.
+    /// Its message.
     pub(super) why: String,
-    /// Whether it was for want of room.
+    /// True if the disk is full.
     pub(super) disk_full: bool,
 }
 
 impl Fault {
-    /// What the system said to a writer of our own.
-    pub(super) fn of_io(element: &str, error: &io::Error) -> Self {
+    /// An I/O error of a collector.
+    pub(super) fn from_io(element: &str, error: &io::Error) -> Self {
         let disk_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         Self { element: element.into(), why: error.to_string(), disk_full }
     }
 }
 
-/// Why waiting ended without what was waited for.
+/// The reason why a wait ended before its condition was met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Halt {
     /// The pipeline failed.
     Fault(Fault),
-    /// Nothing moved.
+    /// The pipeline made no progress.
     Stalled,
-    /// The run is being stopped; the pipeline itself is well.
+    /// The run was cancelled. The pipeline has not failed.
     Cancelled,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// Frames given to the pipeline.
+    /// Frames pushed into the pipeline.
     pushed: usize,
     /// Frames that the encoder has taken from the queue.
     taken: usize,
-    /// Frames that the encoder has handed to the muxer.
+    /// Frames that the encoder has passed to the muxer.
     encoded: usize,
-    /// Anything that went through one of the watched pads.
+    /// Buffers that passed any of the watched pads.
     movements: u64,
     ended: bool,
-    /// When the encoder had handed over its first frame.
+    /// The time when the encoder passed on its first frame.
     first_encoded: Option<Instant>,
-    /// Why the pipeline is no longer of use.
+    /// Set once the pipeline has failed or stalled.
     halt: Option<Halt>,
 }
 
-/// The watched state of one pipeline.
+/// Counts the frames of one pipeline and detects errors and stalls.
 #[derive(Debug)]
-pub(super) struct Feed {
+pub(super) struct PipelineMonitor {
     progress: Mutex<Progress>,
     moved: Condvar,
     limit: Duration,
@@ -83,18 +83,18 @@ impl Progress {
     }
 }
 
-impl Feed {
-    /// A feed whose waits end when nothing moves for `limit`, or soon after the run is cancelled.
+impl PipelineMonitor {
+    /// A monitor whose waits end when nothing moves for `limit`, or soon after the run is cancelled.
     pub(super) fn new(limit: Duration, cancel: &Cancel) -> Arc<Self> {
         Arc::new(Self { progress: Mutex::default(), moved: Condvar::new(), limit, cancel: cancel.clone() })
     }
 
-    /// Hears what a pipeline says on its bus.
-    pub(super) fn listen(self: &Arc<Self>, pipeline: &gst::Pipeline) {
+    /// Handles the messages on the bus of a pipeline.
+    pub(super) fn watch_bus(self: &Arc<Self>, pipeline: &gst::Pipeline) {
         if let Some(bus) = pipeline.bus() {
-            let feed = Arc::clone(self);
+            let monitor = Arc::clone(self);
             bus.set_sync_handler(move |_, message| {
-                feed.hear(message);
+                monitor.handle_message(message);
                 gst::BusSyncReply::Drop
             });
         }
@@ -110,32 +110,32 @@ impl Feed {
         self.count(pad, Progress::encode);
     }
 
-    /// Sees movement at a pad.
-    pub(super) fn see(self: &Arc<Self>, pad: &gst::Pad) {
+    /// Records any buffer that passes a pad as progress.
+    pub(super) fn watch_pad(self: &Arc<Self>, pad: &gst::Pad) {
         self.count(pad, |_| ());
     }
 
-    /// A frame has been written by a writer of our own.
-    pub(super) fn collected(&self) {
+    /// Records a frame that a collector has written.
+    pub(super) fn frame_written(&self) {
         self.update(Progress::encode);
     }
 
-    /// The pipeline cannot go on. What comes after the first fault is its consequence.
+    /// Records a fault. Faults after the first are its consequences and are ignored.
     pub(super) fn fail(&self, fault: Fault) {
         self.update(|progress| _ = progress.halt.get_or_insert(Halt::Fault(fault)));
     }
 
-    /// For how long nothing may move.
+    /// The longest time without progress.
     pub(super) fn limit(&self) -> Duration {
-        if self.cancel.is_cancelled() { self.limit.min(LAST_LIMIT) } else { self.limit }
+        if self.cancel.is_cancelled() { self.limit.min(CANCELLED_TIMEOUT) } else { self.limit }
     }
 
-    /// When the encoder had handed over its first frame.
+    /// The time when the encoder passed on its first frame.
     pub(super) fn first_encoded(&self) -> Option<Instant> {
         self.progress().first_encoded
     }
 
-    /// Frames given to the pipeline.
+    /// Frames pushed into the pipeline.
     pub(super) fn pushed(&self) -> usize {
         self.progress().pushed
     }
@@ -145,10 +145,10 @@ impl Feed {
         self.progress().encoded
     }
 
-    /// Waits until another frame may be pushed, and counts it.
+    /// Waits until another frame may be pushed, and counts that frame.
     ///
     /// # Errors
-    /// The pipeline failed or stalled, or the run is cancelled.
+    /// Returns an error if the pipeline failed or stalled, or if the run was cancelled.
     pub(super) fn wait_for_room(&self) -> Result<(), Halt> {
         let mut cancelled = false;
         let mut progress = self.wait(|progress| {
@@ -163,22 +163,22 @@ impl Feed {
         Ok(())
     }
 
-    /// Waits until the sink has written everything.
+    /// Waits for the end of the stream.
     ///
     /// # Errors
-    /// The pipeline failed or stalled.
+    /// Returns an error if the pipeline failed or stalled.
     pub(super) fn wait_for_end(&self) -> Result<(), Halt> {
         self.wait(|progress| progress.ended).map(drop)
     }
 
-    /// The pipeline's error, waiting for one that is on its way.
+    /// Waits for the error message of a pipeline that has failed.
     pub(super) fn wait_for_fault(&self) -> Halt {
         self.wait(|_| false).map_or_else(|halt| halt, |_| Halt::Stalled)
     }
 
     fn wait(&self, mut ready: impl FnMut(&Progress) -> bool) -> Result<MutexGuard<'_, Progress>, Halt> {
         let mut progress = self.progress();
-        let mut quiet = Duration::ZERO;
+        let mut idle = Duration::ZERO;
         loop {
             if let Some(halt) = &progress.halt {
                 return Err(halt.clone());
@@ -187,15 +187,15 @@ impl Feed {
                 return Ok(progress);
             }
             let before = progress.movements;
-            let one = self.limit / QUIET_WAITS;
+            let one = self.limit / INTERVALS;
             let (after, waited) =
                 self.moved.wait_timeout(progress, one).unwrap_or_else(PoisonError::into_inner);
             progress = after;
             if progress.movements != before {
-                quiet = Duration::ZERO;
+                idle = Duration::ZERO;
             } else if waited.timed_out() {
-                quiet += one;
-                if quiet >= self.limit() {
+                idle += one;
+                if idle >= self.limit() {
                     progress.halt = Some(Halt::Stalled);
                 }
             }
@@ -215,14 +215,14 @@ impl Feed {
     }
 
     fn count(self: &Arc<Self>, pad: &gst::Pad, change: impl Fn(&mut Progress) + Send + Sync + 'static) {
-        let feed = Arc::clone(self);
+        let monitor = Arc::clone(self);
         pad.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST, move |_, _| {
-            feed.update(&change);
+            monitor.update(&change);
             gst::PadProbeReturn::Ok
         });
     }
 
-    fn hear(&self, message: &gst::Message) {
+    fn handle_message(&self, message: &gst::Message) {
         let element =
             || message.src().map_or_else(|| "the pipeline".into(), |source| source.name().to_string());
         match message.view() {

@@ -1,31 +1,32 @@
-//! Whether a file is as long as it says and its pieces follow each other: what a demuxer passes over without a word.
+//! Detection of truncated and overwritten files, which demuxers ignore silently.
 //!
-//! Only what holds the streams is looked at, not what is in them; files of other formats count as whole.
+//! Only the container is checked, not the streams in it. Files of other formats count as complete.
 
 use super::gapless;
-use super::sound::RATE;
+
 use crate::mp4;
+use crate::sound::RATE;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// What is wrong with a file, and at which byte; none if nothing is.
+/// Describes the damage of a file and its position. Returns `None` if the file is complete.
 ///
 /// # Errors
-/// What the system said.
+/// I/O errors.
 pub(super) fn damage(path: &Path) -> io::Result<Option<String>> {
     let mut file = File::open(path)?;
     let mut head = vec![];
     file.by_ref().take(12).read_to_end(&mut head)?;
     let length = file.metadata()?.len();
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no ordinary file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     file.rewind()?;
     let mut walk = Walk { file: BufReader::new(file), length, at: 0, ended: false };
     let found = match head.as_slice() {
         [b'R', b'I', b'F', b'F', a, b, c, d, ..] => riff(u32::from_le_bytes([*a, *b, *c, *d]), length),
-        [_, _, _, _, b'f', b't', b'y', b'p', ..] => match mp4::outermost(walk.file.get_mut()) {
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => match mp4::top_level(walk.file.get_mut()) {
             Ok(_) => None,
             Err(error) if error.kind() == io::ErrorKind::Other => Some(error.to_string()),
             Err(error) => return Err(error),
@@ -35,12 +36,12 @@ pub(super) fn damage(path: &Path) -> io::Result<Option<String>> {
         [0x89, b'P', b'N', b'G', ..] => {
             walk.skip(8)?;
             let damage = walk.pieces(Walk::chunk)?;
-            let unended = (!walk.ended).then(|| format!("it is cut short: its {length} bytes have no end"));
-            damage.or(unended)
+            let truncated = (!walk.ended).then(|| format!("it is cut short: its {length} bytes have no end"));
+            damage.or(truncated)
         }
         [0xff, 0xd8, 0xff, ..] => walk.picture_end()?,
         [b'I', b'D', b'3', ..] | [0xff, 0xe0..=0xff, ..] => {
-            gapless::length(path)?.and_then(|said| shorter(said, length))
+            gapless::length(path)?.and_then(|declared| truncation(declared, length))
         }
         [] => Some("it is empty".into()),
         _ => None,
@@ -48,25 +49,25 @@ pub(super) fn damage(path: &Path) -> io::Result<Option<String>> {
     Ok(found)
 }
 
-/// The length of what a RIFF file (WAV, AVI, WebP) says it holds. A program that could not go back writes 0 or all ones.
-fn riff(said: u32, length: u64) -> Option<String> {
-    let said = u64::from(said);
-    let is_known = said != 0 && said != u64::from(u32::MAX);
-    if is_known { shorter(said + 8, length) } else { None }
+/// Checks the length in the header of a RIFF file (WAV, AVI, WebP). Programs that cannot seek write 0 or all ones.
+fn riff(declared: u32, length: u64) -> Option<String> {
+    let declared = u64::from(declared);
+    let is_known = declared != 0 && declared != u64::from(u32::MAX);
+    if is_known { truncation(declared + 8, length) } else { None }
 }
 
-fn shorter(said: u64, length: u64) -> Option<String> {
-    (said > length).then(|| format!("it is cut short: it has {length} of {said} bytes"))
+fn truncation(declared: u64, length: u64) -> Option<String> {
+    (declared > length).then(|| format!("it is cut short: it has {length} of {declared} bytes"))
 }
 
-/// Samples at [`RATE`] that a FLAC says it has; none for other files and for one that was not told.
+/// The length of a FLAC in samples at [`RATE`], from its header. `None` for other files and for an unknown length.
 ///
 /// # Errors
-/// What the system said.
+/// I/O errors.
 pub(super) fn samples(path: &Path) -> io::Result<Option<usize>> {
     let mut head = vec![];
     File::open(path)?.take(26).read_to_end(&mut head)?;
-    // `fLaC`, the head of the first block, which is STREAMINFO; in it 20 bits of rate, 8 others, 36 bits of samples.
+    // `fLaC`, then the header of STREAMINFO, which contains 20 bits of rate, 8 other bits and 36 bits of samples.
     let Some((b"fLaC", info)) = head.split_first_chunk::<4>() else { return Ok(None) };
     let Some(packed) = info.get(14..22).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
     else {
@@ -77,24 +78,24 @@ pub(super) fn samples(path: &Path) -> io::Result<Option<usize>> {
     Ok(known.then(|| usize::try_from(samples * RATE as u64 / rate).unwrap_or(usize::MAX)))
 }
 
-/// What follows a piece of a file.
+/// The result of reading an element of a file.
 enum Next {
     Piece,
     End,
     Damage(&'static str),
 }
 
-/// A file on the way from piece to piece.
+/// Reads a file element by element.
 struct Walk {
     file: BufReader<File>,
     length: u64,
     at: u64,
-    /// A piece said that it is the last.
+    /// True after the last element.
     ended: bool,
 }
 
 impl Walk {
-    /// Goes through the pieces of a file; where it stops being one.
+    /// Reads all elements of a file. Describes the first damage.
     fn pieces(&mut self, piece: fn(&mut Self) -> io::Result<Next>) -> io::Result<Option<String>> {
         while self.at < self.length {
             let start = self.at;
@@ -129,9 +130,9 @@ impl Walk {
         }
     }
 
-    /// An element of Matroska or WebM (RFC 8794 §4): those that only hold others count as their heads.
+    /// An element of Matroska or WebM (RFC 8794 §4). Of a master element only the header is read.
     fn element(&mut self) -> io::Result<Next> {
-        const HOLDERS: [u32; 2] = [0x1853_8067, 0x1f43_b675];
+        const MASTERS: [u32; 2] = [0x1853_8067, 0x1f43_b675];
         const OTHERS: [u32; 18] = [
             0x1a45_dfa3,
             0x114d_9b74,
@@ -158,7 +159,7 @@ impl Walk {
             let [next] = self.bytes()?;
             id = id << 8 | u32::from(next);
         }
-        if !HOLDERS.contains(&id) && !OTHERS.contains(&id) {
+        if !MASTERS.contains(&id) && !OTHERS.contains(&id) {
             return Ok(Next::Damage("damaged"));
         }
         let [first] = self.bytes()?;
@@ -169,9 +170,9 @@ impl Walk {
             size = size << 8 | u64::from(next);
         }
         let unknown = size == (1 << (7 * (more + 1))) - 1;
-        if HOLDERS.contains(&id) {
+        if MASTERS.contains(&id) {
             let cut = !unknown && self.at.saturating_add(size) > self.length;
-            return Ok(if cut { Next::Damage("cut short in what begins") } else { Next::Piece });
+            return Ok(if cut { Next::Damage("cut short in the element") } else { Next::Piece });
         }
         self.skip(size).map(|()| Next::Piece)
     }
@@ -210,13 +211,13 @@ impl Walk {
         Ok(if is_last { Next::End } else { Next::Piece })
     }
 
-    /// The end of a JPEG behind its segments, which may hold smaller pictures.
+    /// Finds the end of a JPEG after its segments, which may contain smaller pictures.
     fn picture_end(&mut self) -> io::Result<Option<String>> {
         let cut = Some(format!("it is cut short: its picture does not end in its {} bytes", self.length));
         self.skip(2)?;
         loop {
             let Ok([0xff, mut kind]) = self.bytes() else { return Ok(cut) };
-            // Any number of these may stand in front of a mark.
+            // A marker may be preceded by any number of fill bytes.
             while kind == 0xff {
                 let Ok([next]) = self.bytes() else { return Ok(cut) };
                 kind = next;
@@ -233,7 +234,7 @@ impl Walk {
     }
 }
 
-/// The checksum of an Ogg page: CRC-32 of the polynomial 04c11db7, from the highest bit on.
+/// The checksum of an Ogg page: CRC-32 of the polynomial 04c11db7, most significant bit first.
 fn checksum(page: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
@@ -257,7 +258,7 @@ fn checksum(page: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    fn said(bytes: &[u8]) -> Option<String> {
+    fn damage_of(bytes: &[u8]) -> Option<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         damage(file.path()).unwrap()
@@ -275,7 +276,7 @@ mod tests {
         page
     }
 
-    /// A small file of each format, and what each of its pieces begins with.
+    /// A small file of each format.
     fn files() -> Vec<(&'static str, Vec<u8>)> {
         let matroska = [
             &[0x1a, 0x45, 0xdf, 0xa3, 0x82, 1, 2][..],
@@ -296,30 +297,30 @@ mod tests {
     }
 
     #[test]
-    fn whole_files_are_whole_and_cut_ones_are_not() {
+    fn truncated_files_are_damaged_and_complete_files_are_not() {
         for (name, file) in files() {
-            assert_eq!(said(&file), None, "{name}");
+            assert_eq!(damage_of(&file), None, "{name}");
             for length in 13..file.len() {
-                // A file that ends between two boxes or pages is a whole one.
+                // A file that ends between two elements is complete.
                 let between = match name {
                     "Ogg" => length == page(b"first").len(),
                     "Matroska" => length == 19,
                     _ => false,
                 };
-                assert!(between || said(&file[..length]).is_some(), "{name} of {length} bytes");
+                assert!(between || damage_of(&file[..length]).is_some(), "{name} of {length} bytes");
             }
         }
-        assert_eq!(said(b"").as_deref(), Some("it is empty"));
-        assert_eq!(said(b"a note"), None, "what it is nobody knows here");
+        assert_eq!(damage_of(b"").as_deref(), Some("it is empty"));
+        assert_eq!(damage_of(b"a note"), None, "other formats are not checked");
     }
 
     #[test]
-    fn pieces_that_are_overwritten_are_found_where_they_lie() {
+    fn overwritten_elements_are_reported_with_their_position() {
         let file = |wanted: &str| files().into_iter().find(|(name, _)| *name == wanted).unwrap().1;
         let (matroska, ogg) = (file("Matroska"), file("Ogg"));
         let overwritten = |mut file: Vec<u8>, at: usize| {
             file[at..at + 4].fill(0);
-            said(&file)
+            damage_of(&file)
         };
         assert_eq!(overwritten(matroska, 27).as_deref(), Some("it is damaged at byte 27 of 35"));
         assert_eq!(overwritten(ogg.clone(), 28).as_deref(), Some("it is damaged at byte 0 of 67"));
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_was_never_filled_in_is_none() {
+    fn a_missing_riff_length_is_ignored() {
         assert_eq!(riff(0, 100), None);
         assert_eq!(riff(u32::MAX, 100), None);
         assert_eq!(riff(92, 100), None);
@@ -336,7 +337,7 @@ mod tests {
 
     #[test]
     fn the_checksum_is_that_of_ogg() {
-        // CRC-32 of the same polynomial without the inversions, of the usual nine digits.
+        // CRC-32 of the same polynomial without inversions, of the standard check string.
         assert_eq!(checksum(b"123456789"), 0x89a1_897f);
     }
 }
