@@ -70,6 +70,11 @@ pub fn read(path: &Path) -> Result<String, crate::Error> {
     Ok(text)
 }
 
+/// The text of bytes, as [`read`] returns that of a file. Returns `None` if they are not text.
+pub fn from_bytes(bytes: &[u8]) -> Option<String> {
+    decode(bytes).ok()
+}
+
 /// What is wrong with bytes.
 #[derive(Debug, PartialEq)]
 struct Wrong {

@@ -1,50 +1,51 @@
-//! Captions with their times: one text for the whole clip, or a SubRip file.
+//! Captions with their times, from a text or from a SubRip file.
 //!
-//! A file is read as players read it: a caption begins at its line of times and ends at the next one. The number in
-//! front of that line is no text, blank lines are none, and nobody minds an order.
+//! A file is parsed as leniently as players do: a caption starts at its line of times and ends at the next one. The number
+//! before that line and blank lines are ignored, and captions may be in any order.
 
+use bundle::text_file;
 use std::time::Duration;
 
-/// A text and when it is shown.
+/// A text and its time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caption {
-    /// From when on.
+    /// The start.
     pub start: Duration,
-    /// Until when.
+    /// The end.
     pub end: Duration,
-    /// Its lines.
+    /// The lines.
     pub text: String,
 }
 
-/// What cannot be understood in a SubRip file.
+/// Errors of a SubRip file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SrtError {
-    /// The bytes are no text.
+    /// The bytes are not text.
     #[error("it is neither UTF-8 nor UTF-16 with a byte-order mark")]
     Encoding,
-    /// Times that are none.
-    #[error("its line {0} has no times like 00:00:01,000 --> 00:00:02,500")]
+    /// A line of times is missing or malformed.
+    #[error("line {0} has no times like 00:00:01,000 --> 00:00:02,500")]
     Times(usize),
-    /// A caption that ends before it begins.
-    #[error("the caption at its line {0} ends before it begins")]
+    /// A caption ends before it starts.
+    #[error("the caption at line {0} ends before it starts")]
     Backwards(usize),
-    /// There is no caption in it.
-    #[error("there is no caption in it")]
+    /// The file contains no caption.
+    #[error("it contains no caption")]
     Empty,
 }
 
 impl Caption {
-    /// A text that is shown all the time.
+    /// A text that is always shown.
     pub fn always(text: impl Into<String>) -> Self {
         Self { start: Duration::ZERO, end: Duration::MAX, text: text.into() }
     }
 
-    /// The captions of a SubRip file, in the order in which they begin. Those without a text are left out.
+    /// Parses a SubRip file in UTF-8 or UTF-16. Returns its captions in the order of their starts, without empty ones.
     ///
     /// # Errors
-    /// Bytes that are no text, a line of times that cannot be understood, text without times, no caption at all.
+    /// Returns an error if the bytes are not text, if times are missing or malformed, or if there is no caption.
     pub fn read_srt(bytes: &[u8]) -> Result<Vec<Self>, SrtError> {
-        let text = decoded(bytes).ok_or(SrtError::Encoding)?.replace("\r\n", "\n").replace('\r', "\n");
+        let text = text_file::from_bytes(bytes).ok_or(SrtError::Encoding)?;
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         let mut found: Vec<Block<'_>> = vec![];
         for (index, &line) in lines.iter().enumerate() {
@@ -60,7 +61,7 @@ impl Caption {
                 }
                 found.push(Block { start, end, lines: vec![] });
             } else if is_number(line) && !next.is_empty() && (index == 0 || lines[index - 1].is_empty()) {
-                // A number behind a blank line and a text behind it: the times between them are missing.
+                // A number after a blank line and before a text: the times between them are missing.
                 return Err(SrtError::Times(index + 2));
             } else {
                 found.last_mut().ok_or(SrtError::Times(index + 1))?.lines.push(line);
@@ -72,7 +73,7 @@ impl Caption {
     }
 }
 
-/// What stands between two lines of times.
+/// The lines between two lines of times.
 struct Block<'a> {
     start: Duration,
     end: Duration,
@@ -87,28 +88,11 @@ impl Block<'_> {
     }
 }
 
-/// The text of a file, whose byte-order mark says how it is written.
-fn decoded(bytes: &[u8]) -> Option<String> {
-    let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
-        let (pairs, rest) = bytes.as_chunks::<2>();
-        let units: Vec<u16> = pairs.iter().map(|pair| unit(*pair)).collect();
-        String::from_utf16(&units).ok().filter(|_| rest.is_empty())
-    };
-    match bytes {
-        [0xef, 0xbb, 0xbf, text @ ..] => String::from_utf8(text.to_vec()).ok(),
-        [0xff, 0xfe, text @ ..] => wide(text, u16::from_le_bytes),
-        [0xfe, 0xff, text @ ..] => wide(text, u16::from_be_bytes),
-        // Text of two bytes a character would have these.
-        text if text.contains(&0) => None,
-        text => String::from_utf8(text.to_vec()).ok(),
-    }
-}
-
 fn is_number(line: &str) -> bool {
     !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether a line is meant for times: an arrow, and a colon between digits.
+/// Returns true if a line is intended as a line of times: it has an arrow, and a colon between digits.
 fn has_times(line: &str) -> bool {
     let bytes = line.as_bytes();
     let clock = bytes.windows(3).any(|at| at[0].is_ascii_digit() && at[1] == b':' && at[2].is_ascii_digit());
@@ -118,14 +102,14 @@ fn has_times(line: &str) -> bool {
 fn times(line: &str) -> Option<(Duration, Duration)> {
     let (start, end) = line.split_once("-->")?;
     let start: String = start.split_whitespace().collect();
-    // A place on the screen may follow the time.
+    // A position on the screen may follow the time.
     let is_time =
         |part: &&str| part.starts_with(|first: char| first.is_ascii_digit() || first == ',' || first == '.');
     let end: String = end.split_whitespace().take_while(is_time).collect();
     Some((time(&start)?, time(&end)?))
 }
 
-/// `HH:MM:SS,mmm`, with a dot for the comma; hours and milliseconds may be left out.
+/// Parses `HH:MM:SS,mmm`. The comma may be a dot; hours and milliseconds are optional.
 fn time(text: &str) -> Option<Duration> {
     let (clock, milliseconds) = text.split_once([',', '.']).unwrap_or((text, "0"));
     let whole = |text: &str| is_number(text).then(|| text.parse::<u64>().ok()).flatten();
@@ -133,14 +117,13 @@ fn time(text: &str) -> Option<Duration> {
     let (2 | 3) = parts.len() else { return None };
     let seconds =
         parts.iter().try_fold(0_u64, |seconds, part| seconds.checked_mul(60)?.checked_add(*part))?;
-    // More than three digits are a fraction that is written finer.
+    // Digits after the third are fractions of a millisecond.
     let milliseconds = whole(milliseconds.get(..3).unwrap_or(milliseconds))?;
     whole(text.rsplit([',', '.', ':']).next()?)?;
     Some(Duration::from_millis(seconds.checked_mul(1000)?.checked_add(milliseconds)?))
 }
 
-/// Without the tags that SubRip borrowed from HTML, the line breaks and places that it borrowed from other formats,
-/// and control characters.
+/// Removes HTML tags, the position tags of other formats, and control characters, and converts line breaks.
 fn without_tags(text: &str) -> String {
     let text = text.replace("\\N", "\n").replace("\\h", " ").replace('\t', " ");
     let mut out = String::new();
@@ -151,9 +134,9 @@ fn without_tags(text: &str) -> String {
         let (open, close) = if rest.starts_with('<') { ('<', '>') } else { ('{', '}') };
         let end = rest[1..].find(['<', '>', '{', '}']).map(|end| end + 1);
         let tag = end.filter(|end| rest[*end..].starts_with(close)).map(|end| &rest[1..end]);
-        match tag.and_then(|tag| Some((tag, instead_of(open, tag)?))) {
-            Some((tag, instead)) => {
-                out.push_str(instead);
+        match tag.and_then(|tag| Some((tag, replacement_of(open, tag)?))) {
+            Some((tag, replacement)) => {
+                out.push_str(replacement);
                 rest = &rest[tag.len() + 2..];
             }
             None => {
@@ -167,8 +150,8 @@ fn without_tags(text: &str) -> String {
     out
 }
 
-/// What is shown for a tag; none if it is a part of the text.
-fn instead_of(open: char, tag: &str) -> Option<&'static str> {
+/// The text that replaces a tag. Returns `None` if it is not a tag.
+fn replacement_of(open: char, tag: &str) -> Option<&'static str> {
     if open == '{' {
         return tag.starts_with('\\').then_some("");
     }
@@ -197,7 +180,7 @@ mod tests {
         "1\n00:00:00,500 --> 00:00:01,000\none\nsecond line\n\n2\n00:01:02,003 --> 01:00:00,000\n一只猫\n";
 
     #[test]
-    fn files_of_every_system_and_encoding_say_the_same() {
+    fn encodings_and_line_ends_make_no_difference() {
         let expected =
             vec![(500, 1000, "one\nsecond line".to_owned()), (62_003, 3_600_000, "一只猫".to_owned())];
         let wide = |mark: u16, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
@@ -222,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_line_of_any_kind_ends_no_text_and_joins_none() {
+    fn blank_lines_neither_end_nor_join_captions() {
         for blank in ["", " ", "\t", "\u{a0}", "  \t "] {
             let file = TWO.replace("\n\n", &format!("\n{blank}\n"));
             assert_eq!(texts(&file), ["one\nsecond line", "一只猫"], "{blank:?}");
@@ -236,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_understood_as_people_write_them() {
+    fn times_are_parsed_in_all_common_forms() {
         let with = |times: &str| read(&format!("1\n{times}\na")).map(|found| (found[0].0, found[0].1));
         for times in [
             "00:00:01,500 --> 00:00:02,000",
@@ -266,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_times_is_named_by_its_line() {
+    fn the_error_of_missing_times_has_the_line() {
         assert_eq!(read("1\n00:00:00,000 --> 00:00:01,000\na\n\n2\nb"), Err(SrtError::Times(6)));
         assert_eq!(read("1\nb\n\n2\n00:00:00,000 --> 00:00:01,000\na"), Err(SrtError::Times(2)));
         assert_eq!(read("just a text"), Err(SrtError::Times(1)));
@@ -284,13 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn captions_come_in_the_order_in_which_they_begin() {
+    fn captions_are_sorted_by_their_starts() {
         let file = "2\n00:00:05,000 --> 00:00:06,000\nlater\n\n1\n00:00:01,000 --> 00:00:02,000\nfirst\n";
         assert_eq!(texts(file), ["first", "later"]);
     }
 
     #[test]
-    fn tags_go_and_what_only_looks_like_one_stays() {
+    fn tags_are_removed_and_similar_text_is_kept() {
         let shown = |text: &str| texts(&format!("00:00:00,000 --> 00:00:01,000\n{text}")).remove(0);
         assert_eq!(shown("<i>R&D</i>: a < b <b>and</B> c > d"), "R&D: a < b and c > d");
         assert_eq!(shown("<font color=\"#ff0000\">red</font> <u>x</u>"), "red x");
