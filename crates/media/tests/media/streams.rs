@@ -1,11 +1,8 @@
-//! Streams as ffmpeg and ffprobe read them over the loopback while they are made, and readers that stop or leave.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Streams that ffmpeg and ffprobe read over the loopback while they are written, and readers that stall or disconnect.
 
-use bundle::Cancel;
-use bundle::units::{FrameRate, Seed};
-use media::{ClipFormat, Error, Output, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder};
-use media::{SharedFrame, Tags};
-use ndarray::Array3;
+use crate::clip::{self, finish, moving_bar};
+use crate::tools::{probe, seconds};
+use media::{Error, Output, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder, SharedFrame};
 use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
@@ -13,17 +10,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 fn options(size: &str, frames: Option<usize>) -> OutputOptions {
-    let rate = FrameRate::try_new(16).unwrap();
-    let format = ClipFormat { size: size.parse().unwrap(), rate, frames };
-    let tags = Tags::new("a clip".to_owned(), "mini", Seed(7));
-    OutputOptions::new(format, tags, &Cancel::new())
+    clip::options(clip::format(size, 16, frames))
 }
 
-/// A picture with a bar that moves.
 fn frame(options: &OutputOptions, number: usize) -> SharedFrame {
-    let size = options.format.size;
-    let colour = |(c, y, x)| if (x + number) % 32 < 8 { 0.7 } else { (y + 40 * c) as f32 / 200.0 - 0.5 };
-    SharedFrame::new(Array3::from_shape_fn((3, size.height, size.width), colour)).unwrap()
+    moving_bar(options.format, number)
 }
 
 fn claim(specs: &[String]) -> Vec<OutputTarget> {
@@ -35,17 +26,7 @@ fn in_folder(folder: &Path, name: &str) -> String {
     folder.join(name).to_str().unwrap().to_owned()
 }
 
-fn probe(arguments: &[&str]) -> Value {
-    let output = Command::new("ffprobe")
-        .args(["-v", "error", "-count_frames", "-show_streams", "-show_format", "-of", "json"])
-        .args(arguments)
-        .output()
-        .expect("ffprobe (Debian package ffmpeg)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Pushes frames until a reader has what it wants.
+/// Pushes frames until a reader exits.
 fn feed_until_done(outputs: &mut Outputs, options: &OutputOptions, reader: &mut Child) {
     for number in 0..1000 {
         if reader.try_wait().unwrap().is_some() {
@@ -54,11 +35,11 @@ fn feed_until_done(outputs: &mut Outputs, options: &OutputOptions, reader: &mut 
         outputs.push(&frame(options, number)).unwrap();
     }
     reader.kill().unwrap();
-    panic!("the reader did not get what it wanted out of 1000 frames");
+    panic!("the reader did not exit within 1000 frames");
 }
 
 #[test]
-fn an_hls_folder_plays_whole_and_says_where_it_ends() {
+fn a_finished_hls_folder_plays_to_its_end() {
     let folder = tempfile::tempdir().unwrap();
     let options = options("96x64", Some(40));
     let targets = claim(&[format!("hls:{}", in_folder(folder.path(), "live"))]);
@@ -66,19 +47,21 @@ fn an_hls_folder_plays_whole_and_says_where_it_ends() {
     for number in 0..40 {
         outputs.push(&frame(&options, number)).unwrap();
     }
-    let outcome = outputs.finish();
-    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    finish(outputs);
     let playlist = in_folder(folder.path(), "live/index.m3u8");
     assert!(std::fs::read_to_string(&playlist).unwrap().ends_with("#EXT-X-ENDLIST\n"));
-    let found = probe(&[&playlist]);
+    let found = probe(&playlist);
     let stream = &found["streams"][0];
     let fields =
         ["codec_name", "pix_fmt", "color_space", "nb_read_frames"].map(|key| stream[key].as_str().unwrap());
     assert_eq!(fields, ["h264", "yuv420p", "bt709", "40"], "{stream}");
-    let seconds: f64 = found["format"]["duration"].as_str().unwrap().parse().unwrap();
-    assert!((seconds - 2.5).abs() < 0.01, "{seconds}");
+    let length = seconds(&found["format"]["duration"]);
+    assert!((length - 2.5).abs() < 0.01, "{length} s");
     let head = std::fs::read(folder.path().join("live/init.mp4")).unwrap();
-    assert!(head.windows(12).any(|bytes| bytes == b"AI-generated"), "the mark lies in the head");
+    assert!(
+        head.windows(12).any(|bytes| bytes == b"AI-generated"),
+        "the mark is in the initialization segment"
+    );
 }
 
 #[test]
@@ -96,11 +79,11 @@ fn rtsp_is_read_over_tcp_and_udp_while_it_runs() {
             .spawn()
             .expect("ffprobe (Debian package ffmpeg)");
         feed_until_done(&mut outputs, &options, &mut reader);
-        let mut said = String::new();
-        reader.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-        let found: Value = serde_json::from_str(&said).unwrap();
-        assert_eq!(found["streams"][0]["codec_name"], "h264", "{transport}: {said}");
-        assert_eq!(found["streams"][0]["width"], 96, "{transport}: {said}");
+        let mut report = String::new();
+        reader.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+        let found: Value = serde_json::from_str(&report).unwrap();
+        assert_eq!(found["streams"][0]["codec_name"], "h264", "{transport}: {report}");
+        assert_eq!(found["streams"][0]["width"], 96, "{transport}: {report}");
         let times: Vec<f64> = found["packets"]
             .as_array()
             .unwrap()
@@ -108,7 +91,7 @@ fn rtsp_is_read_over_tcp_and_udp_while_it_runs() {
             .filter_map(|packet| packet["pts_time"].as_str().map(|time| time.parse().unwrap()))
             .collect();
         assert!(times.len() >= 16, "{transport}: {times:?}");
-        // Frames come at the rate of the clip, by their own times; a datagram that is lost is lost.
+        // Timestamps follow the rate of the clip. Datagrams may be lost.
         for pair in times.windows(2) {
             let frames = (pair[1] - pair[0]) * 16.0;
             let lost = transport == "udp" && frames >= 1.0;
@@ -118,28 +101,28 @@ fn rtsp_is_read_over_tcp_and_udp_while_it_runs() {
             );
         }
     }
-    let kept = outputs.interrupt();
-    assert!(matches!(kept[0].1, Remainder::Sent { .. }), "{kept:?}");
+    let remainders = outputs.interrupt();
+    assert!(matches!(remainders[0].1, Remainder::Sent { .. }), "{remainders:?}");
 }
 
 #[test]
-fn a_taken_port_is_refused_before_anything_runs() {
+fn a_port_in_use_is_refused_before_the_run() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = format!("rtsp://{}/clip", taken.local_addr().unwrap()).parse().unwrap();
     let error = OutputTarget::claim(&spec).unwrap_err();
     assert!(matches!(error, Error::File(bundle::part_file::Error::Unwritable { .. })), "{error}");
 }
 
-/// A server that ends in mid-stream ends its own output; the file beside it is whole. Where GStreamer's plugin for RTMP
-/// is not installed, its package is named.
+/// A server that exits in mid-stream ends only its own output; the file beside it is complete. Where the GStreamer plugin
+/// for RTMP is not installed, the error names its package.
 #[test]
-fn an_rtmp_server_gets_the_clip_and_may_go_away() {
+fn an_rtmp_server_receives_the_clip_and_may_exit() {
     let spec: OutputSpec = "rtmp://127.0.0.1:1/live/clip".parse().unwrap();
     if let Err(error) = OutputTarget::claim(&spec) {
         assert!(error.to_string().contains("gstreamer1.0-plugins-bad"), "{error}");
         return;
     }
-    for leaves in [false, true] {
+    for exits in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("rtmp://127.0.0.1:{port}/live/clip");
@@ -155,30 +138,34 @@ fn an_rtmp_server_gets_the_clip_and_may_go_away() {
         let file = in_folder(folder.path(), "clip.mp4");
         let mut outputs = Outputs::start(&claim(&[url, file.clone()]), &options).unwrap();
         for number in 0..60 {
-            if leaves && number == 30 {
+            if exits && number == 30 {
                 server.kill().unwrap();
-                // From here on it is gone, and not only told to go.
+                // The process has ended, not only received the signal.
                 server.wait().unwrap();
             }
             outputs.push(&frame(&options, number)).unwrap();
         }
         let outcome = outputs.finish();
         let status = server.wait().unwrap();
-        assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "60");
-        if leaves {
+        assert_eq!(probe(&file)["streams"][0]["nb_read_frames"], "60");
+        if exits {
             assert_eq!(outcome.written.len(), 1);
             let failed = &outcome.failed[0];
             assert!(failed.error.to_string().contains("rtmp://"), "{}", failed.error);
-            assert!(matches!(failed.remainder, Remainder::Sent { frames, .. } if frames < 60), "{}", failed.remainder);
+            assert!(
+                matches!(failed.remainder, Remainder::Sent { frames, .. } if frames < 60),
+                "{}",
+                failed.remainder
+            );
         } else {
             assert!(outcome.failed.is_empty() && status.success(), "{:?}", outcome.failed);
-            let found = probe(&[received.to_str().unwrap()]);
+            let found = probe(&received);
             assert_eq!(found["streams"][0]["nb_read_frames"], "60");
         }
     }
 }
 
-/// Whether a port of this machine is listened at, without connecting: the server takes one connection only.
+/// Waits for a listener without connecting, because the server accepts one connection only.
 fn wait_until_it_listens(port: u16) {
     let wanted = format!(":{port:04X} 00000000:0000 0A");
     while !std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&wanted) {
@@ -193,16 +180,16 @@ fn named_pipe(folder: &Path) -> String {
 }
 
 #[test]
-fn a_reader_that_stops_reading_ends_its_own_output_and_holds_few_frames() {
+fn a_stalled_reader_ends_only_its_own_output_and_few_frames_are_queued() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = named_pipe(folder.path());
     let options = OutputOptions { output_timeout: Duration::from_secs(2), ..options("320x240", Some(60)) };
-    // Open for both, so that opening does not wait for the other end; nothing is ever read.
+    // Opened for reading and writing, so that opening does not block. Nothing is read.
     let _reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let mut output = Output::start(claim(std::slice::from_ref(&pipe)).remove(0), &options).unwrap();
     let error = (0..60).find_map(|number| output.push(&frame(&options, number)).err()).unwrap();
     assert!(matches!(error, Error::Stalled { .. }), "{error}");
-    assert!(output.frames() <= 15, "{} frames are held", output.frames());
+    assert!(output.frames() <= 15, "{} frames are queued", output.frames());
     drop(output);
 
     let file = in_folder(folder.path(), "clip.mp4");
@@ -210,31 +197,31 @@ fn a_reader_that_stops_reading_ends_its_own_output_and_holds_few_frames() {
     (0..60).for_each(|number| outputs.push(&frame(&options, number)).unwrap());
     let outcome = outputs.finish();
     assert_eq!((outcome.written.len(), outcome.failed.len()), (1, 1));
-    assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "60");
+    assert_eq!(probe(&file)["streams"][0]["nb_read_frames"], "60");
 }
 
 #[test]
-fn a_reader_that_leaves_or_never_comes_ends_its_own_output() {
+fn a_reader_that_disconnects_or_never_connects_ends_only_its_own_output() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = named_pipe(folder.path());
-    for comes in [true, false] {
-        // One that comes may be late on a busy machine; one that never does is not waited for any longer than needed.
-        let output_timeout = Duration::from_secs(if comes { 60 } else { 2 });
+    for connects in [true, false] {
+        // A reader may connect late on a busy machine; for one that never connects the wait is short.
+        let output_timeout = Duration::from_secs(if connects { 60 } else { 2 });
         let options = OutputOptions { output_timeout, ..options("320x240", Some(60)) };
         let name = pipe.clone();
         let reader = std::thread::spawn(move || {
-            if comes {
+            if connects {
                 std::fs::File::open(name).unwrap().read_exact(&mut [0; 200_000]).unwrap();
             }
         });
-        let file = in_folder(folder.path(), &format!("{comes}.mp4"));
+        let file = in_folder(folder.path(), &format!("{connects}.mp4"));
         let mut outputs = Outputs::start(&claim(&[pipe.clone(), file.clone()]), &options).unwrap();
         (0..60).for_each(|number| outputs.push(&frame(&options, number)).unwrap());
         let outcome = outputs.finish();
         reader.join().unwrap();
         assert_eq!((outcome.written.len(), outcome.failed.len()), (1, 1), "{:?}", outcome.failed);
         let error = outcome.failed[0].error.to_string();
-        assert!(error.contains(if comes { "Broken pipe" } else { "no progress" }), "{error}");
-        assert_eq!(probe(&[&file])["streams"][0]["nb_read_frames"], "60");
+        assert!(error.contains(if connects { "Broken pipe" } else { "no progress" }), "{error}");
+        assert_eq!(probe(&file)["streams"][0]["nb_read_frames"], "60");
     }
 }

@@ -1,14 +1,10 @@
-//! WHIP over the loopback: a server that takes the stream, one that refuses it, and one that leaves.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! WHIP over the loopback: a server that accepts the stream, one that refuses it, and one that ends the session.
 
-use bundle::Cancel;
-use bundle::units::{FrameRate, Seed};
-use media::{ClipFormat, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder};
-use media::{SharedFrame, Tags, Token};
-use ndarray::Array3;
+use crate::clip::{format, moving_bar, options};
+use crate::tools::{ffprobe, run_silent};
+use media::{Outcome, OutputSpec, OutputTarget, Outputs, Remainder, Token};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,32 +14,21 @@ use str0m::{Candidate, Event, Input, Output, Rtc};
 
 const FRAMES: usize = 32;
 const TOKEN: &str = "s3cret";
-/// Far above what any of this takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Waits for a packet, of up to 20 ms, that must all be in vain before an ended session counts as read to its end.
-const QUIET: usize = 100;
+/// Far longer than any step takes on a loaded machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Waits of up to 20 ms without a packet after which an ended session counts as fully received.
+const IDLE_WAITS: usize = 100;
 
-fn options() -> OutputOptions {
-    let rate = FrameRate::try_new(16).unwrap();
-    let format = ClipFormat { size: "96x64".parse().unwrap(), rate, frames: Some(FRAMES) };
-    OutputOptions::new(format, Tags::new("a clip".to_owned(), "mini", Seed(7)), &Cancel::new())
-}
-
-/// A picture with a bar that moves.
-fn frame(number: usize) -> SharedFrame {
-    let colour = |(c, y, x)| if (x + number) % 32 < 8 { 0.7 } else { (y + 40 * c) as f32 / 200.0 - 0.5 };
-    SharedFrame::new(Array3::from_shape_fn((3, 64, 96), colour)).unwrap()
-}
-
-/// Sends the clip there, and beside it to a file, which has to be whole whatever happens.
+/// Sends the clip to a server and to a file, which must be complete in every case.
 fn send(url: &str, token: Option<&str>) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let token = token.map(|token| Token::new(token).unwrap());
     let whip = url.parse::<OutputSpec>().unwrap().with_token(token.as_ref());
     let file: OutputSpec = folder.path().join("clip.mp4").to_str().unwrap().parse().unwrap();
     let targets = OutputTarget::claim_all(&[whip, file]).unwrap();
-    let mut outputs = Outputs::start(&targets, &options()).unwrap();
-    (0..FRAMES).for_each(|number| outputs.push(&frame(number)).unwrap());
+    let format = format("96x64", 16, FRAMES);
+    let mut outputs = Outputs::start(&targets, &options(format)).unwrap();
+    (0..FRAMES).for_each(|number| outputs.push(&moving_bar(format, number)).unwrap());
     let outcome = outputs.finish();
     assert!(outcome.written.iter().any(|clip| clip.output.to_string().ends_with("clip.mp4")));
     outcome
@@ -62,7 +47,7 @@ fn failure(outcome: &Outcome) -> String {
     error
 }
 
-/// A request as the server hears it.
+/// A request that the server received.
 struct Request {
     stream: TcpStream,
     /// Method and path, then the headers in lower case.
@@ -109,18 +94,18 @@ fn listen() -> (TcpListener, String) {
     (listener, url)
 }
 
-/// What a server does with a session once it has begun.
+/// What a server does once a session has started.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
-    /// Takes the frames until the session is ended.
+    /// Receives frames until the client ends the session.
     Receives,
     /// Ends the session after some frames.
     EndsIt,
-    /// Answers no packet at all.
+    /// Answers no packet.
     IsSilent,
 }
 
-/// A server for one session: its frames in Annex B, each with its time.
+/// A server for one session. Returns the received frames in Annex B, each with its time.
 fn serve(listener: TcpListener, then: Then) -> JoinHandle<Vec<(f64, Vec<u8>)>> {
     std::thread::spawn(move || {
         let request = Request::next(&listener);
@@ -139,12 +124,12 @@ fn serve(listener: TcpListener, then: Then) -> JoinHandle<Vec<(f64, Vec<u8>)>> {
             assert!(request.head[0].starts_with("DELETE /session/7 "), "{:?}", request.head);
             assert!(request.has("authorization: bearer s3cret"));
             request.answer("200 OK", "", "");
-            // The session may be over already.
+            // The session may have ended already.
             let _ = ended.send(());
         });
         match then {
             Then::IsSilent => {
-                end.recv_timeout(PATIENCE).expect("the session is ended");
+                end.recv_timeout(TIMEOUT).expect("the session is ended");
                 vec![]
             }
             _ => receive(rtc, &socket, own, &end, then == Then::EndsIt),
@@ -157,14 +142,14 @@ fn receive(
     socket: &UdpSocket,
     own: SocketAddr,
     end: &Receiver<()>,
-    leaves: bool,
+    ends_session: bool,
 ) -> Vec<(f64, Vec<u8>)> {
     let mut frames = Vec::new();
     let began = Instant::now();
-    // Once the session is ended, packets that were sent before may still wait to be read.
-    let (mut ended, mut quiet) = (false, 0);
+    // After the session has ended, packets that were sent before may still arrive.
+    let (mut ended, mut idle_waits) = (false, 0);
     loop {
-        assert!(began.elapsed() < PATIENCE, "{} frames", frames.len());
+        assert!(began.elapsed() < TIMEOUT, "{} frames", frames.len());
         let due = loop {
             match rtc.poll_output().unwrap() {
                 Output::Timeout(due) => break due,
@@ -176,16 +161,16 @@ fn receive(
                 Output::Event(_) => {}
             }
         };
-        if leaves && frames.len() == 8 {
+        if ends_session && frames.len() == 8 {
             rtc.close().unwrap();
             while let Output::Transmit(packet) = rtc.poll_output().unwrap() {
                 socket.send_to(&packet.contents, packet.destination).unwrap();
             }
-            end.recv_timeout(PATIENCE).expect("the session is ended");
+            end.recv_timeout(TIMEOUT).expect("the session is ended");
             return frames;
         }
         ended |= end.try_recv().is_ok();
-        if !rtc.is_alive() || (ended && (frames.len() >= FRAMES || quiet >= QUIET)) {
+        if !rtc.is_alive() || (ended && (frames.len() >= FRAMES || idle_waits >= IDLE_WAITS)) {
             return frames;
         }
         let wait = due
@@ -195,7 +180,7 @@ fn receive(
         let mut packet = [0; 2048];
         let input = match socket.recv_from(&mut packet) {
             Ok((length, source)) => {
-                quiet = 0;
+                idle_waits = 0;
                 let contents = packet[..length].try_into().unwrap();
                 Input::Receive(
                     Instant::now(),
@@ -203,7 +188,7 @@ fn receive(
                 )
             }
             Err(_) => {
-                quiet += 1;
+                idle_waits += 1;
                 Input::Timeout(Instant::now())
             }
         };
@@ -212,7 +197,7 @@ fn receive(
 }
 
 #[test]
-fn a_server_gets_every_frame_at_the_rate_of_the_clip() {
+fn a_server_receives_every_frame_at_the_rate_of_the_clip() {
     let (listener, url) = listen();
     let server = serve(listener, Then::Receives);
     let began = Instant::now();
@@ -221,7 +206,7 @@ fn a_server_gets_every_frame_at_the_rate_of_the_clip() {
     assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
     let frames = server.join().unwrap();
     assert_eq!(frames.len(), FRAMES);
-    // Two seconds of clip are not sent faster than they play, however fast they were made.
+    // Two seconds of clip are not sent faster than they play.
     assert!(took >= Duration::from_secs_f64((FRAMES - 1) as f64 / 16.0), "{took:?}");
     for (number, (time, _)) in frames.iter().enumerate() {
         assert!((time - frames[0].0 - number as f64 / 16.0).abs() < 0.001, "frame {number} at {time}");
@@ -230,19 +215,17 @@ fn a_server_gets_every_frame_at_the_rate_of_the_clip() {
     let folder = tempfile::tempdir().unwrap();
     let stream = folder.path().join("received.h264");
     std::fs::write(&stream, frames.into_iter().flat_map(|(_, frame)| frame).collect::<Vec<u8>>()).unwrap();
-    let probed = Command::new("ffprobe")
-        .args(["-v", "error", "-count_frames", "-of", "csv=p=0"])
-        .args(["-show_entries", "stream=codec_name,profile,width,height,pix_fmt,color_space,nb_read_frames"])
-        .arg(&stream)
-        .output()
-        .expect("ffprobe (Debian package ffmpeg)");
-    let found = String::from_utf8(probed.stdout).unwrap();
-    assert_eq!(found.trim(), format!("h264,Constrained Baseline,96,64,yuv420p,bt709,{FRAMES}"));
-    assert!(probed.stderr.is_empty(), "{}", String::from_utf8_lossy(&probed.stderr));
+    let probed: serde_json::Value = serde_json::from_slice(&run_silent(&mut ffprobe(&stream))).unwrap();
+    let stream = &probed["streams"][0];
+    let found =
+        ["codec_name", "profile", "pix_fmt", "color_space"].map(|name| stream[name].as_str().unwrap());
+    assert_eq!(found, ["h264", "Constrained Baseline", "yuv420p", "bt709"], "{stream}");
+    assert_eq!((&stream["width"], &stream["height"]), (&96.into(), &64.into()), "{stream}");
+    assert_eq!(stream["nb_read_frames"], FRAMES.to_string(), "{stream}");
 }
 
 #[test]
-fn a_server_that_ends_the_session_ends_its_own_output() {
+fn a_server_that_ends_the_session_ends_only_its_own_output() {
     let (listener, url) = listen();
     let server = serve(listener, Then::EndsIt);
     let error = failure(&send(&url, Some(TOKEN)));
@@ -251,7 +234,7 @@ fn a_server_that_ends_the_session_ends_its_own_output() {
 }
 
 #[test]
-fn a_server_whose_media_port_is_silent_is_given_up() {
+fn a_server_with_a_silent_media_port_fails_the_output() {
     let (listener, url) = listen();
     let server = serve(listener, Then::IsSilent);
     let error = failure(&send(&url.replace("//", &format!("//{TOKEN}@")), None));
@@ -260,7 +243,7 @@ fn a_server_whose_media_port_is_silent_is_given_up() {
 }
 
 #[test]
-fn what_a_server_says_against_a_stream_is_told() {
+fn the_refusal_of_a_server_is_reported() {
     for (token, status, body, expected) in [
         (None, "401 Unauthorized", "", "the server requires a token (HTTP 401); give it with --whip-token"),
         (Some(TOKEN), "403 Forbidden", "", "the server refused the token (HTTP 403)"),
@@ -273,7 +256,7 @@ fn what_a_server_says_against_a_stream_is_told() {
         assert!(error.contains(expected), "{error}");
         server.join().unwrap();
     }
-    // Nobody listens.
+    // No server listens.
     let (listener, url) = listen();
     drop(listener);
     let error = failure(&send(&url, None));

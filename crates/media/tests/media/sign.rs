@@ -1,16 +1,14 @@
-//! Content credentials, read back by C2PA's own reader.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Content credentials, read back by the C2PA reader.
 
-use bundle::Cancel;
-use bundle::units::{FrameRate, Seed};
+use crate::clip::{claim, finish, format, names, options};
+use crate::tools::{ffprobe, run, run_silent};
 use c2pa::{Context, Reader, ValidationState};
-use media::{ClipFormat, Error, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder, SharedFrame};
-use media::{SigningKey, Tags};
+use media::{Error, OutputOptions, Outputs, Remainder, SharedFrame, SigningKey};
 use ndarray::Array3;
 use std::path::Path;
 use std::process::Command;
 
-/// A root and a certificate of the kind that signs content, made by OpenSSL's own tool.
+/// A root certificate and a leaf that may sign content, made with the `openssl` tool.
 fn keys(folder: &Path) -> SigningKey {
     std::fs::write(
         folder.join("leaf.ext"),
@@ -26,9 +24,7 @@ fn keys(folder: &Path) -> SigningKey {
         "req -new -key leaf.key -subj /O=Test/CN=Leaf -out leaf.csr",
         "x509 -req -in leaf.csr -CA root.pem -CAkey root.key -CAcreateserial -days 30 -sha256 -extfile leaf.ext -out leaf.pem",
     ] {
-        let ran = Command::new("openssl").args(command.split(' ')).current_dir(folder).output();
-        let ran = ran.expect("openssl (Debian package openssl)");
-        assert!(ran.status.success(), "{command}: {}", String::from_utf8_lossy(&ran.stderr));
+        run(Command::new("openssl").args(command.split(' ')).current_dir(folder));
     }
     let chain = ["leaf.pem", "root.pem"].map(|name| std::fs::read_to_string(folder.join(name)).unwrap());
     std::fs::write(folder.join("chain.pem"), chain.concat()).unwrap();
@@ -36,28 +32,20 @@ fn keys(folder: &Path) -> SigningKey {
 }
 
 #[test]
-fn a_signed_mp4_says_that_a_model_made_it_and_still_plays() {
+fn a_signed_mp4_states_that_a_model_made_it_and_plays() {
     let folder = tempfile::tempdir().unwrap();
     let sign = keys(folder.path());
     sign.check().unwrap();
-    let format = ClipFormat {
-        size: "96x64".parse().unwrap(),
-        rate: FrameRate::try_new(16).unwrap(),
-        frames: Some(12),
-    };
-    let plain = OutputOptions::new(format, Tags::new("a clip".to_owned(), "mini", Seed(7)), &Cancel::new());
-    let options = OutputOptions { sign: Some(sign), ..plain };
-    let specs =
-        ["clip.mp4", "clip.mkv"].map(|name| folder.path().join(name).to_str().unwrap().parse().unwrap());
+    let options = OutputOptions { sign: Some(sign), ..options(format("96x64", 16, 12)) };
     let frame = |n: usize| SharedFrame::new(Array3::from_elem((3, 64, 96), n as f32 / 12.0)).unwrap();
-    let targets = OutputTarget::claim_all(&specs).unwrap();
+    let targets = claim(folder.path(), &["clip.mp4", "clip.mkv"]);
     let mut outputs = Outputs::start(&targets, &options).unwrap();
     (0..12).for_each(|number| outputs.push(&frame(number)).unwrap());
-    let outcome = outputs.finish();
-    assert_eq!(outcome.written.len(), 2, "{:?}", outcome.failed);
+    let written = finish(outputs);
+    assert_eq!(written.len(), 2);
 
     let clip = folder.path().join("clip.mp4");
-    assert_eq!(outcome.written[0].bytes, Some(clip.metadata().unwrap().len()));
+    assert_eq!(written[0].bytes, Some(clip.metadata().unwrap().len()));
     let stream = std::fs::File::open(&clip).unwrap();
     let reader = Reader::from_context(Context::new()).with_stream("video/mp4", stream).unwrap();
     assert_ne!(reader.validation_state(), ValidationState::Invalid, "{}", reader.json());
@@ -66,31 +54,19 @@ fn a_signed_mp4_says_that_a_model_made_it_and_still_plays() {
         statement.contains("trainedAlgorithmicMedia") && statement.contains("c2pa.created"),
         "{statement}"
     );
-    let probed = Command::new("ffprobe")
-        .args(["-v", "error", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"])
-        .arg(&clip)
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8(probed.stdout).unwrap().trim(), "12");
-    assert!(probed.stderr.is_empty(), "{}", String::from_utf8_lossy(&probed.stderr));
-    // No part and nothing that was only in between is left.
-    let left = std::fs::read_dir(folder.path())
-        .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().into_string().ok());
-    let left: Vec<_> = left.filter(|name| name.contains(".part") || name.starts_with('.')).collect();
-    assert!(left.is_empty(), "{left:?}");
+    let probed: serde_json::Value = serde_json::from_slice(&run_silent(&mut ffprobe(&clip))).unwrap();
+    assert_eq!(probed["streams"][0]["nb_read_frames"], "12");
+    // No part file and no intermediate file is left.
+    let names = names(folder.path());
+    assert!(!names.iter().any(|name| name.contains(".part") || name.starts_with('.')), "{names:?}");
 }
 
 #[test]
 fn a_clip_that_cannot_be_signed_keeps_its_part() {
     let folder = tempfile::tempdir().unwrap();
     let sign = keys(folder.path());
-    let format =
-        ClipFormat { size: "96x64".parse().unwrap(), rate: FrameRate::try_new(16).unwrap(), frames: Some(2) };
-    let plain = OutputOptions::new(format, Tags::new(None, "mini", Seed(7)), &Cancel::new());
-    let options = OutputOptions { sign: Some(sign.clone()), ..plain };
-    let spec: OutputSpec = folder.path().join("clip.mp4").to_str().unwrap().parse().unwrap();
-    let mut outputs = Outputs::start(&OutputTarget::claim_all(&[spec]).unwrap(), &options).unwrap();
+    let options = OutputOptions { sign: Some(sign.clone()), ..options(format("96x64", 16, 2)) };
+    let mut outputs = Outputs::start(&claim(folder.path(), &["clip.mp4"]), &options).unwrap();
     (0..2).for_each(|_| outputs.push(&SharedFrame::new(Array3::zeros((3, 64, 96))).unwrap()).unwrap());
     std::fs::write(&sign.key, "no key").unwrap();
     assert!(matches!(sign.check(), Err(Error::Signing { .. })));

@@ -1,45 +1,26 @@
-//! Clips that are dressed, as independent readers see them.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Captions, logo, background, audio and another rate on whole clips.
 
-use bundle::Cancel;
-use bundle::units::{FrameRate, Seed};
-use media::post_process::{Interpolation, Caption, Corner, KeyColour, PostProcessSpec};
-use media::{ClipFormat, Error, OutputOptions, OutputTarget, Outputs, Tags, check_sound};
+use crate::clip::{claim, finish, format, options};
+use crate::tools::{generated, probe, run, seconds};
+use bundle::units::FrameRate;
+use media::post_process::{Caption, Corner, Interpolation, KeyColour, PostProcessSpec};
+use media::{ClipFormat, Error, OutputOptions, Outputs, Tags, check_sound};
 use ndarray::{Array3, Array4, s};
-use serde_json::Value;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-fn rate(frames_per_second: u32) -> FrameRate {
-    FrameRate::try_new(frames_per_second).unwrap()
-}
-
-fn made(size: &str, frames: usize) -> ClipFormat {
-    ClipFormat { size: size.parse().unwrap(), rate: rate(16), frames: Some(frames) }
-}
-
-/// A file that ffmpeg makes out of its own sources.
-fn made_by_ffmpeg(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
-    let path = folder.join(name);
-    let made =
-        Command::new("ffmpeg").args(["-v", "error", "-f", "lavfi", "-i"]).args(arguments).arg(&path).status();
-    assert!(made.expect("ffmpeg: `make setup` installs it").success());
-    path
-}
-
-/// The frames `[N,3,H,W]` of a grey clip after post_process.
-fn dressed(spec: &PostProcessSpec, made: ClipFormat, grey: f32) -> Array4<f32> {
-    let mut post_process = spec.open(made).unwrap();
-    let frame = Array3::from_elem((3, made.size.height, made.size.width), grey);
+/// The frames `[N,3,H,W]` of a grey clip after post-processing.
+fn processed(spec: &PostProcessSpec, format: ClipFormat, grey: f32) -> Array4<f32> {
+    let mut post_process = spec.open(format).unwrap();
+    let frame = Array3::from_elem((3, format.size.height, format.size.width), grey);
     let mut frames: Vec<_> =
-        (0..made.frames.unwrap()).flat_map(|_| post_process.push(frame.clone()).unwrap()).collect();
+        (0..format.frames.unwrap()).flat_map(|_| post_process.push(frame.clone()).unwrap()).collect();
     frames.extend(post_process.finish());
     let views: Vec<_> = frames.iter().map(|frame| frame.view()).collect();
     ndarray::stack(ndarray::Axis(0), &views).unwrap()
 }
 
 #[test]
-fn captions_are_shown_in_their_time_with_every_character() {
+fn captions_are_shown_at_their_times_with_every_character() {
     let at = |start: u64, end: u64, text: &str| Caption {
         start: std::time::Duration::from_millis(start),
         end: std::time::Duration::from_millis(end),
@@ -47,7 +28,7 @@ fn captions_are_shown_in_their_time_with_every_character() {
     };
     let shown = |text: &str| {
         let spec = PostProcessSpec { captions: vec![at(250, 500, text)], ..PostProcessSpec::default() };
-        dressed(&spec, made("320x192", 10), 0.25)
+        processed(&spec, format("320x192", 16, 10), 0.25)
     };
     let frames = shown("A < B & C");
     let changed = |n: usize| frames.slice(s![n, .., .., ..]).iter().filter(|value| **value != 0.25).count();
@@ -59,101 +40,86 @@ fn captions_are_shown_in_their_time_with_every_character() {
     assert!(top.iter().all(|value| *value == 0.25), "it is at the bottom");
     let brightest = frames.slice(s![5, .., .., ..]).iter().fold(-1.0_f32, |a, b| a.max(*b));
     assert!(brightest > 0.9, "white letters: {brightest}");
-    // Pango takes these for markup; were they not escaped, nothing would be drawn.
+    // Pango treats these as markup. Unescaped, nothing would be drawn.
     assert_ne!(shown("A < B & C"), shown("A B C"));
 
-    // U+E000 is in no common font.
+    // U+10FFFD is in no common font.
     let spec =
         PostProcessSpec { captions: vec![Caption::always("a \u{10fffd}")], ..PostProcessSpec::default() };
-    match spec.open(made("320x192", 1)) {
+    match spec.open(format("320x192", 16, 1)) {
         Err(Error::NoFont { character, .. }) => assert_eq!(character, '\u{10fffd}'),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn a_logo_keeps_its_transparency_and_a_wrong_one_is_refused() {
+fn a_logo_keeps_its_transparency_and_an_unusable_one_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let source = "color=red@0.5:s=20x10,format=rgba";
-    let logo = made_by_ffmpeg(folder.path(), "logo.png", &[source, "-frames:v", "1"]);
+    let logo = generated(folder.path(), "logo.png", source, &["-frames:v", "1"]);
     let spec =
         PostProcessSpec { logo: Some((logo.clone(), Corner::BottomRight)), ..PostProcessSpec::default() };
-    let frames = dressed(&spec, made("96x60", 1), 0.0);
+    let frames = processed(&spec, format("96x60", 16, 1), 0.0);
     let colour = |y: usize, x: usize| [0, 1, 2].map(|c| frames[[0, c, y, x]]);
     let [red, green, blue] = colour(52, 84);
     assert!((red - 0.5).abs() < 0.03 && (green + 0.5).abs() < 0.03 && (blue + 0.5).abs() < 0.03);
     assert_eq!(colour(52, 60), [0.0; 3]);
     assert_eq!(colour(59, 95), [0.0; 3], "two pixels from the edges");
 
-    let error = spec.open(made("16x16", 1)).unwrap_err().to_string();
+    let error = spec.open(format("16x16", 16, 1)).unwrap_err().to_string();
     assert!(error.contains("20x10, larger than the clip"), "{error}");
     let note = folder.path().join("note.png");
     std::fs::write(&note, "no picture").unwrap();
     for path in [note, folder.path().join("absent.png")] {
         let spec = PostProcessSpec { logo: Some((path, Corner::TopLeft)), ..PostProcessSpec::default() };
-        let error = spec.open(made("96x60", 1)).unwrap_err();
+        let error = spec.open(format("96x60", 16, 1)).unwrap_err();
         assert!(matches!(error, Error::PostProcess { flag: "--logo", .. }), "{error}");
     }
 }
 
 #[test]
-fn a_film_is_seen_behind_a_key() {
+fn a_video_replaces_the_key_colour() {
     let folder = tempfile::tempdir().unwrap();
     let source = "color=blue:s=64x32:r=16:d=0.25,format=yuvj420p";
-    let film = made_by_ffmpeg(folder.path(), "film.avi", &[source, "-c:v", "mjpeg", "-q:v", "2"]);
-    let spec = PostProcessSpec { key: Some((KeyColour::Green, film)), ..PostProcessSpec::default() };
-    let mut post_process = spec.open(made("96x64", 9)).unwrap();
+    let video = generated(folder.path(), "video.avi", source, &["-c:v", "mjpeg", "-q:v", "2"]);
+    let spec = PostProcessSpec { key: Some((KeyColour::Green, video)), ..PostProcessSpec::default() };
+    let mut post_process = spec.open(format("96x64", 16, 9)).unwrap();
     let green = [-0.76, 0.49, -0.69];
     let mut frame = Array3::from_shape_fn((3, 64, 96), |(c, _, _)| green[c]);
     frame.slice_mut(s![.., 20..40, 30..60]).fill(0.6);
     for _ in 0..9 {
         let shown = post_process.push(frame.clone()).unwrap().remove(0);
-        assert!(shown[[2, 5, 5]] > 0.9 && shown[[1, 5, 5]] < -0.9, "the film's last frame is repeated");
+        assert!(shown[[2, 5, 5]] > 0.9 && shown[[1, 5, 5]] < -0.9, "the last frame of the video is repeated");
         assert!((shown[[1, 30, 45]] - 0.6).abs() < 1e-5);
     }
 }
 
-fn probe(path: &Path) -> Value {
-    let output = Command::new("ffprobe")
-        .args(["-v", "error", "-count_frames", "-show_streams", "-show_format", "-of", "json"])
-        .arg(path)
-        .output()
-        .expect("ffprobe: `make setup` installs it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 #[test]
-fn sound_is_as_long_as_the_clip_and_another_rate_is_named() {
+fn audio_is_as_long_as_the_clip_and_the_metadata_names_another_rate() {
     let folder = tempfile::tempdir().unwrap();
     let source = "sine=frequency=440:duration=1";
-    let audio = made_by_ffmpeg(folder.path(), "tone.wav", &[source]);
+    let audio = generated(folder.path(), "tone.wav", source, &[]);
     let spec = PostProcessSpec {
         audio: Some(audio),
-        rate: Some((rate(24), Interpolation::Blend)),
+        rate: Some((FrameRate::try_new(24).unwrap(), Interpolation::Blend)),
         ..PostProcessSpec::default()
     };
-    let mut post_process = spec.open(made("96x64", 40)).unwrap();
+    let mut post_process = spec.open(format("96x64", 16, 40)).unwrap();
     assert_eq!(post_process.format().frames, Some(60));
     let names = ["a.mp4", "a.webm", "a.mkv", "a.gif"];
-    let specs: Vec<_> =
-        names.iter().map(|name| folder.path().join(name).to_str().unwrap().parse().unwrap()).collect();
-    let targets = OutputTarget::claim_all(&specs).unwrap();
+    let targets = claim(folder.path(), &names);
     check_sound(&targets).unwrap();
     assert!(matches!(check_sound(&targets[3..]), Err(Error::NoSound)));
-    let tags = Tags { note: post_process.note().map(str::to_owned), ..Tags::new(None, "mini", Seed(1)) };
-    let options = OutputOptions {
-        sound: post_process.sound().cloned(),
-        ..OutputOptions::new(post_process.format(), tags, &Cancel::new())
-    };
+    let plain = options(post_process.format());
+    let tags = Tags { note: post_process.note().map(str::to_owned), ..plain.tags.clone() };
+    let options = OutputOptions { sound: post_process.sound().cloned(), tags, ..plain };
     let mut outputs = Outputs::start(&targets, &options).unwrap();
     for number in 0..40 {
         let frame = Array3::from_elem((3, 64, 96), number as f32 / 40.0);
         outputs.write_all(post_process.push(frame).unwrap()).unwrap();
     }
     outputs.write_all(post_process.finish()).unwrap();
-    let outcome = outputs.finish();
-    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    finish(outputs);
     for name in &names[..3] {
         let path = folder.path().join(name);
         let found = probe(&path);
@@ -161,16 +127,13 @@ fn sound_is_as_long_as_the_clip_and_another_rate_is_named() {
         assert_eq!(streams[0]["nb_read_frames"], "60", "{name}");
         assert_eq!(streams[1]["codec_type"], "audio", "{name}");
         assert_eq!(streams[1]["sample_rate"], "48000", "{name}");
-        let seconds: f64 = found["format"]["duration"].as_str().unwrap().parse().unwrap();
-        assert!((seconds - 2.5).abs() < 0.1, "{name}: {seconds} s");
-        let said = found["format"]["tags"].to_string().replace('_', " ");
-        assert!(said.contains("24 fps made of 16 by blending"), "{name}: {said}");
-        let levels = Command::new("ffmpeg")
-            .args(["-v", "info", "-i"])
-            .arg(&path)
-            .args(["-af", "volumedetect", "-vn", "-f", "null", "-"])
-            .output()
-            .unwrap();
+        let length = seconds(&found["format"]["duration"]);
+        assert!((length - 2.5).abs() < 0.1, "{name}: {length} s");
+        let tags = found["format"]["tags"].to_string().replace('_', " ");
+        assert!(tags.contains("24 fps made of 16 by blending"), "{name}: {tags}");
+        let mut volumedetect = Command::new("ffmpeg");
+        volumedetect.args(["-v", "info", "-i"]).arg(&path);
+        let levels = run(volumedetect.args(["-af", "volumedetect", "-vn", "-f", "null", "-"]));
         let levels = String::from_utf8_lossy(&levels.stderr).into_owned();
         let loudest = levels.split("max_volume: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
         assert!(loudest.parse::<f64>().unwrap() > -30.0, "{name}: {loudest} dB");

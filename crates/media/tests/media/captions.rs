@@ -1,10 +1,9 @@
-//! Captions as they are seen: none is dropped, cut off or laid over another.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Rendered captions: none is dropped, cut off or drawn over another.
 
-use bundle::units::FrameRate;
+use crate::clip::format;
 use bundle::{Diagnose, ErrorClass};
+use media::Error;
 use media::post_process::{Caption, PostProcess, PostProcessSpec};
-use media::{ClipFormat, Error};
 use ndarray::{Array3, Axis, s};
 use std::ops::Range;
 use std::time::Duration;
@@ -17,12 +16,10 @@ fn caption(millis: Range<u64>, text: &str) -> Caption {
 }
 
 fn open(captions: Vec<Caption>, size: &str) -> Result<PostProcess, Error> {
-    let rate = FrameRate::try_new(16).unwrap();
-    let made = ClipFormat { size: size.parse().unwrap(), rate, frames: Some(FRAMES) };
-    PostProcessSpec { captions, ..PostProcessSpec::default() }.open(made)
+    PostProcessSpec { captions, ..PostProcessSpec::default() }.open(format(size, 16, FRAMES))
 }
 
-/// The rows of each frame of a second that a caption changes.
+/// The rows that captions change, in each frame of one second.
 fn rows(mut post_process: PostProcess) -> Vec<Option<Range<usize>>> {
     let size = post_process.format().size;
     let grey = Array3::from_elem((3, size.height, size.width), 0.25);
@@ -34,7 +31,7 @@ fn rows(mut post_process: PostProcess) -> Vec<Option<Range<usize>>> {
     (0..FRAMES).flat_map(|_| post_process.push(grey.clone()).unwrap()).map(changed).collect()
 }
 
-/// The rows of a caption that is there all the time, and what is said of it.
+/// The rows of a caption that is always shown, and the notes about it.
 fn shown(text: &str, size: &str) -> (Range<usize>, Vec<String>) {
     let post_process = open(vec![Caption::always(text)], size).unwrap();
     let notes = post_process.notes().to_vec();
@@ -42,11 +39,11 @@ fn shown(text: &str, size: &str) -> (Range<usize>, Vec<String>) {
 }
 
 #[test]
-fn a_text_is_wrapped_then_made_smaller_then_refused() {
+fn a_caption_is_wrapped_then_shrunk_then_refused() {
     let (one, notes) = shown("Hello", "320x192");
     assert_eq!(notes, Vec::<String>::new());
     assert!(one.start > 192 / 2 && one.end <= 192, "{one:?}");
-    let words = "every word of this must be seen ".repeat(4);
+    let words = "every word of this must be visible ".repeat(4);
     let (more, notes) = shown(&words, "320x192");
     assert!(more.len() > 2 * one.len() && notes.is_empty(), "{more:?} {notes:?}");
     let (full, notes) = shown(&words.repeat(4), "320x192");
@@ -59,7 +56,7 @@ fn a_text_is_wrapped_then_made_smaller_then_refused() {
 }
 
 #[test]
-fn no_text_and_no_size_vanishes() {
+fn no_caption_disappears_at_any_size() {
     let long_word = "Donaudampfschifffahrtsgesellschaftskapitän".repeat(3);
     let lines = "one\ntwo\nthree\nfour";
     for size in ["320x192", "192x320", "832x480", "128x96", "96x64", "64x32", "48x32", "32x32", "640x64"] {
@@ -67,16 +64,16 @@ fn no_text_and_no_size_vanishes() {
             match open(vec![Caption::always(text)], size) {
                 Ok(post_process) => {
                     let height = post_process.format().size.height;
-                    let seen = rows(post_process);
-                    assert!(seen.iter().all(|rows| *rows == seen[0]), "{text} at {size}");
-                    let rows = seen[0].clone().unwrap_or_else(|| panic!("{text} at {size} is not seen"));
+                    let found = rows(post_process);
+                    assert!(found.iter().all(|rows| *rows == found[0]), "{text} at {size}");
+                    let rows = found[0].clone().unwrap_or_else(|| panic!("{text} at {size} is not visible"));
                     assert!(rows.len() >= 8 && rows.end <= height, "{text} at {size}: {rows:?}");
                 }
                 Err(error) => assert!(matches!(error, Error::Caption { .. }), "{text} at {size}: {error}"),
             }
         }
     }
-    // What people do at the usual sizes is never refused.
+    // Ordinary texts at ordinary sizes are never refused.
     for size in ["320x192", "832x480", "1280x720", "480x832"] {
         shown(&long_word, size);
         shown(lines, size);
@@ -89,7 +86,7 @@ fn no_text_and_no_size_vanishes() {
 
 #[test]
 fn text_without_spaces_is_wrapped() {
-    // Where no font has these, that is said by name.
+    // Without a font for these characters, the error names one of them.
     match open(vec![Caption::always("一只猫在雪地里跑".repeat(4))], "320x192") {
         Ok(post_process) => assert!(rows(post_process)[0].clone().unwrap().len() > 30),
         Err(error) => assert!(matches!(error, Error::NoFont { .. }), "{error}"),
@@ -100,21 +97,22 @@ fn text_without_spaces_is_wrapped() {
 }
 
 #[test]
-fn captions_of_one_moment_lie_above_each_other() {
+fn simultaneous_captions_are_stacked() {
     let alone = rows(open(vec![caption(0..500, "first")], "320x192").unwrap())[0].clone().unwrap();
     let both = vec![caption(0..500, "first"), caption(250..1000, "second"), caption(300..400, "third")];
     let both = rows(open(both, "320x192").unwrap());
     assert_eq!(both[0].clone().unwrap(), alone);
-    // The second stays where it came when the first is gone.
+    // The second keeps its position after the first has ended.
     let second = both[12].clone().unwrap();
     assert!(second.end <= alone.start && second.len() >= alone.len() - 4, "{second:?} above {alone:?}");
     let all = both[5].clone().unwrap();
     assert!(all.start < second.start && all.end == alone.end, "{all:?}");
-    // One after the other takes the same place.
-    let turns = rows(open(vec![caption(0..500, "first"), caption(500..1000, "first")], "320x192").unwrap());
-    assert!(turns.iter().all(|rows| *rows == Some(alone.clone())), "{turns:?}");
+    // Consecutive captions have the same position.
+    let consecutive =
+        rows(open(vec![caption(0..500, "first"), caption(500..1000, "first")], "320x192").unwrap());
+    assert!(consecutive.iter().all(|rows| *rows == Some(alone.clone())), "{consecutive:?}");
 
-    // Many at once get smaller, too many are refused.
+    // Many simultaneous captions are shrunk; too many are refused.
     let many = |count: u64| (0..count).map(|n| caption(n..1000, &format!("caption {n}"))).collect();
     let post_process = open(many(10), "320x192").unwrap();
     assert!(post_process.notes()[0].contains("10 captions"), "{:?}", post_process.notes());
@@ -123,10 +121,10 @@ fn captions_of_one_moment_lie_above_each_other() {
 }
 
 #[test]
-fn captions_that_no_frame_shows_are_told() {
+fn captions_shown_in_no_frame_are_reported() {
     let post_process = open(
         vec![
-            caption(0..1000, "seen"),
+            caption(0..1000, "shown"),
             caption(2000..3000, "late"),
             caption(4000..5000, "later"),
             caption(500..500, "never"),
@@ -140,14 +138,14 @@ fn captions_that_no_frame_shows_are_told() {
         "{notes}"
     );
     assert!(notes.contains("and 1 more") && notes.contains("`never`"), "{notes}");
-    // Shorter than a frame, between two of them: the one that is on the screen then.
+    // Shorter than a frame, between two frames: shown in the frame on screen at that time.
     let brief = rows(open(vec![caption(70..80, "brief")], "320x192").unwrap());
     assert!(brief[1].is_some() && brief[0].is_none() && brief[2].is_none(), "{brief:?}");
 }
 
 #[test]
-fn nothing_is_cut_off_at_the_sides() {
-    // The text itself is brighter than its ground: none of it may touch the edge of the frame.
+fn captions_are_not_cut_off_at_the_sides() {
+    // The text is brighter than its background. None of it may touch the edge of the frame.
     for text in ["W".repeat(200), "wide words ".repeat(20), "i".repeat(300)] {
         let mut post_process = open(vec![Caption::always(text)], "160x240").unwrap();
         let frame = post_process.push(Array3::from_elem((3, 240, 160), -1.0)).unwrap().remove(0);

@@ -1,22 +1,20 @@
-//! Sound beside its pictures, as ffmpeg plays it: to the sample in every container, from every kind of file.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Audio in sync with its frames, as ffmpeg decodes it: to the sample in every container, from every input format.
 
-use bundle::Cancel;
-use bundle::units::{FrameRate, Seed};
+use crate::clip::{claim, finish, format, names, options};
+use crate::tools::{probe, run_silent, seconds};
 use media::post_process::{PostProcess, PostProcessSpec};
-use media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Remainder, Tags};
+use media::{OutputOptions, Outputs, Remainder};
 use ndarray::{Array3, Array4};
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const RATE: usize = 48_000;
 const NAMES: [&str; 3] = ["a.mp4", "a.mkv", "a.webm"];
-/// Seconds at which there is a click.
+/// Seconds at which a click starts.
 const CLICKS: [f64; 3] = [0.5, 1.0, 1.5];
 const FRAMES: usize = 40;
 
-/// A WAV of so many seconds with clicks of 10 ms: a tone of 3 kHz that begins at once.
+/// Writes a WAV of the given length with clicks of 10 ms: a 3 kHz tone that starts at full level.
 fn clicks(path: &Path, rate: usize, channels: u16, seconds: f64) {
     let moments = (seconds * rate as f64) as usize;
     let sample = |moment: usize| -> i16 {
@@ -47,23 +45,15 @@ fn clicks(path: &Path, rate: usize, channels: u16, seconds: f64) {
     std::fs::write(path, bytes.concat()).unwrap();
 }
 
-fn ffmpeg(arguments: &[&str], from: &Path, options: &[&str], to: &str) -> Vec<u8> {
-    let made = Command::new("ffmpeg")
-        .args(["-v", "error", "-y"])
-        .args(arguments)
-        .arg("-i")
-        .arg(from)
-        .args(options)
-        .arg(to)
-        .output()
-        .expect("ffmpeg: `make setup` installs it");
-    assert!(made.status.success() && made.stderr.is_empty(), "{}", String::from_utf8_lossy(&made.stderr));
-    made.stdout
+fn ffmpeg(from: &Path, options: &[&str], to: &str) -> Vec<u8> {
+    let mut command = Command::new("ffmpeg");
+    command.args(["-v", "error", "-y", "-i"]).arg(from).args(options).arg(to);
+    run_silent(&mut command)
 }
 
-/// Seconds at which it becomes loud after silence, and how long it lasts.
-fn heard(path: &Path) -> (Vec<f64>, f64) {
-    let bytes = ffmpeg(&[], path, &["-vn", "-ac", "1", "-ar", "48000", "-f", "s16le"], "-");
+/// Seconds at which the audio becomes loud after silence, and its length.
+fn onsets(path: &Path) -> (Vec<f64>, f64) {
+    let bytes = ffmpeg(path, &["-vn", "-ac", "1", "-ar", "48000", "-f", "s16le"], "-");
     let samples: Vec<i16> = bytes.as_chunks::<2>().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect();
     let mut found: Vec<usize> = vec![];
     for (moment, sample) in samples.iter().enumerate() {
@@ -74,45 +64,25 @@ fn heard(path: &Path) -> (Vec<f64>, f64) {
     (found.iter().map(|moment| *moment as f64 / RATE as f64).collect(), samples.len() as f64 / RATE as f64)
 }
 
-fn probe(path: &Path) -> Value {
-    let arguments = ["-v", "error", "-show_streams", "-show_format", "-of", "json"];
-    let found = Command::new("ffprobe").args(arguments).arg(path).output().unwrap();
-    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-    serde_json::from_slice(&found.stdout).unwrap()
-}
-
-fn seconds(value: &Value) -> f64 {
-    value.as_str().unwrap_or_else(|| panic!("{value}")).parse().unwrap()
-}
-
 fn post_process(audio: &Path) -> PostProcess {
-    let rate = FrameRate::try_new(16).unwrap();
-    let made = ClipFormat { size: "32x32".parse().unwrap(), rate, frames: Some(FRAMES) };
-    PostProcessSpec { audio: Some(audio.to_owned()), ..PostProcessSpec::default() }.open(made).unwrap()
+    let spec = PostProcessSpec { audio: Some(audio.to_owned()), ..PostProcessSpec::default() };
+    spec.open(format("32x32", 16, FRAMES)).unwrap()
 }
 
 fn start(folder: &Path, audio: &Path, names: &[&str]) -> Outputs {
     let post_process = post_process(audio);
-    let specs: Vec<_> =
-        names.iter().map(|name| folder.join(name).to_str().unwrap().parse().unwrap()).collect();
-    let targets = OutputTarget::claim_all(&specs).unwrap();
-    let tags = Tags::new(None, "mini", Seed(1));
-    let options = OutputOptions {
-        sound: post_process.sound().cloned(),
-        ..OutputOptions::new(post_process.format(), tags, &Cancel::new())
-    };
-    Outputs::start(&targets, &options).unwrap()
+    let options = OutputOptions { sound: post_process.sound().cloned(), ..options(post_process.format()) };
+    Outputs::start(&claim(folder, names), &options).unwrap()
 }
 
 fn write(folder: &Path, audio: &Path, names: &[&str]) {
     let mut outputs = start(folder, audio, names);
     let frame = |n: usize| Array3::from_elem((3, 32, 32), n as f32 / FRAMES as f32);
     outputs.write_all((0..FRAMES).map(frame)).unwrap();
-    let outcome = outputs.finish();
-    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    finish(outputs);
 }
 
-/// Where the outermost boxes of an mp4 lie.
+/// The types of the top-level boxes of an mp4, in order.
 fn boxes(path: &Path) -> Vec<String> {
     let bytes = std::fs::read(path).unwrap();
     let mut at = 0;
@@ -126,14 +96,14 @@ fn boxes(path: &Path) -> Vec<String> {
     found
 }
 
-fn assert_in_time(path: &Path, clicks: &[f64], what: &str) {
-    let (found, lasts) = heard(path);
+fn assert_in_sync(path: &Path, clicks: &[f64], what: &str) {
+    let (found, lasts) = onsets(path);
     assert_eq!(found.len(), clicks.len(), "{what}: {found:?}");
     for (found, click) in found.iter().zip(clicks) {
-        assert!((found - click).abs() < 0.003, "{what}: a click of {click} s at {found} s");
+        assert!((found - click).abs() < 0.003, "{what}: the click of {click} s is at {found} s");
     }
     let length = FRAMES as f64 / 16.0;
-    // Readers play the last packet to its end where the container counts in packets.
+    // Where the container counts in packets, readers play the last packet in full.
     assert!(lasts > length - 0.001 && lasts < length + 0.025, "{what}: {lasts} s of sound");
     let found = probe(path);
     assert!((seconds(&found["format"]["duration"]) - length).abs() < 0.0015, "{what}: {}", found["format"]);
@@ -146,7 +116,7 @@ fn assert_in_time(path: &Path, clicks: &[f64], what: &str) {
 }
 
 #[test]
-fn every_container_plays_sound_to_the_sample() {
+fn every_container_plays_audio_to_the_sample() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let wav = folder.join("clicks.wav");
@@ -154,24 +124,24 @@ fn every_container_plays_sound_to_the_sample() {
         clicks(&wav, rate, channels, 2.5);
         write(folder, &wav, &NAMES);
         for name in NAMES {
-            assert_in_time(&folder.join(name), &CLICKS, &format!("{name} of {channels} at {rate}"));
+            assert_in_sync(&folder.join(name), &CLICKS, &format!("{name} of {channels} at {rate}"));
         }
     }
     // Longer and shorter than the clip.
     clicks(&wav, 48_000, 2, 7.0);
     write(folder, &wav, &NAMES);
     for name in NAMES {
-        assert_in_time(&folder.join(name), &CLICKS, name);
+        assert_in_sync(&folder.join(name), &CLICKS, name);
     }
     clicks(&wav, 48_000, 2, 1.25);
     write(folder, &wav, &NAMES);
     for name in NAMES {
-        assert_in_time(&folder.join(name), &[0.5, 1.0, 1.75, 2.25], name);
+        assert_in_sync(&folder.join(name), &[0.5, 1.0, 1.75, 2.25], name);
     }
 }
 
 #[test]
-fn every_kind_of_file_is_heard_in_time() {
+fn every_input_format_is_in_sync() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let wav = folder.join("clicks.wav");
@@ -187,40 +157,41 @@ fn every_kind_of_file_is_heard_in_time() {
     ];
     for (name, options) in cases {
         let source: PathBuf = folder.join(name);
-        ffmpeg(&[], &wav, options, source.to_str().unwrap());
+        ffmpeg(&wav, options, source.to_str().unwrap());
         write(folder, &source, &NAMES[..2]);
         for container in &NAMES[..2] {
-            assert_in_time(&folder.join(container), &CLICKS, &format!("{container} of {name}"));
+            assert_in_sync(&folder.join(container), &CLICKS, &format!("{container} of {name}"));
         }
     }
 }
 
 #[test]
-fn an_interrupted_clip_is_as_long_as_its_pictures() {
+fn the_audio_of_an_interrupted_clip_ends_with_its_frames() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let wav = folder.join("clicks.wav");
     clicks(&wav, 48_000, 2, 2.5);
     let mut outputs = start(folder, &wav, &["a.mp4"]);
     outputs.write(Array4::zeros((20, 3, 32, 32)).view()).unwrap();
-    let kept = outputs.interrupt();
-    let [(_, Remainder::Whole { part, frames: 20 })] = kept.as_slice() else { panic!("{kept:?}") };
-    let (found, _) = heard(part);
+    let remainders = outputs.interrupt();
+    let [(_, Remainder::Whole { part, frames: 20 })] = remainders.as_slice() else {
+        panic!("{remainders:?}")
+    };
+    let (found, _) = onsets(part);
     assert!((found[0] - 0.5).abs() < 0.003 && (found[1] - 1.0).abs() < 0.003, "{found:?}");
     assert!((seconds(&probe(part)["format"]["duration"]) - 1.25).abs() < 0.0015);
 }
 
 #[test]
-fn a_finished_mp4_has_its_index_in_front_of_its_frames() {
+fn a_finished_mp4_has_its_index_before_its_frames() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let wav = folder.join("clicks.wav");
     clicks(&wav, 48_000, 2, 2.5);
     write(folder, &wav, &["a.mp4"]);
     assert_eq!(boxes(&folder.join("a.mp4")), ["ftyp", "moov", "uuid", "mdat"]);
-    let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 2, "{left:?}");
-    // A reader that cannot go back, as a browser on its first request.
+    assert_eq!(names(folder), ["a.mp4", "clicks.wav"]);
+    // A reader that cannot seek, as a browser on its first request.
     let bytes = std::fs::read(folder.join("a.mp4")).unwrap();
     let mut reader = Command::new("ffmpeg")
         .args(["-v", "error", "-i", "pipe:0", "-f", "framecrc", "-"])
@@ -230,15 +201,15 @@ fn a_finished_mp4_has_its_index_in_front_of_its_frames() {
         .unwrap();
     let mut input = reader.stdin.take().unwrap();
     let writer = std::thread::spawn(move || std::io::Write::write_all(&mut input, &bytes));
-    let said = reader.wait_with_output().unwrap();
+    let output = reader.wait_with_output().unwrap();
     writer.join().unwrap().unwrap();
-    let said = String::from_utf8(said.stdout).unwrap();
-    assert_eq!(said.lines().filter(|line| line.starts_with("0,")).count(), FRAMES, "{said}");
+    let listed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(listed.lines().filter(|line| line.starts_with("0,")).count(), FRAMES, "{listed}");
 
     let mut outputs = start(folder, &wav, &["b.mp4"]);
     outputs.write(Array4::zeros((5, 3, 32, 32)).view()).unwrap();
     let [(_, Remainder::Whole { part, .. })] = &*outputs.interrupt() else { panic!("it was interrupted") };
     let order = boxes(part);
-    let place = |kind: &str| order.iter().position(|found| found == kind).unwrap();
-    assert!(place("mdat") < place("moov"), "a part that is not whole is not copied: {order:?}");
+    let position = |kind: &str| order.iter().position(|found| found == kind).unwrap();
+    assert!(position("mdat") < position("moov"), "an incomplete part is not copied: {order:?}");
 }

@@ -1,35 +1,20 @@
-//! Files that the clip is dressed with: cut short, overwritten, of no use; and those that only end early.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Backgrounds, logos and audio files that are truncated, overwritten, unusable or shorter than the clip.
 
-use bundle::Cancel;
-use bundle::units::{FrameRate, Seed};
+use crate::clip::{claim, finish, format, options};
+use crate::tools::generated;
 use bundle::{Diagnose, ErrorClass};
 use media::post_process::{Corner, KeyColour, PostProcess, PostProcessSpec};
-use media::{ClipFormat, Error, OutputOptions, OutputTarget, Outputs, Tags};
+use media::{Error, Outputs};
 use ndarray::Array3;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-/// Four seconds of a picture that moves.
+/// Four seconds of a moving picture.
 const MOVING: &str = "testsrc=s=160x96:r=16:d=4";
 /// Four seconds of a tone.
 const TONE: &str = "sine=frequency=440:duration=4";
 
-fn made(folder: &Path, name: &str, source: &str, options: &[&str]) -> PathBuf {
-    let path = folder.join(name);
-    let status = Command::new("ffmpeg")
-        .args(["-v", "error", "-y", "-f", "lavfi", "-i", source])
-        .args(options)
-        .arg(&path)
-        .status()
-        .expect("ffmpeg: `make setup` installs it");
-    assert!(status.success(), "{name}");
-    path
-}
-
 fn open(spec: PostProcessSpec, frames: usize) -> Result<PostProcess, Error> {
-    let rate = FrameRate::try_new(16).unwrap();
-    spec.open(ClipFormat { size: "64x32".parse().unwrap(), rate, frames: Some(frames) })
+    spec.open(format("64x32", 16, frames))
 }
 
 fn background(path: &Path, frames: usize) -> Result<PostProcess, Error> {
@@ -47,28 +32,28 @@ fn audio(path: &Path, frames: usize) -> Result<PostProcess, Error> {
     open(PostProcessSpec { audio: Some(path.to_owned()), ..PostProcessSpec::default() }, frames)
 }
 
-/// Another file with the bytes changed.
-fn spoilt(path: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+/// A copy of a file with changed bytes.
+fn modified(path: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
     let mut bytes = std::fs::read(path).unwrap();
     change(&mut bytes);
-    let spoilt = path.with_file_name(format!("{name}-{}", path.file_name().unwrap().to_str().unwrap()));
-    std::fs::write(&spoilt, bytes).unwrap();
-    spoilt
+    let copy = path.with_file_name(format!("{name}-{}", path.file_name().unwrap().to_str().unwrap()));
+    std::fs::write(&copy, bytes).unwrap();
+    copy
 }
 
-fn cut(path: &Path) -> PathBuf {
-    spoilt(path, "cut", |bytes| bytes.truncate(bytes.len() / 2))
+fn truncated(path: &Path) -> PathBuf {
+    modified(path, "truncated", |bytes| bytes.truncate(bytes.len() / 2))
 }
 
-/// Half way a twentieth of the file is zeros.
+/// A copy in which a twentieth of the file, from its middle on, is zeros.
 fn overwritten(path: &Path) -> PathBuf {
-    spoilt(path, "overwritten", |bytes| {
+    modified(path, "overwritten", |bytes| {
         let (middle, count) = (bytes.len() / 2, bytes.len() / 20);
         bytes[middle..middle + count].fill(0);
     })
 }
 
-/// What was refused, which says that the file is damaged, and where.
+/// The error names the file and states that it is damaged, and where.
 fn assert_refused(opened: Result<PostProcess, Error>, path: &Path) {
     let error = match opened {
         Err(error) => error,
@@ -77,26 +62,30 @@ fn assert_refused(opened: Result<PostProcess, Error>, path: &Path) {
     let report = error.report();
     assert_eq!(report.class, ErrorClass::BadInput, "{}: {report}", path.display());
     assert!(report.what.contains(path.file_name().unwrap().to_str().unwrap()), "{report}");
-    let says = ["cut short", "damaged", "incomplete"].iter().any(|word| report.why.contains(word));
-    assert!(says && report.why.contains(|c: char| c.is_ascii_digit()), "{}: {report}", path.display());
+    let names_damage = ["cut short", "damaged", "incomplete"].iter().any(|word| report.why.contains(word));
+    assert!(
+        names_damage && report.why.contains(|c: char| c.is_ascii_digit()),
+        "{}: {report}",
+        path.display()
+    );
 }
 
-/// Films that need no package beyond the minimal install.
-fn films(folder: &Path) -> Vec<PathBuf> {
-    let films: [(&str, &[&str]); 8] = [
-        ("film.avi", &["-c:v", "mjpeg", "-pix_fmt", "yuvj420p", "-q:v", "3"]),
+/// Videos that the minimal set of packages can decode.
+fn videos(folder: &Path) -> Vec<PathBuf> {
+    let videos: [(&str, &[&str]); 8] = [
+        ("video.avi", &["-c:v", "mjpeg", "-pix_fmt", "yuvj420p", "-q:v", "3"]),
         ("vp9.webm", &["-c:v", "libvpx-vp9", "-b:v", "2M", "-g", "16", "-deadline", "realtime"]),
         ("vp8.webm", &["-c:v", "libvpx", "-b:v", "2M", "-g", "16"]),
         ("vp8.mkv", &["-c:v", "libvpx", "-b:v", "2M"]),
-        ("film.ogv", &["-c:v", "libtheora"]),
-        ("film.gif", &[]),
-        ("film.webp", &["-c:v", "libwebp_anim", "-lossless", "0"]),
-        ("film.y4m", &["-pix_fmt", "yuv420p"]),
+        ("video.ogv", &["-c:v", "libtheora"]),
+        ("video.gif", &[]),
+        ("video.webp", &["-c:v", "libwebp_anim", "-lossless", "0"]),
+        ("video.y4m", &["-pix_fmt", "yuv420p"]),
     ];
-    films.iter().map(|(name, options)| made(folder, name, MOVING, options)).collect()
+    videos.iter().map(|(name, options)| generated(folder, name, MOVING, options)).collect()
 }
 
-/// How much the blue of the background changes from one frame to the next, in each frame.
+/// The mean difference of each frame to the one before.
 fn changes(mut post_process: PostProcess, frames: usize) -> Vec<f32> {
     let green = Array3::from_shape_fn((3, 32, 64), |(c, _, _)| [-0.76, 0.49, -0.69][c]);
     let shown: Vec<_> = (0..frames).flat_map(|_| post_process.push(green.clone()).unwrap()).collect();
@@ -104,39 +93,35 @@ fn changes(mut post_process: PostProcess, frames: usize) -> Vec<f32> {
 }
 
 #[test]
-fn a_film_of_every_kind_moves_and_one_that_is_damaged_is_refused() {
+fn every_video_format_plays_as_a_background_and_is_refused_when_damaged() {
     let folder = tempfile::tempdir().unwrap();
-    for film in films(folder.path()) {
-        let name = film.display();
-        let post_process = background(&film, 64).unwrap_or_else(|error| panic!("{name}: {error}"));
+    for video in videos(folder.path()) {
+        let name = video.display();
+        let post_process = background(&video, 64).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(post_process.notes(), Vec::<String>::new(), "{name}");
         let moved = changes(post_process, 64).iter().filter(|change| **change > 1e-4).count();
         assert!(moved > 48, "{name}: only {moved} of 63 frames differ from the one before");
-        assert_refused(background(&cut(&film), 64), &cut(&film));
-        assert_refused(background(&overwritten(&film), 64), &overwritten(&film));
+        assert_refused(background(&truncated(&video), 64), &truncated(&video));
+        assert_refused(background(&overwritten(&video), 64), &overwritten(&video));
     }
-    // What H.264 is made of is known without a decoder for it.
-    for name in ["film.mp4", "film.mkv", "film.mov"] {
-        let film = made(folder.path(), name, MOVING, &["-c:v", "libx264"]);
-        assert_refused(background(&cut(&film), 64), &cut(&film));
+    // Damage to H.264 containers is found without an H.264 decoder.
+    for name in ["video.mp4", "video.mkv", "video.mov"] {
+        let video = generated(folder.path(), name, MOVING, &["-c:v", "libx264"]);
+        assert_refused(background(&truncated(&video), 64), &truncated(&video));
     }
 }
 
 #[test]
-fn what_we_write_can_be_a_background() {
+fn every_output_format_can_be_a_background() {
     let folder = tempfile::tempdir().unwrap();
     let names = ["a.mp4", "a.mkv", "a.webm", "a.gif", "a.webp", "a.y4m"];
     let paths = names.map(|name| folder.path().join(name));
-    let specs: Vec<_> = paths.iter().map(|path| path.to_str().unwrap().parse().unwrap()).collect();
-    let targets = OutputTarget::claim_all(&specs).unwrap();
-    let rate = FrameRate::try_new(16).unwrap();
-    let format = ClipFormat { size: "32x48".parse().unwrap(), rate, frames: Some(20) };
-    let options = OutputOptions::new(format, Tags::new(None, "mini", Seed(1)), &Cancel::new());
-    let mut outputs = Outputs::start(&targets, &options).unwrap();
+    let options = options(format("32x48", 16, 20));
+    let mut outputs = Outputs::start(&claim(folder.path(), &names), &options).unwrap();
     let frame =
         |n: usize| Array3::from_shape_fn((3, 48, 32), |(c, y, x)| ((c + y + x + n) % 20) as f32 / 10.0 - 1.0);
     outputs.write_all((0..20).map(frame)).unwrap();
-    assert_eq!(outputs.finish().written.len(), names.len());
+    assert_eq!(finish(outputs).len(), names.len());
     for path in &paths {
         let post_process = background(path, 20).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(post_process.notes(), Vec::<String>::new(), "{}", path.display());
@@ -146,13 +131,13 @@ fn what_we_write_can_be_a_background() {
 }
 
 #[test]
-fn a_film_that_ends_early_holds_its_last_picture_and_says_so() {
+fn a_short_background_holds_its_last_frame_and_adds_a_note() {
     let folder = tempfile::tempdir().unwrap();
-    for film in films(folder.path()).iter().step_by(2) {
-        let post_process = background(film, 80).unwrap();
+    for video in videos(folder.path()).iter().step_by(2) {
+        let post_process = background(video, 80).unwrap();
         let notes = post_process.notes().join("\n");
         assert!(notes.contains("ends after 4.") && notes.contains("last frame is repeated"), "{notes}");
-        assert!(changes(post_process, 80)[70..].iter().all(|change| *change == 0.0), "{}", film.display());
+        assert!(changes(post_process, 80)[70..].iter().all(|change| *change == 0.0), "{}", video.display());
     }
     for (name, options) in [
         ("still.png", &["-frames:v", "1"][..]),
@@ -160,7 +145,7 @@ fn a_film_that_ends_early_holds_its_last_picture_and_says_so() {
         ("still.jpg", &["-frames:v", "1"]),
         ("still.gif", &["-frames:v", "1"]),
     ] {
-        let still = made(folder.path(), name, MOVING, options);
+        let still = generated(folder.path(), name, MOVING, options);
         let post_process = background(&still, 20).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(post_process.notes(), Vec::<String>::new(), "{name}");
         assert!(changes(post_process, 20).iter().all(|change| *change == 0.0), "{name}");
@@ -177,9 +162,9 @@ fn a_damaged_logo_is_refused() {
         ("logo.webp", &["-c:v", "libwebp"]),
         ("logo.gif", &[]),
     ] {
-        let picture = made(folder.path(), name, small, &[&["-frames:v", "1"], options].concat());
+        let picture = generated(folder.path(), name, small, &[&["-frames:v", "1"], options].concat());
         logo(&picture).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_refused(logo(&cut(&picture)), &cut(&picture));
+        assert_refused(logo(&truncated(&picture)), &truncated(&picture));
     }
 }
 
@@ -195,10 +180,10 @@ fn damaged_sound_is_refused() {
         ("tone.mka", &["-c:a", "libvorbis"]),
     ];
     for (name, options) in files {
-        let sound = made(folder.path(), name, TONE, options);
+        let sound = generated(folder.path(), name, TONE, options);
         audio(&sound, 64).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_refused(audio(&cut(&sound), 64), &cut(&sound));
-        // Shorter than the clip it is repeated, by choice.
+        assert_refused(audio(&truncated(&sound), 64), &truncated(&sound));
+        // Audio that is shorter than the clip is repeated.
         audio(&sound, 80).unwrap();
     }
     for name in ["tone.ogg", "tone.opus"] {
@@ -208,13 +193,13 @@ fn damaged_sound_is_refused() {
 }
 
 #[test]
-fn files_without_what_is_wanted_are_refused_by_name() {
+fn files_without_the_expected_stream_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let sound = made(folder, "tone.ogg", TONE, &["-c:a", "libvorbis"]);
-    let picture = made(folder, "a.png", MOVING, &["-frames:v", "1"]);
+    let sound = generated(folder, "tone.ogg", TONE, &["-c:a", "libvorbis"]);
+    let picture = generated(folder, "a.png", MOVING, &["-frames:v", "1"]);
     let note = folder.join("note.txt");
-    std::fs::write(&note, "no film at all, but a text of some length that no player would take for one")
+    std::fs::write(&note, "a text, long enough that no header of a container is missing only for its length")
         .unwrap();
     let empty = folder.join("empty.mp4");
     std::fs::write(&empty, "").unwrap();

@@ -1,17 +1,18 @@
-//! Clips as independent readers see them: ffprobe, ffmpeg, webpinfo and webpmux read back what the outputs made.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Every file format, read back by ffprobe, ffmpeg, webpinfo and webpmux.
 
+use crate::clip::{claim, finish, format, names};
+use crate::tools::{ffprobe, run, run_silent, seconds, webp_delays, webpinfo};
 use bundle::Cancel;
 use bundle::geometry::PixelSize;
 use bundle::units::{FrameRate, Seed};
-use media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Remainder, Tags};
+use media::{ClipFormat, OutputOptions, Outputs, Remainder, Tags};
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-/// Frames `[N,3,H,W]` in -1..1: a gradient that drifts, and three soft discs of different colours that cross it. The
-/// colours are pale, because 4:2:0 halves the resolution of what differs between red, green and blue.
+/// Frames `[N,3,H,W]` in -1..1: a drifting gradient and three soft discs of different colours that cross it. The
+/// colours are pale because 4:2:0 halves the resolution of chroma.
 fn moving_clip(size: PixelSize, count: usize) -> Array4<f32> {
     let (width, height) = (size.width as f32, size.height as f32);
     let radius = width.min(height) / 4.0;
@@ -29,11 +30,6 @@ fn moving_clip(size: PixelSize, count: usize) -> Array4<f32> {
     })
 }
 
-fn format(size: &str, frames_per_second: u32, frames: usize) -> ClipFormat {
-    let rate = FrameRate::try_new(frames_per_second).unwrap();
-    ClipFormat { size: size.parse().unwrap(), rate, frames: Some(frames) }
-}
-
 /// A rate as ffprobe writes it.
 fn fraction(rate: FrameRate) -> String {
     let (frames, seconds) = rate.fraction();
@@ -44,54 +40,40 @@ fn tags() -> Tags {
     Tags::new("一只猫 & a ball".to_owned(), "Wan2.2-T2V-A14B", Seed(7))
 }
 
-fn claim(folder: &Path, names: &[&str]) -> Vec<OutputTarget> {
-    let specs: Vec<_> =
-        names.iter().map(|name| folder.join(name).to_str().unwrap().parse().unwrap()).collect();
-    OutputTarget::claim_all(&specs).unwrap()
-}
-
 fn start(folder: &Path, names: &[&str], format: ClipFormat) -> Outputs {
     let options = OutputOptions::new(format, tags(), &Cancel::new());
     Outputs::start(&claim(folder, names), &options).unwrap()
 }
 
-/// Writes frames four at a time, as a decoder gives them.
+/// Writes frames in chunks of four, as the decoder does.
 fn write(folder: &Path, names: &[&str], format: ClipFormat, frames: &Array4<f32>) {
     let mut outputs = start(folder, names, format);
     for chunk in frames.axis_chunks_iter(Axis(0), 4) {
         outputs.write(chunk).unwrap();
     }
-    let outcome = outputs.finish();
-    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
-    assert_eq!(outcome.written.len(), names.len());
-    for clip in outcome.written {
+    let written = finish(outputs);
+    assert_eq!(written.len(), names.len());
+    for clip in written {
         assert_eq!(Some(clip.frames), format.frames, "{}", clip.output);
     }
 }
 
-fn output(program: &str, arguments: &[&str], path: &Path) -> Vec<u8> {
-    let (before, after) =
-        arguments.split_at(arguments.iter().take_while(|&&argument| argument != "-i").count());
-    let mut command = Command::new(program);
-    command.args(before).arg("-i").arg(path).args(after.iter().skip(1));
-    let output =
-        command.output().unwrap_or_else(|error| panic!("{program} (Debian package ffmpeg): {error}"));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
-/// What ffprobe says: the only stream, and the whole file.
+/// The only stream and the format of a file, which ffprobe must read without messages.
 fn probe(path: &Path) -> (Value, Value) {
-    let arguments = ["-v", "error", "-count_frames", "-show_streams", "-show_format", "-of", "json", "-i"];
-    let mut found: Value = serde_json::from_slice(&output("ffprobe", &arguments, path)).unwrap();
+    let mut found: Value = serde_json::from_slice(&run_silent(&mut ffprobe(path))).unwrap();
     assert_eq!(found["streams"].as_array().unwrap().len(), 1);
     (found["streams"][0].take(), found["format"].take())
 }
 
 /// The pictures `[N,H,W,3]` in 0..1 that ffmpeg decodes.
 fn read_back(path: &Path, size: PixelSize) -> Array4<f32> {
-    let bytes = output("ffmpeg", &["-v", "warning", "-i", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], path);
+    decoded(path, &[], size)
+}
+
+fn decoded(path: &Path, filters: &[&str], size: PixelSize) -> Array4<f32> {
+    let mut command = Command::new("ffmpeg");
+    command.args(["-v", "warning", "-i"]).arg(path).args(filters);
+    let bytes = run_silent(command.args(["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]));
     as_pictures(&bytes, size)
 }
 
@@ -113,7 +95,7 @@ fn psnr(a: &Array4<f32>, b: &Array4<f32>) -> f64 {
 }
 
 #[test]
-fn clips_of_every_shape_read_back_as_they_were_made() {
+fn clips_of_every_size_and_rate_read_back_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let cases = [
         format("832x480", 16, 21),
@@ -146,7 +128,6 @@ fn clips_of_every_shape_read_back_as_they_were_made() {
         }
         assert_eq!(stream["width"], format.size.width);
         assert_eq!(stream["height"], format.size.height);
-        let seconds = |value: &Value| value.as_str().unwrap().parse::<f64>().unwrap();
         let length = format.frames.unwrap() as f64 / format.rate.per_second();
         assert!(
             (seconds(&stream["duration"]) - length).abs() < 1e-3,
@@ -157,36 +138,30 @@ fn clips_of_every_shape_read_back_as_they_were_made() {
         assert_eq!(seconds(&stream["start_time"]), 0.0);
 
         let shown = pictures(frames.view());
-        assert!(shown.std(0.0) > 0.1, "{format:?} is too flat to judge by");
+        assert!(shown.std(0.0) > 0.1, "{format:?} has too little contrast to compare");
         let quality = psnr(&read_back(&path, format.size), &shown);
         assert!(quality >= 36.0, "{quality:.1} dB for {format:?}");
     }
 }
 
-/// The pictures of a y4m, which has no codec: the measure of all others.
+/// The pictures of a y4m, which is uncompressed: the reference for all other formats.
 fn read_y4m(path: &Path, size: PixelSize) -> Array4<f32> {
     let (stream, _) = probe(path);
     assert_eq!((&stream["codec_name"], &stream["pix_fmt"]), (&"rawvideo".into(), &"yuv420p".into()));
     assert_eq!(stream["color_range"], "tv");
     let matrix = "scale=in_color_matrix=bt709:in_range=tv:out_range=pc:flags=accurate_rnd+full_chroma_int";
-    let arguments = ["-v", "warning", "-i", "-vf", matrix, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
-    as_pictures(&output("ffmpeg", &arguments, path), size)
+    decoded(path, &["-vf", matrix], size)
 }
 
 #[test]
-fn every_format_shows_what_the_y4m_shows() {
+fn every_format_shows_the_frames_of_the_y4m() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let format = format("96x64", 16, 21);
     let frames = moving_clip(format.size, 21);
-    let names = ["a.y4m", "a.mp4", "a.webm", "a.mkv", "a.gif", "a.webp", "frames/"];
-    write(folder, &names, format, &frames);
-    let mut left: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    left.sort();
-    assert_eq!(left, ["a.gif", "a.mkv", "a.mp4", "a.webm", "a.webp", "a.y4m", "frames"]);
+    let outputs = ["a.y4m", "a.mp4", "a.webm", "a.mkv", "a.gif", "a.webp", "frames/"];
+    write(folder, &outputs, format, &frames);
+    assert_eq!(names(folder), ["a.gif", "a.mkv", "a.mp4", "a.webm", "a.webp", "a.y4m", "frames"]);
 
     let expected = read_y4m(&folder.join("a.y4m"), format.size);
     let quality = psnr(&expected, &pictures(frames.view()));
@@ -201,9 +176,9 @@ fn every_format_shows_what_the_y4m_shows() {
         assert_eq!((&stream["width"], &stream["height"]), (&96.into(), &64.into()), "{name}");
         assert_eq!(stream["nb_read_frames"], "21", "{name}");
         assert_eq!(stream["avg_frame_rate"], "16/1", "{name}");
-        let seconds: f64 = file["duration"].as_str().unwrap().parse().unwrap();
         // Matroska counts in milliseconds.
-        assert!((seconds - 21.0 / 16.0).abs() < 2e-3, "{name}: {seconds} s");
+        let length = seconds(&file["duration"]);
+        assert!((length - 21.0 / 16.0).abs() < 2e-3, "{name}: {length} s");
         assert!(file["tags"].to_string().contains("AI-generated"), "{name}: {}", file["tags"]);
         let quality = psnr(&read_back(&folder.join(name), format.size), &expected);
         assert!(quality >= 38.0, "{name}: {quality:.1} dB");
@@ -211,8 +186,8 @@ fn every_format_shows_what_the_y4m_shows() {
 
     let (stream, file) = probe(&folder.join("a.gif"));
     assert_eq!((&stream["codec_name"], &stream["nb_read_frames"]), (&"gif".into(), &"21".into()));
-    let seconds: f64 = file["duration"].as_str().unwrap().parse().unwrap();
-    assert!((seconds - 21.0 / 16.0).abs() < 0.01, "{seconds} s");
+    let length = seconds(&file["duration"]);
+    assert!((length - 21.0 / 16.0).abs() < 0.01, "{length} s");
     assert!(file["tags"]["comment"].as_str().unwrap().starts_with("AI-generated"), "{file}");
     let quality = psnr(&read_back(&folder.join("a.gif"), format.size), &expected);
     assert!(quality >= 28.0, "gif, 256 colours a frame: {quality:.1} dB");
@@ -227,35 +202,22 @@ fn every_format_shows_what_the_y4m_shows() {
 }
 
 #[test]
-fn an_animated_webp_is_read_by_libwebps_own_tools() {
+fn the_tools_of_libwebp_read_an_animated_webp() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let format = format("96x64", 16, 9);
     write(folder, &["a.webp", "a.y4m"], format, &moving_clip(format.size, 9));
-    let tool = |program: &str, arguments: &[&str]| {
-        let found = Command::new(program).current_dir(folder).args(arguments).output();
-        let found = found.unwrap_or_else(|error| panic!("{program} (Debian package webp): {error}"));
-        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-        String::from_utf8(found.stdout).unwrap()
-    };
-    let said = tool("webpinfo", &["a.webp"]);
-    assert!(said.contains("No error detected"), "{said}");
-    assert!(said.contains("Canvas size 96 x 64") && said.contains("Loop count      : 0"), "{said}");
-    let durations: Vec<u32> = said
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Duration: ").map(|number| number.parse().unwrap()))
-        .collect();
-    assert_eq!(
-        (durations.len(), durations.iter().sum::<u32>()),
-        (9, 563),
-        "9 frames of 62.5 ms, rounded once"
-    );
-    tool("webpmux", &["-get", "xmp", "a.webp", "-o", "a.xmp"]);
+    let webpmux = |arguments: &[&str]| run(Command::new("webpmux").current_dir(folder).args(arguments));
+    let report = webpinfo(&folder.join("a.webp"));
+    assert!(report.contains("Canvas size 96 x 64") && report.contains("Loop count      : 0"), "{report}");
+    let delays = webp_delays(&report);
+    assert_eq!((delays.len(), delays.iter().sum()), (9, 563_u64), "9 frames of 62.5 ms, rounded once");
+    webpmux(&["-get", "xmp", "a.webp", "-o", "a.xmp"]);
     assert!(std::fs::read_to_string(folder.join("a.xmp")).unwrap().contains("trainedAlgorithmicMedia"));
 
     let expected = read_y4m(&folder.join("a.y4m"), format.size);
     for number in [1, 9] {
-        tool("webpmux", &["-get", "frame", &number.to_string(), "a.webp", "-o", "one.webp"]);
+        webpmux(&["-get", "frame", &number.to_string(), "a.webp", "-o", "one.webp"]);
         let frame = expected.slice_axis(Axis(0), Slice::from(number - 1..number)).to_owned();
         let quality = psnr(&read_back(&folder.join("one.webp"), format.size), &frame);
         assert!(quality >= 32.0, "frame {number}: {quality:.1} dB");
@@ -263,7 +225,7 @@ fn an_animated_webp_is_read_by_libwebps_own_tools() {
 }
 
 #[test]
-fn the_file_says_that_it_was_generated_by_which_model_and_seed() {
+fn the_metadata_names_the_mark_the_model_and_the_seed() {
     let folder = tempfile::tempdir().unwrap();
     let format = format("32x32", 16, 5);
     write(folder.path(), &["clip.mp4", "clip.mkv"], format, &moving_clip(format.size, 5));
@@ -274,12 +236,10 @@ fn the_file_says_that_it_was_generated_by_which_model_and_seed() {
     assert!(comment.starts_with("AI-generated: Rushes "), "{comment}");
     assert!(comment.ends_with("model Wan2.2-T2V-A14B, seed 7"), "{comment}");
     assert_eq!(tags["keywords"], "AI-generated");
-    let xmp = Command::new("ffprobe")
-        .args(["-v", "error", "-export_xmp", "1", "-show_entries", "format_tags=xmp", "-of", "default=nk=1"])
-        .arg(folder.path().join("clip.mp4"))
-        .output()
-        .unwrap();
-    let xmp = String::from_utf8(xmp.stdout).unwrap();
+    let arguments =
+        ["-v", "error", "-export_xmp", "1", "-show_entries", "format_tags=xmp", "-of", "default=nk=1"];
+    let xmp = run(Command::new("ffprobe").args(arguments).arg(folder.path().join("clip.mp4"))).stdout;
+    let xmp = String::from_utf8(xmp).unwrap();
     assert!(xmp.contains("trainedAlgorithmicMedia") && xmp.contains("一只猫 &amp; a ball"), "{xmp}");
     assert!(tags["encoder"].as_str().unwrap().starts_with("Rushes "), "{tags}");
     let (_, file) = probe(&folder.path().join("clip.mkv"));
@@ -289,20 +249,20 @@ fn the_file_says_that_it_was_generated_by_which_model_and_seed() {
 }
 
 #[test]
-fn an_interrupted_clip_plays_with_the_frames_it_got() {
+fn an_interrupted_clip_plays_with_the_frames_so_far() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let format = format("64x48", 16, 81);
     let frames = moving_clip(format.size, 13);
-    let names = ["clip.mp4", "clip.webm", "clip.mkv", "clip.gif", "clip.y4m"];
+    let outputs = ["clip.mp4", "clip.webm", "clip.mkv", "clip.gif", "clip.y4m"];
     let parts = ["clip.part.mp4", "clip.part.webm", "clip.part.mkv", "clip.part.gif", "clip.part.y4m"];
     for count in [1, 13] {
         std::fs::write(folder.join("clip.mp4"), "an older clip").unwrap();
-        let mut outputs = start(folder, &names, format);
+        let mut outputs = start(folder, &outputs, format);
         outputs.write(frames.slice_axis(Axis(0), Slice::from(..count))).unwrap();
-        let kept: Vec<Remainder> = outputs.interrupt().into_iter().map(|(_, kept)| kept).collect();
+        let remainders: Vec<_> = outputs.interrupt().into_iter().map(|(_, remainder)| remainder).collect();
         let whole = |part: &&str| Remainder::Whole { part: folder.join(part), frames: count };
-        assert_eq!(kept, parts.iter().map(whole).collect::<Vec<_>>());
+        assert_eq!(remainders, parts.iter().map(whole).collect::<Vec<_>>());
 
         let expected = read_y4m(&folder.join("clip.part.y4m"), format.size);
         assert_eq!(expected.len_of(Axis(0)), count);
