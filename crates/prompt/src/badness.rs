@@ -1,7 +1,7 @@
-//! Whether a text looks as if it had been decoded in the wrong encoding.
+//! Detection of text that was decoded with the wrong encoding.
 //!
-//! Source: the heuristic of ftfy 6.3.1. The few hundred characters that misread UTF-8 consists of fall into categories,
-//! and certain categories next to each other are far more often an accident than intended.
+//! Source: the heuristic of ftfy 6.3.1. The few hundred characters that occur in misread UTF-8 have categories. Some
+//! sequences of categories are far more likely an error than intended.
 
 use unicode_normalization::char::is_combining_mark;
 
@@ -12,7 +12,7 @@ type Categories = u16;
 const COMMON: Categories = 1;
 /// The control characters U+0080 to U+009F.
 const C1: Categories = 1 << 1;
-/// Hardly ever intended.
+/// Rarely intended.
 const BAD: Categories = 1 << 2;
 const LAW: Categories = 1 << 3;
 const CURRENCY: Categories = 1 << 4;
@@ -21,14 +21,14 @@ const START: Categories = 1 << 5;
 /// Punctuation that ends something.
 const END: Categories = 1 << 6;
 const NUMERIC: Categories = 1 << 7;
-/// Letters that faces are drawn with, so that they stand in odd places on purpose.
+/// Letters of kaomoji, which are used in unusual positions on purpose.
 const KAOMOJI: Categories = 1 << 8;
 const UPPER_ACCENTED: Categories = 1 << 9;
 const LOWER_ACCENTED: Categories = 1 << 10;
 /// Capital letters of other alphabets, which may end a word.
 const UPPER_COMMON: Categories = 1 << 11;
 const LOWER_COMMON: Categories = 1 << 12;
-/// Box drawing, except the single horizontal line, which faces use.
+/// Box drawing, except the single horizontal line, which kaomoji use.
 const BOX: Categories = 1 << 13;
 
 const ACCENTED: Categories = UPPER_ACCENTED | LOWER_ACCENTED;
@@ -82,12 +82,12 @@ const PAIRS: [(Categories, Categories); 10] = [
 const TRIPLES: [(Categories, Categories, Categories); 2] =
     [(ACCENTED | BOX | CURRENCY | END, START, NUMERIC), (ACCENTED | SYMBOL | BOX, END, START)];
 
-/// Whether a text has a sequence that is far more likely to be misread UTF-8 than intended.
+/// Returns true if a text has a sequence that is more likely misread UTF-8 than intended.
 pub(super) fn is_bad(text: &[char]) -> bool {
     matches!(text, ['Ã' | 'Â', ' ', ..]) || (0..text.len()).any(|at| starts_bad(&text[at..]))
 }
 
-/// Whether a suspicious sequence starts with the first character.
+/// Returns true if a suspicious sequence starts at the first character.
 fn starts_bad(text: &[char]) -> bool {
     let character = |index: usize| text.get(index).copied().unwrap_or('\0');
     let found = [0, 1, 2, 3].map(|index| categories(character(index)));
@@ -101,7 +101,7 @@ fn starts_bad(text: &[char]) -> bool {
         || bad_sequence(text, is)
 }
 
-/// Sequences that need a plain letter, a space or a full stop before them.
+/// Sequences that are suspicious after a plain letter, a space or punctuation.
 fn bad_after_plain(text: &[char], is: impl Fn(usize, Categories) -> bool) -> bool {
     let Some(&first) = text.first() else { return false };
     let letter = first.is_ascii_alphabetic() && is(1, LOWER_COMMON | UPPER_COMMON) && is(2, BAD);
@@ -115,7 +115,7 @@ fn bad_after_plain(text: &[char], is: impl Fn(usize, Categories) -> bool) -> boo
     letter || space || lower || a_hat
 }
 
-/// Sequences that a particular code page makes of UTF-8.
+/// Sequences that result from UTF-8 in a particular code page.
 #[rustfmt::skip]
 fn bad_sequence(text: &[char], is: impl Fn(usize, Categories) -> bool) -> bool {
     let marks = BAD | START | END | CURRENCY;
@@ -124,7 +124,7 @@ fn bad_sequence(text: &[char], is: impl Fn(usize, Categories) -> bool) -> bool {
             || is(index, COMMON | CURRENCY | BAD | NUMERIC | START)
     };
     match *text {
-        // The ligature œ is followed by an unaccented letter.
+        // The ligature œ is normally followed by an unaccented letter.
         ['Œ' | 'œ', next, ..] if !next.is_ascii_alphabetic() => true,
         [_, '°', ..] if is(0, UPPER_ACCENTED) => true,
         // Windows-1252.
@@ -132,9 +132,9 @@ fn bad_sequence(text: &[char], is: impl Fn(usize, Categories) -> bool) -> bool {
             | '–' | '—' | '´', ..] => true,
         ['Â' | 'Ã' | 'Î' | 'Ð', _, ..] if is(1, START | END) => true,
         ['×', '²' | '³', ..] => true,
-        // Arabic words in it: two pairs, because each of them may be intended.
+        // Arabic text in it: two pairs, because a single one may be intended.
         ['Ø' | 'Ù', _, 'Ø' | 'Ù', _, ..] if arabic(1) && arabic(3) => true,
-        // Alphabets of South Asia in it.
+        // South Asian scripts in it.
         ['à', '²' | 'µ' | '¹' | '¼' | '½' | '¾', ..] => true,
         // Mac Roman.
         ['√', '±' | '∂' | '†' | '≠' | '®' | '™' | '´' | '≤' | '≥' | '¥' | 'µ' | 'ø', ..] => true,
@@ -145,7 +145,7 @@ fn bad_sequence(text: &[char], is: impl Fn(usize, Categories) -> bool) -> bool {
         ['в', 'Ђ', ..] => true,
         ['В' | 'Г' | 'Р' | 'С', middle, 'В' | 'Г' | 'Р' | 'С', ..]
             if matches!(middle, '°' | 'µ') || is(1, marks) => true,
-        // The same twice, beside a Latin letter.
+        // Misread twice, before a Latin letter.
         ['Г', 'ў', 'В', 'Ђ', 'В', any, letter, ..]
             if any != '\n' && (letter == ' ' || letter.is_ascii_alphabetic()) => true,
         // Windows-1253.
@@ -157,12 +157,12 @@ fn bad_sequence(text: &[char], is: impl Fn(usize, Categories) -> bool) -> bool {
     }
 }
 
-/// White space as Python sees it: Unicode's, and the four ASCII separators.
+/// White space in Python: Unicode white space and the four ASCII separators.
 pub(super) fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1C}'..='\u{1F}')
 }
 
-/// A letter, a digit or an underscore as Python sees them: by category, so that no mark and no circled letter is one.
+/// A letter, a digit or an underscore in Python: by category, without marks and circled letters.
 fn is_word(character: char) -> bool {
     let circled = matches!(character, 'Ⓐ'..='ⓩ' | '\u{1F130}'..='\u{1F149}' | '\u{1F150}'..='\u{1F169}'
         | '\u{1F170}'..='\u{1F189}');

@@ -1,18 +1,24 @@
-//! Text cleaning, as the model's training texts were cleaned: repair, character references, white space.
+//! Text cleaning, as in training: encoding repair, character references, white space.
 //!
-//! Source: `prompt_clean` of diffusers, which is `fix_text` of ftfy 6.3.1 with default options, `html.unescape` twice and
-//! one space for each run of white space. Where this differs:
+//! Source: `prompt_clean` of diffusers, which is `fix_text` of ftfy 6.3.1 with default options, `html.unescape` twice, and
+//! one space for each run of white space. Differences:
 //!
-//! * A terminal escape sequence counts only ASCII digits as its parameters; ftfy takes any decimal digit.
-//! * A line is repaired as one, however long; ftfy cuts lines at a million characters.
-//! * Letters and normal forms follow the Unicode version of the libraries in use, not Python's; only characters newer
-//!   than Python's tables can tell.
+//! * The parameters of a terminal escape sequence are ASCII digits; ftfy accepts any decimal digit.
+//! * A line of any length is repaired as a whole; ftfy splits lines at a million characters.
+//! * Letters and normal forms follow the Unicode version of the libraries, not that of Python. Only characters newer than
+//!   Python's tables are affected.
 
 use super::badness::is_space;
 use super::{entities, glyphs, mojibake};
 use unicode_normalization::UnicodeNormalization;
 
-/// Cleans a prompt: what the tokenizer is given.
+/// Cleans a prompt for the tokenizer.
+///
+/// ```
+/// assert_eq!(prompt::clean("  a&nbsp;cat\n &amp; a dog "), "a cat & a dog");
+/// // UTF-8 that was read as Windows-1252.
+/// assert_eq!(prompt::clean("a cafÃ© in Paris"), "a café in Paris");
+/// ```
 pub fn clean(text: &str) -> String {
     let text = entities::unescape(&entities::unescape(&fix_text(text)));
     let words = text.split(is_space).filter(|word| !word.is_empty());
@@ -22,7 +28,7 @@ pub fn clean(text: &str) -> String {
 /// Repairs a text line by line.
 fn fix_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // From the first `<` on the text is taken for HTML, whose character references are meant.
+    // From the first `<` on the text counts as HTML, in which character references are intended.
     let mut unescape = true;
     for line in text.split_inclusive('\n') {
         unescape &= !line.contains('<');
@@ -34,10 +40,10 @@ fn fix_text(text: &str) -> String {
 /// Applies all fixes until none changes anything.
 fn fix_line(line: &str, unescape: bool) -> String {
     let mut line = line.to_owned();
-    // Every round takes a level of escaping or misreading away, so that the length bounds their number.
+    // Every round removes a level of escaping or misreading, so the length bounds the number of rounds.
     for _ in 0..=line.len() {
         let unescaped = if unescape { entities::unescape_complete(&line) } else { line.clone() };
-        // Printable ASCII needs no other fix; long chains of escapes stay cheap.
+        // Printable ASCII needs no other fix, which keeps long chains of escapes cheap.
         let printable = |byte| matches!(byte, b'\t' | b'\n' | b' '..=b'~');
         if unescaped.bytes().all(printable) {
             if unescaped == line {
@@ -64,7 +70,7 @@ mod tests {
     const CASES: &str = include_str!("../tests/data/clean_cases.json");
 
     #[test]
-    fn equals_the_reference() {
+    fn cleaning_equals_the_reference() {
         let cases: Vec<(String, String)> = serde_json::from_str(CASES).unwrap();
         assert!(cases.len() > 150);
         let wrong: Vec<_> = cases.iter().filter(|(text, expected)| clean(text) != *expected).collect();
@@ -72,14 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn differs_from_the_reference_where_documented() {
-        // There: "blue", and the two marks stay in this order, because Python 3.11 does not know the first one.
+    fn cleaning_differs_from_the_reference_where_documented() {
+        // Reference: "blue", and the marks in this order, because Python 3.11 has no entry for the first one.
         assert_eq!(clean("\u{1B}[٣mblue"), "[٣mblue");
         assert_eq!(clean("x\u{1AEA}\u{8F9}"), "x\u{8F9}\u{1AEA}");
     }
 
     #[test]
-    fn nested_escapes_are_undone_to_the_last() {
+    fn all_levels_of_escapes_are_removed() {
         assert_eq!(clean(&format!("&{}lt;b", "amp;".repeat(500))), "<b");
     }
 
@@ -91,7 +97,7 @@ mod tests {
         assert_eq!(clean("&amp;amp;amp;amp;\n<b>\n&amp;amp;amp;amp;"), "& <b> &amp;amp;");
     }
 
-    /// Text of what the fixes look at.
+    /// Text that the fixes apply to.
     fn fixable() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             "[a-zA-Z .,<]{1,6}",
@@ -108,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn leaves_single_spaces_between_words(text in prop_oneof![any::<String>(), fixable()]) {
+        fn cleaned_words_are_separated_by_single_spaces(text in prop_oneof![any::<String>(), fixable()]) {
             let cleaned = clean(&text);
             prop_assert_eq!(cleaned.trim(), cleaned.as_str());
             prop_assert!(!cleaned.contains("  "));
@@ -125,7 +131,7 @@ mod tests {
         }
 
         #[test]
-        fn plain_words_stay(text in "[a-zA-Z0-9,.!?'\"()-]{1,12}( [a-zA-Z0-9,.!?'\"()-]{1,12}){0,9}") {
+        fn plain_words_are_not_changed(text in "[a-zA-Z0-9,.!?'\"()-]{1,12}( [a-zA-Z0-9,.!?'\"()-]{1,12}){0,9}") {
             prop_assert_eq!(clean(&text), text);
         }
     }

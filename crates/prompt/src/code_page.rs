@@ -1,27 +1,27 @@
-//! The single-byte encodings that UTF-8 text is most often misread as.
+//! The single-byte encodings with which UTF-8 text is most often misread.
 //!
-//! Sources: the Unicode consortium's mapping tables; which of them are tried, in which order, and how unassigned bytes
-//! are read is ftfy's choice.
+//! Sources: the mapping tables of the Unicode consortium. The selection, the order and the treatment of unassigned bytes
+//! follow ftfy.
 
 use std::sync::LazyLock;
 
-/// The byte that stands for U+FFFD in the Windows pages, so that text which lost characters can still be encoded.
+/// The byte of U+FFFD in the Windows pages, so that text with lost characters can be encoded.
 pub(super) const LOST: u8 = 0x1A;
 
 /// A single-byte encoding whose lower half is ASCII.
 pub(super) struct CodePage {
     /// The characters of bytes 0x80 to 0xFF.
     upper: [char; 128],
-    /// The same with their bytes, in order of characters.
+    /// The same characters with their bytes, sorted by character.
     bytes: Vec<(char, u8)>,
-    /// Whether byte 0x1A stands for U+FFFD instead of itself.
+    /// True if byte 0x1A represents U+FFFD.
     pub(super) lossy: bool,
-    /// Whether a space may stand for byte 0xA0; in Mac Roman that would catch dashes followed by a space.
+    /// True if a space may represent byte 0xA0. In Mac Roman that would also match dashes before a space.
     pub(super) space_for_a0: bool,
 }
 
 impl CodePage {
-    /// A page from 128 characters, where U+FFFD marks a byte that keeps its number as code point.
+    /// A page of 128 characters. U+FFFD marks an unassigned byte, which is decoded to the code point with its number.
     fn new(table: &str, lossy: bool, space_for_a0: bool) -> Self {
         let mut upper = ['\0'; 128];
         let mut bytes = Vec::with_capacity(upper.len());
@@ -33,7 +33,7 @@ impl CodePage {
         Self { upper, bytes, lossy, space_for_a0 }
     }
 
-    /// The bytes of a text, or nothing if it has a character outside the page.
+    /// Encodes a text. Returns `None` if a character is not in the page.
     pub(super) fn encode(&self, text: &[char]) -> Option<Vec<u8>> {
         text.iter().map(|&character| self.byte(character)).collect()
     }
@@ -72,17 +72,17 @@ pub(super) static PAGES: LazyLock<[CodePage; 10]> = LazyLock::new(|| {
     ]
 });
 
-/// How many of [`PAGES`], from the first, resemble Latin-1: letters of one alphabet at 0xC0 and above.
+/// The number of [`PAGES`], from the first, that resemble Latin-1: letters of one alphabet at 0xC0 and above.
 const LATIN_1_LIKE: usize = 7;
 
-/// What a character can be in UTF-8 that was misread in a page like Latin-1.
+/// The role of a character in UTF-8 that was misread with a page like Latin-1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Utf8Role {
-    /// The length of the sequence that the character starts: 2, 3 or 4; 0 if it starts none.
+    /// The length of the sequence that the character starts: 2, 3 or 4. 0 if it starts none.
     pub(super) lead: usize,
-    /// It can be a continuation byte; a space can, in place of a no-break space.
+    /// True if it can be a continuation byte. A space can, in place of a no-break space.
     pub(super) continuation: bool,
-    /// It can be a continuation byte and rarely stands beside misread text for its own sake.
+    /// True if it can be a continuation byte and is rarely intended next to misread text.
     pub(super) strict_continuation: bool,
 }
 
@@ -96,7 +96,7 @@ impl Utf8Role {
 
 static ROLES: LazyLock<Vec<(char, Utf8Role)>> = LazyLock::new(|| {
     let characters = |from, to| PAGES[..LATIN_1_LIKE].iter().flat_map(move |page| page.range(from, to));
-    // Of the bytes that start four, only F0 and F3 lead to characters in use.
+    // Of the lead bytes of four, only F0 and F3 start characters in use.
     let leads = [(2, 0xC2, 0xDF), (3, 0xE0, 0xEF), (4, 0xF0, 0xF0), (4, 0xF3, 0xF3)];
     let leads = leads.into_iter().flat_map(|(lead, from, to)| {
         characters(from, to).map(move |character| (character, Utf8Role { lead, ..Utf8Role::default() }))
@@ -107,19 +107,19 @@ static ROLES: LazyLock<Vec<(char, Utf8Role)>> = LazyLock::new(|| {
     });
     let mut roles: Vec<_> = leads.chain(continuations).collect();
     roles.sort_by_key(|&(character, _)| character);
-    roles.dedup_by(|next, kept| {
-        let same = next.0 == kept.0;
+    roles.dedup_by(|next, role| {
+        let same = next.0 == role.0;
         if same {
-            kept.1.lead = kept.1.lead.max(next.1.lead);
-            kept.1.continuation |= next.1.continuation;
-            kept.1.strict_continuation |= next.1.strict_continuation;
+            role.1.lead = role.1.lead.max(next.1.lead);
+            role.1.continuation |= next.1.continuation;
+            role.1.strict_continuation |= next.1.strict_continuation;
         }
         same
     });
     roles
 });
 
-/// What Windows-1252 has at a byte; nothing where it has no character.
+/// Decodes a byte with Windows-1252. Returns `None` if it is unassigned.
 pub(super) fn windows_1252(byte: u8) -> Option<char> {
     match byte {
         0x81 | 0x8D | 0x8F | 0x90 | 0x9D => None,
@@ -128,7 +128,7 @@ pub(super) fn windows_1252(byte: u8) -> Option<char> {
     }
 }
 
-/// Replaces the control characters U+0080 to U+009F by what Windows-1252 has at these bytes, as browsers do.
+/// Replaces the control characters U+0080 to U+009F with the Windows-1252 characters of these bytes, as browsers do.
 pub(super) fn c1_as_windows_1252(character: char) -> char {
     u8::try_from(character).ok().and_then(windows_1252).unwrap_or(character)
 }
@@ -221,7 +221,7 @@ const ISO_8859_2: &str = "\
     ŕáâăäĺćçčéęëěíîď\
     đńňóôőö÷řůúűüýţ˙";
 
-/// Western European on the old Macintosh.
+/// Western European on classic Mac OS.
 const MAC_ROMAN: &str = "\
     ÄÅÇÉÑÖÜáàâäãåçéè\
     êëíìîïñóòôöõúùûü\
@@ -232,7 +232,7 @@ const MAC_ROMAN: &str = "\
     ‡·‚„‰ÂÊÁËÈÍÎÏÌÓÔ\
     \u{f8ff}ÒÚÛÙıˆ˜¯˘˙˚¸˝˛ˇ";
 
-/// The first IBM PC.
+/// The original IBM PC.
 const CP437: &str = "\
     ÇüéâäàåçêëèïîìÄÅ\
     ÉæÆôöòûùÿÖÜ¢£¥₧ƒ\
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_comes_back() {
+    fn every_byte_round_trips() {
         for page in PAGES.iter() {
             for byte in 0x80..=0xFF {
                 let character: Vec<_> = page.range(byte, byte).collect();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_character_has_a_byte_only_in_the_windows_pages() {
+    fn only_the_windows_pages_encode_lost_characters() {
         assert_eq!(PAGES[0].encode(&['\u{FFFD}']), None);
         assert_eq!(PAGES[0].encode(&['\u{1A}']), Some(vec![LOST]));
         assert_eq!(PAGES[1].encode(&['\u{FFFD}']), Some(vec![LOST]));
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_cover_all_pages_like_latin_1() {
+    fn roles_are_the_union_of_all_pages() {
         assert_eq!(Utf8Role::of('Ã').lead, 2);
         assert_eq!(Utf8Role::of('Ђ'), Utf8Role { lead: 0, continuation: true, strict_continuation: true });
         assert_eq!(Utf8Role::of('â').lead, 3);

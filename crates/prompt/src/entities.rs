@@ -1,31 +1,30 @@
-//! HTML character references, read as Python's `html.unescape` and as ftfy read them.
+//! HTML character references, as `html.unescape` of Python and ftfy parse them.
 
 use super::code_page::c1_as_windows_1252;
 use htmlize::ENTITIES;
 
-/// The longest name, in characters, that is looked at after an `&`.
-const NAME: usize = 32;
-/// The longest name that [`unescape_complete`] looks at.
-const COMPLETE_NAME: usize = 24;
+/// The longest name after an `&`, in characters.
+const MAX_NAME: usize = 32;
+/// The longest name that [`unescape_complete`] replaces, in characters.
+const MAX_COMPLETE_NAME: usize = 24;
 
 /// Replaces every reference once: named ones of HTML5 (longest prefix where the semicolon is missing), decimal and
 /// hexadecimal ones.
 ///
-/// Source: Python's `html.unescape`, which follows the HTML standard except that code points which the standard calls
-/// invalid are dropped.
+/// Source: `html.unescape` of Python, which follows the HTML standard, but drops invalid code points.
 pub(super) fn unescape(text: &str) -> String {
     replace(text, |after| numeric(after).or_else(|| named(after)))
 }
 
-/// Replaces every reference that ends in a semicolon and means one character sequence without doubt; also names of small
-/// letters written in capitals (`&NTILDE;`).
+/// Replaces every reference that ends in a semicolon and is unambiguous, and names of lower-case letters in capitals
+/// (`&NTILDE;`).
 ///
 /// Source: `unescape_html` of ftfy.
 pub(super) fn unescape_complete(text: &str) -> String {
     replace(text, complete)
 }
 
-/// Calls `read` with what follows each `&`, and puts what it returns in place of as many bytes as it says.
+/// Calls `read` with the text after each `&`. It returns a replacement and the number of bytes that it replaces.
 fn replace(text: &str, read: impl Fn(&str) -> Option<(String, usize)>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -43,7 +42,7 @@ fn replace(text: &str, read: impl Fn(&str) -> Option<(String, usize)>) -> String
     out
 }
 
-/// Reads `#123`, `#x7B` and the semicolon, if there is one.
+/// Parses `#123` or `#x7B`, with an optional semicolon.
 fn numeric(after: &str) -> Option<(String, usize)> {
     let body = after.strip_prefix('#')?;
     let (digits, radix, skipped) = match body.strip_prefix(['x', 'X']) {
@@ -62,7 +61,7 @@ fn numeric(after: &str) -> Option<(String, usize)> {
     Some((code_point(code), skipped + length + semicolon))
 }
 
-/// The text of a numeric reference: Windows-1252 for U+0080 to U+009F, nothing for what HTML calls invalid.
+/// The text of a numeric reference: Windows-1252 for U+0080 to U+009F, nothing for invalid code points.
 fn code_point(code: u32) -> String {
     match code {
         0x1..=0x8 | 0xB | 0xE..=0x1F | 0x7F | 0xFDD0..=0xFDEF => String::new(),
@@ -72,13 +71,13 @@ fn code_point(code: u32) -> String {
     }
 }
 
-/// Reads a name and the semicolon, if there is one.
+/// Parses a name with an optional semicolon.
 fn named(after: &str) -> Option<(String, usize)> {
     let ends = |character| matches!(character, '\t' | '\n' | '\u{C}' | ' ' | '<' | '&' | '#' | ';');
     let bounds: Vec<usize> = after
         .char_indices()
         .take_while(|&(_, next)| !ends(next))
-        .take(NAME)
+        .take(MAX_NAME)
         .map(|(at, next)| at + next.len_utf8())
         .collect();
     let end = *bounds.last()?;
@@ -87,21 +86,22 @@ fn named(after: &str) -> Option<(String, usize)> {
     {
         return Some((found.to_owned(), end + 1));
     }
-    // One character is no name.
+    // A name has at least two characters.
     let prefixes = bounds.iter().skip(1).rev();
     prefixes.copied().find_map(|end| Some((entity(&after[..end])?.to_owned(), end)))
 }
 
-/// What a name stands for; with its semicolon, unless HTML5 has it without.
+/// The text of a name. The name includes its semicolon, unless HTML5 defines it without.
 fn entity(name: &str) -> Option<&'static str> {
     let key = [b"&", name.as_bytes()].concat();
     std::str::from_utf8(ENTITIES.get(key.as_slice())?).ok()
 }
 
-/// Reads a reference of at most [`COMPLETE_NAME`] letters and digits with its semicolon.
+/// Parses a reference of at most [`MAX_COMPLETE_NAME`] letters and digits with its semicolon.
 fn complete(after: &str) -> Option<(String, usize)> {
     let hash = usize::from(after.starts_with('#'));
-    let letters = after.bytes().skip(hash).take(COMPLETE_NAME).take_while(u8::is_ascii_alphanumeric).count();
+    let letters =
+        after.bytes().skip(hash).take(MAX_COMPLETE_NAME).take_while(u8::is_ascii_alphanumeric).count();
     let end = hash + letters;
     if letters == 0 || !after[end..].starts_with(';') {
         return None;
@@ -116,7 +116,7 @@ fn complete(after: &str) -> Option<(String, usize)> {
     Some((replacement, reference.len()))
 }
 
-/// `&EACUTE;` as `É`, unless HTML5 has a name of capitals there.
+/// Replaces `&EACUTE;` with `É`, unless HTML5 defines a name in capitals.
 fn capitals(reference: &str) -> Option<String> {
     if reference.bytes().any(|byte| byte.is_ascii_lowercase()) || named(reference).is_some() {
         return None;
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn html5_names_with_and_without_semicolon() {
+    fn names_are_replaced_with_and_without_semicolon() {
         let cases = [
             ("&lt;b&gt; &amp; &copy &notit; &notin; &NotAName;", "<b> & © ¬it; ∉ &NotAName;"),
             ("&eacute &ampamp; &; & &#; &#x; &#xg", "é &amp; &; & &#; &#x; &#xg"),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn complete_references_only() {
+    fn only_complete_references_are_replaced() {
         let cases = [
             ("this&not that &copy &amp;", "this&not that &copy &"),
             ("P&EACUTE;REZ BUNDESSTRA&SZLIG;E &nTILDE;", "PÉREZ BUNDESSTRASSE &nTILDE;"),

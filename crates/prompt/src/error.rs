@@ -4,45 +4,45 @@ use super::limits::MAX_PROMPT_BYTES;
 use bundle::{Diagnose, Report};
 use std::path::PathBuf;
 
-/// What can be wrong with a prompt or a tokenizer.
+/// Errors of prompts and tokenizers.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Cleaning leaves nothing of the prompt.
     Empty,
-    /// The prompt is over [`MAX_PROMPT_BYTES`].
+    /// The prompt is longer than [`MAX_PROMPT_BYTES`].
     TooLong {
-        /// Its length.
+        /// The length in bytes.
         bytes: usize,
     },
     /// The tokenizer cannot be read.
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// The file is no tokenizer that this version understands.
+    /// The file is not a supported tokenizer.
     Broken {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// The tokenizer has no token `</s>` to end a prompt with.
+    /// The tokenizer has no token `</s>`, with which every prompt ends.
     NoEnd {
         /// The file.
         path: PathBuf,
     },
-    /// The tokenizer cannot split the prompt.
+    /// The tokenizer cannot encode the prompt.
     Encode {
-        /// What the tokenizer said.
+        /// The message of the tokenizer.
         why: String,
     },
 }
 
-/// What helps against any tokenizer that cannot be used.
+/// The fix for every unusable tokenizer.
 const ANOTHER_TOKENIZER: &str =
     "get tokenizer/tokenizer.json of the checkpoint again, then export the checkpoint again";
 
@@ -51,13 +51,13 @@ impl Diagnose for Error {
         match self {
             Self::Empty => Report::bad_input(
                 "the prompt is empty",
-                "no text is left of it after cleaning",
+                "cleaning leaves no text",
                 "describe the video in a sentence or two",
             ),
             Self::TooLong { bytes } => Report::bad_input(
                 "the prompt is too long",
                 format!("it has {bytes} bytes, and the limit is {MAX_PROMPT_BYTES}"),
-                "shorten it; the model reads no more than 512 tokens",
+                "shorten it; the model uses at most 512 tokens",
             ),
             Self::Unreadable { path, source } => Report::bad_input(
                 format!("cannot read the tokenizer {}", path.display()),
@@ -70,7 +70,7 @@ impl Diagnose for Error {
                 ANOTHER_TOKENIZER,
             ),
             Self::NoEnd { path } => Report::bad_input(
-                format!("the tokenizer {} does not suit this model", path.display()),
+                format!("the tokenizer {} does not match this model", path.display()),
                 "it has no token </s>, with which every prompt ends",
                 ANOTHER_TOKENIZER,
             ),
@@ -89,15 +89,15 @@ mod tests {
     use bundle::ErrorClass;
 
     #[test]
-    fn a_long_prompt_is_told_with_numbers() {
+    fn the_error_of_a_long_prompt_has_both_lengths() {
         let error = Error::TooLong { bytes: 70_000 };
         assert_eq!(error.report().class, ErrorClass::BadInput);
-        insta::assert_snapshot!(error, @"the prompt is too long: it has 70000 bytes, and the limit is 65536 (shorten it; the model reads no more than 512 tokens)");
+        insta::assert_snapshot!(error, @"the prompt is too long: it has 70000 bytes, and the limit is 65536 (shorten it; the model uses at most 512 tokens)");
     }
 
     #[test]
-    fn a_broken_tokenizer_is_told_with_its_path() {
+    fn the_error_of_an_unsuitable_tokenizer_has_its_path() {
         let error = Error::NoEnd { path: "b/tokenizer.json".into() };
-        insta::assert_snapshot!(error, @"the tokenizer b/tokenizer.json does not suit this model: it has no token </s>, with which every prompt ends (get tokenizer/tokenizer.json of the checkpoint again, then export the checkpoint again)");
+        insta::assert_snapshot!(error, @"the tokenizer b/tokenizer.json does not match this model: it has no token </s>, with which every prompt ends (get tokenizer/tokenizer.json of the checkpoint again, then export the checkpoint again)");
     }
 }

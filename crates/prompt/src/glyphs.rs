@@ -1,6 +1,6 @@
-//! The fixes of single characters and short sequences: widths, ligatures, quotes, line breaks, control characters.
+//! Fixes of characters and short sequences: widths, ligatures, quotes, line breaks, control characters.
 //!
-//! Source: the functions of the same purpose in ftfy 6.3.1.
+//! Source: the corresponding functions of ftfy 6.3.1.
 
 use super::code_page::c1_as_windows_1252;
 use unicode_normalization::UnicodeNormalization;
@@ -16,14 +16,14 @@ pub(super) fn fix(text: &str) -> String {
     text
 }
 
-/// Writes a character with ligatures taken apart, in its usual width, quotes straight and as the usual line break.
+/// Appends a character with ligatures split, in normal width, with straight quotes and `\n` line breaks.
 fn push_plain(character: char, out: &mut String) {
     if let Some(letters) = ligature(character) {
         return out.push_str(letters);
     }
     match character {
         '\u{3000}' => out.push(' '),
-        // A width may need more than one character: the full-width macron is a space and a combining macron.
+        // May become several characters: the full-width macron is a space and a combining macron.
         '\u{FF01}'..='\u{FFEF}' => out.extend(std::iter::once(character).nfkc()),
         '\u{201C}'..='\u{201F}' => out.push('"'),
         '\u{2BC}' | '\u{2018}'..='\u{201B}' => out.push('\''),
@@ -32,12 +32,12 @@ fn push_plain(character: char, out: &mut String) {
     }
 }
 
-/// The letters of a Latin ligature or digraph that no one chooses on purpose.
+/// The letters of a Latin ligature or digraph that is rarely used on purpose.
 fn ligature(character: char) -> Option<&'static str> {
     Some(match character {
         'Ĳ' => "IJ",
         'ĳ' => "ij",
-        // Its modifier apostrophe is straightened at once, as all quotes are.
+        // With a straight apostrophe, like all quotes.
         'ŉ' => "'n",
         'Ǳ' => "DZ",
         'ǲ' => "Dz",
@@ -62,7 +62,7 @@ fn ligature(character: char) -> Option<&'static str> {
     })
 }
 
-/// Removes `ESC [ 0 ; 1 m` and the like: the sequences that colour a terminal and move its cursor.
+/// Removes terminal escape sequences like `ESC [ 0 ; 1 m`.
 fn remove_terminal_escapes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -81,7 +81,8 @@ fn remove_terminal_escapes(text: &str) -> String {
     out
 }
 
-/// Control characters with no effect on the text: neither white space nor joiners, direction marks or tags.
+/// Returns true for control characters without effect on the text, which are not white space, joiners, direction marks or
+/// tags.
 fn is_control(character: char) -> bool {
     matches!(
         character,
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_fix() {
+    fn each_fix_is_applied() {
         let cases = [
             ("ＬＯＵＤ　ＮＯＩＳＥＳ，！", "LOUD NOISES,!"),
             ("Ｕﾀｰﾝ ￣", "Uターン  \u{304}"),

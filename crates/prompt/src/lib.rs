@@ -1,8 +1,8 @@
-//! From the text of a prompt to token ids.
+//! Prompts to token ids.
 //!
-//! Owns everything between what a user typed and what the text encoder is given: [`check()`] (which texts are refused),
-//! [`clean()`] (the cleaning that the references apply) and [`PromptTokenizer`] (the checkpoint's `tokenizer.json`).
-//! Knows no model and no session. Text states and their padding to 512 rows belong to the pipeline.
+//! [`check()`] refuses invalid prompts, [`clean()`] applies the cleaning of diffusers, and [`PromptTokenizer`] encodes the
+//! cleaned text with the `tokenizer.json` of a checkpoint. The crate uses no model and no session. Text states and their
+//! padding to 512 rows are computed by the text encoder of the pipeline.
 
 mod badness;
 mod clean;

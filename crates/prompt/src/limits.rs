@@ -1,17 +1,17 @@
-//! Which prompts are refused.
+//! Limits of prompts.
 
 use super::{Error, clean};
 
-/// The longest prompt, in bytes of UTF-8: far more than the 512 tokens that are ever used.
+/// The longest prompt in bytes of UTF-8, far more than the 512 tokens that are used.
 pub const MAX_PROMPT_BYTES: usize = 64 * 1024;
 
-/// Refuses a prompt of which cleaning leaves nothing, and one over [`MAX_PROMPT_BYTES`].
+/// Returns an error if a prompt is empty after cleaning or longer than [`MAX_PROMPT_BYTES`].
 pub fn check(prompt: &str) -> Result<(), Error> {
     check_negative(prompt)?;
     if clean(prompt).is_empty() { Err(Error::Empty) } else { Ok(()) }
 }
 
-/// Refuses a text over [`MAX_PROMPT_BYTES`]; all that is asked of a negative prompt, which may be empty.
+/// Returns an error if a negative prompt is longer than [`MAX_PROMPT_BYTES`]. It may be empty.
 pub fn check_negative(prompt: &str) -> Result<(), Error> {
     if prompt.len() > MAX_PROMPT_BYTES { Err(Error::TooLong { bytes: prompt.len() }) } else { Ok(()) }
 }
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prompt_has_something_to_say() {
+    fn a_prompt_is_not_empty_after_cleaning() {
         for empty in ["", "  \n", "\u{3000}\u{FEFF}", "&nbsp;", "\u{1B}[0m"] {
             assert!(matches!(check(empty), Err(Error::Empty)), "{empty:?}");
             assert!(check_negative(empty).is_ok());

@@ -1,14 +1,14 @@
-//! Repairs text that was written as UTF-8 and read in a single-byte encoding.
+//! Repair of text that was encoded as UTF-8 and decoded with a single-byte encoding.
 //!
 //! Source: `fix_encoding` of ftfy 6.3.1 with its default options.
 
 use super::badness::is_bad;
 use super::code_page::{CodePage, LOST, PAGES, Utf8Role, windows_1252};
 
-/// Repairs a text as often as it looks misread and a repair changes it.
+/// Repairs a text until it no longer looks misread or a repair changes nothing.
 pub(super) fn repair(text: &str) -> String {
     let mut text = text.to_owned();
-    // Every repair takes a misread sequence away, so that the length bounds their number.
+    // Every repair removes a misread sequence, so the length bounds the number of repairs.
     for _ in 0..=text.len() {
         match repair_once(&text) {
             Some(repaired) if repaired != text => text = repaired,
@@ -18,7 +18,7 @@ pub(super) fn repair(text: &str) -> String {
     text
 }
 
-/// One repair, or nothing if the text looks as intended.
+/// Repairs a text once. Returns `None` if it does not look misread.
 fn repair_once(text: &str) -> Option<String> {
     if text.is_ascii() {
         return None;
@@ -35,7 +35,7 @@ fn repair_once(text: &str) -> Option<String> {
     if embedded != text {
         return Some(embedded);
     }
-    // Latin-1 that was meant as Windows-1252; only if all of it is assigned there.
+    // Windows-1252 that was decoded as Latin-1, if all bytes are assigned.
     let byte = |&character: &char| u8::try_from(character).ok().and_then(windows_1252);
     let windows: Option<String> = characters.iter().map(byte).collect();
     Some(
@@ -43,17 +43,17 @@ fn repair_once(text: &str) -> Option<String> {
     )
 }
 
-/// Repairs the runs that look like misread UTF-8 inside a text that is not misread as a whole.
+/// Repairs the runs of misread UTF-8 in a text that is not misread as a whole.
 fn repair_embedded(text: &[char]) -> String {
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
     while let Some(&character) = text.get(at) {
-        let inside_garble = at > 0 && Utf8Role::of(text[at - 1]).strict_continuation;
-        let length = if inside_garble { 0 } else { misread_run(&text[at..]) };
+        let after_continuation = at > 0 && Utf8Role::of(text[at - 1]).strict_continuation;
+        let length = if after_continuation { 0 } else { misread_run(&text[at..]) };
         let run: String = text[at..at + length].iter().collect();
         match length {
             0 => out.push(character),
-            // A run as long as the text has been tried already.
+            // A run of the length of the text has already been tried.
             _ if length < text.len() && is_bad(&text[at..at + length]) => out.push_str(&repair(&run)),
             _ => out.push_str(&run),
         }
@@ -76,7 +76,7 @@ fn misread_run(text: &[char]) -> usize {
     length
 }
 
-/// Restores what a text lost on its way: no-break spaces that became spaces, and characters that became U+FFFD.
+/// Restores lost bytes: no-break spaces that became spaces, and bytes that became U+FFFD.
 fn restore(mut bytes: Vec<u8>, page: &CodePage) -> Vec<u8> {
     if page.space_for_a0 && (0..bytes.len()).any(|at| spaced_sequence(&bytes[at..]).is_some()) {
         bytes = substitute(&bytes, |rest| lone_a_grave(rest).then(|| (b"\xC3\xA0 ".to_vec(), 2)));
@@ -93,7 +93,7 @@ fn restore(mut bytes: Vec<u8>, page: &CodePage) -> Vec<u8> {
     bytes
 }
 
-/// Calls `read` at each position, and puts what it returns in place of as many bytes as it says.
+/// Calls `read` at each position. It returns a replacement and the number of bytes that it replaces.
 fn substitute(bytes: &[u8], read: impl Fn(&[u8]) -> Option<(Vec<u8>, usize)>) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -109,15 +109,15 @@ fn substitute(bytes: &[u8], read: impl Fn(&[u8]) -> Option<(Vec<u8>, usize)>) ->
     out
 }
 
-/// Whether `à` as a word stands here, whose no-break space merged with the space after it.
+/// Returns true if the bytes start with the word `à`, whose no-break space was merged with the following space.
 ///
-/// Portuguese joins it to `às`, `àquele` and their like.
+/// Portuguese `às`, `àquele` and similar words are excluded.
 fn lone_a_grave(bytes: &[u8]) -> bool {
     let joined: [&[u8]; 5] = [b" ", b"quele", b"quela", b"quilo", b"s "];
     bytes.strip_prefix(b"\xC3 ").is_some_and(|next| !joined.iter().any(|word| next.starts_with(word)))
 }
 
-/// The length of a sequence that would be likely UTF-8 if its space were a no-break space.
+/// The length of a sequence that is likely UTF-8 if its space is a no-break space.
 fn spaced_sequence(bytes: &[u8]) -> Option<usize> {
     let continuation = |byte: u8| matches!(byte, 0x80..=0xBF);
     // Neither a no-break space nor an ellipsis in Windows-1252.
@@ -135,7 +135,7 @@ fn spaced_sequence(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The length of a UTF-8 or CESU-8 sequence with bytes that were lost, or turned into one question mark.
+/// The length of a UTF-8 or CESU-8 sequence with bytes that were lost or replaced with a question mark.
 fn lossy_sequence(bytes: &[u8]) -> Option<usize> {
     let gap = |byte: u8| matches!(byte, LOST | b'?');
     let kept = |byte: u8| matches!(byte, LOST | 0x80..=0xBF);
@@ -157,13 +157,13 @@ fn lossy_sequence(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Decodes UTF-8, where a character beyond U+FFFF may be a pair of encoded surrogates (CESU-8) and U+0000 may be two
+/// Decodes UTF-8, in which a character above U+FFFF may be a pair of encoded surrogates (CESU-8) and U+0000 may have two
 /// bytes (Java).
 fn decode_utf8(bytes: &[u8]) -> Option<String> {
     let mut out = String::with_capacity(bytes.len());
     let (mut start, mut at) = (0, 0);
     while at < bytes.len() {
-        let Some((character, length)) = variant(&bytes[at..]) else {
+        let Some((character, length)) = utf_8_variant(&bytes[at..]) else {
             at += 1;
             continue;
         };
@@ -176,10 +176,10 @@ fn decode_utf8(bytes: &[u8]) -> Option<String> {
     Some(out)
 }
 
-/// A sequence of CESU-8 or Java at the start, and its length.
+/// Parses a sequence of CESU-8 or Java at the start. Returns the character and the length.
 ///
-/// As in ftfy, a line break that ends the text passes for the last byte of a sequence.
-fn variant(bytes: &[u8]) -> Option<(char, usize)> {
+/// As in ftfy, a line break at the end of the text counts as the last byte of a sequence.
+fn utf_8_variant(bytes: &[u8]) -> Option<(char, usize)> {
     match *bytes {
         [0xC0, 0x80, ..] | [0xC0, b'\n'] => Some(('\0', 2)),
         [0xED, a @ 0xA0..=0xAF, b @ 0x80..=0xBF, 0xED, c @ 0xB0..=0xBF, d @ 0x80..=0xBF, ..]
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_texts() {
+    fn misread_texts_are_repaired() {
         let cases = [
             ("âœ” No problems", "✔ No problems"),
             ("voilÃ le travail", "voilà le travail"),
@@ -215,21 +215,21 @@ mod tests {
     }
 
     #[test]
-    fn intended_texts_stay() {
+    fn intended_texts_are_not_changed() {
         for text in ["", "plain", "Ångström à côté", "猫 ñ", "«да» № 5", "½ × 3"] {
             assert_eq!(repair(text), text);
         }
     }
 
     #[test]
-    fn parts_of_a_text() {
+    fn misread_parts_of_a_text_are_repaired() {
         assert_eq!(repair("猫 donâ€™t"), "猫 don’t");
         assert_eq!(repair("a\u{92}b ÿ"), "a’b ÿ");
         assert_eq!(repair("猫 \u{92}"), "猫 ’");
     }
 
     #[test]
-    fn variants_of_utf_8() {
+    fn variants_of_utf_8_are_decoded() {
         assert_eq!(decode_utf8(b"a\xC0\x80b").as_deref(), Some("a\0b"));
         assert_eq!(decode_utf8(b"a\xC0\n").as_deref(), Some("a\0"));
         assert_eq!(decode_utf8(b"\xED\x95\x9C").as_deref(), Some("한"));

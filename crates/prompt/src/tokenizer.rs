@@ -1,4 +1,4 @@
-//! A checkpoint's tokenizer, and the cut at the rows that a denoiser attends to.
+//! The tokenizer of a checkpoint, and truncation to the rows that the denoiser attends to.
 
 use super::Error;
 use bundle::spec::TEXT_ROWS;
@@ -7,10 +7,22 @@ use tokenizers::Tokenizer;
 
 /// The token that ends every prompt.
 const END: &str = "</s>";
-/// How much text is shown on either side of a cut, in characters.
+/// The most characters of a text on either side of a cut.
 const CONTEXT: usize = 40;
 
 /// The tokenizer of a text encoder.
+///
+/// ```no_run
+/// use prompt::{PromptTokenizer, clean};
+///
+/// let tokenizer = PromptTokenizer::open("bundle/tokenizer/tokenizer.json".as_ref())?;
+/// let prompt = tokenizer.encode(&clean("Two cats box on a stage"))?;
+/// if let Some(cut) = &prompt.cut {
+///     println!("{} tokens are not used: {}…", cut.dropped, cut.after);
+/// }
+/// println!("{:?}", prompt.ids);
+/// # Ok::<(), prompt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
@@ -20,21 +32,21 @@ pub struct PromptTokenizer {
     vocabulary: usize,
 }
 
-/// A prompt as the text encoder takes it.
+/// The input of the text encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedPrompt {
-    /// At most [`TEXT_ROWS`] ids; the last one is that of `</s>`.
+    /// At most [`TEXT_ROWS`] ids. The last one is that of `</s>`.
     pub ids: Vec<i64>,
-    /// Where the prompt was cut, if it was too long.
+    /// The position of the cut, if the prompt was too long.
     pub cut: Option<Cut>,
 }
 
-/// Where a prompt was cut.
+/// The position at which a prompt was truncated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// Tokens of the prompt that are used, `</s>` not counted.
+    /// Tokens that are used, without `</s>`.
     pub kept: usize,
-    /// Tokens of the prompt that are not used.
+    /// Tokens that are not used.
     pub dropped: usize,
     /// The end of the text that is used, at most 40 characters.
     pub before: String,
@@ -43,12 +55,10 @@ pub struct Cut {
 }
 
 impl PromptTokenizer {
-    /// Opens a `tokenizer.json`.
-    ///
-    /// Truncation and padding that the file asks for are disabled: where a prompt is cut is the model's matter.
+    /// Opens a `tokenizer.json`. Truncation and padding settings of the file are ignored.
     ///
     /// # Errors
-    /// If the file cannot be read, is no tokenizer or has no `</s>`.
+    /// Returns an error if the file cannot be read, is not a tokenizer or has no `</s>`.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let text =
             std::fs::read(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
@@ -61,15 +71,15 @@ impl PromptTokenizer {
         Ok(Self { tokenizer, end, vocabulary: index(highest) + 1 })
     }
 
-    /// One more than the highest id: the rows that an embedding table needs at least.
+    /// One more than the highest id: the minimum number of rows of the embedding table.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
 
-    /// The ids of a text that was cleaned, ending with that of `</s>`.
+    /// Encodes a cleaned text and appends `</s>`.
     ///
     /// # Errors
-    /// If the tokenizer cannot split the text.
+    /// Returns an error if the tokenizer cannot encode the text.
     pub fn encode(&self, cleaned: &str) -> Result<TokenizedPrompt, Error> {
         let encoding =
             self.tokenizer.encode(cleaned, true).map_err(|why| Error::Encode { why: why.to_string() })?;
@@ -94,7 +104,7 @@ fn index(id: u32) -> usize {
     usize::try_from(id).unwrap_or(usize::MAX - 1)
 }
 
-/// Splits a text at a byte, or at the last character before it.
+/// Splits a text at a byte, or at the last character boundary before it.
 fn split_at(text: &str, byte: usize) -> (&str, &str) {
     text.split_at(text.floor_char_boundary(byte))
 }
@@ -113,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    /// A Unigram tokenizer of a few pieces, in the manner of umT5's; it asks for truncation and padding.
+    /// A Unigram tokenizer with a few pieces, similar to that of umT5, with truncation and padding settings.
     fn description() -> Value {
         let pieces = [
             ("<pad>", 0.0),
@@ -161,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_ends_with_the_end() {
+    fn a_prompt_ends_with_the_end_token() {
         let tokenizer = tokenizer();
         assert_eq!(tokenizer.vocabulary(), 8);
         let ids = |text| tokenizer.encode(text).unwrap().ids;
@@ -172,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_added_where_the_file_adds_none() {
+    fn the_end_token_is_added_if_the_tokenizer_adds_none() {
         let mut description = description();
         description["post_processor"] = Value::Null;
         let ids = |text| open(&description).unwrap().encode(text).unwrap().ids;
@@ -181,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_prompt_is_cut_where_it_says() {
+    fn the_cut_of_a_long_prompt_is_reported() {
         let text = format!("{}üs ü{}", "cat ".repeat(510), " cat".repeat(20));
         let prompt = tokenizer().encode(&text).unwrap();
         assert_eq!(prompt.ids.len(), TEXT_ROWS);
@@ -199,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_tokenizer_are_named() {
+    fn invalid_tokenizers_are_refused() {
         let missing = PromptTokenizer::open(Path::new("none/tokenizer.json"));
         assert!(matches!(missing, Err(Error::Unreadable { .. })));
         for broken in [json!(null), json!({"model": {"type": "Unigram"}}), json!({"version": "9"})] {
@@ -214,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_fits(text in prop_oneof![any::<String>(), "(cats? |ü|s){0,900}"]) {
+        fn any_text_has_at_most_512_ids(text in prop_oneof![any::<String>(), "(cats? |ü|s){0,900}"]) {
             let prompt = tokenizer().encode(&text).unwrap();
             prop_assert!((1..=TEXT_ROWS).contains(&prompt.ids.len()));
             prop_assert_eq!(prompt.ids.last(), Some(&1));
