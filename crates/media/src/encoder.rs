@@ -1,9 +1,9 @@
 //! Video encoders and their settings.
 //!
-//! The settings favour quality over file size: a bounded quantizer and practically no limit on the bit rate. A key frame
-//! every half second limits the loss of a killed run, the time of seeking and the wait of a new viewer. Without B-frames
-//! decoding order is display order, and a truncated file starts at 0. Without lookahead each frame leaves the encoder
-//! before the next one arrives.
+//! The settings favour quality over file size: a bounded quantizer and practically no limit on the bit rate. A key
+//! frame every half second limits the loss of a killed run, the time of seeking and the wait of a new viewer. Without
+//! B-frames decoding order is display order, and a truncated file starts at 0. Without lookahead each frame leaves the
+//! encoder before the next one arrives.
 
 use bundle::units::FrameRate;
 
@@ -73,8 +73,8 @@ impl H264Encoder {
         };
         match self {
             // One thread encodes about 170 frames per second at 480p and 65 at 720p, and its output does not depend on
-            // the number of cores. The rate buffer is disabled: it would limit constant quality to `bitrate`, and with a
-            // large `bitrate` the stream would have an H.264 level that small devices refuse.
+            // the number of cores. The rate buffer is disabled: it would limit constant quality to `bitrate`, and with
+            // a large `bitrate` the stream would have an H.264 level that small devices refuse.
             Self::X264 => vec![
                 ("speed-preset", "veryfast".into()),
                 ("pass", "qual".into()),

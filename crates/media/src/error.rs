@@ -24,7 +24,7 @@ pub enum Error {
         /// The flag.
         flag: &'static str,
         /// The value of the flag.
-        given: String,
+        value: String,
         /// The reason.
         why: String,
     },
@@ -40,7 +40,7 @@ pub enum Error {
         /// The flag.
         flag: &'static str,
         /// The value of the flag.
-        given: String,
+        value: String,
         /// The format that has no decoder.
         name: String,
         /// The Debian package of a decoder.
@@ -244,8 +244,8 @@ impl Error {
                     format!("install it with `sudo apt-get install {}`", packages.join(" ")),
                 )
             }
-            Self::MissingDecoder { flag, given, name, package } => Report::missing(
-                format!("{flag} cannot be {given} on this machine"),
+            Self::MissingDecoder { flag, value, name, package } => Report::missing(
+                format!("{flag} cannot be {value} on this machine"),
                 format!("GStreamer has no {name}"),
                 format!("install it with `sudo apt-get install {package}`, or give a file of another format"),
             ),
@@ -290,8 +290,8 @@ impl Error {
                 "two outputs of one run are the same file, folder or stream",
                 "give each -o a different name",
             ),
-            Self::PostProcess { flag, given, why } => Report::bad_input(
-                format!("{flag} cannot be {given}"),
+            Self::PostProcess { flag, value, why } => Report::bad_input(
+                format!("{flag} cannot be {value}"),
                 why.clone(),
                 "give a complete file of a supported format; `ffmpeg -v error -i FILE -f null -` reports damage",
             ),

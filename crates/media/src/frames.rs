@@ -1,8 +1,8 @@
 //! Conversion of the decoder's f32 frames to RGB and I420.
 //!
 //! The decoder returns `[N,3,H,W]` with red, green and blue in -1..1, for an sRGB-like display. Values outside are
-//! clamped, and NaN becomes black. Video is I420 (8 bits, 4:2:0) with the BT.709 matrix in limited range: luma 16..=235,
-//! chroma 16..=240 around 128. Only the matrix is applied; the transfer curve is not changed.
+//! clamped, and NaN becomes black. Video is I420 (8 bits, 4:2:0) with the BT.709 matrix in limited range: luma
+//! 16..=235, chroma 16..=240 around 128. Only the matrix is applied; the transfer curve is not changed.
 //!
 //! Each chroma sample is the mean of 2x2 pixels, sited in their centre (`chroma_sample_loc_type` 1). Every sample is
 //! rounded once, from f32.
@@ -33,7 +33,8 @@ impl I420Layout {
         (even(width) && even(height)).then_some(Self { width, height })
     }
 
-    /// The planes of luma, Cb and Cr: the first byte, the stride, the bytes of a row without padding, the number of rows.
+    /// The planes of luma, Cb and Cr: the first byte, the stride, the bytes of a row without padding, the number of
+    /// rows.
     pub(super) fn planes(self) -> [(usize, usize, usize, usize); 3] {
         let luma = self.height * self.luma_stride();
         let chroma = |plane: usize| {

@@ -1,7 +1,7 @@
 //! Video output through GStreamer: files, streams, overlays and audio, live publishing, provenance marks.
 //!
-//! An [`OutputSpec`] is parsed from a path or an address. [`OutputTarget::claim_all`] claims all outputs before any other
-//! work starts; its errors name missing elements with their Debian package. [`Outputs`] writes the frames.
+//! An [`OutputSpec`] is parsed from a path or an address. [`OutputTarget::claim_all`] claims all outputs before any
+//! other work starts; its errors name missing elements with their Debian package. [`Outputs`] writes the frames.
 //!
 //! Each output has its own GStreamer pipeline, so that a failed or stalled output never affects another. A frame is
 //! converted once, to I420 or RGB, and all outputs share its memory ([`SharedFrame`]). Encoders and writers run in the
@@ -13,9 +13,9 @@
 //! * Names and claims: `spec`, `standard_output`, `target`, `part_folder`, `folder_lock`, `pipe_lock`.
 //! * Frames: [`frames`] (f32 to RGB and I420), `shared_frame`, `sound`, `buffers` (with timestamps).
 //! * [`post_process`]: captions, logo, chroma key, another rate, audio.
-//! * Pipelines: [`encoder`] (encoders and their settings), [`plugins`] (installed elements and Debian packages), [`tags`]
-//!   (AI mark, model, seed), `pipeline` (the elements), `collect` (writers without a GStreamer element), `whip` (a
-//!   feature), `monitor` (bounded queue and stall detection), `mp4` (audio sync, index before the frames).
+//! * Pipelines: [`encoder`] (encoders and their settings), [`plugins`] (installed elements and Debian packages),
+//!   [`tags`] (AI mark, model, seed), `pipeline` (the elements), `collect` (writers without a GStreamer element),
+//!   `whip` (a feature), `monitor` (bounded queue and stall detection), `mp4` (audio sync, index before the frames).
 //! * Runs: `options`, `clip` (input format and results), `output` (one output), `outputs` (all outputs of a run).
 //! * [`live`] (one address that always shows a picture), [`preview_files`] (PNGs of a run in progress).
 //!

@@ -1,7 +1,7 @@
 //! The progress of one pipeline, and waits that cannot hang.
 //!
-//! A stalled sink posts no message on the bus. A wait therefore ends when its condition is met, when the pipeline fails,
-//! or when the pipeline makes no progress for some time.
+//! A stalled sink posts no message on the bus. A wait therefore ends when its condition is met, when the pipeline
+//! fails, or when the pipeline makes no progress for some time.
 
 use bundle::Cancel;
 use gstreamer as gst;

@@ -82,7 +82,8 @@ impl Output {
         }
     }
 
-    /// Pushes a frame. Waits while the queue before the encoder is full. Frames beyond the length of the clip are ignored.
+    /// Pushes a frame. Waits while the queue before the encoder is full. Frames beyond the length of the clip are
+    /// ignored.
     ///
     /// # Errors
     /// Returns an error if the frame has another size, if the pipeline failed (full disk, encoder error, disconnected
@@ -110,7 +111,8 @@ impl Output {
         }
     }
 
-    /// Pushes the audio up to half a second after a frame. Audio encoders delay samples, and the muxer would wait for them.
+    /// Pushes the audio up to half a second after a frame. Audio encoders delay samples, and the muxer would wait for
+    /// them.
     fn push_sound(&mut self, number: usize) {
         let lead = self.format.rate.nominal().div_ceil(2) as usize;
         if let Some(track) = &mut self.sound {
@@ -150,8 +152,8 @@ impl Output {
     /// Encodes the queued frames, closes the output and publishes it under its name.
     ///
     /// # Errors
-    /// Returns an error if frames are missing, if the pipeline failed or stalled, or if the file cannot be renamed, each
-    /// with the remainder.
+    /// Returns an error if frames are missing, if the pipeline failed or stalled, or if the file cannot be renamed,
+    /// each with the remainder.
     pub fn finish(mut self) -> Result<WrittenClip, Box<(Error, Remainder)>> {
         self.complete().map_err(|error| Box::new((error, self.close_early())))
     }
@@ -175,7 +177,7 @@ impl Output {
             Destination::Playlist(folder) => Some(folder.bytes()),
             Destination::Pipe { .. } | Destination::Listener(_) | Destination::Remote => None,
         };
-        let delays = Delays::of_output(&self.target.spec, self.format);
+        let delays = Delays::for_output(&self.target.spec, self.format);
         let frames = delays.map_or(found, |delays| delays.shown(found));
         Ok(WrittenClip { output: self.target.spec.clone(), frames, bytes })
     }
@@ -425,10 +427,10 @@ mod tests {
         let error = push(&mut output, FRAMES).unwrap_err();
         assert!(matches!(&error, Error::Pipeline { element, .. } if element == "stage"), "{error}");
         assert_eq!(error.report().class, ErrorClass::Failed);
-        let Remainder::UpTo { part: kept, frames } = output.interrupt() else {
+        let Remainder::UpTo { part: remainder, frames } = output.interrupt() else {
             panic!("the part file contains fragments")
         };
-        assert_eq!(kept, part);
+        assert_eq!(remainder, part);
         assert!((8..38).contains(&frames), "{frames} frames");
         assert_eq!(names(folder.path()), ["clip.part.mp4"]);
     }

@@ -1,8 +1,8 @@
 //! Folders of numbered pictures that are named `NAME.part` until they are complete.
 //!
-//! An existing empty folder may be a link, a mount point or the current directory of a process, so it is not replaced: the
-//! pictures are written to `NAME/frames.part` and moved up one by one. A part folder contains a marker file. Nothing is
-//! removed from a folder that has no marker or contains other files.
+//! An existing empty folder may be a link, a mount point or the current directory of a process, so it is not replaced:
+//! the pictures are written to `NAME/frames.part` and moved up one by one. A part folder contains a marker file.
+//! Nothing is removed from a folder that has no marker or contains other files.
 
 use super::Error;
 use super::folder_lock::{busy_if_removed, lock_folder, make_folder, outer_part};
@@ -39,8 +39,8 @@ impl PartFolder {
     /// Creates and locks the part folder of `path`. Pictures of an earlier run are kept until [`Self::empty`].
     ///
     /// # Errors
-    /// Returns an error if `path` exists and is not an empty folder, if the part folder cannot be written or contains other
-    /// files, or if another run has locked it.
+    /// Returns an error if `path` exists and is not an empty folder, if the part folder cannot be written or contains
+    /// other files, or if another run has locked it.
     pub(super) fn create(path: &Path) -> Result<Self, Error> {
         let unwritable = |why: String| Error::unwritable(path.to_owned(), why);
         let target = resolved(path).map_err(|error| unwritable(error.to_string()))?;

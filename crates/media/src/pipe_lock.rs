@@ -1,7 +1,8 @@
 //! Locks on named pipes, so that one run at a time writes to each.
 //!
-//! The lock is an abstract Unix socket: locking the pipe itself would require to open it, which its reader would notice.
-//! The kernel removes the socket with the process. Runs in different network namespaces do not exclude each other.
+//! The lock is an abstract Unix socket: locking the pipe itself would require to open it, which its reader would
+//! notice. The kernel removes the socket with the process. Runs in different network namespaces do not exclude each
+//! other.
 
 use super::Error;
 use std::io;

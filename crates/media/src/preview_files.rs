@@ -16,8 +16,8 @@ const COMMENT: &str = "AI-generated preview";
 /// The comment of a preview is within the first bytes of the file.
 const HEAD_BYTES: u64 = 256;
 
-/// Writes each preview as a PNG of the size of the clip. Files are replaced atomically. Until it is dropped no other run
-/// can claim the same file or folder.
+/// Writes each preview as a PNG of the size of the clip. Files are replaced atomically. Until it is dropped no other
+/// run can claim the same file or folder.
 #[derive(Debug, Clone)]
 pub struct PreviewFiles {
     location: Arc<Location>,
@@ -36,8 +36,8 @@ impl PreviewFiles {
     /// Writes previews to the file `path` if it ends in `.png`, otherwise to a folder `path`, which is created.
     ///
     /// # Errors
-    /// Returns an error if the folder cannot be created, if the file or folder cannot be written or is locked by another
-    /// run, or if other pictures in the folder have the names of previews.
+    /// Returns an error if the folder cannot be created, if the file or folder cannot be written or is locked by
+    /// another run, or if other pictures in the folder have the names of previews.
     pub fn create(path: &Path, size: PixelSize) -> Result<Self, Error> {
         if path == Path::new("-") {
             let why = "previews are never written to standard output".into();

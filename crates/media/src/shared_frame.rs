@@ -51,8 +51,8 @@ impl SharedFrame {
         self.0.size
     }
 
-    /// The samples, rows padded to 4 bytes. All returned buffers share their memory. Returns `None` for RGB of a frame for
-    /// video only.
+    /// The samples, rows padded to 4 bytes. All returned buffers share their memory. Returns `None` for RGB of a frame
+    /// for video only.
     pub(super) fn buffer(&self, layout: PixelLayout) -> Option<gst::Buffer> {
         let Samples { size: PixelSize { width, height }, video, colours, i420, rgb } = &*self.0;
         let converted = match layout {

@@ -31,8 +31,8 @@ impl SigningKey {
     /// Checks that clips can be signed with this key.
     ///
     /// # Errors
-    /// Returns an error if the build lacks the feature, if a file cannot be read, or if the key has an unsupported algorithm
-    /// or belongs to another certificate.
+    /// Returns an error if the build lacks the feature, if a file cannot be read, or if the key has an unsupported
+    /// algorithm or belongs to another certificate.
     pub fn check(&self) -> Result<(), Error> {
         #[cfg(feature = "sign")]
         return c2pa_edge::signer(self).map(drop);

@@ -258,7 +258,8 @@ fn rtsp(text: &str, rest: &str) -> Result<OutputSpec, Error> {
     Ok(OutputSpec::Rtsp { address, name: name.into() })
 }
 
-/// Parses a WHIP address. A token may precede the host, like a user name in other URLs. Errors never contain the address.
+/// Parses a WHIP address. A token may precede the host, like a user name in other URLs. Errors never contain the
+/// address.
 fn whip(url: &str) -> Result<OutputSpec, Error> {
     let unusable = || refused("whip:…", "it has no valid server", "write it like whip:https://HOST/PATH");
     let (scheme, rest) = url.split_once("://").ok_or_else(unusable)?;

@@ -8,8 +8,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 impl OutputSpec {
-    /// Returns true if the frames are written to standard output of this process: `-`, one of its paths, or a named pipe
-    /// that standard output is connected to. Nothing else may be written there then.
+    /// Returns true if the frames are written to standard output of this process: `-`, one of its paths, or a named
+    /// pipe that standard output is connected to. Nothing else may be written there then.
     pub fn is_standard_output(&self) -> bool {
         match self {
             Self::Stdout => true,

@@ -61,8 +61,8 @@ impl Tags {
         (!short.is_empty()).then_some(short)
     }
 
-    /// The comment as one word of letters, digits and `_-+/:.`. The Matroska muxer writes other characters in a way that
-    /// only GStreamer reads back.
+    /// The comment as one word of letters, digits and `_-+/:.`. The Matroska muxer writes other characters in a way
+    /// that only GStreamer reads back.
     pub fn token(&self) -> String {
         let version = env!("CARGO_PKG_VERSION");
         let mark = if self.mark { format!("{AI_MARK}:") } else { String::new() };

@@ -45,8 +45,9 @@ impl OutputTarget {
     /// Checks that an output can be written, and claims it: its part is created and locked.
     ///
     /// # Errors
-    /// Returns an error if GStreamer, an element or every H.264 encoder is missing (with the Debian package), if the folder
-    /// does not exist or cannot be written, if another run writes the same output, or if standard output is a terminal.
+    /// Returns an error if GStreamer, an element or every H.264 encoder is missing (with the Debian package), if the
+    /// folder does not exist or cannot be written, if another run writes the same output, or if standard output is a
+    /// terminal.
     pub fn claim(spec: &OutputSpec) -> Result<Self, Error> {
         if matches!(spec, OutputSpec::Whip { .. }) && !cfg!(feature = "whip") {
             return Err(Error::NotBuilt { what: spec.to_string(), feature: "whip" });
@@ -123,7 +124,7 @@ pub fn check_sound(targets: &[OutputTarget]) -> Result<(), Error> {
 /// Notes for the user about differences between outputs and the clip.
 pub fn notes(targets: &[OutputTarget], format: ClipFormat) -> Vec<String> {
     let note = |target: &OutputTarget| {
-        let delays = Delays::of_output(&target.spec, format).filter(|delays| delays.is_too_fast())?;
+        let delays = Delays::for_output(&target.spec, format).filter(|delays| delays.is_too_fast())?;
         let frames = format.frames?;
         Some(format!(
             "{} shows {} of the {frames} frames, evenly spaced: players do not honour delays below {} ms",

@@ -1,12 +1,12 @@
 //! Text cleaning, as in training: encoding repair, character references, white space.
 //!
-//! Source: `prompt_clean` of diffusers, which is `fix_text` of ftfy 6.3.1 with default options, `html.unescape` twice, and
-//! one space for each run of white space. Differences:
+//! Source: `prompt_clean` of diffusers, which is `fix_text` of ftfy 6.3.1 with default options, `html.unescape` twice,
+//! and one space for each run of white space. Differences:
 //!
 //! * The parameters of a terminal escape sequence are ASCII digits; ftfy accepts any decimal digit.
 //! * A line of any length is repaired as a whole; ftfy splits lines at a million characters.
-//! * Letters and normal forms follow the Unicode version of the libraries, not that of Python. Only characters newer than
-//!   Python's tables are affected.
+//! * Letters and normal forms follow the Unicode version of the libraries, not that of Python. Only characters newer
+//!   than Python's tables are affected.
 
 use super::badness::is_space;
 use super::{entities, glyphs, mojibake};

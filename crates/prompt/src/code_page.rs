@@ -1,7 +1,7 @@
 //! The single-byte encodings with which UTF-8 text is most often misread.
 //!
-//! Sources: the mapping tables of the Unicode consortium. The selection, the order and the treatment of unassigned bytes
-//! follow ftfy.
+//! Sources: the mapping tables of the Unicode consortium. The selection, the order and the treatment of unassigned
+//! bytes follow ftfy.
 
 use std::sync::LazyLock;
 

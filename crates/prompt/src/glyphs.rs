@@ -81,8 +81,8 @@ fn remove_terminal_escapes(text: &str) -> String {
     out
 }
 
-/// Returns true for control characters without effect on the text, which are not white space, joiners, direction marks or
-/// tags.
+/// Returns true for control characters without effect on the text, which are not white space, joiners, direction marks
+/// or tags.
 fn is_control(character: char) -> bool {
     matches!(
         character,

@@ -1,8 +1,8 @@
 //! Prompts to token ids.
 //!
-//! [`check()`] refuses invalid prompts, [`clean()`] applies the cleaning of diffusers, and [`PromptTokenizer`] encodes the
-//! cleaned text with the `tokenizer.json` of a checkpoint. The crate uses no model and no session. Text states and their
-//! padding to 512 rows are computed by the text encoder of the pipeline.
+//! [`check()`] refuses invalid prompts, [`clean()`] applies the cleaning of diffusers, and [`PromptTokenizer`] encodes
+//! the cleaned text with the `tokenizer.json` of a checkpoint. The crate uses no model and no session. Text states and
+//! their padding to 512 rows are computed by the text encoder of the pipeline.
 
 mod badness;
 mod clean;

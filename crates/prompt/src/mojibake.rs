@@ -157,8 +157,8 @@ fn lossy_sequence(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Decodes UTF-8, in which a character above U+FFFF may be a pair of encoded surrogates (CESU-8) and U+0000 may have two
-/// bytes (Java).
+/// Decodes UTF-8, in which a character above U+FFFF may be a pair of encoded surrogates (CESU-8) and U+0000 may have
+/// two bytes (Java).
 fn decode_utf8(bytes: &[u8]) -> Option<String> {
     let mut out = String::with_capacity(bytes.len());
     let (mut start, mut at) = (0, 0);

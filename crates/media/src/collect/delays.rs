@@ -1,7 +1,7 @@
 //! The delays of animation frames, in the per_second of the format.
 //!
-//! Browsers and viewers replace a very short delay with 100 ms. If the frame rate is too high for the shortest delay that
-//! they honour, frames are dropped evenly, so that the clip keeps its length. Pure.
+//! Browsers and viewers replace a very short delay with 100 ms. If the frame rate is too high for the shortest delay
+//! that they honour, frames are dropped evenly, so that the clip keeps its length. Pure.
 
 use crate::{ClipFormat, FileFormat, OutputSpec};
 
@@ -33,7 +33,7 @@ pub(crate) struct Delays {
 
 impl Delays {
     /// The delays of a clip in an output. Returns `None` unless the format is an animation.
-    pub(crate) fn of_output(spec: &OutputSpec, clip: ClipFormat) -> Option<Self> {
+    pub(crate) fn for_output(spec: &OutputSpec, clip: ClipFormat) -> Option<Self> {
         let unit = match spec {
             OutputSpec::File { format: FileFormat::Gif, .. } => DelayUnit::GIF,
             OutputSpec::File { format: FileFormat::WebP, .. } => DelayUnit::WEBP,

@@ -1,7 +1,7 @@
 //! The writer of HLS (RFC 8216): splits the stream of the mp4 muxer into segments and lists them in a playlist.
 //!
-//! A segment is renamed when it is complete and listed after that, so that the playlist lists only complete files. A clip
-//! keeps all segments; an endless stream keeps the newest.
+//! A segment is renamed when it is complete and listed after that, so that the playlist lists only complete files. A
+//! clip keeps all segments; an endless stream keeps the newest.
 
 use super::hls_folder::{HEADER, INIT_SEGMENT, PLAYLIST, REMOVED, SEGMENT_EXTENSION};
 use super::store::{PART_SUFFIX, Store};
@@ -288,13 +288,13 @@ mod tests {
     #[derive(Debug)]
     struct Failing {
         files: Files,
-        left: Arc<AtomicUsize>,
+        operations_left: Arc<AtomicUsize>,
     }
 
     impl Failing {
         fn count(&self) -> io::Result<()> {
-            let one_less = |left: usize| left.checked_sub(1);
-            let counted = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+            let one_less = |operations_left: usize| operations_left.checked_sub(1);
+            let counted = self.operations_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
             counted.map(drop).map_err(|_none_left| io::Error::from(io::ErrorKind::StorageFull))
         }
     }
@@ -319,23 +319,23 @@ mod tests {
         }
     }
 
-    /// Runs a writer whose store fails after a number of operations, permanently or once. Returns the files and whether the
-    /// writer failed.
+    /// Runs a writer whose store fails after a number of operations, permanently or once. Returns the files and whether
+    /// the writer failed.
     fn failing_after(operations: usize, permanently: bool, endless: bool, stream: &[u8]) -> (Files, bool) {
-        let (files, left) = (Files::default(), Arc::new(AtomicUsize::new(operations)));
-        let store = Failing { files: Arc::clone(&files), left: Arc::clone(&left) };
+        let (files, operations_left) = (Files::default(), Arc::new(AtomicUsize::new(operations)));
+        let store = Failing { files: Arc::clone(&files), operations_left: Arc::clone(&operations_left) };
         let mut writer = HlsWriter::new(Box::new(store), FrameRate::WAN, endless);
         let taken = writer.take(&gst::Buffer::from_slice(stream.to_vec()));
         let failed = taken.and_then(|()| writer.finish()).is_err();
         if failed {
-            left.store(if permanently { 0 } else { 1000 }, Ordering::Relaxed);
+            operations_left.store(if permanently { 0 } else { 1000 }, Ordering::Relaxed);
             writer.abort();
         }
         (files, failed)
     }
 
-    /// After a failure of any operation the playlist lists complete segments without a gap, and the next run can remove all
-    /// files.
+    /// After a failure of any operation the playlist lists complete segments without a gap, and the next run can remove
+    /// all files.
     #[test]
     fn after_any_failure_the_playlist_lists_complete_segments_that_the_next_run_can_remove() {
         let whole = [fragment(5), fragment(11)].concat();

@@ -1,7 +1,7 @@
 //! HLS folders, and which of their files Rushes owns: those that a playlist with its header lists.
 //!
-//! The next playlist is written as `index.m3u8.part` before the files that it lists, so that the files of a killed run are
-//! listed too. Another file with a name that a clip needs is an error. All other files are ignored.
+//! The next playlist is written as `index.m3u8.part` before the files that it lists, so that the files of a killed run
+//! are listed too. Another file with a name that a clip needs is an error. All other files are ignored.
 
 use super::store::PART_SUFFIX;
 use crate::Error;
@@ -43,8 +43,8 @@ impl HlsFolder {
     /// Locks the folder, and creates it if it does not exist. The clip of an earlier run is kept until [`Self::clear`].
     ///
     /// # Errors
-    /// Returns an error if the folder cannot be created, read or written, if another run has locked it, or if another file
-    /// has a name that the clip needs.
+    /// Returns an error if the folder cannot be created, read or written, if another run has locked it, or if another
+    /// file has a name that the clip needs.
     pub(crate) fn create(requested: &Path) -> Result<Self, Error> {
         let unwritable = |why: String| Error::unwritable(requested.to_owned(), why);
         let path = resolved(requested).map_err(|error| unwritable(error.to_string()))?;
@@ -76,7 +76,8 @@ impl HlsFolder {
     /// Removes the clip of an earlier run. A folder that was removed meanwhile is created again.
     ///
     /// # Errors
-    /// Returns an error if another file has a name that the clip needs, or if another run has locked the folder. I/O errors.
+    /// Returns an error if another file has a name that the clip needs, or if another run has locked the folder. I/O
+    /// errors.
     pub(crate) fn clear(&self) -> io::Result<()> {
         if !self.path.exists() {
             let (lock, _) = make_locked(&self.path).map_err(|refusal| match refusal {
@@ -142,7 +143,7 @@ fn owned_files(folder: &Path) -> Result<Vec<String>, String> {
         let final_name = name.strip_suffix(PART_SUFFIX).unwrap_or(name);
         let is_listed = listed.contains(name) || (final_name != PLAYLIST && listed.contains(final_name));
         if !(is_listed && entry.file_type().is_ok_and(|kind| kind.is_file())) {
-            return Err(format!("{name} in it was not made by Rushes, and the clip needs that name"));
+            return Err(format!("{name} in it was not written by Rushes, and the clip needs that name"));
         }
         owned.push(name.to_owned());
     }
@@ -254,7 +255,7 @@ mod tests {
                 let why = why(folder.path());
                 assert_eq!(
                     why,
-                    format!("{name} in it was not made by Rushes, and the clip needs that name"),
+                    format!("{name} in it was not written by Rushes, and the clip needs that name"),
                     "{kind}"
                 );
                 assert_eq!(names(folder.path()), [name]);

@@ -250,7 +250,8 @@ fn write_all(mut stream: TcpStream, queued: &Receiver<Message>) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-/// Reads the next request. Returns `None` when the viewer has disconnected. Interleaved packets of the client are skipped.
+/// Reads the next request. Returns `None` when the viewer has disconnected. Interleaved packets of the client are
+/// skipped.
 fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     loop {
         match input.fill_buf()?.first() {

@@ -1,7 +1,7 @@
 //! Animated WebP in an endless loop: pictures of libwebp in a container that is written incrementally.
 //!
-//! The layout follows the WebP Container Specification: `RIFF(WEBP: VP8X, ANIM, ANMF…, XMP)`. The length in the header is
-//! updated after every frame, so that a truncated file can be read up to its last complete frame.
+//! The layout follows the WebP Container Specification: `RIFF(WEBP: VP8X, ANIM, ANMF…, XMP)`. The length in the header
+//! is updated after every frame, so that a truncated file can be read up to its last complete frame.
 
 use super::delays::{DelayUnit, Delays};
 use super::{Collector, bytes, rgb_rows};

@@ -1,7 +1,7 @@
 //! YUV4MPEG2: a line of text, then uncompressed frames.
 //!
-//! The format has no field for the colour matrix. The frames are BT.709 in limited range, with chroma in the centre of four
-//! pixels. There is no metadata either: readers refuse a header of more than 96 bytes.
+//! The format has no field for the colour matrix. The frames are BT.709 in limited range, with chroma in the centre of
+//! four pixels. There is no metadata either: readers refuse a header of more than 96 bytes.
 
 use super::{Collector, bytes};
 use crate::ClipFormat;

@@ -51,9 +51,9 @@ impl<T: Clone> Broadcast<T> {
     /// Returns the next action at `elapsed` time after the start.
     pub fn next_action(&mut self, elapsed: Duration) -> Action<T> {
         let due = self.rate.moment(self.sent.pictures, 1_000_000_000);
-        let left = Duration::from_nanos(due).saturating_sub(elapsed);
-        if !left.is_zero() {
-            return Action::Wait(left);
+        let remaining = Duration::from_nanos(due).saturating_sub(elapsed);
+        if !remaining.is_zero() {
+            return Action::Wait(remaining);
         }
         self.sent.pictures += 1;
         self.sent.before_clip += u64::from(!self.playlist.clip_has_started());
@@ -74,7 +74,7 @@ mod tests {
         loop {
             match broadcast.next_action(elapsed) {
                 Action::Push(picture) => pictures.push(picture),
-                Action::Wait(left) => return (pictures, left),
+                Action::Wait(remaining) => return (pictures, remaining),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The order of pictures of a live output: one for each tick.
 
-/// Selects the next picture. The newest preview is repeated until the clip starts. The clip is shown frame by frame; its
-/// newest frame is repeated until the next one is added. The complete clip is repeated.
+/// Selects the next picture. The newest preview is repeated until the clip starts. The clip is shown frame by frame;
+/// its newest frame is repeated until the next one is added. The complete clip is repeated.
 #[derive(Debug, Clone)]
 pub struct Playlist<T> {
     preview: Vec<T>,

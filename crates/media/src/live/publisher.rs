@@ -64,8 +64,8 @@ impl PublisherState {
 }
 
 impl LivePublisher {
-    /// Starts the output in the format of the finished clip. Shows `noise [C,T,h,w]` until the first preview. `stride` is the
-    /// number of frames per latent frame.
+    /// Starts the output in the format of the finished clip. Shows `noise [C,T,h,w]` until the first preview. `stride`
+    /// is the number of frames per latent frame.
     ///
     /// # Errors
     /// Returns an error if the output does not start.
@@ -156,9 +156,12 @@ fn run(mut output: Output, shared: &PublisherState) -> Result<Sent, Error> {
             }
             match state.broadcast.next_action(started.elapsed()) {
                 Action::Push(picture) => break picture,
-                Action::Wait(left) => {
-                    state =
-                        shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                Action::Wait(remaining) => {
+                    state = shared
+                        .changed
+                        .wait_timeout(state, remaining)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
                 }
             }
         };

@@ -65,7 +65,8 @@ pub(super) fn find_all(bytes: &[u8], area: Range<usize>, path: &[&Kind]) -> Vec<
     found
 }
 
-/// The type, the size and the header length of the box at the start of `bytes`. Returns `None` unless it ends within `room`.
+/// The type, the size and the header length of the box at the start of `bytes`. Returns `None` unless it ends within
+/// `room`.
 fn parse_header(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)> {
     let kind = bytes.get(4..8)?.try_into().ok()?;
     let (size, head) = match number(bytes, 0)? {

@@ -1,7 +1,7 @@
 //! Moves the index of an mp4 before its frames ("fast start"), so that a browser can play it before it is fully loaded.
 //!
-//! The size of the index is unknown until the end, so the muxer writes it after the frames. The complete file is copied in
-//! the other order to a part file, which then replaces the output: at every moment one of them is complete.
+//! The size of the index is unknown until the end, so the muxer writes it after the frames. The complete file is copied
+//! in the other order to a part file, which then replaces the output: at every moment one of them is complete.
 
 use super::boxes::{FileBox, find_all, number, top_level};
 use std::fs::File;
@@ -13,11 +13,12 @@ use tempfile::TempPath;
 /// The most bytes of an index. An hour at 240 frames per second with audio needs about 15 million.
 const MAX_INDEX_BYTES: u64 = 1 << 28;
 
-/// Copies an mp4 to a temporary file in the same folder, with its index and then the `extra` boxes before its frames. The
-/// copy is flushed to disk.
+/// Copies an mp4 to a temporary file in the same folder, with its index and then the `extra` boxes before its frames.
+/// The copy is flushed to disk.
 ///
 /// # Errors
-/// I/O errors. Returns an error if the boxes are not `ftyp`, frames, `moov` in this order, or if an offset does not fit.
+/// I/O errors. Returns an error if the boxes are not `ftyp`, frames, `moov` in this order, or if an offset does not
+/// fit.
 pub(crate) fn with_index_first(path: &Path, extra: &[u8]) -> io::Result<TempPath> {
     let mut file = File::open(path)?;
     let order = Order::from_boxes(&top_level(&mut file)?)?;

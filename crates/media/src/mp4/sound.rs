@@ -1,8 +1,8 @@
 //! Correction of the encoder delay of the audio track.
 //!
-//! An audio encoder adds silence at the start, so that sample 0 is decoded some hundred samples late. The edit list of the
-//! track contains the start of the audio and its length. The GStreamer muxer writes the list without the delay, so it is
-//! corrected when the file is closed. Only numbers change, in place.
+//! An audio encoder adds silence at the start, so that sample 0 is decoded some hundred samples late. The edit list of
+//! the track contains the start of the audio and its length. The GStreamer muxer writes the list without the delay, so
+//! it is corrected when the file is closed. Only numbers change, in place.
 
 use super::boxes::{find, find_all, number, top_level};
 use crate::sound::RATE;
@@ -33,13 +33,13 @@ pub(crate) fn align(path: &Path, delay: usize) -> io::Result<()> {
 fn changes(index: &[u8], delay: usize) -> Option<Vec<(usize, u32)>> {
     let all = 0..index.len();
     let tracks = find_all(index, all.clone(), &[b"moov", b"trak"]);
-    let of_kind = |kind: &[u8; 4]| {
+    let track_of = |kind: &[u8; 4]| {
         tracks.iter().find(|track| {
             let handler = find(index, (*track).clone(), &[b"mdia", b"hdlr"]);
             handler.and_then(|handler| index.get(handler)?.get(8..12)) == Some(&kind[..])
         })
     };
-    let (pictures, sound) = (of_kind(b"vide")?, of_kind(b"soun")?);
+    let (pictures, sound) = (track_of(b"vide")?, track_of(b"soun")?);
     let inside =
         |track: &Range<usize>, path: &[&[u8; 4]]| version_0(index, find(index, track.clone(), path)?);
 

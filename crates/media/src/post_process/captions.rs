@@ -117,7 +117,8 @@ fn sizes(usual: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(usual), smaller)
 }
 
-/// The frames in which a caption is shown: those that start within its time, or else the one that is shown at its start.
+/// The frames in which a caption is shown: those that start within its time, or else the one that is shown at its
+/// start.
 fn frames(caption: &Caption, rate: FrameRate) -> Range<usize> {
     let (rate, seconds) = rate.fraction();
     let (rate, second) = (u128::from(rate), Duration::from_secs(seconds.into()).as_nanos());
@@ -146,8 +147,8 @@ fn groups<T>(captions: &[(Range<usize>, T)]) -> Vec<&[(Range<usize>, T)]> {
     groups
 }
 
-/// Computes the upper rows of pictures of the given frames and heights above `bottom`, so that simultaneous pictures do not
-/// overlap. Each is as low as the previous ones allow. Returns `None` if one is above the frame.
+/// Computes the upper rows of pictures of the given frames and heights above `bottom`, so that simultaneous pictures do
+/// not overlap. Each is as low as the previous ones allow. Returns `None` if one is above the frame.
 fn stacked(shown: &[(Range<usize>, usize)], bottom: usize) -> Option<Vec<usize>> {
     let mut placed: Vec<(Range<usize>, Range<usize>)> = vec![];
     for (frames, height) in shown {

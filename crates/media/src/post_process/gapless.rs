@@ -1,5 +1,5 @@
-//! The Xing/LAME tag in the first frame of an MP3: its length, and the silence that the encoder added at both ends. Players
-//! skip this silence; GStreamer 1.22 plays it.
+//! The Xing/LAME tag in the first frame of an MP3: its length, and the silence that the encoder added at both ends.
+//! Players skip this silence; GStreamer 1.22 plays it.
 
 use crate::sound::RATE;
 use std::fs::File;

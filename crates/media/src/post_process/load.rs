@@ -65,8 +65,8 @@ impl BackgroundVideo {
         Ok(Self { reader, size, shown: first, is_first: true, ended: false })
     }
 
-    /// Decodes the pictures for a clip of `frames`, to find damage before the run. Returns the number of pictures, at most
-    /// `frames`.
+    /// Decodes the pictures for a clip of `frames`, to find damage before the run. Returns the number of pictures, at
+    /// most `frames`.
     ///
     /// # Errors
     /// Returns an error if the file is damaged, with the time.

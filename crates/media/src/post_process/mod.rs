@@ -1,7 +1,7 @@
 //! Post-processing ("overlays and audio"): chroma key, another frame rate, logo, captions and audio.
 //!
-//! All files are loaded and checked before the run ([`PostProcessSpec::open`]). Frames are processed once, as f32, before
-//! they are converted, so that all outputs show the same.
+//! All files are loaded and checked before the run ([`PostProcessSpec::open`]). Frames are processed once, as f32,
+//! before they are converted, so that all outputs show the same.
 
 mod animation;
 mod captions;
@@ -36,9 +36,9 @@ use std::path::PathBuf;
 /// use media::post_process::{Interpolation, PostProcessSpec};
 /// use ndarray::Array3;
 ///
-/// let made = ClipFormat { size: "64x32".parse()?, rate: FrameRate::try_new(16)?, frames: Some(2) };
+/// let input = ClipFormat { size: "64x32".parse()?, rate: FrameRate::try_new(16)?, frames: Some(2) };
 /// let rate = Some((FrameRate::try_new(24)?, Interpolation::Blend));
-/// let mut post_process = PostProcessSpec { rate, ..PostProcessSpec::default() }.open(made)?;
+/// let mut post_process = PostProcessSpec { rate, ..PostProcessSpec::default() }.open(input)?;
 /// assert_eq!(post_process.format().frames, Some(3));
 /// let mut frames = vec![];
 /// for _ in 0..2 {
@@ -68,40 +68,40 @@ impl PostProcessSpec {
     /// # Errors
     /// Returns an error if a file cannot be read, is damaged or does not fit, or if a font, a decoder or an element is
     /// missing (with its Debian package).
-    pub fn open(&self, made: ClipFormat) -> Result<PostProcess, Error> {
-        let rate = self.rate.map_or(made.rate, |(rate, _)| rate);
-        let frames = made.frames.map(|frames| Resampler::count(made.rate, rate, frames));
-        let format = ClipFormat { rate, frames, ..made };
+    pub fn open(&self, input: ClipFormat) -> Result<PostProcess, Error> {
+        let rate = self.rate.map_or(input.rate, |(rate, _)| rate);
+        let frames = input.frames.map(|frames| Resampler::count(input.rate, rate, frames));
+        let format = ClipFormat { rate, frames, ..input };
         let resampler = self
             .rate
-            .filter(|(rate, _)| *rate != made.rate)
-            .map(|(rate, interpolation)| (Resampler::new(made.rate, rate, interpolation), interpolation));
+            .filter(|(rate, _)| *rate != input.rate)
+            .map(|(rate, interpolation)| (Resampler::new(input.rate, rate, interpolation), interpolation));
         let note = resampler.as_ref().map(|(_, interpolation)| {
-            format!("{rate} fps made of {} by {}", made.rate, interpolation.name())
+            format!("{rate} fps made of {} by {}", input.rate, interpolation.name())
         });
         let mut captions = Captions::open(&self.captions, format)?;
         let mut notes = std::mem::take(&mut captions.notes);
         let logo = self.logo.as_ref().map(|(path, corner)| {
             let (rgba, size) = load::picture("--logo", path)?;
-            let margin = made.size.height / 30;
-            Overlay::in_corner(&rgba, size, made.size, *corner, margin).ok_or_else(|| Error::PostProcess {
+            let margin = input.size.height / 30;
+            Overlay::in_corner(&rgba, size, input.size, *corner, margin).ok_or_else(|| Error::PostProcess {
                 flag: "--logo",
-                given: path.display().to_string(),
-                why: format!("it is {size}, larger than the clip, which is {}", made.size),
+                value: path.display().to_string(),
+                why: format!("it is {size}, larger than the clip, which is {}", input.size),
             })
         });
         let key = self.key.as_ref().map(|(colour, path)| {
-            if let Some(frames) = made.frames {
-                let pictures = BackgroundVideo::check("--background", path, made.size, made.rate, frames)?;
+            if let Some(frames) = input.frames {
+                let pictures = BackgroundVideo::check("--background", path, input.size, input.rate, frames)?;
                 // A single picture is not a video.
                 if (2..frames).contains(&pictures) {
                     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-                    let seconds = pictures as f64 / made.rate.per_second();
+                    let seconds = pictures as f64 / input.rate.per_second();
                     let shown = path.display();
                     notes.push(format!("{shown} ends after {seconds:.2} s; its last frame is repeated"));
                 }
             }
-            BackgroundVideo::open("--background", path, made.size, made.rate)
+            BackgroundVideo::open("--background", path, input.size, input.rate)
                 .map(|video| (*colour, None, video))
         });
         let key = key.transpose()?;
@@ -111,7 +111,7 @@ impl PostProcessSpec {
             let samples = load::samples("--audio", path, seconds)?;
             Sound::fit(&samples, frames, rate).ok_or_else(|| Error::PostProcess {
                 flag: "--audio",
-                given: path.display().to_string(),
+                value: path.display().to_string(),
                 why: "it contains no sound".into(),
             })
         });

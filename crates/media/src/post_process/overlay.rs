@@ -15,7 +15,8 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    /// A picture of `RGBA` bytes in a corner, `margin` pixels from the edges. Returns `None` if it is larger than the frame.
+    /// A picture of `RGBA` bytes in a corner, `margin` pixels from the edges. Returns `None` if it is larger than the
+    /// frame.
     pub(super) fn in_corner(
         rgba: &[u8],
         picture: PixelSize,
@@ -40,8 +41,8 @@ impl Overlay {
         Some(Self { colours, alpha, at })
     }
 
-    /// Computes the alpha from the same drawing over black and over white, both `[3,H,W]` in 0..1. The overlay is cropped to
-    /// the drawing. Returns `None` if nothing was drawn.
+    /// Computes the alpha from the same drawing over black and over white, both `[3,H,W]` in 0..1. The overlay is
+    /// cropped to the drawing. Returns `None` if nothing was drawn.
     pub(super) fn from_black_and_white(
         black: ArrayView3<'_, f32>,
         white: ArrayView3<'_, f32>,
@@ -128,8 +129,8 @@ const CORNER: usize = 8;
 const SOFT: (f32, f32) = (0.3, 0.65);
 
 impl ChromaKey {
-    /// Measures the exact colour in the upper left corner of a frame `[3,H,W]` in -1..1. If that corner has another colour,
-    /// the typical colour of a screen is used.
+    /// Measures the exact colour in the upper left corner of a frame `[3,H,W]` in -1..1. If that corner has another
+    /// colour, the typical colour of a screen is used.
     pub(super) fn measure(colour: KeyColour, frame: ArrayView3<'_, f32>) -> Self {
         let corner =
             frame.slice(s![.., ..CORNER.min(frame.len_of(Axis(1))), ..CORNER.min(frame.len_of(Axis(2)))]);

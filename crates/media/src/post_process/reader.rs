@@ -59,7 +59,7 @@ pub(super) struct Reader {
     flag: &'static str,
     path: PathBuf,
     /// The end of the last sample.
-    until: gst::ClockTime,
+    position: gst::ClockTime,
 }
 
 /// The state that the threads of the pipeline report.
@@ -109,7 +109,7 @@ impl Reader {
     /// # Errors
     /// Returns an error if the file cannot be opened or is truncated.
     pub(super) fn open(kind: Kind, flag: &'static str, path: &Path, wanted: &str) -> Result<Self, Error> {
-        let refused = |why: String| Error::PostProcess { flag, given: path.display().to_string(), why };
+        let refused = |why: String| Error::PostProcess { flag, value: path.display().to_string(), why };
         if let Some(damage) = integrity::damage(path).map_err(|error| refused(error.to_string()))? {
             return Err(refused(damage));
         }
@@ -139,7 +139,7 @@ impl Reader {
             (None, Ok(_)) => return Err(refused("its pipeline has no source".into())),
         }
         let (flag, path) = (flag, path.to_owned());
-        let reader = Self { pipeline, sink, state, kind, flag, path, until: gst::ClockTime::ZERO };
+        let reader = Self { pipeline, sink, state, kind, flag, path, position: gst::ClockTime::ZERO };
         match reader.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(reader),
             Err(_) => Err(reader.error("it cannot be opened")),
@@ -158,7 +158,7 @@ impl Reader {
             }
             if let Some(sample) = self.sink.try_pull_sample(POLL_INTERVAL) {
                 let end = sample.buffer().and_then(|buffer| Some(buffer.pts()? + buffer.duration()?));
-                self.until = end.unwrap_or(self.until);
+                self.position = end.unwrap_or(self.position);
                 return Ok(Some(sample));
             }
             if self.state().error.is_some() {
@@ -175,15 +175,15 @@ impl Reader {
         }
     }
 
-    /// The reason why the file cannot be used; `or` if no error was reported.
-    pub(super) fn error(&self, or: &str) -> Error {
+    /// The reason why the file cannot be used; `fallback` if no error was reported.
+    pub(super) fn error(&self, fallback: &str) -> Error {
         let state = self.state();
-        let given = self.path.display().to_string();
+        let value = self.path.display().to_string();
         let missing = state.missing.iter().find(|(media_type, _)| self.kind.may_be(media_type));
         if let (Some((media_type, name)), false) = (missing, state.found) {
             return Error::MissingDecoder {
                 flag: self.flag,
-                given,
+                value,
                 name: format!("{name} ({media_type})"),
                 package: decoder_package(media_type),
             };
@@ -192,14 +192,14 @@ impl Reader {
             (_, Some(lost)) => {
                 format!("it is damaged: the picture at {} cannot be decoded", seconds(lost))
             }
-            (Some(message), None) if self.until > gst::ClockTime::ZERO => {
-                format!("it is damaged after {}: {message}", seconds(self.until))
+            (Some(message), None) if self.position > gst::ClockTime::ZERO => {
+                format!("it is damaged after {}: {message}", seconds(self.position))
             }
             (_, None) if !state.found => format!("it contains no {} that can be read", self.kind.name()),
             (Some(message), None) => message.clone(),
-            (None, None) => or.to_owned(),
+            (None, None) => fallback.to_owned(),
         };
-        Error::PostProcess { flag: self.flag, given, why }
+        Error::PostProcess { flag: self.flag, value, why }
     }
 
     fn state(&self) -> MutexGuard<'_, StreamState> {

@@ -1,7 +1,7 @@
 //! Captions with their times, from a text or from a SubRip file.
 //!
-//! A file is parsed as leniently as players do: a caption starts at its line of times and ends at the next one. The number
-//! before that line and blank lines are ignored, and captions may be in any order.
+//! A file is parsed as leniently as players do: a caption starts at its line of times and ends at the next one. The
+//! number before that line and blank lines are ignored, and captions may be in any order.
 
 use bundle::text_file;
 use std::time::Duration;

@@ -53,8 +53,8 @@ fn has_font(code_points: &[String]) -> bool {
     found.map_or(true, |found| !found.status.success() || !found.stdout.is_empty())
 }
 
-/// Draws a text with a font size in pixels, wrapped to the width of `room`. Returns `None` if the text is higher than `room`
-/// or if nothing is visible.
+/// Draws a text with a font size in pixels, wrapped to the width of `room`. Returns `None` if the text is higher than
+/// `room` or if nothing is visible.
 ///
 /// # Errors
 /// Returns an error if the pipeline fails.

@@ -1,7 +1,7 @@
 //! WHIP (RFC 9725): an offer over HTTP, H.264 in RTP over DTLS and ICE, and a DELETE request at the end.
 //!
-//! In reading order: [`signalling`] (the requests), [`session`] (WebRTC on its own thread, paced in real time), [`sender`]
-//! (the collector of the pipeline).
+//! In reading order: [`signalling`] (the requests), [`session`] (WebRTC on its own thread, paced in real time),
+//! [`sender`] (the collector of the pipeline).
 
 mod sender;
 mod session;
@@ -19,7 +19,7 @@ pub(super) enum WhipError {
     /// No answer to a request.
     Unreachable { why: String },
     /// The server requires a token, or another one.
-    Token { status: u16, given: bool },
+    Token { status: u16, sent: bool },
     /// The server refused the offer.
     Refused { status: u16, body: String },
     /// The answer is not a valid session description for the stream.
@@ -36,8 +36,8 @@ impl fmt::Display for WhipError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable { why } => write!(f, "the server does not respond: {why}"),
-            Self::Token { status, given: true } => write!(f, "the server refused the token (HTTP {status})"),
-            Self::Token { status, given: false } => {
+            Self::Token { status, sent: true } => write!(f, "the server refused the token (HTTP {status})"),
+            Self::Token { status, sent: false } => {
                 write!(f, "the server requires a token (HTTP {status}); give it with --whip-token")
             }
             Self::Refused { status, body } if body.is_empty() => {

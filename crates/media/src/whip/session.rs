@@ -24,8 +24,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Unanswered STUN requests, at most a second apart, after which the connection counts as lost.
 const STUN_RETRANSMITS: usize = 6;
 
-/// RTP payload types, retransmission payload types and `profile-level-id`s of Constrained Baseline and Baseline at level
-/// 3.1, which every WebRTC peer decodes.
+/// RTP payload types, retransmission payload types and `profile-level-id`s of Constrained Baseline and Baseline at
+/// level 3.1, which every WebRTC peer decodes.
 const PROFILES: [(u8, u8, u32); 2] = [(96, 97, 0x42_e01f), (98, 99, 0x42_001f)];
 
 /// The timestamp of a frame, and the frame in Annex B.
@@ -79,7 +79,8 @@ impl Session {
         Ok(Self { shared, first: None })
     }
 
-    /// Waits until a frame is due and queues it. It is due as long after the connection as its timestamp is after the first.
+    /// Waits until a frame is due and queues it. It is due as long after the connection as its timestamp is after the
+    /// first.
     pub(super) fn send(&mut self, shown: Duration, data: Arc<[u8]>) -> Result<(), WhipError> {
         let after = shown.saturating_sub(*self.first.get_or_insert(shown));
         let mut state = self.shared.lock();

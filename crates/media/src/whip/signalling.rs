@@ -66,7 +66,7 @@ impl Endpoint {
         let body = response.body_mut().read_to_string();
         match status {
             200 | 201 => Ok(Answer { description: body.map_err(unreachable)?, session }),
-            401 | 403 => Err(WhipError::Token { status, given: self.token.is_some() }),
+            401 | 403 => Err(WhipError::Token { status, sent: self.token.is_some() }),
             _ => {
                 let body: String = body.unwrap_or_default().trim().chars().take(MAX_REFUSAL_CHARS).collect();
                 Err(WhipError::Refused { status, body: body.replace(['\r', '\n'], " ") })

@@ -30,7 +30,7 @@ fn probed(path: &Path) -> (String, f64, usize) {
     (text(&stream["r_frame_rate"]), seconds, text(&stream["nb_read_frames"]).parse().unwrap())
 }
 
-/// What a format stores of its frame rate.
+/// The timing information that a format stores.
 enum Stores {
     Rate,
     /// The nanoseconds of a frame, of which ffprobe computes a rate.

@@ -113,8 +113,8 @@ fn a_port_in_use_is_refused_before_the_run() {
     assert!(matches!(error, Error::File(bundle::part_file::Error::Unwritable { .. })), "{error}");
 }
 
-/// A server that exits in mid-stream ends only its own output; the file beside it is complete. Where the GStreamer plugin
-/// for RTMP is not installed, the error names its package.
+/// A server that exits in mid-stream ends only its own output; the file beside it is complete. Where the GStreamer
+/// plugin for RTMP is not installed, the error names its package.
 #[test]
 fn an_rtmp_server_receives_the_clip_and_may_exit() {
     let spec: OutputSpec = "rtmp://127.0.0.1:1/live/clip".parse().unwrap();

@@ -94,7 +94,7 @@ fn listen() -> (TcpListener, String) {
     (listener, url)
 }
 
-/// What a server does once a session has started.
+/// The behaviour of a server after a session has started.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
     /// Receives frames until the client ends the session.

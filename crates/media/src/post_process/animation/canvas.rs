@@ -40,8 +40,8 @@ impl Canvas {
         Some(Self { size, shown: vec![0; 4 * pixels], next: None })
     }
 
-    /// Disposes of the previous picture, draws the `RGBA` bytes of the next one and returns the canvas. With `blend` the
-    /// picture is alpha-blended. Returns `None` if the picture is not within the canvas.
+    /// Disposes of the previous picture, draws the `RGBA` bytes of the next one and returns the canvas. With `blend`
+    /// the picture is alpha-blended. Returns `None` if the picture is not within the canvas.
     pub(super) fn compose(
         &mut self,
         picture: &[u8],
