@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(created.path(), at("new"));
         drop(created);
         fs::write(at("file"), "").unwrap();
-        assert_eq!(why(&at("file")), "it is no folder");
+        assert_eq!(why(&at("file")), "it is not a folder");
         assert!(why(&at("no/live")).ends_with("no does not exist"));
         // Not even root creates files here.
         assert!(why("/proc/self".as_ref()).starts_with("no file can be created in it: "));
