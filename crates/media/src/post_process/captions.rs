@@ -14,8 +14,6 @@ use std::time::Duration;
 const MIN_PIXELS: usize = 10;
 /// The ratio of the next smaller font size.
 const SHRINK: (usize, usize) = (7, 8);
-/// The most characters of a caption in errors and notes.
-const MAX_QUOTED_CHARS: usize = 40;
 
 /// The captions of a clip.
 #[derive(Debug, Default)]
@@ -189,22 +187,12 @@ fn refusal(caption: &Caption, why: &str) -> Error {
 
 /// A caption in messages: its text and its start.
 fn quoted(caption: &Caption) -> String {
-    let text = short(&caption.text);
+    let text = text::short(&caption.text);
     if caption.end == Duration::MAX {
         return text;
     }
     let (seconds, millis) = (caption.start.as_secs(), caption.start.subsec_millis());
     format!("{text} at {:02}:{:02}:{:02},{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
-}
-
-/// The start of a text, in backticks.
-pub(super) fn short(text: &str) -> String {
-    let line = text.replace('\n', " ");
-    let mut short: String = line.chars().take(MAX_QUOTED_CHARS).collect();
-    if short.len() < line.len() {
-        short.push('…');
-    }
-    format!("`{short}`")
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ use gstreamer_app::{AppSink, AppSrc};
 use ndarray::Array3;
 use std::process::Command;
 
+/// The most characters of a caption in errors and notes.
+const MAX_QUOTED_CHARS: usize = 40;
+
 /// Checks that the `textoverlay` element and a font for every character are installed.
 ///
 /// # Errors
@@ -59,7 +62,7 @@ fn has_font(code_points: &[String]) -> bool {
 /// # Errors
 /// Returns an error if the pipeline fails.
 pub(super) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<Overlay>, Error> {
-    let failed = |why: String| Error::Caption { caption: super::captions::short(text), why };
+    let failed = |why: String| Error::Caption { caption: short(text), why };
     let broken = |error: gst::glib::BoolError| failed(error.to_string());
     // A text that is too high touches the upper edge of the frame, which is detected below.
     let size = PixelSize { width: room.width, height: room.height + 2 };
@@ -97,6 +100,16 @@ pub(super) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<
     let (black, white) = both?;
     let drawn = Overlay::from_black_and_white(black.view(), white.view());
     Ok(drawn.filter(|drawn| drawn.top() > 0 && drawn.height() <= room.height))
+}
+
+/// The start of a text, in backticks.
+pub(super) fn short(text: &str) -> String {
+    let line = text.replace('\n', " ");
+    let mut short: String = line.chars().take(MAX_QUOTED_CHARS).collect();
+    if short.len() < line.len() {
+        short.push('…');
+    }
+    format!("`{short}`")
 }
 
 /// Escapes a text for Pango markup.
