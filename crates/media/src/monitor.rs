@@ -84,7 +84,7 @@ impl Progress {
 }
 
 impl PipelineMonitor {
-    /// A monitor whose waits end when nothing moves for `limit`, or soon after the run is cancelled.
+    /// A monitor whose waits end when there is no progress for `limit`, or soon after the run was cancelled.
     pub(super) fn new(limit: Duration, cancel: &Cancel) -> Arc<Self> {
         Arc::new(Self { progress: Mutex::default(), moved: Condvar::new(), limit, cancel: cancel.clone() })
     }

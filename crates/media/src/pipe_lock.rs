@@ -1,6 +1,6 @@
 //! Locks on named pipes, so that one run at a time writes to each.
 //!
-//! The lock is an abstract Unix socket: locking the pipe itself would require to open it, which its reader would
+//! The lock is an abstract Unix socket: locking the pipe itself would require opening it, which its reader would
 //! notice. The kernel removes the socket with the process. Runs in different network namespaces do not exclude each
 //! other.
 

@@ -1,4 +1,4 @@
-//! The delays of animation frames, in the per_second of the format.
+//! The delays of animation frames, in the units of the format.
 //!
 //! Browsers and viewers replace a very short delay with 100 ms. If the frame rate is too high for the shortest delay
 //! that they honour, frames are dropped evenly, so that the clip keeps its length. Pure.
@@ -10,7 +10,7 @@ use crate::{ClipFormat, FileFormat, OutputSpec};
 pub(super) struct DelayUnit {
     /// Units per second.
     per_second: u64,
-    /// The shortest delay in per_second that players honour.
+    /// The shortest delay in units that players honour.
     shortest: u64,
 }
 
