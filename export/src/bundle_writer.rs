@@ -97,7 +97,7 @@ pub struct ExportReport {
 /// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken, that another run makes or
 /// that cannot be written; a stop.
 pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) -> Result<ExportReport, Error> {
-    let staging = Staging::of_folder(&request.out)?;
+    let staging = Staging::create(&request.out)?;
     let report = export_into(request, &staging.folder(), on_event)?;
     request.stop.check()?;
     staging.publish(layout::MANIFEST)?;

@@ -1,7 +1,7 @@
 //! Two runs at once on the same folder: one wins whole, the other waits or is refused before it does anything.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::in_use::InUse;
+use bundle::lock::ReadLock;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -169,7 +169,7 @@ fn files_that_a_running_clip_may_need_are_not_removed() {
     quantize("mse");
     let files = || names(&folder.join("b/decoder/weights"));
     let before = files();
-    let running = InUse::of(&folder.join("b"));
+    let running = ReadLock::acquire(&folder.join("b"));
     quantize("extremes");
     assert!(before.iter().all(|name| files().contains(name)), "{before:?} {:?}", files());
     drop(running);

@@ -120,7 +120,8 @@ impl OpenGraph {
         let elements = (ELEMENTS / records.max(1)).clamp(32, 4096);
         let observed = observe(Model::read(&source)?, rows, elements);
         // Beside the graph it was made of, as its weights are below that folder; gone when it is open.
-        let part = bundle::atomic::part_of(&source).map_err(bundle::Error::file("write beside", &source))?;
+        let part =
+            bundle::atomic::create_part(&source).map_err(bundle::Error::file("write beside", &source))?;
         observed.model.write(part.path())?;
         let engine = replay.onnx.open(part.path(), &observed.model.signature(), &replay.options);
         drop(part);

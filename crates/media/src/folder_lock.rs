@@ -1,7 +1,7 @@
 //! One run at a time for a folder, whether it fills it from inside or from a part beside it.
 
 use bundle::lock::{Locked, Refusal};
-use bundle::place::identity;
+use bundle::output_path::identity;
 use std::ffi::OsString;
 use std::fs;
 use std::io;

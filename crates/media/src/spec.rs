@@ -2,7 +2,7 @@
 
 use super::standard_output;
 use bundle::Error;
-use bundle::place::identity;
+use bundle::output_path::identity;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

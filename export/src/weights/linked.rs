@@ -102,7 +102,7 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
 fn copy(original: &Path, target: &Path, destination: Destination<'_>) -> Result<(), Error> {
     let failed = |source| Error::File { action: "copy into", path: target.to_owned(), source };
     let mut from = File::open(original).map_err(Error::file("read", original))?;
-    let mut part = atomic::part_of(target).map_err(failed)?;
+    let mut part = atomic::create_part(target).map_err(failed)?;
     loop {
         destination.check()?;
         // In the kernel, where both file systems can.

@@ -82,7 +82,7 @@ pub(crate) fn write_new(
     let Layout { header, offsets, bytes } = Layout::of(tensors, alignment, path)?;
     let io = || Error::file("write", path);
     // Removed when it is dropped without its name.
-    let part = atomic::part_of(path).map_err(io())?;
+    let part = atomic::create_part(path).map_err(io())?;
     let file = part.reopen().map_err(io())?;
     file.set_len(bytes as u64).map_err(io())?;
     file.write_all_at(&header, 0).map_err(io())?;

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::folder_lock::make_locked;
 use crate::part_folder::is_numbered;
 use bundle::lock::{Locked, Refusal};
-use bundle::place::{check_replaceable, folder_of, resolved};
+use bundle::output_path::{check_replaceable, folder_of, resolved};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(made.path(), at("new"));
         drop(made);
         fs::write(at("file"), "").unwrap();
-        assert_eq!(why(&at("file")), "what has this name is no folder");
+        assert_eq!(why(&at("file")), "what has this name is not a folder");
         assert!(why(&at("no/live")).ends_with("no does not exist"));
         // Not even root creates files here.
         assert!(why("/proc/self".as_ref()).starts_with("no file can be created in it: "));

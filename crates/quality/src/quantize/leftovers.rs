@@ -1,8 +1,8 @@
 //! Variants that a run wrote and did not live to make part of the bundle, or could not remove because the bundle was
 //! being read.
 
-use bundle::in_use;
 use bundle::layout::{self, component_folder};
+use bundle::lock;
 use bundle::manifest::Bundle;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ const DIGITS: usize = 12;
 /// Removes files of variants that `bundle.json` does not name, unless a run reads the bundle. No other run may be
 /// writing into it.
 pub(super) fn clear(bundle: &Bundle) {
-    if in_use::is_used(&bundle.folder) {
+    if lock::is_being_read(&bundle.folder) {
         return;
     }
     let named = bundle.manifest.files();
