@@ -21,20 +21,13 @@ pub(super) enum Class {
     FlowDpm,
 }
 
-impl Class {
-    pub(super) const ALL: [Self; 5] = [Self::UniPc, Self::Dpm, Self::Euler, Self::FlowUniPc, Self::FlowDpm];
-
-    /// The name in `_class_name`.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::UniPc => "UniPCMultistepScheduler",
-            Self::Dpm => "DPMSolverMultistepScheduler",
-            Self::Euler => "FlowMatchEulerDiscreteScheduler",
-            Self::FlowUniPc => "FlowUniPCMultistepScheduler",
-            Self::FlowDpm => "FlowDPMSolverMultistepScheduler",
-        }
-    }
-}
+// The names in `_class_name`.
+bundle::named!(
+    Class,
+    "UniPCMultistepScheduler" => UniPc, "DPMSolverMultistepScheduler" => Dpm,
+    "FlowMatchEulerDiscreteScheduler" => Euler, "FlowUniPCMultistepScheduler" => FlowUniPc,
+    "FlowDPMSolverMultistepScheduler" => FlowDpm,
+);
 
 /// A value as it stands in JSON.
 #[derive(Debug, Clone, Copy, PartialEq)]

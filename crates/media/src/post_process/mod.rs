@@ -61,7 +61,7 @@ impl PostProcessSpec {
             .map(|(rate, between)| (Resampler::new(made.rate, rate, between), between));
         let note = resampler
             .as_ref()
-            .map(|(_, between)| format!("{rate} fps made of {} by {}", made.rate, between.name()));
+            .map(|(_, between)| format!("{rate} fps made of {} by {}", made.rate, between.description()));
         let mut captions = Captions::open(&self.captions, format)?;
         let mut notes = std::mem::take(&mut captions.notes);
         let logo = self.logo.as_ref().map(|(path, corner)| {
@@ -182,39 +182,5 @@ impl PostProcess {
             self.given += 1;
         }
         frames
-    }
-}
-
-impl std::str::FromStr for KeyColour {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, bundle::Error> {
-        match text {
-            "green" => Ok(Self::Green),
-            "blue" => Ok(Self::Blue),
-            _ => Err(bundle::Error::value(
-                "--key",
-                format!("`{text}`"),
-                "a screen is green or blue",
-                "use green or blue",
-            )),
-        }
-    }
-}
-
-impl std::str::FromStr for Between {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, bundle::Error> {
-        match text {
-            "blend" => Ok(Self::Blend),
-            "repeat" => Ok(Self::Repeat),
-            _ => Err(bundle::Error::value(
-                "--output-fps-by",
-                format!("`{text}`"),
-                "there is none of that name",
-                "use blend or repeat",
-            )),
-        }
     }
 }

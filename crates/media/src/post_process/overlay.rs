@@ -113,6 +113,8 @@ pub enum KeyColour {
     Blue,
 }
 
+bundle::named!(KeyColour, "--key", "key colour", "green" => Green, "blue" => Blue);
+
 /// Replaces what has the key's colour by a background.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ChromaKey {

@@ -12,9 +12,11 @@ pub enum Between {
     Repeat,
 }
 
+bundle::named!(Between, "--output-fps-by", "method", "blend" => Blend, "repeat" => Repeat);
+
 impl Between {
     /// How the metadata calls it.
-    pub fn name(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Blend => "blending",
             Self::Repeat => "repeating",
