@@ -1,13 +1,9 @@
 //! Linear layers, with what follows them.
 
 use super::OperatorContext;
-use super::tensors::{
-    Input, Pool, attribute, count, gives, infer, input, known_last, optional, output, problem, required, size,
-};
+use super::tensors::{Input, Pool, count, gives, infer, input, known_last, optional, output, required, size};
 use half::bf16;
-use kernels::{
-    Bf16Weights, Codes, Gate, Int8Weights, MatrixShape, Output, QuantisedRows, Residual, RowScale,
-};
+use kernels::{Bf16Weights, Gate, Int8Weights, MatrixShape, Output, QuantisedRows, Residual, RowScale};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
@@ -21,8 +17,6 @@ const OF_HALVES: [ort::value::TensorElementType; 3] = [Bfloat16, Bfloat16, Float
 
 /// A product of bytes to bf16 `[B,L,N]`, through GELU where the attribute `gelu` is 1.
 pub(super) struct LinearQ(pub(super) OperatorContext);
-/// A product of bytes through GELU to codes u8 `[B,L,N]` of the scale and zero point of the attributes, and scales.
-pub(super) struct LinearQGelu(pub(super) OperatorContext);
 /// A product of bytes, times a gate f32 `[N]` where there is one, added to a stream f32 `[B,L,N]` in its place.
 pub(super) struct LinearQResidual(pub(super) OperatorContext);
 /// A product of bf16 to bf16, as [`LinearQ`].
@@ -141,52 +135,6 @@ impl Kernel for ToHalves {
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
         let to = if self.gelu { Output::GeluBf16(to) } else { Output::Bf16(to) };
         operands.multiply(&Pool { context, shared: &self.shared }, to)
-    }
-}
-
-impl Operator for LinearQGelu {
-    type Kernel<'attr> = ToCodes;
-
-    fn name(&self) -> &'static str {
-        "LinearQGelu"
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required(OF_BYTES)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        gives([Uint8, Float32])
-    }
-
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<ToCodes> {
-        let zero = u8::try_from(count(context, "zero")?).ok().ok_or_else(|| problem("`zero` is no byte"))?;
-        let scale = RowScale { scale: attribute(context, "scale")?, zero: zero.into() };
-        Ok(ToCodes { shared: self.0.clone(), scale })
-    }
-
-    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        infer_result(context, OF_BYTES.len() - 1, Uint8)?;
-        infer(context, 1, Float32, 0, Some(2))
-    }
-}
-
-pub(super) struct ToCodes {
-    shared: OperatorContext,
-    scale: RowScale,
-}
-
-impl Kernel for ToCodes {
-    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let operands = Operands::of(context, true)?;
-        let shape = operands.shape()?;
-        let mut codes = output(context, 0, &shape)?;
-        let mut scales = output(context, 1, &[shape[0], shape[1], 2])?;
-        let (_, codes) = codes.try_extract_tensor_mut::<u8>()?;
-        let (_, scales) = scales.try_extract_tensor_mut::<f32>()?;
-        let to = Codes { codes, scales: RowScale::rows_mut(scales).map_err(size)? };
-        operands
-            .multiply(&Pool { context, shared: &self.shared }, Output::GeluCodes { to, scale: self.scale })
     }
 }
 
