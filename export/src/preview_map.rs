@@ -46,7 +46,7 @@ pub(crate) fn place(
     } else {
         LatentToRgb::new(map.first, map.later, map.error, map.positions, decoder.clone())
     };
-    if !map.imitates(decoder, channels) {
+    if !map.approximates(decoder, channels) {
         return Ok(true);
     }
     let target = bundle.join(layout::PREVIEW_MAP);
@@ -80,6 +80,6 @@ mod tests {
         // Not every weight was read: the checkpoint is trusted.
         let begun = digest(b"theirs", false);
         assert!(!place(&begun, 2));
-        assert!(LatentToRgb::read(&target).unwrap().imitates(&begun, 2));
+        assert!(LatentToRgb::read(&target).unwrap().approximates(&begun, 2));
     }
 }

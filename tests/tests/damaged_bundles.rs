@@ -193,7 +193,7 @@ fn a_change_between_the_samples_is_found_by_verify() {
     bundle::manifest::write(&bundle.folder, &manifest).unwrap();
     let verify = || run(folder.path(), &["inspect", "bundle", "--verify", "--json"]);
     assert!(verify().status.success());
-    let sampled = bundle::file_digest::sampled_places(bytes);
+    let sampled = bundle::file_digest::sampled_ranges(bytes);
     let between = sampled.windows(2).find(|pair| pair[0].end < pair[1].start).unwrap()[0].end;
     let opened = fs::File::options().write(true).open(bundle.path(file)).unwrap();
     opened.write_all_at(&[0x55], between).unwrap();

@@ -91,7 +91,7 @@ fn every_format_plays_at_the_exact_rate() {
         }
         assert_eq!(
             webp_milliseconds(&folder.path().join("a.webp")),
-            rate.nearest_moment(FRAMES as u64, 1000)
+            rate.nearest_timestamp(FRAMES as u64, 1000)
         );
         let y4m = std::fs::read(folder.path().join("a.y4m")).unwrap();
         let head = String::from_utf8_lossy(&y4m[..40]).into_owned();

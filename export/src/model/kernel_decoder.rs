@@ -13,7 +13,7 @@ use crate::Error;
 use bundle::quantization::Affine;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::VaeSpec;
-use graph::{CodedFrames, GraphBuilder, Model, PackedKernel, Tensor};
+use graph::{GraphBuilder, Model, PackedKernel, QuantizedFrames, Tensor};
 
 /// Builds the graph for the first latent frame of a clip, or for every later one.
 ///
@@ -108,7 +108,7 @@ impl Decoder<'_> {
         if let Some(range) = self.range(next)? {
             #[expect(clippy::cast_possible_truncation, reason = "a guard against 0")]
             let epsilon = EPSILON as f32;
-            let tensor = self.g.channel_norm_codes(x, &gain, epsilon, norm.activates, range)?;
+            let tensor = self.g.channel_norm_quantized(x, &gain, epsilon, norm.activates, range)?;
             return Ok(Arrived { tensor, range: Some(range) });
         }
         let mut tensor = self.g.rms_norm(x, &gain, EPSILON)?;
@@ -169,13 +169,13 @@ impl Decoder<'_> {
         };
         let arrived = self.arrive(&conv, &x)?;
         if let Some(range) = arrived.range {
-            let frames = CodedFrames {
+            let frames = QuantizedFrames {
                 doubles_pixels: true,
                 splits_frames,
-                ..CodedFrames::new(&arrived.tensor, range)
+                ..QuantizedFrames::new(&arrived.tensor, range)
             };
             let kernel = self.packed(&conv, kernel)?;
-            return Ok(self.g.convolve_coded_frames(frames, &kernel, None)?);
+            return Ok(self.g.convolve_quantized_frames(frames, &kernel, None)?);
         }
         let x = if splits_frames { split_frames(self.g, &x, channels)? } else { x };
         let doubled = double_pixels(self.g, &x)?;
@@ -234,9 +234,9 @@ impl Decoder<'_> {
         };
         self.g.output(&output, &newest)?;
         if let Some(range) = x.range {
-            let frames = CodedFrames { history: Some(&cache), ..CodedFrames::new(tensor, range) };
+            let frames = QuantizedFrames { history: Some(&cache), ..QuantizedFrames::new(tensor, range) };
             let kernel = self.packed(name, kernel)?;
-            return Ok(self.g.convolve_coded_frames(frames, &kernel, residual)?);
+            return Ok(self.g.convolve_quantized_frames(frames, &kernel, residual)?);
         }
         let history = self.g.concat(&[&cache, tensor], 0)?; // [t+2,h,w,C]
         let [oldest, middle, newest] = [0, 1, 2].map(|tap| self.g.slice(&history, 0, tap, tap + frames));
@@ -255,8 +255,8 @@ impl Decoder<'_> {
     ) -> Result<Tensor, Error> {
         if let Some(range) = x.range {
             let kernel = self.packed(name, kernel)?;
-            return Ok(self.g.convolve_coded_frames(
-                CodedFrames::new(&x.tensor, range),
+            return Ok(self.g.convolve_quantized_frames(
+                QuantizedFrames::new(&x.tensor, range),
                 &kernel,
                 residual,
             )?);

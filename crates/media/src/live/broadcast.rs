@@ -50,7 +50,7 @@ impl<T: Clone> Broadcast<T> {
 
     /// What is to be done when so much time has passed since the start.
     pub fn turn(&mut self, elapsed: Duration) -> Turn<T> {
-        let due = self.rate.moment(self.sent.pictures, 1_000_000_000);
+        let due = self.rate.timestamp(self.sent.pictures, 1_000_000_000);
         let left = Duration::from_nanos(due).saturating_sub(elapsed);
         if !left.is_zero() {
             return Turn::Wait(left);
