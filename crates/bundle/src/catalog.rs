@@ -179,8 +179,8 @@ fn a14b_in_four_steps() -> Recommended {
     }
 }
 
-/// Returns the specification of a Wan text-to-video denoiser with heads of width 128. Published are 12 heads, 30 layers,
-/// 8960 (1.3B) and 40, 40, 13824 (A14B).
+/// Returns the specification of a Wan text-to-video denoiser with heads of width 128. Published are 12 heads, 30
+/// layers, 8960 (1.3B) and 40, 40, 13824 (A14B).
 pub fn wan_denoiser(heads: usize, layers: usize, feed_forward: usize) -> DenoiserSpec {
     DenoiserSpec {
         heads,

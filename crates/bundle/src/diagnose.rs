@@ -19,7 +19,7 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
-    /// The process exit code of this class.
+    /// Returns the process exit code of this class.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Failed => 1,
@@ -45,11 +45,11 @@ impl ErrorClass {
 pub struct Report {
     /// The class, which determines the exit code.
     pub class: ErrorClass,
-    /// What went wrong, with the name of the file, flag or value.
+    /// The failure, with the name of the file, flag or value.
     pub what: String,
-    /// Why, with the expected and the found value.
+    /// The cause, with the expected and the found value.
     pub why: String,
-    /// What the user can do about it.
+    /// A suggested fix.
     pub fix: String,
 }
 

@@ -71,14 +71,14 @@ pub enum Error {
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
     /// A file of a bundle differs from what was written.
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
     /// Weights are where ONNX Runtime does not read them.
@@ -94,7 +94,7 @@ pub enum Error {
     PreviewMap {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
     /// The bundle has no graph of the requested variant.

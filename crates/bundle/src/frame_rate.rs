@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 /// Frames per second as a fraction in lowest terms, from 1 to 240, with a denominator of at most 1001.
 ///
-/// In JSON a whole rate is a number, any other rate a string such as `"24000/1001"`. Numbers such as 23.976 are also read.
+/// In JSON a whole rate is a number, any other rate a string such as `"24000/1001"`. Numbers such as 23.976 are also
+/// read.
 ///
 /// ```
 /// use bundle::units::FrameRate;

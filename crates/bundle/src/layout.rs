@@ -15,8 +15,8 @@
 //!
 //! Weights are below the folder of their graphs because ONNX Runtime refuses external data outside of it.
 
+use crate::component::{Component, Part};
 use crate::digest::Digest;
-use crate::manifest::{Component, Part};
 use crate::variant::Variant;
 
 /// Name of the manifest. It is written last, so a folder that has it is complete.

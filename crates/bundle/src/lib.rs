@@ -11,7 +11,7 @@
 //! | [`settings`], [`catalog`] | defaults and their origin, published models |
 //! | [`signature`] | inputs and outputs of each graph |
 //! | [`preview`] | the linear map of previews |
-//! | [`manifest`], [`layout`], [`validate`] | `bundle.json`, file names, ranges of values |
+//! | [`manifest`], [`layout`] | `bundle.json` and its validation, file names |
 //! | [`quantization`] | the numbers that quantise a component |
 //! | [`digest`], [`file_digest`] | digests of weights and files |
 //! | [`atomic`], [`part_file`], [`staging`], [`lock`] | complete files and folders, locks |
@@ -21,6 +21,7 @@
 pub mod atomic;
 mod cancel;
 pub mod catalog;
+mod component;
 pub mod diagnose;
 pub mod digest;
 pub mod dtype;
@@ -46,7 +47,6 @@ pub mod staging;
 pub mod stop;
 pub mod text_file;
 pub mod units;
-pub mod validate;
 pub mod variant;
 
 pub use cancel::{Cancel, Interrupt, Watch};

@@ -122,7 +122,8 @@ impl Locked {
     }
 }
 
-/// A shared lock on a bundle that is being read. Nothing is removed from a bundle before its last read lock is released.
+/// A shared lock on a bundle that is being read. Nothing is removed from a bundle before its last read lock is
+/// released.
 ///
 /// On file systems without locks it does nothing.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! Output files that are named `NAME.part.EXT` until they are complete.
 //!
-//! The part is created and locked before any work starts. An unwritable folder is thus reported immediately, and two runs
-//! never write the same file. A part whose lock is not held is not touched. An existing file with the final name is kept
-//! until the rename. A part with content is kept after the run; an empty part is removed.
+//! The part is created and locked before any work starts. An unwritable folder is thus reported immediately, and two
+//! runs never write the same file. A part whose lock is not held is not touched. An existing file with the final name
+//! is kept until the rename. A part with content is kept after the run; an empty part is removed.
 
 use crate::lock::{Locked, Refusal};
 use crate::output_path::{check_replaceable, folder_of, resolved};
@@ -86,8 +86,8 @@ impl PartFile {
     /// Creates and locks the part of `path`. The content of an earlier part is kept until the first write.
     ///
     /// # Errors
-    /// Returns an error if the folder does not exist or cannot be written, if `path` cannot be replaced, if another run has
-    /// the lock, or if `is_part` returns false for the first bytes of an existing part.
+    /// Returns an error if the folder does not exist or cannot be written, if `path` cannot be replaced, if another run
+    /// has the lock, or if `is_part` returns false for the first bytes of an existing part.
     pub fn create(path: &Path, is_part: impl Fn(&[u8]) -> bool) -> Result<Self, Error> {
         let unwritable = |why: String| Error::Unwritable { path: path.to_owned(), why };
         let resolved_path = resolved(path).map_err(|error| unwritable(error.to_string()))?;

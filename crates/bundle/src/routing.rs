@@ -49,8 +49,8 @@ impl Routing {
     /// Creates a table of experts from the noisiest down.
     ///
     /// # Errors
-    /// Returns an error if the table is empty, its boundaries are not strictly falling, or the last expert does not begin
-    /// at 0.
+    /// Returns an error if the table is empty, its boundaries are not strictly falling, or the last expert does not
+    /// begin at 0.
     pub fn try_new(routes: Vec<Route>) -> Result<Self, Error> {
         let falling = routes.windows(2).all(|pair| pair[0].from_timestep > pair[1].from_timestep);
         let ends_at_zero = routes.last().is_some_and(|last| last.from_timestep == 0.0);

@@ -61,8 +61,8 @@ impl RunFolder {
         Err(ErrorKind::ResourceBusy.into())
     }
 
-    /// Creates the folder `fixed`, which one run at a time can have. The folder of a terminated process is removed after
-    /// a call of `on_abandoned`.
+    /// Creates the folder `fixed`, which one run at a time can have. The folder of a terminated process is removed
+    /// after a call of `on_abandoned`.
     pub(crate) fn create(
         parent: &Path,
         name: &OsStr,

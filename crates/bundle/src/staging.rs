@@ -7,9 +7,9 @@
 //!           replaced/     the folder that had the name before, until it is no longer read
 //! ```
 //!
-//! The folder is created under a random name with its lock held, then renamed to `NAME.part`. The rename succeeds for one
-//! run only. If the lock is free, its process has terminated and the folder is removed. A folder of that name without a
-//! lock was not created by Rushes and is never touched.
+//! The folder is created under a random name with its lock held, then renamed to `NAME.part`. The rename succeeds for
+//! one run only. If the lock is free, its process has terminated and the folder is removed. A folder of that name
+//! without a lock was not created by Rushes and is never touched.
 //!
 //! An existing empty folder, such as a mount point or the working directory, is not replaced. It is staged inside as
 //! `.rushes.part` and filled by renames; the file that completes it is renamed last.
@@ -55,7 +55,8 @@ enum Kind {
 }
 
 impl Staging {
-    /// Stages the folder `out`, which must not exist or be empty. Links are followed. Missing parent folders are created.
+    /// Stages the folder `out`, which must not exist or be empty. Links are followed. Missing parent folders are
+    /// created.
     ///
     /// # Errors
     /// [`Error::Taken`] if it is not empty, [`Error::Busy`] while another run creates it, [`Error::InTheWay`], and I/O

@@ -21,7 +21,7 @@ pub enum Error {
         path: PathBuf,
         /// The line with the first wrong byte, from 1.
         line: usize,
-        /// What is wrong in that line.
+        /// The problem in that line.
         what: &'static str,
         /// A suggested fix.
         fix: String,

@@ -118,8 +118,8 @@ impl KernelLibrary {
 pub enum Target {
     /// For the CPU execution provider: fused attention and normalisation, f32 arithmetic.
     Cpu,
-    /// For the CUDA execution provider: fused attention, arithmetic in the number format of the weights (bf16 by default),
-    /// and only operators with a bf16 kernel there. Inputs and outputs are f32.
+    /// For the CUDA execution provider: fused attention, arithmetic in the number format of the weights (bf16 by
+    /// default), and only operators with a bf16 kernel there. Inputs and outputs are f32.
     Cuda,
     /// Standard ONNX operators only, for TensorRT and other providers that fuse operators themselves.
     #[serde(alias = "tensorrt")]

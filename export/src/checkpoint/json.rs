@@ -1,7 +1,6 @@
-//! JSON files of a checkpoint, as Python writes them.
+//! JSON files of a checkpoint, as written by Python.
 
-use super::pointer;
-use crate::Error;
+use crate::{Error, pointer};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 

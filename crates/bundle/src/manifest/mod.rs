@@ -1,19 +1,22 @@
 //! `bundle.json`: the contents of a bundle.
 
+pub mod validate;
+
+pub use crate::component::{Component, Part};
+
 use crate::digest::Digest;
 use crate::dtype::WeightType;
 use crate::file_digest::{self, FileDigest};
 use crate::layout;
 use crate::preview::LatentToRgb;
-use crate::routing::{ExpertName, Routing};
+use crate::routing::Routing;
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
 use crate::variant::{KernelLibrary, Precision, Target, Variant};
-use crate::{Error, atomic, validate};
+use crate::{Error, atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 
@@ -24,55 +27,6 @@ pub const FORMAT: u32 = 2;
 pub const READ_FORMATS: std::ops::RangeInclusive<u32> = 1..=FORMAT;
 /// The largest `bundle.json` that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
-
-/// A part of the model with its own weights.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Component {
-    /// Prompt to text states.
-    TextEncoder,
-    /// A denoiser of the routing table.
-    Expert(ExpertName),
-    /// Latent to frames.
-    Decoder,
-    /// Latent to frames, small: for previews.
-    Preview,
-}
-
-impl fmt::Display for Component {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TextEncoder => f.write_str("the text encoder"),
-            Self::Expert(name) => write!(f, "the {name} expert"),
-            Self::Decoder => f.write_str("the decoder"),
-            Self::Preview => f.write_str("the tiny decoder"),
-        }
-    }
-}
-
-/// A graph of a component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Part {
-    /// The only graph.
-    Whole,
-    /// The decoder's graph for the first latent frame.
-    First,
-    /// The decoder's graph for every later latent frame.
-    Next,
-    /// The trunk of [`Part::First`]: the layers at latent resolution. It needs the whole frame.
-    #[serde(alias = "stem_first")]
-    TrunkFirst,
-    /// The upsampler of [`Part::First`]: the remaining layers. It can run tile by tile.
-    #[serde(alias = "rise_first")]
-    UpsamplerFirst,
-    /// The trunk of [`Part::Next`].
-    #[serde(alias = "stem_next")]
-    TrunkNext,
-    /// The upsampler of [`Part::Next`].
-    #[serde(alias = "rise_next")]
-    UpsamplerNext,
-}
 
 /// One graph file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -157,8 +111,8 @@ impl ComponentEntry {
         self.weights.iter().map(|file| file.bytes).sum()
     }
 
-    /// Returns the graph of a part in a variant. With [`KernelLibrary::Rushes`], the graph for ONNX Runtime kernels is the
-    /// fallback.
+    /// Returns the graph of a part in a variant. With [`KernelLibrary::Rushes`], the graph for ONNX Runtime kernels is
+    /// the fallback.
     ///
     /// # Errors
     /// [`Error::NoGraph`] with the available variants.
@@ -301,12 +255,12 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Reads `bundle.json` and checks every file of the bundle: it exists and is readable, ONNX Runtime accepts its path,
-    /// and it has the recorded length and sampled digest. At most 128 KiB of each file are read.
+    /// Reads `bundle.json` and checks every file of the bundle: it exists and is readable, ONNX Runtime accepts its
+    /// path, and it has the recorded length and sampled digest. At most 128 KiB of each file are read.
     ///
     /// # Errors
-    /// Returns an error if `bundle.json` is missing, has another format or values out of range, or for the first unusable
-    /// file.
+    /// Returns an error if `bundle.json` is missing, has another format or values out of range, or for the first
+    /// unusable file.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let bundle = Self::read(folder)?;
         bundle.files().into_iter().try_for_each(|file| bundle.check_file(file))?;

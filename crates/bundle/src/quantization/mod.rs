@@ -6,8 +6,8 @@
 pub mod e4m3;
 pub mod layers;
 
+use crate::component::Component;
 use crate::digest::Digest;
-use crate::manifest::Component;
 use crate::variant::Precision;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -156,7 +156,7 @@ pub struct ComponentNumerics {
     pub layers: BTreeMap<String, LayerNumerics>,
     /// Layers that could be quantised but are not, each with the reason.
     pub kept: BTreeMap<String, String>,
-    /// Attentions whose products are quantised, by name, like `blocks.0.attn1`.
+    /// Attentions whose products are quantised, by name, such as `blocks.0.attn1`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attention: BTreeMap<String, AttentionNumerics>,
 }
@@ -200,11 +200,11 @@ mod tests {
         };
         let mut numerics = ComponentNumerics::empty(Component::Decoder, Digest::of_parts([]));
         numerics.layers.insert("a".into(), layer);
-        let whole = Numerics { scheme: Scheme::Int8Weights, components: vec![numerics] };
-        let text = serde_json::to_string(&whole).unwrap();
+        let numerics = Numerics { scheme: Scheme::Int8Weights, components: vec![numerics] };
+        let text = serde_json::to_string(&numerics).unwrap();
         let read: Numerics = serde_json::from_str(&text).unwrap();
-        assert_eq!(read, whole);
-        assert_eq!(read.components[0].fingerprint(), whole.components[0].fingerprint());
+        assert_eq!(read, numerics);
+        assert_eq!(read.components[0].fingerprint(), numerics.components[0].fingerprint());
         assert!(text.contains("int8-weights"));
     }
 
