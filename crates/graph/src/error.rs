@@ -27,7 +27,7 @@ pub enum Error {
     ExternalData {
         /// The tensor.
         tensor: String,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
     /// A file is not an ONNX graph.

@@ -1,7 +1,7 @@
 //! The ONNX messages that Rushes uses.
 //!
-//! Field numbers are those of onnx.proto (IR 10 and later). Unused fields are omitted: a file from another program loses
-//! them when it is read and written.
+//! Field numbers are those of onnx.proto (IR 10 and later). Unused fields are omitted: a file from another program
+//! loses them when it is read and written.
 
 use prost::Message;
 

@@ -32,8 +32,8 @@ impl GraphBuilder {
         }
     }
 
-    /// Splits a video into patches without overlap and projects each: `x [B,Cin,F,H,W]`, `weight [d,Cin,kt,kh,kw]`, stride
-    /// = kernel. Returns `[B,d,F/kt,H/kh,W/kw]`; `grid` is the last three extents.
+    /// Splits a video into patches without overlap and projects each: `x [B,Cin,F,H,W]`, `weight [d,Cin,kt,kh,kw]`,
+    /// stride = kernel. Returns `[B,d,F/kt,H/kh,W/kw]`; `grid` is the last three extents.
     ///
     /// # Errors
     /// Returns an error if the channels do not match or the grid is not the input's extents divided by the kernel.

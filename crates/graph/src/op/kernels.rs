@@ -1,7 +1,7 @@
 //! Operators of the domain `rushes`, which the crate `kernels` computes on the CPU.
 //!
-//! Quantised activations are u8 with a scale and a zero point for each row. Weights are packed in the order in which the
-//! matrix products read them.
+//! Quantised activations are u8 with a scale and a zero point for each row. Weights are packed in the order in which
+//! the matrix products read them.
 
 use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
@@ -151,8 +151,8 @@ impl GraphBuilder {
         Err(self.mismatch(name, "x [B,L,D], a scale and a shift [D]", &[x, vectors[0], vectors[1]]))
     }
 
-    /// Quantises the rows of `x [B,L,K]`, f32 or bf16: symmetrically with zero point 128, or, after GELU, from the minimum
-    /// to the maximum.
+    /// Quantises the rows of `x [B,L,K]`, f32 or bf16: symmetrically with zero point 128, or, after GELU, from the
+    /// minimum to the maximum.
     ///
     /// # Errors
     /// Returns an error for another number of axes.
@@ -262,8 +262,8 @@ impl GraphBuilder {
         Ok(self.node(operator, &inputs, ElementType::Bf16, shape))
     }
 
-    /// Cross-attention of `q` bf16 `[B,L,D]` to keys and values bf16 `[B,T,2D]`, with `key_bias` f32 `[B,T]` added to the
-    /// scores. Returns bf16 `[B,L,D]`.
+    /// Cross-attention of `q` bf16 `[B,L,D]` to keys and values bf16 `[B,T,2D]`, with `key_bias` f32 `[B,T]` added to
+    /// the scores. Returns bf16 `[B,L,D]`.
     ///
     /// # Errors
     /// Returns an error if the shapes do not match.

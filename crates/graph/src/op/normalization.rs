@@ -64,8 +64,8 @@ impl GraphBuilder {
 }
 
 impl GraphBuilder {
-    /// [`channel_norm`](Self::channel_norm) as multiplications and a sum, for providers without a norm kernel in the number
-    /// format of `x`. The root is computed in f32.
+    /// [`channel_norm`](Self::channel_norm) as multiplications and a sum, for providers without a norm kernel in the
+    /// number format of `x`. The root is computed in f32.
     ///
     /// # Errors
     /// Returns an error if the gain does not broadcast.

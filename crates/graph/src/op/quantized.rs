@@ -84,7 +84,8 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("DequantizeLinear"), &inputs, range.scale.element(), shape))
     }
 
-    /// `x·W + b` in integers, with an f32 result: `x [rows,in]` u8, `weight [in,out]` s8 with `scales [out]`, `bias [out]`.
+    /// `x·W + b` in integers, with an f32 result: `x [rows,in]` u8, `weight [in,out]` s8 with `scales [out]`, `bias
+    /// [out]`.
     ///
     /// # Errors
     /// Returns an error if the operands do not match.
@@ -150,8 +151,8 @@ impl GraphBuilder {
     }
 
     /// Convolution in integers over channels-last frames, stride 1, same size: `x [N,H,W,Cin]` u8, `weight
-    /// [Cout,Cin,k,k]` s8 with `scales [Cout]`, `bias [Cout]` s32 in units of input scale times weight scale. Returns u8
-    /// values in the range `output`.
+    /// [Cout,Cin,k,k]` s8 with `scales [Cout]`, `bias [Cout]` s32 in units of input scale times weight scale. Returns
+    /// u8 values in the range `output`.
     ///
     /// # Errors
     /// Returns an error if the operands do not match.

@@ -21,8 +21,8 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("Reshape"), &[Some(x), Some(&target)], x.element(), shape.to_vec()))
     }
 
-    /// Returns the second input of `Reshape`: known numbers, 0 for unchanged extents, -1 once, and sizes read from inputs
-    /// for the rest.
+    /// Returns the second input of `Reshape`: known numbers, 0 for unchanged extents, -1 once, and sizes read from
+    /// inputs for the rest.
     fn reshape_target(&mut self, x: &Tensor, shape: &[Dim]) -> Result<Tensor, Error> {
         let is_unchanged = |axis: usize| x.shape().get(axis) == shape.get(axis);
         let mut inferred = None;
