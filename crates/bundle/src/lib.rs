@@ -6,7 +6,7 @@
 //! | Modules | Contents |
 //! |---|---|
 //! | [`diagnose`] | error reports and exit codes |
-//! | [`units`], [`geometry`], [`dtype`], [`named`] | units, sizes, number formats, enums with names |
+//! | [`units`], [`geometry`], [`dtype`], [`mod@named`] | units, sizes, number formats, enums with names |
 //! | [`spec`], [`routing`], [`variant`] | model hyper-parameters, the expert for each noise level, graph variants |
 //! | [`settings`], [`catalog`] | defaults and their origin, published models |
 //! | [`signature`] | inputs and outputs of each graph |

@@ -160,7 +160,7 @@ impl GraphBuilder {
     /// Declares an output with its own name.
     ///
     /// # Errors
-    /// Never for a tensor of this graph.
+    /// None for a tensor of this graph.
     pub fn output(&mut self, name: &str, tensor: &Tensor) -> Result<(), Error> {
         let identity = Operator::new("Identity");
         let node = self.node_name("Identity");

@@ -67,7 +67,7 @@ impl GraphBuilder {
     /// Clamps `x` to `low..=high` with a `Clip` node.
     ///
     /// # Errors
-    /// Never for an f32 tensor of this graph.
+    /// None for an f32 tensor of this graph.
     pub fn clamp(&mut self, x: &Tensor, low: f32, high: f32) -> Result<Tensor, Error> {
         let low = self.constant(&format!("{low:?}"), &[], &[low])?;
         let high = self.constant(&format!("{high:?}"), &[], &[high])?;
@@ -102,7 +102,7 @@ impl GraphBuilder {
     /// `x · sigmoid(x)`; ONNX Runtime fuses the two nodes into one pass.
     ///
     /// # Errors
-    /// Never for a tensor of this graph.
+    /// None for a tensor of this graph.
     pub fn silu(&mut self, x: &Tensor) -> Result<Tensor, Error> {
         let gate = self.unary(Operator::new("Sigmoid"), x);
         self.multiply(x, &gate)

@@ -18,7 +18,7 @@ impl GraphBuilder {
     /// Declares a scalar f32 constant, once for each value.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn scalar(&mut self, value: f32) -> Result<Tensor, Error> {
         self.constant(&format!("scalar {value:e}"), &[], &[value])
     }
@@ -26,7 +26,7 @@ impl GraphBuilder {
     /// Declares the constants of a u8 range.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn range_u8(&mut self, range: Affine) -> Result<QuantizedRange, Error> {
         let zero_point = self.zero_point(ElementType::U8, range.zero_point)?;
         Ok(QuantizedRange { scale: self.scalar(range.scale)?, zero_point })
@@ -35,7 +35,7 @@ impl GraphBuilder {
     /// Declares the constants of an E4M3 range. `values` is the number format of the reals and the scale, f32 or bf16.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn range_e4m3(&mut self, scale: f32, values: ElementType) -> Result<QuantizedRange, Error> {
         let zero_point = self.zero_point(ElementType::F8E4M3, 0)?;
         let scale = match values {
@@ -51,7 +51,7 @@ impl GraphBuilder {
     /// Declares the zero point of s8 values.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn zero_i8(&mut self) -> Result<Tensor, Error> {
         self.zero_point(ElementType::I8, 0)
     }
@@ -63,7 +63,7 @@ impl GraphBuilder {
     /// Quantises `x`.
     ///
     /// # Errors
-    /// Never for tensors of this graph.
+    /// None for tensors of this graph.
     pub fn quantize(&mut self, x: &Tensor, range: &QuantizedRange) -> Result<Tensor, Error> {
         let inputs = [Some(x), Some(&range.scale), Some(&range.zero_point)];
         let element = range.zero_point.element();
