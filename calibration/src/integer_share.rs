@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Operators that multiply in integers, with the index of their weight input.
-const INTEGER: [(&str, usize); 11] = [
+const INTEGER: [(&str, usize); 10] = [
     ("MatMulIntegerToFloat", 1),
     ("DynamicQuantizeMatMul", 1),
     ("MatMulInteger", 1),
@@ -19,7 +19,6 @@ const INTEGER: [(&str, usize); 11] = [
     ("QLinearMatMul", 3),
     ("QGemm", 3),
     ("LinearQ", 2),
-    ("LinearQGelu", 2),
     ("LinearQResidual", 2),
     ("CausalConvolution", 1),
 ];

@@ -36,27 +36,18 @@ pub enum InstructionSet {
     Bf16,
 }
 
+bundle::named!(
+    InstructionSet,
+    "avx2" => Avx2, "avx512" => Avx512, "avx512_vnni" => Avx512Vnni, "avx512_bf16" => Avx512Bf16,
+    "amx_int8" => AmxInt8, "amx_bf16" => AmxBf16, "dotprod" => DotProduct, "i8mm" => I8mm, "bf16" => Bf16,
+);
+
 impl InstructionSet {
     /// Instruction sets of x86-64.
     pub const X86: [Self; 6] =
         [Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::AmxInt8, Self::AmxBf16];
     /// Instruction sets of Arm.
     pub const ARM: [Self; 3] = [Self::DotProduct, Self::I8mm, Self::Bf16];
-
-    /// Its common name. On x86 it is also the name in `/proc/cpuinfo`, except for AVX-512 itself.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-            Self::Avx512Vnni => "avx512_vnni",
-            Self::Avx512Bf16 => "avx512_bf16",
-            Self::AmxInt8 => "amx_int8",
-            Self::AmxBf16 => "amx_bf16",
-            Self::DotProduct => "dotprod",
-            Self::I8mm => "i8mm",
-            Self::Bf16 => "bf16",
-        }
-    }
 
     /// Its name in `/proc/cpuinfo`.
     fn kernel_name(self) -> &'static str {
@@ -65,12 +56,6 @@ impl InstructionSet {
             Self::DotProduct => "asimddp",
             other => other.name(),
         }
-    }
-}
-
-impl std::fmt::Display for InstructionSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
     }
 }
 

@@ -2,8 +2,6 @@
 
 use crate::Error;
 use bundle::variant::Target;
-use std::fmt;
-use std::str::FromStr;
 
 /// An execution provider: the value of `--ep`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,19 +17,11 @@ pub enum Provider {
     TensorRt,
 }
 
+bundle::named!(
+    Provider, "--ep", "execution provider", "auto" => Auto, "cpu" => Cpu, "cuda" => Cuda, "tensorrt" => TensorRt,
+);
+
 impl Provider {
-    const ALL: [Self; 4] = [Self::Auto, Self::Cpu, Self::Cuda, Self::TensorRt];
-
-    /// The name used in flags.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-            Self::TensorRt => "tensorrt",
-        }
-    }
-
     /// Returns the target whose graphs this provider runs.
     ///
     /// # Errors
@@ -41,27 +31,6 @@ impl Provider {
             Self::Auto | Self::Cpu => Ok(Target::Cpu),
             Self::Cuda | Self::TensorRt => Err(Error::NoGraphsForProvider { provider: self }),
         }
-    }
-}
-
-impl fmt::Display for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Provider {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|provider| provider.name() == text).ok_or_else(|| {
-            bundle::Error::value(
-                "--ep",
-                format!("`{text}`"),
-                "unknown execution provider",
-                "use auto, cpu, cuda or tensorrt",
-            )
-        })
     }
 }
 
@@ -75,7 +44,7 @@ mod tests {
         for provider in Provider::ALL {
             assert_eq!(provider.to_string().parse::<Provider>().unwrap(), provider);
         }
-        insta::assert_snapshot!("gpu".parse::<Provider>().unwrap_err(), @"--ep cannot be `gpu`: unknown execution provider (use auto, cpu, cuda or tensorrt)");
+        insta::assert_snapshot!("gpu".parse::<Provider>().unwrap_err(), @"--ep cannot be `gpu`: unknown execution provider; expected one of auto, cpu, cuda, tensorrt (use one of these)");
     }
 
     #[test]

@@ -5,8 +5,6 @@
 
 use crate::{Error, Remedy};
 use bundle::units::ByteCount;
-use std::fmt;
-use std::str::FromStr;
 
 /// The value of `--residency`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,39 +18,7 @@ pub enum Residency {
     One,
 }
 
-impl Residency {
-    const ALL: [Self; 3] = [Self::Auto, Self::All, Self::One];
-
-    /// The name used in flags.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::All => "all",
-            Self::One => "one",
-        }
-    }
-}
-
-impl fmt::Display for Residency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Residency {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|residency| residency.name() == text).ok_or_else(|| {
-            bundle::Error::value(
-                "--residency",
-                format!("`{text}`"),
-                "unknown residency",
-                "use auto, all or one",
-            )
-        })
-    }
-}
+bundle::named!(Residency, "--residency", "residency", "auto" => Auto, "all" => All, "one" => One);
 
 /// The predicted memory of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,7 +168,7 @@ mod tests {
         for residency in Residency::ALL {
             assert_eq!(residency.to_string().parse::<Residency>().unwrap(), residency);
         }
-        insta::assert_snapshot!("both".parse::<Residency>().unwrap_err(), @"--residency cannot be `both`: unknown residency (use auto, all or one)");
+        insta::assert_snapshot!("both".parse::<Residency>().unwrap_err(), @"--residency cannot be `both`: unknown residency; expected one of auto, all, one (use one of these)");
     }
 
     prop_compose! {

@@ -1,4 +1,4 @@
-//! Writes a bundle: weights into their place, graphs over them, `bundle.json` last.
+//! Writes a bundle: weights, graphs, and `bundle.json` last.
 
 use crate::checkpoint::Checkpoint;
 use crate::digests::{self, Known};
@@ -7,7 +7,7 @@ use crate::model::{
     text_encoder_graph, tiny_decoder_graph,
 };
 use crate::weights::scan::{Scan, Verify, scan};
-use crate::weights::{COPY_LIMIT, Destination, Keeping, PlacedWeights, place_converted, place_linked};
+use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, Transfer, place_converted, place_linked};
 use crate::{Error, defaults, preview_map};
 use bundle::digest::Digest;
 use bundle::dtype::WeightType;
@@ -21,30 +21,41 @@ use graph::Model;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What to export, and how.
+/// A request to export a checkpoint.
+///
+/// ```no_run
+/// use bundle::variant::Target;
+/// use export::{ExportRequest, export};
+///
+/// let mut request = ExportRequest::new("Wan2.2-T2V-A14B-Diffusers".as_ref(), "wan.bundle".as_ref());
+/// request.targets = vec![Target::Cpu, Target::Plain];
+/// let report = export(&request, &mut |event| println!("{event:?}"))?;
+/// println!("{} of weights are linked, {} are written", report.linked, report.written);
+/// # Ok::<(), export::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ExportRequest {
     /// A folder in the diffusers layout.
     pub checkpoint: PathBuf,
-    /// The folder to make; it must not exist, or be empty. One that is there keeps its place: it may be a link, a mount
-    /// point or the working folder.
+    /// The folder to create; it must not exist or be empty. An existing folder is filled in place: it may be a link, a
+    /// mount point or the working directory.
     pub out: PathBuf,
-    /// What the graphs are for.
+    /// The targets to write graphs for.
     pub targets: Vec<Target>,
-    /// How weights are stored; none takes what the targets compute in, and 16 bits where they differ.
+    /// The number format of weights. None selects that of the targets, and 16 bits if they differ.
     pub weights: Option<WeightType>,
-    /// Whether every weight is read, for its digest and for values that are not finite.
+    /// True to read every weight, for its digest and to find values that are not finite.
     pub verify: bool,
-    /// A tiny decoder to take in place of the checkpoint's own.
+    /// A tiny decoder to use in place of the checkpoint's.
     pub tiny_decoder: Option<PathBuf>,
-    /// Whether weights are copied even where they could be linked, and however large they are.
+    /// True to copy weights even if they can be linked, without a size limit.
     pub copy: bool,
-    /// What may end the export.
+    /// Stops the export.
     pub stop: Stop,
 }
 
 impl ExportRequest {
-    /// A verified export for the CPU.
+    /// Creates a request for a verified export for the CPU.
     pub fn new(checkpoint: &Path, out: &Path) -> Self {
         Self {
             checkpoint: checkpoint.to_owned(),
@@ -59,55 +70,56 @@ impl ExportRequest {
     }
 }
 
-/// What an export tells while it goes on.
+/// A progress event of an export.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ExportEvent {
     /// The weights of a component are being read.
     Reading {
-        /// Which component.
+        /// The component.
         component: Component,
-        /// Their bytes.
+        /// The size of the weights.
         bytes: ByteCount,
     },
-    /// The checkpoint's preview map was fitted for another decoder and is left out.
+    /// The checkpoint's preview map was fitted for another decoder and is omitted.
     ForeignPreviewMap,
-    /// Its weights and graphs are being written.
+    /// The weights and graphs of a component are being written.
     Writing {
-        /// Which component.
+        /// The component.
         component: Component,
     },
 }
 
-/// What an export made.
+/// The result of an export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExportReport {
     /// The bundle.
     pub folder: PathBuf,
     /// Its `bundle.json`.
     pub manifest: Manifest,
-    /// Bytes of weights that are shared with the checkpoint by hard links.
+    /// Size of the weights that are hard-linked to the checkpoint.
     pub linked: ByteCount,
-    /// Bytes of weights that were copied or converted.
+    /// Size of the weights that were copied or converted.
     pub written: ByteCount,
 }
 
-/// Exports a checkpoint. The folder gets its name when it is whole; an export that fails or is stopped leaves nothing.
+/// Exports a checkpoint. The folder has its name only once it is complete; an export that fails or is stopped leaves
+/// nothing.
 ///
 /// # Errors
-/// A checkpoint that is damaged, unsupported or does not hold together; a folder that is taken, that another run makes or
-/// that cannot be written; a stop.
+/// Returns an error if the checkpoint is damaged, unsupported or inconsistent; if the folder is taken, being written by
+/// another run or not writable; or if a stop was requested.
 pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) -> Result<ExportReport, Error> {
-    let staging = Staging::of_folder(&request.out)?;
+    let staging = Staging::create(&request.out)?;
     let report = export_into(request, &staging.folder(), on_event)?;
     request.stop.check()?;
     staging.publish(layout::MANIFEST)?;
     Ok(ExportReport { folder: request.out.clone(), ..report })
 }
 
-/// Exports a checkpoint into `folder`, which is there and empty; `out` of the request is not looked at.
+/// Exports a checkpoint into the existing, empty `folder` and ignores `out` of the request.
 ///
 /// # Errors
-/// As [`export`]; what was written stays then.
+/// Those of [`export`]. Files already written are kept.
 pub fn export_into(
     request: &ExportRequest,
     folder: &Path,
@@ -116,7 +128,7 @@ pub fn export_into(
     refuse_f16_on_accelerators(request)?;
     let mut checkpoint = Checkpoint::open(&request.checkpoint)?;
     if let Some(path) = &request.tiny_decoder {
-        checkpoint.take_tiny_decoder(path)?;
+        checkpoint.set_tiny_decoder(path)?;
     }
     let (model, defaults) = defaults::resolve(&checkpoint)?;
     let written = write_components(request, &checkpoint, folder, on_event)?;
@@ -142,18 +154,18 @@ pub fn export_into(
         digests: BTreeMap::new(),
     };
     digests::complete(folder, &mut manifest, &written.known)?;
-    // What is linked is the checkpoint's own file: a change after it was read is a change of the bundle.
+    // Linked files are shared with the checkpoint: a change after reading is a change of the bundle.
     checkpoint.sources.iter().try_for_each(|source| source.shards.check_unchanged())?;
     manifest::write(folder, &manifest)?;
     Ok(ExportReport { folder: folder.to_owned(), manifest, linked: written.linked, written: written.written })
 }
 
-/// Graphs for accelerators compute in the number format of their weights.
+/// Refuses f16 for accelerators, whose graphs compute in the number format of their weights.
 fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
-    let is_for_one = request.targets.iter().any(|target| *target != Target::Cpu);
-    if request.weights == Some(WeightType::F16) && is_for_one {
-        let rule = "graphs for CUDA and TensorRT compute in what their weights are stored in, and values of the text encoder are \
-                    too large for f16";
+    let has_accelerator = request.targets.iter().any(|target| *target != Target::Cpu);
+    if request.weights == Some(WeightType::F16) && has_accelerator {
+        let rule = "graphs for CUDA and TensorRT compute in the number format of their weights, and values of the text \
+                    encoder are out of range for f16";
         return Err(bundle::Error::value("--weights", "f16", rule, "use bf16, or f32").into());
     }
     Ok(())
@@ -162,7 +174,7 @@ fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
 #[derive(Default)]
 struct Written {
     entries: Vec<ComponentEntry>,
-    /// Digests of files that were read already.
+    /// Digests of files that were already read.
     known: Known,
     linked: ByteCount,
     written: ByteCount,
@@ -177,10 +189,11 @@ fn write_components(
     let mut all = Written::default();
     let weight_type = request.weights.unwrap_or_else(|| weights_for(&request.targets));
     let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
-    let keeping = if request.copy { Keeping::Copy } else { Keeping::Link { copy_limit: Some(COPY_LIMIT) } };
+    let transfer =
+        if request.copy { Transfer::Copy } else { Transfer::Link { copy_limit: Some(COPY_LIMIT) } };
     let destination =
-        |component| Destination { bundle: folder, component, keeping, stop: Some(&request.stop) };
-    // Whether files may be linked is known before the long work, and said.
+        |component| Destination { bundle: folder, component, transfer, stop: Some(&request.stop) };
+    // Refused links are reported before the long work.
     let mut linked = Vec::with_capacity(checkpoint.sources.len());
     for source in &checkpoint.sources {
         linked.push(place_linked(source, weight_type, destination(&source.component))?);
@@ -191,15 +204,15 @@ fn write_components(
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
         let Scan { digest, files: scanned } = scan(&source.shards, verify, &request.stop)?;
         on_event(ExportEvent::Writing { component: component.clone() });
-        let as_they_are = linked.is_some();
+        let is_unconverted = linked.is_some();
         let placed = match linked {
             Some(placed) => placed,
             None => place_converted(source, weight_type, destination(component))?,
         };
         source.shards.check_unchanged()?;
         for (index, file) in placed.files.iter().enumerate() {
-            if as_they_are {
-                // Without verification nobody reads what is linked.
+            if is_unconverted {
+                // Without verification, linked files are not read.
                 all.known.insert(file.file.clone(), scanned.get(index).cloned());
             }
             if is_linked(&folder.join(&file.file))? {
@@ -231,13 +244,13 @@ fn write_components(
     Ok(all)
 }
 
-/// How weights are stored for all of these targets: the CPU widens what is narrow.
+/// Returns the number format of weights for all of these targets. The CPU widens 16-bit weights.
 fn weights_for(targets: &[Target]) -> WeightType {
     let wanted = targets.iter().map(|target| target.weights());
     wanted.min_by_key(|weights| weights.element().bytes()).unwrap_or(WeightType::F32)
 }
 
-/// Whether a file in the bundle shares its bytes with the checkpoint.
+/// Returns true if a file in the bundle is hard-linked.
 fn is_linked(path: &Path) -> Result<bool, Error> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(path).map_err(Error::file("read", path))?;

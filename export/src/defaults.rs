@@ -1,18 +1,18 @@
-//! The defaults of a bundle: what the checkpoint recommends, else what is known of the model, else its scheduler.
+//! The defaults of a bundle: from the checkpoint's recommendations, the catalogue, or the scheduler config.
 
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use bundle::catalog::{self, Certainty, Evidence, KnownModel};
 use bundle::settings::{Defaults, Origin, Recommended};
 
-/// What a user can do where the model was not recognised, or perhaps not rightly.
-const TELL: &str =
-    "if that is wrong, write its settings into rushes.json beside model_index.json and export again";
+/// The fix for a model that was not recognised, or perhaps wrongly.
+const FIX: &str =
+    "if that is wrong, write its settings into rushes.json next to model_index.json and export again";
 
-/// Name and resolved defaults of a model.
+/// Returns the name and the resolved defaults of a model.
 ///
 /// # Errors
-/// A recommended value that is out of range.
+/// Returns an error if a recommended value is out of range.
 pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
     let experts = checkpoint.routing.routes().len();
     let scheduler = checkpoint.scheduler.as_ref().ok();
@@ -24,7 +24,9 @@ pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
     });
     let mut notes = Vec::new();
     if let Err(error) = &checkpoint.scheduler {
-        notes.push(format!("rushes.json says how to sample; the scheduler config is not followed: {error}"));
+        notes.push(format!(
+            "sampler and shift are those of rushes.json; the scheduler config is not supported: {error}"
+        ));
     }
     let known = match recognised {
         None => None,
@@ -32,18 +34,18 @@ pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
             Some((Origin::Catalogue, Some(name), recommended))
         }
         Some(KnownModel { name, certainty: Certainty::Guess { why }, recommended }) => {
-            notes.push(format!("its defaults are those of {name}, which is a guess: {why}; {TELL}"));
+            notes.push(format!("its defaults are those of {name}, which is a guess: {why}; {FIX}"));
             Some((Origin::CatalogueGuess, None, recommended))
         }
         Some(KnownModel { name, certainty: Certainty::Other { why }, .. }) => {
-            notes.push(format!("it has the shape of {name} and is not taken for it: {why}; {TELL}"));
+            notes.push(format!("it has the shape of {name} but is not treated as that model: {why}; {FIX}"));
             None
         }
     };
-    let of_scheduler = scheduler.map_or_else(Recommended::default, |scheduler| scheduler.recommended());
+    let scheduler_settings = scheduler.map_or_else(Recommended::default, |scheduler| scheduler.recommended());
     let mut sources = vec![(Origin::Checkpoint, &checkpoint.recommended)];
     sources.extend(known.as_ref().map(|(origin, _, recommended)| (*origin, recommended)));
-    sources.push((Origin::SchedulerConfig, &of_scheduler));
+    sources.push((Origin::SchedulerConfig, &scheduler_settings));
     let mut defaults = Defaults::resolve(&sources, experts)?;
     defaults.notes = notes;
     let name = known.and_then(|(_, name, _)| name).map_or_else(|| checkpoint.name.clone(), str::to_owned);
@@ -59,7 +61,7 @@ mod tests {
     use bundle::units::{Shift, Timestep};
 
     #[test]
-    fn what_the_checkpoint_recommends_beats_its_scheduler_config() {
+    fn recommendations_of_the_checkpoint_override_its_scheduler_config() {
         let (_folder, mut checkpoint) = samples::checkpoint();
         checkpoint.recommended = Recommended { steps: Some(7), ..Recommended::default() };
         let (_, defaults) = resolve(&checkpoint).unwrap();
@@ -79,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_a14b_gets_shift_12_whatever_its_scheduler_config_says() {
+    fn the_published_a14b_gets_shift_12_despite_its_scheduler_config() {
         let (_folder, checkpoint) = like_a14b("Wan-AI/Wan2.2-T2V-A14B-Diffusers");
         let (name, defaults) = resolve(&checkpoint).unwrap();
         assert_eq!(name, "Wan2.2-T2V-A14B");
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guess_keeps_the_name_of_the_folder_and_is_told() {
+    fn a_guess_keeps_the_folder_name_and_is_reported() {
         let (_folder, checkpoint) = like_a14b("my-model");
         let (name, defaults) = resolve(&checkpoint).unwrap();
         assert_eq!(name, "my-model");
@@ -98,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_another_gets_nothing_from_the_catalogue() {
+    fn a_different_model_gets_nothing_from_the_catalogue() {
         let (_folder, mut checkpoint) = like_a14b("Wan2.2-T2V-A14B-Diffusers");
         checkpoint.routing = Routing::pair(Timestep(900.0)).unwrap();
         let (name, defaults) = resolve(&checkpoint).unwrap();
         assert_eq!(name, "Wan2.2-T2V-A14B-Diffusers");
         assert_eq!((defaults.steps.from, defaults.shift.from), (Origin::Fallback, Origin::SchedulerConfig));
-        assert!(defaults.notes[0].contains("not taken for it"), "{:?}", defaults.notes);
+        assert!(defaults.notes[0].contains("not treated as that model"), "{:?}", defaults.notes);
     }
 }

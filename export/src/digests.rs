@@ -1,4 +1,4 @@
-//! The digests of a bundle's files: made when it is written, and checked in full when somebody asks.
+//! The digests of a bundle's files: computed on export, and checked in full by `rushes inspect --verify`.
 
 use crate::Error;
 use crate::checkpoint::header;
@@ -14,14 +14,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// The digest of a file over every byte that is known already; none where nobody wants it to be read for one.
+/// Known digests over every byte, by file; none for a file that is not to be read for a digest.
 pub type Known = BTreeMap<String, Option<String>>;
 
-/// Gives every file that `manifest` names, and the tokenizer, its digest, and removes those of other files. A file of which
-/// `known` says nothing is read once.
+/// Adds the digest of every file in `manifest` and of the tokenizer, and removes those of other files. A file that is
+/// not in `known` is read once.
 ///
 /// # Errors
-/// A file in `folder` that cannot be read.
+/// I/O errors.
 pub fn complete(folder: &Path, manifest: &mut Manifest, known: &Known) -> Result<(), Error> {
     let mut digests = std::mem::take(&mut manifest.digests);
     for file in manifest.files().into_iter().chain([layout::TOKENIZER]).map(str::to_owned).collect::<Vec<_>>()
@@ -47,7 +47,7 @@ fn digest(path: &Path, known: Option<&Option<String>>) -> Result<FileDigest, Err
     Ok(FileDigest { bytes: ByteCount(bytes), sampled, whole })
 }
 
-/// The digest over every byte of a file, as of [`of_pieces`].
+/// Computes the digest over every byte of a file, see [`of_pieces`].
 fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
     let is_weights = path.extension().is_some_and(|extension| extension == "safetensors");
     let parts = if is_weights {
@@ -64,21 +64,21 @@ fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
     Ok(of_pieces(&hashes.map_err(Error::file("read", path))?))
 }
 
-/// What a check of every byte found.
+/// The result of a check of every byte.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verified {
-    /// Files whose every byte is as it was written.
+    /// Files that are unchanged in every byte.
     pub whole: Vec<String>,
-    /// Files of which only the sampled digest is known, or none.
+    /// Files with a sampled digest only, or none.
     pub unknown: Vec<String>,
     /// Files that cannot be used, each with the reason.
     pub damaged: Vec<(String, String)>,
-    /// Bytes that were read.
+    /// Number of bytes read.
     pub bytes: ByteCount,
 }
 
-/// Reads every byte of every file that has a digest, and checks all else that is checked when a bundle is opened.
-/// `on_file` hears of each file and its length before it is read.
+/// Reads every byte of every file with a digest, and does the checks of [`Bundle::open`]. `on_file` is called with each
+/// file and its length before it is read.
 pub fn verify(bundle: &Bundle, on_file: &mut dyn FnMut(&str, ByteCount)) -> Verified {
     let mut found = Verified::default();
     for file in bundle.files() {
@@ -95,7 +95,7 @@ pub fn verify(bundle: &Bundle, on_file: &mut dyn FnMut(&str, ByteCount)) -> Veri
         match checked {
             Ok(Some(true)) => found.whole.push(file.to_owned()),
             Ok(Some(false)) => {
-                found.damaged.push((file.to_owned(), "its bytes are not those that were written".into()));
+                found.damaged.push((file.to_owned(), "its content differs from what was written".into()));
             }
             Ok(None) => found.unknown.push(file.to_owned()),
             Err(error) => found.damaged.push((file.to_owned(), bundle::Diagnose::report(&error).why)),
@@ -113,7 +113,7 @@ mod tests {
     use crate::weights::scan::{Verify, scan};
 
     #[test]
-    fn a_scan_gives_files_the_digests_that_reading_them_gives() {
+    fn a_scan_returns_the_same_file_digests_as_reading_the_files() {
         let folder = tempfile::tempdir().unwrap();
         let large = bytes_of(&vec![0.5; 700_000]);
         let tensors: [(&str, &[usize], &[u8]); 3] =
@@ -128,7 +128,7 @@ mod tests {
         };
         assert_eq!(scanned.files, [read()]);
         assert!(scan(&shards, Verify::Beginnings, &bundle::stop::Stop::new()).unwrap().files.is_empty());
-        // Every byte counts, of the first piece and of the last.
+        // A change in the first or last piece changes the digest.
         let length = path.metadata().unwrap().len();
         for place in [length / 4, length - 1] {
             let file = File::options().write(true).open(&path).unwrap();

@@ -1,139 +1,139 @@
-//! Errors of export: checkpoints that cannot be read, do not hold together, or need what the graphs cannot do.
+//! Errors of export: checkpoints that cannot be read, are inconsistent, or are not supported.
 
 use bundle::dtype::{ElementType, WeightType};
 use bundle::units::ByteCount;
 use bundle::{Diagnose, Report};
 use std::path::{Path, PathBuf};
 
-/// What can go wrong between a checkpoint and a bundle.
+/// An error of an export.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder could not be read or written.
     File {
-        /// What was being done: `read`, `write`, `create`, `list`.
+        /// The failed action: `read`, `write`, `create`, `list`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// A JSON file of the checkpoint cannot be understood, or a value in it is out of range.
+    /// A JSON file of the checkpoint is invalid, or a value in it is out of range.
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// A setting that the exported graphs do not have.
+    /// A setting that is not supported.
     Unsupported {
         /// The config file.
         path: PathBuf,
-        /// The setting as it stands there.
+        /// The setting in the file.
         setting: String,
-        /// What is supported instead.
+        /// The supported values.
         why: String,
     },
-    /// A scheduler config asks for a trajectory that no solver here takes.
+    /// A scheduler config describes a trajectory that no solver supports.
     Scheduler {
         /// The config file.
         path: PathBuf,
-        /// The setting as it stands there.
+        /// The setting in the file.
         setting: String,
-        /// What can be followed.
+        /// The supported values.
         expected: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// A file of the checkpoint is a Git LFS pointer.
     LfsPointer {
         /// The file.
         path: PathBuf,
-        /// Bytes of what it points to, where it says so.
+        /// Size of the file that it points to, if it states one.
         bytes: Option<u64>,
     },
     /// The tokenizer cannot be used with this text encoder.
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// Two config files that must agree do not.
+    /// Two config files disagree.
     ConfigsDiffer {
-        /// The key that differs, as the first file calls it.
+        /// The key that differs, as named in the first file.
         key: String,
         /// One file and its value.
         first: (PathBuf, String),
         /// The other file and its value.
         second: (PathBuf, String),
     },
-    /// A component's folder holds no weights, or several files and no index.
+    /// A component's folder has no weights, or several files and no index.
     NoWeights {
         /// The folder.
         folder: PathBuf,
-        /// What was found there.
+        /// The content of the folder.
         found: String,
     },
-    /// The index names a shard that is not there.
+    /// The index lists a shard that does not exist.
     MissingShard {
         /// The index.
         index: PathBuf,
-        /// The file it names.
+        /// The shard.
         shard: String,
-        /// How many tensors should be in it.
+        /// Number of tensors in the shard.
         tensors: usize,
     },
     /// A weight file ends before its header or the data that its header describes.
     Truncated {
         /// The file.
         path: PathBuf,
-        /// Bytes that it should have.
+        /// Expected length in bytes.
         expected: u64,
-        /// Bytes that it has.
+        /// Found length in bytes.
         found: u64,
     },
-    /// A weight file was written to while it was read.
+    /// A weight file was changed while it was read.
     Changed {
         /// The file.
         path: PathBuf,
-        /// Bytes that it had when it was opened.
+        /// Length in bytes when it was opened.
         before: u64,
-        /// Bytes that it has now.
+        /// Current length in bytes.
         now: u64,
     },
-    /// The header of a weight file does not hold.
+    /// The header of a weight file is invalid.
     Header {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// Two stored tensors stand for the same weight.
+    /// Two stored tensors are the same weight.
     DuplicateTensor {
         /// The weight's canonical name.
         name: String,
-        /// The file of one.
+        /// The first file.
         first: PathBuf,
-        /// The file of the other.
+        /// The second file.
         second: PathBuf,
     },
-    /// A weight that the config calls for is not there.
+    /// A weight that the config requires is missing.
     MissingTensor {
         /// Its canonical name.
         name: String,
-        /// Where it was looked for.
+        /// The searched folder.
         folder: PathBuf,
     },
-    /// A weight is there that the config leaves no place for.
+    /// A weight does not belong to the model of the config.
     UnexpectedTensor {
         /// Its canonical name.
         name: String,
-        /// The file that holds it.
+        /// Its file.
         path: PathBuf,
     },
-    /// A weight has another shape than the config says.
+    /// A weight has another shape than the config requires.
     WrongShape {
         /// Its canonical name.
         name: String,
@@ -153,14 +153,14 @@ pub enum Error {
     NotFinite {
         /// Its canonical name.
         name: String,
-        /// The file that holds it.
+        /// Its file.
         path: PathBuf,
         /// Position of the element, counted in row-major order from 0.
         index: usize,
         /// The element: NaN or an infinity.
         value: f32,
     },
-    /// A weight is too large for the number format that was asked for.
+    /// A weight is out of range for the requested number format.
     OutOfRange {
         /// Its canonical name.
         name: String,
@@ -168,28 +168,28 @@ pub enum Error {
         index: usize,
         /// The element.
         value: f32,
-        /// The number format that was asked for.
+        /// The requested number format.
         weights: WeightType,
     },
     /// Hard links are refused and the copy would be large.
     CopyRefused {
         /// The first file that could not be linked.
         path: PathBuf,
-        /// Where to.
+        /// The folder of the link.
         target: PathBuf,
-        /// Bytes of all files that would be copied.
+        /// Size of all files that would be copied.
         bytes: ByteCount,
-        /// What is copied without asking.
+        /// The size that is copied without `--copy`.
         limit: ByteCount,
-        /// What the system said to the link.
+        /// The I/O error of the link.
         #[source]
         source: std::io::Error,
     },
     /// A graph cannot be built or written.
     Graph(#[from] graph::Error),
-    /// A value breaks the contract of bundles.
+    /// An error of the bundle format.
     Contract(#[from] bundle::Error),
-    /// The numbers of a layer do not hold together.
+    /// The quantisation of a layer is inconsistent.
     Numerics {
         /// The layer.
         layer: String,
@@ -203,17 +203,17 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
-    /// A config file that cannot be understood.
+    /// An invalid config file.
     pub(crate) fn config(path: &Path, why: impl Into<String>) -> Self {
         Self::Config { path: path.to_owned(), why: why.into() }
     }
 
-    /// A setting that the exported graphs do not have.
+    /// A setting that is not supported.
     pub(crate) fn unsupported(path: &Path, setting: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Unsupported { path: path.to_owned(), setting: setting.into(), why: why.into() }
     }
 
-    /// A scheduler setting that no solver here follows.
+    /// A scheduler setting that no solver supports.
     pub(crate) fn scheduler(
         path: &Path,
         setting: impl Into<String>,
@@ -228,7 +228,7 @@ impl Error {
         }
     }
 
-    /// A weight file whose header does not hold.
+    /// A weight file with an invalid header.
     pub(crate) fn header(path: &Path, why: impl Into<String>) -> Self {
         Self::Header { path: path.to_owned(), why: why.into() }
     }
@@ -254,14 +254,14 @@ impl Diagnose for Error {
                 "compare the file with the one that was published with the model",
             ),
             Self::Unsupported { path, setting, why } => Report::bad_input(
-                format!("{} asks for what cannot be exported: {setting}", path.display()),
+                format!("{} has a setting that cannot be exported: {setting}", path.display()),
                 why.clone(),
                 "export a Wan text-to-video checkpoint in the diffusers layout, such as Wan2.2-T2V-A14B",
             ),
             Self::Scheduler { path, setting, expected, why } => Report::bad_input(
-                format!("{} cannot be followed: {setting}", path.display()),
+                format!("{} is not supported: {setting}", path.display()),
                 format!("{why}; expected {expected}"),
-                "if another trajectory will do, change the file, or write how to sample into rushes.json beside \
+                "to use another trajectory, change the file, or write sampler and shift into rushes.json next to \
                  model_index.json, such as {\"sampler\": \"unipc\", \"shift\": 5.0, \"steps\": 40}",
             ),
             Self::LfsPointer { path, bytes } => Report::bad_input(
@@ -294,20 +294,20 @@ impl Diagnose for Error {
             ),
             Self::MissingShard { index, shard, tensors } => Report::bad_input(
                 format!("the weight file {shard} is missing"),
-                format!("{} says that it holds {tensors} tensors", index.display()),
+                format!("{} lists {tensors} tensors in it", index.display()),
                 "download the missing file into the same folder",
             ),
             Self::Truncated { path, expected, found } => Report::bad_input(
-                format!("{} is cut off", path.display()),
+                format!("{} is truncated", path.display()),
                 format!("it should have at least {expected} bytes and has {found}"),
                 DOWNLOAD_AGAIN,
             ),
             Self::Changed { path, before, now } => Report::bad_input(
                 format!("{} changed while it was read", path.display()),
                 if before == now {
-                    format!("somebody wrote to it; it still has {now} bytes")
+                    format!("another process wrote to it; it still has {now} bytes")
                 } else {
-                    format!("it had {before} bytes at first and has {now} now")
+                    format!("it had {before} bytes and has {now} now")
                 },
                 "wait until the download or copy into that folder has ended, then run the command again",
             ),
@@ -321,12 +321,12 @@ impl Diagnose for Error {
             ),
             Self::MissingTensor { name, folder } => Report::bad_input(
                 format!("the weight {name} is missing"),
-                format!("config.json calls for it and no file in {} holds it", folder.display()),
+                format!("config.json requires it, but it is in no file in {}", folder.display()),
                 FITTING_CONFIG,
             ),
             Self::UnexpectedTensor { name, path } => Report::bad_input(
-                format!("the weight {name} has no place in the model"),
-                format!("{} holds it and config.json does not call for it", path.display()),
+                format!("the weight {name} does not belong to the model"),
+                format!("it is in {}, but config.json does not require it", path.display()),
                 FITTING_CONFIG,
             ),
             Self::WrongShape { name, expected, found } => Report::bad_input(
@@ -341,22 +341,22 @@ impl Diagnose for Error {
             ),
             Self::NotFinite { name, path, index, value } => Report::bad_input(
                 format!("the weight {name} is damaged"),
-                format!("element {index} of it in {} is {value}", path.display()),
+                format!("its element {index} in {} is {value}", path.display()),
                 DOWNLOAD_AGAIN,
             ),
             Self::OutOfRange { name, index, value, weights } => Report::bad_input(
-                format!("the weight {name} does not fit into {}", weights.element()),
-                format!("element {index} of it is {value:e}"),
+                format!("the weight {name} is out of range for {}", weights.element()),
+                format!("its element {index} is {value:e}"),
                 "use --weights bf16 or --weights f32",
             ),
             Self::Numerics { layer } => Report::bad_input(
                 format!("{layer} cannot be quantised"),
-                "its scales and ranges are not those of one kind of quantisation",
+                "its scales and ranges do not match one quantisation scheme",
                 "run `rushes calibrate` and `rushes quantize` again",
             ),
             Self::CopyRefused { path, target, bytes, limit, source } => Report::bad_input(
                 format!("{} cannot be linked into {}", path.display(), target.display()),
-                format!("{source}; a copy would take {bytes}, and more than {limit} is not copied unasked"),
+                format!("{source}; a copy would take {bytes}, and more than {limit} requires --copy"),
                 "put the bundle on the file system of the checkpoint, or allow the copy with --copy",
             ),
         }
@@ -370,7 +370,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_error_says_what_why_and_what_to_do() {
+    fn errors_state_what_happened_why_and_a_fix() {
         let wrong = Error::WrongShape { name: "proj_out.bias".into(), expected: vec![64], found: vec![48] };
         insta::assert_snapshot!(wrong, @"the weight proj_out.bias has a wrong shape: expected [64] from config.json, found [48] (use the config.json that was published with these weights)");
         let refused = Error::CopyRefused {
@@ -380,14 +380,14 @@ mod tests {
             limit: ByteCount(1_000_000_000),
             source: std::io::ErrorKind::CrossesDevices.into(),
         };
-        insta::assert_snapshot!(refused, @"a/model.safetensors cannot be linked into b/weights: cross-device link or rename; a copy would take 57.1 GB, and more than 1.0 GB is not copied unasked (put the bundle on the file system of the checkpoint, or allow the copy with --copy)");
+        insta::assert_snapshot!(refused, @"a/model.safetensors cannot be linked into b/weights: cross-device link or rename; a copy would take 57.1 GB, and more than 1.0 GB requires --copy (put the bundle on the file system of the checkpoint, or allow the copy with --copy)");
         let damaged = Error::NotFinite {
             name: "shared.weight".into(),
             path: "model.safetensors".into(),
             index: 7,
             value: f32::NAN,
         };
-        insta::assert_snapshot!(damaged, @"the weight shared.weight is damaged: element 7 of it in model.safetensors is NaN (download or copy the file again and compare its size with the original)");
+        insta::assert_snapshot!(damaged, @"the weight shared.weight is damaged: its element 7 in model.safetensors is NaN (download or copy the file again and compare its size with the original)");
         let two = Error::ConfigsDiffer {
             key: "layers".into(),
             first: ("transformer/config.json".into(), "40".into()),

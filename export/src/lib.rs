@@ -1,10 +1,16 @@
-//! Checkpoints in, graphs and bundles out. No ONNX Runtime in here.
+//! Exports checkpoints to bundles. Does not use ONNX Runtime.
 //!
-//! In reading order: [`checkpoint`] (read and checked as a whole), [`weights`] (scanned, then linked or converted into
-//! their place), [`model`] (the graphs over them), [`defaults`] (what a clip is made with when nobody says anything),
-//! [`preview_map`] (how latents are shown), [`digests`] (what every file holds), and [`export`], which puts the bundle
-//! together; then [`quantized`] (variants that a bundle gets later). [`synthetic`] makes bundles of random weights, for
-//! timing.
+//! | Modules | Contents |
+//! |---|---|
+//! | [`checkpoint`] | checkpoints, read and checked as a whole |
+//! | [`weights`] | weights: scanned, then linked or converted into the bundle |
+//! | [`model`] | the graphs |
+//! | [`defaults`] | default settings |
+//! | [`preview_map`] | the linear map of previews |
+//! | [`digests`] | digests of files |
+//! | [`export`] | puts the bundle together |
+//! | [`quantized`] | quantised variants of an existing bundle |
+//! | [`synthetic`] | bundles of random weights, for benchmarks |
 
 mod bundle_writer;
 pub mod checkpoint;
@@ -12,6 +18,7 @@ pub mod defaults;
 pub mod digests;
 mod error;
 pub mod model;
+mod pointer;
 pub mod preview_map;
 pub mod quantized;
 pub mod synthetic;

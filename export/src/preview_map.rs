@@ -1,7 +1,6 @@
-//! The linear map of previews that a checkpoint may ship as `preview_map.json`.
+//! The linear map of previews that a checkpoint may contain as `preview_map.json`.
 
-use crate::Error;
-use crate::checkpoint::pointer;
+use crate::{Error, pointer};
 use bundle::digest::Digest;
 use bundle::layout;
 use bundle::preview::LatentToRgb;
@@ -10,10 +9,10 @@ use std::path::Path;
 /// Name of the map in a checkpoint.
 pub const PREVIEW_MAP: &str = "preview_map.json";
 
-/// Checks that the checkpoint's map can be read, if there is one.
+/// Checks that the checkpoint's map can be read, if it has one.
 ///
 /// # Errors
-/// A map that is damaged or a Git LFS pointer.
+/// Returns an error if the map is damaged or a Git LFS pointer.
 pub(crate) fn check(checkpoint: &Path) -> Result<(), Error> {
     let path = checkpoint.join(PREVIEW_MAP);
     if path.is_file() {
@@ -23,13 +22,13 @@ pub(crate) fn check(checkpoint: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts the checkpoint's map into the bundle, if there is one and it was fitted for this decoder. Says whether there was
-/// one that could not be taken.
+/// Copies the checkpoint's map into the bundle if it was fitted for this decoder. Returns true if there is a map for
+/// another decoder.
 ///
-/// A decoder whose weights were not all read cannot be told from another, so its checkpoint is trusted.
+/// If the weights of the decoder were not all read, it cannot be identified and the checkpoint's map is used.
 ///
 /// # Errors
-/// A map that is damaged, or a bundle that cannot be written.
+/// Returns an error if the map is damaged or the bundle cannot be written.
 pub(crate) fn place(
     checkpoint: &Path,
     bundle: &Path,
@@ -46,7 +45,7 @@ pub(crate) fn place(
     } else {
         LatentToRgb::new(map.first, map.later, map.error, map.positions, decoder.clone())
     };
-    if !map.imitates(decoder, channels) {
+    if !map.approximates(decoder, channels) {
         return Ok(true);
     }
     let target = bundle.join(layout::PREVIEW_MAP);
@@ -63,23 +62,23 @@ mod tests {
     use bundle::preview::{LinearColours, NEIGHBOURS};
 
     #[test]
-    fn a_map_is_taken_when_it_is_this_decoders() {
+    fn a_map_is_copied_if_it_was_fitted_for_the_decoder() {
         let (checkpoint, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let digest = |bytes: &'static [u8], whole| Digest { whole, ..Digest::of_parts([bytes]) };
-        let (ours, theirs) = (digest(b"ours", true), digest(b"theirs", true));
+        let (this, other) = (digest(b"this", true), digest(b"other", true));
         let place = |decoder, channels| place(checkpoint.path(), bundle.path(), decoder, channels).unwrap();
         let target = bundle.path().join(layout::PREVIEW_MAP);
-        assert!(!place(&ours, 2));
+        assert!(!place(&this, 2));
         let colours = || LinearColours { weights: vec![[0.5; 3]; 2 * NEIGHBOURS], offset: [0.0; 3] };
-        let map = LatentToRgb::new(colours(), colours(), 0.1, 9, ours.clone());
+        let map = LatentToRgb::new(colours(), colours(), 0.1, 9, this.clone());
         map.write(&checkpoint.path().join(PREVIEW_MAP)).unwrap();
-        assert!(place(&theirs, 2) && place(&ours, 3));
+        assert!(place(&other, 2) && place(&this, 3));
         assert!(!target.exists());
-        assert!(!place(&ours, 2));
+        assert!(!place(&this, 2));
         assert_eq!(LatentToRgb::read(&target).unwrap(), map);
-        // Not every weight was read: the checkpoint is trusted.
-        let begun = digest(b"theirs", false);
-        assert!(!place(&begun, 2));
-        assert!(LatentToRgb::read(&target).unwrap().imitates(&begun, 2));
+        // Not every weight was read: the checkpoint's map is used.
+        let sampled = digest(b"other", false);
+        assert!(!place(&sampled, 2));
+        assert!(LatentToRgb::read(&target).unwrap().approximates(&sampled, 2));
     }
 }

@@ -1,4 +1,4 @@
-//! Bundles at real sizes whose weights are random: for timing, where values do not matter.
+//! Bundles of realistic size with random weights, for benchmarks.
 
 use crate::Error;
 use crate::checkpoint::inventory::{self, Required};
@@ -22,9 +22,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-/// Standard deviation of the weights: what keeps the activations of deep models finite.
+/// Standard deviation of the weights; keeps the activations of deep models finite.
 const SPREAD: f32 = 0.02;
-/// Weights that are made at a time.
+/// Weights that are generated at a time.
 const BLOCK: usize = 1 << 20;
 
 /// The sizes of a model.
@@ -38,11 +38,11 @@ pub struct Sizes {
     pub vae: VaeSpec,
 }
 
-/// Writes a bundle of those components that are asked for, f32, for the CPU, with random weights. It has no tokenizer,
-/// and no `bundle.json`: it is there to be timed, not to be kept.
+/// Writes a bundle of the given components, f32, for the CPU, with random weights. It has no tokenizer and no
+/// `bundle.json`.
 ///
 /// # Errors
-/// A file that cannot be written, or a stop.
+/// I/O errors, and an error if a stop was requested.
 pub fn write(folder: &Path, sizes: &Sizes, components: &[Component], stop: &Stop) -> Result<Bundle, Error> {
     let entries = components.iter().map(|component| write_component(folder, sizes, component, stop));
     let manifest = Manifest {
@@ -73,13 +73,13 @@ fn write_component(
         Component::Decoder => inventory::decoder(&sizes.vae),
         Component::Preview => Vec::new(),
     };
-    let of_component = layout::component_folder(component);
+    let component_folder = layout::component_folder(component);
     let location = format!("{}/random.safetensors", layout::WEIGHTS);
-    let weights = folder.join(&of_component).join(layout::WEIGHTS);
+    let weights = folder.join(&component_folder).join(layout::WEIGHTS);
     std::fs::create_dir_all(&weights).map_err(Error::file("create", &weights))?;
-    let path = folder.join(&of_component).join(&location);
+    let path = folder.join(&component_folder).join(&location);
     let (tensors, bytes) = write_weights(&path, &location, &required, stop)?;
-    let files = vec![WeightFile { file: format!("{of_component}/{location}"), bytes: ByteCount(bytes) }];
+    let files = vec![WeightFile { file: format!("{component_folder}/{location}"), bytes: ByteCount(bytes) }];
     let placed = PlacedWeights { tensors, files, from: weights };
     let read = GraphWeights::new(&placed);
     let models = match component {
@@ -109,7 +109,7 @@ fn write_component(
     })
 }
 
-/// Writes a safetensors file of random weights; says where each lies and how long the file is.
+/// Writes a safetensors file of random weights. Returns their locations and the length of the file.
 fn write_weights(
     path: &Path,
     location: &str,
@@ -160,13 +160,13 @@ fn write_weights(
     Ok((tensors, offset))
 }
 
-/// Gains lie around 1, all else around 0.
+/// Returns the mean of a weight: 1 for gains, else 0.
 fn centre(name: &str) -> f32 {
     let is_gain = (name.contains("norm") && name.ends_with(".weight")) || name.ends_with("gamma");
     if is_gain { 1.0 } else { 0.0 }
 }
 
-/// Values of mean `centre` and deviation [`SPREAD`], evenly distributed, the same each time.
+/// Returns uniformly distributed values of mean `centre` and standard deviation [`SPREAD`], the same in each run.
 fn random(centre: f32, seed: u64, block: usize, count: usize) -> Vec<u8> {
     let width = SPREAD * 12.0_f32.sqrt();
     let mut bytes = vec![0; count * 4];
@@ -193,7 +193,7 @@ mod tests {
     use bundle::routing::ExpertName;
 
     #[test]
-    fn random_weights_are_a_readable_file_of_the_right_spread() {
+    fn random_weights_are_a_valid_file_with_the_expected_deviation() {
         let folder = tempfile::tempdir().unwrap();
         let denoiser = DenoiserSpec {
             heads: 2,

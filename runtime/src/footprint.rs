@@ -210,12 +210,12 @@ mod tests {
 
     #[test]
     fn the_largest_extents_of_a_bundle_do_not_overflow() {
-        let most = bundle::validate::MAX_EXTENT;
+        let most = bundle::manifest::validate::MAX_EXTENT;
         let mut vae = wan21_vae();
         vae.base = most;
         vae.multipliers = vec![1; 8];
         vae.temporal_downsample = vec![true; 7];
-        vae.residual_blocks = bundle::validate::MAX_COUNT;
+        vae.residual_blocks = bundle::manifest::validate::MAX_COUNT;
         assert_eq!(bytes(decoder_peak(&vae, 16_384 * 16_384)), ByteCount(u64::MAX));
         let spec = wan_denoiser(most / 2, 1000, most);
         let tokens = 25_001 * 16_384 * 16_384;

@@ -1,7 +1,7 @@
 //! A bundle with its run options.
 
 use crate::Error;
-use bundle::in_use::InUse;
+use bundle::lock::ReadLock;
 use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
@@ -90,7 +90,7 @@ pub struct Model {
     engine_options: OpenOptions,
     opening: Arc<AtomicU64>,
     /// Keeps other processes from removing files of the bundle.
-    _in_use: Arc<InUse>,
+    _read_lock: Arc<ReadLock>,
 }
 
 impl Model {
@@ -102,9 +102,9 @@ impl Model {
         let target = options.provider.target()?;
         let variant = choose_variant(&bundle.manifest, target, &onnx, &options)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
-        let (opening, in_use) = (Arc::default(), Arc::new(InUse::of(&bundle.folder)));
+        let (opening, read_lock) = (Arc::default(), Arc::new(ReadLock::acquire(&bundle.folder)));
         let bundle = Arc::new(bundle);
-        Ok(Self { bundle, onnx, variant, engine_options, opening, _in_use: in_use })
+        Ok(Self { bundle, onnx, variant, engine_options, opening, _read_lock: read_lock })
     }
 
     /// Opens the bundle in `folder` and loads ONNX Runtime from its default locations.

@@ -179,7 +179,7 @@ impl GenerationPlan {
             negative,
             size,
             frames,
-            frames_made: frames.made(vae.stride()),
+            frames_made: frames.generated(vae.stride()),
             rate,
             latent,
             tokens: latent.tokens(denoiser.patch),

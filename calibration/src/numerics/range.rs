@@ -53,8 +53,8 @@ impl FromStr for RangeMethod {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|method| method.name() == text).ok_or_else(|| {
-            let rule = "unknown method for choosing ranges";
-            Error::value("--ranges", text, rule, "use mse, percentile, entropy or extremes")
+            let rule = "unknown range method; expected one of mse, percentile, entropy, extremes";
+            Error::value("--ranges", format!("`{text}`"), rule, "use one of these")
         })
     }
 }

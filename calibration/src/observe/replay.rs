@@ -122,7 +122,8 @@ impl OpenGraph {
         let elements = (ELEMENTS / records.max(1)).clamp(32, 4096);
         let observed = observe(Model::read(&source)?, rows, elements);
         // Written next to the source graph, whose folder contains the weights, and removed once it is open.
-        let part = bundle::atomic::part_of(&source).map_err(bundle::Error::file("write next to", &source))?;
+        let part =
+            bundle::atomic::create_part(&source).map_err(bundle::Error::file("write next to", &source))?;
         observed.model.write(part.path())?;
         let engine = replay.onnx.open(part.path(), &observed.model.signature(), &replay.options);
         drop(part);

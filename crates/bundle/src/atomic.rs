@@ -1,64 +1,71 @@
-//! Files that are either whole or not there.
+//! Atomic file writes: a file is written under another name, flushed and renamed.
 
 use crate::Error;
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tempfile::NamedTempFile;
 
-/// How names of files begin that are being written, and how they end.
+/// Prefix and suffix of the names of part files.
 const PART: [&str; 2] = [".rushes-", ".part"];
-/// Folders below one that is cleared of them: components, experts, their weights.
+/// Levels of subfolders that are searched for abandoned parts: components, experts, their weights.
 const DEPTH: usize = 3;
 
-/// A file in the folder of `path` with a name that nobody else has, removed when it is dropped; [`publish`] gives it its
-/// name.
+/// Creates a part file with a unique name in the folder of `path`. It is removed when dropped; [`publish`] renames it.
 ///
 /// # Errors
-/// What the system said.
-pub fn part_of(path: &Path) -> io::Result<NamedTempFile> {
+/// I/O errors.
+pub fn create_part(path: &Path) -> io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let [start, end] = PART;
-    // As any new file: what the user's mask takes is taken by the system.
+    // Those of any new file; the system applies the umask.
     let permissions = Permissions::from_mode(0o666);
     tempfile::Builder::new().prefix(start).suffix(end).permissions(permissions).tempfile_in(folder)
 }
 
-/// Flushes a part to disk and gives it its name, in place of what had that name.
+/// Flushes a part to disk and renames it to `path`, replacing an existing file.
 ///
 /// # Errors
-/// What the system said; the part is removed then.
+/// I/O errors. The part is removed then.
 pub fn publish(part: NamedTempFile, path: &Path) -> io::Result<()> {
-    part.as_file().sync_all()?;
-    part.persist(path).map(|_| ()).map_err(|error| error.error)
+    let (file, part) = part.into_parts();
+    flush_and_rename(&file, &part, path)?;
+    // The old name no longer exists, so there is nothing to remove.
+    part.keep().map(drop).map_err(|error| error.error)
 }
 
-/// Writes a file under another name beside it, flushes it to disk and renames it.
+/// Flushes an open file to disk and renames it from `part` to `path`, replacing an existing file.
+pub(crate) fn flush_and_rename(file: &File, part: &Path, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    std::fs::rename(part, path)
+}
+
+/// Writes a file under another name in the same folder, flushes it to disk and renames it.
 ///
 /// # Errors
-/// The path that could not be written, and what the system said. Nothing is left of the part then.
+/// I/O errors, with the path. No part is left then.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let written = part_of(path).and_then(|mut part| {
+    let written = create_part(path).and_then(|mut part| {
         part.write_all(bytes)?;
         publish(part, path)
     });
     written.map_err(|source| Error::File { action: "write", path: path.to_owned(), source })
 }
 
-/// Removes the parts that dead runs left in a folder and those below it. No other run may be writing there.
-pub(crate) fn clear_parts(folder: &Path) {
-    clear_to(folder, DEPTH);
+/// Removes the parts of terminated processes in a folder and its subfolders. No other run may be writing there.
+pub(crate) fn remove_parts(folder: &Path) {
+    remove_parts_to(folder, DEPTH);
 }
 
-fn clear_to(folder: &Path, depth: usize) {
+fn remove_parts_to(folder: &Path, depth: usize) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, kind) = (entry.file_name(), entry.file_type());
         let [start, end] = PART;
         let is_part = name.to_str().is_some_and(|name| name.starts_with(start) && name.ends_with(end));
         match kind {
-            Ok(kind) if kind.is_dir() && depth > 0 => clear_to(&entry.path(), depth - 1),
-            // One that cannot be removed wastes room and harms nothing.
+            Ok(kind) if kind.is_dir() && depth > 0 => remove_parts_to(&entry.path(), depth - 1),
+            // A part that cannot be removed only takes disk space.
             Ok(kind) if kind.is_file() && is_part => drop(std::fs::remove_file(entry.path())),
             _ => {}
         }

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Work that can be stopped from another thread before its next check of [`Cancel::is_cancelled`].
 pub trait Interrupt: Send + Sync {
-    /// Asks the work to stop.
+    /// Requests the work to stop.
     fn interrupt(&self);
 }
 
-/// A request to stop, shared by whoever may make it and every run that obeys it.
+/// A stop request, shared by the caller and every run under it.
 ///
-/// Clones are the same request. It cannot be taken back: a new piece of work takes a new `Cancel`.
+/// Clones share the request. It cannot be reset: a new run takes a new `Cancel`.
 ///
 /// ```
 /// let cancel = bundle::Cancel::new();
@@ -27,37 +27,37 @@ pub struct Cancel {
 #[derive(Default)]
 struct Request {
     stop: Stop,
-    /// Every run in flight; interrupting them stops each as soon as it can be stopped.
+    /// Every run in flight. Each stops at the next point where it can be interrupted.
     running: Mutex<Vec<Arc<dyn Interrupt>>>,
 }
 
 impl Cancel {
-    /// A request that has not been made.
+    /// Creates a request that has not been made.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the request and interrupts the runs in flight.
+    /// Requests the stop and interrupts the runs in flight.
     pub fn cancel(&self) {
         let running = self.running();
-        // Set while the list is locked: a run that starts now sees either the flag or the interruption.
+        // Set while the list is locked: a run that starts now is stopped by the flag or by the interruption.
         self.shared.stop.request();
         for run in running.iter() {
             run.interrupt();
         }
     }
 
-    /// Whether the request has been made.
+    /// Returns true once the stop has been requested.
     pub fn is_cancelled(&self) -> bool {
         self.shared.stop.is_requested()
     }
 
-    /// The same request for work that runs no graph.
+    /// The same request, for work without an ONNX Runtime session.
     pub fn stop(&self) -> &Stop {
         &self.shared.stop
     }
 
-    /// Puts a run under this request until the guard is dropped; `None` when the request has already been made.
+    /// Registers a run until the guard is dropped. Returns `None` if the stop has already been requested.
     pub fn watch(&self, run: Arc<dyn Interrupt>) -> Option<Watch<'_>> {
         let mut running = self.running();
         if self.is_cancelled() {
@@ -73,7 +73,7 @@ impl Cancel {
     }
 
     fn running(&self) -> MutexGuard<'_, Vec<Arc<dyn Interrupt>>> {
-        // Every change of the list is a single push or retain, so it is whole even after a panic elsewhere.
+        // Every change of the list is a single push or retain, so it is valid even after a panic elsewhere.
         self.shared.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,7 +84,7 @@ impl std::fmt::Debug for Cancel {
     }
 }
 
-/// Takes its run off the list when dropped.
+/// Unregisters its run when dropped.
 pub struct Watch<'a> {
     cancel: &'a Cancel,
     run: Arc<dyn Interrupt>,
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn clones_are_one_request() {
+    fn clones_share_the_request() {
         let cancel = Cancel::new();
         let other = cancel.clone();
         assert!(!cancel.is_cancelled());

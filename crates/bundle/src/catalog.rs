@@ -9,55 +9,55 @@ use crate::units::FrameRate;
 /// The negative prompt that Wan is published with.
 pub const OFFICIAL_NEGATIVE_PROMPT: &str = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
 
-/// What a model is recognised by.
+/// Properties that identify a model.
 #[derive(Debug, Clone, Copy)]
 pub struct Evidence<'a> {
-    /// Name of the checkpoint or of its folder.
+    /// Name of the checkpoint or its folder.
     pub name: &'a str,
     /// Hyper-parameters of every expert.
     pub denoiser: &'a DenoiserSpec,
     /// Experts and the boundary between them.
     pub routing: &'a Routing,
-    /// Solver and shift of the scheduler config, where it can be followed.
+    /// Solver and shift of the scheduler config, if it is supported.
     pub scheduler: Option<(SolverKind, Option<f64>)>,
 }
 
-/// A published model that a checkpoint is, or is like.
+/// A published model that a checkpoint is or resembles.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownModel {
     /// Its name.
     pub name: &'static str,
-    /// How sure it is.
+    /// The certainty of the match.
     pub certainty: Certainty,
-    /// What its authors recommend, as far as it holds for the checkpoint.
+    /// The settings that its authors recommend, as far as they apply to the checkpoint.
     pub recommended: Recommended,
 }
 
-/// How sure it is that a checkpoint is a published model.
+/// The certainty that a checkpoint is a published model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Certainty {
     /// Name, shape, boundary and scheduler are those of the publication.
     Published,
-    /// Nothing speaks against it, and not all for it.
+    /// Some properties match and none contradicts.
     Guess {
-        /// What speaks for it and what does not.
+        /// The properties that match and those that do not.
         why: String,
     },
-    /// It has the shape, and something speaks against it.
+    /// The shape matches, but another property contradicts.
     Other {
-        /// What.
+        /// The property that contradicts.
         why: String,
     },
 }
 
 const A14B: &str = "Wan2.2-T2V-A14B";
 const A14B_IN_FOUR_STEPS: &str = "Wan2.2-T2V-A14B in four steps (Lightning)";
-/// Where its experts take turns.
+/// The timestep at which it switches experts.
 const A14B_BOUNDARY: f32 = 875.0;
-/// The shift of its scheduler config, which gives a different trajectory and worse clips, and the one its authors use.
+/// The shift of its scheduler config, which gives worse clips, and the shift that its authors use.
 const A14B_SHIFTS: [f64; 2] = [3.0, 12.0];
 
-/// Finds the published model that a checkpoint is, or has the shape of; none for any other shape.
+/// Returns the published model of the same shape as a checkpoint, or none.
 pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
     let boundary = match evidence.routing.routes() {
         [high, _] => high.from_timestep,
@@ -73,12 +73,12 @@ pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
     }
     match distilled(evidence.name) {
         Some(Distilled { steps: Some(4), .. }) => {
-            let why = format!("shape and boundary are its own, and the name is {}", evidence.name);
+            let why = format!("shape and boundary match, and the name is {}", evidence.name);
             return known(A14B_IN_FOUR_STEPS, Certainty::Guess { why }, a14b_in_four_steps());
         }
         Some(Distilled { word, .. }) => {
             let name = evidence.name;
-            return other(format!("the name {name} says {word:?}, so that it takes another number of steps"));
+            return other(format!("the name {name} contains {word:?}, so it needs another number of steps"));
         }
         None => {}
     }
@@ -90,38 +90,37 @@ pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
         return other(format!("its scheduler is {solver}, not unipc"));
     }
     let mut recommended = a14b();
-    let own_shift = shift.filter(|shift| !A14B_SHIFTS.contains(shift));
-    if let Some(shift) = own_shift {
-        // Somebody changed it, and meant it.
+    let custom_shift = shift.filter(|shift| !A14B_SHIFTS.contains(shift));
+    if let Some(shift) = custom_shift {
+        // It was changed on purpose.
         recommended.shift = None;
-        let why =
-            format!("shape, boundary and solver are its own, and its scheduler has the shift {shift}, not 3");
+        let why = format!("shape, boundary and solver match, but its scheduler has the shift {shift}, not 3");
         return known(A14B, Certainty::Guess { why }, recommended);
     }
     if evidence.scheduler.is_some() && is_published_name(evidence.name) {
         return known(A14B, Certainty::Published, recommended);
     }
-    let own = match evidence.scheduler {
-        Some(_) => "shape, boundary and scheduler are its own",
-        None => "shape and boundary are its own, its scheduler cannot be followed",
+    let matches = match evidence.scheduler {
+        Some(_) => "shape, boundary and scheduler match",
+        None => "shape and boundary match, its scheduler is not supported",
     };
-    let why = format!("{own}, and the name is {}", evidence.name);
+    let why = format!("{matches}, and the name is {}", evidence.name);
     known(A14B, Certainty::Guess { why }, recommended)
 }
 
-/// Whether a name is the published one, in its own repository or in a folder of that name.
+/// Returns true if a name is the published one, as a repository or a folder.
 fn is_published_name(name: &str) -> bool {
-    let own = name.rsplit('/').next().unwrap_or(name);
-    let own = own.strip_suffix("-Diffusers").unwrap_or(own);
-    own.eq_ignore_ascii_case(A14B)
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let base = last.strip_suffix("-Diffusers").unwrap_or(last);
+    base.eq_ignore_ascii_case(A14B)
 }
 
-/// What a name says of a model that was distilled to few steps.
+/// The part of a name that marks a model as distilled to few steps.
 #[derive(Debug, PartialEq)]
 struct Distilled {
-    /// The word that says so.
+    /// The word in the name.
     word: String,
-    /// In how many steps, where it says that.
+    /// The number of steps, if the name contains it.
     steps: Option<usize>,
 }
 
@@ -180,8 +179,8 @@ fn a14b_in_four_steps() -> Recommended {
     }
 }
 
-/// A text-to-video denoiser of Wan, whose heads are 128 wide. The published ones: 12 heads, 30 layers, 8960 (1.3B), and 40,
-/// 40, 13824 (A14B).
+/// Returns the specification of a Wan text-to-video denoiser with heads of width 128. Published are 12 heads, 30
+/// layers, 8960 (1.3B) and 40, 40, 13824 (A14B).
 pub fn wan_denoiser(heads: usize, layers: usize, feed_forward: usize) -> DenoiserSpec {
     DenoiserSpec {
         heads,
@@ -230,7 +229,7 @@ mod tests {
     const PUBLISHED: Option<(SolverKind, Option<f64>)> = Some((SolverKind::UniPc, Some(3.0)));
 
     #[test]
-    fn the_published_model_is_known_by_everything() {
+    fn the_published_model_is_identified_by_all_properties() {
         for name in ["Wan2.2-T2V-A14B", "Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"] {
             assert_eq!(identified(name, 875.0, PUBLISHED).certainty, Certainty::Published, "{name}");
         }
@@ -247,13 +246,13 @@ mod tests {
             let found = identified(name, 875.0, scheduler);
             assert!(matches!(found.certainty, Certainty::Guess { .. }), "{name}");
             assert_eq!(found.recommended.steps, Some(40));
-            let is_own = scheduler == Some((SolverKind::UniPc, Some(8.0)));
-            assert_eq!(found.recommended.shift, (!is_own).then_some(12.0));
+            let is_custom = scheduler == Some((SolverKind::UniPc, Some(8.0)));
+            assert_eq!(found.recommended.shift, (!is_custom).then_some(12.0));
         }
     }
 
     #[test]
-    fn what_speaks_against_it_is_told_and_nothing_is_recommended() {
+    fn a_contradiction_is_reported_and_nothing_is_recommended() {
         for (name, boundary, scheduler, why) in [
             ("Wan2.2-T2V-A14B", 900.0, PUBLISHED, "0.9"),
             ("Wan2.2-T2V-A14B", 875.0, Some((SolverKind::Euler, Some(5.0))), "euler"),
@@ -264,7 +263,7 @@ mod tests {
             let found = identified(name, boundary, scheduler);
             assert_eq!(found.recommended, Recommended::default());
             assert!(
-                matches!(&found.certainty, Certainty::Other { why: told } if told.contains(why)),
+                matches!(&found.certainty, Certainty::Other { why: reported } if reported.contains(why)),
                 "{:?}",
                 found.certainty
             );
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_says_four_steps_gets_the_settings_of_four_steps() {
+    fn a_name_with_four_steps_gets_the_settings_for_four_steps() {
         for name in ["Wan2.2-Lightning-4steps", "wan22 4-step", "T2V_A14B_lightx2v_4step_bf16"] {
             let found = identified(name, 875.0, PUBLISHED);
             assert!(matches!(found.certainty, Certainty::Guess { .. }), "{name}");

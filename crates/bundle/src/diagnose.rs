@@ -1,16 +1,16 @@
-//! The common face of errors: what happened, why, what to do, and the exit code.
+//! Error reports: what happened, why, what to do, and the exit code.
 
 use std::fmt;
 
-/// What kind of failure this is; decides the exit code.
+/// The class of a failure. It determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorClass {
-    /// Something went wrong while running (exit code 1).
+    /// A failure at run time (exit code 1).
     Failed,
     /// Wrong usage or bad input (exit code 2).
     BadInput,
-    /// It does not fit into memory (exit code 3).
+    /// Not enough memory (exit code 3).
     DoesNotFit,
     /// The machine lacks a library, a plugin or a driver (exit code 4).
     MissingOnMachine,
@@ -19,7 +19,7 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
-    /// The process exit code of this class.
+    /// Returns the process exit code of this class.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Failed => 1,
@@ -31,16 +31,25 @@ impl ErrorClass {
     }
 }
 
-/// An error as a person reads it: one sentence of what, one of why, one of what to do.
+/// An error as shown to the user: one sentence each on what happened, why, and what to do.
+///
+/// ```
+/// use bundle::{ErrorClass, Report};
+///
+/// let report = Report::bad_input("cannot read clip.y4m", "it is empty", "give another file");
+/// assert_eq!(report.class, ErrorClass::BadInput);
+/// assert_eq!(report.class.exit_code(), 2);
+/// assert_eq!(report.to_string(), "cannot read clip.y4m: it is empty (give another file)");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
-    /// Decides the exit code.
+    /// The class, which determines the exit code.
     pub class: ErrorClass,
-    /// What went wrong, with the name of the thing.
+    /// The failure, with the name of the file, flag or value.
     pub what: String,
-    /// Why, with the numbers: expected and found.
+    /// The cause, with the expected and the found value.
     pub why: String,
-    /// What the user can do about it.
+    /// A suggested fix.
     pub fix: String,
 }
 
@@ -60,7 +69,7 @@ impl Report {
         Self::new(ErrorClass::BadInput, what, why, fix)
     }
 
-    /// A failure while running.
+    /// A failure at run time.
     pub fn failed(what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::new(ErrorClass::Failed, what, why, fix)
     }
@@ -77,13 +86,32 @@ impl fmt::Display for Report {
     }
 }
 
-/// Implemented by the error of every crate, so that one place can print them all.
+/// Implemented by the error type of every crate, so that all errors are printed in one place.
+///
+/// ```
+/// use bundle::{Diagnose, ErrorClass, Report};
+///
+/// #[derive(Debug)]
+/// struct NoCamera;
+///
+/// impl Diagnose for NoCamera {
+///     fn report(&self) -> Report {
+///         Report::missing("no camera", "/dev/video0 does not exist", "connect a camera")
+///     }
+/// }
+///
+/// bundle::display_as_report!(NoCamera);
+/// impl std::error::Error for NoCamera {}
+///
+/// assert_eq!(NoCamera.report().class, ErrorClass::MissingOnMachine);
+/// assert_eq!(NoCamera.to_string(), "no camera: /dev/video0 does not exist (connect a camera)");
+/// ```
 pub trait Diagnose: std::error::Error {
-    /// The error as a person reads it.
+    /// Returns the report that is shown to the user.
     fn report(&self) -> Report;
 }
 
-/// Implements [`std::fmt::Display`] for an error through its [`Diagnose::report`], so that its text is written once.
+/// Implements [`std::fmt::Display`] for an error with the text of its [`Diagnose::report`].
 #[macro_export]
 macro_rules! display_as_report {
     ($error:ty) => {

@@ -1,14 +1,14 @@
-//! Digests of weights: part of graph names, so that two experts of one topology are never taken for each other.
+//! Digests of weights. They are part of graph file names, so that experts of equal topology are not confused.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A BLAKE3 digest, and whether every byte went into it.
+/// A BLAKE3 digest of all bytes or of a sample.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest {
     /// 64 hexadecimal digits.
     pub blake3: String,
-    /// True when every weight byte was read; false when only headers and the first 4 KiB of each tensor were.
+    /// True if every byte was hashed; false if only headers and the first 4 KiB of each tensor were.
     pub whole: bool,
 }
 
@@ -18,7 +18,7 @@ impl Digest {
         self.blake3.get(..12).unwrap_or(&self.blake3)
     }
 
-    /// Digest of a list of byte strings, each with its length in front.
+    /// Returns the digest of a list of byte strings, each preceded by its length.
     pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = blake3::Hasher::new();
         for part in parts {
@@ -28,7 +28,7 @@ impl Digest {
         Self::new(hasher.finalize(), true)
     }
 
-    /// From a finished hash.
+    /// Creates a digest from a finished hash.
     pub fn new(hash: blake3::Hash, whole: bool) -> Self {
         Self { blake3: hash.to_hex().to_string(), whole }
     }

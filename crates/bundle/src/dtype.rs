@@ -1,8 +1,6 @@
 //! Number formats of tensors.
 
-use crate::Error;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// The number format of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,12 +22,18 @@ pub enum ElementType {
     U8,
     /// 8-bit float with 4 exponent bits (E4M3, no infinities).
     F8E4M3,
-    /// Truth value.
+    /// Boolean.
     Bool,
 }
 
+crate::named!(
+    ElementType,
+    "f32" => F32, "f16" => F16, "bf16" => Bf16, "i64" => I64, "i32" => I32, "i8" => I8, "u8" => U8,
+    "f8e4m3" => F8E4M3, "bool" => Bool,
+);
+
 impl ElementType {
-    /// Bytes of one element.
+    /// Returns the bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
             Self::I64 => 8,
@@ -37,26 +41,6 @@ impl ElementType {
             Self::F16 | Self::Bf16 => 2,
             Self::I8 | Self::U8 | Self::F8E4M3 | Self::Bool => 1,
         }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::I64 => "i64",
-            Self::I32 => "i32",
-            Self::I8 => "i8",
-            Self::U8 => "u8",
-            Self::F8E4M3 => "f8e4m3",
-            Self::Bool => "bool",
-        }
-    }
-}
-
-impl fmt::Display for ElementType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -72,31 +56,15 @@ pub enum WeightType {
     Bf16,
 }
 
+crate::named!(WeightType, "--weights", "weight type", "f32" => F32, "f16" => F16, "bf16" => Bf16);
+
 impl WeightType {
-    /// The element type of the stored tensors.
+    /// Returns the element type of the stored tensors.
     pub fn element(self) -> ElementType {
         match self {
             Self::F32 => ElementType::F32,
             Self::F16 => ElementType::F16,
             Self::Bf16 => ElementType::Bf16,
-        }
-    }
-}
-
-impl std::str::FromStr for WeightType {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "f32" => Ok(Self::F32),
-            "f16" => Ok(Self::F16),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::value(
-                "--weights",
-                text,
-                "weights are stored as f32, f16 or bf16",
-                "use one of these",
-            )),
         }
     }
 }

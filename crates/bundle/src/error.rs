@@ -1,51 +1,61 @@
-//! Errors of the contract: values out of range, a `bundle.json` that does not hold, files that cannot be written.
+//! Errors of this crate: values out of range, an invalid `bundle.json`, files that cannot be read or written.
 
 use crate::dtype::ElementType;
 use crate::{Diagnose, ErrorClass, Report};
 use std::path::{Path, PathBuf};
 
-/// What can be wrong with a value or a bundle.
+/// An error about a value, a file or a bundle.
+///
+/// Its text is that of its [`Report`]:
+///
+/// ```
+/// use bundle::{Diagnose, Error, ErrorClass};
+///
+/// let error = Error::value("--steps", 0, "a clip is denoised in 1 to 1000 steps", "use 40");
+/// assert_eq!(error.report().class, ErrorClass::BadInput);
+/// assert_eq!(error.to_string(), "--steps cannot be 0: a clip is denoised in 1 to 1000 steps (use 40)");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value that a user gave lies outside what is possible.
+    /// A value that the user gave is out of range or unknown.
     Value {
-        /// The name of the value, as the user knows it (`--size`).
+        /// The name of the value, as the user gave it (`--size`).
         name: &'static str,
-        /// What was given.
+        /// The given value.
         given: String,
         /// The rule that it breaks.
         rule: String,
-        /// Values that would do.
+        /// Values that are accepted.
         fix: String,
     },
     /// A file could not be read or written.
     File {
-        /// What was being done: `read`, `write`, `create`.
+        /// The failed action: `read`, `write`, `create`.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// The folder to make is there already and is not empty.
+    /// The folder to create exists and is not empty.
     Taken {
         /// The folder.
         path: PathBuf,
     },
-    /// Another run is making or changing the same folder.
+    /// Another process is creating or changing the same folder.
     Busy {
         /// The folder.
         path: PathBuf,
-        /// What that run has locked.
+        /// The path that it has locked.
         part: PathBuf,
     },
-    /// What has the name that a folder needs while it is made was not left by a run.
+    /// The part folder's name is taken by something that Rushes did not create.
     InTheWay {
-        /// The folder to make.
+        /// The folder to create.
         path: PathBuf,
-        /// What is in its way.
+        /// The path that is taken.
         part: PathBuf,
     },
     /// A text file of the user cannot be read.
@@ -57,25 +67,25 @@ pub enum Error {
         /// The folder that was given.
         path: PathBuf,
     },
-    /// `bundle.json` cannot be understood.
+    /// `bundle.json` is invalid.
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// A file of a bundle is not what was written.
+    /// A file of a bundle differs from what was written.
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// Weights lie where ONNX Runtime does not read them.
+    /// Weights are where ONNX Runtime does not read them.
     OutsideWeights {
         /// The file, as `bundle.json` names it.
         path: PathBuf,
-        /// Where it really is.
+        /// Its path with links resolved.
         found: PathBuf,
         /// The folder that it must be in.
         folder: PathBuf,
@@ -84,39 +94,39 @@ pub enum Error {
     PreviewMap {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// The bundle has no graph for what was asked.
+    /// The bundle has no graph of the requested variant.
     NoGraph {
-        /// Which component.
+        /// The component.
         component: String,
-        /// What was asked for, as target and precision.
+        /// The requested target and precision.
         asked: String,
-        /// What there is.
+        /// The available variants.
         available: Vec<String>,
     },
-    /// A graph's inputs or outputs are not what the contract says.
+    /// A graph's inputs or outputs differ from its signature.
     Signature {
-        /// Which graph.
+        /// The graph.
         graph: String,
-        /// Which tensor.
+        /// The tensor.
         tensor: String,
-        /// What the contract says.
+        /// The tensor in the signature.
         expected: String,
-        /// What the graph has.
+        /// The tensor in the graph.
         found: String,
     },
 }
 
 impl Error {
-    /// Adds the path and the action to an I/O error.
+    /// Returns a closure that adds the path and the action to an I/O error.
     pub fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
     }
 
-    /// A file of a bundle that is not what was written.
+    /// A file of a bundle that differs from what was written.
     pub fn damaged(path: &Path, why: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), why: why.into() }
     }
@@ -154,27 +164,27 @@ impl Diagnose for Error {
                 "check that the path exists, that there is room and that you may write there",
             ),
             Self::Taken { path } => Report::bad_input(
-                format!("{} cannot be made", path.display()),
-                "something is there already",
-                "name another folder with --out, or remove that one",
+                format!("{} cannot be created", path.display()),
+                "it already exists and is not empty",
+                "choose another folder with --out, or remove that one",
             ),
             Self::Busy { path, part } => Report::bad_input(
                 format!("{} cannot be written", path.display()),
-                format!("another run is at work there and holds {}", part.display()),
-                "wait until it has ended, or name another folder",
+                format!("another run is writing there and holds the lock {}", part.display()),
+                "wait until it has ended, or choose another folder",
             ),
             Self::InTheWay { path, part } => Report::bad_input(
                 format!("{} cannot be written", path.display()),
                 format!(
-                    "{} is needed on the way and is there already; no run of rushes made it",
+                    "{} is needed during the run and already exists; it was not created by rushes",
                     part.display()
                 ),
-                "move it away, or name another folder",
+                "move it away, or choose another folder",
             ),
             Self::Stopped => Report::new(
                 ErrorClass::Interrupted,
                 "stopped",
-                "it was asked to; nothing half-written was kept",
+                "a stop was requested; nothing incomplete was kept",
                 "run the same command again",
             ),
             Self::NotABundle { path } => Report::bad_input(
@@ -183,24 +193,24 @@ impl Diagnose for Error {
                 "make one with `rushes export CHECKPOINT --out BUNDLE`",
             ),
             Self::Manifest { path, why } => Report::bad_input(
-                format!("{} cannot be understood", path.display()),
+                format!("{} is invalid", path.display()),
                 why.clone(),
                 "export the checkpoint again with this version of rushes",
             ),
             Self::Damaged { path, why } => Report::bad_input(
                 format!("{} is damaged", path.display()),
                 why.clone(),
-                "copy the bundle whole once more, or export the checkpoint again; `rushes inspect BUNDLE --verify` names every \
-                 damaged file",
+                "copy the whole bundle again, or export the checkpoint again; `rushes inspect BUNDLE --verify` lists \
+                 every damaged file",
             ),
             Self::OutsideWeights { path, found, folder } => Report::bad_input(
                 format!("the weights {} cannot be used", path.display()),
                 format!(
-                    "they are {}, and ONNX Runtime reads no weights from outside of {}, the folder of their graphs",
+                    "they are {}, and ONNX Runtime reads no weights outside {}, the folder of their graphs",
                     found.display(),
                     folder.display()
                 ),
-                "move or copy the file into the bundle in place of the link; a hard link will do too",
+                "move or copy the file into the bundle in place of the link; a hard link works too",
             ),
             Self::PreviewMap { path, why } => Report::bad_input(
                 format!("the preview map {} cannot be used", path.display()),
@@ -213,7 +223,7 @@ impl Diagnose for Error {
                 "choose one of these with --precision and --ep, or export the checkpoint for that target",
             ),
             Self::Signature { graph, tensor, expected, found } => Report::bad_input(
-                format!("the graph {graph} does not keep the contract at `{tensor}`"),
+                format!("the tensor `{tensor}` of the graph {graph} is wrong"),
                 format!("expected {expected}, found {found}"),
                 "export the checkpoint again with this version of rushes",
             ),

@@ -1,4 +1,4 @@
-//! Rates at which clips are played, exact where they are fractions like 24000/1001.
+//! Frame rates as exact fractions, such as 24000/1001.
 
 use crate::Error;
 use serde::de::Visitor;
@@ -6,42 +6,53 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// Frames per second as a fraction in lowest terms, from 1 to 240, whose denominator is at most 1001.
+/// Frames per second as a fraction in lowest terms, from 1 to 240, with a denominator of at most 1001.
 ///
-/// In JSON a whole rate is a number and any other a text like `"24000/1001"`; numbers like 23.976 are read too.
+/// In JSON a whole rate is a number, any other rate a string such as `"24000/1001"`. Numbers such as 23.976 are also
+/// read.
+///
+/// ```
+/// use bundle::units::FrameRate;
+///
+/// let rate: FrameRate = "23.976".parse()?;
+/// assert_eq!(rate.fraction(), (24_000, 1001));
+/// assert_eq!(rate.to_string(), "24000/1001");
+/// # Ok::<(), bundle::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameRate {
     frames: u32,
     seconds: u32,
 }
 
-/// Rates that television slowed down by 1000/1001; written with decimals, they are always meant exactly.
-const SLOWED: [u64; 8] = [12, 15, 24, 30, 48, 60, 120, 240];
+/// NTSC rates before their reduction by 1000/1001. Rounded decimals of the reduced rates are read as the exact rate.
+const NTSC: [u64; 8] = [12, 15, 24, 30, 48, 60, 120, 240];
 
-/// The most decimals that are looked at; more are refused as no number.
+/// The largest number of decimals.
 const DECIMALS: usize = 9;
 
 impl FrameRate {
-    /// The fastest rate that is accepted.
+    /// The highest accepted rate.
     pub const MAX: u32 = 240;
-    /// The rate that Wan is published with.
+    /// The rate that Wan was trained with.
     pub const WAN: Self = Self { frames: 16, seconds: 1 };
-    /// The largest denominator that is accepted.
+    /// The largest accepted denominator.
     pub const MAX_DENOMINATOR: u32 = 1001;
 
-    /// A whole rate of 1 to 240 frames per second.
+    /// Creates a whole rate of 1 to 240 frames per second.
     ///
     /// # Errors
-    /// Any other number.
+    /// Returns an error for any other number.
     pub fn try_new(frames_per_second: u32) -> Result<Self, Error> {
-        Self::of(frames_per_second.into(), 1).ok_or_else(|| out_of_range("--fps", frames_per_second))
+        Self::reduced(frames_per_second.into(), 1).ok_or_else(|| out_of_range("--fps", frames_per_second))
     }
 
-    /// Reads a rate like `24`, `23.976` or `24000/1001`. Decimals that are a rounded rate of television, like 29.97, are
-    /// that rate. `flag` is where the text was given.
+    /// Parses a rate such as `24`, `23.976` or `24000/1001`. Rounded NTSC rates, such as 29.97, become the exact rate.
+    /// `flag` is the flag that the text was given for, used in errors.
     ///
     /// # Errors
-    /// A text that is no rate, a rate out of range, or one whose denominator is over 1001, with the nearest that is not.
+    /// Returns an error if the text is not a rate, if the rate is out of range, or, with the nearest valid rate, if the
+    /// denominator is above 1001.
     pub fn parse(flag: &'static str, text: &str) -> Result<Self, Error> {
         let text = text.trim();
         let (frames, seconds) = match text.split_once('/') {
@@ -51,20 +62,20 @@ impl FrameRate {
         .filter(|(_, seconds)| *seconds > 0)
         .ok_or_else(|| {
             let fix = "write it like 24, 23.976 or 24000/1001";
-            Error::value(flag, format!("`{text}`"), "it is no number of frames per second", fix)
+            Error::value(flag, format!("`{text}`"), "it is not a number of frames per second", fix)
         })?;
         if frames < seconds || frames > u64::from(Self::MAX).saturating_mul(seconds) {
             return Err(out_of_range(flag, text));
         }
-        Self::of(frames, seconds).ok_or_else(|| {
-            let rule = format!("as a fraction its denominator is over {}", Self::MAX_DENOMINATOR);
-            let fix = format!("the nearest that works is {}", nearest(frames, seconds));
+        Self::reduced(frames, seconds).ok_or_else(|| {
+            let rule = format!("its denominator as a fraction is above {}", Self::MAX_DENOMINATOR);
+            let fix = format!("the nearest valid rate is {}", nearest(frames, seconds));
             Error::value(flag, format!("`{text}`"), rule, fix)
         })
     }
 
-    /// In lowest terms, if that is in range.
-    fn of(frames: u64, seconds: u64) -> Option<Self> {
+    /// Reduces to lowest terms. Returns none if the result is out of range.
+    fn reduced(frames: u64, seconds: u64) -> Option<Self> {
         let common = greatest_common_divisor(frames, seconds);
         let (frames, seconds) = (frames.checked_div(common)?, seconds.checked_div(common)?);
         let in_range = seconds > 0
@@ -76,36 +87,36 @@ impl FrameRate {
         Some(Self { frames: u32::try_from(frames).ok()?, seconds: u32::try_from(seconds).ok()? })
     }
 
-    /// The fraction in lowest terms: so many frames in so many seconds.
+    /// Returns the fraction in lowest terms: (frames, seconds).
     pub fn fraction(self) -> (u32, u32) {
         (self.frames, self.seconds)
     }
 
-    /// The next whole number of frames per second: 24 for 24000/1001. For what need not be exact, like the distance
-    /// between key frames.
+    /// Returns the next whole number of frames per second: 24 for 24000/1001. For uses that need not be exact, such as
+    /// the distance between key frames.
     pub fn nominal(self) -> u32 {
         self.frames.div_ceil(self.seconds)
     }
 
-    /// Frames per second, as near as a float is.
+    /// Returns the frames per second as a float.
     pub fn per_second(self) -> f64 {
         f64::from(self.frames) / f64::from(self.seconds)
     }
 
-    /// When frame `number` is shown, in units of which a second has `units`, rounded down.
-    pub fn moment(self, number: u64, units: u64) -> u64 {
+    /// Returns the timestamp of frame `number` in units of 1/`units` s, rounded down.
+    pub fn timestamp(self, number: u64, units: u64) -> u64 {
         let exact = u128::from(number) * u128::from(units) * u128::from(self.seconds);
         u64::try_from(exact / u128::from(self.frames)).unwrap_or(u64::MAX)
     }
 
-    /// [`Self::moment`], rounded to the nearest unit.
-    pub fn nearest_moment(self, number: u64, units: u64) -> u64 {
-        // One rounding of half units is enough: floor((floor(2x) + 1) / 2) is x rounded.
-        self.moment(number, units.saturating_mul(2)).div_ceil(2)
+    /// [`Self::timestamp`], rounded to the nearest unit.
+    pub fn nearest_timestamp(self, number: u64, units: u64) -> u64 {
+        // floor((floor(2x) + 1) / 2) is x rounded.
+        self.timestamp(number, units.saturating_mul(2)).div_ceil(2)
     }
 }
 
-/// The whole number and the power of ten under it.
+/// Parses a decimal number into numerator and power of ten.
 fn decimal(text: &str) -> Option<(u64, u64)> {
     let (whole, digits) = text.split_once('.').unwrap_or((text, ""));
     let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
@@ -120,15 +131,15 @@ fn decimal(text: &str) -> Option<(u64, u64)> {
     let scale = 10_u64.pow(u32::try_from(digits.len()).ok()?);
     let value =
         whole.parse::<u64>().ok()? * scale + if digits.is_empty() { 0 } else { digits.parse().ok()? };
-    // From two decimals on a rate of television can be told from others.
-    let slowed = SLOWED.iter().find(|rate| {
+    // An NTSC rate is recognised from two decimals.
+    let ntsc = NTSC.iter().find(|rate| {
         let rounded = (2 * **rate * 1000 * scale + 1001) / 2002;
         digits.len() >= 2 && rounded == value && value % scale != 0
     });
-    Some(slowed.map_or((value, scale), |rate| (rate * 1000, 1001)))
+    Some(ntsc.map_or((value, scale), |rate| (rate * 1000, 1001)))
 }
 
-/// The rate with at most three decimals that is nearest to a fraction in range.
+/// Returns the rate with at most three decimals that is nearest to a fraction in range.
 fn nearest(frames: u64, seconds: u64) -> String {
     let thousandths = (u128::from(frames) * 2000 + u128::from(seconds)) / (2 * u128::from(seconds));
     let text = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
@@ -144,7 +155,7 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-/// `24`, or `24000/1001`.
+/// Prints `24`, or `24000/1001`.
 impl fmt::Display for FrameRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.seconds {
@@ -177,7 +188,7 @@ impl<'de> Deserialize<'de> for FrameRate {
     }
 }
 
-/// Reads what JSON can hold for a rate.
+/// Reads a rate from a JSON number or string.
 struct AnyRate;
 
 impl Visitor<'_> for AnyRate {
@@ -188,7 +199,8 @@ impl Visitor<'_> for AnyRate {
     }
 
     fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<FrameRate, E> {
-        FrameRate::of(value, 1).ok_or_else(|| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self))
+        FrameRate::reduced(value, 1)
+            .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self))
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<FrameRate, E> {
@@ -210,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_read_as_people_write_them_and_are_exact() {
+    fn rates_are_parsed_exactly() {
         for (text, expected) in [
             ("16", (16, 1)),
             ("24.0", (24, 1)),
@@ -240,18 +252,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rate_is_refused_by_its_flag_with_what_would_do() {
+    fn invalid_rates_are_refused_with_the_flag_and_a_fix() {
         let refusal = |text: &str| FrameRate::parse("--output-fps", text).unwrap_err().to_string();
-        insta::assert_snapshot!(refusal("12.34567"), @"--output-fps cannot be `12.34567`: as a fraction its denominator is over 1001 (the nearest that works is 12.346)");
-        insta::assert_snapshot!(refusal("99999/5003"), @"--output-fps cannot be `99999/5003`: as a fraction its denominator is over 1001 (the nearest that works is 19.988)");
-        insta::assert_snapshot!(refusal("fast"), @"--output-fps cannot be `fast`: it is no number of frames per second (write it like 24, 23.976 or 24000/1001)");
+        insta::assert_snapshot!(refusal("12.34567"), @"--output-fps cannot be `12.34567`: its denominator as a fraction is above 1001 (the nearest valid rate is 12.346)");
+        insta::assert_snapshot!(refusal("99999/5003"), @"--output-fps cannot be `99999/5003`: its denominator as a fraction is above 1001 (the nearest valid rate is 19.988)");
+        insta::assert_snapshot!(refusal("fast"), @"--output-fps cannot be `fast`: it is not a number of frames per second (write it like 24, 23.976 or 24000/1001)");
         for text in ["", ".", ".5", "-1", "24fps", "1e2", "24/0", "0/0", "/", "1/2/3", "nan", "inf", "24,5"] {
-            assert!(refusal(text).contains("no number of frames"), "{text}: {}", refusal(text));
+            assert!(refusal(text).contains("not a number of frames"), "{text}: {}", refusal(text));
         }
         for text in ["0", "0.5", "241", "240.001", "1/2", "16777216", "18446744073709551615/1"] {
             assert!(refusal(text).contains("1 to 240 frames per second"), "{text}: {}", refusal(text));
         }
-        // What is said to work does.
+        // The suggested rate is valid.
         assert_eq!(fraction("12.346"), (6173, 500));
     }
 
@@ -273,26 +285,26 @@ mod tests {
     }
 
     #[test]
-    fn moments_do_not_drift() {
+    fn timestamps_do_not_drift() {
         let rate: FrameRate = "29.97".parse().unwrap();
         assert_eq!(rate.nominal(), 30);
-        assert_eq!(rate.moment(30_000, 1), 1001);
-        assert_eq!(rate.moment(1, 90_000), 3003);
-        assert_eq!((rate.moment(2, 1000), rate.nearest_moment(2, 1000)), (66, 67));
-        assert_eq!(rate.moment(107_892, 1_000_000_000), 3_599_996_400_000);
+        assert_eq!(rate.timestamp(30_000, 1), 1001);
+        assert_eq!(rate.timestamp(1, 90_000), 3003);
+        assert_eq!((rate.timestamp(2, 1000), rate.nearest_timestamp(2, 1000)), (66, 67));
+        assert_eq!(rate.timestamp(107_892, 1_000_000_000), 3_599_996_400_000);
     }
 
     proptest! {
         #[test]
-        fn a_rate_survives_its_own_text(frames in 1_u64..240_240, seconds in 1_u64..=1001) {
-            if let Some(rate) = FrameRate::of(frames, seconds) {
+        fn a_rate_survives_printing_and_parsing(frames in 1_u64..240_240, seconds in 1_u64..=1001) {
+            if let Some(rate) = FrameRate::reduced(frames, seconds) {
                 prop_assert_eq!(rate.to_string().parse::<FrameRate>().unwrap(), rate);
                 let json = serde_json::to_string(&rate).unwrap();
                 prop_assert_eq!(serde_json::from_str::<FrameRate>(&json).unwrap(), rate);
                 for number in [0, 1, 7, 1000] {
                     let exact = number as f64 * 1000.0 / rate.per_second();
-                    prop_assert!((rate.moment(number, 1000) as f64 - exact.floor()).abs() <= 1.0);
-                    prop_assert!((rate.nearest_moment(number, 1000) as f64 - exact).abs() <= 0.5 + 1e-6);
+                    prop_assert!((rate.timestamp(number, 1000) as f64 - exact.floor()).abs() <= 1.0);
+                    prop_assert!((rate.nearest_timestamp(number, 1000) as f64 - exact).abs() <= 0.5 + 1e-6);
                 }
             }
         }

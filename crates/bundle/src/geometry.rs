@@ -4,16 +4,16 @@ use crate::Error;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How many pixels and frames one latent position stands for. Wan2.1's VAE: 4 frames, 8 pixels.
+/// Pixels and frames per latent position. Wan2.1's VAE: 4 frames, 8 pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VaeStride {
-    /// Frames per latent frame (after the first, which stands for one frame).
+    /// Frames per latent frame (the first encodes a single frame).
     pub time: usize,
     /// Pixels per latent position, in each direction.
     pub space: usize,
 }
 
-/// How many latent positions one token covers: `[time, height, width]`. Wan: 1, 2, 2.
+/// Latent positions per token: `[time, height, width]`. Wan: 1, 2, 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Patch {
     /// Latent frames per token.
@@ -30,13 +30,13 @@ pub struct Patch {
 pub struct FrameCount(usize);
 
 impl FrameCount {
-    /// The longest clip that is accepted, far above what any model was trained for.
+    /// The largest number of frames, far above what any model was trained for.
     pub const MAX: usize = 100_000;
 
-    /// A number of frames from 1 to [`Self::MAX`].
+    /// Creates a number of frames from 1 to [`Self::MAX`].
     ///
     /// # Errors
-    /// Any other number.
+    /// Returns an error for any other number.
     pub fn try_new(frames: usize) -> Result<Self, Error> {
         if (1..=Self::MAX).contains(&frames) {
             Ok(Self(frames))
@@ -50,23 +50,32 @@ impl FrameCount {
         }
     }
 
-    /// The number itself.
+    /// Returns the number.
     pub fn get(self) -> usize {
         self.0
     }
 
-    /// Latent frames that are needed for at least this many frames: `⌈(n-1)/stride⌉ + 1`.
+    /// Returns the latent frames needed for at least this many frames: `⌈(n-1)/stride⌉ + 1`.
     pub fn latent_frames(self, stride: VaeStride) -> usize {
         (self.0 - 1).div_ceil(stride.time) + 1
     }
 
-    /// The frames that the model makes: the next `stride·n + 1`. The rest over what was asked is trimmed.
-    pub fn made(self, stride: VaeStride) -> usize {
+    /// Returns the frames that the model generates: the next `stride·n + 1`. The frames above this count are trimmed.
+    pub fn generated(self, stride: VaeStride) -> usize {
         (self.latent_frames(stride) - 1) * stride.time + 1
     }
 }
 
-/// Width and height of a picture in pixels.
+/// Width and height of a frame in pixels.
+///
+/// ```
+/// use bundle::geometry::PixelSize;
+///
+/// let size: PixelSize = "832x480".parse()?;
+/// assert_eq!((size.width, size.height), (832, 480));
+/// assert_eq!(size.to_string(), "832x480");
+/// # Ok::<(), bundle::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PixelSize {
@@ -77,7 +86,7 @@ pub struct PixelSize {
 }
 
 impl PixelSize {
-    /// The largest side that is accepted.
+    /// The largest accepted side.
     pub const MAX_SIDE: usize = 16_384;
 }
 
@@ -120,6 +129,16 @@ impl From<PixelSize> for String {
 }
 
 /// Shape of a latent, `[C,T,h,w]`.
+///
+/// ```
+/// use bundle::geometry::{FrameCount, LatentShape, Patch, VaeStride};
+///
+/// let (stride, patch) = (VaeStride { time: 4, space: 8 }, Patch { time: 1, height: 2, width: 2 });
+/// let shape = LatentShape::of_clip("832x480".parse()?, FrameCount::try_new(81)?, 16, stride, patch)?;
+/// assert_eq!(shape.dims(), (16, 21, 60, 104));
+/// assert_eq!(shape.tokens(patch), 32_760);
+/// # Ok::<(), bundle::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatentShape {
     /// Latent channels.
@@ -133,10 +152,10 @@ pub struct LatentShape {
 }
 
 impl LatentShape {
-    /// The latent of a clip.
+    /// Returns the latent shape of a clip.
     ///
     /// # Errors
-    /// A side that is no multiple of `stride.space × patch`, with the two nearest sizes that are.
+    /// Returns an error with the two nearest valid sizes if a side is not a multiple of `stride.space × patch`.
     pub fn of_clip(
         size: PixelSize,
         frames: FrameCount,
@@ -170,18 +189,18 @@ impl LatentShape {
         })
     }
 
-    /// Tokens that a denoiser sees.
+    /// Returns the number of tokens of a denoising step.
     pub fn tokens(&self, patch: Patch) -> usize {
         let [frames, height, width] = self.token_grid(patch);
         frames * height * width
     }
 
-    /// Tokens along time, height and width.
+    /// Returns the number of tokens along time, height and width.
     pub fn token_grid(&self, patch: Patch) -> [usize; 3] {
         [self.frames / patch.time, self.height / patch.height, self.width / patch.width]
     }
 
-    /// The shape as ndarray takes it.
+    /// Returns the shape in ndarray's form.
     pub fn dims(&self) -> (usize, usize, usize, usize) {
         (self.channels, self.frames, self.height, self.width)
     }
@@ -201,7 +220,7 @@ mod tests {
     const WAN: (VaeStride, Patch) = (VaeStride { time: 4, space: 8 }, Patch { time: 1, height: 2, width: 2 });
 
     #[test]
-    fn the_published_sizes_give_the_published_token_counts() {
+    fn published_sizes_have_the_published_token_counts() {
         let tokens = |size: &str| {
             let shape =
                 LatentShape::of_clip(size.parse().unwrap(), FrameCount(81), 16, WAN.0, WAN.1).unwrap();
@@ -212,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_does_not_divide_is_refused_with_the_two_nearest() {
+    fn a_size_that_is_not_a_multiple_is_refused_with_the_two_nearest() {
         let error =
             LatentShape::of_clip(PixelSize { width: 830, height: 480 }, FrameCount(81), 16, WAN.0, WAN.1);
         insta::assert_snapshot!(error.unwrap_err(), @"--size cannot be 830x480: width and height must be multiples of 16 (use 816x480 or 832x480)");
     }
 
     #[test]
-    fn sizes_are_read_in_the_usual_spellings_and_nothing_else() {
+    fn sizes_are_parsed_in_the_usual_spellings_only() {
         for text in ["832x480", "832X480", "832*480", " 832 x 480 "] {
             assert_eq!(text.parse::<PixelSize>().unwrap(), PixelSize { width: 832, height: 480 });
         }
@@ -230,12 +249,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn made_frames_are_the_fewest_that_cover_what_was_asked(asked in 1_usize..2000) {
-            let frames = FrameCount::try_new(asked).unwrap();
-            let made = frames.made(WAN.0);
-            prop_assert!(made >= asked && made < asked + 4);
-            prop_assert_eq!(made % 4, 1);
-            prop_assert_eq!(FrameCount(made).latent_frames(WAN.0), frames.latent_frames(WAN.0));
+        fn generated_frames_are_the_fewest_that_cover_the_request(requested in 1_usize..2000) {
+            let frames = FrameCount::try_new(requested).unwrap();
+            let generated = frames.generated(WAN.0);
+            prop_assert!(generated >= requested && generated < requested + 4);
+            prop_assert_eq!(generated % 4, 1);
+            prop_assert_eq!(FrameCount(generated).latent_frames(WAN.0), frames.latent_frames(WAN.0));
         }
     }
 }

@@ -6,29 +6,29 @@
 //!        text_encoder/cpu-f32.<digest>.onnx            + weights/*.safetensors
 //!        experts/high_noise/cpu-f32.<digest>.onnx      + weights/*.safetensors
 //!        experts/low_noise/cpu-f32.<digest>.onnx       + weights/*.safetensors
-//!        preview/map.json                              the linear map of previews, once it is fitted
+//!        preview/map.json                              the linear map of previews, once fitted
 //!        decoder/first.cpu-f32.<digest>.onnx
 //!        decoder/next.cpu-f32.<digest>.onnx            + weights/*.safetensors
-//!        decoder/trunk.first.…, upsampler.first.…, trunk.next.…, upsampler.next.…: both in two parts, for tiles
-//!        preview/first.…, preview/next.…               + weights/*.safetensors, where there is a tiny decoder
+//!        decoder/trunk.first.…, upsampler.first.…, trunk.next.…, upsampler.next.…: both split in two, for tiles
+//!        preview/first.…, preview/next.…               + weights/*.safetensors, with a tiny decoder
 //! ```
 //!
-//! A graph lies above its weights because ONNX Runtime refuses external data outside the folder of the graph.
+//! Weights are below the folder of their graphs because ONNX Runtime refuses external data outside of it.
 
+use crate::component::{Component, Part};
 use crate::digest::Digest;
-use crate::manifest::{Component, Part};
 use crate::variant::Variant;
 
-/// Name of the manifest; written last, so that a folder that has it is whole.
+/// Name of the manifest. It is written last, so a folder that has it is complete.
 pub const MANIFEST: &str = "bundle.json";
 /// Name of the tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
 /// The linear map of previews.
 pub const PREVIEW_MAP: &str = "preview/map.json";
-/// Folder of a component's weights, beside its graphs.
+/// Folder of a component's weights, in the folder of its graphs.
 pub const WEIGHTS: &str = "weights";
 
-/// Folder of a component, relative to the bundle.
+/// Returns the folder of a component, relative to the bundle.
 pub fn component_folder(component: &Component) -> String {
     match component {
         Component::TextEncoder => "text_encoder".into(),
@@ -38,7 +38,7 @@ pub fn component_folder(component: &Component) -> String {
     }
 }
 
-/// File of a graph, relative to the bundle.
+/// Returns the file of a graph, relative to the bundle.
 pub fn graph_file(component: &Component, part: Part, variant: Variant, digest: &Digest) -> String {
     let prefix = match part {
         Part::Whole => "",

@@ -1,20 +1,27 @@
-//! The contract between export and run.
+//! The bundle format: what `rushes export` writes and every other command reads.
 //!
-//! A *bundle* is the folder that `rushes export` writes and every other command reads: ONNX graphs, their weights and
-//! `bundle.json`. This crate says what may be in it and in which units, and knows no graph, session, thread or clock.
+//! A *bundle* is a folder of ONNX graphs, their weights and `bundle.json`. This crate defines its contents and their
+//! units. It contains no graph, session, thread or clock.
 //!
-//! In reading order: [`diagnose`] (the common face of errors), [`units`], [`geometry`], [`dtype`], [`spec`] (model
-//! hyper-parameters), [`routing`] (which expert at which noise level), [`settings`] and [`catalog`] (defaults and where
-//! they come from), [`signature`] (the interface of each graph), [`preview`] (what previews are made with), [`manifest`]
-//! and [`layout`] (`bundle.json` and file names), [`quantization`] (how a component is quantised), [`digest`], [`file_digest`],
-//! [`validate`] (ranges of what `bundle.json` states), [`atomic`] (files that are whole or not there), [`staging`] (folders
-//! likewise), [`lock`] and [`in_use`], [`text_file`] (text from users), [`stop`] and [`Cancel`] (stopping a run from another
-//! thread).
+//! | Modules | Contents |
+//! |---|---|
+//! | [`diagnose`] | error reports and exit codes |
+//! | [`units`], [`geometry`], [`dtype`], [`mod@named`] | units, sizes, number formats, enums with names |
+//! | [`spec`], [`routing`], [`variant`] | model hyper-parameters, the expert for each noise level, graph variants |
+//! | [`settings`], [`catalog`] | defaults and their origin, published models |
+//! | [`signature`] | inputs and outputs of each graph |
+//! | [`preview`] | the linear map of previews |
+//! | [`manifest`], [`layout`] | `bundle.json` and its validation, file names |
+//! | [`quantization`] | the numbers that quantise a component |
+//! | [`digest`], [`file_digest`] | digests of weights and files |
+//! | [`atomic`], [`part_file`], [`staging`], [`lock`] | complete files and folders, locks |
+//! | [`text_file`] | text files of users |
+//! | [`stop`], [`Cancel`] | stopping a run from another thread |
 
 pub mod atomic;
 mod cancel;
 pub mod catalog;
-mod claim;
+mod component;
 pub mod diagnose;
 pub mod digest;
 pub mod dtype;
@@ -22,15 +29,17 @@ mod error;
 pub mod file_digest;
 mod frame_rate;
 pub mod geometry;
-pub mod in_use;
+
 pub mod layout;
 pub mod lock;
 pub mod manifest;
+pub mod named;
+pub mod output_path;
 pub mod part_file;
-pub mod place;
 pub mod preview;
 pub mod quantization;
 pub mod routing;
+mod run_folder;
 pub mod settings;
 pub mod signature;
 pub mod spec;
@@ -38,7 +47,6 @@ pub mod staging;
 pub mod stop;
 pub mod text_file;
 pub mod units;
-pub mod validate;
 pub mod variant;
 
 pub use cancel::{Cancel, Interrupt, Watch};

@@ -1,32 +1,61 @@
-//! Files and folders that one process at a time may write to.
+//! Locks on files and folders.
 //!
-//! The lock is the system's own on an open file: it ends with the process, however that ends. A name can be given to
-//! another file between opening and locking, so it is looked at again once the lock is held.
+//! A lock is an advisory lock of the system on an open file. It ends with the process. The path may be replaced between
+//! opening and locking, so it is checked again once the lock is held.
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// How often a name may change hands while it is being locked.
+/// Attempts to lock a path that is replaced while it is being locked.
 const ATTEMPTS: usize = 100;
 
-/// A file or folder that no other process has locked. Dropping it ends the lock and removes nothing.
+/// An exclusive lock on a file or folder. Dropping it releases the lock and removes nothing.
 #[derive(Debug)]
 pub struct Locked {
     path: PathBuf,
     handle: File,
 }
 
-/// Why something cannot be locked.
+/// The reason why a path cannot be locked.
 #[derive(Debug)]
 pub enum Refusal {
     /// Another process, or another part of this one, holds the lock.
     Busy,
-    /// What has the name is not a file or folder of its own: the reason, to be said after its name.
+    /// The path is not an ordinary file or folder: a predicate for messages, such as "is a link".
     Foreign(&'static str),
-    /// What the system said.
+    /// An I/O error.
     Io(io::Error),
+}
+
+/// The result of an attempt to lock an open file without waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The lock was free and is now held.
+    Acquired,
+    /// Another holder has the lock.
+    Busy,
+    /// The file system does not support locks; some network file systems do not.
+    Unsupported,
+}
+
+/// Tries to take the exclusive lock of an open file.
+pub(crate) fn try_exclusive(file: &File) -> Attempt {
+    match file.try_lock() {
+        Ok(()) => Attempt::Acquired,
+        Err(TryLockError::WouldBlock) => Attempt::Busy,
+        Err(TryLockError::Error(_)) => Attempt::Unsupported,
+    }
+}
+
+/// Returns true if `path` still refers to the open file.
+pub(crate) fn is_current(handle: &File, path: &Path) -> bool {
+    let identity = |found: Metadata| (found.dev(), found.ino());
+    match (handle.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(opened), Ok(found)) => identity(opened) == identity(found),
+        _ => false,
+    }
 }
 
 impl From<io::Error> for Refusal {
@@ -36,10 +65,10 @@ impl From<io::Error> for Refusal {
 }
 
 impl Locked {
-    /// Opens a file for reading and writing, creates it where it is not there, and locks it. Its content stays.
+    /// Opens a file for reading and writing, creates it if it does not exist, and locks it. Its content is kept.
     ///
     /// # Errors
-    /// Another lock; a name that is a link, no ordinary file, or one of several names of a file; what the system said.
+    /// Returns an error if it is locked, is a link, is not an ordinary file or has several hard links; and I/O errors.
     pub fn file(path: &Path) -> Result<Self, Refusal> {
         Self::take(path, || {
             match std::fs::symlink_metadata(path) {
@@ -51,14 +80,14 @@ impl Locked {
         })
     }
 
-    /// Locks a folder that is there.
+    /// Locks an existing folder.
     ///
     /// # Errors
-    /// Another lock; a name that is a link or no folder; what the system said.
+    /// Returns an error if it is locked, is a link or is not a folder; and I/O errors.
     pub fn folder(path: &Path) -> Result<Self, Refusal> {
         Self::take(path, || {
             if !std::fs::symlink_metadata(path)?.is_dir() {
-                return Err(Refusal::Foreign("is no folder"));
+                return Err(Refusal::Foreign("is not a folder"));
             }
             Ok(File::open(path)?)
         })
@@ -67,10 +96,8 @@ impl Locked {
     fn take(path: &Path, open: impl Fn() -> Result<File, Refusal>) -> Result<Self, Refusal> {
         for _ in 0..ATTEMPTS {
             let locked = Self { path: path.to_owned(), handle: open()? };
-            match locked.handle.try_lock() {
-                Err(TryLockError::WouldBlock) => return Err(Refusal::Busy),
-                // Some network file systems know no locks; they work without.
-                Ok(()) | Err(TryLockError::Error(_)) => {}
+            if try_exclusive(&locked.handle) == Attempt::Busy {
+                return Err(Refusal::Busy);
             }
             if locked.is_current() {
                 return Ok(locked);
@@ -79,34 +106,53 @@ impl Locked {
         Err(Refusal::Busy)
     }
 
-    /// The open file.
+    /// Returns the open file.
     pub fn handle(&self) -> &File {
         &self.handle
     }
 
-    /// Its name.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the name still stands for what was locked.
+    /// Returns true if the path still refers to the locked file.
     pub fn is_current(&self) -> bool {
-        let identity = |found: Metadata| (found.dev(), found.ino());
-        match (self.handle.metadata(), std::fs::symlink_metadata(&self.path)) {
-            (Ok(ours), Ok(found)) => identity(ours) == identity(found),
-            _ => false,
-        }
+        is_current(&self.handle, &self.path)
     }
 }
 
-/// Refuses what would change something beyond its own name.
+/// A shared lock on a bundle that is being read. Nothing is removed from a bundle before its last read lock is
+/// released.
+///
+/// On file systems without locks it does nothing.
+#[derive(Debug)]
+pub struct ReadLock {
+    /// Carries the lock while it is open.
+    _handle: Option<File>,
+}
+
+impl ReadLock {
+    /// Locks the bundle in `folder` for reading.
+    pub fn acquire(folder: &Path) -> Self {
+        let handle = File::open(folder).ok().filter(|handle| handle.lock_shared().is_ok());
+        Self { _handle: handle }
+    }
+}
+
+/// Returns true if a [`ReadLock`] of the bundle in `folder` is held; false on file systems without locks.
+pub fn is_being_read(folder: &Path) -> bool {
+    File::open(folder).is_ok_and(|handle| try_exclusive(&handle) == Attempt::Busy)
+}
+
+/// Refuses a path whose change would affect other paths.
 fn may_be_written(found: &Metadata) -> Result<(), Refusal> {
     if found.is_symlink() {
         Err(Refusal::Foreign("is a link"))
     } else if !found.is_file() {
-        Err(Refusal::Foreign("is no ordinary file"))
+        Err(Refusal::Foreign("is not an ordinary file"))
     } else if found.nlink() > 1 {
-        Err(Refusal::Foreign("is a file with several names"))
+        Err(Refusal::Foreign("is a file with several hard links"))
     } else {
         Ok(())
     }
@@ -118,7 +164,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn one_at_a_time_and_the_next_after_it() {
+    fn a_released_lock_can_be_taken_again() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         let first = Locked::file(&file).unwrap();
@@ -137,29 +183,41 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_than_its_name_is_refused_and_left_alone() {
+    fn links_and_other_kinds_of_file_are_refused_and_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        std::fs::write(at("mine"), "mine").unwrap();
-        std::fs::hard_link(at("mine"), at("hard")).unwrap();
-        for (link, target) in [("soft", "mine"), ("dangling", "absent"), ("loop", "loop")] {
+        std::fs::write(at("file"), "content").unwrap();
+        std::fs::hard_link(at("file"), at("hard")).unwrap();
+        for (link, target) in [("soft", "file"), ("dangling", "absent"), ("loop", "loop")] {
             std::os::unix::fs::symlink(target, at(link)).unwrap();
         }
         std::fs::create_dir(at("folder")).unwrap();
         for name in ["hard", "soft", "dangling", "loop", "folder"] {
             assert!(matches!(Locked::file(&at(name)), Err(Refusal::Foreign(_))), "{name}");
         }
-        for name in ["mine", "soft"] {
+        for name in ["file", "soft"] {
             assert!(matches!(Locked::folder(&at(name)), Err(Refusal::Foreign(_))), "{name}");
         }
         assert!(!at("absent").exists());
-        assert_eq!(std::fs::read(at("mine")).unwrap(), b"mine");
+        assert_eq!(std::fs::read(at("file")).unwrap(), b"content");
         assert!(matches!(Locked::folder(&at("absent")), Err(Refusal::Io(_))));
     }
 
-    /// Another process renames or removes the file in the moment between opening and locking.
     #[test]
-    fn a_name_that_changes_hands_while_it_is_locked_is_taken_again() {
+    fn a_bundle_is_being_read_until_its_last_read_lock_is_released() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (ReadLock::acquire(folder.path()), ReadLock::acquire(folder.path()));
+        assert!(is_being_read(folder.path()));
+        drop(first);
+        assert!(is_being_read(folder.path()));
+        drop(second);
+        assert!(!is_being_read(folder.path()));
+        assert!(!is_being_read(&folder.path().join("nothing")));
+    }
+
+    /// Another process renames or removes the file between opening and locking.
+    #[test]
+    fn a_path_that_is_replaced_while_it_is_locked_is_opened_again() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         for removes in [true, false] {
@@ -171,7 +229,7 @@ mod tests {
                         std::fs::remove_file(&file)?;
                     } else {
                         std::fs::rename(&file, folder.path().join("published"))?;
-                        std::fs::write(&file, "of another")?;
+                        std::fs::write(&file, "from another process")?;
                     }
                 }
                 Ok(found)
@@ -180,6 +238,6 @@ mod tests {
             assert_eq!(opened.load(Ordering::Relaxed), 2);
             assert!(locked.is_current());
         }
-        assert_eq!(std::fs::read(&file).unwrap(), b"of another");
+        assert_eq!(std::fs::read(&file).unwrap(), b"from another process");
     }
 }

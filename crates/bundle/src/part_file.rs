@@ -1,12 +1,12 @@
-//! Outputs that are `NAME.part.EXT` until they are whole.
+//! Output files that are named `NAME.part.EXT` until they are complete.
 //!
-//! The part is created, and locked, before any work starts, so that a folder that cannot be written is found at once and
-//! two runs never write into one file: what is not locked is not ours, and nothing is done to it. A file that already has
-//! the final name stays as it is until the rename. A part that holds something outlives the run; an empty one does not.
+//! The part is created and locked before any work starts. An unwritable folder is thus reported immediately, and two
+//! runs never write the same file. A part whose lock is not held is not touched. An existing file with the final name
+//! is kept until the rename. A part with content is kept after the run; an empty part is removed.
 
 use crate::lock::{Locked, Refusal};
-use crate::place::{check_replaceable, folder_of, resolved};
-use crate::{Diagnose, Report};
+use crate::output_path::{check_replaceable, folder_of, resolved};
+use crate::{Diagnose, Report, atomic};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -15,31 +15,31 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::TempPath;
 
-/// Why an output cannot be written or published.
+/// The reason why an output cannot be written or published.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The output cannot be created where it was asked for.
+    /// The output cannot be created.
     Unwritable {
-        /// The output that was asked for.
+        /// The requested output.
         path: PathBuf,
-        /// What stands in the way.
+        /// The reason.
         why: String,
     },
     /// Another run is writing the same output.
     Busy {
-        /// The output that was asked for.
+        /// The requested output.
         path: PathBuf,
-        /// The part file that the other run holds.
+        /// The part file that the other run has locked.
         part: PathBuf,
     },
     /// The finished file could not be flushed or renamed.
     Publish {
         /// The part file.
         part: PathBuf,
-        /// The name that it should have got.
+        /// The final path.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
@@ -56,12 +56,12 @@ impl Diagnose for Error {
             Self::Unwritable { path, why } => Report::bad_input(
                 format!("cannot write {}", path.display()),
                 why.clone(),
-                "choose another place with -o, where you may write",
+                "choose another path with -o, in a folder that you can write to",
             ),
             Self::Publish { part, path, source } => Report::failed(
-                format!("cannot give {} its name {}", part.display(), path.display()),
+                format!("cannot rename {} to {}", part.display(), path.display()),
                 source.to_string(),
-                "the clip in the part file is whole: rename it by hand",
+                "the clip in the part file is complete; rename it manually",
             ),
         }
     }
@@ -69,83 +69,82 @@ impl Diagnose for Error {
 
 crate::display_as_report!(Error);
 
-/// Bytes of a part that are looked at to see what it is.
+/// Bytes of a part that are read to recognise it.
 const HEAD: u64 = 64;
 
-/// The file of an output while it is being written.
+/// An output file while it is being written.
 #[derive(Debug)]
 pub struct PartFile {
-    /// What gets replaced: where a link is the output, what it leads to.
+    /// The final path, with links resolved.
     path: PathBuf,
     part: PathBuf,
-    /// The part for as long as it is ours.
+    /// The lock on the part.
     locked: Mutex<Locked>,
 }
 
 impl PartFile {
-    /// Creates and locks the part of `path`. What an earlier run left in it stays until something is written.
+    /// Creates and locks the part of `path`. The content of an earlier part is kept until the first write.
     ///
     /// # Errors
-    /// A folder that is not there or cannot be written, a `path` that cannot be replaced in the end, another run's lock,
-    /// a part whose first bytes `could_be_ours` does not know.
-    pub fn create(path: &Path, could_be_ours: impl Fn(&[u8]) -> bool) -> Result<Self, Error> {
+    /// Returns an error if the folder does not exist or cannot be written, if `path` cannot be replaced, if another run
+    /// has the lock, or if `is_part` returns false for the first bytes of an existing part.
+    pub fn create(path: &Path, is_part: impl Fn(&[u8]) -> bool) -> Result<Self, Error> {
         let unwritable = |why: String| Error::Unwritable { path: path.to_owned(), why };
-        let place = resolved(path).map_err(|error| unwritable(error.to_string()))?;
-        if std::fs::metadata(&place).is_ok_and(|found| !found.is_file()) {
-            return Err(unwritable("what has this name is no ordinary file".into()));
+        let resolved_path = resolved(path).map_err(|error| unwritable(error.to_string()))?;
+        if std::fs::metadata(&resolved_path).is_ok_and(|found| !found.is_file()) {
+            return Err(unwritable("this path is not an ordinary file".into()));
         }
-        let part = part_name(&place);
+        let part = part_name(&resolved_path);
         let locked = Locked::file(&part).map_err(|refusal| match refusal {
             Refusal::Busy => Error::Busy { path: path.to_owned(), part: part.clone() },
             Refusal::Foreign(why) => {
-                unwritable(format!("{}, which it would be called until it is whole, {why}", part.display()))
+                unwritable(format!("{}, its name until it is complete, {why}", part.display()))
             }
             Refusal::Io(error) => unwritable(reason(&part, &error)),
         })?;
-        let created = Self { path: place, part, locked: Mutex::new(locked) };
+        let created = Self { path: resolved_path, part, locked: Mutex::new(locked) };
         let uid = created.locked().handle().metadata().map_or(u32::MAX, |found| found.uid());
         check_replaceable(&created.path, uid).map_err(unwritable)?;
         let head = head_of(created.locked().handle())
             .map_err(|error| unwritable(format!("{}: {error}", created.part.display())))?;
-        // Zeros are what a power cut makes of the newest files.
-        if head.iter().any(|byte| *byte != 0) && !could_be_ours(&head) {
+        // After a power loss, new files may contain zeros.
+        if head.iter().any(|byte| *byte != 0) && !is_part(&head) {
             return Err(unwritable(format!(
-                "{}, which it would be called until it is whole, holds something else",
+                "{}, its name until it is complete, exists with other content",
                 created.part.display()
             )));
         }
         Ok(created)
     }
 
-    /// The name that it has until then.
+    /// Returns the path of the part.
     pub fn part(&self) -> &Path {
         &self.part
     }
 
-    /// The name that it gets.
+    /// Returns the final path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The part, open for writing and empty.
+    /// Truncates the part and opens it for writing.
     ///
     /// # Errors
-    /// What the system said.
+    /// I/O errors.
     pub fn open(&self) -> io::Result<File> {
         self.hold()?;
         OpenOptions::new().write(true).truncate(true).open(&self.part)
     }
 
-    /// Makes sure that the part is there and ours before something is written under its name: somebody may have removed
-    /// it while it was empty.
+    /// Creates and locks the part again if it was removed while it was empty. Call before writing to its path.
     ///
     /// # Errors
-    /// It was, and another run has it now, or it cannot be created.
+    /// Returns an error if another run has the part now or it cannot be created.
     pub fn hold(&self) -> io::Result<()> {
         let mut locked = self.locked();
         if !locked.is_current() {
             *locked = Locked::file(&self.part).map_err(|refusal| match refusal {
-                Refusal::Busy => io::Error::other("its part was removed, and another run has it now"),
+                Refusal::Busy => io::Error::other("its part was removed and is now locked by another run"),
                 Refusal::Foreign(why) => io::Error::other(format!("{} {why}", self.part.display())),
                 Refusal::Io(error) => error,
             })?;
@@ -153,43 +152,41 @@ impl PartFile {
         Ok(())
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written.
     pub fn bytes(&self) -> u64 {
         self.locked().handle().metadata().map_or(0, |found| found.len())
     }
 
-    /// Makes sure that the name still stands for what was written.
+    /// Checks that the part's path still refers to the written file.
     ///
     /// # Errors
-    /// Somebody removed or replaced it.
+    /// Returns an error if another process removed or replaced it.
     pub fn ensure_ours(&self) -> Result<(), Error> {
         if self.locked().is_current() {
             return Ok(());
         }
-        let why = "somebody removed or replaced it while it was written";
+        let why = "another process removed or replaced it while it was written";
         Err(self.unpublished(io::Error::new(ErrorKind::NotFound, why)))
     }
 
-    /// Flushes the part to disk and gives it its name, in place of what had that name.
+    /// Flushes the part to disk and renames it to the final path, replacing an existing file.
     ///
     /// # Errors
-    /// Somebody removed or replaced the part, or what the system said; the part stays.
+    /// Returns an error if another process removed or replaced the part; and I/O errors. The part is kept.
     pub fn publish(&self) -> Result<(), Error> {
         self.ensure_ours()?;
-        let flushed = self.locked().handle().sync_all();
-        flushed
-            .and_then(|()| std::fs::rename(&self.part, &self.path))
-            .map_err(|source| self.unpublished(source))
+        let renamed = atomic::flush_and_rename(self.locked().handle(), &self.part, &self.path);
+        renamed.map_err(|source| self.unpublished(source))
     }
 
     fn unpublished(&self, source: io::Error) -> Error {
         Error::Publish { part: self.part.clone(), path: self.path.clone(), source }
     }
 
-    /// Gives another file, which is flushed, the name instead; the part goes. Its bytes.
+    /// Renames another, flushed file to the final path and removes the part. Returns the file's length.
     ///
     /// # Errors
-    /// What the system said; the part stays, and the other file goes.
+    /// I/O errors. The part is kept and the other file is removed.
     pub fn publish_instead(&self, other: TempPath) -> Result<u64, Error> {
         let bytes = other.metadata().map_or(0, |found| found.len());
         other.persist(&self.path).map_err(|error| self.unpublished(error.error))?;
@@ -197,16 +194,16 @@ impl PartFile {
         Ok(bytes)
     }
 
-    /// Removes the part, whatever is in it.
+    /// Removes the part with its content.
     pub fn discard(&self) {
         if self.locked().is_current() {
-            // What cannot be removed is seen by its name to be no finished file.
+            // A part that cannot be removed is marked as incomplete by its name.
             let _ = std::fs::remove_file(&self.part);
         }
     }
 
     fn locked(&self) -> MutexGuard<'_, Locked> {
-        // Nothing is done in between that could leave it half changed.
+        // The value is replaced in one step, so it is valid even after a panic.
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -225,7 +222,7 @@ fn head_of(mut file: &File) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// `clip.part.mp4` of `clip.mp4`.
+/// Returns `clip.part.mp4` for `clip.mp4`.
 fn part_name(path: &Path) -> PathBuf {
     let mut name = path.file_stem().map(OsString::from).unwrap_or_default();
     name.push(".part");
@@ -236,7 +233,7 @@ fn part_name(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Why a part could not be created.
+/// Returns the reason why a part could not be created.
 fn reason(part: &Path, error: &io::Error) -> String {
     let folder = folder_of(part);
     match error.kind() {
@@ -272,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gets_its_name_when_it_is_whole_and_not_before() {
+    fn a_file_has_its_name_only_once_it_is_complete() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.mp4");
         std::fs::write(&path, "old").unwrap();
@@ -287,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_part_goes_and_one_with_content_stays() {
+    fn an_empty_part_is_removed_and_one_with_content_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.mp4");
         drop(create(&path).unwrap());
@@ -303,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_leaves_the_part_of_the_next_run_alone() {
+    fn a_run_does_not_remove_the_part_of_the_next_run() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.mp4");
         let first = create(&path).unwrap();
@@ -314,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn two_runs_cannot_write_one_file() {
+    fn two_runs_cannot_write_the_same_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.mp4");
         let first = create(&path).unwrap();
@@ -330,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_run_leaves_an_empty_part_to_its_owner() {
+    fn a_refused_run_does_not_remove_an_empty_part() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.mp4");
         let first = create(&path).unwrap();
@@ -342,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_somebody_removed_is_made_again_and_one_that_was_replaced_is_not_published() {
+    fn a_removed_part_is_created_again_and_a_replaced_part_is_not_published() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.mp4");
         let first = create(&path).unwrap();
@@ -360,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_not_ours_is_refused_and_stays() {
+    fn a_part_with_other_content_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let why = |path: &Path| {
@@ -372,10 +369,10 @@ mod tests {
         std::os::unix::fs::symlink("b", at("b.part.mp4")).unwrap();
         std::fs::hard_link(at("b"), at("c.part.mp4")).unwrap();
         std::fs::create_dir(at("d.part.mp4")).unwrap();
-        insta::assert_snapshot!(why(&at("a.mp4")), @"HERE/a.part.mp4, which it would be called until it is whole, holds something else");
-        insta::assert_snapshot!(why(&at("b.mp4")), @"HERE/b.part.mp4, which it would be called until it is whole, is a link");
-        insta::assert_snapshot!(why(&at("c.mp4")), @"HERE/c.part.mp4, which it would be called until it is whole, is a file with several names");
-        insta::assert_snapshot!(why(&at("d.mp4")), @"HERE/d.part.mp4, which it would be called until it is whole, is no ordinary file");
+        insta::assert_snapshot!(why(&at("a.mp4")), @"HERE/a.part.mp4, its name until it is complete, exists with other content");
+        insta::assert_snapshot!(why(&at("b.mp4")), @"HERE/b.part.mp4, its name until it is complete, is a link");
+        insta::assert_snapshot!(why(&at("c.mp4")), @"HERE/c.part.mp4, its name until it is complete, is a file with several hard links");
+        insta::assert_snapshot!(why(&at("d.mp4")), @"HERE/d.part.mp4, its name until it is complete, is not an ordinary file");
         assert_eq!(std::fs::read(at("a.part.mp4")).unwrap(), b"notes");
         assert_eq!(std::fs::read(at("b")).unwrap(), b"clip");
         for left in ["clip of a run", "\0\0\0\0", ""] {
@@ -385,14 +382,14 @@ mod tests {
     }
 
     #[test]
-    fn a_link_stays_and_what_it_leads_to_is_replaced() {
+    fn a_link_is_kept_and_its_target_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         std::fs::create_dir(at("disk")).unwrap();
         for (link, target) in [("clip.mp4", "disk/real.mp4"), ("again.mp4", "clip.mp4")] {
             std::os::unix::fs::symlink(target, at(link)).unwrap();
         }
-        // Not there at first, then there.
+        // The target does not exist in the first round.
         for content in ["one", "two"] {
             let output = create(&at("again.mp4")).unwrap();
             assert_eq!(output.part(), at("disk/real.part.mp4"));
@@ -407,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn places_that_cannot_be_written_are_named_at_once() {
+    fn unwritable_paths_are_reported_on_creation() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         std::fs::write(folder.join("file"), "").unwrap();
@@ -419,7 +416,7 @@ mod tests {
         };
         insta::assert_snapshot!(why(&folder.join("no/clip.mp4")), @"the folder HERE/no does not exist");
         insta::assert_snapshot!(why(&folder.join("file/clip.mp4")), @"HERE/file is not a folder");
-        insta::assert_snapshot!(why(&folder.join("taken.mp4")), @"what has this name is no ordinary file");
+        insta::assert_snapshot!(why(&folder.join("taken.mp4")), @"this path is not an ordinary file");
         // Not even root creates files here.
         assert!(why("/proc/self/clip.mp4".as_ref()).starts_with("no file can be created in /proc/self: "));
     }

@@ -1,65 +1,36 @@
-//! What previews of a running denoising are made with: a linear map from latents to colours.
+//! The linear map from latents to colours, for previews while a clip is denoised.
 //!
-//! It lies in the bundle as `preview/map.json`, and a checkpoint may ship it as `preview_map.json`.
+//! A bundle stores it as `preview/map.json`; a checkpoint may contain it as `preview_map.json`.
 
 use crate::digest::Digest;
 use crate::{Error, atomic};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::path::Path;
 
-/// How the latent is shown while it is denoised: the value of `--preview`.
+/// The kind of preview while a clip is denoised: the value of `--preview`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PreviewKind {
-    /// Not at all.
+    /// No preview.
     Off,
-    /// By the linear map, one pixel for each latent position.
+    /// The linear map, one pixel for each latent position.
     Rgb,
-    /// By the tiny decoder.
+    /// The tiny decoder.
     Tiny,
-    /// By the real decoder, the first latent frame alone.
+    /// The VAE decoder, on the first latent frame only.
     Full,
 }
 
-impl fmt::Display for PreviewKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Rgb => "rgb",
-            Self::Tiny => "tiny",
-            Self::Full => "full",
-        })
-    }
-}
+crate::named!(PreviewKind, "--preview", "preview", "off" => Off, "rgb" => Rgb, "tiny" => Tiny, "full" => Full);
 
-impl std::str::FromStr for PreviewKind {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "off" => Ok(Self::Off),
-            "rgb" => Ok(Self::Rgb),
-            "tiny" => Ok(Self::Tiny),
-            "full" => Ok(Self::Full),
-            _ => Err(Error::value(
-                "--preview",
-                format!("`{text}`"),
-                "there is none of that name",
-                "use off, rgb, tiny or full",
-            )),
-        }
-    }
-}
-
-/// Latent positions around one, itself included, that decide on its colour: 3x3.
+/// Latent positions that determine one colour: the position and its neighbours, 3x3.
 pub const NEIGHBOURS: usize = 9;
 
-/// The colour of a latent position: `offset + Σ_k value[k] · weights[k]`, in -1..1, over the values of its neighbours at
-/// model scale, row by row, all channels of one neighbour after the other.
+/// The colour of a latent position: `offset + Σ_k value[k] · weights[k]`, in -1..1. `value` holds the 3x3 neighbourhood
+/// at model scale, row by row, with the channels of one position adjacent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinearColours {
-    /// Red, green and blue that one unit of each value adds: [`NEIGHBOURS`] times the latent's channels.
+    /// Red, green and blue per unit of each value; [`NEIGHBOURS`] times the latent's channels of them.
     pub weights: Vec<[f32; 3]>,
     /// The colour of a latent of zeros.
     pub offset: [f32; 3],
@@ -71,25 +42,25 @@ impl LinearColours {
     }
 }
 
-/// How latents look, without a decoder.
+/// An approximation of the decoder by a linear map.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LatentToRgb {
-    /// For the first latent frame, which stands for one frame and has statistics of its own.
+    /// For the first latent frame, which encodes one frame and has different statistics.
     pub first: LinearColours,
-    /// For every later one.
+    /// For every later latent frame.
     pub later: LinearColours,
-    /// Root mean square of what the map misses of the decoder's colours, in -1..1, over what it was fitted on.
+    /// Root mean square error compared with the decoder's colours, in -1..1, over the fitted positions.
     pub error: f32,
-    /// Latent positions that it was fitted on.
+    /// Number of latent positions that it was fitted on.
     pub positions: u64,
-    /// Digest of the decoder that it imitates.
+    /// Digest of the decoder that it approximates.
     pub decoder: Digest,
-    /// Digest over all of the above.
+    /// Digest over all fields above.
     pub digest: Digest,
 }
 
 impl LatentToRgb {
-    /// A map with its digest.
+    /// Creates a map and computes its digest.
     pub fn new(
         first: LinearColours,
         later: LinearColours,
@@ -109,28 +80,28 @@ impl LatentToRgb {
         Digest::of_parts([numbers.as_slice(), &positions, self.decoder.blake3.as_bytes()])
     }
 
-    /// Reads a map and checks that it is the one that was written.
+    /// Reads a map and checks its digest.
     ///
     /// # Errors
-    /// A file that cannot be read, holds something else, or was changed.
+    /// Returns an error if the file cannot be read, is not a map, or was changed.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read(path).map_err(Error::file("read", path))?;
         let wrong = |why: String| Error::PreviewMap { path: path.to_owned(), why };
         let map: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         if map.computed_digest() != map.digest {
-            return Err(wrong("its numbers do not have the digest that it states".into()));
+            return Err(wrong("its digest does not match its numbers".into()));
         }
         if map.first.numbers().chain(map.later.numbers()).all(f32::is_finite) {
             Ok(map)
         } else {
-            Err(wrong("it holds numbers that are not finite".into()))
+            Err(wrong("it contains numbers that are not finite".into()))
         }
     }
 
-    /// Writes the map; its folder must be there.
+    /// Writes the map. Its folder must exist.
     ///
     /// # Errors
-    /// The path that could not be written.
+    /// I/O errors, with the path.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         let mut text = serde_json::to_vec(self)
             .map_err(|error| Error::PreviewMap { path: path.to_owned(), why: error.to_string() })?;
@@ -138,8 +109,8 @@ impl LatentToRgb {
         atomic::write_atomic(path, &text)
     }
 
-    /// Whether this map shows latents of `channels` channels as `decoder` would.
-    pub fn imitates(&self, decoder: &Digest, channels: usize) -> bool {
+    /// Returns true if this map approximates `decoder` for latents of `channels` channels.
+    pub fn approximates(&self, decoder: &Digest, channels: usize) -> bool {
         let terms = channels * NEIGHBOURS;
         let fits = |colours: &LinearColours| colours.weights.len() == terms;
         self.decoder == *decoder && fits(&self.first) && fits(&self.later)
@@ -157,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn a_map_comes_back_as_it_was_written() {
+    fn a_map_survives_writing_and_reading() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map.json");
         map().write(&path).unwrap();
         assert_eq!(LatentToRgb::read(&path).unwrap(), map());
-        assert!(map().imitates(&Digest::of_parts([]), 4));
-        assert!(!map().imitates(&Digest::of_parts([]), 16));
-        assert!(!map().imitates(&Digest::of_parts([b"another".as_slice()]), 4));
+        assert!(map().approximates(&Digest::of_parts([]), 4));
+        assert!(!map().approximates(&Digest::of_parts([]), 16));
+        assert!(!map().approximates(&Digest::of_parts([b"another".as_slice()]), 4));
     }
 
     #[test]
@@ -180,10 +151,10 @@ mod tests {
     }
 
     #[test]
-    fn kinds_have_names() {
+    fn kinds_survive_printing_and_parsing() {
         for kind in [PreviewKind::Off, PreviewKind::Rgb, PreviewKind::Tiny, PreviewKind::Full] {
             assert_eq!(kind.to_string().parse::<PreviewKind>().unwrap(), kind);
         }
-        insta::assert_snapshot!("fast".parse::<PreviewKind>().unwrap_err(), @"--preview cannot be `fast`: there is none of that name (use off, rgb, tiny or full)");
+        insta::assert_snapshot!("fast".parse::<PreviewKind>().unwrap_err(), @"--preview cannot be `fast`: unknown preview; expected one of off, rgb, tiny, full (use one of these)");
     }
 }

@@ -1,11 +1,11 @@
-//! Which expert denoises at which noise level.
+//! The routing table: the expert for each noise level.
 
 use crate::Error;
 use crate::units::Timestep;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The name of an expert, also its folder in the bundle: `high_noise`, `low_noise`, `only`.
+/// The name of an expert and of its folder in the bundle: `high_noise`, `low_noise`, `only`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ExpertName(pub String);
@@ -16,16 +16,26 @@ impl fmt::Display for ExpertName {
     }
 }
 
-/// One expert and the timestep from which upwards it is routed to.
+/// One expert and its lowest timestep.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Route {
     /// The expert.
     pub expert: ExpertName,
-    /// It takes timesteps at or above this one (0..=1000), up to where the expert before it begins.
+    /// The lowest timestep (0..=1000) of this expert. The range ends where that of the previous expert begins.
     pub from_timestep: f32,
 }
 
-/// The routing table: experts from the noisiest down; the last one begins at 0.
+/// The routing table: experts from the noisiest down. The range of the last one begins at 0.
+///
+/// ```
+/// use bundle::routing::{ExpertIndex, Routing};
+/// use bundle::units::Timestep;
+///
+/// let routing = Routing::pair(Timestep(875.0))?;
+/// assert_eq!(routing.expert_at(Timestep(900.0)), ExpertIndex(0));
+/// assert_eq!(routing.name(routing.expert_at(Timestep(500.0))).0, "low_noise");
+/// # Ok::<(), bundle::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Route>", into = "Vec<Route>")]
 pub struct Routing(Vec<Route>);
@@ -36,10 +46,11 @@ pub struct Routing(Vec<Route>);
 pub struct ExpertIndex(pub usize);
 
 impl Routing {
-    /// A table of experts from the noisiest down.
+    /// Creates a table of experts from the noisiest down.
     ///
     /// # Errors
-    /// An empty table, boundaries that do not fall strictly, or a last expert that does not begin at 0.
+    /// Returns an error if the table is empty, its boundaries are not strictly falling, or the last expert does not
+    /// begin at 0.
     pub fn try_new(routes: Vec<Route>) -> Result<Self, Error> {
         let falling = routes.windows(2).all(|pair| pair[0].from_timestep > pair[1].from_timestep);
         let ends_at_zero = routes.last().is_some_and(|last| last.from_timestep == 0.0);
@@ -49,21 +60,21 @@ impl Routing {
             Err(Error::value(
                 "routing",
                 format!("{:?}", routes.iter().map(|route| route.from_timestep).collect::<Vec<_>>()),
-                "boundaries fall strictly from at most 1000 and the last expert begins at 0",
+                "boundaries must be strictly falling from at most 1000, and the last expert must begin at 0",
                 "export the checkpoint again",
             ))
         }
     }
 
-    /// One expert for all noise levels.
+    /// Creates a table with one expert for all noise levels.
     pub fn single() -> Self {
         Self(vec![Route { expert: ExpertName("only".into()), from_timestep: 0.0 }])
     }
 
-    /// A high-noise expert at or above `boundary` and a low-noise one below it.
+    /// Creates a table with a high-noise expert at or above `boundary` and a low-noise expert below it.
     ///
     /// # Errors
-    /// A boundary that is not above 0 and at most 1000.
+    /// Returns an error if the boundary is not above 0 and at most 1000.
     pub fn pair(boundary: Timestep) -> Result<Self, Error> {
         Self::try_new(vec![
             Route { expert: ExpertName("high_noise".into()), from_timestep: boundary.0 },
@@ -71,18 +82,18 @@ impl Routing {
         ])
     }
 
-    /// The expert for a timestep, as it is handed to the denoiser.
+    /// Returns the expert for a timestep, as the denoiser receives it.
     pub fn expert_at(&self, timestep: Timestep) -> ExpertIndex {
         let last = self.0.len() - 1;
         ExpertIndex(self.0.iter().position(|route| timestep.0 >= route.from_timestep).unwrap_or(last))
     }
 
-    /// All experts, from the noisiest down.
+    /// Returns all experts, from the noisiest down.
     pub fn routes(&self) -> &[Route] {
         &self.0
     }
 
-    /// The name of an expert of this table; of the last one if there is no such position.
+    /// Returns the name of an expert; that of the last one if the index is out of range.
     pub fn name(&self, expert: ExpertIndex) -> &ExpertName {
         &self.0[expert.0.min(self.0.len() - 1)].expert
     }
@@ -114,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_leaves_a_gap_or_goes_up_is_refused() {
+    fn a_table_with_a_gap_or_rising_boundaries_is_refused() {
         let route = |name: &str, from| Route { expert: ExpertName(name.into()), from_timestep: from };
         assert!(Routing::try_new(vec![]).is_err());
         assert!(Routing::try_new(vec![route("a", 500.0)]).is_err());

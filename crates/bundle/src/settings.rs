@@ -1,10 +1,9 @@
-//! What a clip is made with when the user says nothing, and where each value comes from.
+//! Default settings of a clip, and the origin of each value.
 
 use crate::Error;
 use crate::geometry::PixelSize;
 use crate::units::{FrameRate, GuidanceScale, Shift};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// The update rule that turns velocities into the next latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +17,7 @@ pub enum SolverKind {
     Euler,
 }
 
-/// Which code base's sigma grid is followed.
+/// The code base whose sigma grid is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
@@ -28,75 +27,48 @@ pub enum ScheduleKind {
     Diffusers,
 }
 
-macro_rules! named {
-    ($kind:ty, $flag:literal, $($name:literal => $variant:ident),+) => {
-        impl fmt::Display for $kind {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $name),+ })
-            }
-        }
-        impl std::str::FromStr for $kind {
-            type Err = Error;
-            fn from_str(text: &str) -> Result<Self, Error> {
-                match text {
-                    $($name => Ok(Self::$variant),)+
-                    _ => Err(Error::value(
-                        $flag, format!("`{text}`"), "there is none of that name",
-                        concat!("use one of:" $(, " ", $name)+),
-                    )),
-                }
-            }
-        }
-    };
-}
-named!(SolverKind, "--sampler", "unipc" => UniPc, "dpmpp" => DpmPp, "euler" => Euler);
-named!(ScheduleKind, "--schedule", "official" => Official, "diffusers" => Diffusers);
+crate::named!(SolverKind, "--sampler", "sampler", "unipc" => UniPc, "dpmpp" => DpmPp, "euler" => Euler);
+crate::named!(ScheduleKind, "--schedule", "schedule", "official" => Official, "diffusers" => Diffusers);
 
-/// Where a default comes from.
+/// The origin of a default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// `rushes.json` beside the checkpoint's `model_index.json`.
+    /// `rushes.json`, next to the checkpoint's `model_index.json`.
     Checkpoint,
     /// The catalogue of known models.
     Catalogue,
-    /// The catalogue, by a likeness that does not prove which model it is.
+    /// The catalogue, for a checkpoint that resembles the model but may be another one.
     CatalogueGuess,
     /// The checkpoint's scheduler config.
     SchedulerConfig,
-    /// Nothing said anything: the tool's own choice.
+    /// The built-in value, used if no other source has one.
     Fallback,
 }
 
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Checkpoint => "rushes.json",
-            Self::Catalogue => "catalogue",
-            Self::CatalogueGuess => "catalogue, a guess",
-            Self::SchedulerConfig => "scheduler config",
-            Self::Fallback => "built in",
-        })
-    }
-}
+crate::named!(
+    Origin,
+    "rushes.json" => Checkpoint, "catalogue" => Catalogue, "catalogue, a guess" => CatalogueGuess,
+    "scheduler config" => SchedulerConfig, "built in" => Fallback,
+);
 
 /// A default and its origin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Default<T> {
     /// The value.
     pub value: T,
-    /// Where it comes from.
+    /// Its origin.
     pub from: Origin,
 }
 
 /// The resolved defaults of a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Defaults {
-    /// Size of the picture.
+    /// Frame size.
     pub size: Default<PixelSize>,
     /// Frames of the clip.
     pub frames: Default<usize>,
-    /// Rate at which the frames are played.
+    /// Frame rate.
     pub fps: Default<FrameRate>,
     /// Denoising steps.
     pub steps: Default<usize>,
@@ -110,20 +82,20 @@ pub struct Defaults {
     pub schedule: Default<ScheduleKind>,
     /// Negative prompt.
     pub negative: Default<String>,
-    /// What a user should know of how these were found, one sentence each.
+    /// Notes for the user on how these values were found, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// Recommended settings: what `rushes.json` holds; what is absent is looked up elsewhere.
+/// Recommended settings, the content of `rushes.json`. Absent values are looked up elsewhere.
 #[derive(Debug, Clone, PartialEq, std::default::Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recommended {
-    /// Size of the picture.
+    /// Frame size.
     pub size: Option<PixelSize>,
     /// Frames of the clip.
     pub frames: Option<usize>,
-    /// Rate at which the frames are played.
+    /// Frame rate.
     pub fps: Option<FrameRate>,
     /// Denoising steps.
     pub steps: Option<usize>,
@@ -140,10 +112,10 @@ pub struct Recommended {
 }
 
 impl Defaults {
-    /// Resolves every default: the first of `sources` that has a value wins, else the built-in one.
+    /// Resolves every default. The first of `sources` that has a value is used, else the built-in value.
     ///
     /// # Errors
-    /// A recommended value that is out of range.
+    /// Returns an error if a recommended value is out of range.
     pub fn resolve(sources: &[(Origin, &Recommended)], experts: usize) -> Result<Self, Error> {
         fn first<T>(
             sources: &[(Origin, &Recommended)],
@@ -181,13 +153,13 @@ impl Defaults {
     }
 }
 
-/// The most denoising steps that are accepted: one per training timestep.
+/// The largest number of denoising steps: one per training timestep.
 pub const MAX_STEPS: usize = 1000;
 
 /// Checks a number of denoising steps.
 ///
 /// # Errors
-/// 0, or more than [`MAX_STEPS`].
+/// Returns an error for 0 and above [`MAX_STEPS`].
 pub fn check_steps(steps: usize) -> Result<usize, Error> {
     if (1..=MAX_STEPS).contains(&steps) {
         Ok(steps)
@@ -201,10 +173,10 @@ pub fn check_steps(steps: usize) -> Result<usize, Error> {
     }
 }
 
-/// One guidance scale per expert: a single one holds for all.
+/// Returns one guidance scale per expert. A single scale is used for all experts.
 ///
 /// # Errors
-/// A number of scales that is neither 1 nor the number of experts.
+/// Returns an error if the number of scales is neither 1 nor the number of experts.
 pub fn per_expert(scales: &[GuidanceScale], experts: usize) -> Result<Vec<GuidanceScale>, Error> {
     match scales {
         [one] => Ok(vec![*one; experts]),
@@ -223,10 +195,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_source_wins_and_is_named() {
-        let own = Recommended { steps: Some(20), ..Recommended::default() };
-        let known = Recommended { steps: Some(40), shift: Some(12.0), ..Recommended::default() };
-        let sources = [(Origin::Checkpoint, &own), (Origin::Catalogue, &known)];
+    fn the_first_source_with_a_value_is_used_and_recorded() {
+        let checkpoint = Recommended { steps: Some(20), ..Recommended::default() };
+        let catalogue = Recommended { steps: Some(40), shift: Some(12.0), ..Recommended::default() };
+        let sources = [(Origin::Checkpoint, &checkpoint), (Origin::Catalogue, &catalogue)];
         let defaults = Defaults::resolve(&sources, 2).unwrap();
         assert_eq!(defaults.steps, Default { value: 20, from: Origin::Checkpoint });
         assert_eq!(defaults.shift, Default { value: Shift(12.0), from: Origin::Catalogue });
@@ -247,8 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_refused_with_the_known_ones() {
-        insta::assert_snapshot!("ddim".parse::<SolverKind>().unwrap_err(), @"--sampler cannot be `ddim`: there is none of that name (use one of: unipc dpmpp euler)");
+    fn unknown_names_are_refused_with_the_list_of_names() {
+        insta::assert_snapshot!("ddim".parse::<SolverKind>().unwrap_err(), @"--sampler cannot be `ddim`: unknown sampler; expected one of unipc, dpmpp, euler (use one of these)");
         assert_eq!("official".parse::<ScheduleKind>().unwrap(), ScheduleKind::Official);
     }
 }

@@ -1,16 +1,17 @@
-//! The interface of each graph, written down once and checked whenever a graph is opened.
+//! The signature of each graph. It is checked when a graph is opened.
 //!
 //! | graph | inputs | outputs |
 //! |---|---|---|
 //! | text encoder | `ids [1,S]` i64 | `states [1,S,D]` |
-//! | step | `latent [B,Cin,F,H,W]`, `timestep [R]`, `text [B,512,D]`, `cos` and `sin [L,head/2]` | `velocity [B,C,F,H,W]` |
-//! | step on Rushes kernels | the same with `text [B,T,D]` and `key_bias [B,T]` | `velocity [B,C,F,H,W]` |
+//! | denoising step | `latent [B,Cin,F,H,W]`, `timestep [R]`, `text [B,512,D]`, `cos` and `sin [L,head/2]` | `velocity [B,C,F,H,W]` |
+//! | denoising step on Rushes kernels | the same with `text [B,T,D]` and `key_bias [B,T]` | `velocity [B,C,F,H,W]` |
 //! | decoder, first | `latent [1,C,1,h,w]` | `frames [1,3,8h,8w]` in -1..1, `next_cache.NN` |
 //! | decoder, next | `latent [1,C,1,h,w]`, `cache.NN` | `frames [4,3,8h,8w]`, `next_cache.NN` |
 //!
-//! For tiles the decoder comes in two parts too: its *trunk* gives `features [1,D,h,w]`, its *upsampler* makes frames of them.
-//! The tiny decoder of previews keeps the decoder's contract. `R` is 1, or one row for each distinct timestep when conditioning needs it. The latent of the decoder is at model
-//! scale: the graph undoes the normalisation. Its caches are whatever the graph lists, in the order of their numbers.
+//! For tiled decoding the decoder is also exported in two parts: the *trunk* outputs `features [1,D,h,w]`, the
+//! *upsampler* turns them into frames. The tiny decoder of previews has the signature of the decoder. `R` is 1, or the
+//! number of distinct timesteps if conditioning needs several. The decoder's latent is at model scale: the graph undoes
+//! the normalisation. Its caches are those that the graph lists, ordered by number.
 
 use crate::Error;
 use crate::dtype::ElementType;
@@ -20,15 +21,15 @@ use std::fmt;
 
 /// Prefix of the decoder's cache inputs.
 pub const CACHE_INPUT: &str = "cache.";
-/// Prefix of the decoder's cache outputs; the rest of the name is that of the input they feed next time.
+/// Prefix of the decoder's cache outputs. The rest of the name is that of the input that takes it in the next call.
 pub const CACHE_OUTPUT: &str = "next_cache.";
 
 /// One extent of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Extent {
-    /// Known when the graph was made.
+    /// Fixed at export.
     Fixed(usize),
-    /// Known when the graph runs.
+    /// Known at run time.
     Dynamic(String),
 }
 
@@ -86,7 +87,7 @@ enum Dim<'a> {
 use Dim::{Any, Of};
 
 impl Signature {
-    /// The contract of a text encoder.
+    /// Returns the signature of a text encoder.
     pub fn of_text_encoder(spec: &TextEncoderSpec) -> Self {
         Self {
             inputs: vec![tensor("ids", ElementType::I64, &[Of(1), Any("S")])],
@@ -94,7 +95,7 @@ impl Signature {
         }
     }
 
-    /// The contract of a denoising step.
+    /// Returns the signature of a denoising step.
     pub fn of_step(spec: &DenoiserSpec) -> Self {
         let video = |name, channels| {
             tensor(name, ElementType::F32, &[Any("B"), Of(channels), Any("F"), Any("H"), Any("W")])
@@ -112,20 +113,20 @@ impl Signature {
         }
     }
 
-    /// The contract of a denoising step on Rushes kernels: rows of the text that are equal are one row, and
-    /// `key_bias` has the logarithm of how many it stands for, or minus infinity for a row that is not there.
+    /// Returns the signature of a denoising step on Rushes kernels. Equal text rows are merged into one; `key_bias` is
+    /// the logarithm of the number of merged rows, or minus infinity for an absent row.
     pub fn of_step_with_key_bias(spec: &DenoiserSpec) -> Self {
-        let mut contract = Self::of_step(spec);
+        let mut signature = Self::of_step(spec);
         let is_text = |tensor: &TensorSpec| tensor.name == "text";
-        if let Some(at) = contract.inputs.iter().position(is_text) {
-            contract.inputs[at] =
+        if let Some(at) = signature.inputs.iter().position(is_text) {
+            signature.inputs[at] =
                 tensor("text", ElementType::F32, &[Any("B"), Any("T"), Of(spec.text_width)]);
-            contract.inputs.insert(at + 1, tensor("key_bias", ElementType::F32, &[Any("B"), Any("T")]));
+            signature.inputs.insert(at + 1, tensor("key_bias", ElementType::F32, &[Any("B"), Any("T")]));
         }
-        contract
+        signature
     }
 
-    /// The contract of a decoder call; caches come on top.
+    /// Returns the signature of a decoder call, without caches.
     pub fn of_decoder(spec: &VaeSpec) -> Self {
         Self {
             inputs: vec![tensor(
@@ -137,20 +138,20 @@ impl Signature {
         }
     }
 
-    /// The contract of a decoder's trunk: what happens at the latent's resolution; caches come on top.
+    /// Returns the signature of a decoder's trunk, the layers at latent resolution, without caches.
     pub fn of_decoder_trunk(spec: &VaeSpec) -> Self {
         Self { outputs: vec![features(spec)], ..Self::of_decoder(spec) }
     }
 
-    /// The contract of the decoder's upsampler, which makes frames of the trunk's features; caches come on top.
+    /// Returns the signature of the decoder's upsampler, which turns the trunk's features into frames, without caches.
     pub fn of_decoder_upsampler(spec: &VaeSpec) -> Self {
         Self { inputs: vec![features(spec)], ..Self::of_decoder(spec) }
     }
 
-    /// Checks that `found` has what this contract asks, and nothing more but decoder caches.
+    /// Checks that `found` has the tensors of this signature and no others except decoder caches.
     ///
     /// # Errors
-    /// The first tensor that is missing, unknown, or of another number format or shape.
+    /// Names the first tensor that is missing, unknown, or of another number format or shape.
     pub fn check(&self, graph: &str, found: &Self) -> Result<(), Error> {
         check_side(graph, &self.inputs, &found.inputs, CACHE_INPUT)?;
         check_side(graph, &self.outputs, &found.outputs, CACHE_OUTPUT)
@@ -173,7 +174,7 @@ fn check_side(
                 graph: graph.into(),
                 tensor: want.name.clone(),
                 expected: want.to_string(),
-                found: "no tensor of that name".into(),
+                found: "no tensor with this name".into(),
             });
         };
         if want.element != have.element {
@@ -183,7 +184,7 @@ fn check_side(
             && want.shape.iter().zip(&have.shape).all(|pair| match pair {
                 (Extent::Fixed(a), Extent::Fixed(b)) => a == b,
                 (Extent::Fixed(_), Extent::Dynamic(_)) => false,
-                // A graph may fix what the contract leaves open.
+                // A graph may fix an extent that is dynamic in the signature.
                 (Extent::Dynamic(_), _) => true,
             });
         if !fits {
@@ -214,7 +215,7 @@ mod tests {
     use super::*;
     use crate::geometry::Patch;
 
-    fn contract() -> Signature {
+    fn step() -> Signature {
         Signature::of_step(&DenoiserSpec {
             heads: 2,
             head_width: 12,
@@ -230,22 +231,22 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_that_keeps_the_contract_passes_also_with_fixed_shapes() {
-        let mut found = contract();
-        assert!(contract().check("step", &found).is_ok());
+    fn a_graph_with_the_signature_passes_also_with_fixed_shapes() {
+        let mut found = step();
+        assert!(step().check("step", &found).is_ok());
         found.inputs[0].shape[0] = Extent::Fixed(1);
-        assert!(contract().check("step", &found).is_ok());
+        assert!(step().check("step", &found).is_ok());
     }
 
     #[test]
-    fn every_departure_is_named() {
+    fn every_difference_is_reported() {
         let break_with = |change: fn(&mut Signature)| {
-            let mut found = contract();
+            let mut found = step();
             change(&mut found);
-            contract().check("step", &found).unwrap_err().to_string()
+            step().check("step", &found).unwrap_err().to_string()
         };
         let message = break_with(|s| s.inputs[2].shape[1] = Extent::Fixed(226));
-        insta::assert_snapshot!(message, @"the graph step does not keep the contract at `text`: expected text f32 [B,512,32], found text f32 [B,226,32] (export the checkpoint again with this version of rushes)");
+        insta::assert_snapshot!(message, @"the tensor `text` of the graph step is wrong: expected text f32 [B,512,32], found text f32 [B,226,32] (export the checkpoint again with this version of rushes)");
         assert!(break_with(|s| s.inputs[0].element = ElementType::F16).contains("found f16"));
         assert!(
             break_with(|s| {

@@ -1,9 +1,9 @@
-//! Hyper-parameters of the three models, as data.
+//! Hyper-parameters of the models.
 
 use crate::geometry::{Patch, VaeStride};
 use serde::{Deserialize, Serialize};
 
-/// Rows of text states that a denoiser attends to: real tokens first, then zeros.
+/// Rows of text states that a denoiser attends to: tokens first, then zeros.
 pub const TEXT_ROWS: usize = 512;
 
 /// A umT5 encoder.
@@ -23,7 +23,7 @@ pub struct TextEncoderSpec {
     pub layers: usize,
     /// Buckets of the relative position table.
     pub buckets: usize,
-    /// Distance from which on all positions share the last bucket.
+    /// Distance from which all positions share the last bucket.
     pub max_distance: usize,
     /// Added under the root of every normalisation.
     pub epsilon: f64,
@@ -40,7 +40,7 @@ pub struct DenoiserSpec {
     pub layers: usize,
     /// Width of the feed-forward layer.
     pub feed_forward: usize,
-    /// Channels of the input: the latent's and those of the conditioning.
+    /// Channels of the input: latent and conditioning.
     pub in_channels: usize,
     /// Channels of the velocity.
     pub out_channels: usize,
@@ -55,22 +55,23 @@ pub struct DenoiserSpec {
 }
 
 impl DenoiserSpec {
-    /// Model width, d.
+    /// Returns the model width, d.
     pub fn width(&self) -> usize {
         self.heads * self.head_width
     }
 
-    /// How a head is split among the axes of rotary embedding: time, height, width; each even, together `head_width`.
+    /// Returns the split of a head among the axes of rotary embedding: time, height, width. Each is even; the sum is
+    /// `head_width`.
     ///
-    /// Source: Wan gives height and width `2·⌊head/6⌋` each and time the rest.
+    /// Source: in Wan, height and width have `2·⌊head/6⌋` each and time has the rest.
     pub fn rotary_split(&self) -> [usize; 3] {
         let space = 2 * (self.head_width / 6);
         [self.head_width - 2 * space, space, space]
     }
 
-    /// Floating-point operations of one step over `tokens` tokens (multiply and add counted apart).
+    /// Returns the floating-point operations of one step over `tokens` tokens (multiply and add count as two).
     ///
-    /// Source: every matrix product of one forward pass, text projections included.
+    /// Counts every matrix product of one forward pass, including text projections.
     pub fn step_flops(&self, tokens: usize) -> f64 {
         let [l, d, f, t] = [tokens, self.width(), self.feed_forward, TEXT_ROWS].map(as_f64);
         let patch = as_f64(self.patch.time * self.patch.height * self.patch.width);
@@ -87,18 +88,18 @@ fn as_f64(value: usize) -> f64 {
     value
 }
 
-/// A causal video VAE of the Wan2.1 kind.
+/// A causal video VAE of the Wan2.1 family.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VaeSpec {
-    /// Channels at full resolution in the decoder.
+    /// Decoder channels at full resolution.
     pub base: usize,
     /// Latent channels.
     pub latent_channels: usize,
-    /// Width of each level as a multiple of `base`, from full resolution down.
+    /// Width of each level as a multiple of `base`, from full resolution down to latent resolution.
     pub multipliers: Vec<usize>,
     /// Residual blocks per level of the encoder; the decoder has one more.
     pub residual_blocks: usize,
-    /// Whether each downsampling, from full resolution down, also halves time.
+    /// For each downsampling, from full resolution down: true if it also halves time.
     pub temporal_downsample: Vec<bool>,
     /// Mean of each latent channel.
     pub latents_mean: Vec<f32>,
@@ -107,12 +108,12 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
-    /// Channels of the decoder at the latent's resolution.
+    /// Returns the decoder channels at latent resolution.
     pub fn deepest_width(&self) -> usize {
         self.base * self.multipliers.last().copied().unwrap_or(1)
     }
 
-    /// Frames and pixels per latent position.
+    /// Returns the frames and pixels per latent position.
     pub fn stride(&self) -> VaeStride {
         let halvings = self.temporal_downsample.iter().filter(|halves| **halves).count();
         VaeStride { time: 1 << halvings, space: 1 << self.temporal_downsample.len() }
@@ -120,9 +121,9 @@ impl VaeSpec {
 }
 
 impl TextEncoderSpec {
-    /// Floating-point operations of encoding `tokens` tokens (multiply and add counted apart).
+    /// Returns the floating-point operations of encoding `tokens` tokens (multiply and add count as two).
     ///
-    /// Source: every matrix product of one forward pass.
+    /// Counts every matrix product of one forward pass.
     pub fn flops(&self, tokens: usize) -> f64 {
         let inner = self.heads * self.head_width;
         let [s, d, n, f] = [tokens, self.width, inner, self.feed_forward].map(as_f64);
@@ -131,18 +132,18 @@ impl TextEncoderSpec {
 }
 
 impl VaeSpec {
-    /// Floating-point operations of decoding the first latent frame, of `height x width` (multiply and add counted
-    /// apart). Of every causal kernel only the newest tap has anything to see.
+    /// Returns the floating-point operations of decoding the first latent frame, of `height x width` (multiply and add
+    /// count as two). Only the newest tap of each causal convolution has an input.
     pub fn first_frame_flops(&self, height: usize, width: usize) -> f64 {
         self.decoder_flops(as_f64(height * width), false)
     }
 
-    /// Floating-point operations of decoding a later latent frame.
+    /// Returns the floating-point operations of decoding a later latent frame.
     pub fn next_frames_flops(&self, height: usize, width: usize) -> f64 {
         self.decoder_flops(as_f64(height * width), true)
     }
 
-    /// Source: every convolution of the decoder, and the attention in its middle, from the latent to the picture.
+    /// Counts every convolution of the decoder and its attention.
     fn decoder_flops(&self, latent_positions: f64, later: bool) -> f64 {
         let taps = if later { 3.0 } else { 1.0 };
         let product = |out: usize, channels: usize| 2.0 * as_f64(out) * as_f64(channels);
@@ -180,24 +181,24 @@ impl VaeSpec {
     }
 }
 
-/// A tiny decoder of previews, of the published `taew2_1` or `taew2_2` layout.
+/// A tiny decoder for previews, in the published `taew2_1` or `taew2_2` layout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TinyDecoderSpec {
     /// Latent channels.
     pub latent_channels: usize,
     /// Channels at 1, 2 and 4 times the latent's resolution, and at full resolution.
     pub widths: [usize; 4],
-    /// Pixels that the last layer makes of each of its positions, in each direction.
+    /// Pixels per position of the last layer, in each direction.
     pub patch: usize,
-    /// Frames that the stored weights of each level make of one; at least [`Self::GROWTH`].
+    /// Frames per input frame that the stored weights of each level produce; at least [`Self::GROWTH`].
     pub stored_growth: [usize; 3],
 }
 
 impl TinyDecoderSpec {
-    /// Frames that each level makes of one.
+    /// Output frames of each level per input frame.
     pub const GROWTH: [usize; 3] = [1, 2, 2];
 
-    /// Frames and pixels per latent position.
+    /// Returns the frames and pixels per latent position.
     pub fn stride(&self) -> VaeStride {
         VaeStride { time: Self::GROWTH.iter().product(), space: 8 * self.patch }
     }
@@ -219,16 +220,16 @@ mod tests {
     }
 
     #[test]
-    fn a_step_of_a14b_at_720p_costs_6_52_petaflop() {
+    fn a_step_of_a14b_at_720p_takes_6_52_petaflop() {
         let flops = wan_denoiser(40, 40, 13824).step_flops(75_600);
         assert!((flops / 6.52e15 - 1.0).abs() < 0.005, "{flops:e}");
     }
 
     #[test]
-    fn the_decoder_costs_what_its_convolutions_do() {
+    fn decoder_flops_are_those_of_its_convolutions() {
         let vae = wan21_vae();
         let (first, next) = (vae.first_frame_flops(30, 52), vae.next_frames_flops(30, 52));
-        // Four frames and three taps are 12 times as much, less where frames have not doubled yet.
+        // Four frames and three taps give a factor of 12, less for levels before the frames are doubled.
         assert!((8.0..8.4).contains(&(next / first)), "{}", next / first);
         // The widest level alone: three blocks of two convolutions of 96 channels at full resolution.
         let widest = 6.0 * 9.0 * 2.0 * 96.0 * 96.0 * (1560.0 * 64.0);

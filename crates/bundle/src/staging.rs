@@ -1,137 +1,142 @@
-//! Folders of one run: what is being made has another name until it is whole, and no two runs make the same.
+//! Output folders: they have another name until they are complete, and one run at a time writes them.
 //!
 //! ```text
-//! NAME.part/lock          locked for as long as the run lives
+//! NAME.part/lock          locked while the run is active
 //!           whole/        the folder that is being filled; it becomes NAME
-//!           moving        while a folder that was there already is filled: what was moved into it
-//!           replaced/     what had the name before, until nobody uses it
+//!           moving        while an existing folder is filled: the list of entries moved into it
+//!           replaced/     the folder that had the name before, until it is no longer read
 //! ```
 //!
-//! The folder is made under a random name with its lock held, and then renamed to `NAME.part`, which the system does for
-//! one run only. It holds a lock that is free when its run is dead, however that ended; it is cleared then. A folder of
-//! that name without a lock was made by somebody else and is never touched.
+//! The folder is created under a random name with its lock held, then renamed to `NAME.part`. The rename succeeds for
+//! one run only. If the lock is free, its process has terminated and the folder is removed. A folder of that name
+//! without a lock was not created by Rushes and is never touched.
 //!
-//! Where the folder to fill is there already and empty, as a mount point or the working folder is, it keeps its place: it
-//! is staged inside as `.rushes.part` and filled by renames, the file that makes it whole last.
+//! An existing empty folder, such as a mount point or the working directory, is not replaced. It is staged inside as
+//! `.rushes.part` and filled by renames; the file that completes it is renamed last.
 
 use crate::Error;
-use crate::claim::{self, Claim, Obstacle, REPLACED};
+use crate::run_folder::{self, Obstacle, REPLACED, RunFolder};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// The folder to fill, in the folder of the run.
+/// The folder to fill, in the run folder.
 const WHOLE: &str = "whole";
-/// The list of what was moved out of it.
+/// The list of entries moved out of it.
 const MOVING: &str = "moving";
-/// The stem of names inside of a folder that is there already.
+/// The stem of names inside an existing folder.
 const INSIDE: &str = ".rushes";
-/// What the root of a file system may hold from its birth.
+/// An entry that the root of an empty file system may have.
 const LOST_AND_FOUND: &str = "lost+found";
-/// Links that are followed before they are taken for a circle.
+/// Links that are followed before they are treated as a loop.
 const LINKS: usize = 40;
 
-/// A folder that is being made.
+/// A folder that is being created.
 #[derive(Debug)]
 pub struct Staging {
-    claim: Claim,
-    /// Where the folder goes.
+    run_folder: RunFolder,
+    /// The final path.
     target: PathBuf,
     kind: Kind,
-    /// Folders above the target that were made for it, the innermost first.
-    made: MadeFolders,
+    /// Folders above the target that were created for it, the innermost first.
+    created: CreatedFolders,
 }
 
-/// How the folder comes to its name.
+/// The way in which the folder gets its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// It gets it; nothing has it.
+    /// By a rename; the name is free.
     New,
-    /// The folder is there, stays in its place and is filled.
+    /// The folder exists and is filled.
     InPlace,
-    /// It gets it from what has it.
+    /// By a rename, after the existing folder was moved away.
     Replacement,
 }
 
 impl Staging {
-    /// Begins to make the folder `out`, which must not be there or be empty; links are followed. Folders above it are
-    /// made where they are missing.
+    /// Stages the folder `out`, which must not exist or be empty. Links are followed. Missing parent folders are
+    /// created.
     ///
     /// # Errors
-    /// [`Error::Taken`] where something is there, [`Error::Busy`] while another run makes the same,
-    /// [`Error::InTheWay`], or a place that cannot be written.
-    pub fn of_folder(out: &Path) -> Result<Self, Error> {
+    /// [`Error::Taken`] if it is not empty, [`Error::Busy`] while another run creates it, [`Error::InTheWay`], and I/O
+    /// errors.
+    pub fn create(out: &Path) -> Result<Self, Error> {
         let target = resolved(out)?;
-        let Some(entries) = entries_of(&target, out)? else { return Self::beside(target, Kind::New) };
+        let Some(entries) = entries_of(&target, out)? else { return Self::next_to(target, Kind::New) };
         let unexpected = |name: &OsString| name != LOST_AND_FOUND && name != &part_name(OsStr::new(INSIDE));
         let taken = || Error::Taken { path: out.to_owned() };
-        let is_left = entries.iter().any(|name| name == &part_name(OsStr::new(INSIDE)));
-        if entries.iter().any(unexpected) && !is_left {
+        let has_part = entries.iter().any(|name| name == &part_name(OsStr::new(INSIDE)));
+        if entries.iter().any(unexpected) && !has_part {
             return Err(taken());
         }
-        let claim = take(&target, OsStr::new(INSIDE), out)?;
+        let run_folder = create_run_folder(&target, OsStr::new(INSIDE), out)?;
         if entries_of(&target, out)?.is_some_and(|entries| entries.iter().any(unexpected)) {
             return Err(taken());
         }
-        Self::staged(claim, target, Kind::InPlace, MadeFolders::default())
+        Self::staged(run_folder, target, Kind::InPlace, CreatedFolders::default())
     }
 
-    /// Begins to make a folder in place of the one that has its name, if one has; see [`Self::publish`].
+    /// Stages a folder that replaces the one at this path, if it exists; see [`Self::publish`].
     ///
     /// # Errors
-    /// As [`Self::of_folder`], but for [`Error::Taken`].
-    pub fn of_replacement(folder: &Path) -> Result<Self, Error> {
-        Self::beside(folder.to_owned(), Kind::Replacement)
+    /// Those of [`Self::create`] except [`Error::Taken`].
+    pub fn replace(folder: &Path) -> Result<Self, Error> {
+        Self::next_to(folder.to_owned(), Kind::Replacement)
     }
 
-    fn beside(target: PathBuf, kind: Kind) -> Result<Self, Error> {
+    fn next_to(target: PathBuf, kind: Kind) -> Result<Self, Error> {
         let Some(name) = target.file_name() else {
             let source = io::ErrorKind::NotFound.into();
             return Err(Error::File { action: "create", path: target, source });
         };
         let parent = parent_of(&target);
-        let made = MadeFolders::above(&parent)?;
-        let claim = take(&parent, name, &target)?;
-        Self::staged(claim, target, kind, made)
+        let created = CreatedFolders::above(&parent)?;
+        let run_folder = create_run_folder(&parent, name, &target)?;
+        Self::staged(run_folder, target, kind, created)
     }
 
-    fn staged(claim: Claim, target: PathBuf, kind: Kind, made: MadeFolders) -> Result<Self, Error> {
-        let whole = claim.path().join(WHOLE);
+    fn staged(
+        run_folder: RunFolder,
+        target: PathBuf,
+        kind: Kind,
+        created: CreatedFolders,
+    ) -> Result<Self, Error> {
+        let whole = run_folder.path().join(WHOLE);
         fs::create_dir(&whole).map_err(Error::file("create", &whole))?;
-        Ok(Self { claim, target, kind, made })
+        Ok(Self { run_folder, target, kind, created })
     }
 
-    /// The folder to fill.
+    /// Returns the folder to fill.
     pub fn folder(&self) -> PathBuf {
-        self.claim.path().join(WHOLE)
+        self.run_folder.path().join(WHOLE)
     }
 
-    /// A folder for what is needed on the way and goes with the staging.
+    /// Creates a folder for temporary files. It is removed with the staging.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// I/O errors.
     pub fn scratch(&self) -> Result<PathBuf, Error> {
-        let scratch = self.claim.path().join("scratch");
+        let scratch = self.run_folder.path().join("scratch");
         fs::create_dir(&scratch).map_err(Error::file("create", &scratch))?;
         Ok(scratch)
     }
 
-    /// Gives the folder its name. `last` is the entry that makes it whole: nothing without it is taken for the folder.
+    /// Renames the folder to its final path. `last` is the entry that completes it: a folder without it is incomplete.
     ///
-    /// What [`Self::of_replacement`] replaces is removed, unless a run uses it: then a later run does.
+    /// The folder replaced by [`Self::replace`] is removed. If it is being read, a later run removes it.
     ///
     /// # Errors
-    /// The system refuses, or the name was taken in the meantime. Nothing is left then.
+    /// I/O errors, also if the path was created by another process. Nothing is left then.
     pub fn publish(mut self, last: &str) -> Result<(), Error> {
         let whole = self.folder();
-        let replaced = self.claim.path().join(REPLACED);
+        let replaced = self.run_folder.path().join(REPLACED);
         let published = match self.kind {
             Kind::New => fs::rename(&whole, &self.target),
-            Kind::InPlace => move_entries(&whole, &self.target, last, &self.claim.path().join(MOVING)),
+            Kind::InPlace => move_entries(&whole, &self.target, last, &self.run_folder.path().join(MOVING)),
             Kind::Replacement => match fs::rename(&self.target, &replaced) {
                 Ok(()) => fs::rename(&whole, &self.target).inspect_err(|_| {
-                    // The first error is the one worth telling.
+                    // The first error is reported.
                     let _ = fs::rename(&replaced, &self.target);
                 }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(&whole, &self.target),
@@ -139,63 +144,63 @@ impl Staging {
             },
         };
         published.map_err(Error::file("create", &self.target))?;
-        self.made.keep();
+        self.created.keep();
         Ok(())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        roll_back(self.claim.path());
+        roll_back(self.run_folder.path());
     }
 }
 
-/// The right to change a folder that is whole, such as a bundle: one run at a time has it.
+/// An exclusive lock for changes in a complete folder, such as a bundle.
 #[derive(Debug)]
-pub struct Writing {
-    _claim: Claim,
+pub struct WriteLock {
+    _run_folder: RunFolder,
 }
 
-impl Writing {
-    /// Takes the right. What a dead run left is cleared.
+impl WriteLock {
+    /// Takes the lock and removes the part files of terminated processes.
     ///
     /// # Errors
-    /// [`Error::Busy`] while another run has it, or a folder that cannot be written.
-    pub fn of(folder: &Path) -> Result<Self, Error> {
-        let claim = take(folder, OsStr::new(INSIDE), folder)?;
-        crate::atomic::clear_parts(folder);
-        Ok(Self { _claim: claim })
+    /// [`Error::Busy`] while another run has the lock, and I/O errors.
+    pub fn acquire(folder: &Path) -> Result<Self, Error> {
+        let run_folder = create_run_folder(folder, OsStr::new(INSIDE), folder)?;
+        crate::atomic::remove_parts(folder);
+        Ok(Self { _run_folder: run_folder })
     }
 }
 
-/// A folder for what is only needed while the run lives; any number of runs have one each.
+/// A folder for temporary files of a run. Each run has its own.
 #[derive(Debug)]
 pub struct Scratch {
-    claim: Claim,
+    run_folder: RunFolder,
 }
 
 impl Scratch {
-    /// Makes one in `parent`, with `name` in its name, and clears those of dead runs.
+    /// Creates one in `parent`, with `name` in its name, and removes those of terminated processes.
     ///
     /// # Errors
-    /// `parent` cannot be written.
+    /// Returns an error if `parent` cannot be written.
     pub fn create(parent: &Path, name: &str) -> Result<Self, Error> {
-        Claim::clear_dead(parent, OsStr::new(name));
-        let claim = Claim::prepare(parent, OsStr::new(name)).map_err(Error::file("write into", parent))?;
-        Ok(Self { claim })
+        RunFolder::remove_all_abandoned(parent, OsStr::new(name));
+        let run_folder = RunFolder::create_random(parent, OsStr::new(name));
+        Ok(Self { run_folder: run_folder.map_err(Error::file("write into", parent))? })
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
-        self.claim.path()
+        self.run_folder.path()
     }
 }
 
-/// Takes `NAME.part` in `parent` for this run.
-fn take(parent: &Path, name: &OsStr, out: &Path) -> Result<Claim, Error> {
-    Claim::clear_dead(parent, name);
+/// Creates `NAME.part` in `parent` for this run.
+fn create_run_folder(parent: &Path, name: &OsStr, out: &Path) -> Result<RunFolder, Error> {
+    RunFolder::remove_all_abandoned(parent, name);
     let fixed = parent.join(part_name(name));
-    Claim::take(parent, name, &fixed, &roll_back).map_err(|obstacle| match obstacle {
+    RunFolder::create(parent, name, &fixed, &roll_back).map_err(|obstacle| match obstacle {
         Obstacle::Busy => Error::Busy { path: out.to_owned(), part: fixed.clone() },
         Obstacle::Foreign => Error::InTheWay { path: out.to_owned(), part: fixed.clone() },
         Obstacle::System(source) => Error::File { action: "write into", path: parent.to_owned(), source },
@@ -203,10 +208,10 @@ fn take(parent: &Path, name: &OsStr, out: &Path) -> Result<Claim, Error> {
 }
 
 fn part_name(name: &OsStr) -> OsString {
-    claim::stem(name, ".part")
+    run_folder::stem(name, ".part")
 }
 
-/// The path that links end in; the last of them may lead to nothing yet.
+/// Resolves links. The last link may lead to a path that does not exist.
 fn resolved(out: &Path) -> Result<PathBuf, Error> {
     let mut path = out.to_owned();
     for _ in 0..LINKS {
@@ -224,7 +229,7 @@ fn resolved(out: &Path) -> Result<PathBuf, Error> {
     Err(Error::File { action: "read", path: out.to_owned(), source: io::ErrorKind::NotFound.into() })
 }
 
-/// What a folder holds; nothing where there is none.
+/// Returns the entries of a folder; none if it does not exist.
 fn entries_of(folder: &Path, out: &Path) -> Result<Option<Vec<OsString>>, Error> {
     let listed = fs::read_dir(folder)
         .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>());
@@ -245,7 +250,7 @@ fn parent_of(path: &Path) -> PathBuf {
     }
 }
 
-/// Moves all entries of `from` into `to`, `last` at the end. `list` names them before the first is moved.
+/// Moves all entries of `from` into `to`, `last` at the end. The file `list` is written before the first move.
 fn move_entries(from: &Path, to: &Path, last: &str, list: &Path) -> io::Result<()> {
     let mut names =
         fs::read_dir(from)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<OsString>>>()?;
@@ -253,7 +258,7 @@ fn move_entries(from: &Path, to: &Path, last: &str, list: &Path) -> io::Result<(
     let lines = [last.to_owned()].into_iter().chain(names.iter().map(|name| name.to_string_lossy().into()));
     fs::write(list, lines.collect::<Vec<String>>().join("\n"))?;
     for name in &names {
-        // An empty folder would be replaced, and a file too: neither was there when the folder was taken.
+        // A rename would replace a file or an empty folder that was created in the meantime.
         if fs::symlink_metadata(to.join(name)).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -262,8 +267,7 @@ fn move_entries(from: &Path, to: &Path, last: &str, list: &Path) -> io::Result<(
     Ok(())
 }
 
-/// Takes back what a run moved into its target when it did not come to the last entry; and gives a name back whose folder
-/// was to be replaced.
+/// Removes the entries that a run moved into its target, if the last entry is missing.
 fn roll_back(folder: &Path) {
     let (Some(target), Ok(list)) = (folder.parent(), fs::read_to_string(folder.join(MOVING))) else { return };
     let mut names = list.lines();
@@ -271,28 +275,28 @@ fn roll_back(folder: &Path) {
     if target.join(last).exists() {
         return;
     }
-    // A name that is not in the staged folder any more was moved.
+    // A name that is no longer in the staged folder was moved.
     let whole = folder.join(WHOLE);
     let is_plain =
         |name: &&str| matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
     for name in names.filter(is_plain).filter(|name| fs::symlink_metadata(whole.join(name)).is_err()) {
         let moved = target.join(name);
-        // What cannot be removed keeps the folder from being taken for empty.
+        // An entry that cannot be removed makes the folder count as not empty.
         let _ = if moved.is_dir() { fs::remove_dir_all(&moved) } else { fs::remove_file(&moved) };
     }
 }
 
-/// Folders that were made on the way to a target; they go again where nothing came of it.
+/// Parent folders that were created for a target. They are removed if the target is not published.
 #[derive(Debug, Default)]
-struct MadeFolders(Vec<PathBuf>);
+struct CreatedFolders(Vec<PathBuf>);
 
-impl MadeFolders {
-    /// Makes `folder` and what is missing above it.
+impl CreatedFolders {
+    /// Creates `folder` and its missing parents.
     fn above(folder: &Path) -> Result<Self, Error> {
         let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
-        let made = Self(missing.map(Path::to_owned).collect());
+        let created = Self(missing.map(Path::to_owned).collect());
         fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
-        Ok(made)
+        Ok(created)
     }
 
     fn keep(&mut self) {
@@ -300,9 +304,9 @@ impl MadeFolders {
     }
 }
 
-impl Drop for MadeFolders {
+impl Drop for CreatedFolders {
     fn drop(&mut self) {
-        // The system refuses where something came into one.
+        // Only empty folders are removed.
         self.0.iter().for_each(|folder| drop(fs::remove_dir(folder)));
     }
 }
@@ -310,7 +314,7 @@ impl Drop for MadeFolders {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::in_use::InUse;
+    use crate::lock::ReadLock;
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
@@ -327,92 +331,92 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_gets_its_name_when_it_is_whole() {
+    fn a_folder_has_its_name_only_once_it_is_complete() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("a/b");
-        let staging = Staging::of_folder(&out).unwrap();
+        let staging = Staging::create(&out).unwrap();
         fill(&staging);
         assert_eq!(names(&folder.path().join("a")), ["b.part"]);
         staging.publish("bundle.json").unwrap();
         assert_eq!(names(&folder.path().join("a")), ["b"]);
         assert_eq!(names(&out), ["bundle.json", "weights"]);
-        assert!(matches!(Staging::of_folder(&out), Err(Error::Taken { .. })));
-        assert!(matches!(Staging::of_folder(&out.join("bundle.json")), Err(Error::Taken { .. })));
+        assert!(matches!(Staging::create(&out), Err(Error::Taken { .. })));
+        assert!(matches!(Staging::create(&out.join("bundle.json")), Err(Error::Taken { .. })));
     }
 
     #[test]
-    fn what_comes_to_nothing_leaves_nothing() {
+    fn a_staging_that_is_not_published_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let staging = Staging::of_folder(&folder.path().join("a/b/c")).unwrap();
+        let staging = Staging::create(&folder.path().join("a/b/c")).unwrap();
         fill(&staging);
         drop(staging);
         assert_eq!(names(folder.path()), Vec::<String>::new());
     }
 
     #[test]
-    fn folders_that_are_there_keep_their_place() {
+    fn existing_folders_are_filled_in_place() {
         use std::os::unix::fs::{MetadataExt, symlink};
         let folder = tempfile::tempdir().unwrap();
-        let there = folder.path().join("there");
-        fs::create_dir(&there).unwrap();
-        fs::create_dir(there.join(LOST_AND_FOUND)).unwrap();
+        let existing = folder.path().join("there");
+        fs::create_dir(&existing).unwrap();
+        fs::create_dir(existing.join(LOST_AND_FOUND)).unwrap();
         symlink("there", folder.path().join("link")).unwrap();
-        symlink("../nowhere/yet", there.join(LOST_AND_FOUND).join("dangling")).unwrap();
-        let inode = fs::metadata(&there).unwrap().ino();
-        let staging = Staging::of_folder(&folder.path().join("link")).unwrap();
-        assert!(matches!(Staging::of_folder(&there), Err(Error::Busy { .. })));
+        symlink("../nowhere/yet", existing.join(LOST_AND_FOUND).join("dangling")).unwrap();
+        let inode = fs::metadata(&existing).unwrap().ino();
+        let staging = Staging::create(&folder.path().join("link")).unwrap();
+        assert!(matches!(Staging::create(&existing), Err(Error::Busy { .. })));
         fill(&staging);
-        assert_eq!(names(&there), [".rushes.part", LOST_AND_FOUND]);
+        assert_eq!(names(&existing), [".rushes.part", LOST_AND_FOUND]);
         staging.publish("bundle.json").unwrap();
-        assert_eq!(names(&there), ["bundle.json", LOST_AND_FOUND, "weights"]);
-        assert_eq!(fs::metadata(&there).unwrap().ino(), inode);
-        // A link to nothing leads to where the folder will be.
-        let staging = Staging::of_folder(&there.join(LOST_AND_FOUND).join("dangling")).unwrap();
+        assert_eq!(names(&existing), ["bundle.json", LOST_AND_FOUND, "weights"]);
+        assert_eq!(fs::metadata(&existing).unwrap().ino(), inode);
+        // A dangling link: the folder is created at its target.
+        let staging = Staging::create(&existing.join(LOST_AND_FOUND).join("dangling")).unwrap();
         fill(&staging);
         staging.publish("bundle.json").unwrap();
-        assert_eq!(names(&there.join("nowhere/yet")), ["bundle.json", "weights"]);
+        assert_eq!(names(&existing.join("nowhere/yet")), ["bundle.json", "weights"]);
     }
 
     #[test]
-    fn a_run_that_died_while_it_filled_a_folder_is_taken_back() {
+    fn entries_moved_by_a_terminated_process_are_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let dead = |whole: &[&str]| {
+        let abandoned = |whole: &[&str]| {
             let part = folder.path().join(".rushes.part");
             fs::create_dir_all(part.join(WHOLE)).unwrap();
             fs::write(part.join("lock"), "").unwrap();
             fs::write(part.join(MOVING), "bundle.json\nweights\ntokenizer.json\n../x\nbundle.json").unwrap();
             whole.iter().for_each(|name| fs::write(part.join(WHOLE).join(name), "").unwrap());
         };
-        dead(&["bundle.json", "tokenizer.json"]);
+        abandoned(&["bundle.json", "tokenizer.json"]);
         fs::create_dir(folder.path().join("weights")).unwrap();
-        let staging = Staging::of_folder(folder.path()).unwrap();
+        let staging = Staging::create(folder.path()).unwrap();
         assert_eq!(names(folder.path()), [".rushes.part"]);
         drop(staging);
-        // Something that the run did not make.
-        dead(&["bundle.json"]);
-        fs::write(folder.path().join("mine"), "").unwrap();
-        assert!(matches!(Staging::of_folder(folder.path()), Err(Error::Taken { .. })));
-        assert_eq!(names(folder.path()), ["mine"]);
-        fs::remove_file(folder.path().join("mine")).unwrap();
-        // It had come to the end.
-        dead(&[]);
+        // An entry that the run did not create.
+        abandoned(&["bundle.json"]);
+        fs::write(folder.path().join("foreign"), "").unwrap();
+        assert!(matches!(Staging::create(folder.path()), Err(Error::Taken { .. })));
+        assert_eq!(names(folder.path()), ["foreign"]);
+        fs::remove_file(folder.path().join("foreign")).unwrap();
+        // All entries were moved.
+        abandoned(&[]);
         fs::write(folder.path().join("bundle.json"), "{}").unwrap();
-        assert!(matches!(Staging::of_folder(folder.path()), Err(Error::Taken { .. })));
+        assert!(matches!(Staging::create(folder.path()), Err(Error::Taken { .. })));
         assert_eq!(names(folder.path()), ["bundle.json"]);
     }
 
     #[test]
-    fn what_is_replaced_stays_until_nobody_uses_it() {
+    fn a_replaced_folder_is_kept_while_it_is_being_read() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("mini");
         let publish = || {
-            let staging = Staging::of_replacement(&target).unwrap();
+            let staging = Staging::replace(&target).unwrap();
             fill(&staging);
             staging.publish("bundle.json").unwrap();
         };
         publish();
         assert_eq!(names(folder.path()), ["mini"]);
-        let used = InUse::of(&target);
+        let read = ReadLock::acquire(&target);
         fs::write(target.join("old"), "").unwrap();
         publish();
         assert_eq!(names(&target), ["bundle.json", "weights"]);
@@ -420,26 +424,26 @@ mod tests {
         assert!(left.len() == 2 && left[1].starts_with("mini.part."), "{left:?}");
         assert!(folder.path().join(&left[1]).join(REPLACED).join("old").is_file());
         publish();
-        assert_eq!(names(folder.path()).len(), 2, "it is used still");
-        drop(used);
+        assert_eq!(names(folder.path()).len(), 2, "it is still being read");
+        drop(read);
         publish();
         assert_eq!(names(folder.path()), ["mini"]);
     }
 
     #[test]
-    fn one_run_changes_a_folder() {
+    fn one_run_at_a_time_changes_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("bundle.json"), "{}").unwrap();
-        let first = Writing::of(folder.path()).unwrap();
-        assert!(matches!(Writing::of(folder.path()), Err(Error::Busy { .. })));
+        let first = WriteLock::acquire(folder.path()).unwrap();
+        assert!(matches!(WriteLock::acquire(folder.path()), Err(Error::Busy { .. })));
         drop(first);
         fs::write(folder.path().join(".rushes-0a1b2c.part"), "half").unwrap();
-        drop(Writing::of(folder.path()).unwrap());
+        drop(WriteLock::acquire(folder.path()).unwrap());
         assert_eq!(names(folder.path()), ["bundle.json"]);
     }
 
     #[test]
-    fn every_run_has_its_scratch_folder() {
+    fn every_run_has_its_own_scratch_folder() {
         let folder = tempfile::tempdir().unwrap();
         let (first, second) =
             (Scratch::create(folder.path(), "s").unwrap(), Scratch::create(folder.path(), "s").unwrap());

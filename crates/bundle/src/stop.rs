@@ -1,35 +1,35 @@
-//! A request to stop work that runs no graph: reading, converting, copying.
+//! Stop requests for work without an ONNX Runtime session: reading, converting, copying.
 
 use crate::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A request to stop, shared by whoever may make it and the work that obeys it.
+/// A stop flag, shared by the caller and the work.
 ///
-/// Clones are the same request. It cannot be taken back.
+/// Clones share the flag. It cannot be reset.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// A request that has not been made.
+    /// Creates a flag that is not set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the request.
+    /// Requests the stop.
     pub fn request(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the request has been made.
+    /// Returns true once the stop has been requested.
     pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Lets work go on, or ends it.
+    /// Returns an error once the stop has been requested.
     ///
     /// # Errors
-    /// [`Error::Stopped`] once the request has been made.
+    /// [`Error::Stopped`].
     pub fn check(&self) -> Result<(), Error> {
         if self.is_requested() { Err(Error::Stopped) } else { Ok(()) }
     }
@@ -41,7 +41,7 @@ mod tests {
     use crate::{Diagnose, ErrorClass};
 
     #[test]
-    fn clones_are_one_request() {
+    fn clones_share_the_request() {
         let stop = Stop::new();
         let other = stop.clone();
         assert!(stop.check().is_ok());

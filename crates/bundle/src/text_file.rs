@@ -1,9 +1,9 @@
-//! Text files from users: UTF-8 or UTF-16, with a byte-order mark or without, with the line ends of any system.
+//! Text files of users: UTF-8 or UTF-16, with or without a byte-order mark, with any line ends.
 
 use crate::{Diagnose, Report};
 use std::path::{Path, PathBuf};
 
-/// Why a file cannot be read as text.
+/// A file that cannot be read as text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -11,19 +11,19 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// It is text in another encoding, or no text.
+    /// It is not text, or text in another encoding.
     Encoding {
         /// The file.
         path: PathBuf,
-        /// The line that shows it, from 1.
+        /// The line with the first wrong byte, from 1.
         line: usize,
-        /// What is there.
+        /// The problem in that line.
         what: &'static str,
-        /// What may help.
+        /// A suggested fix.
         fix: String,
     },
 }
@@ -47,12 +47,12 @@ impl Diagnose for Error {
 
 crate::display_as_report!(Error);
 
-/// The text of a file. Line ends are `\n` in it, whatever they are in the file; there is no byte-order mark.
+/// Reads a text file. Line ends become `\n`; the byte-order mark is removed.
 ///
-/// UTF-16 is known by its byte-order mark.
+/// UTF-16 is recognised by its byte-order mark.
 ///
 /// # Errors
-/// A file that cannot be read, is in another encoding, or is no text.
+/// Returns an error if the file cannot be read, is in another encoding, or is not text.
 pub fn read(path: &Path) -> Result<String, crate::Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
     let text = decode(&bytes).map_err(|Wrong { line, what, from }| Error::Encoding {
@@ -75,12 +75,12 @@ pub fn from_bytes(bytes: &[u8]) -> Option<String> {
     decode(bytes).ok()
 }
 
-/// What is wrong with bytes.
+/// A decoding error.
 #[derive(Debug, PartialEq)]
 struct Wrong {
     line: usize,
     what: &'static str,
-    /// The encoding that they most likely are in, as iconv calls it.
+    /// The most likely encoding, by its iconv name.
     from: Option<&'static str>,
 }
 
@@ -88,7 +88,7 @@ fn decode(bytes: &[u8]) -> Result<String, Wrong> {
     let text = match bytes {
         [0xEF, 0xBB, 0xBF, rest @ ..] => utf_8(rest)?,
         [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => {
-            return Err(Wrong { line: 1, what: "begins as UTF-32 does", from: Some("UTF-32") });
+            return Err(Wrong { line: 1, what: "begins like UTF-32", from: Some("UTF-32") });
         }
         [0xFF, 0xFE, rest @ ..] => utf_16(rest, u16::from_le_bytes, "UTF-16LE")?,
         [0xFE, 0xFF, rest @ ..] => utf_16(rest, u16::from_be_bytes, "UTF-16BE")?,
@@ -100,7 +100,7 @@ fn decode(bytes: &[u8]) -> Result<String, Wrong> {
             (Some(1..), Some(0)) => Some("UTF-16LE"),
             _ => None,
         };
-        return Err(Wrong { line: line_of(&text.as_bytes()[..at]), what: "holds a NUL", from });
+        return Err(Wrong { line: line_of(&text.as_bytes()[..at]), what: "contains a NUL", from });
     }
     Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
 }
@@ -108,7 +108,7 @@ fn decode(bytes: &[u8]) -> Result<String, Wrong> {
 fn utf_8(bytes: &[u8]) -> Result<String, Wrong> {
     std::str::from_utf8(bytes).map(str::to_owned).map_err(|error| Wrong {
         line: line_of(&bytes[..error.valid_up_to()]),
-        what: "holds bytes that are not UTF-8",
+        what: "contains bytes that are not UTF-8",
         from: if bytes.contains(&0) { None } else { Some("WINDOWS-1252") },
     })
 }
@@ -119,14 +119,14 @@ fn utf_16(bytes: &[u8], unit: fn([u8; 2]) -> u16, from: &'static str) -> Result<
     for character in char::decode_utf16(units.iter().map(|bytes| unit(*bytes))) {
         let Ok(character) = character else {
             let line = line_of(text.as_bytes());
-            return Err(Wrong { line, what: "holds half a character of UTF-16", from: Some(from) });
+            return Err(Wrong { line, what: "contains half a UTF-16 character", from: Some(from) });
         };
         text.push(character);
     }
     if rest.is_empty() {
         Ok(text)
     } else {
-        Err(Wrong { line: line_of(text.as_bytes()), what: "ends in half a unit of UTF-16", from: Some(from) })
+        Err(Wrong { line: line_of(text.as_bytes()), what: "ends in half a UTF-16 unit", from: Some(from) })
     }
 }
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_the_same_in_every_encoding_and_with_every_line_end() {
+    fn a_text_reads_the_same_in_every_encoding_and_with_every_line_end() {
         let marked = |text: &str| [&b"\xEF\xBB\xBF"[..], text.as_bytes()].concat();
         let windows = TEXT.replace('\n', "\r\n");
         for bytes in [
@@ -164,22 +164,22 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_are_named_with_the_line() {
+    fn other_encodings_are_reported_with_the_line() {
         let wrong = |line, what, from| Err(Wrong { line, what, from });
         let latin = b"a boat\nein Ballon\xF6\n";
-        assert_eq!(decode(latin), wrong(2, "holds bytes that are not UTF-8", Some("WINDOWS-1252")));
+        assert_eq!(decode(latin), wrong(2, "contains bytes that are not UTF-8", Some("WINDOWS-1252")));
         for (order, from) in
             [(u16::to_le_bytes as fn(u16) -> [u8; 2], "UTF-16LE"), (u16::to_be_bytes, "UTF-16BE")]
         {
-            assert_eq!(decode(&units("a boat", false, order)), wrong(1, "holds a NUL", Some(from)));
+            assert_eq!(decode(&units("a boat", false, order)), wrong(1, "contains a NUL", Some(from)));
         }
-        assert_eq!(decode(b"a boat\n\0x"), wrong(2, "holds a NUL", None));
-        assert_eq!(decode(b"\xFF\xFEa\0b"), wrong(1, "ends in half a unit of UTF-16", Some("UTF-16LE")));
+        assert_eq!(decode(b"a boat\n\0x"), wrong(2, "contains a NUL", None));
+        assert_eq!(decode(b"\xFF\xFEa\0b"), wrong(1, "ends in half a UTF-16 unit", Some("UTF-16LE")));
         assert_eq!(
             decode(b"\xFE\xFF\xD8\0\0a"),
-            wrong(1, "holds half a character of UTF-16", Some("UTF-16BE"))
+            wrong(1, "contains half a UTF-16 character", Some("UTF-16BE"))
         );
-        assert_eq!(decode(b"\xFF\xFE\0\0a\0\0\0"), wrong(1, "begins as UTF-32 does", Some("UTF-32")));
+        assert_eq!(decode(b"\xFF\xFE\0\0a\0\0\0"), wrong(1, "begins like UTF-32", Some("UTF-32")));
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! Numbers that must not be mixed up.
+//! Numbers with units.
 
 pub use crate::frame_rate::FrameRate;
 
@@ -11,7 +11,7 @@ use std::fmt;
 #[serde(transparent)]
 pub struct Sigma(pub f32);
 
-/// Noise level as the denoiser is told it, in 0..=1000. Not always `1000·σ`: some schedules truncate it.
+/// Noise level as the denoiser receives it, in 0..=1000. Not always `1000·σ`: some schedules truncate it.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestep(pub f32);
@@ -22,7 +22,7 @@ pub struct Timestep(pub f32);
 pub struct GuidanceScale(pub f32);
 
 impl GuidanceScale {
-    /// Whether the unconditional pass is needed at all.
+    /// Returns true if the unconditional pass is needed.
     pub fn applies(self) -> bool {
         self.0 != 1.0
     }
@@ -30,7 +30,7 @@ impl GuidanceScale {
     /// Parses `HIGH` or `HIGH,LOW`: one scale per expert, from the noisiest down.
     ///
     /// # Errors
-    /// Names the text that is no finite number.
+    /// Returns an error if a part is not a finite number.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, Error> {
         let wrong = || {
             Error::value(
@@ -55,10 +55,10 @@ impl GuidanceScale {
 pub struct Shift(pub f64);
 
 impl Shift {
-    /// A shift that is finite and above 0.
+    /// Creates a shift, which must be finite and above 0.
     ///
     /// # Errors
-    /// Any other number.
+    /// Returns an error for any other number.
     pub fn try_new(value: f64) -> Result<Self, Error> {
         if value.is_finite() && value > 0.0 {
             Ok(Self(value))
@@ -72,7 +72,7 @@ impl Shift {
         }
     }
 
-    /// The shifted sigma.
+    /// Returns the shifted sigma.
     pub fn apply(self, sigma: f64) -> f64 {
         self.0 * sigma / (1.0 + (self.0 - 1.0) * sigma)
     }
@@ -83,7 +83,7 @@ impl Shift {
 #[serde(transparent)]
 pub struct Seed(pub u64);
 
-/// A number of bytes; prints as a person says it.
+/// A number of bytes. Displayed with a decimal unit, such as `57.1 GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ByteCount(pub u64);
@@ -140,7 +140,7 @@ impl std::str::FromStr for ByteCount {
             _ => Err(Error::value(
                 "--memory-budget",
                 format!("`{text}`"),
-                "it is no number of bytes",
+                "it is not a number of bytes",
                 "write it like 8GB, 500MB or 8GiB",
             )),
         }
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn byte_counts_read_and_print_as_people_write_them() {
+    fn byte_counts_are_parsed_and_printed_with_units() {
         assert_eq!("1.5GB".parse::<ByteCount>().unwrap(), ByteCount(1_500_000_000));
         assert_eq!("2 GiB".parse::<ByteCount>().unwrap(), ByteCount(2_147_483_648));
         assert_eq!("12".parse::<ByteCount>().unwrap().to_string(), "12 bytes");
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn shift_keeps_the_ends_of_the_grid() {
+    fn shift_does_not_move_the_ends_of_the_grid() {
         for shift in [0.5, 1.0, 5.0, 12.0] {
             let shift = Shift::try_new(shift).unwrap();
             assert_eq!(shift.apply(0.0), 0.0);

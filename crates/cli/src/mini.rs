@@ -97,7 +97,7 @@ mod embedded {
             if is_whole(&folder) {
                 return Ok(folder);
             }
-            match Staging::of_replacement(&folder) {
+            match Staging::replace(&folder) {
                 Ok(staging) => break staging,
                 Err(bundle::Error::Busy { .. }) => {
                     if !std::mem::replace(&mut waits, true) {

@@ -1,4 +1,4 @@
-//! Makes nodes out of tensors and refuses shapes that do not fit.
+//! Creates nodes and checks the shapes of their inputs.
 
 use crate::dim::show;
 use crate::model::data_type;
@@ -11,19 +11,38 @@ use crate::{Dim, Error, ExternalData, Model, Tensor};
 use bundle::dtype::ElementType;
 use std::collections::BTreeMap;
 
-/// Standard operators: 23 is the first with `RMSNormalization`; ONNX Runtime 1.31 reads up to 26.
+/// Version of the standard operators: 23 is the first with `RMSNormalization`; ONNX Runtime 1.31 reads up to 26.
 const OPSET: i64 = 23;
-/// The same of plain graphs.
+/// Version of the standard operators in plain graphs.
 const PLAIN_OPSET: i64 = 21;
-/// ONNX Runtime 1.31 reads up to 13.
+/// Version of the format; ONNX Runtime 1.31 reads up to 13.
 const IR_VERSION: i64 = 11;
-/// Domain of ONNX Runtime's own operators.
+/// Domain of the operators of ONNX Runtime.
 pub(crate) const MICROSOFT: &str = "com.microsoft";
 
-/// Domain of the operators that `kernels` computes.
+/// Domain of the operators that the crate `kernels` computes.
 pub(crate) const RUSHES: &str = "rushes";
 
-/// Builds one graph. Node names carry the scope they were made in, so that errors and profiles can be read.
+/// Builds one graph. Node names contain their scope, for readable errors and profiles.
+///
+/// ```
+/// use bundle::dtype::ElementType;
+/// use graph::{Dim, GraphBuilder};
+///
+/// let mut graph = GraphBuilder::new("example");
+/// let x = graph.input("x", ElementType::F32, &[Dim::symbol("rows"), 4.into()]);
+/// let bias = graph.constant("bias", &[4], &[0.5; 4])?;
+/// let sum = graph.scoped("layer", |graph| graph.add(&x, &bias))?;
+/// assert_eq!(sum.to_string(), "layer/Add f32[rows,4]");
+///
+/// let wrong = graph.constant("wrong", &[5], &[0.5; 5])?;
+/// assert!(graph.add(&x, &wrong).is_err());
+///
+/// graph.output("y", &sum)?;
+/// let model = graph.finish();
+/// assert_eq!(model.signature().outputs[0].name, "y");
+/// # Ok::<(), graph::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct GraphBuilder {
     name: String,
@@ -31,7 +50,7 @@ pub struct GraphBuilder {
     scopes: Vec<String>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
-    /// Constants and weights by what they are, so that each is declared once.
+    /// Declared constants and weights by name; each is declared once.
     declared: BTreeMap<String, Tensor>,
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
@@ -76,7 +95,7 @@ impl Operator {
         self.attribute(name, AttributeType::Int, |a| a.i = signed(value))
     }
 
-    /// The same for a value that may be negative, like an axis counted from the end.
+    /// Like [`Self::int`] for a value that may be negative, such as an axis counted from the end.
     pub(crate) fn signed_int(self, name: &str, value: i64) -> Self {
         self.attribute(name, AttributeType::Int, |a| a.i = value)
     }
@@ -94,29 +113,29 @@ impl Operator {
     }
 }
 
-/// ONNX counts with i64; sizes of tensors are far below its largest.
+/// Converts to ONNX's i64. Tensor sizes are far below its maximum.
 pub(crate) fn signed(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 impl GraphBuilder {
-    /// An empty graph.
+    /// Creates an empty graph.
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), ..Self::default() }
     }
 
-    /// An empty graph of ONNX's own operators, none younger than version 21 of them: fused ones are taken apart, which
-    /// TensorRT fuses again.
+    /// Creates an empty graph of standard operators, version 21 at most. Fused operators are decomposed; TensorRT fuses
+    /// them again.
     pub fn plain(name: &str) -> Self {
         Self { is_plain: true, ..Self::new(name) }
     }
 
-    /// Whether the graph is made of ONNX's own operators alone.
+    /// Returns true if the graph uses standard operators only.
     pub fn is_plain(&self) -> bool {
         self.is_plain
     }
 
-    /// Runs `build` with `scope` in front of the names of what it makes.
+    /// Runs `build` with `scope` prefixed to the names of its nodes.
     ///
     /// # Errors
     /// Those of `build`.
@@ -138,10 +157,10 @@ impl GraphBuilder {
         tensor
     }
 
-    /// Declares an output under a name of its own.
+    /// Declares an output with its own name.
     ///
     /// # Errors
-    /// Never for a tensor of this graph.
+    /// None for a tensor of this graph.
     pub fn output(&mut self, name: &str, tensor: &Tensor) -> Result<(), Error> {
         let identity = Operator::new("Identity");
         let node = self.node_name("Identity");
@@ -151,10 +170,10 @@ impl GraphBuilder {
         Ok(())
     }
 
-    /// A weight that lies in a file. The same weight asked for twice is declared once.
+    /// Declares a weight in an external file. Declaring the same weight again returns the first declaration.
     ///
     /// # Errors
-    /// A span that is not inside the graph's folder or not as long as the shape needs.
+    /// Returns an error if the span is not in the graph's folder or has not the length of the shape.
     pub fn external(
         &mut self,
         name: &str,
@@ -188,25 +207,25 @@ impl GraphBuilder {
         Ok(tensor)
     }
 
-    /// An f32 constant inside the graph.
+    /// Declares an f32 constant in the graph.
     ///
     /// # Errors
-    /// A number of values that is not what the shape needs.
+    /// Returns an error if the number of values does not match the shape.
     pub fn constant(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<Tensor, Error> {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.inline(name, ElementType::F32, shape, values.len(), bytes)
     }
 
-    /// An i64 constant inside the graph.
+    /// Declares an i64 constant in the graph.
     ///
     /// # Errors
-    /// A number of values that is not what the shape needs.
+    /// Returns an error if the number of values does not match the shape.
     pub fn integers(&mut self, name: &str, shape: &[usize], values: &[i64]) -> Result<Tensor, Error> {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.inline(name, ElementType::I64, shape, values.len(), bytes)
     }
 
-    /// A constant of any number format, declared once under its name.
+    /// Declares a constant of any number format, once per name.
     pub(crate) fn inline(
         &mut self,
         name: &str,
@@ -261,18 +280,18 @@ impl GraphBuilder {
     ) -> [Tensor; 2] {
         let name = self.node_name(operator.op_type);
         let outputs =
-            outputs.map(|(of, element, shape)| Tensor::new(&format!("{name}.{of}"), element, shape));
+            outputs.map(|(suffix, element, shape)| Tensor::new(&format!("{name}.{suffix}"), element, shape));
         self.push(name, operator, inputs, &outputs);
         outputs
     }
 
-    /// Whether a tensor is a weight or constant.
+    /// Returns true if a tensor is a weight or constant.
     pub(crate) fn is_initializer(&self, tensor: &Tensor) -> bool {
         self.declared.contains_key(tensor.name())
             && self.initializers.iter().any(|known| known.name == tensor.name())
     }
 
-    /// Adds a node over one tensor under a name of its own, or gives what it gave before.
+    /// Adds a node with one input and its own name. Returns the existing output if it was added before.
     pub(crate) fn node_once(
         &mut self,
         name: &str,
@@ -308,22 +327,22 @@ impl GraphBuilder {
         if *count == 1 { base } else { format!("{base}.{count}") }
     }
 
-    /// The error of operands that do not fit.
+    /// Returns the error for operands that do not match.
     pub(crate) fn mismatch(&self, op_type: &str, expected: impl Into<String>, found: &[&Tensor]) -> Error {
         let found: Vec<String> = found.iter().map(|tensor| tensor.to_string()).collect();
-        Error::Shape { node: self.place(op_type), expected: expected.into(), found: found.join(" and ") }
+        Error::Shape { node: self.path(op_type), expected: expected.into(), found: found.join(" and ") }
     }
 
-    fn place(&self, op_type: &str) -> String {
-        let mut place = self.scopes.clone();
-        place.push(op_type.into());
-        format!("`{}`", place.join("/"))
+    fn path(&self, op_type: &str) -> String {
+        let mut path = self.scopes.clone();
+        path.push(op_type.into());
+        format!("`{}`", path.join("/"))
     }
 
-    /// The size of a dimension as a one-element i64 tensor, read from inputs where it is not a number.
+    /// Returns the size of a dimension as a one-element i64 tensor, read from an input if it is not a number.
     ///
     /// # Errors
-    /// A symbol that no input tells.
+    /// Returns an error if no input has the symbol.
     pub(crate) fn dim_size(&mut self, dim: &Dim) -> Result<Tensor, Error> {
         if let Some(size) = dim.fixed() {
             return self.integers(&format!("integer {size}"), &[1], &[signed(size)]);
@@ -343,10 +362,10 @@ impl GraphBuilder {
                 Some(product) => self.integer_node("Mul", &product, &size),
             });
         }
-        product.ok_or_else(|| Error::UnknownSymbol { node: self.place("Shape"), symbol: dim.to_string() })
+        product.ok_or_else(|| Error::UnknownSymbol { node: self.path("Shape"), symbol: dim.to_string() })
     }
 
-    /// The size of a symbol, read from an input that has it alone, or with a number in front.
+    /// Returns the size of a symbol, read from an input extent of this symbol, alone or with a factor.
     fn symbol_size(&mut self, symbol: &str) -> Result<Tensor, Error> {
         let extents = self.inputs.iter().flat_map(|input| input.shape().to_vec());
         let with_factor =
@@ -354,7 +373,7 @@ impl GraphBuilder {
         let dim = with_factor.unwrap_or_else(|| Dim::symbol(symbol));
         let size = self
             .read_extent(&dim)
-            .ok_or_else(|| Error::UnknownSymbol { node: self.place("Shape"), symbol: symbol.into() })?;
+            .ok_or_else(|| Error::UnknownSymbol { node: self.path("Shape"), symbol: symbol.into() })?;
         if dim.factor() == 1 {
             return Ok(size);
         }
@@ -362,7 +381,7 @@ impl GraphBuilder {
         Ok(self.integer_node("Div", &size, &divisor))
     }
 
-    /// The extent of the first input that has exactly this dimension.
+    /// Returns the extent of the first input with exactly this dimension.
     fn read_extent(&mut self, dim: &Dim) -> Option<Tensor> {
         let key = format!("size of {dim}");
         if let Some(known) = self.declared.get(&key) {
@@ -381,7 +400,7 @@ impl GraphBuilder {
         self.node(Operator::new(op_type), &[Some(a), Some(b)], ElementType::I64, vec![Dim::from(1)])
     }
 
-    /// Closes the graph.
+    /// Finishes the graph.
     pub fn finish(self) -> Model {
         let value = |tensor: &Tensor| ValueInfoProto {
             name: tensor.name().into(),
@@ -430,7 +449,7 @@ fn dimension(dim: &Dim) -> DimensionProto {
     }
 }
 
-/// A shape for error messages.
+/// Formats a shape for error messages.
 pub(crate) fn shape_text(shape: &[Dim]) -> String {
     show(shape)
 }

@@ -9,15 +9,15 @@ fn builder() -> (GraphBuilder, Tensor) {
 }
 
 #[test]
-fn a_shape_that_does_not_fit_is_an_error_that_names_node_and_tensors() {
+fn a_wrong_shape_is_an_error_with_the_node_and_the_tensors() {
     let (mut graph, x) = builder();
     let wide = graph.constant("wide", &[5], &[0.0; 5]).unwrap();
     let error = graph.scoped("block.3", |graph| graph.add(&x, &wide)).unwrap_err();
-    insta::assert_snapshot!(error, @"the graph cannot be built at `block.3/Add`: it needs two shapes that broadcast and one number format and was given x f32[B,4,2*rows,2*columns] and wide f32[5] (check that the config files belong to these weights)");
+    insta::assert_snapshot!(error, @"the graph cannot be built at `block.3/Add`: it needs shapes that broadcast and equal number formats, but was given x f32[B,4,2*rows,2*columns] and wide f32[5] (check that the config files belong to these weights)");
 }
 
 #[test]
-fn every_operator_refuses_operands_that_do_not_fit() {
+fn every_operator_refuses_wrong_operands() {
     let (mut graph, x) = builder();
     let g = &mut graph;
     let flat = g.constant("flat", &[3, 5], &[0.0; 15]).unwrap();
@@ -38,7 +38,7 @@ fn every_operator_refuses_operands_that_do_not_fit() {
     let attention = crate::Attention { heads: 2, scale: 1.0 };
     assert!(g.attention(attention, &flat, &flat, &flat, None).is_err());
     assert!(g.rotate_interleaved(2, &flat, &flat, &flat).is_err());
-    assert!(g.zeros(&[Dim::symbol("nobody")]).is_err());
+    assert!(g.zeros(&[Dim::symbol("undeclared")]).is_err());
     assert!(g.pixel_shuffle(&x, 3).is_err());
 }
 
@@ -65,7 +65,7 @@ fn sizes_are_read_from_inputs_only_where_they_cannot_be_inferred() {
 }
 
 #[test]
-fn a_weight_is_declared_once_and_must_fit_its_span() {
+fn a_weight_is_declared_once_and_must_match_its_span() {
     let mut graph = GraphBuilder::new("test");
     let span = |location: &str, length| ExternalData { location: location.into(), offset: 123, length };
     let good = span("weights/model.safetensors", 24);
@@ -86,7 +86,7 @@ fn a_weight_is_declared_once_and_must_fit_its_span() {
 }
 
 #[test]
-fn a_graph_survives_its_file_and_a_cut_file_is_refused() {
+fn a_graph_survives_writing_and_reading_and_a_truncated_file_is_refused() {
     let (mut graph, x) = builder();
     let y = graph.silu(&x).unwrap();
     graph.output("y", &y).unwrap();
@@ -105,7 +105,7 @@ fn a_graph_survives_its_file_and_a_cut_file_is_refused() {
 
 proptest! {
     #[test]
-    fn reading_never_panics_on_foreign_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn reading_never_panics_on_arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("g.onnx");
         std::fs::write(&path, &bytes).unwrap();
@@ -116,7 +116,7 @@ proptest! {
     }
 
     #[test]
-    fn a_reshape_is_accepted_exactly_when_the_elements_stay(
+    fn a_reshape_is_accepted_exactly_if_the_number_of_elements_is_equal(
         a in proptest::collection::vec(1_usize..6, 1..4), b in proptest::collection::vec(1_usize..6, 1..4),
     ) {
         let mut graph = GraphBuilder::new("test");

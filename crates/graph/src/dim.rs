@@ -1,12 +1,12 @@
-//! Extents that may depend on sizes known only at run time.
+//! Symbolic extents.
 
 use bundle::signature::Extent;
 use std::fmt;
 use std::sync::Arc;
 
-/// An extent as a product: a number times symbols, like `2·height`.
+/// An extent as a product of a number and symbols, such as `2·height`.
 ///
-/// Two dimensions are equal when their products are, so that a reshape can be checked without knowing any size.
+/// Two dimensions are equal if their products are, so a reshape can be checked without knowing any size.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Dim {
     factor: usize,
@@ -14,17 +14,17 @@ pub struct Dim {
 }
 
 impl Dim {
-    /// An extent that is read from an input at run time.
+    /// Creates an extent that is known at run time.
     pub fn symbol(name: &str) -> Self {
         Self { factor: 1, symbols: vec![name.into()] }
     }
 
-    /// The number, if it is known.
+    /// Returns the number, if it has no symbols.
     pub fn fixed(&self) -> Option<usize> {
         self.symbols.is_empty().then_some(self.factor)
     }
 
-    /// Product of two extents.
+    /// Returns the product of two extents.
     pub fn times(&self, other: impl Into<Self>) -> Self {
         let other = other.into();
         let mut symbols: Vec<_> = self.symbols.iter().chain(&other.symbols).cloned().collect();
@@ -32,7 +32,7 @@ impl Dim {
         Self { factor: self.factor * other.factor, symbols }
     }
 
-    /// Product of all extents of a shape: its number of elements.
+    /// Returns the product of all extents of a shape: its number of elements.
     pub fn product(shape: &[Self]) -> Self {
         shape.iter().fold(Self::from(1), |product, dim| product.times(dim.clone()))
     }
@@ -45,7 +45,7 @@ impl Dim {
         &self.symbols
     }
 
-    /// The extent as the contract writes it.
+    /// Returns the extent as in a signature.
     pub fn extent(&self) -> Extent {
         match self.fixed() {
             Some(size) => Extent::Fixed(size),
@@ -79,9 +79,9 @@ pub(crate) fn show(shape: &[Dim]) -> String {
     format!("[{}]", dims.join(","))
 }
 
-/// The shape that two operands broadcast to; none if they do not.
+/// Returns the shape that two operands broadcast to, or none if they do not.
 ///
-/// Source: ONNX multidirectional broadcasting. A symbol is never taken for 1.
+/// Source: ONNX multidirectional broadcasting. A symbol is never assumed to be 1.
 pub(crate) fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Vec<Dim>> {
     let rank = a.len().max(b.len());
     let at = |shape: &[Dim], axis: usize| {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_are_equal_whatever_their_order() {
+    fn products_are_equal_in_any_order() {
         let (h, w) = (Dim::symbol("H"), Dim::symbol("W"));
         assert_eq!(h.times(2).times(w.clone()), w.times(h.clone()).times(2));
         assert_ne!(h.times(2), w.times(2));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn broadcasting_never_takes_a_symbol_for_one() {
+    fn broadcasting_never_assumes_that_a_symbol_is_one() {
         let (b, one, three) = (Dim::symbol("B"), Dim::from(1), Dim::from(3));
         let batch = vec![b.clone(), three.clone()];
         assert_eq!(broadcast(&batch, &[one.clone(), three.clone()]), Some(batch.clone()));

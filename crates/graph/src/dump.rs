@@ -1,4 +1,4 @@
-//! A stable text form of a graph, for snapshots and for reading.
+//! A stable text form of graphs, for snapshots and inspection.
 
 use crate::Model;
 use crate::model::element_of;
@@ -6,7 +6,7 @@ use crate::proto::{AttributeProto, AttributeType, NodeProto, TensorProto};
 use std::fmt::Write;
 
 impl Model {
-    /// One line for each input, weight, node and output.
+    /// Returns one line for each input, weight, node and output.
     pub fn dump(&self) -> String {
         let mut text = String::new();
         let signature = self.signature();
@@ -36,9 +36,9 @@ fn show_initializer(tensor: &TensorProto) -> String {
     let kind = if tensor.data_location == 1 { "weight" } else { "constant" };
     let element = element_of(tensor.data_type).map_or("?".into(), |element| element.to_string());
     let dims: Vec<String> = tensor.dims.iter().map(i64::to_string).collect();
-    let place: Vec<String> =
+    let location: Vec<String> =
         tensor.external_data.iter().map(|entry| format!(" {}={}", entry.key, entry.value)).collect();
-    format!("{kind} {} {element} [{}]{}", tensor.name, dims.join(","), place.concat())
+    format!("{kind} {} {element} [{}]{}", tensor.name, dims.join(","), location.concat())
 }
 
 fn show_node(node: &NodeProto) -> String {

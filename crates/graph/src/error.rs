@@ -3,38 +3,38 @@
 use bundle::{Diagnose, Report};
 use std::path::PathBuf;
 
-/// What can go wrong with a graph.
+/// An error of graph building or of a graph file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Operands of a node do not fit each other.
+    /// The operands of a node do not match.
     Shape {
         /// The node, with its scope.
         node: String,
-        /// What it needs.
+        /// The expected operands.
         expected: String,
-        /// What it was given: names, formats and shapes.
+        /// Names, formats and shapes of the given operands.
         found: String,
     },
-    /// A dimension is used whose size no graph input tells.
+    /// A dimension is used that no graph input has.
     UnknownSymbol {
         /// The node that needs it.
         node: String,
         /// The symbol.
         symbol: String,
     },
-    /// A weight's file, offset or length cannot be right.
+    /// A weight's file, offset or length is wrong.
     ExternalData {
         /// The tensor.
         tensor: String,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
-    /// A file is no ONNX graph.
+    /// A file is not an ONNX graph.
     NotAGraph {
         /// The file.
         path: PathBuf,
-        /// What the decoder said.
+        /// The error of the decoder.
         why: String,
     },
     /// A file could not be read or written.
@@ -46,21 +46,21 @@ impl Diagnose for Error {
         match self {
             Self::Shape { node, expected, found } => Report::bad_input(
                 format!("the graph cannot be built at {node}"),
-                format!("it needs {expected} and was given {found}"),
+                format!("it needs {expected}, but was given {found}"),
                 "check that the config files belong to these weights",
             ),
             Self::UnknownSymbol { node, symbol } => Report::bad_input(
                 format!("the graph cannot be built at {node}"),
-                format!("no graph input tells the size of `{symbol}`"),
+                format!("no graph input has the extent `{symbol}`"),
                 "declare an input with that extent",
             ),
             Self::ExternalData { tensor, why } => Report::bad_input(
                 format!("the weight `{tensor}` cannot be used"),
                 why.clone(),
-                "get the checkpoint again",
+                "download the checkpoint again",
             ),
             Self::NotAGraph { path, why } => Report::bad_input(
-                format!("{} is no ONNX graph", path.display()),
+                format!("{} is not an ONNX graph", path.display()),
                 why.clone(),
                 "export the checkpoint again",
             ),

@@ -1,4 +1,4 @@
-//! Where the bytes of a weight are.
+//! Locations of external weights.
 
 use crate::Error;
 
@@ -16,10 +16,10 @@ pub struct ExternalData {
 }
 
 impl ExternalData {
-    /// Checks that the span lies inside the folder and holds exactly `bytes`.
+    /// Checks that the span is in the graph's folder and has `bytes` bytes.
     ///
     /// # Errors
-    /// A path that leaves the folder, or a length that is not `bytes`.
+    /// Returns an error if the path leaves the folder or the length is not `bytes`.
     pub(crate) fn check(&self, tensor: &str, bytes: usize) -> Result<(), Error> {
         let wrong = |why: String| Err(Error::ExternalData { tensor: tensor.into(), why });
         let inside = !self.location.is_empty()

@@ -1,8 +1,8 @@
-//! ONNX graphs as data: build them with shape checks, write them, read them back, print them.
+//! Building, writing, reading and printing ONNX graphs.
 //!
-//! Nouns: a [`Tensor`] is a value of known number format and symbolic shape; a [`GraphBuilder`] makes nodes out of
-//! tensors and refuses shapes that do not fit, naming the tensor; a [`Model`] is the finished graph. Weights live in
-//! external files ([`ExternalData`]): the builder writes where they are, never what they hold. No ONNX Runtime here.
+//! A [`Tensor`] is a value with a number format and a symbolic shape. A [`GraphBuilder`] creates nodes from tensors and
+//! checks their shapes. A [`Model`] is a finished graph. Weights are in external files ([`ExternalData`]): the graph
+//! contains their location, not their bytes. This crate does not use ONNX Runtime.
 
 mod builder;
 mod dim;
@@ -22,7 +22,7 @@ pub use external::ExternalData;
 pub use model::Model;
 pub use op::attention::Attention;
 pub use op::decomposed::AttentionRanges;
-pub use op::frames::{CodedFrames, PackedKernel};
+pub use op::frames::{PackedKernel, QuantizedFrames};
 pub use op::kernels::{Activation, HeadAttention, LinearOperands, PackedBf16, PackedInt8, Quantized};
 pub use op::quantized::QuantizedRange;
 pub use tensor::Tensor;

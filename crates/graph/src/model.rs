@@ -1,4 +1,4 @@
-//! A finished graph, and its file.
+//! Finished graphs and their files.
 
 use crate::proto::{DataType, DimensionValue, ModelProto, TensorProto, ValueInfoProto};
 use crate::{Error, ExternalData};
@@ -7,7 +7,7 @@ use bundle::signature::{Extent, Signature, TensorSpec};
 use prost::Message;
 use std::path::Path;
 
-/// A finished graph: a few hundred kilobytes, since its weights are elsewhere.
+/// A finished graph. It has a few hundred kilobytes; its weights are in other files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// The ONNX messages.
@@ -15,10 +15,10 @@ pub struct Model {
 }
 
 impl Model {
-    /// Writes the graph; the file is whole or not there.
+    /// Writes the graph atomically.
     ///
     /// # Errors
-    /// The path that could not be written.
+    /// I/O errors, with the path.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         Ok(bundle::atomic::write_atomic(path, &self.proto.encode_to_vec())?)
     }
@@ -26,18 +26,18 @@ impl Model {
     /// Reads a graph.
     ///
     /// # Errors
-    /// A file that cannot be read or holds no graph.
+    /// Returns an error if the file cannot be read or is not a graph.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(bundle::Error::file("read", path))?;
         let not_a_graph = |why: String| Error::NotAGraph { path: path.to_owned(), why };
         let proto = ModelProto::decode(bytes.as_slice()).map_err(|error| not_a_graph(error.to_string()))?;
         if proto.graph.is_none() {
-            return Err(not_a_graph("it holds no graph".into()));
+            return Err(not_a_graph("it contains no graph".into()));
         }
         Ok(Self { proto })
     }
 
-    /// Inputs and outputs.
+    /// Returns the inputs and outputs.
     pub fn signature(&self) -> Signature {
         let graph = self.proto.graph.as_ref();
         let side = |values: Option<&Vec<ValueInfoProto>>| {
@@ -46,7 +46,7 @@ impl Model {
         Signature { inputs: side(graph.map(|g| &g.input)), outputs: side(graph.map(|g| &g.output)) }
     }
 
-    /// Every weight that lies outside the graph.
+    /// Returns every weight in an external file.
     pub fn external_data(&self) -> Vec<ExternalData> {
         let graph = self.proto.graph.iter();
         graph.flat_map(|graph| &graph.initializer).filter_map(external_of).collect()
@@ -83,7 +83,7 @@ fn value_spec(value: &ValueInfoProto) -> Option<TensorSpec> {
     })
 }
 
-/// ONNX's number of a number format.
+/// Returns ONNX's number of a number format.
 pub(crate) fn data_type(element: ElementType) -> i32 {
     let data_type = match element {
         ElementType::F32 => DataType::Float,
@@ -99,7 +99,7 @@ pub(crate) fn data_type(element: ElementType) -> i32 {
     data_type.into()
 }
 
-/// The number format of ONNX's number; none for those that we do not use.
+/// Returns the number format of ONNX's number, or none if it is not used here.
 pub(crate) fn element_of(number: i32) -> Option<ElementType> {
     Some(match DataType::try_from(number).ok()? {
         DataType::Undefined => return None,

@@ -1,4 +1,4 @@
-//! Adds outputs with statistics of inner values to a finished graph, and says where its weights are used.
+//! Finds the uses of weights in a finished graph and adds outputs with statistics of intermediate values.
 
 use crate::Model;
 use crate::builder::signed;
@@ -10,16 +10,16 @@ use crate::proto::{
 use bundle::dtype::ElementType;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// A linear layer or convolution of a graph.
+/// A use of a weight: a linear layer or convolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightUse {
-    /// Name of the weight that it multiplies with.
+    /// Name of the weight.
     pub weight: String,
     /// `Gemm` or `Conv`.
     pub operator: String,
-    /// The value that it multiplies.
+    /// The input value.
     pub input: String,
-    /// What comes out.
+    /// The output value.
     pub output: String,
 }
 
@@ -32,7 +32,7 @@ pub struct AttentionUse {
     pub inputs: [String; 3],
 }
 
-/// Where the channels of a value are.
+/// The axis of a value's channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelAxis {
     /// The last of `rank` axes.
@@ -53,32 +53,32 @@ impl ChannelAxis {
     }
 }
 
-/// What is taken of a value besides its statistics, evenly spread.
+/// Samples that are taken of a value, evenly spaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Samples {
-    /// So many whole rows; the value has two axes.
+    /// This number of rows; the value has two axes.
     Rows(usize),
-    /// So many single elements.
+    /// This number of elements.
     Elements(usize),
 }
 
-/// The statistics of one value, each an output `NAME#min` and so on: smallest, largest, sum and sum of squares of each
+/// The statistics of one value, each an output such as `NAME#min`: minimum, maximum, sum and sum of squares of each
 /// channel `[K]`; `size`, the number of elements as f32; `samples` `[R,K]` or `[R]`.
 pub const STATISTICS: [&str; 6] = ["min", "max", "sum", "square", "size", "samples"];
 
-/// A finished graph that is observed.
+/// A finished graph with added statistics.
 #[derive(Debug)]
 pub struct Observed {
     model: Model,
     graph: GraphProto,
-    /// The node that makes a value.
+    /// The node that computes a value.
     producers: HashMap<String, usize>,
     weights: HashSet<String>,
     observed: BTreeMap<String, String>,
 }
 
 impl Observed {
-    /// Over a finished graph.
+    /// Starts from a finished graph.
     pub fn new(mut model: Model) -> Self {
         let graph = model.proto.graph.take().unwrap_or_default();
         let producers = graph
@@ -91,7 +91,7 @@ impl Observed {
         Self { model, graph, producers, weights, observed: BTreeMap::new() }
     }
 
-    /// Every linear layer and convolution, in the order in which they run.
+    /// Returns every linear layer and convolution, in execution order.
     pub fn weight_uses(&self) -> Vec<WeightUse> {
         let uses = self.graph.node.iter().filter(|node| matches!(node.op_type.as_str(), "Gemm" | "Conv"));
         uses.filter_map(|node| {
@@ -105,7 +105,7 @@ impl Observed {
         .collect()
     }
 
-    /// Every attention, in the order in which they run.
+    /// Returns every attention, in execution order.
     pub fn attention_uses(&self) -> Vec<AttentionUse> {
         let uses = self.graph.node.iter().filter(|node| node.op_type == "MultiHeadAttention");
         uses.filter_map(|node| {
@@ -115,7 +115,7 @@ impl Observed {
         .collect()
     }
 
-    /// The weight that a value is, or was before it was widened, cut or given another shape.
+    /// Returns the weight behind a value, through casts, slices and reshapes.
     fn weight_behind(&self, value: &str) -> Option<String> {
         let mut value = value;
         loop {
@@ -130,16 +130,16 @@ impl Observed {
         }
     }
 
-    /// The value that another is only a reshape of.
+    /// Returns the value before any reshapes.
     fn origin<'a>(&'a self, value: &'a str) -> &'a str {
         let reshape = self.producers.get(value).map(|index| &self.graph.node[*index]);
         match reshape.filter(|node| node.op_type == "Reshape").and_then(|node| node.input.first()) {
-            Some(before) => self.origin(before),
+            Some(input) => self.origin(input),
             None => value,
         }
     }
 
-    /// Observes a value under `name`. Gives the name under which it is observed already, where it is.
+    /// Adds statistics of a value under `name`. If it is already observed, returns the existing name.
     pub fn observe(&mut self, name: &str, value: &str, channels: ChannelAxis, samples: Samples) -> String {
         let origin = self.origin(value).to_owned();
         if let Some(known) = self.observed.get(&origin) {
@@ -162,25 +162,25 @@ impl Observed {
         name.to_owned()
     }
 
-    /// Elements or rows `⌊i·n/R⌋` of the `n` that there are.
+    /// Takes the elements or rows `⌊i·n/R⌋` of all `n`.
     fn sample(&mut self, name: &str, value: &str, samples: Samples) {
-        let of = |part: &str| format!("{name}#{part}");
+        let named = |part: &str| format!("{name}#{part}");
         let (flat, count, shape): (String, usize, &[&str]) = match samples {
             Samples::Rows(count) => (value.to_owned(), count, &["R", "K"]),
             Samples::Elements(count) => {
                 let all = self.integers("observe shape [-1]", &[-1]);
-                self.node("Reshape", &[value, &all], &of("flat"), Vec::new());
-                (of("flat"), count, &["R"])
+                self.node("Reshape", &[value, &all], &named("flat"), Vec::new());
+                (named("flat"), count, &["R"])
             }
         };
         let steps: Vec<i64> = (0..signed(count)).collect();
         let steps = self.integers(&format!("observe 0..{count}"), &steps);
         let parts = self.integers(&format!("observe {count}"), &[signed(count)]);
-        self.node("Shape", &[&flat], &of("rows"), vec![int("start", 0), int("end", 1)]);
-        self.node("Mul", &[&steps, &of("rows")], &of("scaled"), Vec::new());
-        self.node("Div", &[&of("scaled"), &parts], &of("indices"), Vec::new());
-        self.node("Gather", &[&flat, &of("indices")], &of("samples"), vec![int("axis", 0)]);
-        self.output(&of("samples"), shape);
+        self.node("Shape", &[&flat], &named("rows"), vec![int("start", 0), int("end", 1)]);
+        self.node("Mul", &[&steps, &named("rows")], &named("scaled"), Vec::new());
+        self.node("Div", &[&named("scaled"), &parts], &named("indices"), Vec::new());
+        self.node("Gather", &[&flat, &named("indices")], &named("samples"), vec![int("axis", 0)]);
+        self.output(&named("samples"), shape);
     }
 
     fn node(&mut self, op_type: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) {
@@ -225,7 +225,7 @@ impl Observed {
         });
     }
 
-    /// The graph with its new outputs.
+    /// Returns the graph with its new outputs.
     pub fn finish(self) -> Model {
         let mut model = self.model;
         model.proto.graph = Some(self.graph);

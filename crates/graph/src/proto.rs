@@ -1,7 +1,7 @@
-//! The messages of ONNX that our graphs use.
+//! The ONNX messages that Rushes uses.
 //!
-//! Field numbers from onnx.proto (IR 10 and later). Fields that we neither write nor read are left out: a file from
-//! elsewhere loses them when it is read and written again.
+//! Field numbers are those of onnx.proto (IR 10 and later). Unused fields are omitted: a file from another program
+//! loses them when it is read and written.
 
 use prost::Message;
 
@@ -39,7 +39,7 @@ pub struct OperatorSetIdProto {
 /// `GraphProto`.
 #[derive(Clone, PartialEq, Message)]
 pub struct GraphProto {
-    /// Nodes in an order in which they can run.
+    /// Nodes in execution order.
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<NodeProto>,
     /// Name.
@@ -59,7 +59,7 @@ pub struct GraphProto {
 /// `NodeProto`.
 #[derive(Clone, PartialEq, Message)]
 pub struct NodeProto {
-    /// Names of the inputs; empty for one that is left out.
+    /// Names of the inputs; empty for an omitted input.
     #[prost(string, repeated, tag = "1")]
     pub input: Vec<String>,
     /// Names of the outputs.
@@ -97,7 +97,7 @@ pub struct AttributeProto {
     /// A list of integers.
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
-    /// Which of the fields holds the value.
+    /// The field that has the value.
     #[prost(enumeration = "AttributeType", tag = "20")]
     pub r#type: i32,
 }
@@ -130,13 +130,13 @@ pub struct TensorProto {
     /// Name.
     #[prost(string, tag = "8")]
     pub name: String,
-    /// Bytes, little endian, when they are inside the graph.
+    /// Bytes, little endian, if they are in the graph.
     #[prost(bytes = "vec", tag = "9")]
     pub raw_data: Vec<u8>,
-    /// `location`, `offset` and `length`, when they are outside.
+    /// `location`, `offset` and `length`, if they are in another file.
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<StringStringEntryProto>,
-    /// 0 inside, 1 outside.
+    /// 0 in the graph, 1 in another file.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
 }
@@ -225,7 +225,7 @@ pub enum DataType {
     Int32 = 6,
     /// s64.
     Int64 = 7,
-    /// Truth value.
+    /// Boolean.
     Bool = 9,
     /// f16.
     Float16 = 10,

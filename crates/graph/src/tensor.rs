@@ -1,4 +1,4 @@
-//! A value inside a graph.
+//! Values of a graph.
 
 use crate::Dim;
 use crate::dim::show;
@@ -20,32 +20,32 @@ impl Tensor {
         Self { name: name.into(), element, shape }
     }
 
-    /// Its name in the graph.
+    /// Returns its name in the graph.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its number format.
+    /// Returns its number format.
     pub fn element(&self) -> ElementType {
         self.element
     }
 
-    /// Its shape.
+    /// Returns its shape.
     pub fn shape(&self) -> &[Dim] {
         &self.shape
     }
 
-    /// Number of axes.
+    /// Returns the number of axes.
     pub fn rank(&self) -> usize {
         self.shape.len()
     }
 
-    /// The extent of an axis, counted from the end: 1 is the last. 1 (the number) for an axis there is not.
+    /// Returns the extent of an axis counted from the end, from 1; an extent of 1 if there is no such axis.
     pub fn from_last(&self, axis: usize) -> Dim {
         self.shape.len().checked_sub(axis).map_or(Dim::from(1), |axis| self.shape[axis].clone())
     }
 
-    /// The tensor as the contract writes it.
+    /// Returns the tensor as in a signature.
     pub fn spec(&self) -> TensorSpec {
         TensorSpec {
             name: self.name.to_string(),

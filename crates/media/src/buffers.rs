@@ -34,7 +34,7 @@ pub(super) fn caps(
 /// Sets the timestamp and the duration of frame `number`.
 pub(super) fn timed(mut picture: gst::Buffer, number: usize, rate: FrameRate) -> gst::Buffer {
     let start = |number: usize| {
-        gst::ClockTime::from_nseconds(rate.moment(number as u64, gst::ClockTime::SECOND.nseconds()))
+        gst::ClockTime::from_nseconds(rate.timestamp(number as u64, gst::ClockTime::SECOND.nseconds()))
     };
     let buffer = picture.make_mut();
     buffer.set_pts(start(number));

@@ -1,7 +1,7 @@
 //! Locks on output folders, so that one run at a time writes to each, directly or through a part folder beside it.
 
 use bundle::lock::{Locked, Refusal};
-use bundle::place::identity;
+use bundle::output_path::identity;
 use std::ffi::OsString;
 use std::fs;
 use std::io;

@@ -7,8 +7,8 @@
 use super::Error;
 use super::folder_lock::{busy_if_removed, lock_folder, make_folder, outer_part};
 use bundle::lock::{Locked, Refusal};
+use bundle::output_path::{folder_of, resolved};
 use bundle::part_file;
-use bundle::place::{folder_of, resolved};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;

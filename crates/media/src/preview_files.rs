@@ -4,8 +4,8 @@ use crate::{Error, make_locked};
 use bundle::Diagnose;
 use bundle::geometry::PixelSize;
 use bundle::lock::{Locked, Refusal};
+use bundle::output_path::resolved;
 use bundle::part_file::PartFile;
-use bundle::place::resolved;
 use ndarray::{Array3, ArrayView3};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -112,7 +112,7 @@ impl PreviewFiles {
 
 /// Replaces a file atomically, without a flush to disk, which a preview is not worth.
 fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut part = bundle::atomic::part_of(path)?;
+    let mut part = bundle::atomic::create_part(path)?;
     part.write_all(content)?;
     part.persist(path).map(drop).map_err(|error| error.error)
 }

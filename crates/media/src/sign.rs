@@ -99,7 +99,7 @@ mod c2pa_edge {
             }]}}],
         });
         let failed = |error: &dyn std::fmt::Display| keys.failed(error);
-        let mut signed = bundle::atomic::part_of(from).map_err(|error| failed(&error))?;
+        let mut signed = bundle::atomic::create_part(from).map_err(|error| failed(&error))?;
         let mut clip = File::open(from).map_err(|error| failed(&error))?;
         let permissions = clip.metadata().map_err(|error| failed(&error))?.permissions();
         Builder::from_context(Context::new())

@@ -57,7 +57,7 @@ impl Sound {
 
 /// The first sample of a frame.
 fn start_of(number: usize, rate: FrameRate) -> usize {
-    usize::try_from(rate.moment(number as u64, RATE as u64)).unwrap_or(usize::MAX)
+    usize::try_from(rate.timestamp(number as u64, RATE as u64)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

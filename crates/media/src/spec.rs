@@ -1,7 +1,7 @@
 //! Output specifications, parsed from a path or an address.
 
 use bundle::Error;
-use bundle::place::identity;
+use bundle::output_path::identity;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

@@ -2,13 +2,11 @@
 
 use super::OperatorContext;
 use super::tensors::{
-    Input, SessionThreads, attribute, count, infer, input, known_last_extent, operator_error, optional,
-    output, required_inputs, required_outputs, size_error,
+    Input, SessionThreads, count, infer, input, known_last_extent, optional, output, required_inputs,
+    required_outputs, size_error,
 };
 use half::bf16;
-use kernels::{
-    Bf16Weights, Codes, Gate, Int8Weights, MatrixShape, Output, QuantisedRows, Residual, RowScale,
-};
+use kernels::{Bf16Weights, Gate, Int8Weights, MatrixShape, Output, QuantisedRows, Residual, RowScale};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
@@ -22,8 +20,6 @@ const BF16_INPUTS: [ort::value::TensorElementType; 3] = [Bfloat16, Bfloat16, Flo
 
 /// An INT8 product with bf16 output `[B,L,N]`, and GELU if the attribute `gelu` is 1.
 pub(super) struct LinearQ(pub(super) OperatorContext);
-/// An INT8 product with GELU and quantised output u8 `[B,L,N]`, with the scale and zero point of the attributes.
-pub(super) struct LinearQGelu(pub(super) OperatorContext);
 /// An INT8 product, optionally times a gate f32 `[N]`, added in place to the residual stream f32 `[B,L,N]`.
 pub(super) struct LinearQResidual(pub(super) OperatorContext);
 /// A BF16 product like [`LinearQ`].
@@ -144,56 +140,6 @@ impl Kernel for Bf16OutputKernel {
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
         let to = if self.gelu { Output::GeluBf16(to) } else { Output::Bf16(to) };
         operands.multiply(&SessionThreads { context, shared: &self.shared }, to)
-    }
-}
-
-impl Operator for LinearQGelu {
-    type Kernel<'attr> = GeluQuantizedKernel;
-
-    fn name(&self) -> &'static str {
-        "LinearQGelu"
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required_inputs(INT8_INPUTS)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        required_outputs([Uint8, Float32])
-    }
-
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<GeluQuantizedKernel> {
-        let zero = u8::try_from(count(context, "zero")?)
-            .ok()
-            .ok_or_else(|| operator_error("`zero` is not in 0..=255"))?;
-        let scale = RowScale { scale: attribute(context, "scale")?, zero: zero.into() };
-        Ok(GeluQuantizedKernel { shared: self.0.clone(), scale })
-    }
-
-    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        infer_result(context, INT8_INPUTS.len() - 1, Uint8)?;
-        infer(context, 1, Float32, 0, Some(2))
-    }
-}
-
-pub(super) struct GeluQuantizedKernel {
-    shared: OperatorContext,
-    scale: RowScale,
-}
-
-impl Kernel for GeluQuantizedKernel {
-    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let operands = Operands::of(context, true)?;
-        let shape = operands.shape()?;
-        let mut values = output(context, 0, &shape)?;
-        let mut scales = output(context, 1, &[shape[0], shape[1], 2])?;
-        let (_, values) = values.try_extract_tensor_mut::<u8>()?;
-        let (_, scales) = scales.try_extract_tensor_mut::<f32>()?;
-        let to = Codes { codes: values, scales: RowScale::rows_mut(scales).map_err(size_error)? };
-        operands.multiply(
-            &SessionThreads { context, shared: &self.shared },
-            Output::GeluCodes { to, scale: self.scale },
-        )
     }
 }
 

@@ -38,7 +38,6 @@ pub(crate) fn domain(kernels: Kernels, threads: NonZeroUsize) -> ort::Result<Ope
         .add(rows::RowQuantF32(with()))?
         .add(rows::RowQuantBf16(with()))?
         .add(linear::LinearQ(with()))?
-        .add(linear::LinearQGelu(with()))?
         .add(linear::LinearQResidual(with()))?
         .add(linear::LinearBf16(with()))?
         .add(linear::LinearBf16Residual(with()))?

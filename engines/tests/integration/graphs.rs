@@ -89,7 +89,7 @@ fn incompatible_shapes_fail_in_the_run_with_the_operator_named() {
 fn a_graph_with_another_signature_is_refused_with_the_tensor_named() {
     let error = open("add", &["a f32 [N,4]", "b f32 [N,3]"], &["sum f32 [N,3]"]).unwrap_err();
     assert_eq!(error.report().class, ErrorClass::BadInput);
-    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/add.onnx does not keep the contract at `a`: expected a f32 [N,4], found a f32 [N,3] (export the checkpoint again with this version of rushes)");
+    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the tensor `a` of the graph BUNDLE/add.onnx is wrong: expected a f32 [N,4], found a f32 [N,3] (export the checkpoint again with this version of rushes)");
     let error = open("double_precision", &[], &[]).unwrap_err();
     insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/double_precision.onnx has `a` of an unsupported type: its type is Tensor<f64>(N) (export the checkpoint again with this version of rushes)");
 }

@@ -1,7 +1,7 @@
-//! The config files of a diffusers-layout checkpoint, as they are stored, and the specs that follow from them.
+//! The config files of a checkpoint in the diffusers layout, and their conversion to specs.
 //!
-//! A key that is absent has the value that diffusers gives it. Settings that the graphs do not have are refused by
-//! name. Keys without influence on the result are not read.
+//! An absent key has the default of diffusers. Settings that are not supported are refused by name. Keys without
+//! influence on the result are not read.
 
 use crate::Error;
 use bundle::geometry::Patch;
@@ -9,9 +9,9 @@ use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
 use serde::Deserialize;
 use std::path::Path;
 
-/// The most layers, levels or residual blocks that a config may ask for.
+/// The largest number of layers, levels or residual blocks.
 const MAX_LAYERS: usize = 1000;
-/// The largest width, number of heads or number of rows that a config may ask for.
+/// The largest width, number of heads or number of rows.
 const MAX_EXTENT: usize = 1 << 24;
 
 /// `model_index.json`.
@@ -21,19 +21,19 @@ pub(super) struct ModelIndex {
     class: Option<String>,
     boundary_ratio: Option<f64>,
     expand_timesteps: Option<bool>,
-    /// Library and class; both null, or absent, when there is one expert.
+    /// Library and class; both null, or absent, if there is one expert.
     transformer_2: Option<Vec<Option<String>>>,
     /// Library and class.
     scheduler: Option<Vec<Option<String>>>,
 }
 
 impl ModelIndex {
-    /// The class of the scheduler.
+    /// Returns the class of the scheduler.
     pub(super) fn scheduler(&self) -> Option<&str> {
         self.scheduler.as_deref()?.get(1)?.as_deref()
     }
 
-    /// The timestep from which upwards the first of two experts is used; none when there is one expert.
+    /// Returns the lowest timestep of the first of two experts; none if there is one expert.
     pub(super) fn boundary(&self, path: &Path) -> Result<Option<f64>, Error> {
         let class = self.class.as_deref().unwrap_or("WanPipeline");
         if class != "WanPipeline" {
@@ -58,9 +58,9 @@ impl ModelIndex {
                 path,
                 format!("boundary_ratio is {ratio} and must be above 0 and at most 1"),
             )),
-            (true, None) => Err(Error::config(path, "there are two experts and no boundary_ratio")),
+            (true, None) => Err(Error::config(path, "there are two experts but no boundary_ratio")),
             (false, Some(ratio)) => {
-                Err(Error::config(path, format!("boundary_ratio is {ratio} and there is no transformer_2")))
+                Err(Error::config(path, format!("boundary_ratio is {ratio} but there is no transformer_2")))
             }
         }
     }
@@ -97,7 +97,7 @@ impl TextEncoderConfig {
             let why = "only gated-gelu is supported";
             return Err(Error::unsupported(path, format!("feed_forward_proj = {activation}"), why));
         }
-        // transformers takes both spellings and saves the first.
+        // transformers reads both names and saves the first.
         let width = needed(path, ("d_model", self.d_model), ("hidden_size", self.hidden_size))?;
         let heads =
             needed(path, ("num_heads", self.num_heads), ("num_attention_heads", self.num_attention_heads))?;
@@ -122,12 +122,10 @@ impl TextEncoderConfig {
             )?,
             epsilon: epsilon(path, "layer_norm_epsilon", self.layer_norm_epsilon)?,
         };
-        // A quarter of the buckets holds single distances, the next quarter distances up to the largest.
+        // A quarter of the buckets holds exact distances, the next quarter logarithmic ranges up to the largest
+        // distance.
         if !spec.buckets.is_multiple_of(4) || spec.max_distance <= spec.buckets / 4 {
-            let why = format!(
-                "{} buckets for distances up to {} cannot be laid out",
-                spec.buckets, spec.max_distance
-            );
+            let why = format!("{} buckets do not fit distances up to {}", spec.buckets, spec.max_distance);
             return Err(Error::config(path, why));
         }
         Ok(spec)
@@ -150,16 +148,16 @@ pub(super) struct DenoiserConfig {
     out_channels: Option<usize>,
     /// Official.
     out_dim: Option<usize>,
-    /// Official: rows of text that cross attention attends to.
+    /// Official: rows of text for cross-attention.
     text_len: Option<usize>,
-    /// Official: how far self-attention reaches; -1 is global.
+    /// Official: the range of self-attention; -1 is unlimited.
     window_size: Option<[i64; 2]>,
     text_dim: Option<usize>,
     freq_dim: Option<usize>,
     ffn_dim: Option<usize>,
     num_layers: Option<usize>,
     cross_attn_norm: Option<bool>,
-    /// Absent is not the same as null, which means no normalisation.
+    /// Null, unlike an absent key, means no normalisation.
     #[serde(default = "default_qk_norm")]
     qk_norm: Option<QkNorm>,
     eps: Option<f64>,
@@ -170,7 +168,7 @@ pub(super) struct DenoiserConfig {
 
 const QK_NORM: &str = "rms_norm_across_heads";
 
-/// How queries and keys are normalised: by name in diffusers, whether at all in the official code.
+/// The normalisation of queries and keys: a name in diffusers, a boolean in the official code.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum QkNorm {
@@ -191,19 +189,23 @@ impl DenoiserConfig {
         let head_width = match (self.attention_head_dim, self.dim) {
             (Some(width), Some(dim)) if heads.checked_mul(width) != Some(dim) => {
                 let why = format!(
-                    "dim is {dim}, and {heads} heads (num_attention_heads) of {width} (attention_head_dim) are another width"
+                    "dim is {dim}, but {heads} heads (num_attention_heads) of width {width} (attention_head_dim) have \
+                     another width"
                 );
                 return Err(Error::config(path, why));
             }
             (Some(width), _) => width,
             (None, Some(dim)) if dim % heads == 0 => dim / heads,
             (None, Some(dim)) => {
-                return Err(Error::config(path, format!("dim is {dim}, which {heads} heads do not divide")));
+                return Err(Error::config(
+                    path,
+                    format!("dim is {dim}, which is not a multiple of {heads} heads"),
+                ));
             }
             (None, None) => 128,
         };
         if head_width % 2 != 0 {
-            let why = "rotary embedding turns pairs, so the width of a head must be even";
+            let why = "rotary embedding rotates pairs, so the width of a head must be even";
             return Err(Error::unsupported(path, format!("attention_head_dim = {head_width}"), why));
         }
         let frequency_width = extent(path, "freq_dim", self.freq_dim.unwrap_or(256))?;
@@ -249,7 +251,7 @@ impl DenoiserConfig {
             return Err(Error::unsupported(path, format!("qk_norm = {found}"), why));
         }
         if self.cross_attn_norm == Some(false) {
-            let why = "cross attention has a normalisation of its own";
+            let why = "the supported models have a norm before cross-attention";
             return Err(Error::unsupported(path, "cross_attn_norm = false", why));
         }
         if let Some(rows) = self.text_len.filter(|rows| *rows != TEXT_ROWS) {
@@ -257,7 +259,7 @@ impl DenoiserConfig {
             return Err(Error::unsupported(path, format!("text_len = {rows}"), why));
         }
         if let Some([before, after]) = self.window_size.filter(|window| *window != [-1, -1]) {
-            let why = "every token attends to all others";
+            let why = "only full attention is supported";
             return Err(Error::unsupported(path, format!("window_size = [{before}, {after}]"), why));
         }
         for (key, value) in [
@@ -283,7 +285,7 @@ pub(super) struct VaeConfig {
     dim_mult: Option<Vec<usize>>,
     num_res_blocks: Option<usize>,
     attn_scales: Option<Vec<f64>>,
-    /// Spelled like this in every published file.
+    /// The spelling of every published file.
     temperal_downsample: Option<Vec<bool>>,
     temporal_downsample: Option<Vec<bool>>,
     latents_mean: Option<Vec<f32>>,
@@ -296,7 +298,7 @@ pub(super) struct VaeConfig {
     scale_factor_spatial: Option<usize>,
 }
 
-/// Latent statistics of the Wan2.1 VAE, which configs may leave out.
+/// Latent statistics of the Wan2.1 VAE, the default.
 const WAN21_MEAN: [f32; 16] = [
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632,
     -0.1922, -0.9497, 0.2503, -0.2921,
@@ -338,12 +340,12 @@ impl VaeConfig {
         let channels = spec.latent_channels;
         for (key, values) in [("latents_mean", &spec.latents_mean), ("latents_std", &spec.latents_std)] {
             if values.len() != channels || values.iter().any(|value| !value.is_finite()) {
-                let why = format!("{key} must hold {channels} finite numbers and holds {}", values.len());
+                let why = format!("{key} must have {channels} finite numbers and has {}", values.len());
                 return Err(Error::config(path, why));
             }
         }
         if spec.latents_std.iter().any(|deviation| *deviation <= 0.0) {
-            return Err(Error::config(path, "latents_std must be above 0 global"));
+            return Err(Error::config(path, "latents_std must be above 0"));
         }
         let stride = spec.stride();
         for (key, given, derived) in [
@@ -351,7 +353,7 @@ impl VaeConfig {
             ("scale_factor_spatial", self.scale_factor_spatial, stride.space),
         ] {
             if let Some(given) = given.filter(|given| *given != derived) {
-                let why = format!("{key} is {given} and the levels scale by {derived}");
+                let why = format!("{key} is {given}, but the levels scale by {derived}");
                 return Err(Error::config(path, why));
             }
         }
@@ -360,20 +362,20 @@ impl VaeConfig {
 
     fn check_supported(&self, path: &Path) -> Result<(), Error> {
         if self.is_residual == Some(true) {
-            let why = "the Wan2.1 VAE is supported; TI2V-5B has another one";
+            let why = "only the Wan2.1 VAE is supported; TI2V-5B has another one";
             return Err(Error::unsupported(path, "is_residual = true", why));
         }
         if let Some(patch) = self.patch_size {
-            let why = "the VAE works on single pixels";
+            let why = "only a VAE on single pixels is supported";
             return Err(Error::unsupported(path, format!("patch_size = {patch}"), why));
         }
         if let Some(scales) = self.attn_scales.as_ref().filter(|scales| !scales.is_empty()) {
-            let why = "attention is supported in the middle of the VAE only";
+            let why = "attention is supported in the mid block only";
             return Err(Error::unsupported(path, format!("attn_scales = {scales:?}"), why));
         }
         for (key, channels) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
             if let Some(channels) = channels.filter(|channels| *channels != 3) {
-                let why = "pictures have three channels";
+                let why = "frames have three channels";
                 return Err(Error::unsupported(path, format!("{key} = {channels}"), why));
             }
         }
@@ -381,7 +383,7 @@ impl VaeConfig {
     }
 }
 
-/// A setting that goes by two names, which must agree where both are there.
+/// Returns the value of a setting with two names, which must agree if both are present.
 fn one<T: PartialEq + std::fmt::Debug>(
     path: &Path,
     (key, value): (&str, Option<T>),
@@ -389,15 +391,14 @@ fn one<T: PartialEq + std::fmt::Debug>(
 ) -> Result<Option<T>, Error> {
     match (value, other) {
         (Some(value), Some(other)) if value != other => {
-            let why =
-                format!("{key} is {value:?} and {other_key}, which is another name of it, is {other:?}");
+            let why = format!("{key} is {value:?}, but {other_key}, another name for it, is {other:?}");
             Err(Error::config(path, why))
         }
         (value, other) => Ok(value.or(other)),
     }
 }
 
-/// [`one`] of a setting that must be there.
+/// [`one`] for a required setting.
 fn needed(path: &Path, first: (&str, Option<usize>), second: (&str, Option<usize>)) -> Result<usize, Error> {
     let key = first.0;
     one(path, first, second)?.ok_or_else(|| Error::config(path, format!("it has no {key}")))

@@ -1,4 +1,4 @@
-//! Configs as they are found.
+//! Tests of config files.
 
 use super::*;
 use serde::de::DeserializeOwned;
@@ -28,7 +28,7 @@ fn vae(config: Value) -> Result<VaeSpec, Error> {
 }
 
 #[test]
-fn absent_keys_have_the_values_of_diffusers() {
+fn absent_keys_have_the_defaults_of_diffusers() {
     let spec = denoiser(json!({})).unwrap();
     assert_eq!((spec.width(), spec.layers, spec.feed_forward), (5120, 40, 13824));
     assert_eq!((spec.in_channels, spec.out_channels, spec.text_width), (16, 16, 4096));
@@ -39,7 +39,7 @@ fn absent_keys_have_the_values_of_diffusers() {
 }
 
 #[test]
-fn the_official_keys_of_the_denoiser_are_understood() {
+fn the_official_keys_of_the_denoiser_are_read() {
     let spec = denoiser(json!({
         "_class_name": "WanModel", "model_type": "t2v", "dim": 1536, "num_heads": 12, "in_dim": 16,
         "out_dim": 16, "ffn_dim": 8960, "num_layers": 30, "text_len": 512,
@@ -50,7 +50,7 @@ fn the_official_keys_of_the_denoiser_are_understood() {
 }
 
 #[test]
-fn two_spellings_of_a_setting_must_agree() {
+fn two_names_of_a_setting_must_agree() {
     let spec = denoiser(json!({
         "in_dim": 16, "in_channels": 16, "out_dim": 16, "out_channels": 16, "num_heads": 12,
         "num_attention_heads": 12, "dim": 1536, "attention_head_dim": 128, "qk_norm": true, "text_len": 512,
@@ -66,7 +66,7 @@ fn two_spellings_of_a_setting_must_agree() {
     for (wrong, keys) in [
         (
             denoiser(json!({ "in_dim": 36, "in_channels": 16 })).err(),
-            ["in_dim, which is another name of it, is 36", "in_channels is 16"],
+            ["in_dim, another name for it, is 36", "in_channels is 16"],
         ),
         (denoiser(json!({ "out_dim": 4, "out_channels": 16 })).err(), ["out_dim", "out_channels"]),
         (
@@ -98,7 +98,7 @@ fn from_text_without(key: &str) -> Error {
 }
 
 #[test]
-fn settings_without_a_graph_are_refused_by_name() {
+fn unsupported_settings_are_refused_by_name() {
     for (config, setting) in [
         (json!({ "qk_norm": null }), "qk_norm = null"),
         (json!({ "qk_norm": "layer_norm" }), "qk_norm = layer_norm"),
@@ -155,7 +155,7 @@ fn values_out_of_range_are_refused() {
 }
 
 #[test]
-fn two_experts_need_a_boundary_and_the_other_way_round() {
+fn two_experts_need_a_boundary_and_a_boundary_needs_two_experts() {
     let boundary = |index: Value| from::<ModelIndex>(index).boundary(path());
     let pair = json!(["diffusers", "WanTransformer3DModel"]);
     let both = json!({ "boundary_ratio": 0.875, "transformer_2": pair });

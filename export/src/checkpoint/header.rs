@@ -1,4 +1,4 @@
-//! Headers of safetensors files, read without trusting them.
+//! Headers of safetensors files, read and validated.
 //!
 //! ```text
 //! 8 bytes   N, little-endian
@@ -21,22 +21,22 @@ use std::path::Path;
 /// The longest header that is read, as in the reference implementation of the format.
 const MAX_HEADER_BYTES: usize = 100_000_000;
 
-/// One tensor of a file whose header holds.
+/// A tensor of a file with a valid header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HeaderTensor {
-    /// The name it is stored under.
+    /// The stored name.
     pub(crate) name: String,
     pub(crate) element: ElementType,
     pub(crate) shape: Vec<usize>,
-    /// Where its bytes lie in the file.
+    /// Its bytes in the file.
     pub(crate) span: Range<usize>,
 }
 
-/// Reads the header of an open file of `bytes` bytes and checks it against them: spans lie inside the file, do not overlap,
-/// leave no gap and fit shapes and number formats. Tensors come in the order of their spans.
+/// Reads the header of an open file of `bytes` bytes and validates it: spans are inside the file, do not overlap, leave
+/// no gap and match shapes and number formats. Returns the tensors in the order of their spans.
 ///
 /// # Errors
-/// [`Error::Truncated`] when the file ends too early, [`Error::Header`] or [`Error::File`] for everything else.
+/// [`Error::Truncated`] if the file ends too early, else [`Error::Header`] or [`Error::File`].
 pub(crate) fn read(path: &Path, file: &File, bytes: u64) -> Result<Vec<HeaderTensor>, Error> {
     let io = || Error::file("read", path);
     let mut length = [0; 8];
@@ -49,14 +49,14 @@ pub(crate) fn read(path: &Path, file: &File, bytes: u64) -> Result<Vec<HeaderTen
     parse(path, &head, bytes)
 }
 
-/// [`read`] for a file that begins with `head`, which holds the whole header if the file does.
+/// [`read`] for a file that begins with `head`, which contains the whole header unless the file is truncated.
 fn parse(path: &Path, head: &[u8], bytes: u64) -> Result<Vec<HeaderTensor>, Error> {
     let truncated =
         |expected: usize| Error::Truncated { path: path.to_owned(), expected: expected as u64, found: bytes };
     let length = head.first_chunk::<8>().ok_or_else(|| truncated(8))?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
     if length > MAX_HEADER_BYTES {
-        let why = format!("its header claims {length} bytes and at most {MAX_HEADER_BYTES} are possible");
+        let why = format!("its header length is {length} bytes; the maximum is {MAX_HEADER_BYTES}");
         return Err(Error::header(path, why));
     }
     let data_start = 8 + length;
@@ -67,7 +67,7 @@ fn parse(path: &Path, head: &[u8], bytes: u64) -> Result<Vec<HeaderTensor>, Erro
     let mut tensors = entries
         .0
         .into_iter()
-        .map(|(name, info)| place(name, &info, data_start).map_err(|why| Error::header(path, why)))
+        .map(|(name, info)| located(name, &info, data_start).map_err(|why| Error::header(path, why)))
         .collect::<Result<Vec<_>, _>>()?;
     tensors.sort_by_key(|tensor| (tensor.span.start, tensor.span.end));
     let end = check_spans(&tensors, data_start).map_err(|why| Error::header(path, why))?;
@@ -81,15 +81,14 @@ fn parse(path: &Path, head: &[u8], bytes: u64) -> Result<Vec<HeaderTensor>, Erro
     Ok(tensors)
 }
 
-/// Header and tensors of a file as the parts of its digest over every byte
-/// ([`bundle::file_digest::of_pieces`]).
+/// Returns header and tensors of a file as the parts of its digest ([`bundle::file_digest::of_pieces`]).
 pub(crate) fn parts(tensors: &[HeaderTensor], bytes: u64) -> Vec<Range<u64>> {
     let header = tensors.first().map_or(bytes, |tensor| tensor.span.start as u64);
     let spans = tensors.iter().map(|tensor| tensor.span.start as u64..tensor.span.end as u64);
     std::iter::once(0..header).chain(spans).filter(|part| !part.is_empty()).collect()
 }
 
-fn place(name: String, info: &TensorInfo, data_start: usize) -> Result<HeaderTensor, String> {
+fn located(name: String, info: &TensorInfo, data_start: usize) -> Result<HeaderTensor, String> {
     let element = element_type(info.dtype)
         .ok_or_else(|| format!("the number format {:?} of tensor {name} is not supported", info.dtype))?;
     let bytes = info
@@ -100,7 +99,7 @@ fn place(name: String, info: &TensorInfo, data_start: usize) -> Result<HeaderTen
     let (begin, end) = info.data_offsets;
     if end.checked_sub(begin) != Some(bytes) {
         return Err(format!(
-            "tensor {name} of shape {:?} in {element} takes {bytes} bytes and its offsets are {begin} to {end}",
+            "tensor {name} of shape {:?} in {element} takes {bytes} bytes, but its offsets are {begin} to {end}",
             info.shape
         ));
     }
@@ -116,20 +115,20 @@ fn place(name: String, info: &TensorInfo, data_start: usize) -> Result<HeaderTen
 fn check_spans(tensors: &[HeaderTensor], data_start: usize) -> Result<usize, String> {
     let mut names = HashSet::new();
     let mut end = data_start;
-    let mut before = "the header";
+    let mut previous = "the header";
     for tensor in tensors {
         if !names.insert(tensor.name.as_str()) {
             return Err(format!("its header lists tensor {} twice", tensor.name));
         }
         if tensor.span.start < end {
-            return Err(format!("tensor {} overlaps {before}", tensor.name));
+            return Err(format!("tensor {} overlaps {previous}", tensor.name));
         }
         if tensor.span.start > end {
             let gap = tensor.span.start - end;
-            return Err(format!("{gap} bytes between {before} and tensor {} belong to nothing", tensor.name));
+            return Err(format!("{gap} bytes between {previous} and tensor {} are unused", tensor.name));
         }
         end = tensor.span.end;
-        before = &tensor.name;
+        previous = &tensor.name;
     }
     Ok(end)
 }
@@ -149,7 +148,7 @@ fn element_type(dtype: Dtype) -> Option<ElementType> {
     }
 }
 
-/// The header's JSON object in its own order, so that a name that comes twice is seen.
+/// The header's JSON object in file order, with duplicate names.
 struct Entries(Vec<(String, TensorInfo)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_are_placed_from_the_start_of_the_file() {
+    fn spans_are_relative_to_the_start_of_the_file() {
         let header = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"F16","shape":[2],"data_offsets":[8,12]},
             "a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}  "#;
         let tensors = parsed(header, 12).unwrap();
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_ends_too_early_is_truncated_wherever_it_ends() {
+    fn a_file_that_ends_too_early_is_truncated_at_any_length() {
         let whole = file(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 16);
         for length in 0..whole.len() {
             let error = read_all(&whole[..length]).unwrap_err();
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_as_its_bytes_are() {
+    fn reading_a_file_and_parsing_its_bytes_have_the_same_result() {
         use std::io::Write;
         let whole = file(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 16);
         for length in [0, 7, 8, 20, whole.len() - 1, whole.len()] {
@@ -261,13 +260,13 @@ mod tests {
     }
 
     #[test]
-    fn a_header_longer_than_the_format_allows_is_refused_unread() {
+    fn a_header_longer_than_the_maximum_is_refused_before_it_is_read() {
         let error = read_all(&u64::MAX.to_le_bytes()).unwrap_err();
         assert!(matches!(error, Error::Header { .. }), "{error}");
     }
 
     #[test]
-    fn text_that_is_no_header_is_refused() {
+    fn an_invalid_header_is_refused() {
         for text in ["", "[]", "{", r#"{"a":1}"#, r#"{"a":{"dtype":"F33","shape":[],"data_offsets":[0,0]}}"#]
         {
             assert!(why(text, 0).starts_with("its header cannot be read"), "{text}");
@@ -287,11 +286,11 @@ mod tests {
     fn a_gap_between_tensors_is_refused() {
         let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
             "b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#;
-        assert_eq!(why(header, 12), "4 bytes between a and tensor b belong to nothing");
+        assert_eq!(why(header, 12), "4 bytes between a and tensor b are unused");
     }
 
     #[test]
-    fn offsets_that_do_not_fit_the_shape_are_refused() {
+    fn offsets_that_do_not_match_the_shape_are_refused() {
         for offsets in ["[0,12]", "[8,0]", "[0,0]"] {
             let header = format!(r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}}}"#);
             assert!(why(&header, 12).starts_with("tensor a of shape [2] in f32 takes 8 bytes"), "{offsets}");
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn number_formats_without_a_graph_type_are_named() {
+    fn unsupported_number_formats_are_reported() {
         let header = r#"{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}"#;
         assert_eq!(why(header, 8), "the number format F64 of tensor a is not supported");
     }
@@ -327,7 +326,7 @@ mod tests {
         }
 
         #[test]
-        fn any_header_is_refused_or_keeps_its_promises(
+        fn any_header_is_refused_or_consistent(
             entries in proptest::collection::vec(
                 ("[ab]", prop_oneof!["F32", "F16", "U8", "F4"], prop_oneof![0_u64..5, any::<u64>()],
                  prop_oneof![0_u64..20, any::<u64>()], prop_oneof![0_u64..20, any::<u64>()]), 0..4),

@@ -1,28 +1,28 @@
-//! The name of a model by the folder that it lies in, also in the caches of model hubs.
+//! The name of a model from its folder, also in the caches of model hubs.
 
 use std::path::Path;
 
-/// A name for people: `Org/Name` in a hub's cache, else the name of the folder.
+/// Returns a name for display: `Org/Name` in a hub's cache, else the name of the folder.
 ///
 /// ```text
-/// models--Org--Name/snapshots/40 hexadecimal digits     the cache of Hugging Face
-/// modelscope/…/Org/Na___me                              that of ModelScope, which puts ___ for a point
+/// models--Org--Name/snapshots/40 hexadecimal digits     Hugging Face cache
+/// modelscope/…/Org/Na___me                              ModelScope cache, with ___ for a dot
 /// ```
 pub(super) fn name_of(folder: &Path) -> String {
-    let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    let absolute = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let own = name(&whole);
-    let above: Vec<String> = whole.ancestors().skip(1).map(name).collect();
-    match above.as_slice() {
-        [snapshots, repository, ..] if snapshots == "snapshots" && is_commit(&own) => {
-            repository.strip_prefix("models--").map_or(own, |name| name.replace("--", "/"))
+    let last = name(&absolute);
+    let parents: Vec<String> = absolute.ancestors().skip(1).map(name).collect();
+    match parents.as_slice() {
+        [snapshots, repository, ..] if snapshots == "snapshots" && is_commit(&last) => {
+            repository.strip_prefix("models--").map_or(last, |name| name.replace("--", "/"))
         }
         [organisation, rest @ ..]
-            if rest.iter().any(|folder| folder == "modelscope") && own.contains("___") =>
+            if rest.iter().any(|folder| folder == "modelscope") && last.contains("___") =>
         {
-            format!("{organisation}/{}", own.replace("___", "."))
+            format!("{organisation}/{}", last.replace("___", "."))
         }
-        _ => own,
+        _ => last,
     }
 }
 
@@ -37,7 +37,7 @@ mod tests {
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     #[test]
-    fn a_folder_of_a_cache_has_the_name_of_its_model() {
+    fn a_folder_in_a_cache_has_the_name_of_its_model() {
         let folder = tempfile::tempdir().unwrap();
         for (path, expected) in [
             (

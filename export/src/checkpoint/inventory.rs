@@ -1,6 +1,6 @@
-//! Which weights a model of given hyper-parameters has: canonical names and shapes.
+//! The weights of a model with given hyper-parameters: canonical names and shapes.
 //!
-//! With it a config that disagrees with its weights is found before anything is written, and only the weights that a
+//! A config that does not match its weights is thus detected before anything is written, and only the weights that a
 //! graph reads are converted.
 
 use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
@@ -14,7 +14,7 @@ pub struct Required {
     pub shape: Vec<usize>,
 }
 
-/// Collects weights below a common prefix.
+/// A list of weights.
 struct Inventory(Vec<Required>);
 
 impl Inventory {
@@ -22,14 +22,14 @@ impl Inventory {
         self.0.push(Required { name: name.into(), shape: shape.to_vec() });
     }
 
-    /// A weight of the given shape and a bias over its first axis.
+    /// Adds a weight of the given shape and a bias over its first axis.
     fn layer(&mut self, name: &str, shape: &[usize]) {
         self.tensor(format!("{name}.weight"), shape);
         self.tensor(format!("{name}.bias"), &shape[..1]);
     }
 }
 
-/// The weights of a umT5 encoder: ten per layer and two more.
+/// Returns the weights of a umT5 encoder: ten per layer and two more.
 pub fn text_encoder(spec: &TextEncoderSpec) -> Vec<Required> {
     let width = spec.width;
     let inner = spec.heads * spec.head_width;
@@ -55,7 +55,7 @@ pub fn text_encoder(spec: &TextEncoderSpec) -> Vec<Required> {
     all.0
 }
 
-/// The weights of a denoiser: 27 per block and 15 more.
+/// Returns the weights of a denoiser: 27 per block and 15 more.
 pub fn denoiser(spec: &DenoiserSpec) -> Vec<Required> {
     let width = spec.width();
     let patch = [spec.patch.time, spec.patch.height, spec.patch.width];
@@ -86,7 +86,7 @@ pub fn denoiser(spec: &DenoiserSpec) -> Vec<Required> {
     all.0
 }
 
-/// The weights of the decoder half of a Wan2.1 VAE.
+/// Returns the weights of the decoder of a Wan2.1 VAE.
 pub fn decoder(spec: &VaeSpec) -> Vec<Required> {
     let channels = spec.latent_channels;
     let widths: Vec<usize> = spec.multipliers.iter().rev().map(|multiplier| spec.base * multiplier).collect();
@@ -109,7 +109,7 @@ pub fn decoder(spec: &VaeSpec) -> Vec<Required> {
             residual_block(&mut all, &format!("{block}.resnets.{index}"), input, width);
             input = width;
         }
-        // Every level but the last, which is at full resolution, is followed by an upsampler.
+        // An upsampler follows every level except the last, which has full resolution.
         if let Some(temporal) = temporal.next() {
             input = width / 2;
             let upsampler = format!("{block}.upsamplers.0");
@@ -179,8 +179,8 @@ mod tests {
                 name.starts_with("decoder.") || name.starts_with("post_quant_conv.")
             })
             .collect();
-        let ours: BTreeMap<_, _> =
+        let found: BTreeMap<_, _> =
             decoder(&wan21_vae()).into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
-        assert_eq!(ours, published);
+        assert_eq!(found, published);
     }
 }

@@ -1,14 +1,13 @@
-//! JSON files of a checkpoint, as Python writes them.
+//! JSON files of a checkpoint, as written by Python.
 
-use super::pointer;
-use crate::Error;
+use crate::{Error, pointer};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
 /// Reads a JSON file of the checkpoint, with or without a byte-order mark.
 ///
 /// # Errors
-/// A file that cannot be read, or does not hold what it should.
+/// Returns an error if the file cannot be read or has unexpected content.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let text = pointer::read(path)?;
     if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {
@@ -18,8 +17,8 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     serde_json::from_slice(&quote_non_finite(text)).map_err(|error| Error::config(path, error.to_string()))
 }
 
-/// Puts quotes around `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON does not know. A key that is not
-/// read may then hold one (`lambda_min_clipped` of schedulers does), and one that is read as a number is refused.
+/// Quotes `NaN`, `Infinity` and `-Infinity`, which Python writes but JSON does not allow. A key that is not read may
+/// then have such a value, such as `lambda_min_clipped` of schedulers; a key that is read as a number is refused.
 fn quote_non_finite(text: &[u8]) -> Vec<u8> {
     let mut quoted = Vec::with_capacity(text.len() + 16);
     let mut rest = text;
@@ -51,7 +50,7 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn numbers_that_only_python_writes_are_quoted_outside_of_strings() {
+    fn non_finite_numbers_are_quoted_outside_strings() {
         let text = br#"{"a": -Infinity, "b": [NaN, Infinity], "c \"NaN": "-Infinity \\", "d": NaN}"#;
         let expected =
             br#"{"a": "-Infinity", "b": ["NaN", "Infinity"], "c \"NaN": "-Infinity \\", "d": "NaN"}"#;
@@ -60,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_passed_over_and_utf_16_is_named() {
+    fn a_byte_order_mark_is_skipped_and_utf_16_is_reported() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let read = |bytes: &[u8]| {
             std::fs::write(file.path(), bytes).unwrap();

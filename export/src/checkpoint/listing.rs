@@ -1,4 +1,4 @@
-//! Which files of a folder hold the weights of a component.
+//! The weight files of a component's folder.
 
 use crate::Error;
 use serde::Deserialize;
@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 const SHARD_END: &str = ".safetensors";
-/// What diffusers and transformers call the weights when there is one version of them.
+/// The file names of diffusers and transformers for a single set of weights.
 const USUAL_STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
-/// Which files make up a component, and what the index says about them.
+/// The weight files of a component, and its index.
 pub(super) struct Listing {
     pub(super) files: Vec<PathBuf>,
-    /// The index's path, and for each tensor the position of its shard in `files`.
+    /// Path of the index, and for each tensor the position of its shard in `files`.
     pub(super) index: Option<(PathBuf, BTreeMap<String, usize>)>,
 }
 
@@ -26,7 +26,8 @@ impl Listing {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(Error::file("list", folder))? {
             let name = entry.map_err(Error::file("list", folder))?.file_name();
-            // Hidden files are no weights: macOS writes `._NAME` beside NAME where a file system has no room for its own.
+            // Hidden files are not weights: macOS writes `._NAME` next to NAME on file systems without extended
+            // attributes.
             names.extend(name.into_string().ok().filter(|name| !name.starts_with('.')));
         }
         names.sort();
@@ -39,13 +40,13 @@ impl Listing {
             Some(file) => Ok(Self { files: vec![folder.join(file)], index: None }),
             None => Err(Error::NoWeights {
                 folder: folder.to_owned(),
-                found: "there is no .safetensors file in it".into(),
+                found: "it has no .safetensors file".into(),
             }),
         }
     }
 
-    /// Takes the index with a usual name, else the only one; where shards of it are missing, as when one variant of a model
-    /// was downloaded with the indexes of all, the only one whose shards are all there.
+    /// Selects the index with a usual name, else the only one. If its shards are missing, as when one variant of a
+    /// model was downloaded with the indexes of all variants, selects the only index whose shards all exist.
     fn of_indexes(folder: &Path, indexes: &[&str]) -> Result<Self, Error> {
         let mut listings: Vec<_> =
             indexes.iter().map(|index| Self::of_index(folder, &folder.join(index))).collect();
@@ -78,7 +79,7 @@ impl Listing {
         let mut files = Vec::with_capacity(names.len());
         for name in &names {
             if Path::new(name).file_name() != Some(name.as_ref()) {
-                return Err(Error::config(path, format!("`{name}` is not the name of a file beside it")));
+                return Err(Error::config(path, format!("`{name}` is not the name of a file in its folder")));
             }
             let file = folder.join(name);
             if !file.exists() {
@@ -98,7 +99,7 @@ impl Listing {
         Ok(Self { files, index: Some((path.to_owned(), shard_of)) })
     }
 
-    /// Checks that every tensor of the index is stored, and in the shard that it names.
+    /// Checks that every tensor of the index is stored in its shard.
     pub(super) fn check_index<'a>(
         &self,
         stored: impl Iterator<Item = (usize, &'a str)>,
@@ -109,14 +110,14 @@ impl Listing {
             None => Ok(()),
             Some((tensor, shard)) => Err(Error::header(
                 &self.files[*shard],
-                format!("{} says that it holds tensor {tensor}, and it does not", path.display()),
+                format!("it does not contain tensor {tensor}, which {} lists", path.display()),
             )),
         }
     }
 }
 
-/// What an index is named after: `STEM.safetensors.index.json`, or with a variant `STEM.safetensors.index.VARIANT.json`, whose
-/// stem counts with it.
+/// Returns the stem of an index `STEM.safetensors.index.json`. For `STEM.safetensors.index.VARIANT.json`, the whole
+/// name is the stem.
 fn index_stem(name: &str) -> Option<&str> {
     let (stem, end) = name.split_once(".safetensors.index.")?;
     match end.strip_suffix("json")? {
@@ -125,7 +126,7 @@ fn index_stem(name: &str) -> Option<&str> {
     }
 }
 
-/// The weight file: the one with a usual name, else the only one.
+/// Returns the weight file with a usual name, else the only one.
 fn choose<'a>(folder: &Path, names: &'a [String]) -> Result<Option<&'a str>, Error> {
     let found: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| name.ends_with(SHARD_END)).collect();
@@ -143,6 +144,6 @@ fn choose<'a>(folder: &Path, names: &'a [String]) -> Result<Option<&'a str>, Err
 fn several(folder: &Path, files: &[&str]) -> Error {
     Error::NoWeights {
         folder: folder.to_owned(),
-        found: format!("there are several files and none says which to use: {}", files.join(", ")),
+        found: format!("it has several files and no index: {}", files.join(", ")),
     }
 }

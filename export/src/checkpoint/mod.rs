@@ -1,20 +1,25 @@
-//! Checkpoints: a folder in the diffusers layout, read and checked as a whole before anything is made of it.
+//! Checkpoints: a folder in the diffusers layout, read and checked as a whole before anything is exported.
 //!
 //! ```text
-//! CHECKPOINT/model_index.json, rushes.json (recommended settings; may be absent)
+//! CHECKPOINT/model_index.json, rushes.json (recommended settings; optional)
 //!            scheduler/scheduler_config.json
 //!            tokenizer/tokenizer.json
 //!            text_encoder/   config.json and weights
-//!            transformer/    config.json and weights: the only expert, or the one for high noise
-//!            transformer_2/  config.json and weights: the expert for low noise
+//!            transformer/    config.json and weights: the only expert, or the high-noise expert
+//!            transformer_2/  config.json and weights: the low-noise expert
 //!            vae/            config.json and weights
-//!            tiny_decoder/   taew2_1.safetensors or taew2_2.safetensors (may be absent)
-//!            preview_map.json  the linear map of previews (may be absent)
+//!            tiny_decoder/   taew2_1.safetensors or taew2_2.safetensors (optional)
+//!            preview_map.json  the linear map of previews (optional)
 //! ```
 //!
-//! In reading order: [`names`] (official names to canonical ones), `listing`, `header` and [`shards`] (weight files), `json`, `config` and
-//! [`scheduler`] with `scheduler_keys` (settings), [`inventory`] (which weights belong to which settings),
-//! [`tiny_decoder`] (a single file), `tokenizer`, `hub` and `pointer` (what else is checked and named).
+//! | Modules | Contents |
+//! |---|---|
+//! | [`names`] | official names to canonical names |
+//! | `listing`, `header`, [`shards`] | weight files |
+//! | `json`, `config`, [`scheduler`], `scheduler_keys` | settings |
+//! | [`inventory`] | names and shapes of weights for given settings |
+//! | [`tiny_decoder`] | the tiny decoder, a single file |
+//! | `tokenizer`, `hub` | tokenizer, model names |
 
 mod config;
 pub(crate) mod header;
@@ -23,7 +28,6 @@ pub mod inventory;
 mod json;
 mod listing;
 pub mod names;
-pub(crate) mod pointer;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod scheduler;
@@ -47,21 +51,21 @@ use serde::Serialize;
 use shards::Shards;
 use std::path::{Path, PathBuf};
 
-/// A model of the checkpoint that becomes a component of the bundle.
+/// A model of the checkpoint: the source of a component of the bundle.
 #[derive(Debug)]
 pub struct Source {
-    /// The component that it becomes.
+    /// The component.
     pub component: Component,
     /// Its weights.
     pub shards: Shards,
-    /// The weights that its graphs read; [`Shards`] may hold more, such as the encoder of the VAE.
+    /// The weights that its graphs read. [`Shards`] may contain more, such as the encoder of the VAE.
     pub required: Vec<Required>,
 }
 
-/// A checkpoint whose configs are supported and agree with each other and with the weights.
+/// A checkpoint whose configs are supported and match each other and the weights.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Its name, for people: that of its folder, or `Org/Name` in the cache of a model hub.
+    /// Its name, for display: that of its folder, or `Org/Name` in the cache of a model hub.
     pub name: String,
     /// Hyper-parameters of the text encoder.
     pub text_encoder: TextEncoderSpec,
@@ -69,13 +73,13 @@ pub struct Checkpoint {
     pub denoiser: DenoiserSpec,
     /// Hyper-parameters of the VAE.
     pub vae: VaeSpec,
-    /// Hyper-parameters of the tiny decoder, if there is one.
+    /// Hyper-parameters of the tiny decoder, if it has one.
     pub tiny_decoder: Option<TinyDecoderSpec>,
-    /// Which expert at which noise level.
+    /// The expert for each noise level.
     pub routing: Routing,
-    /// Contents of `rushes.json`; empty when there is none.
+    /// Content of `rushes.json`; empty if there is none.
     pub recommended: Recommended,
-    /// What the scheduler config recommends; or why it cannot be followed, where `rushes.json` says how to sample.
+    /// The settings of the scheduler config; an error if it is not supported and `rushes.json` replaces it.
     pub scheduler: Result<Scheduler, Error>,
     /// Path of `tokenizer.json`.
     pub tokenizer: PathBuf,
@@ -83,18 +87,17 @@ pub struct Checkpoint {
     pub sources: Vec<Source>,
 }
 
-/// Weights that checkpoints may hold and the text encoder does not need: the other half of umT5, and a second copy of
-/// the embedding.
+/// Weights of checkpoints that the text encoder does not need: the decoder of umT5 and a copy of the embedding.
 const UNUSED_BY_TEXT_ENCODER: [&str; 3] = ["decoder.", "lm_head.", "encoder.embed_tokens."];
-/// The half of the VAE that turns frames into latents.
+/// The encoder of the VAE.
 const UNUSED_BY_DECODER: [&str; 2] = ["encoder.", "quant_conv."];
 
 impl Checkpoint {
-    /// Reads every config and every header; no weight is read yet.
+    /// Reads every config and every header, but no weights.
     ///
     /// # Errors
-    /// A file that is missing or damaged, a setting that is not supported, configs that disagree with each other or
-    /// with the weights; each names the file and the key or weight.
+    /// Returns an error if a file is missing or damaged, a setting is not supported, or configs do not match each other
+    /// or the weights. It names the file and the key or weight.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let index_path = folder.join("model_index.json");
         let index = read_json::<ModelIndex>(&index_path)?;
@@ -105,9 +108,9 @@ impl Checkpoint {
             Some(boundary) => Routing::pair(Timestep(boundary as f32))?,
         };
         let recommended = read_recommended(&folder.join("rushes.json"))?;
-        let is_told = recommended.sampler.is_some() && recommended.shift.is_some();
+        let replaces_scheduler = recommended.sampler.is_some() && recommended.shift.is_some();
         let scheduler = match read_scheduler(folder, (&index_path, index.scheduler())) {
-            Err(error @ Error::Scheduler { .. }) if is_told => Err(error),
+            Err(error @ Error::Scheduler { .. }) if replaces_scheduler => Err(error),
             scheduler => Ok(scheduler?),
         };
         let text_path = folder.join("text_encoder/config.json");
@@ -140,16 +143,16 @@ impl Checkpoint {
         preview_map::check(folder)?;
         checkpoint.sources = checkpoint.open_weights(folder, expert_folders)?;
         if let Some(path) = tiny_decoder::find(folder) {
-            checkpoint.take_tiny_decoder(&path)?;
+            checkpoint.set_tiny_decoder(&path)?;
         }
         Ok(checkpoint)
     }
 
-    /// Takes the tiny decoder in the file `path`, in place of the checkpoint's own.
+    /// Uses the tiny decoder in the file `path` in place of the checkpoint's.
     ///
     /// # Errors
-    /// A file that is damaged, of another layout, or for other latents.
-    pub fn take_tiny_decoder(&mut self, path: &Path) -> Result<(), Error> {
+    /// Returns an error if the file is damaged, has another layout or is for other latents.
+    pub fn set_tiny_decoder(&mut self, path: &Path) -> Result<(), Error> {
         let (spec, source) = tiny_decoder::open_for(path, &self.vae)?;
         self.tiny_decoder = Some(spec);
         self.sources.retain(|source| source.component != Component::Preview);
@@ -216,7 +219,7 @@ fn check_equal(
     }
 }
 
-/// Checks that latents and text states are as wide as the models that they pass between say.
+/// Checks that the widths of latents and text states match between models.
 fn check_widths(
     denoiser_path: &Path,
     denoiser: &DenoiserSpec,
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn experts_of_different_size_are_refused() {
+    fn experts_of_different_sizes_are_refused() {
         let error = changed("transformer_2/config.json", "num_layers", json!(3)).unwrap_err();
         match error {
             Error::ConfigsDiffer { key, first, second } => {
@@ -322,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_that_disagrees_with_its_weights_is_refused() {
+    fn a_config_that_does_not_match_its_weights_is_refused() {
         let missing = changed("text_encoder/config.json", "num_layers", json!(2)).unwrap_err();
         assert!(
             matches!(&missing, Error::MissingTensor { name, .. } if name.starts_with("encoder.block.1.")),
@@ -345,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn models_that_do_not_fit_each_other_are_refused() {
+    fn models_that_do_not_match_each_other_are_refused() {
         let text = changed("text_encoder/config.json", "d_model", json!(10)).unwrap_err();
         assert!(matches!(&text, Error::ConfigsDiffer { key, .. } if key == "text_dim"), "{text}");
         let folder = tempfile::tempdir().unwrap();
@@ -363,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_recommendations_are_refused_and_none_are_fine() {
+    fn unknown_recommendations_are_refused_and_rushes_json_is_optional() {
         let error = changed("rushes.json", "stepz", json!(4)).unwrap_err();
         assert!(matches!(&error, Error::Config { why, .. } if why.contains("stepz")), "{error}");
         let (folder, _) = samples::checkpoint();
@@ -372,23 +375,23 @@ mod tests {
     }
 
     #[test]
-    fn a_scheduler_that_cannot_be_followed_is_refused_unless_the_sampling_is_told() {
+    fn an_unsupported_scheduler_is_refused_unless_rushes_json_replaces_it() {
         let (folder, _) = samples::checkpoint();
         let path = folder.path().join("scheduler/scheduler_config.json");
         std::fs::write(&path, json!({ "_class_name": "LCMScheduler" }).to_string()).unwrap();
         assert!(matches!(Checkpoint::open(folder.path()), Err(Error::Scheduler { .. })));
-        let tell = |value: Value| {
+        let recommend = |value: Value| {
             std::fs::write(folder.path().join("rushes.json"), value.to_string()).unwrap();
             Checkpoint::open(folder.path())
         };
-        assert!(tell(json!({ "sampler": "euler" })).is_err());
-        assert!(tell(json!({ "shift": 5.0 })).is_err());
-        let told = tell(json!({ "sampler": "euler", "shift": 5.0 })).unwrap();
-        assert!(matches!(told.scheduler, Err(Error::Scheduler { .. })));
+        assert!(recommend(json!({ "sampler": "euler" })).is_err());
+        assert!(recommend(json!({ "shift": 5.0 })).is_err());
+        let replaced = recommend(json!({ "sampler": "euler", "shift": 5.0 })).unwrap();
+        assert!(matches!(replaced.scheduler, Err(Error::Scheduler { .. })));
     }
 
     #[test]
-    fn a_file_that_is_a_pointer_is_named_whichever_it_is() {
+    fn every_file_that_is_a_pointer_is_reported() {
         for file in [
             "model_index.json",
             "rushes.json",
@@ -413,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tokenizer_that_does_not_suit_the_text_encoder_is_refused() {
+    fn a_tokenizer_that_does_not_match_the_text_encoder_is_refused() {
         let small = changed("text_encoder/config.json", "vocab_size", json!(5)).unwrap_err();
         assert!(matches!(&small, Error::Tokenizer { why, .. } if why.contains("5 rows")), "{small}");
         for (broken, reason) in [
@@ -431,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_named() {
+    fn a_missing_file_is_reported() {
         for file in [
             "model_index.json",
             "scheduler/scheduler_config.json",

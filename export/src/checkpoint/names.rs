@@ -1,9 +1,9 @@
-//! Tensor names: whatever names a checkpoint stores its weights under, they are known here as diffusers calls them.
+//! Tensor names: stored names are mapped to canonical names, those of diffusers.
 //!
-//! Pure functions. A set of names is official when it holds a name that only the official code uses; then every name
-//! is mapped, since single names are ambiguous: the official `norm3` is the `norm2` of diffusers.
+//! Pure functions. A set of names is official if it has a name that only the official code uses. The set is then mapped
+//! as a whole, because single names are ambiguous: the official `norm3` is the `norm2` of diffusers.
 
-/// A kind of model, each with its own naming.
+/// A kind of model with its own names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// umT5 encoder.
@@ -14,12 +14,12 @@ pub enum Family {
     TinyDecoder,
     /// Wan2.1 VAE.
     Vae {
-        /// Residual blocks per level of the encoder; the official names count through levels.
+        /// Residual blocks per level of the encoder; the official names are numbered across levels.
         residual_blocks: usize,
     },
 }
 
-/// Whose names a set of tensors uses.
+/// The naming scheme of a set of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Naming {
     /// diffusers and transformers: the canonical names.
@@ -28,16 +28,15 @@ pub enum Naming {
     Official,
 }
 
-/// What stands before every name when a model was saved as part of another: by tools with single files, and by the
-/// wrappers that torch trains in.
+/// Prefixes of every name of a model that was saved as part of another, by tools for single files and by training
+/// wrappers.
 const OUTER_MODELS: [&str; 3] = ["model.", "diffusion_model.", "module."];
 
-/// What torch's wrappers put into names, before any part of a model that they wrap: `torch.compile`, FSDP, and
-/// recomputation of activations.
+/// Parts of names added by PyTorch wrappers: `torch.compile`, FSDP, and activation checkpointing.
 const WRAPPERS: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
 
 impl Family {
-    /// Finds out whose names a set of tensors uses.
+    /// Returns the naming scheme of a set of tensors.
     pub fn naming<'a>(self, names: impl IntoIterator<Item = &'a str>) -> Naming {
         let marker = match self {
             Self::TextEncoder => "token_embedding.weight",
@@ -52,7 +51,7 @@ impl Family {
         }
     }
 
-    /// The canonical name of a stored tensor. A name without a counterpart stays as it is.
+    /// Returns the canonical name of a stored tensor. A name without a counterpart is unchanged.
     pub fn canonical(self, naming: Naming, stored: &str) -> String {
         let stored = unwrapped(stored);
         let stored = stored.as_str();
@@ -66,11 +65,11 @@ impl Family {
     }
 }
 
-/// A name as the model itself has it, without what was around the model when it was saved, however deep. No name of a
-/// model here begins like one of [`OUTER_MODELS`] or has one of [`WRAPPERS`] in it.
+/// Removes outer models and wrappers from a name, at any depth. No supported model has a name that begins with one of
+/// [`OUTER_MODELS`] or contains one of [`WRAPPERS`].
 fn unwrapped(name: &str) -> String {
     let mut plain = String::with_capacity(name.len());
-    // The beginning of every part is looked at once, parts of wrappers are left out.
+
     for part in name.split_inclusive('.') {
         let is_outer = plain.is_empty() && OUTER_MODELS.contains(&part);
         if !is_outer && !WRAPPERS.contains(&part) {
@@ -80,7 +79,7 @@ fn unwrapped(name: &str) -> String {
     plain
 }
 
-/// Replaces the beginning of a name by the first row of `table` that fits.
+/// Replaces the beginning of a name by the first matching row of `table`.
 fn replace_start(name: &str, table: &[(&str, &str)]) -> Option<String> {
     table.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
 }
@@ -179,14 +178,14 @@ fn vae(name: &str, residual_blocks: usize) -> Option<String> {
     Some(format!("{half}.{block}.{part}"))
 }
 
-/// Official up blocks are one flat list: per level the residual blocks of the decoder, then an upsampler.
+/// Official up blocks are a flat list: for each level the residual blocks of the decoder, then an upsampler.
 fn up_block(index: usize, residual_blocks: usize) -> String {
     let per_level = residual_blocks.saturating_add(2);
-    let (level, place) = (index / per_level, index % per_level);
-    if place + 1 == per_level {
+    let (level, block) = (index / per_level, index % per_level);
+    if block + 1 == per_level {
         format!("up_blocks.{level}.upsamplers.0")
     } else {
-        format!("up_blocks.{level}.resnets.{place}")
+        format!("up_blocks.{level}.resnets.{block}")
     }
 }
 
@@ -200,7 +199,7 @@ mod tests {
     const VAE_TABLE: &str = include_str!("wan21-vae-tensors.txt");
 
     #[test]
-    fn every_official_vae_name_has_its_diffusers_name() {
+    fn every_official_vae_name_is_mapped() {
         let family = Family::Vae { residual_blocks: 2 };
         let rows: Vec<Vec<&str>> = VAE_TABLE.lines().map(|line| line.split(' ').collect()).collect();
         assert_eq!(rows.len(), 194);
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_of_a_shallow_vae_are_shorter() {
+    fn levels_of_a_shallow_vae_have_fewer_blocks() {
         let family = Family::Vae { residual_blocks: 1 };
         for (official, diffusers) in [
             ("decoder.upsamples.1.residual.6.bias", "decoder.up_blocks.0.resnets.1.conv2.bias"),
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_around_a_model_is_left_out_of_its_names() {
+    fn outer_models_and_wrappers_are_removed_from_names() {
         let vae = Family::Vae { residual_blocks: 2 };
         for (stored, family, plain) in [
             ("model.proj_out.bias", Family::Denoiser, "proj_out.bias"),
@@ -278,7 +277,7 @@ mod tests {
             ("model.model.shared.weight", Family::TextEncoder, "shared.weight"),
             ("module.decoder.conv_in.bias", vae, "decoder.conv_in.bias"),
             ("_orig_mod.decoder.1.weight", Family::TinyDecoder, "decoder.1.weight"),
-            // Inside a name only what wrappers write is left out.
+            // Within a name, only parts of wrappers are removed.
             ("decoder.module.model.bias", vae, "decoder.module.model.bias"),
             ("modules.bias", vae, "modules.bias"),
         ] {
@@ -334,7 +333,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn different_places_in_the_up_path_keep_different_names(residual_blocks in 1_usize..5) {
+        fn different_up_blocks_have_different_names(residual_blocks in 1_usize..5) {
             let names: HashSet<_> = (0..40).map(|index| up_block(index, residual_blocks)).collect();
             prop_assert_eq!(names.len(), 40);
         }

@@ -1,4 +1,4 @@
-//! Small checkpoints for tests, written to disk as they are found in the wild.
+//! Small checkpoints for tests, in the layout of published ones.
 
 use super::inventory::{self, Required};
 use super::{Checkpoint, config};
@@ -7,7 +7,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// The bytes of f32 values.
+/// Returns the bytes of f32 values.
 pub(crate) fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
@@ -39,7 +39,7 @@ fn write_component(folder: &Path, config: &Value, required: &[Required]) {
     write_shard(&folder.join("diffusion_pytorch_model.safetensors"), &tensors);
 }
 
-/// Writes a whole two-expert checkpoint of tiny models.
+/// Writes a complete two-expert checkpoint of tiny models.
 pub(crate) fn write_checkpoint(folder: &Path) {
     let text =
         json!({ "vocab_size": 30, "d_model": 8, "num_heads": 2, "d_kv": 4, "d_ff": 12, "num_layers": 1 });
@@ -85,7 +85,7 @@ pub(crate) fn write_checkpoint(folder: &Path) {
     write("rushes.json", json!({ "size": "64x48", "steps": 4 }));
 }
 
-/// A `tokenizer.json` of six tokens.
+/// Returns a `tokenizer.json` of six tokens.
 pub(crate) fn tokenizer() -> Value {
     let pieces = ["<pad>", "</s>", "<s>", "<unk>", "▁", "▁cat"].map(|piece| json!([piece, -1.0]));
     json!({
@@ -95,7 +95,7 @@ pub(crate) fn tokenizer() -> Value {
     })
 }
 
-/// A whole two-expert checkpoint of tiny models, opened.
+/// Writes and opens a complete two-expert checkpoint of tiny models.
 pub(crate) fn checkpoint() -> (tempfile::TempDir, Checkpoint) {
     let folder = tempfile::tempdir().unwrap();
     write_checkpoint(folder.path());

@@ -1,4 +1,4 @@
-//! The checkpoint's scheduler config, as far as it says how to sample.
+//! The sampling settings of the checkpoint's scheduler config.
 
 use super::scheduler_keys::{Class, Rule, is_allowed, needed, rule};
 use crate::Error;
@@ -6,19 +6,19 @@ use bundle::settings::{Recommended, ScheduleKind, SolverKind};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What the scheduler config recommends.
+/// The settings of a scheduler config.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scheduler {
     /// The solver of the scheduler's class.
     pub solver: SolverKind,
-    /// The sigma grid; none where it is the one that is built in.
+    /// The sigma grid; none for the built-in one.
     pub schedule: Option<ScheduleKind>,
-    /// Shift of the sigma grid; none where the class is told it when it runs.
+    /// Shift of the sigma grid; none if the class receives it at run time.
     pub shift: Option<f64>,
 }
 
 impl Scheduler {
-    /// The same as recommended settings.
+    /// Returns these settings as recommended settings.
     pub fn recommended(&self) -> Recommended {
         Recommended {
             sampler: Some(self.solver),
@@ -29,20 +29,20 @@ impl Scheduler {
     }
 }
 
-/// Where the name of a scheduler's class may stand.
+/// The files that may name the scheduler's class.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Names<'a> {
-    /// `scheduler_config.json`, whose `_class_name` it is.
+    /// `scheduler_config.json`, with its `_class_name`.
     pub(super) config: &'a Path,
-    /// `model_index.json` and the class that it names for the scheduler.
+    /// `model_index.json`, and its class of the scheduler.
     pub(super) index: (&'a Path, Option<&'a str>),
 }
 
-/// Reads `scheduler_config.json`: every key of it is followed, has no effect on a flow's trajectory, or is refused.
-/// Absent keys have the values that diffusers gives them.
+/// Reads `scheduler_config.json`. Every key is used, has no effect on a flow's trajectory, or is refused. Absent keys
+/// have the defaults of diffusers.
 ///
 /// # Errors
-/// A class or a value that cannot be followed, or a key that is not known.
+/// Returns an error if the class or a value is not supported, or a key is unknown.
 pub(super) fn of_config(config: &Map<String, Value>, names: Names<'_>) -> Result<Scheduler, Error> {
     let path = names.config;
     let class = class(config, names)?;
@@ -61,7 +61,7 @@ pub(super) fn of_config(config: &Map<String, Value>, names: Names<'_>) -> Result
     if let Some(key) = needed(class).find(|key| !config.contains_key(*key))
         && let Some(Rule::Needed(allowed, why)) = rule(class, key)
     {
-        let setting = format!("{key} is not there, and {} has another default", class.name());
+        let setting = format!("{key} is absent, and the default of {} is another value", class.name());
         return Err(Error::scheduler(path, setting, allowed[0].to_string(), why));
     }
     Ok(match class {
@@ -77,37 +77,37 @@ fn diffusers(solver: SolverKind, shift: Option<f64>) -> Scheduler {
     Scheduler { solver, schedule: None, shift: Some(shift.unwrap_or(1.0)) }
 }
 
-/// The official code makes its schedulers with a shift of 1, and says another when it sets the steps.
+/// The official code creates its schedulers with a shift of 1 and sets another one with the steps.
 fn official(solver: SolverKind, shift: Option<f64>) -> Scheduler {
     Scheduler { solver, schedule: Some(ScheduleKind::Official), shift: shift.filter(|shift| *shift != 1.0) }
 }
 
 fn class(config: &Map<String, Value>, names: Names<'_>) -> Result<Class, Error> {
-    let own = config.get("_class_name").and_then(Value::as_str);
+    let in_config = config.get("_class_name").and_then(Value::as_str);
     let (index, in_index) = names.index;
-    let name = match (own, in_index) {
-        (Some(own), Some(in_index)) if own != in_index => {
+    let name = match (in_config, in_index) {
+        (Some(in_config), Some(in_index)) if in_config != in_index => {
             return Err(Error::ConfigsDiffer {
                 key: "the class of the scheduler".into(),
-                first: (names.config.to_owned(), own.to_owned()),
+                first: (names.config.to_owned(), in_config.to_owned()),
                 second: (index.to_owned(), in_index.to_owned()),
             });
         }
         (Some(name), _) | (None, Some(name)) => name,
         (None, None) => {
-            let why = format!("it has no _class_name, and {} names no scheduler", index.display());
+            let why = format!("it has no _class_name, and {} has no scheduler", index.display());
             return Err(Error::config(names.config, why));
         }
     };
     Class::ALL.into_iter().find(|class| class.name() == name).ok_or_else(|| {
-        let known: Vec<_> = Class::ALL.into_iter().map(Class::name).collect();
+        let supported = Class::ALL.map(Class::name).join(" or ");
         let setting = format!("_class_name = {name}");
-        Error::scheduler(names.config, setting, known.join(" or "), "there is no solver for it")
+        Error::scheduler(names.config, setting, supported, "there is no solver for this class")
     })
 }
 
-/// The shift that the class reads under `key`. Under `other` the schedulers of another kind keep theirs, where it is most
-/// likely meant and not read.
+/// Returns the shift that the class reads from `key`. A shift under `other`, the key of other classes, is refused: it
+/// was most likely meant for this class, which does not read it.
 fn shift(config: &Map<String, Value>, path: &Path, key: &str, other: &str) -> Result<Option<f64>, Error> {
     let value = |key: &str| match config.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn each_class_has_its_solver_its_grid_and_its_key_of_the_shift() {
+    fn each_class_has_its_solver_grid_and_shift_key() {
         let found = |solver, schedule, shift| Scheduler { solver, schedule, shift };
         let nothing = json!({});
         assert_eq!(unipc(&nothing).unwrap(), found(SolverKind::UniPc, None, Some(3.0)));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_may_stand_in_the_index_alone_and_must_be_one() {
+    fn the_class_may_be_only_in_the_index_and_must_be_supported() {
         let config = json!({ "shift": 5.0 });
         let class = Some("FlowMatchEulerDiscreteScheduler");
         assert_eq!(scheduler_in(&config, class).unwrap().solver, SolverKind::Euler);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_without_effect_and_other_names_of_the_same_are_taken() {
+    fn settings_without_effect_and_equivalent_values_are_accepted() {
         for same in [
             json!({ "beta_schedule": "scaled_linear", "trained_betas": [0.1], "timestep_spacing": "trailing" }),
             json!({ "sigma_max": 80.0, "time_shift_type": "linear", "sample_max_value": 3 }),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_or_under_the_key_of_another_class_is_not_guessed() {
+    fn absent_keys_and_keys_of_other_classes_are_not_guessed() {
         for (class, absent) in [
             ("UniPCMultistepScheduler", json!({ "prediction_type": "flow_prediction" })),
             ("DPMSolverMultistepScheduler", json!({ "use_flow_sigmas": true })),
@@ -282,8 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_would_do() {
+    fn an_error_states_the_supported_value() {
         let error = unipc(&json!({ "final_sigmas_type": "sigma_min" })).unwrap_err();
-        insta::assert_snapshot!(error, @r#"scheduler_config.json cannot be followed: final_sigmas_type = "sigma_min": the last step ends at the clean latent; expected "zero" (if another trajectory will do, change the file, or write how to sample into rushes.json beside model_index.json, such as {"sampler": "unipc", "shift": 5.0, "steps": 40})"#);
+        insta::assert_snapshot!(error, @r#"scheduler_config.json is not supported: final_sigmas_type = "sigma_min": the last step ends at the clean latent; expected "zero" (to use another trajectory, change the file, or write sampler and shift into rushes.json next to model_index.json, such as {"sampler": "unipc", "shift": 5.0, "steps": 40})"#);
     }
 }

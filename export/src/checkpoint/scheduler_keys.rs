@@ -1,12 +1,12 @@
-//! Every key of the scheduler configs that can be followed, and which of its values can.
+//! The keys of supported scheduler configs and their supported values.
 //!
-//! The keys are those of diffusers 0.42's classes and of the two that the official Wan code has in their place. A class
-//! reads its own keys only, so a key of another class has no effect, as in diffusers; a key of none is refused.
-//! `check_config_keys` in `tests/golden/maker/schedules.py` tries the keys on diffusers itself.
+//! The keys are those of the classes of diffusers 0.42 and of the two classes of the official Wan code. A class only
+//! reads its own keys, so a key of another class has no effect, as in diffusers. A key of no class is refused.
+//! `check_config_keys` in `tests/golden/maker/schedules.py` compares the keys with diffusers.
 
 use serde_json::Value;
 
-/// A scheduler class whose trajectories can be followed.
+/// A supported scheduler class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// diffusers' UniPC.
@@ -21,28 +21,21 @@ pub(super) enum Class {
     FlowDpm,
 }
 
-impl Class {
-    pub(super) const ALL: [Self; 5] = [Self::UniPc, Self::Dpm, Self::Euler, Self::FlowUniPc, Self::FlowDpm];
+// The names in `_class_name`.
+bundle::named!(
+    Class,
+    "UniPCMultistepScheduler" => UniPc, "DPMSolverMultistepScheduler" => Dpm,
+    "FlowMatchEulerDiscreteScheduler" => Euler, "FlowUniPCMultistepScheduler" => FlowUniPc,
+    "FlowDPMSolverMultistepScheduler" => FlowDpm,
+);
 
-    /// The name in `_class_name`.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::UniPc => "UniPCMultistepScheduler",
-            Self::Dpm => "DPMSolverMultistepScheduler",
-            Self::Euler => "FlowMatchEulerDiscreteScheduler",
-            Self::FlowUniPc => "FlowUniPCMultistepScheduler",
-            Self::FlowDpm => "FlowDPMSolverMultistepScheduler",
-        }
-    }
-}
-
-/// A value as it stands in JSON.
+/// A JSON value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Allowed {
-    /// `false`, or `null` for nothing said.
+    /// `false`, or `null`.
     False,
     True,
-    /// `null`, or 0, which Python takes for it here.
+    /// `null`, or 0, which has the same effect in Python.
     Nothing,
     /// `[]`, or `null`.
     EmptyList,
@@ -76,16 +69,16 @@ impl std::fmt::Display for Allowed {
     }
 }
 
-/// What becomes of a key.
+/// The treatment of a key.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rule {
-    /// The trajectory of a flow does not depend on it, or does only together with a key that is refused.
+    /// The trajectory of a flow does not depend on it, or only together with a key that is refused.
     NoEffect,
     /// The shift of the sigma grid.
     Shift,
-    /// One of these values is needed, the first of which is the plain one.
+    /// The value must be one of these; the first is used in messages.
     OneOf(&'static [Allowed], &'static str),
-    /// The same, and the class's own default is none of them, so that the key must be there.
+    /// The same for a required key: the default of the class is not one of these.
     Needed(&'static [Allowed], &'static str),
 }
 
@@ -97,14 +90,14 @@ use Rule::{Needed, NoEffect, OneOf, Shift};
 
 const EVERY: &[Class] = &Class::ALL;
 const MULTISTEP: &[Class] = &[UniPc, Dpm, FlowUniPc, FlowDpm];
-const OF_UNIPC: &[Class] = &[UniPc, FlowUniPc];
-const OF_DPM: &[Class] = &[Dpm, FlowDpm];
+const UNIPC: &[Class] = &[UniPc, FlowUniPc];
+const DPM: &[Class] = &[Dpm, FlowDpm];
 const IN_DIFFUSERS: &[Class] = &[UniPc, Dpm, Euler];
 
 const VELOCITY: &str = "the denoiser predicts the velocity of a flow";
 const LINEAR_GRID: &str = "the sigma grid is linear with a fixed shift";
 const TO_CLEAN: &str = "the last step ends at the clean latent";
-const NOT_CLIPPED: &str = "predicted latents are taken as they are";
+const NOT_CLIPPED: &str = "predicted latents are not clipped";
 
 const TABLE: &[Row] = &[
     Row(EVERY, &["num_train_timesteps"], OneOf(&[Number(1000)], "timesteps run from 0 to 1000")),
@@ -122,41 +115,41 @@ const TABLE: &[Row] = &[
     Row(MULTISTEP, &["solver_order"], OneOf(&[Number(2)], "solvers are of order 2")),
     Row(MULTISTEP, &["thresholding"], OneOf(&[False], NOT_CLIPPED)),
     Row(MULTISTEP, &["final_sigmas_type"], OneOf(&[Text("zero")], TO_CLEAN)),
-    // Both classes take the types of the other for their own plain one.
+    // Both classes treat the types of the other as their default.
     Row(
-        OF_UNIPC,
+        UNIPC,
         &["solver_type"],
         OneOf(
             &[Text("bh2"), Text("midpoint"), Text("heun"), Text("logrho")],
-            "UniPC is in its B(h) = expm1(h) form",
+            "UniPC is supported in its B(h) = expm1(h) form",
         ),
     ),
     Row(
-        OF_DPM,
+        DPM,
         &["solver_type"],
         OneOf(
             &[Text("midpoint"), Text("logrho"), Text("bh1"), Text("bh2")],
-            "DPM-Solver is in its midpoint form",
+            "DPM-Solver is supported in its midpoint form",
         ),
     ),
-    Row(OF_UNIPC, &["predict_x0"], OneOf(&[True], "solvers work on predicted clean latents")),
+    Row(UNIPC, &["predict_x0"], OneOf(&[True], "solvers work on predicted clean latents")),
     Row(
-        OF_UNIPC,
+        UNIPC,
         &["lower_order_final"],
-        OneOf(&[True], "the last step, whose way in log SNR is infinite, is of order 1"),
+        OneOf(&[True], "the last step, to an infinite log SNR, is of order 1"),
     ),
-    Row(OF_UNIPC, &["disable_corrector"], OneOf(&[EmptyList], "every step is corrected")),
-    Row(OF_UNIPC, &["solver_p"], OneOf(&[Nothing], "UniPC has a predictor of its own")),
+    Row(UNIPC, &["disable_corrector"], OneOf(&[EmptyList], "every step is corrected")),
+    Row(UNIPC, &["solver_p"], OneOf(&[Nothing], "UniPC uses its own predictor")),
     Row(&[UniPc, Euler], &["shift_terminal"], OneOf(&[Nothing], LINEAR_GRID)),
     Row(
-        OF_DPM,
+        DPM,
         &["algorithm_type"],
         OneOf(&[Text("dpmsolver++")], "DPM-Solver works on predicted clean latents, without new noise"),
     ),
     Row(&[Dpm], &["use_lu_lambdas"], OneOf(&[False], LINEAR_GRID)),
     Row(&[Euler, FlowDpm], &["invert_sigmas"], OneOf(&[False], "sigmas fall from noise to the clean latent")),
-    Row(&[Euler], &["stochastic_sampling"], OneOf(&[False], "no noise is added on the way")),
-    // Noise schedules of models that predict noise; `use_flow_sigmas` puts the flow's in their place.
+    Row(&[Euler], &["stochastic_sampling"], OneOf(&[False], "no noise is added between steps")),
+    // Noise schedules of models that predict noise; `use_flow_sigmas` replaces them.
     Row(
         &[UniPc, Dpm],
         &[
@@ -171,35 +164,35 @@ const TABLE: &[Row] = &[
         NoEffect,
     ),
     Row(&[FlowUniPc], &["timestep_spacing", "steps_offset"], NoEffect),
-    // Of grids of another form, which are refused.
+    // For sigma grids that are refused.
     Row(&[UniPc], &["sigma_min", "sigma_max"], NoEffect),
     Row(IN_DIFFUSERS, &["time_shift_type"], NoEffect),
     Row(&[Euler], &["base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"], NoEffect),
-    // Of thresholding, which is refused.
+    // For thresholding, which is refused.
     Row(MULTISTEP, &["dynamic_thresholding_ratio", "sample_max_value"], NoEffect),
-    // The last step is of order 1 whenever it ends at 0; the rest is for models that predict noise.
-    Row(OF_DPM, &["lower_order_final", "euler_at_final", "lambda_min_clipped", "variance_type"], NoEffect),
+    // The last step is of order 1 if it ends at 0; the other keys are for models that predict noise.
+    Row(DPM, &["lower_order_final", "euler_at_final", "lambda_min_clipped", "variance_type"], NoEffect),
 ];
 
-/// What becomes of a key in the config of a class; none for a key of no class.
+/// Returns the treatment of a key in the config of a class; none for an unknown key.
 pub(super) fn rule(class: Class, key: &str) -> Option<Rule> {
     let named = || TABLE.iter().filter(|Row(_, keys, _)| keys.contains(&key));
-    let own = named().find(|Row(classes, ..)| classes.contains(&class));
-    match own {
+    let found = named().find(|Row(classes, ..)| classes.contains(&class));
+    match found {
         Some(Row(_, _, rule)) => Some(*rule),
         None => named().next().map(|_| NoEffect),
     }
 }
 
-/// The keys that must stand in the config of a class.
+/// Returns the required keys of a class.
 pub(super) fn needed(class: Class) -> impl Iterator<Item = &'static str> {
-    let of_class = TABLE
+    let rows = TABLE
         .iter()
         .filter(move |Row(classes, _, rule)| classes.contains(&class) && matches!(rule, Needed(..)));
-    of_class.flat_map(|Row(_, keys, _)| keys.iter().copied())
+    rows.flat_map(|Row(_, keys, _)| keys.iter().copied())
 }
 
-/// Whether a value is one of those that can be followed.
+/// Returns true if a value is one of the allowed ones.
 pub(super) fn is_allowed(allowed: &[Allowed], value: &Value) -> bool {
     allowed.iter().any(|allowed| allowed.is(value))
 }
@@ -208,7 +201,7 @@ pub(super) fn is_allowed(allowed: &[Allowed], value: &Value) -> bool {
 mod tests {
     use super::*;
 
-    /// What the classes of diffusers 0.42.1 take.
+    /// The keys of the classes of diffusers 0.42.1.
     const IN_DIFFUSERS: [(Class, &str); 3] = [
         (
             UniPc,
@@ -235,23 +228,22 @@ mod tests {
     ];
 
     #[test]
-    fn every_key_of_a_class_is_in_the_table_as_its_own_and_no_other() {
+    fn the_table_has_exactly_the_keys_of_each_class() {
         for (class, keys) in IN_DIFFUSERS {
-            let theirs: Vec<&str> = keys.split_whitespace().collect();
-            let mut ours: Vec<&str> = TABLE
+            let mut expected: Vec<&str> = keys.split_whitespace().collect();
+            let mut found: Vec<&str> = TABLE
                 .iter()
                 .filter(|Row(classes, ..)| classes.contains(&class))
                 .flat_map(|Row(_, keys, _)| keys.iter().copied())
                 .collect();
-            ours.sort_unstable();
-            let mut sorted = theirs;
-            sorted.sort_unstable();
-            assert_eq!(ours, sorted, "{}", class.name());
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "{class}");
         }
     }
 
     #[test]
-    fn a_key_of_another_class_has_no_effect_and_one_of_none_is_unknown() {
+    fn a_key_of_another_class_has_no_effect_and_other_keys_are_unknown() {
         assert_eq!(rule(UniPc, "stochastic_sampling"), Some(NoEffect));
         assert_eq!(rule(Euler, "solver_order"), Some(NoEffect));
         assert_eq!(rule(UniPc, "sigma_data"), None);

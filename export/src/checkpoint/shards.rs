@@ -1,13 +1,13 @@
-//! The weights of one component: safetensors files, looked at through canonical names.
+//! The weights of a component: safetensors files, accessed by canonical names.
 //!
-//! Files are read, not mapped: one that becomes shorter in between is an error, where a map would end the process.
+//! Files are read, not mapped. If a file is truncated during the run, a read is an error; a mapping would end the
+//! process.
 
 use super::header;
 use super::inventory::Required;
 use super::listing::Listing;
 use super::names::Family;
-use super::pointer;
-use crate::Error;
+use crate::{Error, pointer};
 use bundle::dtype::ElementType;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, Metadata};
@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// One weight file, open for reading.
+/// A weight file, open for reading.
 #[derive(Debug)]
 pub struct ShardFile {
     path: PathBuf,
@@ -26,7 +26,7 @@ pub struct ShardFile {
     parts: Vec<Range<u64>>,
 }
 
-/// What tells that a file was written to: its length, and when it was changed last, in seconds and nanoseconds.
+/// Detects changes of a file: its length, and its modification time in seconds and nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     bytes: u64,
@@ -43,9 +43,9 @@ impl ShardFile {
     /// Opens a file and reads its header.
     fn open(path: &Path) -> Result<(Self, Vec<header::HeaderTensor>), Error> {
         let io = || Error::file("read", path);
-        // Opening a pipe would wait for a writer.
+        // Opening a pipe would block until a writer opens it.
         if !std::fs::metadata(path).map_err(io())?.is_file() {
-            return Err(Error::header(path, "it is no file"));
+            return Err(Error::header(path, "it is not a regular file"));
         }
         let file = File::open(path).map_err(io())?;
         let stamp = Stamp::of(&file.metadata().map_err(io())?);
@@ -55,17 +55,17 @@ impl ShardFile {
         Ok((Self { path: path.to_owned(), file, stamp, parts }, tensors))
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its length in bytes when it was opened.
+    /// Returns its length in bytes when it was opened.
     pub fn bytes(&self) -> u64 {
         self.stamp.bytes
     }
 
-    /// Header and tensors, in order, without gaps.
+    /// Returns header and tensors, in order, without gaps.
     pub(crate) fn parts(&self) -> &[Range<u64>] {
         &self.parts
     }
@@ -73,7 +73,7 @@ impl ShardFile {
     /// Fills `buffer` from the position `offset`.
     ///
     /// # Errors
-    /// [`Error::Changed`] when the file has become shorter, [`Error::File`] for everything else.
+    /// [`Error::Changed`] if the file was truncated, [`Error::File`] for other I/O errors.
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
         self.file.read_exact_at(buffer, offset).map_err(|source| {
             if source.kind() == ErrorKind::UnexpectedEof {
@@ -85,7 +85,7 @@ impl ShardFile {
         })
     }
 
-    /// Makes sure that nobody has written to the file since it was opened.
+    /// Checks that the file was not changed since it was opened.
     ///
     /// # Errors
     /// [`Error::Changed`].
@@ -99,12 +99,12 @@ impl ShardFile {
     }
 }
 
-/// A weight as it is stored.
+/// A stored weight.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredTensor<'a> {
     /// Its canonical name.
     pub name: &'a str,
-    /// The file that holds it.
+    /// Its file.
     pub file: &'a ShardFile,
     /// Its number format.
     pub element: ElementType,
@@ -112,7 +112,7 @@ pub struct StoredTensor<'a> {
     pub shape: &'a [usize],
     /// Position of its first byte in the file. May be unaligned.
     pub offset: u64,
-    /// Number of its bytes.
+    /// Length in bytes.
     pub length: usize,
 }
 
@@ -120,15 +120,15 @@ impl StoredTensor<'_> {
     /// Fills `buffer` with its bytes, little-endian, from byte `start` on.
     ///
     /// # Errors
-    /// [`Error::Changed`] when the file has become shorter since it was opened, [`Error::File`] for everything else.
+    /// [`Error::Changed`] if the file was truncated since it was opened, [`Error::File`] for other I/O errors.
     pub fn read_at(&self, start: usize, buffer: &mut [u8]) -> Result<(), Error> {
         self.file.read_at(self.offset + start as u64, buffer)
     }
 
-    /// All its bytes.
+    /// Reads all its bytes.
     ///
     /// # Errors
-    /// The same as of [`Self::read_at`].
+    /// Those of [`Self::read_at`].
     pub fn read(&self) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; self.length];
         self.read_at(0, &mut bytes)?;
@@ -159,11 +159,11 @@ pub struct Shards {
     tensors: BTreeMap<String, Location>,
 }
 
-/// The embedding of umT5, which encoder and decoder share.
+/// The embedding of umT5, shared by encoder and decoder.
 const EMBEDDING: &str = "shared.weight";
-/// The same where the encoder alone was saved.
+/// Its name if only the encoder was saved.
 const EMBEDDING_COPY: &str = "encoder.embed_tokens.weight";
-/// The bytes of `spiece.model`, which single-file repacks of umT5 hold as a tensor. It is no weight.
+/// The bytes of `spiece.model`, which single-file versions of umT5 store as a tensor. It is not a weight.
 const STORED_TOKENIZER: &str = "spiece_model";
 
 #[derive(Debug)]
@@ -178,24 +178,24 @@ impl Shards {
     /// Opens the weights in a component's folder: shards with an index, or a single file.
     ///
     /// # Errors
-    /// No weights, a missing shard, and every way in which a header, an index or a file's length can be wrong.
+    /// Returns an error if there are no weights, a shard is missing, or a header, index or file length is wrong.
     pub fn open(folder: &Path, family: Family) -> Result<Self, Error> {
         Self::of_listing(folder, &Listing::of(folder)?, family)
     }
 
-    /// Opens the weights in one file.
+    /// Opens the weights in a single file.
     ///
     /// # Errors
-    /// A file that is absent, or whose header does not hold.
+    /// Returns an error if the file is missing or its header is invalid.
     pub fn open_file(path: &Path, family: Family) -> Result<Self, Error> {
         let listing = Listing { files: vec![path.to_owned()], index: None };
         Self::of_listing(path.parent().unwrap_or(path), &listing, family)
     }
 
-    /// Opens weights in files that are known by name.
+    /// Opens the weights in the given files.
     ///
     /// # Errors
-    /// A file that is missing, and every way in which a header or a file's length can be wrong.
+    /// Returns an error if a file is missing, or if a header or file length is wrong.
     pub fn of_files(folder: &Path, files: Vec<PathBuf>, family: Family) -> Result<Self, Error> {
         Self::of_listing(folder, &Listing { files, index: None }, family)
     }
@@ -234,22 +234,22 @@ impl Shards {
         Ok(Self { folder: folder.to_owned(), files, tensors })
     }
 
-    /// The component's folder.
+    /// Returns the component's folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Its weight files.
+    /// Returns its weight files.
     pub fn files(&self) -> &[ShardFile] {
         &self.files
     }
 
-    /// All weights, sorted by canonical name.
+    /// Returns all weights, sorted by canonical name.
     pub fn tensors(&self) -> impl Iterator<Item = StoredTensor<'_>> {
         self.tensors.iter().map(|(name, location)| self.stored(name, location))
     }
 
-    /// A weight by its canonical name.
+    /// Returns a weight by its canonical name.
     ///
     /// # Errors
     /// [`Error::MissingTensor`].
@@ -272,15 +272,15 @@ impl Shards {
         }
     }
 
-    /// Makes sure that nobody has written to the files since they were opened.
+    /// Checks that no file was changed since it was opened.
     ///
     /// # Errors
-    /// [`Error::Changed`] for the first that was.
+    /// [`Error::Changed`] for the first changed file.
     pub fn check_unchanged(&self) -> Result<(), Error> {
         self.files.iter().try_for_each(ShardFile::check_unchanged)
     }
 
-    /// The number format of the given weights when all have the same.
+    /// Returns the number format of the given weights if all have the same.
     ///
     /// # Errors
     /// [`Error::MissingTensor`].
@@ -295,11 +295,11 @@ impl Shards {
         Ok(uniform)
     }
 
-    /// Checks that the required weights are there, floating-point and of the right shape, and that no other weight
-    /// is there except those whose name begins with one of `unused`.
+    /// Checks that the required weights exist, are floating-point and have the right shape, and that there are no
+    /// others except those whose name begins with one of `unused`.
     ///
     /// # Errors
-    /// The first weight that is missing, of a wrong shape or number format, or has no place.
+    /// Names the first weight that is missing, unexpected, or of a wrong shape or number format.
     pub fn check(&self, required: &[Required], unused: &[&str]) -> Result<(), Error> {
         let mut known = HashSet::new();
         for Required { name, shape } in required {
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_shard_is_named() {
+    fn a_missing_shard_is_reported() {
         let folder = two_shards();
         std::fs::remove_file(folder.path().join("a-2.safetensors")).unwrap();
         let error = open(&folder).unwrap_err();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_or_empty_shard_is_named() {
+    fn a_truncated_or_empty_shard_is_reported() {
         let folder = two_shards();
         let path = folder.path().join("a-1.safetensors");
         let whole = std::fs::read(&path).unwrap();
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_or_written_to_after_it_was_opened_is_named() {
+    fn a_file_that_is_truncated_or_changed_after_opening_is_reported() {
         let folder = two_shards();
         let path = folder.path().join("a-2.safetensors");
         let shards = open(&folder).unwrap();
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_or_a_pipe_is_no_weight_file() {
+    fn a_folder_in_place_of_a_weight_file_is_refused() {
         let folder = two_shards();
         let path = folder.path().join("a-2.safetensors");
         std::fs::remove_file(&path).unwrap();
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_names_a_tensor_the_shard_lacks_is_refused() {
+    fn an_index_with_a_tensor_that_the_shard_lacks_is_refused() {
         let folder = two_shards();
         write_index(
             &folder,
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn official_names_that_meet_in_one_canonical_name_are_refused() {
+    fn two_names_with_the_same_canonical_name_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let value = bytes_of(&[1.0]);
         let tensors: [(&str, &[usize], &[u8]); 3] = [
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_file_may_have_any_name_but_not_company() {
+    fn a_single_file_may_have_any_name_but_several_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(open(&folder), Err(Error::NoWeights { .. })));
         write_shard(&folder.path().join("wan.safetensors"), &[("x", &[1], &bytes_of(&[1.0]))]);
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_is_taken_where_it_is_the_only_set_that_is_whole() {
+    fn a_variant_is_used_if_it_is_the_only_complete_set() {
         let folder = two_shards();
         let usual = folder.path().join("diffusion_pytorch_model.safetensors.index.json");
         let variant = folder.path().join("diffusion_pytorch_model.safetensors.index.fp16.json");
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encoder_without_a_shared_embedding_has_it_under_the_name_of_its_copy() {
+    fn a_missing_shared_embedding_is_replaced_by_its_copy() {
         let folder = tempfile::tempdir().unwrap();
         let (one, two) = (bytes_of(&[1.0]), bytes_of(&[2.0]));
         let path = folder.path().join("model.safetensors");
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_missing_misshapen_or_left_over_are_named() {
+    fn missing_wrong_and_unexpected_weights_are_reported() {
         let folder = two_shards();
         let shards = open(&folder).unwrap();
         let required = |name: &str, shape: &[usize]| Required { name: name.into(), shape: shape.to_vec() };

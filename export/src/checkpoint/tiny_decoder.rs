@@ -1,6 +1,6 @@
-//! The tiny preview decoder that a checkpoint may come with: a single file of the published `taew2_1` or `taew2_2` layout.
+//! The optional tiny decoder of a checkpoint: a single file in the published `taew2_1` or `taew2_2` layout.
 //!
-//! It has no config: everything is read from the shapes of its weights.
+//! It has no config. Its hyper-parameters follow from the shapes of its weights.
 
 use super::Source;
 use super::inventory::Required;
@@ -11,33 +11,33 @@ use bundle::manifest::Component;
 use bundle::spec::{TinyDecoderSpec, VaeSpec};
 use std::path::{Path, PathBuf};
 
-/// Where a checkpoint may keep it.
-const PLACES: [&str; 2] = ["tiny_decoder/taew2_1.safetensors", "tiny_decoder/taew2_2.safetensors"];
+/// Its paths in a checkpoint.
+const PATHS: [&str; 2] = ["tiny_decoder/taew2_1.safetensors", "tiny_decoder/taew2_2.safetensors"];
 
-/// The half that makes latents of frames.
+/// The encoder, which is not used.
 const UNUSED: [&str; 1] = ["encoder."];
 
-/// Path of the tiny decoder in a checkpoint, if it has one.
+/// Returns the path of the tiny decoder in a checkpoint, if it has one.
 pub(super) fn find(checkpoint: &Path) -> Option<PathBuf> {
-    PLACES.iter().map(|place| checkpoint.join(place)).find(|path| path.is_file())
+    PATHS.iter().map(|path| checkpoint.join(path)).find(|path| path.is_file())
 }
 
 /// Opens a tiny decoder and checks that it decodes the latents of `vae`.
 ///
 /// # Errors
-/// A file that is damaged, of another layout, or for other latents.
+/// Returns an error if the file is damaged, has another layout or is for other latents.
 pub(super) fn open_for(path: &Path, vae: &VaeSpec) -> Result<(TinyDecoderSpec, Source), Error> {
     let (spec, source) = open(path)?;
     let (channels, stride) = (vae.latent_channels, vae.stride());
     if (spec.latent_channels, spec.stride()) != (channels, stride) {
-        let (own, of_vae) = (spec.stride(), stride);
+        let found = spec.stride();
         return Err(Error::unsupported(
             path,
             format!(
-                "{} latent channels, {} frames and {} pixels for each",
-                spec.latent_channels, own.time, own.space
+                "{} latent channels, {} frames and {} pixels per latent position",
+                spec.latent_channels, found.time, found.space
             ),
-            format!("the latents of this model have {channels}, {} and {}", of_vae.time, of_vae.space),
+            format!("the latents of this model have {channels}, {} and {}", stride.time, stride.space),
         ));
     }
     Ok((spec, source))
@@ -46,7 +46,7 @@ pub(super) fn open_for(path: &Path, vae: &VaeSpec) -> Result<(TinyDecoderSpec, S
 /// Opens a tiny decoder.
 ///
 /// # Errors
-/// A file that is damaged or of another layout.
+/// Returns an error if the file is damaged or has another layout.
 pub fn open(path: &Path) -> Result<(TinyDecoderSpec, Source), Error> {
     let shards = Shards::open_file(path, Family::TinyDecoder)?;
     let spec = read_spec(&shards, path)?;
@@ -55,14 +55,14 @@ pub fn open(path: &Path) -> Result<(TinyDecoderSpec, Source), Error> {
     Ok((spec, Source { component: Component::Preview, shards, required }))
 }
 
-/// Widths, patch and growth, as the shapes say them.
+/// Reads widths, patch and growth from the shapes.
 fn read_spec(shards: &Shards, path: &Path) -> Result<TinyDecoderSpec, Error> {
     let shape = |name: String| shards.tensor(&name).map(|tensor| tensor.shape.to_vec());
     let extents = |layer: &str| {
         let found = shape(format!("decoder.{layer}.weight"))?;
         match found.as_slice() {
             [out, input, _, _] if *out > 0 && *input > 0 => Ok((*out, *input)),
-            _ => Err(Error::header(path, format!("decoder.{layer}.weight is no convolution: {found:?}"))),
+            _ => Err(Error::header(path, format!("decoder.{layer}.weight is not a convolution: {found:?}"))),
         }
     };
     let (first, latent_channels) = extents("1")?;
@@ -73,7 +73,7 @@ fn read_spec(shards: &Shards, path: &Path) -> Result<TinyDecoderSpec, Error> {
         3 => 1,
         12 => 2,
         other => {
-            let why = format!("its last layer has {other} channels, and 3 or 12 make pixels");
+            let why = format!("its last layer has {other} channels; expected 3 or 12");
             return Err(Error::header(path, why));
         }
     };
@@ -86,14 +86,14 @@ fn read_spec(shards: &Shards, path: &Path) -> Result<TinyDecoderSpec, Error> {
         if *stored < needed {
             return Err(Error::header(
                 path,
-                format!("it grows frames {stored} times where {needed} are needed"),
+                format!("a layer multiplies frames by {stored}, but at least {needed} is needed"),
             ));
         }
     }
     Ok(TinyDecoderSpec { latent_channels, widths, patch, stored_growth })
 }
 
-/// The weights that the graphs read.
+/// Returns the weights that the graphs read.
 fn inventory(spec: &TinyDecoderSpec) -> Vec<Required> {
     let [a, b, c, d] = spec.widths;
     let mut all = Vec::new();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_widths_give_as_many_parameters_as_torch_counts() {
+    fn the_published_widths_have_the_same_number_of_parameters_as_in_pytorch() {
         let parameters: usize =
             inventory(&published()).iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
         assert_eq!(parameters, 9_844_611);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_of_other_latents_is_refused() {
+    fn a_decoder_for_other_latents_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let spec = TinyDecoderSpec { widths: [4, 4, 4, 4], ..published() };
         for wrong in [

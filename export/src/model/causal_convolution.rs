@@ -1,23 +1,23 @@
-//! Convolutions over time that look back two frames, on frames laid out as `[t,C,h,w]`.
+//! Causal convolutions over the current and the two previous frames, on frames `[t,C,h,w]`.
 //!
-//! A 3×3×3 kernel `[out,in,3,kh,kw]` has time as the fastest index after the channel, so its bytes are also a 2-D
-//! kernel `[out,3·in,kh,kw]` over three frames stacked behind each channel: the weight is used where it lies.
+//! The bytes of a 3×3×3 kernel `[out,in,3,kh,kw]` are also a 2-D kernel `[out,3·in,kh,kw]` over three frames stacked
+//! behind each channel. The weight is thus used without a copy.
 
 use super::graph_weights::GraphWeights;
 use crate::Error;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use graph::{Dim, GraphBuilder, Tensor};
 
-/// Which latent frames a decoder graph is for.
+/// The latent frames that a decoder graph is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunk {
-    /// The first latent frame of a clip: nothing lies before it.
+    /// The first latent frame of a clip, without history.
     First,
-    /// Any later one: the frames before it come as caches.
+    /// Any later one; the previous frames are inputs, as caches.
     Next,
 }
 
-/// The caches of a decoder graph, in the order in which they are used.
+/// The caches of a decoder graph, numbered in order of use.
 #[derive(Debug)]
 pub(super) struct Caches {
     chunk: Chunk,
@@ -33,13 +33,13 @@ impl Caches {
         self.chunk
     }
 
-    /// The number of the next cache.
+    /// Returns the number of the next cache.
     pub(super) fn next_number(&mut self) -> String {
         self.count += 1;
         format!("{:02}", self.count - 1)
     }
 
-    /// Declares a cache that the first chunk leaves empty: two frames of zeros like `frame [1,C,h,w]`.
+    /// Declares a cache that the first chunk leaves empty: two frames of zeros in the shape of `frame [1,C,h,w]`.
     pub(super) fn leave_empty(&mut self, g: &mut GraphBuilder, frame: &Tensor) -> Result<(), Error> {
         let number = self.next_number();
         let zeros = g.zeros(&history_shape(frame))?;
@@ -78,7 +78,8 @@ pub(super) fn causal_convolution(
     let output = format!("{CACHE_OUTPUT}{number}");
     match caches.chunk {
         Chunk::First => {
-            // Only the newest of the three taps meets anything but zeros. ONNX Runtime cuts it out once, on opening.
+            // Only the newest of the three taps is used: the others would read zeros. ONNX Runtime folds the slice when
+            // it opens the graph.
             let weight = weights.load(g, &format!("{name}.weight"), &shape)?;
             let newest = g.slice(&weight, 2, 2, 3)?;
             let newest = g.reshape(&newest, &[out.into(), channels.into(), side.into(), side.into()])?;
@@ -102,7 +103,7 @@ pub(super) fn causal_convolution(
     }
 }
 
-/// `history [t+2,C,h,w]` to `[t,3C,h,w]`: behind each channel of a frame, its value two frames back, one back, now.
+/// `history [t+2,C,h,w]` to `[t,3C,h,w]`: for each channel, its values two frames back, one frame back and now.
 fn stack_taps(g: &mut GraphBuilder, history: &Tensor, frames: usize) -> Result<Tensor, Error> {
     let [_, channels, height, width] = history.shape() else {
         return Ok(history.clone());

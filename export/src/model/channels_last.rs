@@ -1,23 +1,14 @@
-//! Decoders whose frames have their channels last, `[t,h,w,C]`: what is the same in every kind of kernels.
+//! Operators shared by the decoders with channels-last frames, `[t,h,w,C]`.
 
 use crate::Error;
 use bundle::dtype::ElementType;
 use bundle::spec::VaeSpec;
 use graph::{Attention, Dim, GraphBuilder, Tensor};
 
-/// Under the root of the norm: nothing but a guard against 0.
+/// Added under the root of the norm, only as a guard against 0.
 pub(super) const EPSILON: f64 = 1e-24;
 
-/// What a convolution is: channels out and in, taps of time (1 or 3), side in space.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Kernel {
-    pub(super) out: usize,
-    pub(super) channels: usize,
-    pub(super) taps: usize,
-    pub(super) side: usize,
-}
-
-/// The input of a decoder, one latent frame at model scale, with its normalisation undone: `[1,h,w,z]`.
+/// Declares the input of a decoder, one latent frame at model scale, and returns it at VAE scale: `[1,h,w,z]`.
 pub(super) fn latent_frame(g: &mut GraphBuilder, spec: &VaeSpec) -> Result<Tensor, Error> {
     let (height, width) = (Dim::symbol("h"), Dim::symbol("w"));
     let z = spec.latent_channels;
@@ -46,21 +37,21 @@ pub(super) fn attend(g: &mut GraphBuilder, qkv: &Tensor, channels: usize) -> Res
     Ok(g.reshape(&mixed, &shape)?)
 }
 
-/// `[t,h,w,2C]`, two frames side by side, to `[2t,h,w,C]`, one after the other.
+/// Separates two frames as halves of the channels, `[t,h,w,2C]`, to `[2t,h,w,C]`.
 pub(super) fn split_frames(g: &mut GraphBuilder, both: &Tensor, channels: usize) -> Result<Tensor, Error> {
     let [t, h, w, _] = both.shape() else { return Ok(both.clone()) };
     let (t, h, w) = (t.clone(), h.clone(), w.clone());
-    let apart = g.reshape(both, &[t.clone(), h.clone(), w.clone(), 2.into(), channels.into()])?;
-    let apart = g.transpose(&apart, &[0, 3, 1, 2, 4])?;
-    Ok(g.reshape(&apart, &[t.times(2), h, w, channels.into()])?)
+    let split = g.reshape(both, &[t.clone(), h.clone(), w.clone(), 2.into(), channels.into()])?;
+    let split = g.transpose(&split, &[0, 3, 1, 2, 4])?;
+    Ok(g.reshape(&split, &[t.times(2), h, w, channels.into()])?)
 }
 
-/// `[t,h,w,C]` to `[t,2h,2w,C]`.
+/// Repeats each pixel to 2×2: `[t,h,w,C]` to `[t,2h,2w,C]`.
 pub(super) fn double_pixels(g: &mut GraphBuilder, x: &Tensor) -> Result<Tensor, Error> {
     let [t, h, w, c] = x.shape() else { return Ok(x.clone()) };
     let (t, h, w, c) = (t.clone(), h.clone(), w.clone(), c.clone());
-    let apart = g.reshape(x, &[t.clone(), h.clone(), 1.into(), w.clone(), 1.into(), c.clone()])?;
-    let wide = g.concat(&[&apart, &apart], 4)?;
+    let separated = g.reshape(x, &[t.clone(), h.clone(), 1.into(), w.clone(), 1.into(), c.clone()])?;
+    let wide = g.concat(&[&separated, &separated], 4)?;
     let high = g.concat(&[&wide, &wide], 2)?;
     Ok(g.reshape(&high, &[t, h.times(2), w.times(2), c])?)
 }
@@ -69,7 +60,7 @@ pub(super) fn incomplete(name: &str) -> Error {
     Error::Numerics { layer: name.to_owned() }
 }
 
-/// Two frames like those of `x [t,h,w,C]`.
+/// Returns the shape of a cache of two frames of `x [t,h,w,C]`.
 pub(super) fn history_shape(x: &Tensor) -> Vec<Dim> {
     let mut shape = x.shape().to_vec();
     shape[0] = 2.into();

@@ -1,4 +1,4 @@
-//! One denoising step: a latent, a timestep and text states to a velocity.
+//! The graph of a denoising step: latent, timestep and text states to velocity.
 
 use super::denoiser_block::block;
 use super::graph_weights::GraphWeights;
@@ -10,7 +10,7 @@ use graph::Model;
 /// Builds the step graph of one expert.
 ///
 /// # Errors
-/// A weight that is missing or does not fit the spec.
+/// Returns an error if a weight is missing or does not match the spec.
 pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Model, Error> {
     let mut graph = weights.lowering().builder("step");
     let g = &mut graph;

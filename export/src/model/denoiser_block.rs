@@ -1,4 +1,4 @@
-//! One block of the denoiser: self attention, cross attention to the text, feed-forward.
+//! A block of the denoiser: self-attention, cross-attention to the text, feed-forward layer.
 
 use super::graph_weights::GraphWeights;
 use crate::Error;
@@ -7,12 +7,12 @@ use bundle::quantization::AttentionNumerics;
 use bundle::spec::DenoiserSpec;
 use graph::{Attention, AttentionRanges, GraphBuilder, Tensor};
 
-/// What every block is told besides the tokens.
+/// The inputs of every block besides the tokens.
 #[derive(Debug)]
 pub(super) struct Conditions {
-    /// Shift, scale and gate of self attention, then of the feed-forward layer: `[1,6,d]`, f32.
+    /// Shift, scale and gate of self-attention, then of the feed-forward layer: `[1,6,d]`, f32.
     pub(super) modulation: Tensor,
-    /// Text states after their projection, `[B,512,d]`, or `[B,T,d]` where equal rows are merged.
+    /// Text states after their projection, `[B,512,d]`, or `[B,T,d]` if equal rows are merged.
     pub(super) text: Tensor,
     /// Cosines of the rotary embedding, `[L,head/2]`.
     pub(super) cos: Tensor,
@@ -20,7 +20,7 @@ pub(super) struct Conditions {
     pub(super) sin: Tensor,
 }
 
-/// Block `index` over tokens `x [B,L,d]`.
+/// Builds block `index` over tokens `x [B,L,d]`.
 pub(super) fn block(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
@@ -30,9 +30,9 @@ pub(super) fn block(
     conditions: &Conditions,
 ) -> Result<Tensor, Error> {
     let d = spec.width();
-    let of = |part: &str| format!("blocks.{index}.{part}");
+    let part = |part: &str| format!("blocks.{index}.{part}");
     let compute = weights.lowering().compute;
-    let table = weights.in_f32().load(g, &of("scale_shift_table"), &[1, 6, d])?;
+    let table = weights.in_f32().load(g, &part("scale_shift_table"), &[1, 6, d])?;
     let table = g.add(&table, &conditions.modulation)?;
     let modulation = |g: &mut GraphBuilder, first: usize| {
         let shift = row(g, &table, first, compute)?;
@@ -41,30 +41,30 @@ pub(super) fn block(
     };
 
     let (shift, scale, gate) = modulation(g, 0)?;
-    let [scale, shift] = weights.smoothed(g, &of("attn1.to_q"), [scale, shift])?;
+    let [scale, shift] = weights.smoothed(g, &part("attn1.to_q"), [scale, shift])?;
     let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
-    let attended = self_attention(g, spec, weights, &of("attn1"), &h, conditions)?;
+    let attended = self_attention(g, spec, weights, &part("attn1"), &h, conditions)?;
     let gated = g.multiply(&attended, &gate)?;
     let x = g.add(x, &gated)?;
 
-    let scale = weights.load(g, &of("norm2.weight"), &[d])?;
-    let shift = weights.load(g, &of("norm2.bias"), &[d])?;
-    let [scale, shift] = weights.smoothed(g, &of("attn2.to_q"), [scale, shift])?;
+    let scale = weights.load(g, &part("norm2.weight"), &[d])?;
+    let shift = weights.load(g, &part("norm2.bias"), &[d])?;
+    let [scale, shift] = weights.smoothed(g, &part("attn2.to_q"), [scale, shift])?;
     let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
-    let attended = cross_attention(g, spec, weights, &of("attn2"), &h, &conditions.text)?;
+    let attended = cross_attention(g, spec, weights, &part("attn2"), &h, &conditions.text)?;
     let x = g.add(&x, &attended)?;
 
     let (shift, scale, gate) = modulation(g, 3)?;
-    let [scale, shift] = weights.smoothed(g, &of("ffn.net.0.proj"), [scale, shift])?;
+    let [scale, shift] = weights.smoothed(g, &part("ffn.net.0.proj"), [scale, shift])?;
     let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
-    let h = weights.linear(g, &of("ffn.net.0.proj"), &h, [spec.feed_forward, d])?;
+    let h = weights.linear(g, &part("ffn.net.0.proj"), &h, [spec.feed_forward, d])?;
     let h = g.gelu_tanh(&h);
-    let h = weights.linear(g, &of("ffn.net.2"), &h, [d, spec.feed_forward])?;
+    let h = weights.linear(g, &part("ffn.net.2"), &h, [d, spec.feed_forward])?;
     let gated = g.multiply(&h, &gate)?;
     Ok(g.add(&x, &gated)?)
 }
 
-/// A projection followed by RMS norm over the full width, before the heads are split.
+/// A projection and an RMS norm over the full width, before the heads are split.
 fn normed_projection(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
@@ -84,7 +84,7 @@ fn head_attention(spec: &DenoiserSpec) -> Attention {
     Attention { heads: spec.heads, scale }
 }
 
-/// Attention, its products in E4M3 where `name` is quantised.
+/// Attention; its matrix products are in E4M3 if `name` is quantised.
 fn attend(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
@@ -114,14 +114,14 @@ fn self_attention(
     conditions: &Conditions,
 ) -> Result<Tensor, Error> {
     let d = spec.width();
-    let of = |part: &str| format!("{name}.{part}");
-    let q = normed_projection(g, spec, weights, [&of("to_q"), &of("norm_q")], x)?;
-    let k = normed_projection(g, spec, weights, [&of("to_k"), &of("norm_k")], x)?;
-    let v = weights.linear(g, &of("to_v"), x, [d, d])?;
+    let part = |part: &str| format!("{name}.{part}");
+    let q = normed_projection(g, spec, weights, [&part("to_q"), &part("norm_q")], x)?;
+    let k = normed_projection(g, spec, weights, [&part("to_k"), &part("norm_k")], x)?;
+    let v = weights.linear(g, &part("to_v"), x, [d, d])?;
     let q = g.rotate_interleaved(spec.heads, &q, &conditions.cos, &conditions.sin)?;
     let k = g.rotate_interleaved(spec.heads, &k, &conditions.cos, &conditions.sin)?;
     let mixed = attend(g, spec, weights, name, [&q, &k, &v])?;
-    weights.linear(g, &of("to_out.0"), &mixed, [d, d])
+    weights.linear(g, &part("to_out.0"), &mixed, [d, d])
 }
 
 fn cross_attention(
@@ -133,15 +133,15 @@ fn cross_attention(
     text: &Tensor,
 ) -> Result<Tensor, Error> {
     let d = spec.width();
-    let of = |part: &str| format!("{name}.{part}");
-    let q = normed_projection(g, spec, weights, [&of("to_q"), &of("norm_q")], x)?;
-    let k = normed_projection(g, spec, weights, [&of("to_k"), &of("norm_k")], text)?;
-    let v = weights.linear(g, &of("to_v"), text, [d, d])?;
+    let part = |part: &str| format!("{name}.{part}");
+    let q = normed_projection(g, spec, weights, [&part("to_q"), &part("norm_q")], x)?;
+    let k = normed_projection(g, spec, weights, [&part("to_k"), &part("norm_k")], text)?;
+    let v = weights.linear(g, &part("to_v"), text, [d, d])?;
     let mixed = attend(g, spec, weights, name, [&q, &k, &v])?;
-    weights.linear(g, &of("to_out.0"), &mixed, [d, d])
+    weights.linear(g, &part("to_out.0"), &mixed, [d, d])
 }
 
-/// Row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
+/// Returns row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
 pub(super) fn row(
     g: &mut GraphBuilder,
     table: &Tensor,
@@ -152,7 +152,7 @@ pub(super) fn row(
     Ok(g.cast(&row, compute))
 }
 
-/// `1 +` row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
+/// Returns `1 +` row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
 pub(super) fn one_plus_row(
     g: &mut GraphBuilder,
     table: &Tensor,

@@ -1,15 +1,15 @@
-//! Placed weights as tensors of a graph.
+//! Weights of a bundle as tensors of a graph.
 
 use super::Lowering;
 use super::quantized_linear::quantized_linear;
 use crate::Error;
-use crate::quantized::INPUT_FACTORS;
+use crate::weights::INPUT_FACTORS;
 use crate::weights::PlacedWeights;
 use bundle::dtype::ElementType;
 use bundle::quantization::{AttentionNumerics, ComponentNumerics, Fold, LayerNumerics};
 use graph::{ExternalData, GraphBuilder, Tensor};
 
-/// The weights of one component, checked against the shapes that its model needs.
+/// The weights of a component. Their shapes are checked when they are loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct GraphWeights<'a> {
     placed: &'a PlacedWeights,
@@ -18,31 +18,30 @@ pub struct GraphWeights<'a> {
 }
 
 impl<'a> GraphWeights<'a> {
-    /// Over weights that are in their place in the bundle, for the CPU.
+    /// Uses weights in the bundle, for the CPU.
     pub fn new(placed: &'a PlacedWeights) -> Self {
         Self { placed, lowering: Lowering::CPU, numerics: None }
     }
 
-    /// Over weights that were quantised as `numerics` say.
+    /// Uses weights that are quantised with `numerics`.
     pub fn quantized(placed: &'a PlacedWeights, numerics: &'a ComponentNumerics) -> Self {
         Self { placed, lowering: Lowering::CPU, numerics: Some(numerics) }
     }
 
-    /// The numbers of a layer, if it is quantised.
+    /// Returns the quantisation of a layer, if it is quantised.
     pub fn layer(&self, name: &str) -> Option<&'a LayerNumerics> {
         self.numerics?.layers.get(name)
     }
 
-    /// The numbers of the products inside an attention, if they are quantised.
+    /// Returns the quantisation of the matrix products of an attention, if they are quantised.
     pub fn attention(&self, name: &str) -> Option<AttentionNumerics> {
         self.numerics?.attention.get(name).copied()
     }
 
-    /// Vectors over channels that make the input of the layer `name`, the scale and shift of a norm: divided where the
-    /// layer's smoothing is folded into them.
+    /// Divides the scale and shift of the norm before the layer `name`, if the layer's smoothing is folded into them.
     ///
     /// # Errors
-    /// Factors that are missing or of another shape.
+    /// Returns an error if the factors are missing or have another shape.
     pub fn smoothed<const N: usize>(
         &self,
         graph: &mut GraphBuilder,
@@ -61,39 +60,39 @@ impl<'a> GraphWeights<'a> {
         Ok(divided)
     }
 
-    /// Whether there is a weight of that name.
+    /// Returns true if there is a weight of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.placed.tensors.contains_key(name)
     }
 
-    /// The same weights for another kind of machine.
+    /// Returns the same weights for another lowering.
     pub fn lowered(self, lowering: Lowering) -> Self {
         Self { lowering, ..self }
     }
 
-    /// For what kind of machine the graph is.
+    /// Returns the lowering of the graph.
     pub(super) fn lowering(&self) -> Lowering {
         self.lowering
     }
 
-    /// The same weights for the few small products that are computed in f32 global.
+    /// Returns the same weights for small products that are computed in f32 on every target.
     pub(crate) fn in_f32(self) -> Self {
         Self { lowering: Lowering { compute: ElementType::F32, ..self.lowering }, ..self }
     }
 
-    /// A weight in the number format that the graph computes in. One that is stored in another is converted by a
-    /// `Cast`, which ONNX Runtime folds when it opens the graph.
+    /// Loads a weight in the number format of the arithmetic. A weight in another format is converted by a `Cast`,
+    /// which ONNX Runtime folds when it opens the graph.
     ///
     /// # Errors
-    /// A weight that is missing or of another shape.
+    /// Returns an error if the weight is missing or has another shape.
     pub fn load(&self, graph: &mut GraphBuilder, name: &str, shape: &[usize]) -> Result<Tensor, Error> {
         self.load_view(graph, name, shape, shape)
     }
 
-    /// A weight of `shape` seen as `view`, which has the same elements in the same order.
+    /// Loads a weight of `shape` as `view`, which has the same elements in the same order.
     ///
     /// # Errors
-    /// A weight that is missing or of another shape.
+    /// Returns an error if the weight is missing or has another shape.
     pub fn load_view(
         &self,
         graph: &mut GraphBuilder,
@@ -105,10 +104,10 @@ impl<'a> GraphWeights<'a> {
         Ok(graph.cast(&stored, self.lowering.compute))
     }
 
-    /// A weight in the number format that it is stored in.
+    /// Loads a weight in its stored number format.
     ///
     /// # Errors
-    /// A weight that is missing or of another shape.
+    /// Returns an error if the weight is missing or has another shape.
     pub fn load_stored(
         &self,
         graph: &mut GraphBuilder,
@@ -122,10 +121,10 @@ impl<'a> GraphWeights<'a> {
         Ok(graph.external(name, weight.element, view, &data)?)
     }
 
-    /// A linear layer `name.weight [out,in]`, `name.bias [out]` over the last axis of `x`.
+    /// Builds a linear layer `name.weight [out,in]`, `name.bias [out]` over the last axis of `x`.
     ///
     /// # Errors
-    /// A weight that is missing or of another shape.
+    /// Returns an error if a weight is missing or has another shape.
     pub fn linear(
         &self,
         graph: &mut GraphBuilder,
@@ -136,10 +135,10 @@ impl<'a> GraphWeights<'a> {
         self.linear_with(graph, name, x, [out, width], true)
     }
 
-    /// A linear layer without a bias.
+    /// Builds a linear layer without a bias.
     ///
     /// # Errors
-    /// A weight that is missing or of another shape.
+    /// Returns an error if the weight is missing or has another shape.
     pub fn linear_without_bias(
         &self,
         graph: &mut GraphBuilder,

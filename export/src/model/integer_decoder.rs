@@ -1,26 +1,27 @@
-//! The decoder of a Wan2.1 VAE with quantised convolutions.
+//! The decoder with ONNX Runtime kernels and quantised convolutions.
 //!
-//! Frames have their channels last, `[t,h,w,C]`: integer products run along channels without a change of layout, the
-//! norm over channels is one pass, and the three taps of time lie one after the other, so that a weight is stored as
-//! `[out,3·in,k,k]`. Histories and pixels that are doubled are moved as codes, a quarter of the bytes.
+//! Frames are channels last, `[t,h,w,C]`: integer products run along channels without a change of layout, the norm over
+//! channels is one node, and the three taps in time are adjacent, so a weight is stored as `[out,3·in,k,k]`. Caches and
+//! repeated pixels are quantised values, a quarter of the bytes.
 
 use super::causal_convolution::{Caches, Chunk};
 use super::channels_last::{
-    EPSILON, Kernel, attend, double_pixels, history_shape, incomplete, latent_frame, split_frames,
+    EPSILON, attend, double_pixels, history_shape, incomplete, latent_frame, split_frames,
 };
+use super::decoder::{self, Convolution, Norm, Operators};
 use super::graph_weights::GraphWeights;
 use crate::Error;
-use crate::quantized::SCALES;
+use crate::weights::SCALES;
 use bundle::quantization::LayerNumerics;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::VaeSpec;
 use graph::{GraphBuilder, Model, QuantizedRange, Tensor};
 
-/// Builds the graph for the first latent frame of a clip, or for every later one. Convolutions that the numbers leave
-/// out run in f32.
+/// Builds the graph for the first latent frame of a clip, or for every later one. Convolutions without numbers run in
+/// f32.
 ///
 /// # Errors
-/// A weight that is missing or does not fit the spec.
+/// Returns an error if a weight is missing or does not match the spec.
 pub fn integer_decoder_graph(
     spec: &VaeSpec,
     chunk: Chunk,
@@ -30,230 +31,170 @@ pub fn integer_decoder_graph(
         Chunk::First => "decoder_first",
         Chunk::Next => "decoder_next",
     });
-    let x = latent_frame(&mut graph, spec)?;
-    let z = spec.latent_channels;
-    let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
-    let x = decoder.pointwise("post_quant_conv", &x, [z, z])?;
-    let frames = decoder.decode(spec, &x)?;
-    graph.output("frames", &frames)?;
+    decoder::build(&mut IntegerOperators { g: &mut graph, weights, caches: Caches::new(chunk) }, spec)?;
     Ok(graph.finish())
 }
 
-impl Kernel {
-    fn shape(self) -> [usize; 4] {
-        [self.out, self.taps * self.channels, self.side, self.side]
-    }
+/// The input of a convolution: quantised values and their range, or f32 without a range.
+struct Input {
+    tensor: Tensor,
+    range: Option<QuantizedRange>,
 }
 
-struct Decoder<'a> {
+struct IntegerOperators<'a> {
     g: &'a mut GraphBuilder,
     weights: GraphWeights<'a>,
     caches: Caches,
 }
 
-impl Decoder<'_> {
-    fn decode(&mut self, spec: &VaeSpec, x: &Tensor) -> Result<Tensor, Error> {
-        // From the deepest level up: the widths after each level, and whether going up also doubles time.
-        let widths: Vec<usize> = spec.multipliers.iter().rev().map(|times| times * spec.base).collect();
-        let doubles_time: Vec<bool> = spec.temporal_downsample.iter().rev().copied().collect();
-        let deepest = widths[0];
-        let mut x = self.causal("decoder.conv_in", x, [deepest, spec.latent_channels], 3)?;
-        x = self.residual("decoder.mid_block.resnets.0", &x, [deepest, deepest])?;
-        x = self.attention("decoder.mid_block.attentions.0", &x, deepest)?;
-        x = self.residual("decoder.mid_block.resnets.1", &x, [deepest, deepest])?;
-        let mut channels = deepest;
-        for (level, width) in widths.iter().copied().enumerate() {
-            let of = |part: String| format!("decoder.up_blocks.{level}.{part}");
-            for index in 0..=spec.residual_blocks {
-                x = self.residual(&of(format!("resnets.{index}")), &x, [width, channels])?;
-                channels = width;
-            }
-            if let Some(doubles_time) = doubles_time.get(level) {
-                x = self.upsample(&of("upsamplers.0".into()), &x, channels, *doubles_time)?;
-                // Each up-convolution halves the channels.
-                channels /= 2;
-            }
-        }
-        let x = self.norm("decoder.norm_out", &x, &[channels, 1, 1, 1])?;
-        let x = self.g.silu(&x)?;
-        let x = self.causal("decoder.conv_out", &x, [3, channels], 3)?;
-        let x = self.g.transpose(&x, &[0, 3, 1, 2])?;
-        Ok(self.g.clamp(&x, -1.0, 1.0)?)
+impl Operators for IntegerOperators<'_> {
+    type Input = Input;
+
+    fn graph(&mut self) -> &mut GraphBuilder {
+        self.g
     }
 
-    /// `x / ‖x‖₂ · √C · γ` over channels, which is a root-mean-square norm.
-    fn norm(&mut self, name: &str, x: &Tensor, shape: &[usize]) -> Result<Tensor, Error> {
-        let gain = self.weights.load_view(self.g, &format!("{name}.gamma"), shape, &shape[..1])?;
-        Ok(self.g.rms_norm(x, &gain, EPSILON)?)
+    fn chunk(&self) -> Chunk {
+        self.caches.chunk()
     }
 
-    /// Two causal convolutions around a shortcut: `[out,in]`.
-    fn residual(&mut self, name: &str, x: &Tensor, [out, channels]: [usize; 2]) -> Result<Tensor, Error> {
-        let of = |part: &str| format!("{name}.{part}");
-        let shortcut = if out == channels {
-            x.clone()
-        } else {
-            self.pointwise(&of("conv_shortcut"), x, [out, channels])?
+    fn latent(&mut self, spec: &VaeSpec) -> Result<Tensor, Error> {
+        latent_frame(self.g, spec)
+    }
+
+    fn prepare(&mut self, next: &str, x: &Tensor) -> Result<Input, Error> {
+        let Some(numbers) = self.weights.layer(next) else {
+            return Ok(Input { tensor: x.clone(), range: None });
         };
-        let h = self.norm(&of("norm1"), x, &[channels, 1, 1, 1])?;
-        let h = self.g.silu(&h)?;
-        let h = self.causal(&of("conv1"), &h, [out, channels], 3)?;
-        let h = self.norm(&of("norm2"), &h, &[out, 1, 1, 1])?;
-        let h = self.g.silu(&h)?;
-        let h = self.causal(&of("conv2"), &h, [out, out], 3)?;
-        Ok(self.g.add(&h, &shortcut)?)
+        let range = self.g.range_u8(numbers.input.ok_or_else(|| incomplete(next))?)?;
+        Ok(Input { tensor: self.g.quantize(x, &range)?, range: Some(range) })
     }
 
-    /// Attention with one head among the positions of each frame.
-    fn attention(&mut self, name: &str, x: &Tensor, channels: usize) -> Result<Tensor, Error> {
-        let of = |part: &str| format!("{name}.{part}");
-        let h = self.norm(&of("norm"), x, &[channels, 1, 1])?;
-        let h = self.pointwise(&of("to_qkv"), &h, [3 * channels, channels])?;
-        let h = attend(self.g, &h, channels)?;
-        let h = self.pointwise(&of("proj"), &h, [channels, channels])?;
-        Ok(self.g.add(&h, x)?)
-    }
-
-    /// Twice the height and width at half the channels, and, where the level says so, twice the frames.
-    fn upsample(
-        &mut self,
-        name: &str,
-        x: &Tensor,
-        channels: usize,
-        doubles_time: bool,
-    ) -> Result<Tensor, Error> {
-        let mut x = x.clone();
-        if doubles_time {
-            let conv = format!("{name}.time_conv");
-            if self.caches.chunk() == Chunk::First {
-                self.leave_empty(&conv, &x)?;
-            } else {
-                let both = self.causal(&conv, &x, [2 * channels, channels], 1)?;
-                x = split_frames(self.g, &both, channels)?;
-            }
+    /// A root-mean-square norm.
+    fn norm(&mut self, norm: &Norm<'_>, x: &Tensor, next: &str) -> Result<Input, Error> {
+        let gamma = format!("{}.gamma", norm.name);
+        let gain = self.weights.load_view(self.g, &gamma, norm.shape, &norm.shape[..1])?;
+        let mut normed = self.g.rms_norm(x, &gain, EPSILON)?;
+        if norm.activates {
+            normed = self.g.silu(&normed)?;
         }
-        let conv = format!("{name}.resample.1");
-        let kernel = Kernel { out: channels / 2, channels, taps: 1, side: 3 };
-        let (codes, range) = self.codes(&conv, &x)?;
-        let doubled = double_pixels(self.g, &codes)?;
-        self.convolve(&conv, &doubled, range.as_ref(), kernel)
+        self.prepare(next, &normed)
     }
 
-    /// What a layer reads: codes and their range where it is quantised, else the values.
-    fn codes(&mut self, name: &str, x: &Tensor) -> Result<(Tensor, Option<QuantizedRange>), Error> {
-        let Some(numbers) = self.weights.layer(name) else { return Ok((x.clone(), None)) };
-        let range = self.g.range_u8(numbers.input.ok_or_else(|| incomplete(name))?)?;
-        Ok((self.g.quantize(x, &range)?, Some(range)))
+    fn convolve(
+        &mut self,
+        convolution: Convolution<'_>,
+        x: &Input,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let y = if convolution.taps == 1 {
+            let weight = self.weight(convolution, x.range.as_ref())?;
+            self.convolve_with(convolution, &x.tensor, &weight, x.range.as_ref())?
+        } else {
+            self.convolve_causal(convolution, x)?
+        };
+        match residual {
+            Some(residual) => Ok(self.g.add(&y, residual)?),
+            None => Ok(y),
+        }
     }
 
-    /// A 1×1 convolution.
-    fn pointwise(&mut self, name: &str, x: &Tensor, [out, channels]: [usize; 2]) -> Result<Tensor, Error> {
-        let (codes, range) = self.codes(name, x)?;
-        self.convolve(name, &codes, range.as_ref(), Kernel { out, channels, taps: 1, side: 1 })
+    fn attend(&mut self, qkv: &Tensor, channels: usize) -> Result<Tensor, Error> {
+        attend(self.g, qkv, channels)
     }
 
-    /// Two frames of zeros like a frame of `x`, as the layer `name` reads them.
-    fn empty_history(&mut self, name: &str, x: &Tensor) -> Result<Tensor, Error> {
-        let zeros = self.g.zeros(&history_shape(x))?;
-        Ok(self.codes(name, &zeros)?.0)
-    }
-
-    /// Declares a cache that the first chunk leaves empty.
     fn leave_empty(&mut self, name: &str, x: &Tensor) -> Result<(), Error> {
         let number = self.caches.next_number();
         let zeros = self.empty_history(name, x)?;
         Ok(self.g.output(&format!("{CACHE_OUTPUT}{number}"), &zeros)?)
     }
 
-    /// A causal convolution `[out,in]` of depth 3 and `side` in space; reads and writes its cache of two frames.
-    fn causal(
+    fn upsample(
         &mut self,
-        name: &str,
+        convolution: Convolution<'_>,
         x: &Tensor,
-        [out, channels]: [usize; 2],
-        side: usize,
+        splits_frames: bool,
     ) -> Result<Tensor, Error> {
+        let x = if splits_frames { split_frames(self.g, x, convolution.channels)? } else { x.clone() };
+        let Input { tensor, range } = self.prepare(convolution.name, &x)?;
+        let doubled = double_pixels(self.g, &tensor)?;
+        self.convolve(convolution, &Input { tensor: doubled, range }, None)
+    }
+
+    fn frames(&mut self, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(self.g.transpose(x, &[0, 3, 1, 2])?)
+    }
+}
+
+impl IntegerOperators<'_> {
+    /// Two frames of zeros in the shape of `x`, as input of the convolution `name`.
+    fn empty_history(&mut self, name: &str, x: &Tensor) -> Result<Tensor, Error> {
+        let zeros = self.g.zeros(&history_shape(x))?;
+        Ok(self.prepare(name, &zeros)?.tensor)
+    }
+
+    /// A causal convolution; reads and writes its cache of two frames.
+    fn convolve_causal(&mut self, convolution: Convolution<'_>, x: &Input) -> Result<Tensor, Error> {
+        let Convolution { name, channels, .. } = convolution;
+        let Input { tensor, range } = x;
         let number = self.caches.next_number();
         let output = format!("{CACHE_OUTPUT}{number}");
-        let (codes, range) = self.codes(name, x)?;
-        let kernel = Kernel { out, channels, taps: 3, side };
-        let frames = x.shape()[0].fixed().unwrap_or(1);
+        let frames = tensor.shape()[0].fixed().unwrap_or(1);
         match self.caches.chunk() {
             Chunk::First => {
-                let empty = self.empty_history(name, x)?;
+                let empty = self.empty_history(name, tensor)?;
                 let newest = self.g.slice(&empty, 0, 0, 1)?;
-                let history = self.g.concat(&[&newest, &codes], 0)?;
+                let history = self.g.concat(&[&newest, tensor], 0)?;
                 self.g.output(&output, &history)?;
-                self.convolve_newest(name, &codes, range.as_ref(), kernel)
+                // Only the newest of the three taps is used: the others would read zeros.
+                let weight = self.weight(convolution, range.as_ref())?;
+                let newest = self.g.slice(&weight, 1, 2 * channels, 3 * channels)?;
+                self.convolve_with(convolution, tensor, &newest, range.as_ref())
             }
             Chunk::Next => {
-                let cache =
-                    self.g.input(&format!("{CACHE_INPUT}{number}"), codes.element(), &history_shape(x));
-                let history = self.g.concat(&[&cache, &codes], 0)?; // [t+2,h,w,C]
+                let input = format!("{CACHE_INPUT}{number}");
+                let cache = self.g.input(&input, tensor.element(), &history_shape(tensor));
+                let history = self.g.concat(&[&cache, tensor], 0)?; // [t+2,h,w,C]
                 let newest = self.g.slice(&history, 0, frames, frames + 2)?;
                 self.g.output(&output, &newest)?;
                 let taps = [0, 1, 2].map(|tap| self.g.slice(&history, 0, tap, tap + frames));
                 let [oldest, middle, newest] = taps;
                 let stacked = self.g.concat(&[&oldest?, &middle?, &newest?], 3)?;
-                self.convolve(name, &stacked, range.as_ref(), kernel)
+                let weight = self.weight(convolution, range.as_ref())?;
+                self.convolve_with(convolution, &stacked, &weight, range.as_ref())
             }
         }
     }
 
-    /// Codes where the input is, else values.
+    /// The weight of a convolution, its taps before its channels: quantised if its input is, else f32.
     fn weight(
         &mut self,
-        name: &str,
+        convolution: Convolution<'_>,
         range: Option<&QuantizedRange>,
-        kernel: Kernel,
     ) -> Result<Tensor, Error> {
-        let (name, shape) = (format!("{name}.weight"), kernel.shape());
+        let Convolution { name, out, channels, taps, side, .. } = convolution;
+        let (name, shape) = (format!("{name}.weight"), [out, taps * channels, side, side]);
         match range {
             Some(_) => self.weights.load_stored(self.g, &name, &shape, &shape),
             None => self.weights.load(self.g, &name, &shape),
         }
     }
 
-    fn convolve(
-        &mut self,
-        name: &str,
-        x: &Tensor,
-        range: Option<&QuantizedRange>,
-        kernel: Kernel,
-    ) -> Result<Tensor, Error> {
-        let weight = self.weight(name, range, kernel)?;
-        self.convolve_with(name, x, &weight, range)
-    }
-
-    /// With the newest of the three taps alone: the others would meet nothing but zeros.
-    fn convolve_newest(
-        &mut self,
-        name: &str,
-        x: &Tensor,
-        range: Option<&QuantizedRange>,
-        kernel: Kernel,
-    ) -> Result<Tensor, Error> {
-        let weight = self.weight(name, range, kernel)?;
-        let newest = self.g.slice(&weight, 1, 2 * kernel.channels, 3 * kernel.channels)?;
-        self.convolve_with(name, x, &newest, range)
-    }
-
     fn convolve_with(
         &mut self,
-        name: &str,
+        Convolution { name, out, .. }: Convolution<'_>,
         x: &Tensor,
         weight: &Tensor,
         range: Option<&QuantizedRange>,
     ) -> Result<Tensor, Error> {
-        let out = weight.shape()[0].fixed().unwrap_or(1);
         let bias = format!("{name}.bias");
         match (range, self.weights.layer(name)) {
             (Some(range), Some(LayerNumerics { output: Some(output), .. })) => {
                 let scales = self.weights.load(self.g, &format!("{name}.{SCALES}"), &[out])?;
                 let bias = self.weights.load_stored(self.g, &bias, &[out], &[out])?;
                 let output = self.g.range_u8(*output)?;
-                let codes = self.g.integer_convolve(x, range, [weight, &scales, &bias], &output)?;
-                Ok(self.g.dequantize(&codes, &output)?)
+                let quantized = self.g.integer_convolve(x, range, [weight, &scales, &bias], &output)?;
+                Ok(self.g.dequantize(&quantized, &output)?)
             }
             (None, None) => {
                 let bias = self.weights.load(self.g, &bias, &[out])?;

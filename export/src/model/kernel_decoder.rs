@@ -1,91 +1,136 @@
-//! The decoder of a Wan2.1 VAE on Rushes kernels.
+//! The decoder with Rushes kernels.
 //!
-//! The same model and the same numbers as the stock graph of bytes, in other operators: frames have their channels last,
-//! norms write codes, and a convolution reads three frames where they lie, doubles pixels on the way and adds what
-//! flows past it. Between convolutions values stay f32; histories are codes. Convolutions that are not packed run in f32.
+//! The same model and numbers as the integer decoder for ONNX Runtime, with other operators. Frames are channels last.
+//! Norms output quantised values. A convolution reads its cache and its frames without a copy, repeats pixels and adds
+//! the residual. Between convolutions values are f32; caches are quantised. Convolutions without packed weights run in
+//! f32.
 
 use super::causal_convolution::{Caches, Chunk};
 use super::channels_last::{
-    EPSILON, Kernel, attend, double_pixels, history_shape, incomplete, latent_frame, split_frames,
+    EPSILON, attend, double_pixels, history_shape, incomplete, latent_frame, split_frames,
 };
+use super::decoder::{self, Convolution, Norm, Operators};
 use super::graph_weights::GraphWeights;
 use crate::Error;
 use bundle::quantization::Affine;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::VaeSpec;
-use graph::{CodedFrames, GraphBuilder, Model, PackedKernel, Tensor};
+use graph::{GraphBuilder, Model, PackedKernel, QuantizedFrames, Tensor};
 
 /// Builds the graph for the first latent frame of a clip, or for every later one.
 ///
 /// # Errors
-/// A weight that is missing or does not fit the spec.
+/// Returns an error if a weight is missing or does not match the spec.
 pub fn kernel_decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) -> Result<Model, Error> {
     let mut graph = GraphBuilder::new(match chunk {
         Chunk::First => "decoder_first",
         Chunk::Next => "decoder_next",
     });
-    let x = latent_frame(&mut graph, spec)?;
-    let z = spec.latent_channels;
-    let mut decoder = Decoder { g: &mut graph, weights, caches: Caches::new(chunk) };
-    let x = decoder.pointwise("post_quant_conv", &x, [z, z], None)?;
-    let frames = decoder.decode(spec, &x)?;
-    graph.output("frames", &frames)?;
+    decoder::build(&mut KernelOperators { g: &mut graph, weights, caches: Caches::new(chunk) }, spec)?;
     Ok(graph.finish())
 }
 
-/// A norm over channels before a convolution.
-struct Norm<'a> {
-    name: &'a str,
-    /// Of its gain, as it is stored.
-    shape: &'a [usize],
-    /// Whether SiLU follows.
-    activates: bool,
-}
-
-/// What a convolution reads: codes and their range where it is packed, else the values.
-struct Arrived {
+/// The input of a convolution: quantised values and their range, or f32 without a range.
+struct Input {
     tensor: Tensor,
     range: Option<Affine>,
 }
 
-struct Decoder<'a> {
+struct KernelOperators<'a> {
     g: &'a mut GraphBuilder,
     weights: GraphWeights<'a>,
     caches: Caches,
 }
 
-impl Decoder<'_> {
-    fn decode(&mut self, spec: &VaeSpec, x: &Tensor) -> Result<Tensor, Error> {
-        // From the deepest level up: the widths after each level, and whether going up also doubles time.
-        let widths: Vec<usize> = spec.multipliers.iter().rev().map(|times| times * spec.base).collect();
-        let doubles_time: Vec<bool> = spec.temporal_downsample.iter().rev().copied().collect();
-        let deepest = widths[0];
-        let arrived = self.arrive("decoder.conv_in", x)?;
-        let mut x = self.causal("decoder.conv_in", &arrived, [deepest, spec.latent_channels], 3, None)?;
-        x = self.residual("decoder.mid_block.resnets.0", &x, [deepest, deepest])?;
-        x = self.attention("decoder.mid_block.attentions.0", &x, deepest)?;
-        x = self.residual("decoder.mid_block.resnets.1", &x, [deepest, deepest])?;
-        let mut channels = deepest;
-        for (level, width) in widths.iter().copied().enumerate() {
-            let of = |part: String| format!("decoder.up_blocks.{level}.{part}");
-            for index in 0..=spec.residual_blocks {
-                x = self.residual(&of(format!("resnets.{index}")), &x, [width, channels])?;
-                channels = width;
-            }
-            if let Some(doubles_time) = doubles_time.get(level) {
-                x = self.upsample(&of("upsamplers.0".into()), &x, channels, *doubles_time)?;
-                // Each up-convolution halves the channels.
-                channels /= 2;
-            }
-        }
-        let norm = Norm { name: "decoder.norm_out", shape: &[channels, 1, 1, 1], activates: true };
-        let h = self.normed("decoder.conv_out", &x, &norm)?;
-        let x = self.causal("decoder.conv_out", &h, [3, channels], 3, None)?;
-        let x = self.g.transpose(&x, &[0, 3, 1, 2])?;
-        Ok(self.g.clamp(&x, -1.0, 1.0)?)
+impl Operators for KernelOperators<'_> {
+    type Input = Input;
+
+    fn graph(&mut self) -> &mut GraphBuilder {
+        self.g
     }
 
-    /// The range of the codes that the layer `name` reads; nothing where it is not packed.
+    fn chunk(&self) -> Chunk {
+        self.caches.chunk()
+    }
+
+    fn latent(&mut self, spec: &VaeSpec) -> Result<Tensor, Error> {
+        latent_frame(self.g, spec)
+    }
+
+    fn prepare(&mut self, next: &str, x: &Tensor) -> Result<Input, Error> {
+        let Some(range) = self.range(next)? else { return Ok(Input { tensor: x.clone(), range: None }) };
+        let constants = self.g.range_u8(range)?;
+        Ok(Input { tensor: self.g.quantize(x, &constants)?, range: Some(range) })
+    }
+
+    fn norm(&mut self, norm: &Norm<'_>, x: &Tensor, next: &str) -> Result<Input, Error> {
+        let gamma = format!("{}.gamma", norm.name);
+        let gain = self.weights.load_view(self.g, &gamma, norm.shape, &norm.shape[..1])?;
+        if let Some(range) = self.range(next)? {
+            #[expect(clippy::cast_possible_truncation, reason = "a guard against 0")]
+            let epsilon = EPSILON as f32;
+            let tensor = self.g.channel_norm_quantized(x, &gain, epsilon, norm.activates, range)?;
+            return Ok(Input { tensor, range: Some(range) });
+        }
+        let mut tensor = self.g.rms_norm(x, &gain, EPSILON)?;
+        if norm.activates {
+            tensor = self.g.silu(&tensor)?;
+        }
+        Ok(Input { tensor, range: None })
+    }
+
+    fn convolve(
+        &mut self,
+        convolution: Convolution<'_>,
+        x: &Input,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        if convolution.taps == 1 {
+            self.convolve_newest(convolution, x, residual)
+        } else {
+            self.convolve_causal(convolution, x, residual)
+        }
+    }
+
+    fn attend(&mut self, qkv: &Tensor, channels: usize) -> Result<Tensor, Error> {
+        attend(self.g, qkv, channels)
+    }
+
+    fn leave_empty(&mut self, name: &str, x: &Tensor) -> Result<(), Error> {
+        let number = self.caches.next_number();
+        let zeros = self.g.zeros(&history_shape(x))?;
+        let zeros = self.prepare(name, &zeros)?.tensor;
+        Ok(self.g.output(&format!("{CACHE_OUTPUT}{number}"), &zeros)?)
+    }
+
+    fn upsample(
+        &mut self,
+        convolution: Convolution<'_>,
+        x: &Tensor,
+        splits_frames: bool,
+    ) -> Result<Tensor, Error> {
+        let Input { tensor, range } = self.prepare(convolution.name, x)?;
+        if let Some(range) = range {
+            let frames = QuantizedFrames {
+                doubles_pixels: true,
+                splits_frames,
+                ..QuantizedFrames::new(&tensor, range)
+            };
+            let kernel = self.packed(convolution)?;
+            return Ok(self.g.convolve_quantized_frames(frames, &kernel, None)?);
+        }
+        let x = if splits_frames { split_frames(self.g, &tensor, convolution.channels)? } else { tensor };
+        let doubled = double_pixels(self.g, &x)?;
+        self.convolve_newest(convolution, &Input { tensor: doubled, range: None }, None)
+    }
+
+    fn frames(&mut self, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(self.g.transpose(x, &[0, 3, 1, 2])?)
+    }
+}
+
+impl KernelOperators<'_> {
+    /// The input range of the layer `name`; none if it has no packed weights.
     fn range(&self, name: &str) -> Result<Option<Affine>, Error> {
         if !self.weights.has(&format!("{name}.packed")) {
             return Ok(None);
@@ -94,135 +139,25 @@ impl Decoder<'_> {
         Ok(Some(numbers.input.ok_or_else(|| incomplete(name))?))
     }
 
-    /// `x` as the layer `name` reads it.
-    fn arrive(&mut self, name: &str, x: &Tensor) -> Result<Arrived, Error> {
-        let Some(range) = self.range(name)? else { return Ok(Arrived { tensor: x.clone(), range: None }) };
-        let constants = self.g.range_u8(range)?;
-        Ok(Arrived { tensor: self.g.quantize(x, &constants)?, range: Some(range) })
-    }
-
-    /// `x` after a norm, as the layer `next` reads it.
-    fn normed(&mut self, next: &str, x: &Tensor, norm: &Norm<'_>) -> Result<Arrived, Error> {
-        let name = format!("{}.gamma", norm.name);
-        let gain = self.weights.load_view(self.g, &name, norm.shape, &norm.shape[..1])?;
-        if let Some(range) = self.range(next)? {
-            #[expect(clippy::cast_possible_truncation, reason = "a guard against 0")]
-            let epsilon = EPSILON as f32;
-            let tensor = self.g.channel_norm_codes(x, &gain, epsilon, norm.activates, range)?;
-            return Ok(Arrived { tensor, range: Some(range) });
-        }
-        let mut tensor = self.g.rms_norm(x, &gain, EPSILON)?;
-        if norm.activates {
-            tensor = self.g.silu(&tensor)?;
-        }
-        Ok(Arrived { tensor, range: None })
-    }
-
-    /// Two causal convolutions around a shortcut: `[out,in]`.
-    fn residual(&mut self, name: &str, x: &Tensor, [out, channels]: [usize; 2]) -> Result<Tensor, Error> {
-        let of = |part: &str| format!("{name}.{part}");
-        let shortcut = if out == channels {
-            x.clone()
-        } else {
-            self.pointwise(&of("conv_shortcut"), x, [out, channels], None)?
-        };
-        let (norm, conv) = (of("norm1"), of("conv1"));
-        let norm = Norm { name: &norm, shape: &[channels, 1, 1, 1], activates: true };
-        let h = self.normed(&conv, x, &norm)?;
-        let h = self.causal(&conv, &h, [out, channels], 3, None)?;
-        let (norm, conv) = (of("norm2"), of("conv2"));
-        let norm = Norm { name: &norm, shape: &[out, 1, 1, 1], activates: true };
-        let h = self.normed(&conv, &h, &norm)?;
-        self.causal(&conv, &h, [out, out], 3, Some(&shortcut))
-    }
-
-    /// Attention with one head among the positions of each frame.
-    fn attention(&mut self, name: &str, x: &Tensor, channels: usize) -> Result<Tensor, Error> {
-        let of = |part: &str| format!("{name}.{part}");
-        let (norm, qkv) = (of("norm"), of("to_qkv"));
-        let h = self.normed(&qkv, x, &Norm { name: &norm, shape: &[channels, 1, 1], activates: false })?;
-        let kernel = Kernel { out: 3 * channels, channels, taps: 1, side: 1 };
-        let h = self.convolve(&qkv, &h, kernel, None)?;
-        let h = attend(self.g, &h, channels)?;
-        self.pointwise(&of("proj"), &h, [channels, channels], Some(x))
-    }
-
-    /// Twice the height and width at half the channels, and, where the level says so, twice the frames.
-    fn upsample(
+    /// A causal convolution; reads and writes its cache of two frames.
+    fn convolve_causal(
         &mut self,
-        name: &str,
-        x: &Tensor,
-        channels: usize,
-        doubles_time: bool,
-    ) -> Result<Tensor, Error> {
-        let (time, conv) = (format!("{name}.time_conv"), format!("{name}.resample.1"));
-        let kernel = Kernel { out: channels / 2, channels, taps: 1, side: 3 };
-        let splits_frames = doubles_time && self.caches.chunk() == Chunk::Next;
-        let x = if splits_frames {
-            let arrived = self.arrive(&time, x)?;
-            self.causal(&time, &arrived, [2 * channels, channels], 1, None)?
-        } else {
-            if doubles_time {
-                self.leave_empty(&time, x)?;
-            }
-            x.clone()
-        };
-        let arrived = self.arrive(&conv, &x)?;
-        if let Some(range) = arrived.range {
-            let frames = CodedFrames {
-                doubles_pixels: true,
-                splits_frames,
-                ..CodedFrames::new(&arrived.tensor, range)
-            };
-            let kernel = self.packed(&conv, kernel)?;
-            return Ok(self.g.convolve_coded_frames(frames, &kernel, None)?);
-        }
-        let x = if splits_frames { split_frames(self.g, &x, channels)? } else { x };
-        let doubled = double_pixels(self.g, &x)?;
-        self.convolve(&conv, &Arrived { tensor: doubled, range: None }, kernel, None)
-    }
-
-    /// A 1×1 convolution; `residual` is added.
-    fn pointwise(
-        &mut self,
-        name: &str,
-        x: &Tensor,
-        [out, channels]: [usize; 2],
+        convolution: Convolution<'_>,
+        x: &Input,
         residual: Option<&Tensor>,
     ) -> Result<Tensor, Error> {
-        let arrived = self.arrive(name, x)?;
-        self.convolve(name, &arrived, Kernel { out, channels, taps: 1, side: 1 }, residual)
-    }
-
-    /// Declares a cache that the first chunk leaves empty.
-    fn leave_empty(&mut self, name: &str, x: &Tensor) -> Result<(), Error> {
-        let number = self.caches.next_number();
-        let zeros = self.g.zeros(&history_shape(x))?;
-        let zeros = self.arrive(name, &zeros)?.tensor;
-        Ok(self.g.output(&format!("{CACHE_OUTPUT}{number}"), &zeros)?)
-    }
-
-    /// A causal convolution `[out,in]` of depth 3 and `side` in space; reads and writes its cache of two frames.
-    fn causal(
-        &mut self,
-        name: &str,
-        x: &Arrived,
-        [out, channels]: [usize; 2],
-        side: usize,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor, Error> {
+        let name = convolution.name;
         let number = self.caches.next_number();
         let output = format!("{CACHE_OUTPUT}{number}");
-        let kernel = Kernel { out, channels, taps: 3, side };
         let tensor = &x.tensor;
         let frames = tensor.shape()[0].fixed().unwrap_or(1);
         if self.caches.chunk() == Chunk::First {
             let zeros = self.g.zeros(&history_shape(tensor))?;
-            let empty = self.arrive(name, &zeros)?.tensor;
+            let empty = self.prepare(name, &zeros)?.tensor;
             let newest = self.g.slice(&empty, 0, 0, 1)?;
             let history = self.g.concat(&[&newest, tensor], 0)?;
             self.g.output(&output, &history)?;
-            return self.convolve(name, x, kernel, residual);
+            return self.convolve_newest(convolution, x, residual);
         }
         let input = format!("{CACHE_INPUT}{number}");
         let cache = self.g.input(&input, tensor.element(), &history_shape(tensor));
@@ -234,45 +169,41 @@ impl Decoder<'_> {
         };
         self.g.output(&output, &newest)?;
         if let Some(range) = x.range {
-            let frames = CodedFrames { history: Some(&cache), ..CodedFrames::new(tensor, range) };
-            let kernel = self.packed(name, kernel)?;
-            return Ok(self.g.convolve_coded_frames(frames, &kernel, residual)?);
+            let frames = QuantizedFrames { history: Some(&cache), ..QuantizedFrames::new(tensor, range) };
+            let kernel = self.packed(convolution)?;
+            return Ok(self.g.convolve_quantized_frames(frames, &kernel, residual)?);
         }
         let history = self.g.concat(&[&cache, tensor], 0)?; // [t+2,h,w,C]
         let [oldest, middle, newest] = [0, 1, 2].map(|tap| self.g.slice(&history, 0, tap, tap + frames));
         let stacked = self.g.concat(&[&oldest?, &middle?, &newest?], 3)?;
-        let weight = self.values(name, kernel)?;
-        self.convolve_values(name, &stacked, &weight, residual)
+        let weight = self.weight(convolution)?;
+        self.convolve_floats(convolution, &stacked, &weight, residual)
     }
 
-    /// A convolution with nothing but zeros before its frames: of three taps only the newest is read.
-    fn convolve(
+    /// A convolution without history: of three taps only the newest is used.
+    fn convolve_newest(
         &mut self,
-        name: &str,
-        x: &Arrived,
-        kernel: Kernel,
+        convolution: Convolution<'_>,
+        x: &Input,
         residual: Option<&Tensor>,
     ) -> Result<Tensor, Error> {
         if let Some(range) = x.range {
-            let kernel = self.packed(name, kernel)?;
-            return Ok(self.g.convolve_coded_frames(
-                CodedFrames::new(&x.tensor, range),
-                &kernel,
-                residual,
-            )?);
+            let kernel = self.packed(convolution)?;
+            let frames = QuantizedFrames::new(&x.tensor, range);
+            return Ok(self.g.convolve_quantized_frames(frames, &kernel, residual)?);
         }
-        let mut weight = self.values(name, kernel)?;
-        if kernel.taps == 3 {
-            weight = self.g.slice(&weight, 1, 2 * kernel.channels, 3 * kernel.channels)?;
+        let mut weight = self.weight(convolution)?;
+        if convolution.taps == 3 {
+            weight = self.g.slice(&weight, 1, 2 * convolution.channels, 3 * convolution.channels)?;
         }
-        self.convolve_values(name, &x.tensor, &weight, residual)
+        self.convolve_floats(convolution, &x.tensor, &weight, residual)
     }
 
-    fn packed(&mut self, name: &str, kernel: Kernel) -> Result<PackedKernel, Error> {
-        let Kernel { out, channels, taps, side } = kernel;
+    fn packed(&mut self, convolution: Convolution<'_>) -> Result<PackedKernel, Error> {
+        let Convolution { name, out, channels, taps, side, .. } = convolution;
         let products = taps * side * side * channels;
-        let mut load = |what: &str, shape: &[usize]| {
-            self.weights.load_stored(self.g, &format!("{name}.{what}"), shape, shape)
+        let mut load = |suffix: &str, shape: &[usize]| {
+            self.weights.load_stored(self.g, &format!("{name}.{suffix}"), shape, shape)
         };
         Ok(PackedKernel {
             packed: load("packed", &[out.div_ceil(kernels::GROUP), products.div_ceil(4), 64])?,
@@ -284,19 +215,18 @@ impl Decoder<'_> {
     }
 
     /// The weight of a convolution in f32, its taps before its channels.
-    fn values(&mut self, name: &str, kernel: Kernel) -> Result<Tensor, Error> {
-        let Kernel { out, channels, taps, side } = kernel;
+    fn weight(&mut self, convolution: Convolution<'_>) -> Result<Tensor, Error> {
+        let Convolution { name, out, channels, taps, side, .. } = convolution;
         self.weights.load(self.g, &format!("{name}.weight"), &[out, taps * channels, side, side])
     }
 
-    fn convolve_values(
+    fn convolve_floats(
         &mut self,
-        name: &str,
+        Convolution { name, out, .. }: Convolution<'_>,
         x: &Tensor,
         weight: &Tensor,
         residual: Option<&Tensor>,
     ) -> Result<Tensor, Error> {
-        let out = weight.shape()[0].fixed().unwrap_or(1);
         let bias = self.weights.load(self.g, &format!("{name}.bias"), &[out])?;
         let x = self.g.transpose(x, &[0, 3, 1, 2])?;
         let x = self.g.convolve(&x, weight, &bias)?;

@@ -1,14 +1,14 @@
-//! One denoising step on Rushes kernels.
+//! The graph of a denoising step with Rushes kernels.
 //!
-//! The same model as the stock graph, in other operators: norms that quantise, products that do what follows them, and
-//! attention as one node. The equal pad rows of the text are merged into one: the graph takes `text [B,T,D]` and
-//! `key_bias [B,T]`, whose entry is the logarithm of how many rows a row stands for. What is small stays f32.
+//! The same model as the graph for ONNX Runtime kernels, with other operators: norms that quantise, matrix products
+//! fused with the operators after them, and attention as one node. Equal padding rows of the text are merged: the graph
+//! takes `text [B,T,D]` and `key_bias [B,T]`, the logarithm of the number of merged rows. Small layers are f32.
 
 use super::denoiser_block::{Conditions, one_plus_row, row};
 use super::graph_weights::GraphWeights;
 use super::step_ends::{StepStart, TextInput};
 use crate::Error;
-use crate::quantized::INPUT_FACTORS;
+use crate::weights::INPUT_FACTORS;
 use crate::weights::packed::{self, PackedFormat};
 use bundle::dtype::ElementType;
 use bundle::quantization::layers::{FusedLayer, fused};
@@ -17,24 +17,24 @@ use graph::{
     Activation, GraphBuilder, HeadAttention, LinearOperands, Model, PackedBf16, PackedInt8, Quantized, Tensor,
 };
 
-/// How a step is made of Rushes kernels.
+/// Options of a step graph with Rushes kernels.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelLowering<'a> {
-    /// The model's weights, and the packed ones of its fused layers, each in bytes or in bf16.
+    /// The model's weights, and the packed weights of its fused layers, each in int8 or bf16.
     pub weights: GraphWeights<'a>,
-    /// Whether the values of self attention are bytes where its layers are; else they are bf16, which is 0.1 % nearer and
-    /// 7 % slower.
+    /// True to quantise the values of self-attention to 8 bits if its layers are int8. Otherwise they are bf16, which
+    /// is 0.1 % more accurate and 7 % slower.
     pub values_as_bytes: bool,
 }
 
-/// Rows in the format of the products.
+/// Activations in the format of the matrix products.
 #[derive(Debug, Clone)]
 enum Rows {
     Int8(Quantized),
     Bf16(Tensor),
 }
 
-/// Packed weights in the format of the products.
+/// Packed weights in the format of the matrix products.
 enum Packed {
     Int8(PackedInt8),
     Bf16(PackedBf16),
@@ -43,11 +43,11 @@ enum Packed {
 /// Builds the step graph of one expert on Rushes kernels.
 ///
 /// # Errors
-/// A weight that is missing or does not fit the spec.
+/// Returns an error if a weight is missing or does not match the spec.
 pub fn kernel_step_graph(spec: &DenoiserSpec, lowering: KernelLowering<'_>) -> Result<Model, Error> {
     let mut graph = GraphBuilder::new("step");
     let g = &mut graph;
-    // Whatever is not packed is computed in f32.
+    // Layers without packed weights are computed in f32.
     let lowering = KernelLowering { weights: lowering.weights.in_f32(), ..lowering };
     let start = StepStart::new(g, spec, lowering.weights, TextInput::Merged)?;
     let Some(key_bias) = &start.key_bias else { unreachable!("merged rows have a bias") };
@@ -61,12 +61,12 @@ pub fn kernel_step_graph(spec: &DenoiserSpec, lowering: KernelLowering<'_>) -> R
     Ok(graph.finish())
 }
 
-/// One block.
+/// A block of the denoiser.
 struct Block<'a> {
     spec: &'a DenoiserSpec,
     lowering: KernelLowering<'a>,
     index: usize,
-    /// Those of [`fused`], in their order.
+    /// The layers of [`fused`], in the same order.
     layers: &'a [FusedLayer],
     conditions: &'a Conditions,
     key_bias: &'a Tensor,
@@ -76,11 +76,11 @@ impl Block<'_> {
     fn build(&self, g: &mut GraphBuilder, x: Tensor) -> Result<Tensor, Error> {
         let (weights, conditions) = (self.lowering.weights, self.conditions);
         let d = self.spec.width();
-        let of = |part: &str| format!("blocks.{}.{part}", self.index);
+        let part = |part: &str| format!("blocks.{}.{part}", self.index);
         let [qkv, self_out, query, key_and_value, cross_out, up, down] = self.layers else {
             unreachable!("a block has seven fused layers");
         };
-        let table = weights.load(g, &of("scale_shift_table"), &[1, 6, d])?;
+        let table = weights.load(g, &part("scale_shift_table"), &[1, 6, d])?;
         let table = g.add(&table, &conditions.modulation)?;
 
         let (shift, scale, gate) = (
@@ -100,8 +100,8 @@ impl Block<'_> {
         let h = self.rows(g, h, Activation::None, self_out)?;
         let x = self.residual(g, &h, self_out, &x, Some(&gate))?;
 
-        let scale = weights.load(g, &of("norm2.weight"), &[d])?;
-        let shift = weights.load(g, &of("norm2.bias"), &[d])?;
+        let scale = weights.load(g, &part("norm2.weight"), &[d])?;
+        let shift = weights.load(g, &part("norm2.bias"), &[d])?;
         let h = self.norm(g, &x, [scale, shift], query)?;
         let q = self.linear(g, &h, query, Activation::None)?;
         let text = self.text_rows(g, key_and_value)?;
@@ -135,7 +135,7 @@ impl Block<'_> {
         HeadAttention { heads: self.spec.heads, query_gain, key_gain, epsilon: self.spec.epsilon }
     }
 
-    /// The format that a layer's weights are packed in.
+    /// Returns the format of a layer's packed weights.
     fn format(&self, layer: &FusedLayer) -> PackedFormat {
         if self.lowering.weights.has(&format!("{}.scales", layer.name)) {
             PackedFormat::Int8
@@ -144,14 +144,14 @@ impl Block<'_> {
         }
     }
 
-    /// What the channels of a layer's input are multiplied with, where it is smoothed.
+    /// Returns the smoothing factors of a layer's input channels, if it is smoothed.
     fn input_factors(&self, g: &mut GraphBuilder, layer: &FusedLayer) -> Result<Option<Tensor>, Error> {
         let name = format!("{}.{INPUT_FACTORS}", layer.parts[0]);
         let weights = self.lowering.weights;
         weights.has(&name).then(|| weights.load(g, &name, &layer.shape[1..])).transpose()
     }
 
-    /// A norm with the smoothing of the layer after it, where there is one, folded into its map.
+    /// A norm, with the smoothing of the next layer folded into its scale and shift.
     fn norm(
         &self,
         g: &mut GraphBuilder,
@@ -170,7 +170,7 @@ impl Block<'_> {
         })
     }
 
-    /// Rows of bf16 or f32 for the layer after them.
+    /// Converts bf16 or f32 rows to the input of the next layer.
     fn rows(
         &self,
         g: &mut GraphBuilder,
@@ -184,7 +184,7 @@ impl Block<'_> {
         })
     }
 
-    /// The rows of the text for the layer that makes keys and values of them.
+    /// Returns the text rows as input of the layer that computes keys and values.
     fn text_rows(&self, g: &mut GraphBuilder, layer: &FusedLayer) -> Result<Rows, Error> {
         let text = match self.input_factors(g, layer)? {
             Some(factors) => g.multiply(&self.conditions.text, &factors)?,

@@ -1,18 +1,17 @@
-//! For what kind of machine a model is written down.
+//! Choices of operators and number formats for a target.
 
 use bundle::dtype::{ElementType, WeightType};
-
 use bundle::variant::Target;
 use graph::GraphBuilder;
 
-/// The few choices in which graphs of one model differ between machines.
+/// The choices in which the graphs of a model differ between targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lowering {
-    /// What products, attention and convolutions compute in. Inputs and outputs of a graph are f32 whatever it is.
+    /// The number format of matrix products, attention and convolutions. Inputs and outputs of a graph are always f32.
     pub(super) compute: ElementType,
-    /// Whether only operators are used that have kernels for 16-bit numbers on accelerators.
+    /// True if only operators with 16-bit kernels on accelerators are used.
     pub(super) is_for_accelerators: bool,
-    /// Whether only small operators of ONNX itself are used.
+    /// True if only standard operators are used.
     pub(super) is_plain: bool,
 }
 
@@ -20,7 +19,7 @@ impl Lowering {
     /// For the CPU: f32.
     pub const CPU: Self = Self { compute: ElementType::F32, is_for_accelerators: false, is_plain: false };
 
-    /// For a target, over weights that are stored like that.
+    /// Returns the lowering for a target and a number format of the weights.
     pub fn new(target: Target, weights: WeightType) -> Self {
         match target {
             Target::Cpu => Self::CPU,
@@ -29,7 +28,7 @@ impl Lowering {
         }
     }
 
-    /// An empty graph for it.
+    /// Creates an empty graph.
     pub(super) fn builder(self, name: &str) -> GraphBuilder {
         if self.is_plain { GraphBuilder::plain(name) } else { GraphBuilder::new(name) }
     }

@@ -1,13 +1,13 @@
-//! The models, written once as graphs over named weights: text encoder, denoiser, decoder, tiny decoder.
+//! The models as graphs over named weights: text encoder, denoiser, decoder, tiny decoder.
 //!
-//! Names of weights are those of diffusers; sizes come from the specs alone. What differs between machines is
-//! [`Lowering`].
+//! Names of weights are those of diffusers. Sizes come from the specs. [`Lowering`] selects the operators for a target.
 
 mod causal_convolution;
 mod channels_last;
 mod decoder;
 mod denoiser;
 mod denoiser_block;
+mod float_decoder;
 mod graph_weights;
 mod integer_decoder;
 mod kernel_decoder;
@@ -18,8 +18,9 @@ mod step_ends;
 mod text_encoder;
 mod tiny_decoder;
 
-pub use decoder::{Chunk, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph};
+pub use causal_convolution::Chunk;
 pub use denoiser::step_graph;
+pub use float_decoder::{decoder_graph, decoder_trunk_graph, decoder_upsampler_graph};
 pub use graph_weights::GraphWeights;
 pub use integer_decoder::integer_decoder_graph;
 pub use kernel_decoder::kernel_decoder_graph;
@@ -27,3 +28,6 @@ pub use kernel_step::{KernelLowering, kernel_step_graph};
 pub use lowering::Lowering;
 pub use text_encoder::text_encoder_graph;
 pub use tiny_decoder::tiny_decoder_graph;
+
+#[cfg(test)]
+mod decoder_tests;

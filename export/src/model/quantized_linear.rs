@@ -2,11 +2,11 @@
 
 use super::graph_weights::GraphWeights;
 use crate::Error;
-use crate::quantized::{INPUT_FACTORS, SCALES};
+use crate::weights::{INPUT_FACTORS, SCALES};
 use bundle::quantization::{Fold, LayerNumerics, WeightScales};
 use graph::{Dim, GraphBuilder, Tensor};
 
-/// The layer `name` over the last axis of `x`, as `numbers` say.
+/// Builds the quantised layer `name` over the last axis of `x`.
 pub(super) fn quantized_linear(
     g: &mut GraphBuilder,
     weights: GraphWeights<'_>,
@@ -15,32 +15,32 @@ pub(super) fn quantized_linear(
     x: &Tensor,
     [out, width]: [usize; 2],
 ) -> Result<Tensor, Error> {
-    let of = |suffix: &str| format!("{name}.{suffix}");
-    let bias = weights.has(&of("bias")).then(|| weights.load(g, &of("bias"), &[out])).transpose()?;
+    let part = |suffix: &str| format!("{name}.{suffix}");
+    let bias = weights.has(&part("bias")).then(|| weights.load(g, &part("bias"), &[out])).transpose()?;
     let mut x = x.clone();
     if numbers.smoothing.as_ref().is_some_and(|smoothing| smoothing.fold == Fold::Product) {
-        let factors = weights.load(g, &of(INPUT_FACTORS), &[width])?;
+        let factors = weights.load(g, &part(INPUT_FACTORS), &[width])?;
         x = g.multiply(&x, &factors)?;
     }
     let mut shape = x.shape().to_vec();
     shape[x.rank() - 1] = out.into();
     let rows = Dim::product(&x.shape()[..x.rank() - 1]);
     let flat = g.reshape(&x, &[rows, width.into()])?;
-    let stored = of("weight");
+    let stored = part("weight");
     let product = match (&numbers.weights, numbers.input) {
         (WeightScales::Rows(_), Some(input)) => {
             let weight = weights.load_stored(g, &stored, &[width, out], &[width, out])?;
-            let scales = weights.load(g, &of(SCALES), &[out])?;
+            let scales = weights.load(g, &part(SCALES), &[out])?;
             let range = g.range_u8(input)?;
-            let codes = g.quantize(&flat, &range)?;
-            g.integer_linear(&codes, &range, &weight, &scales, bias.as_ref())?
+            let quantized = g.quantize(&flat, &range)?;
+            g.integer_linear(&quantized, &range, &weight, &scales, bias.as_ref())?
         }
         (WeightScales::Tensor(scale), Some(input)) => {
             let weight = weights.load_stored(g, &stored, &[width, out], &[width, out])?;
             let (range, weight_range) =
                 (g.range_e4m3(input.scale, x.element())?, g.range_e4m3(*scale, x.element())?);
-            let codes = g.quantize(&flat, &range)?;
-            let values = g.dequantize(&codes, &range)?;
+            let quantized = g.quantize(&flat, &range)?;
+            let values = g.dequantize(&quantized, &range)?;
             let weight = g.dequantize(&weight, &weight_range)?;
             let product = g.product(&values, &weight)?;
             match &bias {
@@ -51,7 +51,7 @@ pub(super) fn quantized_linear(
         (WeightScales::Blocks { size, scales }, _) => {
             let blocks = [out, width.div_ceil(*size), *size];
             let weight = weights.load_stored(g, &stored, &blocks, &blocks)?;
-            let scales = weights.load(g, &of(SCALES), &[scales.len()])?;
+            let scales = weights.load(g, &part(SCALES), &[scales.len()])?;
             g.weight_only_linear(&flat, *size, &weight, &scales, bias.as_ref())?
         }
         _ => return Err(Error::Numerics { layer: name.to_owned() }),

@@ -1,4 +1,4 @@
-//! What stands before and after the blocks of a step, in every lowering: patches, time and text in, velocities out.
+//! The layers before and after the blocks of a step, in every lowering: patches, time, text and velocity.
 
 use super::denoiser_block::{Conditions, one_plus_row, row};
 use super::graph_weights::GraphWeights;
@@ -7,20 +7,20 @@ use bundle::dtype::ElementType;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use graph::{Dim, GraphBuilder, Tensor};
 
-/// How the rows of a text come.
+/// The form of the text input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TextInput {
-    /// All 512.
+    /// All 512 rows.
     Whole,
-    /// Equal ones merged, with a bias that says how many each stands for.
+    /// Equal rows are merged; a bias encodes the number of merged rows.
     Merged,
 }
 
-/// What the blocks are given.
+/// The inputs of the blocks.
 pub(super) struct StepStart {
     /// Tokens `[B,L,d]`.
     pub(super) x: Tensor,
-    /// What every block is told besides.
+    /// Other inputs of every block.
     pub(super) conditions: Conditions,
     /// The bias of merged text rows, `[B,T]`.
     pub(super) key_bias: Option<Tensor>,
@@ -30,10 +30,10 @@ pub(super) struct StepStart {
 }
 
 impl StepStart {
-    /// Makes the inputs of a step and what comes before its first block.
+    /// Declares the inputs of a step and builds the layers before its first block.
     ///
     /// # Errors
-    /// A weight that is missing or does not fit the spec.
+    /// Returns an error if a weight is missing or does not match the spec.
     pub(super) fn new(
         g: &mut GraphBuilder,
         spec: &DenoiserSpec,
@@ -71,7 +71,7 @@ impl StepStart {
         let x = g.reshape(&x, &[batch, d.into(), tokens])?;
         let x = g.transpose(&x, &[0, 2, 1])?; // [B,L,d]
 
-        // As diffusers has it: the time embedding and all modulation in f32, its large projection like everything else.
+        // As in diffusers: time embedding and modulation in f32, the large projection in the format of the arithmetic.
         let time = g.scoped("time", |g| time_embedding(g, spec, weights.in_f32(), &timestep))?;
         let modulation = g.scoped("time", |g| {
             let active = g.silu(&time)?;
@@ -92,10 +92,10 @@ impl StepStart {
         Ok(Self { x, conditions, key_bias, latent, grid, time })
     }
 
-    /// Makes velocities of the tokens `x [B,L,d]` after the last block, the output of the step.
+    /// Builds the output `velocity` from the tokens `x [B,L,d]` after the last block.
     ///
     /// # Errors
-    /// A weight that is missing or does not fit the spec.
+    /// Returns an error if a weight is missing or does not match the spec.
     pub(super) fn finish(
         &self,
         g: &mut GraphBuilder,
@@ -114,7 +114,7 @@ impl StepStart {
 
 /// `timestep [1]` in 0..=1000 to the time embedding `[1,d]`.
 ///
-/// Source: sinusoid of `10000^(-i/half)`, cosines first, in f32 as diffusers computes it.
+/// Source: sinusoid of `10000^(-i/half)`, cosines first, in f32 as in diffusers.
 fn time_embedding(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
@@ -156,7 +156,7 @@ fn head(
     weights.linear(g, "proj_out", &h, [spec.out_channels * patch, d])
 }
 
-/// Patches of every token back to a video with the latent's frames and sides.
+/// Assembles the patches of all tokens to a video with the latent's frames and size.
 fn unpatchify(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,

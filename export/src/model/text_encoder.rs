@@ -1,7 +1,7 @@
-//! The umT5 encoder: `ids [1,S]` to `states [1,S,D]`.
+//! The graph of the umT5 encoder: `ids [1,S]` to `states [1,S,D]`.
 //!
-//! Encodes the real tokens alone: pads sit on the right, are masked as keys and positions are relative, so the rows
-//! are the same as in a padded run. The caller fills up with zeros.
+//! It encodes tokens without padding. The rows equal those of a padded run, because padding is on the right and masked
+//! and positions are relative. The caller pads with zeros.
 
 use super::graph_weights::GraphWeights;
 use crate::Error;
@@ -12,7 +12,7 @@ use graph::{Attention, Dim, GraphBuilder, Model, Tensor};
 /// Builds the graph of a text encoder.
 ///
 /// # Errors
-/// A weight that is missing or does not fit the spec.
+/// Returns an error if a weight is missing or does not match the spec.
 pub fn text_encoder_graph(spec: &TextEncoderSpec, weights: GraphWeights<'_>) -> Result<Model, Error> {
     let mut graph = weights.lowering().builder("text_encoder");
     let g = &mut graph;
@@ -20,7 +20,7 @@ pub fn text_encoder_graph(spec: &TextEncoderSpec, weights: GraphWeights<'_>) -> 
     let ids = g.input("ids", ElementType::I64, &[1.into(), length.clone()]);
     let table_shape = [spec.vocabulary, spec.width];
     let table = weights.load_stored(g, "shared.weight", &table_shape, &table_shape)?;
-    // Rows are widened after they are picked: a table of 256,000 rows is never widened as a whole.
+    // Rows are widened after the lookup: the table of 256,000 rows is never widened as a whole.
     let rows = g.gather(&table, &ids)?;
     let mut x = g.cast(&rows, weights.lowering().compute);
     let buckets = relative_buckets(g, spec, &length)?;
@@ -46,32 +46,32 @@ fn encoder_layer(
     let attention = format!("encoder.block.{layer}.layer.0");
     let mlp = format!("encoder.block.{layer}.layer.1");
 
-    let of = |part: &str| format!("{attention}.SelfAttention.{part}");
+    let part = |part: &str| format!("{attention}.SelfAttention.{part}");
     let gain = weights.load(g, &format!("{attention}.layer_norm.weight"), &[width])?;
-    let [gain] = weights.smoothed(g, &of("q"), [gain])?;
+    let [gain] = weights.smoothed(g, &part("q"), [gain])?;
     let h = g.rms_norm(x, &gain, spec.epsilon)?;
-    let q = weights.linear_without_bias(g, &of("q"), &h, [inner, width])?;
-    let k = weights.linear_without_bias(g, &of("k"), &h, [inner, width])?;
-    let v = weights.linear_without_bias(g, &of("v"), &h, [inner, width])?;
-    let bias = position_bias(g, spec, weights, &of("relative_attention_bias.weight"), buckets)?;
+    let q = weights.linear_without_bias(g, &part("q"), &h, [inner, width])?;
+    let k = weights.linear_without_bias(g, &part("k"), &h, [inner, width])?;
+    let v = weights.linear_without_bias(g, &part("v"), &h, [inner, width])?;
+    let bias = position_bias(g, spec, weights, &part("relative_attention_bias.weight"), buckets)?;
     // umT5 does not divide by the root of the head width.
     let mixed = g.attention(Attention { heads: spec.heads, scale: 1.0 }, &q, &k, &v, Some(&bias))?;
-    let mixed = weights.linear_without_bias(g, &of("o"), &mixed, [width, inner])?;
+    let mixed = weights.linear_without_bias(g, &part("o"), &mixed, [width, inner])?;
     let x = g.add(x, &mixed)?;
 
-    let of = |part: &str| format!("{mlp}.DenseReluDense.{part}");
+    let part = |part: &str| format!("{mlp}.DenseReluDense.{part}");
     let gain = weights.load(g, &format!("{mlp}.layer_norm.weight"), &[width])?;
-    let [gain] = weights.smoothed(g, &of("wi_0"), [gain])?;
+    let [gain] = weights.smoothed(g, &part("wi_0"), [gain])?;
     let h = g.rms_norm(&x, &gain, spec.epsilon)?;
-    let gate = weights.linear_without_bias(g, &of("wi_0"), &h, [spec.feed_forward, width])?;
+    let gate = weights.linear_without_bias(g, &part("wi_0"), &h, [spec.feed_forward, width])?;
     let gate = g.gelu_tanh(&gate);
-    let linear = weights.linear_without_bias(g, &of("wi_1"), &h, [spec.feed_forward, width])?;
+    let linear = weights.linear_without_bias(g, &part("wi_1"), &h, [spec.feed_forward, width])?;
     let hidden = g.multiply(&gate, &linear)?;
-    let out = weights.linear_without_bias(g, &of("wo"), &hidden, [width, spec.feed_forward])?;
+    let out = weights.linear_without_bias(g, &part("wo"), &hidden, [width, spec.feed_forward])?;
     Ok(g.add(&x, &out)?)
 }
 
-/// `bias [1,n,S,S]` from a table `[buckets,n]`; every layer of umT5 has its own.
+/// Returns `bias [1,n,S,S]` from a table `[buckets,n]`; every layer of umT5 has its own table.
 fn position_bias(
     g: &mut GraphBuilder,
     spec: &TextEncoderSpec,
@@ -87,13 +87,13 @@ fn position_bias(
     Ok(g.reshape(&bias, &shape)?)
 }
 
-/// The bucket of every pair of positions, `[S,S]` i64: row = query, column = key.
+/// Returns the bucket of every pair of positions, `[S,S]` i64: row = query, column = key.
 fn relative_buckets(g: &mut GraphBuilder, spec: &TextEncoderSpec, length: &Dim) -> Result<Tensor, Error> {
     let furthest = i64::try_from(TEXT_ROWS - 1).unwrap_or(i64::MAX);
-    let of_offset: Vec<i64> = (-furthest..=furthest)
+    let buckets: Vec<i64> = (-furthest..=furthest)
         .map(|offset| relative_bucket(offset, spec.buckets, spec.max_distance))
         .collect();
-    let table = g.integers("bucket of each offset", &[of_offset.len()], &of_offset)?;
+    let table = g.integers("bucket of each offset", &[buckets.len()], &buckets)?;
     let positions = g.range(length)?;
     let keys = g.reshape(&positions, &[1.into(), length.clone()])?;
     let queries = g.reshape(&positions, &[length.clone(), 1.into()])?;
@@ -103,10 +103,10 @@ fn relative_buckets(g: &mut GraphBuilder, spec: &TextEncoderSpec, length: &Dim) 
     Ok(g.gather(&table, &indices)?)
 }
 
-/// Bucket of `offset` = key position − query position, for both directions.
+/// Returns the bucket of `offset` = key position − query position, for both directions.
 ///
-/// Source: T5. Half of the buckets for each sign; the near half of those one per distance, the rest logarithmic up to
-/// `max_distance`.
+/// Source: T5. Each sign has half of the buckets. The first half of those has one bucket per distance, the second half
+/// is logarithmic up to `max_distance`.
 fn relative_bucket(offset: i64, buckets: usize, max_distance: usize) -> i64 {
     #[expect(clippy::cast_precision_loss, reason = "distances of at most 511 and a few buckets")]
     let real = |value: u64| value as f64;
@@ -117,7 +117,7 @@ fn relative_bucket(offset: i64, buckets: usize, max_distance: usize) -> i64 {
         distance
     } else {
         let scale = (real(max_distance as u64) / real(exact)).ln();
-        // The sum in front keeps exact powers, whose quotient may round down, in the upper bucket.
+        // The small summand keeps exact powers, whose quotient may be rounded down, in the upper bucket.
         let steps = 1e-9 + (real(distance) / real(exact)).ln() / scale * real(half - exact);
         #[expect(
             clippy::cast_possible_truncation,

@@ -1,7 +1,7 @@
-//! The tiny decoder of previews: one latent frame to one frame (the first) or four (each later one).
+//! The graph of the tiny decoder for previews: one latent frame to one frame (the first) or four (each later one).
 //!
-//! Source: the published `taew2_1` and `taew2_2`. Two-dimensional convolutions throughout; only its memory blocks look
-//! back, each at its own input one frame before, which is the cache of one frame that it takes and gives.
+//! Source: the published `taew2_1` and `taew2_2`. All convolutions are two-dimensional. Only the memory blocks use the
+//! past: each reads its own input of the previous frame, which is its cache.
 
 use super::causal_convolution::Chunk;
 use super::graph_weights::GraphWeights;
@@ -11,13 +11,13 @@ use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use bundle::spec::TinyDecoderSpec;
 use graph::{Dim, GraphBuilder, Model, Tensor};
 
-/// Latents are kept within ± this by a tangent.
+/// Latents are limited to ± this by a hyperbolic tangent.
 const SOFT_LIMIT: f32 = 3.0;
 
 /// Builds the graph for the first latent frame of a clip, or for every later one.
 ///
 /// # Errors
-/// A weight that is missing or does not fit the spec.
+/// Returns an error if a weight is missing or does not match the spec.
 pub fn tiny_decoder_graph(
     spec: &TinyDecoderSpec,
     chunk: Chunk,
@@ -62,7 +62,7 @@ impl TinyDecoder<'_> {
             }
             let mut growth = TinyDecoderSpec::GROWTH[stage];
             if stage == 2 && self.chunk == Chunk::First {
-                // Of the four frames of a first latent frame only the last belongs to the clip.
+                // Of the four frames of the first latent frame only the last is part of the clip.
                 x = last(self.g, &x)?;
                 growth = 1;
             }
@@ -76,7 +76,7 @@ impl TinyDecoder<'_> {
         if spec.patch > 1 {
             x = self.g.pixel_shuffle(&x, spec.patch)?;
         }
-        // 0..1, brought to the range of the real decoder.
+        // From 0..1 to the range of the VAE decoder.
         let x = self.g.clamp(&x, 0.0, 1.0)?;
         let two = self.g.constant("two", &[], &[2.0])?;
         let one = self.g.constant("one", &[], &[1.0])?;
@@ -113,18 +113,18 @@ impl TinyDecoder<'_> {
         Ok(self.g.constant(&format!("no bias over {out}"), &[out], &vec![0.0; out])?)
     }
 
-    /// `relu(f(x and the frame before) + x)` with three convolutions in `f`.
+    /// `relu(f(x, previous frame) + x)` with three convolutions in `f`.
     fn memory_block(&mut self, index: usize, x: &Tensor, width: usize) -> Result<Tensor, Error> {
         let frames = x.shape()[0].fixed().unwrap_or(1);
         let number = format!("{:02}", self.caches);
         self.caches += 1;
         let mut one_frame = x.shape().to_vec();
         one_frame[0] = 1.into();
-        let before = match self.chunk {
+        let previous = match self.chunk {
             Chunk::First => self.g.zeros(&one_frame)?,
             Chunk::Next => self.g.input(&format!("{CACHE_INPUT}{number}"), ElementType::F32, &one_frame),
         };
-        let history = self.g.concat(&[&before, x], 0)?; // [t+1,C,h,w]
+        let history = self.g.concat(&[&previous, x], 0)?; // [t+1,C,h,w]
         let past = self.g.slice(&history, 0, 0, frames)?;
         let newest = self.g.slice(&history, 0, frames, frames + 1)?;
         self.g.output(&format!("{CACHE_OUTPUT}{number}"), &newest)?;
@@ -138,7 +138,7 @@ impl TinyDecoder<'_> {
         Ok(self.g.relu(&h))
     }
 
-    /// `[t,C,h,w]` to `[growth·t,C,h,w]`. Weights for a stronger growth than is needed have the last frames at the end.
+    /// `[t,C,h,w]` to `[growth·t,C,h,w]`. If the weights are stored for a larger growth, the last frames are used.
     fn grow(
         &mut self,
         index: usize,
@@ -158,14 +158,14 @@ impl TinyDecoder<'_> {
     }
 }
 
-/// Where the bias of a convolution comes from.
+/// The bias of a convolution.
 #[derive(Debug, Clone, Copy)]
 enum Bias {
     Stored,
     Zero,
 }
 
-/// The last frame of `x [t,C,h,w]`.
+/// Returns the last frame of `x [t,C,h,w]`.
 fn last(g: &mut GraphBuilder, x: &Tensor) -> Result<Tensor, Error> {
     let frames = x.shape()[0].fixed().unwrap_or(1);
     Ok(g.slice(x, 0, frames - 1, frames)?)

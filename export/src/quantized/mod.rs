@@ -1,7 +1,7 @@
-//! Quantised variants of a bundle: numbers that calibration computed, lowered into weights and graphs.
+//! Quantised variants of a bundle: weights and graphs from the results of a calibration.
 //!
-//! `source` reads the weights of a bundle, `values` turns them into what ONNX Runtime kernels read, `packed_values` into what
-//! our own read, `variant` puts weights, graphs and `bundle.json` together.
+//! `source` reads the weights of a bundle. `values` converts them for ONNX Runtime kernels, `packed_values` for Rushes
+//! kernels. `variant` writes weights, graphs and the entries for `bundle.json`.
 
 mod packed_values;
 pub mod source;
@@ -9,5 +9,4 @@ mod values;
 pub mod variant;
 
 pub use source::BundleWeights;
-pub(crate) use values::{INPUT_FACTORS, SCALES};
 pub use variant::{VariantRequest, write_variant};

@@ -1,9 +1,10 @@
-//! What is stored of an expert or a decoder for Rushes kernels: layers packed, high precision for the rest.
+//! Weights of an expert or a decoder for Rushes kernels: packed layers, and higher precision for the rest.
 
 use super::source::BundleWeights;
-use super::values::{Content, INPUT_FACTORS, Planned, as_it_is, taps_first};
+use super::values::{Content, Planned, taps_first, unquantized};
 use crate::Error;
 use crate::checkpoint::inventory::Required;
+use crate::weights::INPUT_FACTORS;
 use crate::weights::new_file::Stored;
 use crate::weights::packed::PackedFormat;
 use bundle::dtype::ElementType;
@@ -12,8 +13,8 @@ use bundle::quantization::layers::{LayerInput, denoiser, fused};
 use bundle::spec::DenoiserSpec;
 use std::collections::BTreeSet;
 
-/// All tensors of an expert, in the order in which they are written. A fused layer is stored in bytes where its parts are
-/// quantised, else in bf16.
+/// Returns all tensors of an expert in file order. A fused layer is stored in int8 if its parts are quantised, else in
+/// bf16.
 pub(super) fn plan_expert(
     source: &BundleWeights,
     numerics: &ComponentNumerics,
@@ -24,12 +25,12 @@ pub(super) fn plan_expert(
     let is_part = |name: &str| name.rsplit_once('.').is_some_and(|(layer, _)| parts.contains(layer));
     let mut all = Vec::new();
     for required in source.required.iter().filter(|required| !is_part(&required.name)) {
-        let stored = as_it_is(source, required)?;
+        let stored = unquantized(source, required)?;
         all.push(Planned::one(stored, Content::Rounded(required.name.clone())));
     }
-    // Where attention makes the input, its values were divided already.
-    let is_here = |input: &LayerInput| matches!(input, LayerInput::Norm | LayerInput::Text);
-    for group in denoiser(spec).into_iter().filter(|group| is_here(&group.input)) {
+    // The input of the other layers is divided by the layer before.
+    let needs_factors = |input: &LayerInput| matches!(input, LayerInput::Norm | LayerInput::Text);
+    for group in denoiser(spec).into_iter().filter(|group| needs_factors(&group.input)) {
         let layer = &group.layers[0];
         let smoothing = numerics.layers.get(layer).and_then(|numbers| numbers.smoothing.as_ref());
         if let Some(smoothing) = smoothing.filter(|_| parts.contains(layer.as_str())) {
@@ -46,8 +47,8 @@ pub(super) fn plan_expert(
     Ok(all)
 }
 
-/// All tensors of a decoder, in the order in which they are written. A convolution that is not quantised, or whose kernel
-/// Rushes kernels do not read, is stored in f32.
+/// Returns all tensors of a decoder in file order. A convolution that is not quantised, or that Rushes kernels do not
+/// support, is stored in f32.
 pub(super) fn plan_decoder(source: &BundleWeights, numerics: &ComponentNumerics) -> Vec<Planned> {
     let packed = |layer: &str, shape: &[usize]| {
         let is_quantized = numerics.layers.contains_key(layer);

@@ -9,11 +9,11 @@ use bundle::layout;
 use bundle::manifest::{Bundle, Component, ComponentEntry};
 use std::path::PathBuf;
 
-/// The weights that a component was exported with.
+/// The exported weights of a component.
 #[derive(Debug)]
 pub struct BundleWeights {
     shards: Shards,
-    /// What its graphs read.
+    /// The weights that its graphs read.
     pub(super) required: Vec<Required>,
     /// Its folder.
     pub(super) folder: PathBuf,
@@ -23,7 +23,7 @@ impl BundleWeights {
     /// Opens the weights of a component for reading.
     ///
     /// # Errors
-    /// A file that is missing or damaged, or a weight that is.
+    /// Returns an error if a file or a weight is missing or damaged.
     pub fn open(bundle: &Bundle, entry: &ComponentEntry) -> Result<Self, Error> {
         let manifest = &bundle.manifest;
         let (family, required) = match &entry.component {
@@ -33,7 +33,7 @@ impl BundleWeights {
                 let residual_blocks = manifest.vae.residual_blocks;
                 (Family::Vae { residual_blocks }, inventory::decoder(&manifest.vae))
             }
-            // Previews are not quantised, so nothing reads their weights again.
+            // The tiny decoder is not quantised, so its weights are not read again.
             Component::Preview => (Family::TinyDecoder, Vec::new()),
         };
         let folder = bundle.folder.join(layout::component_folder(&entry.component));
@@ -45,10 +45,10 @@ impl BundleWeights {
         Ok(Self { shards, required, folder })
     }
 
-    /// A weight as f32, with its shape.
+    /// Reads a weight as f32, with its shape.
     ///
     /// # Errors
-    /// A weight that there is not, or a file that became shorter since it was opened.
+    /// Returns an error if there is no such weight or its file was truncated.
     pub fn read(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), Error> {
         let tensor = self.shards.tensor(name)?;
         let mut values = vec![0.0; tensor.length / tensor.element.bytes()];

@@ -1,4 +1,4 @@
-//! What is stored of a weight: codes and scales, adjusted biases, and high precision for the rest.
+//! The stored form of weights: quantised values and scales, adjusted biases, and higher precision for the rest.
 
 use super::source::BundleWeights;
 use crate::Error;
@@ -6,22 +6,19 @@ use crate::checkpoint::inventory::Required;
 use crate::weights::new_file::Stored;
 use crate::weights::number_format::narrow;
 use crate::weights::packed::{self, Numbers, PackedFormat, PartWeights};
+use crate::weights::{INPUT_FACTORS, SCALES};
 use bundle::dtype::ElementType;
 use bundle::manifest::Component;
 use bundle::quantization::layers::FusedLayer;
 use bundle::quantization::{ComponentNumerics, LayerNumerics, WeightScales, e4m3};
 use rayon::prelude::*;
 
-/// Suffix of the scales of a quantised weight.
-pub(crate) const SCALES: &str = "weight_scale";
-/// Suffix of what the channels of an input are multiplied with: one over the divisors of its smoothing.
-pub(crate) const INPUT_FACTORS: &str = "input_factors";
-/// Matrices from this size on are stored in 16 bits where they are not quantised.
+/// Matrices of at least this many elements are stored in 16 bits if they are not quantised.
 const NARROWED: usize = 4096;
 /// The largest f16.
 const F16_MAX: f32 = 65504.0;
 
-/// Tensors that will be stored, and out of what they are made.
+/// Tensors to store, and their content.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Planned {
     pub(super) stored: Vec<Stored>,
@@ -32,25 +29,25 @@ pub(super) struct Planned {
 pub(super) enum Content {
     /// The weight of this name, rounded to the stored format.
     Rounded(String),
-    /// The same with the three taps of time before the channels.
+    /// The same, with the three taps in time before the channels.
     TapsFirst(String),
-    /// The codes of a layer's weight.
-    Codes(String),
+    /// The quantised values of a layer's weight.
+    Quantized(String),
     /// The scales of a layer's weight.
     Scales(String),
     /// The adjusted bias of a layer.
     Bias(String),
-    /// The bias of a layer in units of its sums.
+    /// The bias of a layer in units of its integer sums.
     IntegerBias(String),
     /// One over the divisors of a layer's smoothing.
     InputFactors(String),
-    /// A fused layer as Rushes kernels read it.
+    /// A fused layer packed for Rushes kernels.
     Packed(FusedLayer, PackedFormat),
-    /// A convolution of the decoder as Rushes kernels read it.
+    /// A convolution of the decoder packed for Rushes kernels.
     PackedKernel(String),
 }
 
-/// All tensors of a variant, in the order in which they are written.
+/// Returns all tensors of a variant in file order.
 pub(super) fn plan(source: &BundleWeights, numerics: &ComponentNumerics) -> Result<Vec<Planned>, Error> {
     let is_decoder = numerics.component == Component::Decoder;
     let mut all = Vec::new();
@@ -64,36 +61,36 @@ pub(super) fn plan(source: &BundleWeights, numerics: &ComponentNumerics) -> Resu
             (Some(numbers), "weight") => {
                 let rows = shape[0];
                 let columns = shape[1..].iter().product::<usize>();
-                let codes = Content::Codes(layer.to_owned());
-                let of = |suffix: &str| format!("{layer}.{suffix}");
+                let quantized = Content::Quantized(layer.to_owned());
+                let part = |suffix: &str| format!("{layer}.{suffix}");
                 let scales = Content::Scales(layer.to_owned());
                 match &numbers.weights {
                     WeightScales::Rows(_) if is_decoder => {
-                        push(name.clone(), ElementType::I8, taps_first(shape), codes);
-                        push(of(SCALES), ElementType::F32, vec![rows], scales);
+                        push(name.clone(), ElementType::I8, taps_first(shape), quantized);
+                        push(part(SCALES), ElementType::F32, vec![rows], scales);
                     }
                     WeightScales::Rows(_) => {
-                        push(name.clone(), ElementType::I8, vec![columns, rows], codes);
-                        push(of(SCALES), ElementType::F32, vec![rows], scales);
+                        push(name.clone(), ElementType::I8, vec![columns, rows], quantized);
+                        push(part(SCALES), ElementType::F32, vec![rows], scales);
                     }
                     WeightScales::Tensor(_) => {
-                        push(name.clone(), ElementType::F8E4M3, vec![columns, rows], codes);
+                        push(name.clone(), ElementType::F8E4M3, vec![columns, rows], quantized);
                     }
                     WeightScales::Blocks { size, scales: values } => {
                         let blocks = columns.div_ceil(*size);
-                        push(name.clone(), ElementType::U8, vec![rows, blocks, *size], codes);
-                        push(of(SCALES), ElementType::F32, vec![values.len()], scales);
+                        push(name.clone(), ElementType::U8, vec![rows, blocks, *size], quantized);
+                        push(part(SCALES), ElementType::F32, vec![values.len()], scales);
                     }
                 }
                 if let Some(smoothing) = &numbers.smoothing {
                     let factors = Content::InputFactors(layer.to_owned());
-                    push(of(INPUT_FACTORS), ElementType::F32, vec![smoothing.divisors.len()], factors);
+                    push(part(INPUT_FACTORS), ElementType::F32, vec![smoothing.divisors.len()], factors);
                 }
-                let has_bias = source.required.iter().any(|other| other.name == of("bias"));
+                let has_bias = source.required.iter().any(|other| other.name == part("bias"));
                 if is_decoder {
-                    push(of("bias"), ElementType::I32, vec![rows], Content::IntegerBias(layer.to_owned()));
+                    push(part("bias"), ElementType::I32, vec![rows], Content::IntegerBias(layer.to_owned()));
                 } else if has_bias || numbers.bias_shift.is_some() {
-                    push(of("bias"), ElementType::F32, vec![rows], Content::Bias(layer.to_owned()));
+                    push(part("bias"), ElementType::F32, vec![rows], Content::Bias(layer.to_owned()));
                 }
             }
             (Some(_), "bias") => {}
@@ -101,7 +98,7 @@ pub(super) fn plan(source: &BundleWeights, numerics: &ComponentNumerics) -> Resu
                 push(name.clone(), ElementType::F32, taps_first(shape), Content::TapsFirst(name.clone()));
             }
             _ => {
-                let Stored { name, element, shape } = as_it_is(source, required)?;
+                let Stored { name, element, shape } = unquantized(source, required)?;
                 push(name.clone(), element, shape, Content::Rounded(name));
             }
         }
@@ -109,8 +106,11 @@ pub(super) fn plan(source: &BundleWeights, numerics: &ComponentNumerics) -> Resu
     Ok(all)
 }
 
-/// A weight that is not quantised: a large matrix in half precision, anything else in f32.
-pub(super) fn as_it_is(source: &BundleWeights, Required { name, shape }: &Required) -> Result<Stored, Error> {
+/// Returns the stored form of a weight that is not quantised: f16 for a large matrix, else f32.
+pub(super) fn unquantized(
+    source: &BundleWeights,
+    Required { name, shape }: &Required,
+) -> Result<Stored, Error> {
     let is_matrix = name.ends_with(".weight") && shape.len() >= 2;
     let element = if is_matrix && shape.iter().product::<usize>() >= NARROWED {
         narrowed(source, name)?
@@ -120,13 +120,13 @@ pub(super) fn as_it_is(source: &BundleWeights, Required { name, shape }: &Requir
     Ok(Stored { name: name.clone(), element, shape: shape.clone() })
 }
 
-/// Half precision where every value has one.
+/// Returns f16 if every value is in its range, else f32.
 fn narrowed(source: &BundleWeights, name: &str) -> Result<ElementType, Error> {
     let fits = source.read(name)?.1.par_iter().all(|value| value.abs() <= F16_MAX);
     Ok(if fits { ElementType::F16 } else { ElementType::F32 })
 }
 
-/// `[out,in,3,k,k]` as `[out,3·in,k,k]`, or a kernel without time as `[out,in,k,k]`.
+/// Returns `[out,3·in,k,k]` for `[out,in,3,k,k]`, and `[out,in,k,k]` for a kernel without a time axis.
 pub(super) fn taps_first(shape: &[usize]) -> Vec<usize> {
     match shape {
         [out, channels, taps, height, width] => vec![*out, taps * channels, *height, *width],
@@ -167,24 +167,24 @@ fn f32_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 impl Planned {
-    /// One tensor.
+    /// Creates the plan of one tensor.
     pub(super) fn one(stored: Stored, content: Content) -> Self {
         Self { stored: vec![stored], content }
     }
 
-    /// The tensors of a fused layer.
+    /// Creates the plan of a fused layer.
     pub(super) fn packed(layer: FusedLayer, format: PackedFormat) -> Self {
         Self { stored: packed::stored(&layer, format), content: Content::Packed(layer, format) }
     }
 
-    /// The tensors of a convolution of the decoder, whose weight has this shape; nothing for one that Rushes kernels do
-    /// not read.
+    /// Creates the plan of a convolution of the decoder whose weight has this shape. Returns none if Rushes kernels do
+    /// not support it.
     pub(super) fn packed_kernel(layer: &str, shape: &[usize]) -> Option<Self> {
         let stored = packed::stored_kernel(layer, shape)?;
         Some(Self { stored, content: Content::PackedKernel(layer.to_owned()) })
     }
 
-    /// The bytes that are stored, tensor by tensor.
+    /// Returns the bytes of each tensor.
     pub(super) fn bytes(
         &self,
         source: &BundleWeights,
@@ -198,9 +198,9 @@ impl Planned {
                 let (shape, values) = source.read(name)?;
                 self.rounded(&move_taps(&values, &shape))
             }
-            Content::Codes(name) => {
+            Content::Quantized(name) => {
                 let (name, numbers) = layer(name);
-                codes(source, &name, numbers, numerics.component == Component::Decoder)?
+                quantized(source, &name, numbers, numerics.component == Component::Decoder)?
             }
             Content::Scales(name) => match &layer(name).1.weights {
                 WeightScales::Rows(scales) | WeightScales::Blocks { scales, .. } => f32_bytes(scales),
@@ -240,7 +240,7 @@ impl Planned {
     }
 }
 
-/// A layer of the model as a part of a fused one: codes where it is quantised, its values where not.
+/// Returns a layer as a part of a fused layer: quantised values and scales if it is quantised, else f32.
 fn part_weights(
     source: &BundleWeights,
     numerics: &ComponentNumerics,
@@ -249,36 +249,36 @@ fn part_weights(
     let Some(numbers) = numerics.layers.get(name) else {
         let (_, values) = source.read(&format!("{name}.weight"))?;
         let bias = source.read(&format!("{name}.bias"))?.1;
-        return Ok(PartWeights { numbers: Numbers::Values(values), bias });
+        return Ok(PartWeights { numbers: Numbers::Floats(values), bias });
     };
     let WeightScales::Rows(scales) = &numbers.weights else {
         return Err(Error::Numerics { layer: name.to_owned() });
     };
-    let (_, codes) = row_codes(source, name, numbers, scales)?;
-    let bias = bias(source, name, numbers, scales.len(), Input::RunTime)?;
-    Ok(PartWeights { numbers: Numbers::Codes { codes, scales: scales.clone() }, bias })
+    let (_, values) = quantized_rows(source, name, numbers, scales)?;
+    let bias = bias(source, name, numbers, scales.len(), Input::Dynamic)?;
+    Ok(PartWeights { numbers: Numbers::Quantized { values, scales: scales.clone() }, bias })
 }
 
-/// Codes, sums, scales and bias of a convolution, in the order of [`packed::stored_kernel`].
+/// Returns quantised values, sums, scales and bias of a convolution, in the order of [`packed::stored_kernel`].
 fn packed_kernel(source: &BundleWeights, name: &str, numbers: &LayerNumerics) -> Result<Vec<Vec<u8>>, Error> {
     let WeightScales::Rows(scales) = &numbers.weights else {
         return Err(Error::Numerics { layer: name.to_owned() });
     };
-    let (shape, codes) = row_codes(source, name, numbers, scales)?;
+    let (shape, values) = quantized_rows(source, name, numbers, scales)?;
     let bias = bias(source, name, numbers, scales.len(), Input::Static)?;
-    packed::packed_kernel(name, &shape, &move_taps(&codes, &shape), scales, &bias)
+    packed::packed_kernel(name, &shape, &move_taps(&values, &shape), scales, &bias)
 }
 
-/// How the scale of a layer's input is found.
+/// The kind of scale of a layer's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
-    /// Beforehand.
+    /// Fixed by calibration.
     Static,
-    /// Of each row when it is there.
-    RunTime,
+    /// Computed for each row at run time.
+    Dynamic,
 }
 
-/// `b · factor + shift`; zeros where there is no bias.
+/// Returns `b · factor + shift`, with zeros for `b` if the layer has no bias.
 fn bias(
     source: &BundleWeights,
     layer: &str,
@@ -308,11 +308,11 @@ fn integer_bias(bias: f32, unit: f64) -> [u8; 4] {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "clamped to -127..=127")]
-fn code(value: f32, scale: f32) -> i8 {
+fn quantize(value: f32, scale: f32) -> i8 {
     (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
-/// The weight of a layer as it is rounded: with its row factors and the divisors of its smoothing; and its shape.
+/// Returns the shape and the values of a layer's weight before rounding, with its row factors and smoothing.
 fn adjusted(
     source: &BundleWeights,
     layer: &str,
@@ -330,8 +330,8 @@ fn adjusted(
     Ok((shape, values))
 }
 
-/// The codes of a layer's weight, output by output, and its shape.
-fn row_codes(
+/// Returns the shape of a layer's weight and its quantised values, row by row.
+fn quantized_rows(
     source: &BundleWeights,
     layer: &str,
     numbers: &LayerNumerics,
@@ -339,16 +339,16 @@ fn row_codes(
 ) -> Result<(Vec<usize>, Vec<i8>), Error> {
     let (shape, values) = adjusted(source, layer, numbers)?;
     let columns = values.len() / shape[0].max(1);
-    let codes = values
+    let quantized = values
         .par_chunks(columns.max(1))
         .zip(scales)
-        .flat_map_iter(|(row, scale)| row.iter().map(|value| code(*value, *scale)))
+        .flat_map_iter(|(row, scale)| row.iter().map(|value| quantize(*value, *scale)))
         .collect();
-    Ok((shape, codes))
+    Ok((shape, quantized))
 }
 
-/// The codes of a layer's weight in the order in which its operator reads them.
-fn codes(
+/// Returns the quantised values of a layer's weight in the layout of its operator.
+fn quantized(
     source: &BundleWeights,
     layer: &str,
     numbers: &LayerNumerics,
@@ -356,17 +356,17 @@ fn codes(
 ) -> Result<Vec<u8>, Error> {
     Ok(match &numbers.weights {
         WeightScales::Rows(scales) => {
-            let (shape, codes) = row_codes(source, layer, numbers, scales)?;
-            let (rows, columns) = (shape[0], codes.len() / shape[0].max(1));
-            let codes =
-                if is_decoder { move_taps(&codes, &shape) } else { transposed(&codes, rows, columns) };
-            codes.into_iter().map(i8::cast_unsigned).collect()
+            let (shape, values) = quantized_rows(source, layer, numbers, scales)?;
+            let (rows, columns) = (shape[0], values.len() / shape[0].max(1));
+            let values =
+                if is_decoder { move_taps(&values, &shape) } else { transposed(&values, rows, columns) };
+            values.into_iter().map(i8::cast_unsigned).collect()
         }
         WeightScales::Tensor(scale) => {
             let (shape, values) = adjusted(source, layer, numbers)?;
             let (rows, columns) = (shape[0], values.len() / shape[0].max(1));
-            let codes: Vec<u8> = values.par_iter().map(|value| e4m3::encode(value / scale)).collect();
-            transposed(&codes, rows, columns)
+            let encoded: Vec<u8> = values.par_iter().map(|value| e4m3::encode(value / scale)).collect();
+            transposed(&encoded, rows, columns)
         }
         WeightScales::Blocks { size, scales } => {
             let (shape, values) = adjusted(source, layer, numbers)?;
@@ -376,10 +376,10 @@ fn codes(
                 .par_chunks(columns.max(1))
                 .zip(scales.par_chunks(blocks.max(1)))
                 .flat_map_iter(|(row, scales)| {
-                    row.chunks(*size).zip(scales).flat_map(|(run, scale)| {
-                        // Codes around 128; a run that is shorter than the others ends in zeros.
-                        let unsigned = |value: &f32| code(*value, *scale).cast_unsigned() ^ 0x80;
-                        run.iter().map(unsigned).chain(std::iter::repeat_n(0x80, size - run.len()))
+                    row.chunks(*size).zip(scales).flat_map(|(block, scale)| {
+                        // The zero point is 128; a short block is padded with zeros.
+                        let unsigned = |value: &f32| quantize(*value, *scale).cast_unsigned() ^ 0x80;
+                        block.iter().map(unsigned).chain(std::iter::repeat_n(0x80, size - block.len()))
                     })
                 })
                 .collect()
@@ -392,7 +392,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn taps_go_before_channels_and_back_to_where_they_were_for_pictures() {
+    fn taps_move_before_channels_and_kernels_without_time_are_unchanged() {
         let values: Vec<u8> = (0..24).collect();
         // [2,2,3,1,2]
         let moved = move_taps(&values, &[2, 2, 3, 1, 2]);
@@ -402,12 +402,12 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_is_turned() {
+    fn a_matrix_is_transposed() {
         assert_eq!(transposed(&[1, 2, 3, 4, 5, 6], 2, 3), [1, 4, 2, 5, 3, 6]);
     }
 
     #[test]
-    fn a_bias_beyond_the_integers_saturates() {
+    fn a_bias_outside_the_integer_range_saturates() {
         assert_eq!(integer_bias(1.0, 0.25), 4_i32.to_le_bytes());
         assert_eq!(integer_bias(1e30, 1e-10), i32::MAX.to_le_bytes());
         assert_eq!(integer_bias(f32::NAN, 1.0), 0_i32.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Writes one quantised variant of a component: weights, graphs, and its entries for `bundle.json`.
+//! Writes a quantised variant of a component: weights, graphs, and entries for `bundle.json`.
 
 use super::packed_values;
 use super::source::BundleWeights;
@@ -20,23 +20,24 @@ use bundle::units::ByteCount;
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use graph::Model;
 
-/// A variant of a component.
+/// A request to write a quantised variant of a component.
 #[derive(Debug, Clone)]
 pub struct VariantRequest<'a> {
-    /// The kind of quantisation.
+    /// The scheme.
     pub scheme: Scheme,
-    /// Every number of it.
+    /// Its scales, ranges and smoothing.
     pub numerics: &'a ComponentNumerics,
-    /// For which kernels it is written down, where the component and the scheme have a choice.
+    /// The kernels to write graphs for, if the component and the scheme support both.
     pub kernels: &'a [KernelLibrary],
-    /// What a person should know of it.
+    /// A note for the user.
     pub note: Option<String>,
-    /// What may end the work.
+    /// Stops the work.
     pub stop: &'a Stop,
 }
 
 impl VariantRequest<'_> {
-    /// Which kernels the variant is written in: ours are for steps and decoders of bytes, and alone for steps of bf16.
+    /// Returns the kernels to write graphs for. Rushes kernels support int8 steps and decoders, and are the only ones
+    /// for bf16 steps.
     fn lowerings(&self) -> Vec<KernelLibrary> {
         match (&self.numerics.component, self.scheme) {
             (Component::Expert(_), Scheme::Bf16) => vec![KernelLibrary::Rushes],
@@ -48,13 +49,13 @@ impl VariantRequest<'_> {
     }
 }
 
-/// Writes the weights and graphs of a variant of `entry` and puts them into it, in place of what the entry had under the
-/// same precision. `bundle.json` is the caller's to write, and files that it then names no more are the caller's to remove.
+/// Writes the weights and graphs of a variant of `entry` and replaces the entry's variant of the same precision. The
+/// caller writes `bundle.json` and removes files that are no longer listed.
 ///
-/// A component of which nothing is quantised runs on its own weights.
+/// A component without quantised layers uses its exported weights.
 ///
 /// # Errors
-/// Weights that cannot be read, a file that cannot be written, a graph that cannot be built.
+/// Returns an error if weights cannot be read, a file cannot be written or a graph cannot be built.
 pub fn write_variant(
     bundle: &Bundle,
     entry: &mut ComponentEntry,
@@ -88,7 +89,7 @@ fn variant(
     }
 }
 
-/// Enters the exported graphs as those of the variant.
+/// Adds the exported graphs as graphs of the variant.
 fn share_exported(entry: &mut ComponentEntry, request: &VariantRequest<'_>) {
     let (precision, base) = (request.scheme.precision(), Precision::from(entry.weight_type));
     if precision != base {
@@ -105,7 +106,7 @@ fn share_exported(entry: &mut ComponentEntry, request: &VariantRequest<'_>) {
     entry.variants.push(variant(request, KernelLibrary::OnnxRuntime, Vec::new()));
 }
 
-/// Writes weights and graphs for one kind of kernels.
+/// Writes weights and graphs for one kernel library.
 fn lower(
     bundle: &Bundle,
     entry: &ComponentEntry,
@@ -139,7 +140,7 @@ fn lower(
     Ok((graphs, WeightFile { file: format!("{folder}/{location}"), bytes: ByteCount(bytes) }))
 }
 
-/// Takes the entries of a variant out.
+/// Removes the entries of a variant.
 fn remove_entries(entry: &mut ComponentEntry, precision: Precision) {
     let base = Precision::from(entry.weight_type);
     entry.graphs.retain(|graph| {
@@ -149,7 +150,7 @@ fn remove_entries(entry: &mut ComponentEntry, precision: Precision) {
     entry.variants.retain(|variant| variant.precision != precision);
 }
 
-/// Writes the weights; says where each lies and how long the file is.
+/// Writes the weights. Returns their locations and the length of the file.
 fn write_weights(
     source: &BundleWeights,
     request: &VariantRequest<'_>,
@@ -173,7 +174,7 @@ fn write_weights(
     Ok((placed, written.bytes))
 }
 
-/// For what a scheme is written down: E4M3 for TensorRT, and in f32 for the CPU, which computes the same numbers.
+/// Returns the targets of a scheme: E4M3 is for TensorRT, and for the CPU, which computes the same in f32.
 fn targets(scheme: Scheme) -> &'static [Target] {
     match scheme {
         Scheme::Fp8 => &[Target::Cpu, Target::Plain],
@@ -181,7 +182,7 @@ fn targets(scheme: Scheme) -> &'static [Target] {
     }
 }
 
-/// The graphs of a component over quantised weights.
+/// Builds the graphs of a component over quantised weights.
 fn build(
     manifest: &Manifest,
     numerics: &ComponentNumerics,

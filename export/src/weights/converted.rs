@@ -1,4 +1,4 @@
-//! Weights in another number format: streamed, tensor by tensor and in parallel, into a new safetensors file.
+//! Conversion of weights: streamed in parallel into a new safetensors file of another number format.
 
 use super::new_file::{Alignment, Stored, write_new};
 use super::number_format::{element_at, first_non_finite, narrow, widen};
@@ -9,15 +9,15 @@ use crate::checkpoint::shards::{Shards, StoredTensor};
 use bundle::dtype::{ElementType, WeightType};
 use rayon::prelude::*;
 
-/// Elements that are converted at a time; a thread holds three buffers of them.
+/// Elements of a block; a thread has three buffers of this size.
 const BLOCK: usize = 1 << 18;
 
-/// Writes the required weights of a component into one new file, stored as `weights`. Weights that are stored like that
-/// already are copied. Memory: a few MB per thread.
+/// Writes the required weights of a component into a new file, stored as `weights`. Weights that already have this
+/// format are copied. Memory: a few MB per thread.
 ///
 /// # Errors
-/// A weight that is missing, no floating-point number or too large for the number format; a file that cannot be written.
-/// Nothing is left of the file then.
+/// Returns an error if a weight is missing, is not floating-point or is out of range; and I/O errors. Nothing is left
+/// of the file then.
 pub fn place(
     shards: &Shards,
     required: &[Required],
@@ -32,7 +32,7 @@ pub fn place(
     if let Some(tensor) = tensors.iter().find(|tensor| !float.contains(&tensor.element)) {
         return Err(Error::WrongType { name: tensor.name.to_owned(), found: tensor.element });
     }
-    // In the order in which they are read.
+    // In file order.
     tensors.sort_by(|a, b| (a.file.path(), a.offset).cmp(&(b.file.path(), b.offset)));
 
     let name = format!("{}.safetensors", weights.element());
@@ -64,7 +64,7 @@ pub fn place(
     Ok(PlacedWeights { tensors: written.tensors, files, from: shards.folder().to_owned() })
 }
 
-/// What a thread converts with.
+/// The buffers of a thread.
 #[derive(Default)]
 struct Buffers {
     stored: Vec<u8>,
@@ -73,7 +73,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// The block of a tensor that begins with element `start`, stored as `weights`.
+    /// Converts the block of a tensor that begins at element `start`.
     fn convert(
         &mut self,
         tensor: &StoredTensor<'_>,
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::names::Family;
     use crate::checkpoint::samples::{bytes_of, write_shard};
-    use crate::weights::Keeping;
+    use crate::weights::Transfer;
     use bundle::manifest::Component;
     use half::{bf16, f16};
     use proptest::prelude::*;
@@ -120,7 +120,7 @@ mod tests {
         names.iter().map(|(name, shape)| Required { name: (*name).into(), shape: shape.to_vec() }).collect()
     }
 
-    /// Converts one tensor of these values; gives the new file.
+    /// Converts a tensor of these values and returns the new file.
     fn converted(values: &[f32], weights: WeightType) -> Result<(PlacedWeights, Vec<u8>), Error> {
         let (folder, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let small = bytes_of(&[0.5]);
@@ -134,7 +134,7 @@ mod tests {
         let destination = Destination {
             bundle: bundle.path(),
             component: &Component::Decoder,
-            keeping: Keeping::Link { copy_limit: None },
+            transfer: Transfer::Link { copy_limit: None },
             stop: None,
         };
         let required = required(&[("b.weight", &[values.len()]), ("a.bias", &[1])]);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_new_file_is_a_safetensors_file_of_aligned_tensors() {
+    fn the_new_file_is_a_valid_safetensors_file_with_aligned_tensors() {
         let values: Vec<f32> = (0..BLOCK + 5).map(|i| f32::from(u16::try_from(i % 4000).unwrap())).collect();
         let (placed, file) = converted(&values, WeightType::Bf16).unwrap();
         let read = SafeTensors::deserialize(&file).unwrap();
@@ -178,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_the_right_format_are_copied() {
+    fn weights_of_the_requested_format_are_copied() {
         let (placed, file) = converted(&[1.5, -2.5], WeightType::F32).unwrap();
         let start = usize::try_from(placed.expect("b.weight", &[2]).unwrap().offset).unwrap();
         assert_eq!(file[start..start + 8], bytes_of(&[1.5, -2.5]));
     }
 
     #[test]
-    fn a_value_too_large_for_the_format_is_refused_with_its_place() {
+    fn a_value_out_of_range_is_refused_with_its_position() {
         let mut values = vec![1.0; BLOCK + 3];
         values[BLOCK + 1] = 70_000.0;
         let error = converted(&values, WeightType::F16).unwrap_err();
@@ -201,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn a_required_weight_that_is_missing_is_named() {
+    fn a_missing_weight_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         write_shard(&folder.path().join("m.safetensors"), &[("a", &[1], &bytes_of(&[1.0]))]);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
         let destination = Destination {
             bundle: folder.path(),
             component: &Component::Decoder,
-            keeping: Keeping::Link { copy_limit: None },
+            transfer: Transfer::Link { copy_limit: None },
             stop: None,
         };
         let error = place(&shards, &required(&[("z", &[1])]), WeightType::F16, destination).unwrap_err();

@@ -1,6 +1,6 @@
-//! Weights that stay as they are: their files become part of the bundle by hard links.
+//! Weight files that are hard-linked into the bundle without conversion.
 
-use super::{Destination, ExternalTensor, Keeping, PlacedWeights, location};
+use super::{Destination, ExternalTensor, PlacedWeights, Transfer, location};
 use crate::Error;
 use crate::checkpoint::shards::Shards;
 use bundle::atomic;
@@ -9,22 +9,22 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// Bytes that are copied before it is looked whether to go on.
-const COPIED_AT_ONCE: u64 = 64 << 20;
+/// Bytes that are copied between two checks for a stop.
+const COPY_BLOCK: u64 = 64 << 20;
 
-/// Links every weight file of a component into the bundle, or copies it when that is asked for or the file system refuses.
+/// Links every weight file of a component into the bundle, or copies it if requested or if the file system refuses
+/// links.
 ///
-/// A link and its original are one file: overwriting the checkpoint in place later changes the bundle too; replacing or
-/// deleting it does not.
+/// A link shares the file with the checkpoint: overwriting the checkpoint in place also changes the bundle; replacing
+/// or deleting the checkpoint's file does not.
 ///
 /// # Errors
-/// [`Error::CopyRefused`] when links are refused and the copies would be over the destination's limit; a file that
-/// cannot be written.
+/// [`Error::CopyRefused`] if links are refused and the copies would exceed the destination's limit; and I/O errors.
 pub fn place(shards: &Shards, destination: Destination<'_>) -> Result<PlacedWeights, Error> {
     place_with(shards, destination, |original, link| std::fs::hard_link(original, link))
 }
 
-/// [`place`] with another way to make a link.
+/// [`place`] with another function that creates a link.
 fn place_with(
     shards: &Shards,
     destination: Destination<'_>,
@@ -37,15 +37,15 @@ fn place_with(
     let mut refusal = None;
     for file in shards.files() {
         let name = file_name(file.path())?;
-        // Download caches hold symbolic links; a hard link must be to the file itself.
+        // Download caches contain symbolic links; a hard link must refer to the file itself.
         let original = std::fs::canonicalize(file.path()).map_err(Error::file("read", file.path()))?;
         let target = folder.join(name);
         files.push(destination.entry(name, file.bytes()));
         if is_same_file(&original, &target) {
             continue;
         }
-        remove_if_there(&target)?;
-        if destination.keeping == Keeping::Copy {
+        remove_if_exists(&target)?;
+        if destination.transfer == Transfer::Copy {
             to_copy.push((original, target));
         } else if let Err(source) = link(&original, &target) {
             bytes = bytes + ByteCount(file.bytes());
@@ -54,13 +54,13 @@ fn place_with(
         }
     }
     if let (Some(source), Some((path, _))) = (refusal, to_copy.first()) {
-        if let Keeping::Link { copy_limit: Some(limit) } = destination.keeping
+        if let Transfer::Link { copy_limit: Some(limit) } = destination.transfer
             && bytes > limit
         {
             let path = path.clone();
             return Err(Error::CopyRefused { path, target: folder, bytes, limit, source });
         }
-        tracing::info!(%bytes, %source, "hard links are refused; weights are copied");
+        tracing::info!(%bytes, %source, "the file system refuses hard links; weights are copied");
     }
     to_copy.iter().try_for_each(|(original, target)| copy(original, target, destination))?;
 
@@ -91,22 +91,22 @@ fn is_same_file(original: &Path, target: &Path) -> bool {
     std::fs::canonicalize(target).is_ok_and(|target| target == original)
 }
 
-fn remove_if_there(path: &Path) -> Result<(), Error> {
+fn remove_if_exists(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("replace", path)(error)),
         _ => Ok(()),
     }
 }
 
-/// Copies a file; it gets its name when it is whole.
+/// Copies a file; it has its name only once it is complete.
 fn copy(original: &Path, target: &Path, destination: Destination<'_>) -> Result<(), Error> {
     let failed = |source| Error::File { action: "copy into", path: target.to_owned(), source };
     let mut from = File::open(original).map_err(Error::file("read", original))?;
-    let mut part = atomic::part_of(target).map_err(failed)?;
+    let mut part = atomic::create_part(target).map_err(failed)?;
     loop {
         destination.check()?;
-        // In the kernel, where both file systems can.
-        if io::copy(&mut (&mut from).take(COPIED_AT_ONCE), part.as_file_mut()).map_err(failed)? == 0 {
+        // In the kernel if both file systems support it.
+        if io::copy(&mut (&mut from).take(COPY_BLOCK), part.as_file_mut()).map_err(failed)? == 0 {
             break;
         }
     }
@@ -135,8 +135,8 @@ mod tests {
     }
 
     fn destination(bundle: &TempDir, copy_limit: Option<u64>) -> Destination<'_> {
-        let keeping = Keeping::Link { copy_limit: copy_limit.map(ByteCount) };
-        Destination { bundle: bundle.path(), component: &Component::Decoder, keeping, stop: None }
+        let transfer = Transfer::Link { copy_limit: copy_limit.map(ByteCount) };
+        Destination { bundle: bundle.path(), component: &Component::Decoder, transfer, stop: None }
     }
 
     fn inode(path: &Path) -> u64 {
@@ -144,10 +144,10 @@ mod tests {
     }
 
     #[test]
-    fn files_are_linked_and_mapped_names_found_in_them() {
+    fn files_are_linked_and_tensors_have_canonical_names() {
         let (folder, shards) = checkpoint();
         let bundle = tempfile::tempdir().unwrap();
-        // Twice, since a second export into the same folder must work.
+        // A second export into the same folder must work.
         for _ in 0..2 {
             let placed = place(&shards, destination(&bundle, Some(0))).unwrap();
             let file = bundle.path().join(&placed.files[0].file);
@@ -194,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_was_asked_for_does_not_follow_the_checkpoint() {
+    fn a_requested_copy_is_independent_of_the_checkpoint() {
         let (folder, shards) = checkpoint();
         let bundle = tempfile::tempdir().unwrap();
-        let copied = Destination { keeping: Keeping::Copy, ..destination(&bundle, None) };
+        let copied = Destination { transfer: Transfer::Copy, ..destination(&bundle, None) };
         let before = std::fs::read(folder.path().join(FILE)).unwrap();
-        // In place of an older link too.
+        // Also replaces an existing link.
         for destination in [copied, destination(&bundle, None), copied] {
             place(&shards, destination).unwrap();
         }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_in_their_place_already_are_left_alone() {
+    fn weights_that_are_already_in_the_bundle_are_kept() {
         let bundle = tempfile::tempdir().unwrap();
         let folder = bundle.path().join("decoder/weights");
         std::fs::create_dir_all(&folder).unwrap();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unwritable_destination_is_named() {
+    fn an_unwritable_destination_is_reported() {
         let (_folder, shards) = checkpoint();
         let bundle = tempfile::tempdir().unwrap();
         std::fs::write(bundle.path().join("decoder"), "a file is in the way").unwrap();

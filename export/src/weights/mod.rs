@@ -1,9 +1,8 @@
-//! Weights on their way from a checkpoint into a bundle.
+//! Weights: from a checkpoint into a bundle.
 //!
-//! [`scan`] reads every byte once, for the digest and to find damage. Then the weights get their place: [`linked`] as
-//! they are, or [`converted`] into a file of another number format. Either way the result says where each weight lies,
-//! which is all that a graph holds of it. [`packed`] adds linear layers as Rushes kernels read them. New files are
-//! written by `new_file`.
+//! [`scan`] reads every byte once, for the digest and to detect damage. Then the weight files are [`linked`] into the
+//! bundle, or [`converted`] into a new file of another number format. The result is the location of each weight, which
+//! is all that a graph contains. [`packed`] packs linear layers for Rushes kernels. `new_file` writes new files.
 
 pub mod converted;
 pub mod linked;
@@ -22,7 +21,11 @@ use bundle::units::ByteCount;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A weight in its place in the bundle: ONNX external data.
+/// Suffix of the scales of a quantised weight.
+pub(crate) const SCALES: &str = "weight_scale";
+/// Suffix of the smoothing factors of input channels: one over the divisors.
+pub(crate) const INPUT_FACTORS: &str = "input_factors";
+/// A weight in the bundle: ONNX external data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalTensor {
     /// File, relative to the component's folder, with `/`: `weights/model.safetensors`.
@@ -37,19 +40,19 @@ pub struct ExternalTensor {
     pub shape: Vec<usize>,
 }
 
-/// The weights of a component in their place in the bundle.
+/// The weights of a component in the bundle.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlacedWeights {
     /// Every weight by its canonical name.
     pub tensors: BTreeMap<String, ExternalTensor>,
-    /// The files that hold them.
+    /// Their files.
     pub files: Vec<WeightFile>,
     /// The component's folder in the checkpoint, for errors.
     pub from: PathBuf,
 }
 
 impl PlacedWeights {
-    /// A weight by its canonical name, which must have the given shape.
+    /// Returns a weight by its canonical name and checks its shape.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], or [`Error::WrongShape`] with the expected and the found shape.
@@ -66,61 +69,61 @@ impl PlacedWeights {
     }
 }
 
-/// What is copied without asking when the file system refuses hard links.
+/// The largest size that is copied without `--copy` if the file system refuses hard links.
 pub const COPY_LIMIT: ByteCount = ByteCount(1_000_000_000);
 
-/// Where the weights of a component go.
+/// The destination of a component's weights.
 #[derive(Debug, Clone, Copy)]
 pub struct Destination<'a> {
     /// Folder of the bundle.
     pub bundle: &'a Path,
     /// The component.
     pub component: &'a Component,
-    /// How files come to it that are stored as they are needed.
-    pub keeping: Keeping,
-    /// What may end the work.
+    /// The transfer of files that need no conversion.
+    pub transfer: Transfer,
+    /// Stops the work.
     pub stop: Option<&'a Stop>,
 }
 
-/// How a weight file that is stored as it is needed becomes part of a bundle.
+/// The transfer of a weight file that needs no conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keeping {
-    /// By a hard link: no room is taken, and the file stays that of the checkpoint too.
+pub enum Transfer {
+    /// A hard link: takes no disk space and shares the file with the checkpoint.
     Link {
-        /// The most that may be copied when links are refused; none for any amount.
+        /// The largest size that may be copied if links are refused; none for no limit.
         copy_limit: Option<ByteCount>,
     },
-    /// By a copy: what happens to the checkpoint later does not touch the bundle.
+    /// A copy: later changes of the checkpoint do not affect the bundle.
     Copy,
 }
 
 impl Destination<'_> {
-    /// Lets the work go on, or ends it.
+    /// Returns an error once a stop has been requested.
     fn check(&self) -> Result<(), Error> {
         Ok(self.stop.map_or(Ok(()), Stop::check)?)
     }
 
-    /// Makes the folder of the weights.
+    /// Creates the folder of the weights.
     fn create_folder(&self) -> Result<PathBuf, Error> {
         let folder = self.bundle.join(layout::component_folder(self.component)).join(layout::WEIGHTS);
         std::fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
         Ok(folder)
     }
 
-    /// The manifest's entry of a file of the weights.
+    /// Returns the manifest's entry for a weight file.
     fn entry(&self, name: &str, bytes: u64) -> WeightFile {
         let folder = layout::component_folder(self.component);
         WeightFile { file: format!("{folder}/{}", location(name)), bytes: ByteCount(bytes) }
     }
 }
 
-/// Path of a file of the weights, relative to the component's folder.
+/// Returns the path of a weight file, relative to the component's folder.
 fn location(name: &str) -> String {
     format!("{}/{name}", layout::WEIGHTS)
 }
 
-/// Gets the weights of a component into the bundle as they are, when all that its graphs read are stored as `weights`
-/// already; none when they are not.
+/// Links the weights of a component into the bundle if all weights that its graphs read are stored as `weights`.
+/// Returns none if they are not.
 ///
 /// # Errors
 /// See [`linked::place`].
@@ -133,7 +136,7 @@ pub fn place_linked(
     is_right.then(|| linked::place(&source.shards, destination)).transpose()
 }
 
-/// Gets the weights of a component into the bundle in another number format.
+/// Converts the weights of a component into the bundle.
 ///
 /// # Errors
 /// See [`converted::place`].
@@ -145,8 +148,8 @@ pub fn place_converted(
     converted::place(&source.shards, &source.required, weights, destination)
 }
 
-/// Gets the weights of a component into the bundle, stored as `weights`: linked when all that its graphs read are
-/// stored like that already, else converted.
+/// Puts the weights of a component into the bundle, stored as `weights`: linked if all weights that its graphs read are
+/// already stored so, else converted.
 ///
 /// # Errors
 /// See [`linked::place`] and [`converted::place`].
@@ -167,14 +170,14 @@ mod tests {
     use crate::checkpoint::samples;
 
     #[test]
-    fn weights_are_linked_when_they_are_stored_right_and_converted_otherwise() {
+    fn weights_of_the_requested_type_are_linked_and_others_are_converted() {
         let (_folder, checkpoint) = samples::checkpoint();
         let bundle = tempfile::tempdir().unwrap();
         for source in &checkpoint.sources {
             let destination = Destination {
                 bundle: bundle.path(),
                 component: &source.component,
-                keeping: Keeping::Link { copy_limit: None },
+                transfer: Transfer::Link { copy_limit: None },
                 stop: None,
             };
             for (weights, file) in [
@@ -196,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_is_expected_with_its_shape() {
+    fn a_weight_of_another_shape_is_an_error() {
         let (_folder, checkpoint) = samples::checkpoint();
         let bundle = tempfile::tempdir().unwrap();
         let source = &checkpoint.sources[0];
         let destination = Destination {
             bundle: bundle.path(),
             component: &source.component,
-            keeping: Keeping::Link { copy_limit: None },
+            transfer: Transfer::Link { copy_limit: None },
             stop: None,
         };
         let placed = place(source, WeightType::F32, destination).unwrap();

@@ -1,7 +1,7 @@
-//! One new safetensors file of tensors that can be mapped and read directly.
+//! New safetensors files with aligned tensors, for direct memory mapping.
 //!
-//! The format allows no gaps, so padding is made of tensors of its own, `__pad.N`; their bytes are holes in the file and
-//! take no room on disk.
+//! The format allows no gaps, so padding is stored as tensors named `__pad.N`. Their bytes are holes in the file and
+//! take no disk space.
 
 use super::ExternalTensor;
 use crate::Error;
@@ -16,19 +16,19 @@ use std::path::{Path, PathBuf};
 
 const PAGE: usize = 4096;
 const CACHE_LINE: usize = 64;
-/// Tensors from this size on begin at a page wherever they are.
+/// Tensors of at least this size are always aligned to pages.
 const LARGE: usize = 1 << 20;
 
-/// Where tensors begin.
+/// The alignment of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alignment {
-    /// Each at a page of the system.
+    /// Every tensor is aligned to a page.
     Pages,
-    /// Large ones at a page, small ones at a cache line: for files of many small tensors.
+    /// Large tensors are aligned to a page, small ones to a cache line; for files of many small tensors.
     LargeAtPages,
 }
 
-/// Name, number format and shape of a tensor that will be stored.
+/// Name, number format and shape of a tensor to store.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stored {
     pub(crate) name: String,
@@ -37,13 +37,13 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Bytes of its values.
+    /// Returns the bytes of its values.
     pub(crate) fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.element.bytes()
     }
 }
 
-/// A file whose places are known and whose bytes come in any order, from any thread.
+/// A file with a fixed layout whose bytes are written in any order, from any thread.
 pub(crate) struct NewFile {
     file: File,
     path: PathBuf,
@@ -51,7 +51,7 @@ pub(crate) struct NewFile {
 }
 
 impl NewFile {
-    /// Writes bytes of the tensor `index`, from its byte `start` on.
+    /// Writes bytes of the tensor `index`, starting at its byte `start`.
     pub(crate) fn write(&self, index: usize, start: usize, bytes: &[u8]) -> Result<(), Error> {
         let offset = (self.offsets[index] + start) as u64;
         self.file.write_all_at(bytes, offset).map_err(Error::file("write", &self.path))
@@ -61,17 +61,17 @@ impl NewFile {
 /// A file that was written.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Written {
-    /// Where each tensor lies.
+    /// The location of each tensor.
     pub(crate) tensors: BTreeMap<String, ExternalTensor>,
     /// Its length.
     pub(crate) bytes: u64,
 }
 
-/// Writes the file `path`, which graphs call `location`. `fill` writes every tensor. The file gets its name last; nothing
-/// is left of it where that fails.
+/// Writes the file `path`, which is `location` in graphs. `fill` writes every tensor. The file is renamed at the end;
+/// nothing is left of it after an error.
 ///
 /// # Errors
-/// A file that cannot be written, or what `fill` meets.
+/// I/O errors and those of `fill`.
 pub(crate) fn write_new(
     path: &Path,
     location: &str,
@@ -81,8 +81,8 @@ pub(crate) fn write_new(
 ) -> Result<Written, Error> {
     let Layout { header, offsets, bytes } = Layout::of(tensors, alignment, path)?;
     let io = || Error::file("write", path);
-    // Removed when it is dropped without its name.
-    let part = atomic::part_of(path).map_err(io())?;
+    // Removed when dropped before `publish`.
+    let part = atomic::create_part(path).map_err(io())?;
     let file = part.reopen().map_err(io())?;
     file.set_len(bytes as u64).map_err(io())?;
     file.write_all_at(&header, 0).map_err(io())?;
@@ -90,7 +90,7 @@ pub(crate) fn write_new(
     fill(&new)?;
     atomic::publish(part, path).map_err(io())?;
     let offsets = new.offsets;
-    let place = |(tensor, offset): (&Stored, usize)| {
+    let entry = |(tensor, offset): (&Stored, usize)| {
         let external = ExternalTensor {
             location: location.to_owned(),
             offset: offset as u64,
@@ -100,10 +100,10 @@ pub(crate) fn write_new(
         };
         (tensor.name.clone(), external)
     };
-    Ok(Written { tensors: tensors.iter().zip(offsets).map(place).collect(), bytes: bytes as u64 })
+    Ok(Written { tensors: tensors.iter().zip(offsets).map(entry).collect(), bytes: bytes as u64 })
 }
 
-/// Where everything goes in a file.
+/// The layout of a file.
 struct Layout {
     /// Length and JSON, padded to a page.
     header: Vec<u8>,
@@ -181,9 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn tensors_begin_where_they_can_be_read_and_the_format_holds() {
+    fn tensors_are_aligned_and_the_file_is_valid() {
         let folder = tempfile::tempdir().unwrap();
-        for (alignment, of_b) in [(Alignment::Pages, PAGE), (Alignment::LargeAtPages, CACHE_LINE)] {
+        for (alignment, begin_of_b) in [(Alignment::Pages, PAGE), (Alignment::LargeAtPages, CACHE_LINE)] {
             let path = folder.path().join("new.safetensors");
             let written = write_new(&path, "weights/new.safetensors", &tensors(), alignment, |file| {
                 file.write(0, 0, &[1, 2, 3])?;
@@ -196,13 +196,13 @@ mod tests {
             assert_eq!(read.tensor("a").unwrap().data(), [1, 2, 3]);
             assert_eq!(read.tensor("b").unwrap().data()[4..], 7.0_f32.to_le_bytes());
             let first = written.tensors["a"].offset;
-            assert_eq!(written.tensors["b"].offset - first, of_b as u64);
+            assert_eq!(written.tensors["b"].offset - first, begin_of_b as u64);
             assert_eq!(written.tensors["c"].offset % PAGE as u64, 0);
         }
     }
 
     #[test]
-    fn nothing_is_left_where_it_cannot_be_filled() {
+    fn nothing_is_left_after_a_failed_write() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new.safetensors");
         let failed = write_new(&path, "new", &tensors(), Alignment::Pages, |_| {

@@ -1,15 +1,14 @@
-//! Number formats of stored weights: conversion with one rounding, and the search for NaN and infinity.
+//! Number formats of stored weights: conversion with a single rounding, and the search for NaN and infinity.
 //!
-//! All functions work on little-endian bytes of any alignment, since tensors lie anywhere in their files, and on blocks
-//! that fit into a cache.
+//! All functions work on little-endian bytes of any alignment, because tensors may be unaligned in their files.
 
 use bundle::dtype::ElementType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-/// Position of the first element that is NaN or infinite; none in number formats that have neither.
+/// Returns the position of the first element that is NaN or infinite; none for number formats that have neither.
 ///
-/// `bytes` holds whole elements.
+/// `bytes` has whole elements.
 pub fn first_non_finite(element: ElementType, bytes: &[u8]) -> Option<usize> {
     match element {
         ElementType::F32 => first_with_exponent_full::<4>(bytes, |bytes| {
@@ -30,12 +29,12 @@ pub fn first_non_finite(element: ElementType, bytes: &[u8]) -> Option<usize> {
 
 fn first_with_exponent_full<const N: usize>(bytes: &[u8], full: impl Fn([u8; N]) -> bool) -> Option<usize> {
     let elements = bytes.as_chunks::<N>().0;
-    // Without a way out the loop becomes vector instructions; the place is looked for only if there is one.
+    // Without an early exit the loop is vectorised. The position is searched only if there is one.
     let any = elements.iter().fold(false, |any, element| any | full(*element));
     any.then(|| elements.iter().position(|element| full(*element))).flatten()
 }
 
-/// One floating-point element as f32, exactly; none past the end or for other number formats.
+/// Returns a floating-point element as f32, exactly; none past the end or for other number formats.
 pub fn element_at(element: ElementType, bytes: &[u8], index: usize) -> Option<f32> {
     let two = || bytes.as_chunks::<2>().0.get(index).copied();
     match element {
@@ -46,9 +45,9 @@ pub fn element_at(element: ElementType, bytes: &[u8], index: usize) -> Option<f3
     }
 }
 
-/// Widens stored elements to f32, exactly. Leaves `values` alone for other number formats.
+/// Widens stored elements to f32, exactly. Does nothing for other number formats.
 ///
-/// `values` has as many elements as `bytes` holds.
+/// `values` has as many elements as `bytes`.
 pub fn widen(element: ElementType, bytes: &[u8], values: &mut [f32]) {
     match element {
         ElementType::F32 => {
@@ -70,10 +69,10 @@ pub fn widen(element: ElementType, bytes: &[u8], values: &mut [f32]) {
     }
 }
 
-/// Narrows f32 values to the bytes of a floating-point format, rounded to the nearest, ties to even. What is too large
-/// becomes infinite.
+/// Narrows f32 values to the bytes of a floating-point format, rounded to the nearest, ties to even. Values that are
+/// too large become infinite.
 ///
-/// `bytes` has room for as many elements as there are `values`.
+/// `bytes` has the size of `values` in the new format.
 pub fn narrow(element: ElementType, values: &[f32], bytes: &mut [u8]) {
     match element {
         ElementType::F32 => {
@@ -100,7 +99,7 @@ pub fn narrow(element: ElementType, values: &[f32], bytes: &mut [u8]) {
     }
 }
 
-/// The upper half of an f32 after rounding to the nearest, ties to even; NaN stays NaN. Branch-free.
+/// Returns the upper half of an f32 after rounding to the nearest, ties to even; NaN stays NaN. Branch-free.
 fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
@@ -120,12 +119,12 @@ mod tests {
         bytes
     }
 
-    fn same(ours: f32, reference: f32) -> bool {
-        ours.to_bits() == reference.to_bits() || (ours.is_nan() && reference.is_nan())
+    fn same(found: f32, reference: f32) -> bool {
+        found.to_bits() == reference.to_bits() || (found.is_nan() && reference.is_nan())
     }
 
     #[test]
-    fn every_half_is_widened_exactly_and_comes_back() {
+    fn every_16_bit_float_survives_widening_and_narrowing() {
         for element in [ElementType::F16, ElementType::Bf16] {
             let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
             let mut values = vec![0.0; 65_536];
@@ -138,8 +137,8 @@ mod tests {
                 };
                 assert!(same(value, reference), "{element} {bits:#x}: {value} {reference}");
                 assert_eq!(element_at(element, &bytes, bits.into()).map(f32::is_nan), Some(value.is_nan()));
-                let place = 2 * usize::from(bits);
-                assert!(value.is_nan() || back[place..place + 2] == bits.to_le_bytes());
+                let start = 2 * usize::from(bits);
+                assert!(value.is_nan() || back[start..start + 2] == bits.to_le_bytes());
                 let found = first_non_finite(element, &bits.to_le_bytes());
                 assert_eq!(found.is_some(), !value.is_finite(), "{element} {bits:#x}");
             }
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_go_to_even_and_large_values_become_infinite() {
+    fn ties_round_to_even_and_large_values_become_infinite() {
         let values = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX, -f32::MAX];
         let expected = [1.0, 1.0 + 4.0 / 256.0, f32::INFINITY, f32::NEG_INFINITY];
         let mut back = [0.0; 4];
@@ -159,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_bad_element_is_found_wherever_it_is() {
-        for place in [0, 1, 15, 16, 99] {
+    fn the_first_non_finite_element_is_found_at_any_position() {
+        for position in [0, 1, 15, 16, 99] {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut values = vec![-f32::MAX; 100];
-                values[place..].fill(bad);
+                values[position..].fill(bad);
                 let mut bytes = vec![0];
                 bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-                assert_eq!(first_non_finite(ElementType::F32, &bytes[1..]), Some(place));
+                assert_eq!(first_non_finite(ElementType::F32, &bytes[1..]), Some(position));
             }
         }
         assert_eq!(first_non_finite(ElementType::U8, &[0xff; 8]), None);

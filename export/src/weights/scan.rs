@@ -1,9 +1,9 @@
 //! The digest of a component's weights and the search for damage, in one parallel pass.
 //!
-//! The digest depends on canonical names, number formats, shapes and contents alone, not on how they are spread over
-//! files. It is the BLAKE3 hash of, for every tensor in the order of canonical names: length and bytes of the name, name
-//! of the number format, rank and extents, and the BLAKE3 hash of each [`file_digest::PIECE`] of its bytes. The same hashes
-//! make the digests of the files.
+//! The digest depends on canonical names, number formats, shapes and contents, not on the distribution over files. It
+//! is the BLAKE3 hash over, for every tensor in the order of canonical names: length and bytes of the name, name of the
+//! number format, rank and extents, and the BLAKE3 hash of each [`file_digest::PIECE`] of its bytes. The digests of the
+//! files use the same hashes.
 
 use crate::Error;
 use crate::checkpoint::shards::{ShardFile, Shards, StoredTensor};
@@ -15,12 +15,12 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Bytes that are hashed and searched in turn, so that they come from memory once.
+/// Bytes that are hashed and searched together, so that they are loaded from memory once.
 const BLOCK: usize = 1 << 17;
-/// Bytes of each tensor that are read when not everything is.
+/// Bytes of each tensor that are read with [`Verify::Beginnings`].
 const BEGINNING: u64 = 4096;
 
-/// How much of the weights is read.
+/// The part of the weights that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verify {
     /// Every byte.
@@ -29,24 +29,24 @@ pub enum Verify {
     Beginnings,
 }
 
-/// What a scan found.
+/// The result of a scan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scan {
     /// Digest of the weights.
     pub digest: Digest,
-    /// Digest over every byte of each file, as of [`file_digest::of_pieces`], in the order of [`Shards::files`]; empty when
+    /// Digest over every byte of each file, see [`file_digest::of_pieces`], in the order of [`Shards::files`]; empty if
     /// not every byte was read.
     pub files: Vec<String>,
 }
 
-/// Digests the weights of a component and makes sure that they are finite.
+/// Computes the digest of a component's weights and checks that they are finite.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for the first bad element of the first bad weight, in the order of names; a file that cannot be read
-/// or changed meanwhile; a stop.
+/// [`Error::NotFinite`] for the first bad element of the first bad weight in the order of names; I/O errors; an error
+/// if a file was changed during the scan, or if a stop was requested.
 pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error> {
     let tensors: Vec<StoredTensor<'_>> = shards.tensors().collect();
-    // In the order of the files, which is how a disk likes to be read.
+    // In file order, for sequential reads.
     let pieces = pieces(shards, &tensors, verify);
     let read = |block: &mut Vec<u8>, piece: &Piece<'_>| {
         stop.check()?;
@@ -56,14 +56,14 @@ pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error>
         pieces.par_iter().map_init(Vec::new, read).collect::<Result<_, Error>>()?;
     shards.check_unchanged()?;
 
-    let mut of_tensors = vec![Vec::new(); tensors.len()];
+    let mut tensor_results = vec![Vec::new(); tensors.len()];
     for (piece, result) in pieces.iter().zip(&results) {
         if let Some((tensor, _)) = piece.tensor {
-            of_tensors[tensor].push(result);
+            tensor_results[tensor].push(result);
         }
     }
     let mut hasher = blake3::Hasher::new();
-    for (tensor, results) in tensors.iter().zip(&of_tensors) {
+    for (tensor, results) in tensors.iter().zip(&tensor_results) {
         if let Some(index) = results.iter().find_map(|result| result.bad) {
             return Err(not_finite(tensor, index));
         }
@@ -73,15 +73,15 @@ pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error>
         }
     }
     let file = |index: usize| {
-        let of_file = pieces.iter().zip(&results).filter(move |(piece, _)| piece.index == index);
-        file_digest::of_pieces(of_file.map(|(_, result)| &result.hash))
+        let file_results = pieces.iter().zip(&results).filter(move |(piece, _)| piece.index == index);
+        file_digest::of_pieces(file_results.map(|(_, result)| &result.hash))
     };
     let whole = verify == Verify::Whole;
     let files = if whole { (0..shards.files().len()).map(file).collect() } else { Vec::new() };
     Ok(Scan { digest: Digest::new(hasher.finalize(), whole), files })
 }
 
-/// What is read, in the order of files and of positions in them: everything, headers too, or the beginning of every tensor.
+/// Returns the pieces to read in file order: everything including headers, or the beginning of every tensor.
 fn pieces<'a>(shards: &'a Shards, tensors: &[StoredTensor<'_>], verify: Verify) -> Vec<Piece<'a>> {
     let mut all = Vec::new();
     for (index, file) in shards.files().iter().enumerate() {
@@ -112,7 +112,7 @@ struct Piece<'a> {
     index: usize,
     file: &'a ShardFile,
     range: Range<u64>,
-    /// The tensor that it belongs to, and how many of its bytes come before.
+    /// The tensor that it belongs to, and its position in the tensor in bytes.
     tensor: Option<(usize, u64)>,
 }
 
@@ -163,7 +163,7 @@ fn not_finite(tensor: &StoredTensor<'_>, index: usize) -> Error {
     }
 }
 
-/// An element, read again.
+/// Reads an element again.
 fn value_at(tensor: &StoredTensor<'_>, index: usize) -> Option<f32> {
     let mut bytes = vec![0; tensor.element.bytes()];
     tensor.read_at(index * bytes.len(), &mut bytes).ok()?;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_does_not_depend_on_sharding_or_on_whose_names_are_used() {
+    fn the_digest_does_not_depend_on_sharding_or_on_the_naming_scheme() {
         let values: Vec<f32> = (0..1000_u16).map(f32::from).collect();
         let bytes = bytes_of(&values);
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_counts_unless_only_beginnings_are_read() {
+    fn every_byte_affects_the_digest_unless_only_beginnings_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let mut values = vec![1.0; LARGE];
         write(folder.path(), &values, 0.0);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_element_that_is_not_finite_is_named() {
+    fn the_first_element_that_is_not_finite_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let mut values = vec![1.0; LARGE];
         for place in [LARGE - 1, PIECE / 4 + 1, 3] {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_ends_it() {
+    fn a_stop_request_ends_the_scan() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), &vec![1.0; LARGE], 1.0);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();

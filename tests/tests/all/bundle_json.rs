@@ -207,11 +207,11 @@ fn a_bundle_json_that_is_no_usable_file_is_refused() {
     assert!(Bundle::open(&edited.bundle()).is_err());
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    assert!(Bundle::open(&edited.bundle()).unwrap_err().to_string().contains("no file"));
+    assert!(Bundle::open(&edited.bundle()).unwrap_err().to_string().contains("not a regular file"));
     fs::remove_dir(&path).unwrap();
     // Larger than any that is written; a hole, so that it takes no room.
     fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
-    assert!(Bundle::open(&edited.bundle()).unwrap_err().to_string().contains("at most"));
+    assert!(Bundle::open(&edited.bundle()).unwrap_err().to_string().contains("the maximum"));
 }
 
 /// Defaults at the end of their ranges are no damage: the clip does not fit, and no command allocates for it.

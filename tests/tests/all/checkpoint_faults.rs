@@ -137,7 +137,7 @@ fn an_export_never_overwrites() {
     fs::write(copy.path().join("bundle/precious"), b"1").unwrap();
     let output = export(copy.path());
     assert_eq!(output.status.code(), Some(2));
-    check(&event(&output, "error"), "bundle", "there already");
+    check(&event(&output, "error"), "bundle", "already exists");
     assert_eq!(fs::read(copy.path().join("bundle/precious")).unwrap(), b"1");
 }
 

@@ -1,7 +1,7 @@
 //! The embedded model's cache: first starts at once, damage, a copy that is being used.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::in_use::InUse;
+use bundle::lock::ReadLock;
 use bundle::stop::Stop;
 use rushes::mini::{self, MiniEvent};
 use std::fs;
@@ -115,7 +115,7 @@ fn damage_of_any_kind_is_repaired() {
 fn a_damaged_copy_that_is_used_is_not_removed() {
     let cache = tempfile::tempdir().unwrap();
     let (bundle, _) = prepare(cache.path());
-    let used = InUse::of(&bundle);
+    let used = ReadLock::acquire(&bundle);
     overwrite(&bundle.join("tokenizer.json"));
     assert_eq!(prepare(cache.path()).1.len(), 1);
     assert_eq!(names(cache.path()).len(), 2, "the one that is used is there still");

@@ -11,7 +11,7 @@ use bundle::units::{Sigma, Timestep};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value, WeightMemory};
 use export::checkpoint::tiny_decoder;
 use export::model::{Chunk, GraphWeights, tiny_decoder_graph};
-use export::weights::{Destination, Keeping, place};
+use export::weights::{Destination, Transfer, place};
 use ndarray::{Array4, ArrayD, ArrayView4, Axis, concatenate, s};
 use runtime::decode::{TileSide, VideoDecoder};
 use runtime::denoise::StepDone;
@@ -42,7 +42,7 @@ fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
     let destination = Destination {
         bundle: folder,
         component: &source.component,
-        keeping: Keeping::Link { copy_limit: None },
+        transfer: Transfer::Link { copy_limit: None },
         stop: None,
     };
     let placed = place(&source, bundle::dtype::WeightType::F32, destination).unwrap();

@@ -272,7 +272,7 @@ fn what_a_killed_run_left_is_cleared_by_the_next() {
         child.wait().unwrap();
         let was_there = part.exists();
         let output = rushes(folder).args(arguments).output().unwrap();
-        let is_taken = String::from_utf8_lossy(&output.stderr).contains("something is there already");
+        let is_taken = String::from_utf8_lossy(&output.stderr).contains("it already exists and is not empty");
         assert!(output.status.success() || (is_taken && !was_there), "{output:?}");
         assert!(names(part.parent().unwrap()).iter().all(|name| !name.contains(".part")));
         let _ = fs::remove_dir_all(folder.join("x"));

@@ -103,7 +103,7 @@ fn an_error() {
     ");
     insta::assert_snapshot!(text(&fail(&["--fps", "fast"]).stderr), @r"
     error: --fps cannot be `fast`
-      why: it is no number of frames per second
+      why: it is not a number of frames per second
       fix: write it like 24, 23.976 or 24000/1001
     ");
     insta::assert_snapshot!(text(&fail(&["--steps", "fast"]).stderr), @r"

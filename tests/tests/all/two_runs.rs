@@ -1,7 +1,7 @@
 //! Two runs at once on the same folder: one wins whole, the other waits or is refused before it does anything.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use bundle::in_use::InUse;
+use bundle::lock::ReadLock;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -64,7 +64,7 @@ fn of_exports_into_one_folder_one_wins_whole() {
         let won = outputs.iter().filter(|output| output.status.success()).count();
         assert_eq!(won, 1, "{outputs:?}");
         for lost in outputs.iter().filter(|output| !output.status.success()) {
-            let refused = ["another run is at work there", "something is there already"];
+            let refused = ["another run is writing there", "it already exists and is not empty"];
             assert!(refused.iter().any(|words| said(lost).contains(words)), "{lost:?}");
             assert_eq!(lost.status.code(), Some(2));
             assert!(!said(lost).contains("reading"), "it began: {lost:?}");
@@ -89,7 +89,7 @@ fn what_another_left_never_comes_into_a_bundle() {
         let output = contained(folder, &["export", "ck", "--out", "b"]).wait_with_output().unwrap();
         if part == "b.part" {
             assert_eq!(output.status.code(), Some(2), "{output:?}");
-            assert!(said(&output).contains("no run of rushes made it"), "{output:?}");
+            assert!(said(&output).contains("it was not created by rushes"), "{output:?}");
         } else {
             assert!(output.status.success(), "{output:?}");
             assert_eq!(names(&folder.join("b/decoder/weights")).len(), 1);
@@ -127,7 +127,7 @@ fn refused_while(folder: &Path, first: &[&str], others: &[&[&str]]) {
     for other in others {
         let output = rushes(folder).args(of(other)).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{first:?} {other:?}: {output:?}");
-        assert!(said(&output).contains("another run is at work there"), "{output:?}");
+        assert!(said(&output).contains("another run is writing there"), "{output:?}");
     }
     signal("-CONT");
     let output = running.wait_with_output().unwrap();
@@ -169,7 +169,7 @@ fn files_that_a_running_clip_may_need_are_not_removed() {
     quantize("mse");
     let files = || names(&folder.join("b/decoder/weights"));
     let before = files();
-    let running = InUse::of(&folder.join("b"));
+    let running = ReadLock::acquire(&folder.join("b"));
     quantize("extremes");
     assert!(before.iter().all(|name| files().contains(name)), "{before:?} {:?}", files());
     drop(running);

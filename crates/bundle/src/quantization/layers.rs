@@ -1,17 +1,17 @@
-//! The layers that can be quantised, and what feeds them.
+//! The layers that can be quantised, grouped by their input.
 //!
-//! Layers of a group read the same tensor, so they share one smoothing and one range.
+//! Layers of a group read the same tensor, so they share smoothing and input range.
 
 use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
 
-/// What makes the input of a group of layers, and so where a division of its channels can be folded.
+/// The producer of a group's input. It determines where a division of the input channels can be folded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LayerInput {
-    /// A norm whose scale and shift can be divided.
+    /// A norm, whose scale and shift can be divided.
     Norm,
-    /// Attention over the values that a linear layer makes: its rows can be divided.
+    /// Attention over the values of this linear layer, whose rows can be divided.
     Values(String),
-    /// Text states that every block reads: a product of its own, on 512 rows.
+    /// Text states that every block reads: the division needs its own product, on 512 rows.
     Text,
     /// An activation function: nothing can be folded into it.
     Activation,
@@ -22,14 +22,14 @@ pub enum LayerInput {
 pub struct LayerGroup {
     /// Canonical names, without `.weight`.
     pub layers: Vec<String>,
-    /// What makes their input.
+    /// The producer of their input.
     pub input: LayerInput,
-    /// The block they belong to; none outside of blocks.
+    /// The block they belong to; none outside blocks.
     pub block: Option<usize>,
 }
 
-/// The linear layers of a denoiser that see many rows. Those on a single row (time and modulation) cost nothing and
-/// steer everything; the patch embedding and the head are narrow. They stay as they are.
+/// Returns the linear layers of a denoiser that have many input rows. The others are not quantised: the layers on a
+/// single row (time and modulation) cost little and affect everything, and the patch embedding and the head are narrow.
 pub fn denoiser(spec: &DenoiserSpec) -> Vec<LayerGroup> {
     let outside =
         |name: &str, input: LayerInput| LayerGroup { layers: vec![name.into()], input, block: None };
@@ -39,39 +39,39 @@ pub fn denoiser(spec: &DenoiserSpec) -> Vec<LayerGroup> {
         outside(&format!("{embedder}.linear_2"), LayerInput::Activation),
     ];
     for block in 0..spec.layers {
-        let of = |part: &str| format!("blocks.{block}.{part}");
+        let name = |part: &str| format!("blocks.{block}.{part}");
         let mut group = |parts: &[&str], input: LayerInput| {
-            let layers = parts.iter().map(|part| of(part)).collect();
+            let layers = parts.iter().map(|part| name(part)).collect();
             groups.push(LayerGroup { layers, input, block: Some(block) });
         };
         group(&["attn1.to_q", "attn1.to_k", "attn1.to_v"], LayerInput::Norm);
-        group(&["attn1.to_out.0"], LayerInput::Values(of("attn1.to_v")));
+        group(&["attn1.to_out.0"], LayerInput::Values(name("attn1.to_v")));
         group(&["attn2.to_q"], LayerInput::Norm);
         group(&["attn2.to_k", "attn2.to_v"], LayerInput::Text);
-        group(&["attn2.to_out.0"], LayerInput::Values(of("attn2.to_v")));
+        group(&["attn2.to_out.0"], LayerInput::Values(name("attn2.to_v")));
         group(&["ffn.net.0.proj"], LayerInput::Norm);
         group(&["ffn.net.2"], LayerInput::Activation);
     }
     groups
 }
 
-/// Linear layers that read the same rows and stand side by side as one: what Rushes kernels multiply with at once.
+/// Linear layers that read the same rows, concatenated into one weight for Rushes kernels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FusedLayer {
     /// Its name in files.
     pub name: String,
-    /// The layers of the model whose outputs stand one after another: `PART.weight [out,in]`, `PART.bias [out]`.
+    /// The layers whose outputs are concatenated: `PART.weight [out,in]`, `PART.bias [out]`.
     pub parts: Vec<String>,
-    /// Outputs of each part, and inputs.
+    /// Outputs of each part, and inputs: `[out,in]`.
     pub shape: [usize; 2],
 }
 
-/// The linear layers of a denoiser's blocks, fused, seven for each block, in the order in which a block uses them.
+/// Returns the fused linear layers of a denoiser's blocks: seven per block, in execution order.
 pub fn fused(spec: &DenoiserSpec) -> Vec<FusedLayer> {
     let (d, hidden) = (spec.width(), spec.feed_forward);
     let layer = |block: usize, name: &str, parts: &[&str], shape: [usize; 2]| {
-        let of = |part: &str| format!("blocks.{block}.{part}");
-        FusedLayer { name: of(name), parts: parts.iter().map(|part| of(part)).collect(), shape }
+        let full = |part: &str| format!("blocks.{block}.{part}");
+        FusedLayer { name: full(name), parts: parts.iter().map(|part| full(part)).collect(), shape }
     };
     let of_block = |block: usize| {
         [
@@ -87,7 +87,7 @@ pub fn fused(spec: &DenoiserSpec) -> Vec<FusedLayer> {
     (0..spec.layers).flat_map(of_block).collect()
 }
 
-/// The linear layers of a text encoder.
+/// Returns the linear layers of a text encoder.
 pub fn text_encoder(spec: &TextEncoderSpec) -> Vec<LayerGroup> {
     let mut groups = Vec::new();
     for layer in 0..spec.layers {
@@ -104,7 +104,7 @@ pub fn text_encoder(spec: &TextEncoderSpec) -> Vec<LayerGroup> {
     groups
 }
 
-/// The convolutions of a decoder, from the latent to the picture.
+/// Returns the convolutions of a decoder, in execution order.
 pub fn decoder(spec: &VaeSpec) -> Vec<String> {
     let mut names: Vec<String> = vec!["post_quant_conv".into(), "decoder.conv_in".into()];
     let residual = |names: &mut Vec<String>, name: String, shortcut: bool| {

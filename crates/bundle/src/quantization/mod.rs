@@ -1,21 +1,18 @@
-//! How a component is quantised: which layers, and every number that goes with them.
+//! The quantisation of a component: its layers and their scales, ranges and smoothing.
 //!
-//! This is the one description of the numerics. Calibration computes it from what it observed, export lowers it into
-//! graphs and weights. It knows no operator: a lowering with ONNX Runtime kernels and one with Rushes kernels read the
-//! same smoothing, row scales and ranges.
+//! Calibration computes these numbers from observed activations. Export lowers them into graphs and weights. They are
+//! independent of operators: graphs for ONNX Runtime kernels and for Rushes kernels are made from the same numbers.
 
 pub mod e4m3;
 pub mod layers;
 
-use crate::Error;
+use crate::component::Component;
 use crate::digest::Digest;
-use crate::manifest::Component;
 use crate::variant::Precision;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
 
-/// The kind of quantisation.
+/// A quantisation scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheme {
@@ -23,17 +20,18 @@ pub enum Scheme {
     Int8,
     /// E4M3 activations and weights, for accelerators.
     Fp8,
-    /// 8-bit weights alone, for when memory is the limit.
+    /// 8-bit weights, float arithmetic; saves memory.
     Int8Weights,
-    /// bf16 weights and activations in the products of a step, on Rushes kernels; nothing is calibrated.
+    /// bf16 weights and activations in the matrix products of a step, on Rushes kernels; not calibrated.
     Bf16,
 }
 
-impl Scheme {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Int8, Self::Fp8, Self::Int8Weights, Self::Bf16];
+crate::named!(
+    Scheme, "--scheme", "scheme", "int8" => Int8, "fp8" => Fp8, "int8-weights" => Int8Weights, "bf16" => Bf16,
+);
 
-    /// The precision of the graphs that it makes.
+impl Scheme {
+    /// Returns the precision of its graphs.
     pub fn precision(self) -> Precision {
         match self {
             Self::Int8 => Precision::Int8,
@@ -44,60 +42,40 @@ impl Scheme {
     }
 }
 
-impl fmt::Display for Scheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.precision().name())
-    }
-}
-
-impl std::str::FromStr for Scheme {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|scheme| scheme.precision().name() == text).ok_or_else(|| {
-            Error::value(
-                "--scheme",
-                text,
-                "it is no kind of quantisation",
-                "use int8, fp8, int8-weights or bf16",
-            )
-        })
-    }
-}
-
-/// A whole number as a value: `(code − zero_point) · scale`. For E4M3 the zero point is 0 and the code a float.
+/// The affine map of quantised values to reals: `(value − zero_point) · scale`. For E4M3 the zero point is 0 and the
+/// quantised value is a float.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Affine {
-    /// What one step is worth: above 0, normal and finite.
+    /// The real difference of two adjacent quantised values: above 0, normal and finite.
     pub scale: f32,
-    /// The code of 0.
+    /// The quantised value of 0.
     pub zero_point: u8,
 }
 
-/// Where the division of a layer's input happens.
+/// The place where a layer's input is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fold {
-    /// In what the input is made with: the scale and shift of a norm, or the rows of the linear layer before. Free.
+    /// In the producer of the input: the scale and shift of a norm, or the rows of the previous linear layer. Free.
     Upstream,
-    /// In a product of its own.
+    /// In a separate multiplication.
     Product,
 }
 
-/// Division of each channel of a layer's input, which its weights undo: `W·x = (W·d)·(x/d)`.
+/// Division of each input channel of a layer, compensated by its weights: `W·x = (W·d)·(x/d)`.
 ///
 /// Source: `SmoothQuant` (arXiv 2211.10438).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Smoothing {
-    /// What each input channel is divided by: above 0 and finite.
+    /// The divisor of each input channel: above 0 and finite.
     pub divisors: Vec<f32>,
-    /// Where.
+    /// The place of the division.
     pub fold: Fold,
-    /// The exponent that was chosen, for people.
+    /// The chosen exponent, for information.
     pub alpha: f32,
 }
 
-/// The scales of a layer's weights. A code is a whole number from -127 to 127, or E4M3.
+/// The scales of a layer's weights. Quantised values are integers from -127 to 127, or E4M3.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WeightScales {
@@ -105,39 +83,39 @@ pub enum WeightScales {
     Rows(Vec<f32>),
     /// One for all.
     Tensor(f32),
-    /// One for each run of `size` inputs of a row, rows one after the other.
+    /// One for each block of `size` inputs of a row, row by row.
     Blocks {
-        /// Inputs that share a scale; the last run of a row may be shorter.
+        /// Inputs that share a scale; the last block of a row may be shorter.
         size: usize,
         /// The scales, `[out, ⌈in/size⌉]`.
         scales: Vec<f32>,
     },
 }
 
-/// How one linear layer or convolution `y = W·x + b` is quantised.
+/// The quantisation of one linear layer or convolution `y = W·x + b`.
 ///
-/// Its stored weight is `W[n,k] · row_factors[n] · divisors[k]` over the scale, rounded; its stored bias is
-/// `b[n] · row_factors[n] + bias_shift[n]`, and `+ range_shift[n]` where the input has its static range.
+/// Its stored weight is `W[n,k] · row_factors[n] · divisors[k] / scale`, rounded. Its stored bias is
+/// `b[n] · row_factors[n] + bias_shift[n]`, plus `range_shift[n]` if the input is quantised with its static range.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerNumerics {
     /// Scales of the weights.
     pub weights: WeightScales,
-    /// The static range of the input; none where only weights are quantised.
+    /// The static range of the input; none if only weights are quantised.
     pub input: Option<Affine>,
-    /// The static range of the output; convolutions have one.
+    /// The static range of the output; only convolutions have one.
     pub output: Option<Affine>,
     /// Division of the input's channels.
     pub smoothing: Option<Smoothing>,
-    /// Factors on the output rows: the divisors that the next layer's smoothing folds into this one.
+    /// Factors of the output rows: the smoothing of the next layer, folded into this one.
     pub row_factors: Option<Vec<f32>>,
-    /// What rounding the weights changes in the mean of each output, taken back.
+    /// Correction for the mean change of each output due to rounding the weights.
     pub bias_shift: Option<Vec<f32>>,
-    /// What rounding the input to its static range changes in it, taken back; not with scales found at run time.
+    /// Correction for rounding the input to its static range; not used with dynamic scales.
     pub range_shift: Option<Vec<f32>>,
 }
 
 impl LayerNumerics {
-    /// A layer with nothing but scales: no smoothing, no shifts.
+    /// Creates a layer with scales only: no smoothing, no corrections.
     pub fn plain(weights: WeightScales, input: Option<Affine>) -> Self {
         Self {
             weights,
@@ -151,10 +129,10 @@ impl LayerNumerics {
     }
 }
 
-/// How the products inside an attention are quantised: E4M3 scales of what they multiply.
+/// The quantisation of the matrix products of an attention: E4M3 scales of their operands.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AttentionNumerics {
-    /// Of the queries, multiplied with the attention's scale.
+    /// Of the queries, after multiplication with the attention's scale.
     pub queries: f32,
     /// Of the keys.
     pub keys: f32,
@@ -163,43 +141,43 @@ pub struct AttentionNumerics {
 }
 
 impl AttentionNumerics {
-    /// The scale of what a softmax gives, 0 to 1.
+    /// The scale of softmax outputs, 0 to 1.
     pub const WEIGHTS: f32 = 1.0 / 448.0;
 }
 
-/// How one component is quantised.
+/// The quantisation of one component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComponentNumerics {
     /// The component.
     pub component: Component,
-    /// The weights that the numbers belong to.
+    /// Digest of the weights that the numbers belong to.
     pub digest: Digest,
     /// Quantised layers by canonical name, without `.weight`.
     pub layers: BTreeMap<String, LayerNumerics>,
-    /// Layers that could be quantised and are not, each with the reason.
+    /// Layers that could be quantised but are not, each with the reason.
     pub kept: BTreeMap<String, String>,
-    /// Attentions whose products are quantised, by name, like `blocks.0.attn1`.
+    /// Attentions whose products are quantised, by name, such as `blocks.0.attn1`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attention: BTreeMap<String, AttentionNumerics>,
 }
 
 impl ComponentNumerics {
-    /// Nothing is quantised.
+    /// Creates the quantisation of a component in which nothing is quantised.
     pub fn empty(component: Component, digest: Digest) -> Self {
         Self { component, digest, layers: BTreeMap::new(), kept: BTreeMap::new(), attention: BTreeMap::new() }
     }
 
-    /// A digest over every number, for file names.
+    /// Returns a digest over every number, for file names.
     pub fn fingerprint(&self) -> Digest {
         let text = serde_json::to_vec(self).unwrap_or_default();
         Digest::of_parts([text.as_slice()])
     }
 }
 
-/// A quantisation as a whole: one file in the bundle.
+/// The quantisation of all components: one file in the bundle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Numerics {
-    /// The kind.
+    /// The scheme.
     pub scheme: Scheme,
     /// One entry for each component.
     pub components: Vec<ComponentNumerics>,
@@ -222,18 +200,19 @@ mod tests {
         };
         let mut numerics = ComponentNumerics::empty(Component::Decoder, Digest::of_parts([]));
         numerics.layers.insert("a".into(), layer);
-        let whole = Numerics { scheme: Scheme::Int8Weights, components: vec![numerics] };
-        let text = serde_json::to_string(&whole).unwrap();
+        let numerics = Numerics { scheme: Scheme::Int8Weights, components: vec![numerics] };
+        let text = serde_json::to_string(&numerics).unwrap();
         let read: Numerics = serde_json::from_str(&text).unwrap();
-        assert_eq!(read, whole);
-        assert_eq!(read.components[0].fingerprint(), whole.components[0].fingerprint());
+        assert_eq!(read, numerics);
+        assert_eq!(read.components[0].fingerprint(), numerics.components[0].fingerprint());
         assert!(text.contains("int8-weights"));
     }
 
     #[test]
-    fn schemes_are_known_by_the_names_of_their_precisions() {
+    fn schemes_are_named_after_their_precisions() {
         for scheme in Scheme::ALL {
             assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);
+            assert_eq!(scheme.name(), scheme.precision().name());
         }
         assert!("int4".parse::<Scheme>().is_err());
     }

@@ -8,7 +8,7 @@ use crate::Error;
 use bundle::manifest::Bundle;
 use bundle::routing::{ExpertIndex, Routing};
 use bundle::settings::MAX_STEPS;
-use bundle::staging::Writing;
+use bundle::staging::WriteLock;
 use bundle::units::Seed;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
@@ -33,7 +33,7 @@ pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode,
     let started = Instant::now();
     let bundle = Bundle::open(&args.bundle)?;
     let cancel = global.interrupts.cancel();
-    let _writing = Writing::of(&bundle.folder)?;
+    let _lock = WriteLock::acquire(&bundle.folder)?;
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;

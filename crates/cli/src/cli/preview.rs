@@ -8,7 +8,7 @@ use bundle::geometry::{LatentShape, PixelSize};
 use bundle::layout;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
-use bundle::staging::Writing;
+use bundle::staging::WriteLock;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use engines::{Cancel, residency};
@@ -196,7 +196,7 @@ pub(super) fn fit(
     let started = Instant::now();
     let bundle = Bundle::open(folder)?;
     let cancel = global.interrupts.cancel();
-    let _writing = Writing::of(&bundle.folder)?;
+    let _lock = WriteLock::acquire(&bundle.folder)?;
     let onnx = global.onnx_runtime()?;
     let path = bundle.path(layout::PREVIEW_MAP);
     let model = Model::new(bundle, onnx, ModelOptions::default())?;

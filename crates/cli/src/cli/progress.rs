@@ -4,7 +4,6 @@ use super::render;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// What `--progress` can be.
@@ -20,24 +19,7 @@ pub(super) enum ProgressKind {
     None,
 }
 
-impl FromStr for ProgressKind {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, bundle::Error> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "bar" => Ok(Self::Bar),
-            "json" => Ok(Self::Json),
-            "none" => Ok(Self::None),
-            _ => Err(bundle::Error::value(
-                "--progress",
-                format!("`{text}`"),
-                "there is none of that name",
-                "use auto, bar, json or none",
-            )),
-        }
-    }
-}
+bundle::named!(ProgressKind, "--progress", "progress", "auto" => Auto, "bar" => Bar, "json" => Json, "none" => None);
 
 /// Shows one phase after the other.
 #[derive(Debug)]

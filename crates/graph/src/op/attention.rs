@@ -1,9 +1,9 @@
-//! Attention and rotary embedding in ONNX Runtime's fused form.
+//! Attention and rotary embedding as fused operators of ONNX Runtime.
 
 use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
 
-/// What one attention does.
+/// Parameters of an attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Number of heads; the widths of q, k and v are heads × head width.
@@ -14,12 +14,12 @@ pub struct Attention {
 
 impl GraphBuilder {
     /// `softmax(scale·q·kᵀ + bias)·v` for each head: `q [B,L,n·hd]`, `k [B,S,n·hd]`, `v [B,S,n·vd]`, and `bias`
-    /// `[1,n,L,S]`. Gives `[B,L,n·vd]`.
+    /// `[1,n,L,S]`. Returns `[B,L,n·vd]`.
     ///
-    /// Without a bias the CPU provider runs it block by block and never holds the L×S scores.
+    /// Without a bias the CPU provider computes it block by block and never stores all L×S scores.
     ///
     /// # Errors
-    /// Shapes that do not fit, or widths that the heads do not divide.
+    /// Returns an error if the shapes do not match or a width is not a multiple of the heads.
     pub fn attention(
         &mut self,
         attention: Attention,
@@ -65,7 +65,7 @@ impl GraphBuilder {
     /// `cos` and `sin [L,hd/2]`.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn rotate_interleaved(
         &mut self,
         heads: usize,

@@ -4,10 +4,10 @@ use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
 
 impl GraphBuilder {
-    /// Convolution of `x [N,Cin,H,W]` with `weight [Cout,Cin,k,k]`, stride 1, zeros around so that the size stays.
+    /// Convolution of `x [N,Cin,H,W]` with `weight [Cout,Cin,k,k]`, stride 1, zero-padded to the same size.
     ///
     /// # Errors
-    /// Channels that do not fit, or an even kernel.
+    /// Returns an error if the channels do not match or the kernel is even.
     pub fn convolve(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, Error> {
         let kernel: Option<Vec<usize>> = weight.shape().iter().skip(2).map(Dim::fixed).collect();
         let fits = x.rank() == 4
@@ -32,11 +32,11 @@ impl GraphBuilder {
         }
     }
 
-    /// Cuts a video into patches that do not overlap and projects each: `x [B,Cin,F,2·H,2·W]`-like, `weight
-    /// [d,Cin,kt,kh,kw]`, stride = kernel. Gives `[B,d,F/kt,H/kh,W/kw]`, whose extents the caller names in `grid`.
+    /// Splits a video into patches without overlap and projects each: `x [B,Cin,F,H,W]`, `weight [d,Cin,kt,kh,kw]`,
+    /// stride = kernel. Returns `[B,d,F/kt,H/kh,W/kw]`; `grid` is the last three extents.
     ///
     /// # Errors
-    /// Channels that do not fit, or a grid that is not the input's extents divided by the kernel.
+    /// Returns an error if the channels do not match or the grid is not the input's extents divided by the kernel.
     pub fn patch_convolution(
         &mut self,
         x: &Tensor,
@@ -65,7 +65,7 @@ impl GraphBuilder {
             }
             _ => Err(self.mismatch(
                 "Conv",
-                "x [B,Cin,F,H,W], weight [d,Cin,kt,kh,kw] and bias [d] of one patch grid",
+                "x [B,Cin,F,H,W], weight [d,Cin,kt,kh,kw] and bias [d] of the same patch grid",
                 &[x, weight, bias],
             )),
         }

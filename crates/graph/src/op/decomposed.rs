@@ -1,4 +1,4 @@
-//! Attention, rotary embedding and RMS norm in ONNX's own small operators, as TensorRT reads and fuses them.
+//! Attention, rotary embedding and RMS norm as small standard operators, which TensorRT fuses.
 
 use super::attention::Attention;
 use super::quantized::QuantizedRange;
@@ -6,25 +6,25 @@ use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
 use bundle::dtype::ElementType;
 
-/// Ranges of E4M3 codes inside an attention.
+/// E4M3 ranges of the operands of an attention.
 #[derive(Debug, Clone)]
 pub struct AttentionRanges {
-    /// Of the queries, with the attention's scale in them.
+    /// Of the queries, after multiplication with the attention's scale.
     pub queries: QuantizedRange,
     /// Of the keys.
     pub keys: QuantizedRange,
     /// Of the values.
     pub values: QuantizedRange,
-    /// Of what the softmax gives.
+    /// Of the softmax outputs.
     pub weights: QuantizedRange,
 }
 
 impl GraphBuilder {
-    /// [`GraphBuilder::attention`] as two products around a softmax, which hold the L×S scores unless they are fused. With
-    /// `ranges` all four operands are rounded to E4M3, each right before its product.
+    /// [`GraphBuilder::attention`] as two matrix products and a softmax. The L×S scores are stored unless the provider
+    /// fuses them. With `ranges`, all four operands are rounded to E4M3, each right before its product.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn decomposed_attention(
         &mut self,
         attention: Attention,
@@ -53,7 +53,7 @@ impl GraphBuilder {
         self.reshape(&mixed, &[q.shape()[0].clone(), q.shape()[1].clone(), v.shape()[2].clone()])
     }
 
-    /// `x [B,L,n·hd]` as `[B,L,n,hd]` with its axes in another order.
+    /// Reshapes `x [B,L,n·hd]` to `[B,L,n,hd]` and permutes its axes.
     fn heads(&mut self, attention: Attention, x: &Tensor, order: [usize; 4]) -> Result<Tensor, Error> {
         let width = x.from_last(1).fixed().map_or(0, |width| width / attention.heads.max(1));
         let shape = [x.shape()[0].clone(), x.shape()[1].clone(), attention.heads.into(), width.into()];
@@ -63,8 +63,8 @@ impl GraphBuilder {
 
     fn rounded(&mut self, x: Tensor, range: Option<&QuantizedRange>) -> Result<Tensor, Error> {
         let Some(range) = range else { return Ok(x) };
-        let codes = self.quantize(&x, range)?;
-        self.dequantize(&codes, range)
+        let quantized = self.quantize(&x, range)?;
+        self.dequantize(&quantized, range)
     }
 
     /// `a [B,n,L,K]` times `b [B,n,K,S]`.
@@ -98,11 +98,11 @@ impl GraphBuilder {
         let (a_cos, b_sin) = (self.multiply(&a, &cos)?, self.multiply(&b, &sin)?);
         let (a_sin, b_cos) = (self.multiply(&a, &sin)?, self.multiply(&b, &cos)?);
         let (first, second) = (self.subtract(&a_cos, &b_sin)?, self.add(&a_sin, &b_cos)?);
-        let turned = self.concat(&[&first, &second], 4)?;
-        self.reshape(&turned, x.shape())
+        let rotated = self.concat(&[&first, &second], 4)?;
+        self.reshape(&rotated, x.shape())
     }
 
-    /// [`GraphBuilder::rms_norm`] in steps, the mean in f32.
+    /// [`GraphBuilder::rms_norm`] as small operators, the mean in f32.
     pub(super) fn decomposed_rms_norm(
         &mut self,
         x: &Tensor,

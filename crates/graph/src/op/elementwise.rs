@@ -1,4 +1,4 @@
-//! Arithmetic and activations, element by element with broadcasting.
+//! Elementwise arithmetic and activations, with broadcasting.
 
 use crate::builder::Operator;
 use crate::dim::broadcast;
@@ -11,7 +11,7 @@ impl GraphBuilder {
             Some(shape) if a.element() == b.element() => {
                 Ok(self.node(Operator::new(op_type), &[Some(a), Some(b)], a.element(), shape))
             }
-            _ => Err(self.mismatch(op_type, "two shapes that broadcast and one number format", &[a, b])),
+            _ => Err(self.mismatch(op_type, "shapes that broadcast and equal number formats", &[a, b])),
         }
     }
 
@@ -22,7 +22,7 @@ impl GraphBuilder {
     /// `a + b`.
     ///
     /// # Errors
-    /// Shapes that do not broadcast.
+    /// Returns an error if the shapes do not broadcast.
     pub fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
         self.binary("Add", a, b)
     }
@@ -30,7 +30,7 @@ impl GraphBuilder {
     /// `a - b`.
     ///
     /// # Errors
-    /// Shapes that do not broadcast.
+    /// Returns an error if the shapes do not broadcast.
     pub fn subtract(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
         self.binary("Sub", a, b)
     }
@@ -38,7 +38,7 @@ impl GraphBuilder {
     /// `a · b`.
     ///
     /// # Errors
-    /// Shapes that do not broadcast.
+    /// Returns an error if the shapes do not broadcast.
     pub fn multiply(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
         self.binary("Mul", a, b)
     }
@@ -46,7 +46,7 @@ impl GraphBuilder {
     /// `a / b`.
     ///
     /// # Errors
-    /// Shapes that do not broadcast.
+    /// Returns an error if the shapes do not broadcast.
     pub fn divide(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
         self.binary("Div", a, b)
     }
@@ -54,7 +54,7 @@ impl GraphBuilder {
     /// The larger of `a` and `b`.
     ///
     /// # Errors
-    /// Shapes that do not broadcast.
+    /// Returns an error if the shapes do not broadcast.
     pub fn maximum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
         self.binary("Max", a, b)
     }
@@ -64,10 +64,10 @@ impl GraphBuilder {
         self.unary(Operator::new("Sqrt"), x)
     }
 
-    /// `x` kept within `low..=high`, by an operator of its own.
+    /// Clamps `x` to `low..=high` with a `Clip` node.
     ///
     /// # Errors
-    /// Never for an f32 tensor of this graph.
+    /// None for an f32 tensor of this graph.
     pub fn clamp(&mut self, x: &Tensor, low: f32, high: f32) -> Result<Tensor, Error> {
         let low = self.constant(&format!("{low:?}"), &[], &[low])?;
         let high = self.constant(&format!("{high:?}"), &[], &[high])?;
@@ -102,7 +102,7 @@ impl GraphBuilder {
     /// `x · sigmoid(x)`; ONNX Runtime fuses the two nodes into one pass.
     ///
     /// # Errors
-    /// Never for a tensor of this graph.
+    /// None for a tensor of this graph.
     pub fn silu(&mut self, x: &Tensor) -> Result<Tensor, Error> {
         let gate = self.unary(Operator::new("Sigmoid"), x);
         self.multiply(x, &gate)
@@ -113,7 +113,7 @@ impl GraphBuilder {
         self.unary(Operator::new("Gelu").text("approximate", "tanh"), x)
     }
 
-    /// The same values in another number format. What a weight or constant becomes is named after it and made once.
+    /// Converts to another number format. The cast of a weight or constant is named after it and added once.
     pub fn cast(&mut self, x: &Tensor, element: ElementType) -> Tensor {
         if x.element() == element {
             return x.clone();
@@ -130,7 +130,7 @@ impl GraphBuilder {
     /// Rows of `table [N, …]` picked by `indices` (any shape, i64).
     ///
     /// # Errors
-    /// Indices that are no integers.
+    /// Returns an error if the indices are not i64.
     pub fn gather(&mut self, table: &Tensor, indices: &Tensor) -> Result<Tensor, Error> {
         if indices.element() != ElementType::I64 || table.rank() == 0 {
             return Err(self.mismatch("Gather", "a table and i64 indices", &[table, indices]));
@@ -147,7 +147,7 @@ impl GraphBuilder {
     /// `0, 1, … size-1` as i64 `[size]`.
     ///
     /// # Errors
-    /// A symbol that no input tells.
+    /// Returns an error if no input has a symbol of `size`.
     pub fn range(&mut self, size: &Dim) -> Result<Tensor, Error> {
         let limit = self.dim_size(size)?;
         let limit = self.reshape(&limit, &[])?;

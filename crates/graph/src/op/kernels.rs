@@ -1,27 +1,27 @@
 //! Operators of the domain `rushes`, which the crate `kernels` computes on the CPU.
 //!
-//! Quantised activations are codes u8 with a scale and a zero point for each row; weights are packed as the products
-//! read them.
+//! Quantised activations are u8 with a scale and a zero point for each row. Weights are packed in the order in which
+//! the matrix products read them.
 
 use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
 use bundle::dtype::ElementType;
 
-/// Quantised activations: `x[…][k] ≈ scale·(code - zero)`.
+/// Quantised activations: `x[…][k] ≈ scale·(value - zero)`.
 #[derive(Debug, Clone)]
 pub struct Quantized {
     /// u8 `[B,L,K]`.
-    pub codes: Tensor,
+    pub values: Tensor,
     /// Scale and zero point of each row, f32 `[B,L,2]`.
     pub scales: Tensor,
 }
 
-/// Weights of a linear layer as s8, packed.
+/// Packed s8 weights of a linear layer.
 #[derive(Debug, Clone)]
 pub struct PackedInt8 {
     /// s8 `[N/16, K/4, 64]`.
     pub packed: Tensor,
-    /// Sums of the codes of each output, i32 `[N]`.
+    /// Sums of the quantised weights of each output, i32 `[N]`.
     pub sums: Tensor,
     /// Scale of each output, f32 `[N]`.
     pub scales: Tensor,
@@ -29,7 +29,7 @@ pub struct PackedInt8 {
     pub bias: Tensor,
 }
 
-/// Weights of a linear layer as bf16, packed.
+/// Packed bf16 weights of a linear layer.
 #[derive(Debug, Clone)]
 pub struct PackedBf16 {
     /// bf16 `[N/16, K/2, 32]`.
@@ -38,25 +38,25 @@ pub struct PackedBf16 {
     pub bias: Tensor,
 }
 
-/// What a linear layer multiplies, and how.
+/// The operands of a linear layer.
 #[derive(Debug, Clone, Copy)]
 pub enum LinearOperands<'a> {
-    /// Bytes.
+    /// 8-bit integers.
     Int8(&'a Quantized, &'a PackedInt8),
     /// bf16 `[B,L,K]`.
     Bf16(&'a Tensor, &'a PackedBf16),
 }
 
-/// What follows a product.
+/// The activation after a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// None.
     None,
     /// GELU in its tanh form.
     GeluTanh,
 }
 
-/// What an attention of the domain `rushes` does.
+/// Parameters of an attention of the domain `rushes`.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadAttention<'a> {
     /// Number of heads.
@@ -70,22 +70,22 @@ pub struct HeadAttention<'a> {
 }
 
 impl LinearOperands<'_> {
-    /// Inputs of the node, in the order of the operator, and its name by the format.
+    /// Returns the inputs of the node, in the order of the operator.
     fn inputs(&self) -> Vec<&Tensor> {
         match self {
-            Self::Int8(x, w) => vec![&x.codes, &x.scales, &w.packed, &w.sums, &w.scales, &w.bias],
+            Self::Int8(x, w) => vec![&x.values, &x.scales, &w.packed, &w.sums, &w.scales, &w.bias],
             Self::Bf16(x, w) => vec![x, &w.packed, &w.bias],
         }
     }
 
     fn x(&self) -> &Tensor {
         match self {
-            Self::Int8(x, _) => &x.codes,
+            Self::Int8(x, _) => &x.values,
             Self::Bf16(x, _) => x,
         }
     }
 
-    /// The outputs, if everything fits.
+    /// Returns the number of outputs if all shapes match.
     fn outputs(&self) -> Option<Dim> {
         let (packed, bias, step) = match self {
             Self::Int8(_, w) => (&w.packed, &w.bias, 4),
@@ -112,10 +112,10 @@ fn narrow(value: f64) -> f32 {
 }
 
 impl GraphBuilder {
-    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift` (both `[D]`), to codes.
+    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift` (both `[D]`), quantised by row.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn norm_quantized(
         &mut self,
         x: &Tensor,
@@ -130,7 +130,7 @@ impl GraphBuilder {
     /// Layer normalisation of `x [B,L,D]`, then `· scale + shift` (both `[D]`), to bf16.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn norm_bf16(
         &mut self,
         x: &Tensor,
@@ -151,10 +151,11 @@ impl GraphBuilder {
         Err(self.mismatch(name, "x [B,L,D], a scale and a shift [D]", &[x, vectors[0], vectors[1]]))
     }
 
-    /// Rows of `x [B,L,K]`, f32 or bf16, to codes: around 128, or from the smallest to the largest for what GELU leaves.
+    /// Quantises the rows of `x [B,L,K]`, f32 or bf16: symmetrically with zero point 128, or, after GELU, from the
+    /// minimum to the maximum.
     ///
     /// # Errors
-    /// Another number of axes.
+    /// Returns an error for another number of axes.
     pub fn rows_quantized(&mut self, x: &Tensor, after: Activation) -> Result<Quantized, Error> {
         if x.rank() != 3 {
             return Err(self.mismatch("RowQuant", "x [B,L,K]", &[x]));
@@ -165,17 +166,19 @@ impl GraphBuilder {
     }
 
     fn quantized(&mut self, operator: Operator, inputs: &[Option<&Tensor>], shape: &[Dim]) -> Quantized {
-        let mut of_scales = shape.to_vec();
-        of_scales[2] = 2.into();
-        let outputs = [("codes", ElementType::U8, shape.to_vec()), ("scales", ElementType::F32, of_scales)];
-        let [codes, scales] = self.node_of_two(operator, inputs, outputs);
-        Quantized { codes, scales }
+        let mut scales_shape = shape.to_vec();
+        scales_shape[2] = 2.into();
+        // These names are part of the names of values in graphs.
+        let outputs =
+            [("codes", ElementType::U8, shape.to_vec()), ("scales", ElementType::F32, scales_shape)];
+        let [values, scales] = self.node_of_two(operator, inputs, outputs);
+        Quantized { values, scales }
     }
 
     /// A linear layer to bf16 `[B,L,N]`.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn packed_linear(
         &mut self,
         operands: LinearOperands<'_>,
@@ -188,26 +191,10 @@ impl GraphBuilder {
         Ok(self.node(operator, &inputs, ElementType::Bf16, shape))
     }
 
-    /// A linear layer, GELU, and codes with one scale and zero point that are known beforehand.
+    /// `stream + gate·(linear layer)`, f32 `[B,L,N]`; in place if `stream` has no other reader.
     ///
     /// # Errors
-    /// Shapes that do not fit.
-    pub fn packed_linear_gelu_codes(
-        &mut self,
-        operands: LinearOperands<'_>,
-        scale: f32,
-        zero: u8,
-    ) -> Result<Quantized, Error> {
-        let shape = self.linear_shape(operands)?;
-        let operator = Operator::rushes("LinearQGelu").float("scale", scale).int("zero", zero.into());
-        let inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
-        Ok(self.quantized(operator, &inputs, &shape))
-    }
-
-    /// `stream + gate·(a linear layer)`, f32 `[B,L,N]`, in the memory of `stream` where nobody else reads it.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn packed_linear_residual(
         &mut self,
         operands: LinearOperands<'_>,
@@ -242,11 +229,11 @@ impl GraphBuilder {
         }
     }
 
-    /// Attention of a sequence to itself: `qkv` bf16 `[B,L,3D]` before norms and rotation, `cos` and `sin [L,head/2]`.
-    /// Gives bf16 `[B,L,D]`.
+    /// Self-attention: `qkv` bf16 `[B,L,3D]` before norms and rotation, `cos` and `sin [L,head/2]`. Returns bf16
+    /// `[B,L,D]`.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn packed_self_attention(
         &mut self,
         attention: HeadAttention<'_>,
@@ -275,11 +262,11 @@ impl GraphBuilder {
         Ok(self.node(operator, &inputs, ElementType::Bf16, shape))
     }
 
-    /// Attention of `q` bf16 `[B,L,D]` to keys and values bf16 `[B,T,2D]`, with `key_bias` f32 `[B,T]` added to the scores.
-    /// Gives bf16 `[B,L,D]`.
+    /// Cross-attention of `q` bf16 `[B,L,D]` to keys and values bf16 `[B,T,2D]`, with `key_bias` f32 `[B,T]` added to
+    /// the scores. Returns bf16 `[B,L,D]`.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Returns an error if the shapes do not match.
     pub fn packed_cross_attention(
         &mut self,
         attention: HeadAttention<'_>,

@@ -1,4 +1,4 @@
-//! Linear layers on weights as checkpoints store them: `[out,in]`.
+//! Linear layers with weights in the layout of checkpoints: `[out,in]`.
 
 use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
@@ -6,10 +6,10 @@ use crate::{Dim, Error, GraphBuilder, Tensor};
 impl GraphBuilder {
     /// `x·Wᵀ + b` over the last axis: `x […,in]`, `weight [out,in]`, `bias [out]`.
     ///
-    /// The weight is read where it is, by `Gemm(transB=1)`: no transposed copy.
+    /// `Gemm(transB=1)` reads the weight without a transposed copy.
     ///
     /// # Errors
-    /// Widths that do not fit.
+    /// Returns an error if the widths do not match.
     pub fn linear(&mut self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, Error> {
         let fits = weight.rank() == 2
             && weight.shape()[1] == x.from_last(1)

@@ -1,4 +1,4 @@
-//! Typed constructors of nodes: each checks its operands and knows the shape of its result.
+//! Typed constructors of nodes. Each checks its operands and infers the shape of its result.
 
 pub(crate) mod attention;
 mod convolution;

@@ -5,11 +5,10 @@ use crate::{Dim, Error, GraphBuilder, Tensor};
 use bundle::dtype::ElementType;
 
 impl GraphBuilder {
-    /// Layer normalisation over the last axis, then `· scale + shift`, both `[d]`; they may come from weights or be
-    /// computed in the graph.
+    /// Layer normalisation over the last axis, then `· scale + shift`, both `[d]`.
     ///
     /// # Errors
-    /// A scale or shift that is not as wide as the last axis.
+    /// Returns an error if scale or shift have not the width of the last axis.
     pub fn layer_norm(
         &mut self,
         x: &Tensor,
@@ -33,7 +32,7 @@ impl GraphBuilder {
     /// `x / sqrt(mean(x²) + ε) · gain` over the last axis; `gain [d]`.
     ///
     /// # Errors
-    /// A gain that is not as wide as the last axis.
+    /// Returns an error if the gain has not the width of the last axis.
     pub fn rms_norm(&mut self, x: &Tensor, gain: &Tensor, epsilon: f64) -> Result<Tensor, Error> {
         if gain.shape() != [x.from_last(1)] {
             return Err(self.mismatch("RMSNormalization", "a gain of the last axis", &[x, gain]));
@@ -48,7 +47,7 @@ impl GraphBuilder {
     /// `x / max(‖x‖₂, 1e-12)` over the channels of `x [N,C,H,W]`, times `gain`, which broadcasts to `x`.
     ///
     /// # Errors
-    /// A gain that does not broadcast.
+    /// Returns an error if the gain does not broadcast.
     pub fn channel_norm(&mut self, x: &Tensor, gain: &Tensor) -> Result<Tensor, Error> {
         let mut shape = x.shape().to_vec();
         if shape.len() != 4 {
@@ -65,11 +64,11 @@ impl GraphBuilder {
 }
 
 impl GraphBuilder {
-    /// [`channel_norm`](Self::channel_norm) out of products and a sum, for where the norm itself has no kernel in the
-    /// number format of `x`. The root is taken in f32.
+    /// [`channel_norm`](Self::channel_norm) as multiplications and a sum, for providers without a norm kernel in the
+    /// number format of `x`. The root is computed in f32.
     ///
     /// # Errors
-    /// A gain that does not broadcast.
+    /// Returns an error if the gain does not broadcast.
     pub fn channel_norm_by_sum(&mut self, x: &Tensor, gain: &Tensor) -> Result<Tensor, Error> {
         let mut shape = x.shape().to_vec();
         if shape.len() != 4 {
@@ -94,7 +93,7 @@ impl GraphBuilder {
     }
 }
 
-/// ONNX holds floating-point attributes as f32.
+/// ONNX stores floating-point attributes as f32.
 fn narrow(value: f64) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "the format of the attribute")]
     let value = value as f32;

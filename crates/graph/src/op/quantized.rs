@@ -1,41 +1,41 @@
-//! Operators on 8-bit numbers.
+//! Operators on 8-bit quantised values.
 
 use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
 use bundle::dtype::ElementType;
 use bundle::quantization::Affine;
 
-/// A range as constants of a graph.
+/// A quantisation range as constants of a graph.
 #[derive(Debug, Clone)]
 pub struct QuantizedRange {
-    /// A scalar in the number format of the values.
+    /// The scale, a scalar in the number format of the reals.
     pub scale: Tensor,
-    /// The code of 0.
+    /// The quantised value of 0.
     pub zero_point: Tensor,
 }
 
 impl GraphBuilder {
-    /// A scalar f32 constant, declared once for each value.
+    /// Declares a scalar f32 constant, once for each value.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn scalar(&mut self, value: f32) -> Result<Tensor, Error> {
         self.constant(&format!("scalar {value:e}"), &[], &[value])
     }
 
-    /// The constants of a range of u8 codes.
+    /// Declares the constants of a u8 range.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn range_u8(&mut self, range: Affine) -> Result<QuantizedRange, Error> {
         let zero_point = self.zero_point(ElementType::U8, range.zero_point)?;
         Ok(QuantizedRange { scale: self.scalar(range.scale)?, zero_point })
     }
 
-    /// The constants of a range of E4M3 codes of values in the number format `values`, f32 or bf16, which the scale has too.
+    /// Declares the constants of an E4M3 range. `values` is the number format of the reals and the scale, f32 or bf16.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn range_e4m3(&mut self, scale: f32, values: ElementType) -> Result<QuantizedRange, Error> {
         let zero_point = self.zero_point(ElementType::F8E4M3, 0)?;
         let scale = match values {
@@ -48,10 +48,10 @@ impl GraphBuilder {
         Ok(QuantizedRange { scale, zero_point })
     }
 
-    /// The zero point of signed codes.
+    /// Declares the zero point of s8 values.
     ///
     /// # Errors
-    /// Never.
+    /// None; constants are always valid.
     pub fn zero_i8(&mut self) -> Result<Tensor, Error> {
         self.zero_point(ElementType::I8, 0)
     }
@@ -60,34 +60,35 @@ impl GraphBuilder {
         self.inline(&format!("{element} {value}"), element, &[], 1, vec![value])
     }
 
-    /// The codes of `x`.
+    /// Quantises `x`.
     ///
     /// # Errors
-    /// Never for tensors of this graph.
+    /// None for tensors of this graph.
     pub fn quantize(&mut self, x: &Tensor, range: &QuantizedRange) -> Result<Tensor, Error> {
         let inputs = [Some(x), Some(&range.scale), Some(&range.zero_point)];
         let element = range.zero_point.element();
         Ok(self.node(Operator::new("QuantizeLinear"), &inputs, element, x.shape().to_vec()))
     }
 
-    /// The values of codes.
+    /// Dequantises `quantized`.
     ///
     /// # Errors
-    /// Codes of another number format than the range.
-    pub fn dequantize(&mut self, codes: &Tensor, range: &QuantizedRange) -> Result<Tensor, Error> {
-        if codes.element() != range.zero_point.element() {
-            let expected = "codes in the number format of their zero point";
-            return Err(self.mismatch("DequantizeLinear", expected, &[codes, &range.zero_point]));
+    /// Returns an error if the number format is not that of the range.
+    pub fn dequantize(&mut self, quantized: &Tensor, range: &QuantizedRange) -> Result<Tensor, Error> {
+        if quantized.element() != range.zero_point.element() {
+            let expected = "values in the number format of their zero point";
+            return Err(self.mismatch("DequantizeLinear", expected, &[quantized, &range.zero_point]));
         }
-        let inputs = [Some(codes), Some(&range.scale), Some(&range.zero_point)];
-        let shape = codes.shape().to_vec();
+        let inputs = [Some(quantized), Some(&range.scale), Some(&range.zero_point)];
+        let shape = quantized.shape().to_vec();
         Ok(self.node(Operator::new("DequantizeLinear"), &inputs, range.scale.element(), shape))
     }
 
-    /// `x·W + b` in integers, as f32: codes `x [rows,in]` u8, `weight [in,out]` s8 with `scales [out]`, `bias [out]`.
+    /// `x·W + b` in integers, with an f32 result: `x [rows,in]` u8, `weight [in,out]` s8 with `scales [out]`, `bias
+    /// [out]`.
     ///
     /// # Errors
-    /// Operands that do not fit.
+    /// Returns an error if the operands do not match.
     pub fn integer_linear(
         &mut self,
         x: &Tensor,
@@ -113,11 +114,11 @@ impl GraphBuilder {
         Ok(self.node(Operator::microsoft("MatMulIntegerToFloat"), &inputs, ElementType::F32, shape))
     }
 
-    /// `x·Wᵀ + b` with weights of 8 bits and a scale for each run of `block` inputs: `weight [out,⌈in/block⌉,block]` u8
-    /// around 128, `scales [out·⌈in/block⌉]`, `x […,in]` f32.
+    /// `x·Wᵀ + b` with 8-bit weights and a scale for each block of inputs: `weight [out,⌈in/block⌉,block]` u8 with zero
+    /// point 128, `scales [out·⌈in/block⌉]`, `x […,in]` f32.
     ///
     /// # Errors
-    /// Operands that do not fit.
+    /// Returns an error if the operands do not match.
     pub fn weight_only_linear(
         &mut self,
         x: &Tensor,
@@ -149,12 +150,12 @@ impl GraphBuilder {
         Ok(self.node(operator, &inputs, ElementType::F32, shape))
     }
 
-    /// Convolution in integers over frames with channels last, stride 1, size kept: codes `x [N,H,W,Cin]` u8, `weight
-    /// [Cout,Cin,k,k]` s8 with `scales [Cout]`, `bias [Cout]` s32 in units of input scale times weight scale. Gives u8
-    /// codes of the range `output`.
+    /// Convolution in integers over channels-last frames, stride 1, same size: `x [N,H,W,Cin]` u8, `weight
+    /// [Cout,Cin,k,k]` s8 with `scales [Cout]`, `bias [Cout]` s32 in units of input scale times weight scale. Returns
+    /// u8 values in the range `output`.
     ///
     /// # Errors
-    /// Operands that do not fit.
+    /// Returns an error if the operands do not match.
     pub fn integer_convolve(
         &mut self,
         x: &Tensor,
@@ -201,7 +202,7 @@ impl GraphBuilder {
     /// `a·b` of `a [rows,in]` and `b [in,out]`.
     ///
     /// # Errors
-    /// Widths that do not fit.
+    /// Returns an error if the widths do not match.
     pub fn product(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
         if a.rank() != 2 || b.rank() != 2 || a.shape()[1] != b.shape()[0] {
             return Err(self.mismatch("MatMul", "[rows,in] and [in,out]", &[a, b]));

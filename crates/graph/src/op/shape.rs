@@ -1,14 +1,14 @@
-//! Moving values around without changing them.
+//! Operators that move values without changing them.
 
 use crate::builder::{Operator, shape_text, signed};
 use crate::{Dim, Error, GraphBuilder, Tensor};
 use bundle::dtype::ElementType;
 
 impl GraphBuilder {
-    /// The same values in another shape.
+    /// Changes the shape.
     ///
     /// # Errors
-    /// A shape with another number of elements, also where sizes are symbols.
+    /// Returns an error if the number of elements differs, also for symbolic sizes.
     pub fn reshape(&mut self, x: &Tensor, shape: &[Dim]) -> Result<Tensor, Error> {
         if Dim::product(x.shape()) != Dim::product(shape) {
             let expected = format!("as many elements as {}", shape_text(shape));
@@ -21,17 +21,17 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("Reshape"), &[Some(x), Some(&target)], x.element(), shape.to_vec()))
     }
 
-    /// The second input of `Reshape`: numbers where they are known, 0 where the extent stays, -1 once, and sizes read
-    /// from inputs for the rest.
+    /// Returns the second input of `Reshape`: known numbers, 0 for unchanged extents, -1 once, and sizes read from
+    /// inputs for the rest.
     fn reshape_target(&mut self, x: &Tensor, shape: &[Dim]) -> Result<Tensor, Error> {
-        let stays = |axis: usize| x.shape().get(axis) == shape.get(axis);
+        let is_unchanged = |axis: usize| x.shape().get(axis) == shape.get(axis);
         let mut inferred = None;
         let mut known = Vec::with_capacity(shape.len());
         let mut unknown = Vec::new();
         for (axis, dim) in shape.iter().enumerate() {
             known.push(match dim.fixed() {
                 Some(size) => signed(size),
-                None if stays(axis) => 0,
+                None if is_unchanged(axis) => 0,
                 None => {
                     if inferred.replace(axis).is_some() {
                         unknown.push(axis);
@@ -56,10 +56,10 @@ impl GraphBuilder {
         self.concat(&parts, 0)
     }
 
-    /// Axes in another order: axis `i` of the result is axis `order[i]` of `x`.
+    /// Permutes the axes: axis `i` of the result is axis `order[i]` of `x`.
     ///
     /// # Errors
-    /// An order that is no permutation of the axes.
+    /// Returns an error if the order is not a permutation of the axes.
     pub fn transpose(&mut self, x: &Tensor, order: &[usize]) -> Result<Tensor, Error> {
         let mut sorted = order.to_vec();
         sorted.sort_unstable();
@@ -70,12 +70,12 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("Transpose").ints("perm", order), &[Some(x)], x.element(), shape))
     }
 
-    /// Tensors one after the other along an axis of known extents.
+    /// Concatenates tensors along an axis of known extents.
     ///
     /// # Errors
-    /// Tensors that differ in anything but that axis, or an unknown extent there.
+    /// Returns an error if the tensors differ in another axis, or if an extent of this axis is unknown.
     pub fn concat(&mut self, parts: &[&Tensor], axis: usize) -> Result<Tensor, Error> {
-        let expected = || format!("parts that differ along axis {axis} alone");
+        let expected = || format!("parts that differ along axis {axis} only");
         let Some(first) = parts.first() else {
             return Err(self.mismatch("Concat", expected(), parts));
         };
@@ -96,10 +96,10 @@ impl GraphBuilder {
         }
     }
 
-    /// The span `start..end` of an axis of known extent.
+    /// Returns the span `start..end` of an axis of known extent.
     ///
     /// # Errors
-    /// A span that the axis does not have.
+    /// Returns an error if the span is out of range.
     pub fn slice(&mut self, x: &Tensor, axis: usize, start: usize, end: usize) -> Result<Tensor, Error> {
         let size = x.shape().get(axis).and_then(Dim::fixed);
         if size.is_none_or(|size| start >= end || end > size) {
@@ -117,10 +117,10 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("Slice"), &inputs, x.element(), shape))
     }
 
-    /// Zeros of a shape that may depend on inputs.
+    /// Creates zeros of a shape that may depend on inputs.
     ///
     /// # Errors
-    /// A symbol that no input tells.
+    /// Returns an error if no input has a symbol of the shape.
     pub fn zeros(&mut self, shape: &[Dim]) -> Result<Tensor, Error> {
         let mut parts = Vec::with_capacity(shape.len());
         for dim in shape {
@@ -132,10 +132,10 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("ConstantOfShape"), &[Some(&target)], ElementType::F32, shape.to_vec()))
     }
 
-    /// Channels to pixels: `x [N,side²·C,H,W]` to `[N,C,side·H,side·W]`, torch's `PixelShuffle`.
+    /// Channels to pixels: `x [N,side²·C,H,W]` to `[N,C,side·H,side·W]`, as PyTorch's `PixelShuffle`.
     ///
     /// # Errors
-    /// A tensor that has not four axes, or channels that do not divide.
+    /// Returns an error if the tensor has not four axes or the channels are not a multiple of `side²`.
     pub fn pixel_shuffle(&mut self, x: &Tensor, side: usize) -> Result<Tensor, Error> {
         let square = side * side;
         match x.shape() {
@@ -145,33 +145,37 @@ impl GraphBuilder {
                 let shuffle = Operator::new("DepthToSpace").int("blocksize", side).text("mode", "CRD");
                 Ok(self.node(shuffle, &[Some(x)], x.element(), shape))
             }
-            _ => {
-                Err(self.mismatch("DepthToSpace", format!("four axes and {square} channels for each"), &[x]))
-            }
+            _ => Err(self.mismatch(
+                "DepthToSpace",
+                format!("four axes and a multiple of {square} channels"),
+                &[x],
+            )),
         }
     }
 
-    /// The same doubling without an operator of its own, for where it has no kernel in the number format of `x`.
+    /// [`double_pixels`](Self::double_pixels) as reshapes and `Expand`, for providers without a `Resize` kernel in the
+    /// number format of `x`.
     ///
     /// # Errors
-    /// A tensor that has not four axes.
+    /// Returns an error if the tensor has not four axes.
     pub fn double_pixels_by_expanding(&mut self, x: &Tensor) -> Result<Tensor, Error> {
         let [n, c, h, w] = x.shape() else {
             return Err(self.mismatch("Expand", "four axes", &[x]));
         };
         let (n, c, h, w) = (n.clone(), c.clone(), h.clone(), w.clone());
         let one = || Dim::from(1);
-        let apart = self.reshape(x, &[n.clone(), c.clone(), h.clone(), one(), w.clone(), one()])?;
+        let separated = self.reshape(x, &[n.clone(), c.clone(), h.clone(), one(), w.clone(), one()])?;
         let twice = self.integers("double height and width", &[6], &[1, 1, 1, 2, 1, 2])?;
         let shape = vec![n.clone(), c.clone(), h.clone(), 2.into(), w.clone(), 2.into()];
-        let expanded = self.node(Operator::new("Expand"), &[Some(&apart), Some(&twice)], x.element(), shape);
+        let expanded =
+            self.node(Operator::new("Expand"), &[Some(&separated), Some(&twice)], x.element(), shape);
         self.reshape(&expanded, &[n, c, h.times(2), w.times(2)])
     }
 
-    /// Every pixel of `x [N,C,H,W]` doubled along height and width: `[N,C,2H,2W]`.
+    /// Repeats every pixel of `x [N,C,H,W]` along height and width: `[N,C,2H,2W]`.
     ///
     /// # Errors
-    /// A tensor that has not four axes.
+    /// Returns an error if the tensor has not four axes.
     pub fn double_pixels(&mut self, x: &Tensor) -> Result<Tensor, Error> {
         let [n, c, h, w] = x.shape() else {
             return Err(self.mismatch("Resize", "four axes", &[x]));

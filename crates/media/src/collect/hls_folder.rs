@@ -8,7 +8,7 @@ use crate::Error;
 use crate::folder_lock::make_locked;
 use crate::part_folder::is_numbered;
 use bundle::lock::{Locked, Refusal};
-use bundle::place::{check_replaceable, folder_of, resolved};
+use bundle::output_path::{check_replaceable, folder_of, resolved};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};

@@ -50,7 +50,7 @@ impl<T: Clone> Broadcast<T> {
 
     /// Returns the next action at `elapsed` time after the start.
     pub fn next_action(&mut self, elapsed: Duration) -> Action<T> {
-        let due = self.rate.moment(self.sent.pictures, 1_000_000_000);
+        let due = self.rate.timestamp(self.sent.pictures, 1_000_000_000);
         let remaining = Duration::from_nanos(due).saturating_sub(elapsed);
         if !remaining.is_zero() {
             return Action::Wait(remaining);

@@ -35,7 +35,7 @@ pub(crate) fn with_index_first(path: &Path, extra: &[u8]) -> io::Result<TempPath
     let head = (ftyp.len() + index.len() + extra.len()) as u64;
     move_frames(&mut index, order.frames.start, head)?;
 
-    let mut copy = bundle::atomic::part_of(path)?;
+    let mut copy = bundle::atomic::create_part(path)?;
     copy.write_all(&[ftyp.as_slice(), &index, extra].concat())?;
     file.seek(SeekFrom::Start(order.frames.start))?;
     let length = order.frames.end - order.frames.start;

@@ -77,7 +77,7 @@ impl PostProcessSpec {
             .filter(|(rate, _)| *rate != input.rate)
             .map(|(rate, interpolation)| (Resampler::new(input.rate, rate, interpolation), interpolation));
         let note = resampler.as_ref().map(|(_, interpolation)| {
-            format!("{rate} fps made of {} by {}", input.rate, interpolation.name())
+            format!("{rate} fps made of {} by {}", input.rate, interpolation.description())
         });
         let mut captions = Captions::open(&self.captions, format)?;
         let mut notes = std::mem::take(&mut captions.notes);
@@ -199,39 +199,5 @@ impl PostProcess {
             self.count += 1;
         }
         frames
-    }
-}
-
-impl std::str::FromStr for KeyColour {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, bundle::Error> {
-        match text {
-            "green" => Ok(Self::Green),
-            "blue" => Ok(Self::Blue),
-            _ => Err(bundle::Error::value(
-                "--key",
-                format!("`{text}`"),
-                "unknown key colour",
-                "use green or blue",
-            )),
-        }
-    }
-}
-
-impl std::str::FromStr for Interpolation {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, bundle::Error> {
-        match text {
-            "blend" => Ok(Self::Blend),
-            "repeat" => Ok(Self::Repeat),
-            _ => Err(bundle::Error::value(
-                "--output-fps-by",
-                format!("`{text}`"),
-                "unknown interpolation",
-                "use blend or repeat",
-            )),
-        }
     }
 }

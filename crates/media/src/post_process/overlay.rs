@@ -114,6 +114,8 @@ pub enum KeyColour {
     Blue,
 }
 
+bundle::named!(KeyColour, "--key", "key colour", "green" => Green, "blue" => Blue);
+
 /// Replaces the key colour with a background.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ChromaKey {

@@ -12,9 +12,11 @@ pub enum Interpolation {
     Repeat,
 }
 
+bundle::named!(Interpolation, "--output-fps-by", "method", "blend" => Blend, "repeat" => Repeat);
+
 impl Interpolation {
     /// The name in the metadata.
-    pub fn name(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Blend => "blending",
             Self::Repeat => "repeating",

@@ -75,7 +75,7 @@ fn every_format_plays_at_the_exact_rate() {
             assert_eq!(count, FRAMES, "{name} at {text}");
         }
         let webp = webp_delays(&webpinfo(&folder.path().join("a.webp")));
-        assert_eq!(webp.iter().sum::<u64>(), rate.nearest_moment(FRAMES as u64, 1000));
+        assert_eq!(webp.iter().sum::<u64>(), rate.nearest_timestamp(FRAMES as u64, 1000));
         let y4m = std::fs::read(folder.path().join("a.y4m")).unwrap();
         let head = String::from_utf8_lossy(&y4m[..40]).into_owned();
         assert!(head.contains(&format!(" F{frames}:{seconds} ")), "{head}");

@@ -7,7 +7,6 @@ use bundle::routing::ExpertName;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec};
 use bundle::stop::Stop;
 use export::synthetic::{self, Sizes};
-use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -20,39 +19,15 @@ pub enum Shape {
     Large,
 }
 
+bundle::named!(Shape, "--shape", "shape", "1.3b" => Small, "a14b" => Large);
+
 impl Shape {
-    const ALL: [Self; 2] = [Self::Small, Self::Large];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Small => "1.3b",
-            Self::Large => "a14b",
-        }
-    }
-
     /// Returns the denoiser, optionally with fewer layers. Every layer costs the same.
     pub fn denoiser(self, layers: Option<usize>) -> DenoiserSpec {
         match self {
             Self::Small => wan_denoiser(12, layers.unwrap_or(30), 8960),
             Self::Large => wan_denoiser(40, layers.unwrap_or(40), 13_824),
         }
-    }
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Shape {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL
-            .into_iter()
-            .find(|shape| shape.name() == text)
-            .ok_or_else(|| Error::value("--shape", text, "unknown model size", "use 1.3b or a14b"))
     }
 }
 

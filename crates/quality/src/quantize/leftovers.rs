@@ -1,8 +1,8 @@
 //! Removes variant files that an interrupted run left in the bundle, or that could not be removed while the bundle was
 //! in use.
 
-use bundle::in_use;
 use bundle::layout::{self, component_folder};
+use bundle::lock;
 use bundle::manifest::Bundle;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ const DIGITS: usize = 12;
 /// Removes variant files that `bundle.json` does not name, unless another process uses the bundle. The caller must hold
 /// the write lock of the bundle.
 pub(super) fn clear(bundle: &Bundle) {
-    if in_use::is_used(&bundle.folder) {
+    if lock::is_being_read(&bundle.folder) {
         return;
     }
     let named = bundle.manifest.files();

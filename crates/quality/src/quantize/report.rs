@@ -30,30 +30,7 @@ pub enum Sensitivity {
     Estimated,
 }
 
-impl std::fmt::Display for Sensitivity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Measured => "measured",
-            Self::Estimated => "estimated",
-        })
-    }
-}
-
-impl std::str::FromStr for Sensitivity {
-    type Err = bundle::Error;
-
-    fn from_str(text: &str) -> Result<Self, bundle::Error> {
-        [Self::Measured, Self::Estimated].into_iter().find(|way| way.to_string() == text).ok_or_else(|| {
-            let rule = "unknown sensitivity";
-            bundle::Error::value(
-                "--sensitivity",
-                text,
-                rule,
-                "use measured, or estimated if that takes too long",
-            )
-        })
-    }
-}
+bundle::named!(Sensitivity, "--sensitivity", "sensitivity", "measured" => Measured, "estimated" => Estimated);
 
 /// A layer of a variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,11 +2,11 @@
 
 use super::leftovers;
 use crate::Error;
-use bundle::in_use;
 use bundle::layout::component_folder;
+use bundle::lock;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
 use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
-use bundle::staging::Writing;
+use bundle::staging::WriteLock;
 use bundle::stop::Stop;
 use bundle::variant::{KernelLibrary, Precision};
 use calibration::numerics::plan::{Plan, PlanOptions, Sources, check_observed, measured_errors, plan};
@@ -57,7 +57,7 @@ pub struct Quantizer {
     numerics: BTreeMap<String, ComponentNumerics>,
     stop: Stop,
     /// Keeps other processes from changing the bundle.
-    _writing: Writing,
+    _writing: WriteLock,
 }
 
 /// Options of quantisation.
@@ -115,7 +115,7 @@ impl Quantizer {
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
         check_heads(&bundle.manifest, &options)?;
-        let writing = Writing::of(&bundle.folder)?;
+        let writing = WriteLock::acquire(&bundle.folder)?;
         leftovers::clear(&bundle);
         let calibration = match options.scheme {
             Scheme::Bf16 => None,
@@ -227,7 +227,7 @@ impl Quantizer {
         let before = std::mem::replace(&mut self.committed, self.bundle.manifest.clone());
         // Another process that has opened the bundle may still open its old files; a later run of this command removes
         // them.
-        if !in_use::is_used(&self.bundle.folder) {
+        if !lock::is_being_read(&self.bundle.folder) {
             self.remove_files(&before, &[&self.committed]);
         }
         Ok(())

@@ -1,7 +1,7 @@
-//! Ranges of everything that `bundle.json` states.
+//! Validation of `bundle.json`.
 //!
-//! Its numbers are divided by, multiplied into sizes and indexed with, and its paths are opened, so each is checked when
-//! the bundle is opened. A refusal names the field.
+//! Its numbers are used as divisors, sizes and indices, and its paths are opened, so each is checked when the bundle is
+//! opened. Errors name the field.
 
 use crate::digest::Digest;
 use crate::geometry::FrameCount;
@@ -15,15 +15,15 @@ use std::path::{Component as PathPart, Path};
 
 /// The largest extent of a weight.
 pub const MAX_EXTENT: usize = 1 << 24;
-/// The most layers, levels and other things that are counted.
+/// The largest number of layers, levels and other counts.
 pub const MAX_COUNT: usize = 1000;
-/// The most levels of a decoder: each doubles the picture.
+/// The largest number of decoder levels. Each doubles the resolution.
 const MAX_LEVELS: usize = 8;
 
 /// Checks every number, name and path.
 ///
 /// # Errors
-/// The first field that is out of range, with what it is and what it must be.
+/// Describes the first invalid field: its value and the valid range.
 pub fn check(manifest: &Manifest) -> Result<(), String> {
     text_encoder(&manifest.text_encoder)?;
     denoiser(&manifest.denoiser)?;
@@ -36,8 +36,8 @@ pub fn check(manifest: &Manifest) -> Result<(), String> {
     components(manifest)?;
     for (file, digest) in &manifest.digests {
         path("digests", file)?;
-        let mut known = std::iter::once(&digest.sampled).chain(&digest.whole);
-        known.try_for_each(|hex| hexadecimal("digests", hex))?;
+        let mut stated = std::iter::once(&digest.sampled).chain(&digest.whole);
+        stated.try_for_each(|hex| hexadecimal("digests", hex))?;
     }
     Ok(())
 }
@@ -54,12 +54,12 @@ fn extents(model: &str, fields: &[(&str, usize)]) -> Result<(), String> {
     fields.iter().try_for_each(|(field, value)| within(&format!("{model}.{field}"), *value, MAX_EXTENT))
 }
 
-/// A product of extents that is an extent itself.
+/// Checks that a product of extents is itself a valid extent.
 fn product(model: &str, what: &str, factors: [usize; 2]) -> Result<(), String> {
     match factors[0].checked_mul(factors[1]) {
         Some(product) if product <= MAX_EXTENT => Ok(()),
         _ => Err(format!(
-            "`{model}` has {what} of {} x {} and at most {MAX_EXTENT} are possible",
+            "`{model}` has {what} of {} x {}; the maximum product is {MAX_EXTENT}",
             factors[0], factors[1]
         )),
     }
@@ -104,10 +104,10 @@ fn text_encoder(spec: &TextEncoderSpec) -> Result<(), String> {
     )?;
     within("text_encoder.layers", *layers, MAX_COUNT)?;
     product(NAME, "heads", [*heads, *head_width])?;
-    // A quarter of the buckets holds single distances, the next quarter distances up to the largest.
+    // A quarter of the buckets holds exact distances, the next quarter logarithmic ranges up to the largest distance.
     if !buckets.is_multiple_of(4) || *max_distance <= buckets / 4 {
         return Err(format!(
-            "`text_encoder.buckets` is {buckets}, which cannot be laid out for distances up to {max_distance}"
+            "`text_encoder.buckets` is {buckets}, which does not fit distances up to {max_distance}"
         ));
     }
     epsilon("text_encoder.epsilon", *guard)
@@ -148,7 +148,7 @@ fn denoiser(spec: &DenoiserSpec) -> Result<(), String> {
     even("denoiser.frequency_width", *frequency_width)?;
     if in_channels != out_channels {
         return Err(format!(
-            "`denoiser.in_channels` is {in_channels} and `denoiser.out_channels` is {out_channels}: a latent goes in and out"
+            "`denoiser.in_channels` is {in_channels} and `denoiser.out_channels` is {out_channels}; they must be equal"
         ));
     }
     epsilon("denoiser.epsilon", *guard)
@@ -180,13 +180,13 @@ fn vae(spec: &VaeSpec) -> Result<(), String> {
     for (field, values) in [("vae.latents_mean", latents_mean), ("vae.latents_std", latents_std)] {
         if values.len() != *latent_channels || values.iter().any(|value| !value.is_finite()) {
             return Err(format!(
-                "`{field}` must hold {latent_channels} finite numbers and holds {}",
+                "`{field}` must have {latent_channels} finite numbers and has {}",
                 values.len()
             ));
         }
     }
     if latents_std.iter().any(|deviation| *deviation <= 0.0) {
-        return Err("`vae.latents_std` must be above 0 global".into());
+        return Err("`vae.latents_std` must be above 0".into());
     }
     Ok(())
 }
@@ -200,13 +200,13 @@ fn tiny_decoder(spec: &TinyDecoderSpec, vae: &VaeSpec) -> Result<(), String> {
     for (stored, needed) in stored_growth.iter().zip(TinyDecoderSpec::GROWTH) {
         if !(needed..=MAX_COUNT).contains(stored) {
             return Err(format!(
-                "`tiny_decoder.stored_growth` has {stored} where {needed} to {MAX_COUNT} are possible"
+                "`tiny_decoder.stored_growth` has {stored} and must have {needed} to {MAX_COUNT}"
             ));
         }
     }
     if (*latent_channels, spec.stride()) != (vae.latent_channels, vae.stride()) {
         return Err(format!(
-            "`tiny_decoder` is for latents of {latent_channels} channels and {:?}, and those of `vae` have {} and {:?}",
+            "`tiny_decoder` takes latents of {latent_channels} channels and {:?}, but those of `vae` have {} and {:?}",
             spec.stride(),
             vae.latent_channels,
             vae.stride()
@@ -220,7 +220,7 @@ fn routing(routing: &Routing) -> Result<(), String> {
     for name in &names {
         if matches!(*name, "" | "." | "..") || name.contains(['/', '\\', '\0']) {
             return Err(format!(
-                "`routing` has an expert `{}`, which is no name of a folder",
+                "`routing` has an expert `{}`, which is not a valid folder name",
                 name.escape_debug()
             ));
         }
@@ -241,17 +241,17 @@ fn defaults(defaults: &Defaults, experts: usize) -> Result<(), String> {
     let scales = &defaults.guidance.value;
     if scales.len() != experts || scales.iter().any(|scale| !scale.0.is_finite()) {
         return Err(format!(
-            "`defaults.guidance` must hold a finite number for each of {experts} experts and holds {}",
+            "`defaults.guidance` must have a finite number for each of {experts} experts and has {}",
             scales.len()
         ));
     }
     Ok(())
 }
 
-/// What was given and which rule it breaks, without the name of the flag.
+/// Returns the given value and the rule that it breaks, without the name of the flag.
 fn rule(error: &crate::Error) -> String {
     match error {
-        crate::Error::Value { given, rule, .. } => format!("{given} cannot be, {rule}"),
+        crate::Error::Value { given, rule, .. } => format!("{given} is invalid, {rule}"),
         other => other.to_string(),
     }
 }
@@ -267,10 +267,10 @@ fn components(manifest: &Manifest) -> Result<(), String> {
             return Err(format!("`components` has {component} twice"));
         }
         if matches!(component, Component::Expert(_)) && !experts.contains(component) {
-            return Err(format!("`components` has {component}, which `routing` does not name"));
+            return Err(format!("`components` has {component}, which is not in `routing`"));
         }
         if *component == Component::Preview && manifest.tiny_decoder.is_none() {
-            return Err(format!("`components` has {component} and `tiny_decoder` is absent"));
+            return Err(format!("`components` has {component} but `tiny_decoder` is absent"));
         }
         files(entry)?;
     }
@@ -291,7 +291,7 @@ fn components(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
-/// Graphs and weights of a component lie in its own folder, and nowhere else.
+/// Checks that graphs and weights of a component are in its folder.
 fn files(entry: &ComponentEntry) -> Result<(), String> {
     digest("components.digest", &entry.digest)?;
     let folder = layout::component_folder(&entry.component);
@@ -308,14 +308,17 @@ fn files(entry: &ComponentEntry) -> Result<(), String> {
     Ok(())
 }
 
-/// A path that stays inside the bundle.
+/// Checks that a path is inside the bundle.
 fn path(field: &str, file: &str) -> Result<(), String> {
     let parts = || Path::new(file).components();
     let is_inside = parts().next().is_some() && parts().all(|part| matches!(part, PathPart::Normal(_)));
     if is_inside && !file.contains('\0') && !file.ends_with('/') {
         Ok(())
     } else {
-        Err(format!("`{field}` is `{}`, which is no path of a file inside the bundle", file.escape_debug()))
+        Err(format!(
+            "`{field}` is `{}`, which is not the path of a file inside the bundle",
+            file.escape_debug()
+        ))
     }
 }
 
@@ -327,7 +330,7 @@ fn hexadecimal(field: &str, digits: &str) -> Result<(), String> {
     if digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         Ok(())
     } else {
-        Err(format!("`{field}` holds `{}`, which are not 64 hexadecimal digits", digits.escape_debug()))
+        Err(format!("`{field}` is `{}`, which is not 64 hexadecimal digits", digits.escape_debug()))
     }
 }
 
@@ -336,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_stay_inside_the_bundle() {
+    fn paths_outside_the_bundle_are_refused() {
         for good in ["a", "decoder/weights/m.safetensors", "a/..b", "a b/ü"] {
             assert_eq!(path("file", good), Ok(()), "{good}");
         }

@@ -1,26 +1,26 @@
-//! Where an output really is, and whether it can be put there in the end.
+//! Paths of outputs: links are resolved, and paths that cannot be replaced are detected early.
 
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Links that are followed before they count as a circle.
+/// Links that are followed before they are treated as a loop.
 const MOST_LINKS: usize = 40;
-/// The system's number for what is not permitted, whatever the modes of the file are.
+/// The error number for an operation that is not permitted regardless of the file's mode.
 const EPERM: i32 = 1;
-/// The mode of a folder in which only owners remove and rename.
+/// The mode bit of a folder in which only owners can remove and rename files.
 const STICKY: u32 = 0o1000;
-/// The user who may do all that.
+/// The user id of root, which ignores the sticky bit.
 const ROOT: u32 = 0;
 
-/// The path with its last part resolved: a link stays, and what it leads to is written. What it leads to need not be
-/// there. A path always has a name at its end, unless it is the root.
+/// Resolves a path that is a link, so that its target is written and the link is kept. The target need not exist. The
+/// result ends in a name, unless it is the root.
 ///
 /// # Errors
-/// Links that lead in a circle; a path like `..` to nowhere.
+/// Returns an error for a loop of links and for a path such as `..` that does not exist.
 pub fn resolved(path: &Path) -> io::Result<PathBuf> {
-    // Without a slash at the end, which would make a link the folder that it leads to.
+    // Removes a trailing slash, which would follow a link to a folder.
     let mut path: PathBuf = path.components().collect();
     for _ in 0..MOST_LINKS {
         if !matches!(path.components().next_back(), Some(Component::Normal(_))) {
@@ -31,13 +31,13 @@ pub fn resolved(path: &Path) -> io::Result<PathBuf> {
             Err(_no_link) => return Ok(path),
         }
     }
-    Err(io::Error::other("its links lead in a circle"))
+    Err(io::Error::other("its links form a loop"))
 }
 
-/// One name for each place: absolute, without links.
+/// Returns the absolute path without links. Two paths to the same file have the same identity.
 ///
 /// # Errors
-/// What the system said of the folder.
+/// I/O errors of the folder.
 pub fn identity(path: &Path) -> io::Result<PathBuf> {
     let path = resolved(path)?;
     match (path.canonicalize(), path.file_name()) {
@@ -47,19 +47,19 @@ pub fn identity(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The folder that a path lies in.
+/// Returns the folder of a path.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Checks that a new file of the user `uid` can get this name in place of what has it now.
+/// Checks that a new file of the user `uid` can replace this path.
 ///
 /// # Errors
-/// What stands in the way.
+/// Returns the reason if it cannot.
 pub fn check_replaceable(path: &Path, uid: u32) -> Result<(), String> {
     let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !found.is_file() {
-        return Err("what has this name is no ordinary file".into());
+        return Err("this path is not an ordinary file".into());
     }
     if is_mount_point(path) {
         return Err("it is a mount point, which cannot be replaced; mount its folder instead".into());
@@ -71,28 +71,28 @@ pub fn check_replaceable(path: &Path, uid: u32) -> Result<(), String> {
     if keeps_others_out {
         return Err("it belongs to another user, and only owners replace files in its folder".into());
     }
-    // Modes do not matter for a rename, but a file that is marked as immutable cannot be replaced.
+    // Permissions do not matter for a rename, but an immutable file cannot be replaced.
     match std::fs::OpenOptions::new().append(true).open(path) {
         Err(error) if error.raw_os_error() == Some(EPERM) => Err(format!("it cannot be replaced: {error}")),
         _ => Ok(()),
     }
 }
 
-/// Whether something is mounted at exactly this place.
+/// Returns true if the path is a mount point.
 fn is_mount_point(path: &Path) -> bool {
     let (Ok(path), Ok(mounts)) = (path.canonicalize(), std::fs::read("/proc/self/mountinfo")) else {
         return false;
     };
-    mounted_at(&mounts).any(|place| place == path)
+    mount_points(&mounts).any(|point| point == path)
 }
 
-/// The places of a mount table: the fifth field of each line.
-fn mounted_at(table: &[u8]) -> impl Iterator<Item = PathBuf> {
+/// Returns the paths of a mount table: the fifth field of each line.
+fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> {
     let lines = table.split(|byte| *byte == b'\n');
     lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4).map(unescaped))
 }
 
-/// Blanks, line ends and backslashes are written as three octal digits.
+/// Decodes octal escapes: blanks, line ends and backslashes are written as three octal digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -119,7 +119,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn links_are_followed_to_where_they_lead_there_or_not() {
+    fn links_are_followed_even_to_missing_targets() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         std::fs::create_dir(at("real")).unwrap();
@@ -141,15 +141,15 @@ mod tests {
     }
 
     #[test]
-    fn mount_tables_are_read_with_their_escapes() {
+    fn escapes_in_mount_tables_are_decoded() {
         let table = b"36 35 98:0 / /mnt/a\\040b\\134c rw shared:1 - ext4 /dev/a rw\n37 35 0:5 / / rw - proc proc rw\n";
-        let places: Vec<_> = mounted_at(table).collect();
-        assert_eq!(places, [Path::new("/mnt/a b\\c"), Path::new("/")]);
+        let points: Vec<_> = mount_points(table).collect();
+        assert_eq!(points, [Path::new("/mnt/a b\\c"), Path::new("/")]);
         assert!(is_mount_point(Path::new("/proc")) && !is_mount_point(Path::new("/proc/self")));
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_known() {
+    fn irreplaceable_paths_are_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip.mp4");
         let uid = std::fs::metadata(folder.path()).unwrap().uid();

@@ -1,83 +1,37 @@
-//! `bundle.json`: what the bundle holds.
+//! `bundle.json`: the contents of a bundle.
+
+pub mod validate;
+
+pub use crate::component::{Component, Part};
 
 use crate::digest::Digest;
 use crate::dtype::WeightType;
 use crate::file_digest::{self, FileDigest};
 use crate::layout;
 use crate::preview::LatentToRgb;
-use crate::routing::{ExpertName, Routing};
+use crate::routing::Routing;
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
 use crate::variant::{KernelLibrary, Precision, Target, Variant};
-use crate::{Error, atomic, validate};
+use crate::{Error, atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 
-/// The version of the layout of bundles that is written.
+/// The format version that is written.
 pub const FORMAT: u32 = 2;
-/// The versions that are read. Format 1 had `dialect` for `target`, `tensorrt` for `plain`,
+/// The format versions that can be read. Format 1 had `dialect` for `target`, `tensorrt` for `plain`,
 /// `operators` for `kernels` with the values `stock` and `own`, `stem` for `trunk` and `rise` for `upsampler`.
 pub const READ_FORMATS: std::ops::RangeInclusive<u32> = 1..=FORMAT;
-/// The longest `bundle.json` that is read.
+/// The largest `bundle.json` that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
-
-/// A part of the model that has weights of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Component {
-    /// Prompt to text states.
-    TextEncoder,
-    /// One denoiser of the routing table.
-    Expert(ExpertName),
-    /// Latent to frames.
-    Decoder,
-    /// Latent to frames, tiny: for previews.
-    Preview,
-}
-
-impl fmt::Display for Component {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TextEncoder => f.write_str("the text encoder"),
-            Self::Expert(name) => write!(f, "the {name} expert"),
-            Self::Decoder => f.write_str("the decoder"),
-            Self::Preview => f.write_str("the tiny decoder"),
-        }
-    }
-}
-
-/// Which graph of a component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Part {
-    /// The only one.
-    Whole,
-    /// The decoder's graph for the first latent frame.
-    First,
-    /// The decoder's graph for every later latent frame.
-    Next,
-    /// Of [`Part::First`], what happens at the latent's resolution: it sees the whole picture at once.
-    #[serde(alias = "stem_first")]
-    TrunkFirst,
-    /// Of [`Part::First`], the rest: it may be run tile by tile.
-    #[serde(alias = "rise_first")]
-    UpsamplerFirst,
-    /// Of [`Part::Next`], what happens at the latent's resolution.
-    #[serde(alias = "stem_next")]
-    TrunkNext,
-    /// Of [`Part::Next`], the rest.
-    #[serde(alias = "rise_next")]
-    UpsamplerNext,
-}
 
 /// One graph file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GraphEntry {
-    /// Which graph of the component.
+    /// The graph of the component.
     pub part: Part,
     /// The variant that it belongs to.
     #[serde(flatten)]
@@ -91,24 +45,24 @@ pub struct GraphEntry {
 pub struct WeightFile {
     /// Path relative to the bundle.
     pub file: String,
-    /// Size.
+    /// Length in bytes.
     pub bytes: ByteCount,
 }
 
 /// A component's graphs and weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComponentEntry {
-    /// Which component.
+    /// The component.
     pub component: Component,
     /// Its graphs.
     pub graphs: Vec<GraphEntry>,
-    /// Files its graphs read.
+    /// Weight files that its graphs read.
     pub weights: Vec<WeightFile>,
-    /// How the weights are stored.
+    /// The number format of the weights.
     pub weight_type: WeightType,
     /// Digest over all its weights.
     pub digest: Digest,
-    /// Quantised variants, each with weights of its own.
+    /// Quantised variants, each with its own weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<QuantizedVariant>,
 }
@@ -116,52 +70,52 @@ pub struct ComponentEntry {
 /// A quantised variant of a component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedVariant {
-    /// Which precision its graphs are found under.
+    /// The precision of its graphs.
     pub precision: Precision,
-    /// Which kernels they are made of.
+    /// The kernels that its graphs use.
     #[serde(default, alias = "operators", skip_serializing_if = "KernelLibrary::is_onnx_runtime")]
     pub kernels: KernelLibrary,
-    /// Files its graphs read; none when it runs on the component's own weights.
+    /// Weight files that its graphs read; none if it uses the component's weights.
     pub weights: Vec<WeightFile>,
-    /// Layers that are quantised.
+    /// Number of quantised layers.
     pub quantized: usize,
-    /// Layers that could be and are not.
+    /// Number of layers that could be quantised but are not.
     pub kept: usize,
-    /// What a person should know of it.
+    /// A note for the user.
     pub note: Option<String>,
 }
 
 impl QuantizedVariant {
-    /// Bytes of its weights on disk.
+    /// Returns the size of its weights on disk.
     pub fn weight_bytes(&self) -> ByteCount {
         self.weights.iter().map(|file| file.bytes).sum()
     }
 }
 
 impl ComponentEntry {
-    /// The quantised variant of a precision that has weights of its own, for Rushes kernels, or for ONNX Runtime's where there are
-    /// none; with [`KernelLibrary::OnnxRuntime`] only in these.
+    /// Returns the quantised variant of a precision that has its own weights. With [`KernelLibrary::Rushes`], a variant
+    /// for ONNX Runtime kernels is the fallback.
     pub fn variant(&self, precision: Precision, kernels: KernelLibrary) -> Option<&QuantizedVariant> {
         let fits =
             |variant: &&QuantizedVariant| variant.precision == precision && !variant.weights.is_empty();
         preferred(self.variants.iter().filter(fits), kernels, |variant| variant.kernels)
     }
 
-    /// Files of weights, of its variants too.
+    /// Returns all weight files, including those of its variants.
     pub fn weight_files(&self) -> impl Iterator<Item = &WeightFile> {
         self.weights.iter().chain(self.variants.iter().flat_map(|variant| &variant.weights))
     }
 
-    /// Bytes of its exported weights on disk.
+    /// Returns the size of its exported weights on disk.
     pub fn weight_bytes(&self) -> ByteCount {
         self.weights.iter().map(|file| file.bytes).sum()
     }
 
-    /// The graph of a part in a variant. Where a part has no graph for Rushes kernels, the one for ONNX Runtime's serves;
-    /// with [`KernelLibrary::OnnxRuntime`] there is no such choice.
+    /// Returns the graph of a part in a variant. With [`KernelLibrary::Rushes`], the graph for ONNX Runtime kernels is
+    /// the fallback.
     ///
     /// # Errors
-    /// Lists the variants that there are if this is not one of them.
+    /// [`Error::NoGraph`] with the available variants.
     pub fn graph(&self, part: Part, variant: Variant) -> Result<&GraphEntry, Error> {
         let fits = |graph: &&GraphEntry| {
             graph.part == part
@@ -181,25 +135,38 @@ impl ComponentEntry {
     }
 }
 
-/// The one for Rushes kernels if they are wanted and there is one, else the one for ONNX Runtime's.
+/// Returns the item for Rushes kernels if these are wanted and available, else the one for ONNX Runtime kernels.
 fn preferred<'a, T>(
     all: impl Iterator<Item = &'a T> + Clone,
     wanted: KernelLibrary,
     kernels: impl Fn(&T) -> KernelLibrary,
 ) -> Option<&'a T> {
-    let mut own =
+    let mut rushes =
         all.clone().filter(|one| wanted == KernelLibrary::Rushes && kernels(one) == KernelLibrary::Rushes);
-    own.next().or_else(|| all.clone().find(|one| kernels(one) == KernelLibrary::OnnxRuntime))
+    rushes.next().or_else(|| all.clone().find(|one| kernels(one) == KernelLibrary::OnnxRuntime))
 }
 
-/// `bundle.json`.
+/// The content of `bundle.json`.
+///
+/// ```no_run
+/// use bundle::manifest::{Bundle, Component};
+/// use bundle::variant::{KernelLibrary, Target};
+///
+/// let manifest = Bundle::read("wan.bundle".as_ref())?.manifest;
+/// let decoder = manifest.component(&Component::Decoder)?;
+/// println!("{}: the decoder has {} of weights", manifest.model, decoder.weight_bytes());
+/// for precision in manifest.precisions(Target::Cpu, KernelLibrary::Rushes) {
+///     println!("it runs in {precision} on the CPU");
+/// }
+/// # Ok::<(), bundle::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT`] of the writer.
     pub format: u32,
     /// Version of the writer.
     pub rushes: String,
-    /// Name of the model, for people.
+    /// Name of the model, for display.
     pub model: String,
     /// Text encoder.
     pub text_encoder: TextEncoderSpec,
@@ -207,25 +174,25 @@ pub struct Manifest {
     pub denoiser: DenoiserSpec,
     /// VAE.
     pub vae: VaeSpec,
-    /// The tiny decoder of previews, if there is one.
+    /// The tiny decoder for previews, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tiny_decoder: Option<TinyDecoderSpec>,
-    /// Which expert at which noise level.
+    /// The expert for each noise level.
     pub routing: Routing,
     /// Resolved defaults.
     pub defaults: Defaults,
     /// Graphs and weights.
     pub components: Vec<ComponentEntry>,
-    /// Digests of graphs, weights and tokenizer by their paths; none in bundles of before there were any.
+    /// Digests of graphs, weights and tokenizer by path; absent from the oldest bundles.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub digests: BTreeMap<String, FileDigest>,
 }
 
 impl Manifest {
-    /// The entry of a component.
+    /// Returns the entry of a component.
     ///
     /// # Errors
-    /// When the bundle lacks it.
+    /// Returns an error if the bundle lacks it.
     pub fn component(&self, component: &Component) -> Result<&ComponentEntry, Error> {
         self.components.iter().find(|entry| entry.component == *component).ok_or_else(|| Error::NoGraph {
             component: component.to_string(),
@@ -234,8 +201,8 @@ impl Manifest {
         })
     }
 
-    /// Precisions for which every component has graphs for `target` and `kernels`, as [`ComponentEntry::graph`] finds
-    /// them; previews are never quantised and do not count.
+    /// Returns the precisions for which every component has graphs for `target` and `kernels`, see
+    /// [`ComponentEntry::graph`]. The tiny decoder is never quantised and is ignored.
     pub fn precisions(&self, target: Target, kernels: KernelLibrary) -> Vec<Precision> {
         let fits = |graph: &GraphEntry, precision: Precision| {
             (graph.variant.target, graph.variant.precision) == (target, precision)
@@ -250,27 +217,35 @@ impl Manifest {
             .collect()
     }
 
-    /// Every file of graphs and weights that it names, relative to the bundle.
+    /// Returns every graph and weight file, relative to the bundle.
     pub fn files(&self) -> BTreeSet<&str> {
         let graphs = self.components.iter().flat_map(|entry| &entry.graphs).map(|graph| &graph.file);
         graphs.chain(self.weight_files().map(|weights| &weights.file)).map(String::as_str).collect()
     }
 
-    /// Every file of weights, of variants too.
+    /// Returns every weight file, including those of variants.
     pub fn weight_files(&self) -> impl Iterator<Item = &WeightFile> {
         self.components.iter().flat_map(ComponentEntry::weight_files)
     }
 
-    /// Whether a component has graphs of Rushes kernels in that precision.
+    /// Returns true if a component has graphs for Rushes kernels in this precision.
     pub fn has_rushes_kernels(&self, precision: Precision) -> bool {
-        let is_own = |graph: &GraphEntry| {
+        let uses_rushes = |graph: &GraphEntry| {
             (graph.variant.precision, graph.variant.kernels) == (precision, KernelLibrary::Rushes)
         };
-        self.components.iter().flat_map(|entry| &entry.graphs).any(is_own)
+        self.components.iter().flat_map(|entry| &entry.graphs).any(uses_rushes)
     }
 }
 
 /// A bundle on disk.
+///
+/// ```no_run
+/// use bundle::manifest::Bundle;
+///
+/// let bundle = Bundle::open("wan.bundle".as_ref())?;
+/// println!("{} of {}", bundle.manifest.defaults.size.value, bundle.manifest.model);
+/// # Ok::<(), bundle::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Bundle {
     /// Its folder.
@@ -280,33 +255,30 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Reads `bundle.json` and makes sure that every file it names can be used: it is there and may be read, ONNX Runtime
-    /// will take it, it is as long as `bundle.json` says and has the sampled digest. The last reads at most 128 KiB of each.
+    /// Reads `bundle.json` and checks every file of the bundle: it exists and is readable, ONNX Runtime accepts its
+    /// path, and it has the recorded length and sampled digest. At most 128 KiB of each file are read.
     ///
     /// # Errors
-    /// A folder without `bundle.json`, one of another format or with values out of range, or the first file that cannot be
-    /// used.
+    /// Returns an error if `bundle.json` is missing, has another format or values out of range, or for the first
+    /// unusable file.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let bundle = Self::read(folder)?;
         bundle.files().into_iter().try_for_each(|file| bundle.check_file(file))?;
         Ok(bundle)
     }
 
-    /// Reads `bundle.json` alone and checks what it says.
+    /// Reads and checks `bundle.json` only.
     ///
     /// # Errors
-    /// A folder without `bundle.json`, one of another format or with values out of range.
+    /// Returns an error if `bundle.json` is missing, has another format or values out of range.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(layout::MANIFEST);
         let wrong = |why: String| Error::Manifest { path: path.clone(), why };
         match std::fs::metadata(&path) {
-            Ok(found) if !found.is_file() => return Err(wrong("it is no file".into())),
+            Ok(found) if !found.is_file() => return Err(wrong("it is not a regular file".into())),
             Ok(found) if found.len() > MAX_BYTES => {
-                let why = format!(
-                    "it has {} and at most {} are read",
-                    ByteCount(found.len()),
-                    ByteCount(MAX_BYTES)
-                );
+                let why =
+                    format!("it has {}; the maximum is {}", ByteCount(found.len()), ByteCount(MAX_BYTES));
                 return Err(wrong(why));
             }
             Ok(_) => {}
@@ -332,41 +304,41 @@ impl Bundle {
         Ok(Self { folder: folder.to_owned(), manifest })
     }
 
-    /// Every file that the bundle needs, relative to it: graphs, weights and the tokenizer.
+    /// Returns every file of the bundle, relative to it: graphs, weights and the tokenizer.
     pub fn files(&self) -> BTreeSet<&str> {
         let mut files = self.manifest.files();
         files.insert(layout::TOKENIZER);
         files
     }
 
-    /// Makes sure that one of [`Self::files`] can be used, as [`Self::open`] does.
+    /// Checks one of [`Self::files`] like [`Self::open`].
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns an error if it cannot be used.
     pub fn check_file(&self, file: &str) -> Result<(), Error> {
         let path = self.path(file);
         let found = self.check_length(file)?;
-        self.check_place(file)?;
+        self.check_location(file)?;
         let opened = File::open(&path).map_err(Error::file("read", &path))?;
         let Some(digest) = self.manifest.digests.get(file) else { return Ok(()) };
         let sampled = file_digest::sampled(&opened, found.len()).map_err(Error::file("read", &path))?;
         if sampled == digest.sampled {
             Ok(())
         } else {
-            Err(Error::damaged(&path, "its bytes are not those that were written"))
+            Err(Error::damaged(&path, "its content differs from what was written"))
         }
     }
 
-    /// Makes sure that a file is there and as long as it was written. Reads nothing of it.
+    /// Checks that a file exists and has the recorded length. Does not read it.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns an error if it does not.
     pub fn check_length(&self, file: &str) -> Result<Metadata, Error> {
         let path = self.path(file);
         let found = std::fs::metadata(&path).map_err(Error::file("read", &path))?;
-        // Opening a pipe would wait for a writer.
+        // Opening a pipe would block until a writer opens it.
         if !found.is_file() {
-            return Err(Error::damaged(&path, "it is no file"));
+            return Err(Error::damaged(&path, "it is not a regular file"));
         }
         let stated = self.manifest.weight_files().find(|weights| weights.file == file);
         let stated = stated.map(|weights| weights.bytes);
@@ -379,8 +351,8 @@ impl Bundle {
         }
     }
 
-    /// Makes sure that weights lie in the folder of their graphs, links followed: ONNX Runtime takes no others.
-    fn check_place(&self, file: &str) -> Result<(), Error> {
+    /// Checks that weights are in the folder of their graphs after following links. ONNX Runtime refuses others.
+    fn check_location(&self, file: &str) -> Result<(), Error> {
         let mut components = self.manifest.components.iter();
         let owner = components.find(|entry| entry.weight_files().any(|weights| weights.file == file));
         let Some(owner) = owner else { return Ok(()) };
@@ -393,15 +365,15 @@ impl Bundle {
         Err(Error::OutsideWeights { path, found: real_path, folder })
     }
 
-    /// Absolute or working-directory path of a file that `bundle.json` names.
+    /// Returns the path of a file of the bundle, in its folder.
     pub fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
     }
 
-    /// The linear map of previews; none where it was not fitted for this bundle's decoder.
+    /// Reads the linear map of previews. Returns none if no map was fitted for this bundle's decoder.
     ///
     /// # Errors
-    /// A map that is damaged.
+    /// Returns an error if the map is damaged.
     pub fn preview_map(&self) -> Result<Option<LatentToRgb>, Error> {
         let path = self.path(layout::PREVIEW_MAP);
         if !path.is_file() {
@@ -409,19 +381,19 @@ impl Bundle {
         }
         let decoder = &self.manifest.component(&Component::Decoder)?.digest;
         let channels = self.manifest.vae.latent_channels;
-        Ok(Some(LatentToRgb::read(&path)?).filter(|map| map.imitates(decoder, channels)))
+        Ok(Some(LatentToRgb::read(&path)?).filter(|map| map.approximates(decoder, channels)))
     }
 
-    /// Path of the tokenizer.
+    /// Returns the path of the tokenizer.
     pub fn tokenizer(&self) -> PathBuf {
         self.folder.join(layout::TOKENIZER)
     }
 }
 
-/// Writes `bundle.json` into `folder`; the last file of an export, so that a folder that has it is whole.
+/// Writes `bundle.json` into `folder`. It is the last file of an export, so a folder that has it is complete.
 ///
 /// # Errors
-/// The path that could not be written.
+/// I/O errors, with the path.
 pub fn write(folder: &Path, manifest: &Manifest) -> Result<(), Error> {
     let path = folder.join(layout::MANIFEST);
     let mut text = serde_json::to_vec_pretty(manifest)

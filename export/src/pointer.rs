@@ -1,15 +1,15 @@
-//! Git LFS pointers: small text files that stand where a repository was cloned without its large files.
+//! Git LFS pointers: the small text files in a repository that was cloned without its large files.
 
 use crate::Error;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// How the pointers of every version begin.
+/// The first bytes of pointers of each version.
 const BEGINNINGS: [&[u8]; 2] =
     [b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/"];
 
-/// Refuses a file whose content is a pointer to it.
+/// Refuses a file whose content is a pointer.
 ///
 /// # Errors
 /// [`Error::LfsPointer`].
@@ -22,20 +22,20 @@ pub(crate) fn refuse(path: &Path, content: &[u8]) -> Result<(), Error> {
     Err(Error::LfsPointer { path: path.to_owned(), bytes })
 }
 
-/// [`refuse`] for a file that is open, by its beginning.
+/// [`refuse`] for an open file.
 ///
 /// # Errors
-/// A file that cannot be read, or is a pointer.
+/// Returns an error if the file cannot be read or is a pointer.
 pub(crate) fn refuse_file(path: &Path, file: &File) -> Result<(), Error> {
     let mut beginning = [0; 1024];
     let read = file.read_at(&mut beginning, 0).map_err(Error::file("read", path))?;
     refuse(path, &beginning[..read])
 }
 
-/// The content of a file of the checkpoint.
+/// Reads a file of the checkpoint.
 ///
 /// # Errors
-/// A file that cannot be read, or is a pointer.
+/// Returns an error if the file cannot be read or is a pointer.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let content = std::fs::read(path).map_err(Error::file("read", path))?;
     refuse(path, &content)?;
@@ -47,12 +47,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_is_told_with_the_size_of_what_it_points_to() {
+    fn a_pointer_is_reported_with_the_size_of_the_file() {
         let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 16837417\n";
         let error = refuse(Path::new("tokenizer.json"), pointer).unwrap_err();
         insta::assert_snapshot!(error, @"tokenizer.json is a Git LFS pointer, not the file: the repository was cloned without its large files; this one has 16837417 bytes (run `git lfs pull` in the checkpoint's folder, and export again)");
-        let cut = refuse(Path::new("tokenizer.json"), &pointer[..45]).unwrap_err();
-        assert!(matches!(cut, Error::LfsPointer { bytes: None, .. }));
+        let truncated = refuse(Path::new("tokenizer.json"), &pointer[..45]).unwrap_err();
+        assert!(matches!(truncated, Error::LfsPointer { bytes: None, .. }));
         for other in [&b""[..], b"{}", b"version 1", b"version https://git-lfs"] {
             assert!(refuse(Path::new("x"), other).is_ok());
         }
