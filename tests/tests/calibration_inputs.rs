@@ -70,7 +70,7 @@ fn a_calibration_without_an_expert_is_refused_by_quantize_before_any_clip_is_mad
     Table::default().write(&bundle.folder, &info).unwrap();
     let before = fs::read(folder.path().join("b/bundle.json")).unwrap();
     let output =
-        rushes(folder.path()).args(["quantize", "b", "--kernels", "stock", "--json"]).output().unwrap();
+        rushes(folder.path()).args(["quantize", "b", "--kernels", "onnxruntime", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let error = event(&output, "error");
     assert!(error["what"].as_str().unwrap().contains("the calibration knows nothing of"), "{error}");

@@ -25,10 +25,10 @@ fn heads_that_there_are_no_kernels_for_are_refused_by_name_with_what_works() {
     for (case, width) in [("two-experts", "12"), ("four-steps", "26"), ("moving-clip", "8")] {
         let folder = export(case);
         for (arguments, flag, fix) in [
-            (&["--scheme", "int8"][..], "--kernels", "--kernels stock"),
-            (&["--kernels", "rushes"], "--kernels", "--kernels stock"),
-            (&["--kernels", "stock,own"], "--kernels", "--kernels stock"),
-            (&["--scheme", "bf16"], "--scheme", "--scheme int8 --kernels stock"),
+            (&["--scheme", "int8"][..], "--kernels", "--kernels onnxruntime"),
+            (&["--kernels", "rushes"], "--kernels", "--kernels onnxruntime"),
+            (&["--kernels", "onnxruntime,rushes"], "--kernels", "--kernels onnxruntime"),
+            (&["--scheme", "bf16"], "--scheme", "--scheme int8 --kernels onnxruntime"),
         ] {
             let output = rushes(folder.path())
                 .args(["quantize", "bundle", "--json"])

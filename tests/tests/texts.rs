@@ -23,7 +23,7 @@ fn inspect() {
     let folder = exported();
     let output = rushes(folder.path()).args(["inspect", "bundle"]).output().unwrap();
     insta::assert_snapshot!(text(&output.stdout), @r#"
-    checkpoint (bundle format 1, made by rushes 0.1.0)
+    checkpoint (bundle format 2, made by rushes 0.1.0)
     text encoder  2 layers, width 32, 4 heads, vocabulary 720
     denoiser      2 layers, width 24, 2 heads of 12, feed-forward 40
     decoder       base 4, 16 latent channels, 4 frames and 8x8 pixels per latent position

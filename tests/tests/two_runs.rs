@@ -103,7 +103,7 @@ fn what_another_left_never_comes_into_a_bundle() {
 const CHANGES: [&[&str]; 3] = [
     &["calibrate", "b", "--prompts", "p"],
     &["calibrate", "b", "--preview", "--clips", "2"],
-    &["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "stock"],
+    &["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "onnxruntime"],
 ];
 
 /// Starts `first`, and while it runs each of `others`, which must be refused.

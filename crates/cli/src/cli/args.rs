@@ -322,7 +322,7 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "NAME", default_value = "int8")]
     pub(super) scheme: Scheme,
     /// In which kernels int8 steps are written down: own, stock, or own,stock for both, which takes twice the room
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "own")]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "rushes")]
     pub(super) kernels: Vec<KernelLibrary>,
     /// With fp8: E4M3 in the products of attention too
     #[arg(long)]
