@@ -5,6 +5,7 @@
 
 pub mod asked;
 pub mod compare;
+pub mod cpu_paths;
 pub mod edit;
 pub mod golden;
 pub mod mounts;

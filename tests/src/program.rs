@@ -20,6 +20,41 @@ pub fn rushes(folder: &Path) -> Command {
     command
 }
 
+/// The help text of a command, given as `["bench", "step"]`.
+///
+/// # Panics
+/// The command prints no help.
+pub fn help(command: &[String]) -> String {
+    let output = Command::new(path()).args(command).arg("--help").output().expect("the program starts");
+    assert!(output.status.success() && output.stderr.is_empty(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("a help text in UTF-8")
+}
+
+/// Every command and subcommand, as the help texts list them.
+///
+/// # Panics
+/// A command prints no help.
+pub fn commands() -> Vec<Vec<String>> {
+    let mut commands = Vec::new();
+    let mut unread = vec![Vec::new()];
+    while let Some(command) = unread.pop() {
+        let help = help(&command);
+        let listed = help.split_once("\nCommands:\n").map_or("", |(_, rest)| rest);
+        for line in listed.lines().take_while(|line| !line.is_empty()) {
+            // A line with more spaces continues a description.
+            let name = line.strip_prefix("  ").filter(|line| !line.starts_with(' '));
+            let Some(name) = name.and_then(|line| line.split(' ').next()).filter(|name| *name != "help")
+            else {
+                continue;
+            };
+            let subcommand = [&command[..], &[name.to_owned()]].concat();
+            commands.push(subcommand.clone());
+            unread.push(subcommand);
+        }
+    }
+    commands
+}
+
 /// The JSON line of an event on standard output.
 ///
 /// # Panics

@@ -141,12 +141,9 @@ fn weights_of_a_bundle_that_become_shorter_are_an_error_when_they_are_read_or_op
     let checkpoint = edit::copy_of(&golden::case("two-experts").checkpoint());
     let exported = golden::export(checkpoint.path()).unwrap();
     let bundle = exported.model.bundle().clone();
-    for (entry, name) in bundle.manifest.components.iter().zip([
-        "shared.weight",
-        "patch_embedding.weight",
-        "proj_out.weight",
-        "decoder.conv_in.weight",
-    ]) {
+    let names = ["shared.weight", "patch_embedding.weight", "proj_out.weight", "decoder.conv_in.weight"];
+    assert_eq!(bundle.manifest.components.len(), names.len());
+    for (entry, name) in bundle.manifest.components.iter().zip(names) {
         let weights = BundleWeights::open(&bundle, entry).unwrap();
         assert!(weights.read(name).is_ok(), "{name}");
         let files = entry.weights.iter().map(|weights| bundle.path(&weights.file));

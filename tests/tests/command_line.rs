@@ -413,14 +413,15 @@ fn progress_as_json_tells_every_step_with_its_expert() {
 
 #[test]
 fn help_is_printed_for_every_command() {
+    let commands = program::commands();
+    assert!(commands.len() >= 12 && commands.iter().any(|command| command.len() == 2), "{commands:?}");
     let folder = tempfile::tempdir().unwrap();
-    for command in ["generate", "export", "inspect", "doctor"] {
-        let output = Command::new(program::path())
-            .current_dir(folder.path())
-            .args([command, "--help"])
-            .output()
-            .unwrap();
-        assert!(output.status.success() && !output.stdout.is_empty(), "{command}");
+    for command in commands {
+        let usage = format!("Usage: rushes {} ", command.join(" "));
+        let help = program::help(&command);
+        assert!(help.contains(&usage) && help.contains("--help"), "{command:?}: {help}");
+        let output = rushes(folder.path()).args(&command).arg("--no-such-flag").output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {output:?}");
     }
 }
 

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use bundle::dtype::{ElementType, WeightType};
-
 use bundle::manifest::{Component, Part};
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
@@ -14,6 +13,7 @@ use graph::proto::{GraphProto, NodeProto};
 use ndarray::{Array, ArrayD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use tests::compare::largest_difference;
 use tests::golden;
 
 /// Operators of ONNX with a bf16 kernel in the CUDA provider, and those that only move data, whatever it is. Source:
@@ -204,12 +204,18 @@ fn compare<const N: usize>(
         index += 1;
         outputs.into_iter().collect::<Vec<_>>()
     });
+    let names =
+        |outputs: &[(String, Value)]| outputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     for other in &outputs[1..] {
+        assert_eq!(names(&outputs[0]), names(other));
         for ((name, cpu), (_, other)) in outputs[0].iter().zip(other) {
             let (cpu, other): (ArrayD<f32>, ArrayD<f32>) = (cpu.to_f32().unwrap(), other.to_f32().unwrap());
             let largest = cpu.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-            let apart = cpu.iter().zip(&other).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
-            assert!(apart <= 1e-5 * largest.max(1.0), "{name}: {apart} apart, values up to {largest}");
+            let apart = largest_difference(cpu.view(), other.view());
+            assert!(
+                apart <= f64::from(1e-5 * largest.max(1.0)),
+                "{name}: {apart} apart, values up to {largest}"
+            );
         }
     }
     outputs

@@ -159,6 +159,10 @@ fn every_command_refuses_a_damaged_bundle_and_says_what_to_do() {
         &["inspect", "bundle", "--json"],
         &["inspect", "bundle", "--verify", "--json"],
         &["bench", "generate", "--bundle", "bundle", "--json"],
+        &["bench", "quality", "--bundle", "bundle", "--json"],
+        &["bench", "step", "--bundle", "bundle", "--json"],
+        &["bench", "decode", "--bundle", "bundle", "--json"],
+        &["bench", "text", "--bundle", "bundle", "--json"],
     ] {
         let error = refused(folder.path(), arguments);
         let said = error.to_string();

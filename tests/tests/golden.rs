@@ -13,7 +13,7 @@ use runtime::sampler::{Sampler, guide};
 use std::path::Path;
 use tests::compare::{FRAME_BOUND, LATENT_BOUND, TEXT_BOUND, largest_difference, relative_difference};
 use tests::edit;
-use tests::golden::{Case, Computed, Tensors, case, cases, compute, export};
+use tests::golden::{Case, Computed, Tensors, case, cases, compute, export, folder};
 
 /// The worst difference of each kind, as a share of its bound: above 1 fails.
 #[derive(Debug)]
@@ -58,12 +58,21 @@ fn run(checkpoint: &Path, case: &Case) -> Worst {
 
 #[test]
 fn every_case_equals_diffusers() {
-    let cases = cases();
-    assert!(cases.len() >= 4, "only {} golden cases", cases.len());
-    for case in &cases {
+    for case in &cases() {
         let worst = run(&case.checkpoint(), case);
         assert!(worst.holds(), "{}: {worst:?} times the bounds", case.name);
     }
+}
+
+/// The cases that `make.py` makes, and the embedded model.
+#[test]
+fn no_case_is_missing() {
+    let made = std::fs::read_to_string(folder().join("maker/cases.py")).unwrap();
+    let names = made.lines().filter_map(|line| line.trim().strip_prefix("name=\"")?.strip_suffix("\","));
+    let mut expected: Vec<&str> = names.chain(["mini"]).collect();
+    expected.sort_unstable();
+    assert!(expected.len() >= 8, "{expected:?}");
+    assert_eq!(cases().iter().map(|case| case.name.as_str()).collect::<Vec<_>>(), expected);
 }
 
 #[test]

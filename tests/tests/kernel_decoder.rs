@@ -10,13 +10,14 @@ use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, Sample, SetInfo, weight_digests};
 use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
 use graph::Model;
-use kernels::{CpuPath, Kernels};
+use kernels::Kernels;
 use ndarray::{Array, Array1, Array2, ArrayD, Axis, Dimension, ShapeBuilder, concatenate};
 use quality::quantize::metrics::psnr;
 use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use tests::cpu_paths;
 use tests::golden;
 use tests::synthetic::{self, Random, Values};
 
@@ -108,7 +109,7 @@ fn frames_are_near_those_of_the_f32_graph_on_every_path_and_the_same_for_any_num
     let bundle = bundle(folder.path());
     let exact = decode(&bundle, Precision::F32, Kernels::best(), 2);
     assert_eq!(exact.shape(), [5, 3, 28, 20]);
-    for kernels in CpuPath::ALL.into_iter().filter_map(|path| Kernels::of(path).ok()) {
+    for kernels in cpu_paths::available() {
         let frames = decode(&bundle, Precision::Int8, kernels, 1);
         assert_eq!(decode(&bundle, Precision::Int8, kernels, 3), frames, "on {}", kernels.path());
         let near = psnr((frames / 2.0).view(), (&exact / 2.0).view());

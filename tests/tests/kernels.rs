@@ -11,11 +11,12 @@ use export::checkpoint::inventory;
 use export::model::{GraphWeights, KernelLowering, kernel_step_graph, step_graph};
 use export::weights::packed::{PackedFormat, pack};
 use export::weights::{ExternalTensor, PlacedWeights};
-use kernels::{CpuPath, Kernels};
+use kernels::Kernels;
 use ndarray::{Array1, Array2, Array3, Array5, Axis, concatenate, s};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use tempfile::TempDir;
+use tests::cpu_paths;
 
 /// Words of the two prompts of a batch.
 const WORDS: [usize; 2] = [9, 3];
@@ -149,6 +150,7 @@ impl Bench {
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
     let squares =
         |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     squares(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)))
@@ -159,8 +161,8 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 fn own_operators_are_near_the_stock_graph_on_every_path() {
     let bench = Bench::new();
     let exact = bench.stock();
-    for path in CpuPath::ALL {
-        let Ok(kernels) = Kernels::of(path) else { continue };
+    for kernels in cpu_paths::available() {
+        let path = kernels.path();
         let int8 = distance(&bench.own(PackedFormat::Int8, kernels, 1), &exact);
         let bf16 = distance(&bench.own(PackedFormat::Bf16, kernels, 1), &exact);
         assert!(int8 < 0.03, "{path}: {int8}");

@@ -176,6 +176,7 @@ fn frames(clip: &Path) -> Vec<Vec<u8>> {
 }
 
 fn difference(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
     let sum: u32 = a.iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
     f64::from(sum) / a.len() as f64
 }

@@ -53,8 +53,7 @@ fn every_command_takes_paths_that_are_no_text() {
     let line = format!("calibrate b~ --prompts p~ {clip}");
     assert!(succeeds(&folder, &line, &[])["calibration"].as_str().unwrap().contains("b\u{fffd}/"));
     succeeds(&folder, "calibrate b~ --preview --clips 1 --size 128x128", &["b~/preview/map.json"]);
-    let line =
-        "quantize b~ --calibration b~/calibration.json --kernels onnxruntime --clips 1 --sensitivity estimated";
+    let line = "quantize b~ --calibration b~/calibration.json --kernels onnxruntime --clips 1 --sensitivity estimated";
     assert!(succeeds(&folder, line, &[])["report"].as_str().unwrap().contains('\u{fffd}'));
     let line = format!("bench generate --bundle b~ --runs 1 --precision f32 {clip}");
     succeeds(&folder, &line, &[]);

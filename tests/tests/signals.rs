@@ -54,7 +54,16 @@ const CASES: [Case; 9] = [
     Case { name: "fit", arguments: &["calibrate", "b", "--preview", "--clips", "2"], may_leave: &[] },
     Case {
         name: "quantize",
-        arguments: &["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "onnxruntime"],
+        arguments: &[
+            "quantize",
+            "b",
+            "--clips",
+            "1",
+            "--sensitivity",
+            "estimated",
+            "--kernels",
+            "onnxruntime",
+        ],
         may_leave: &[],
     },
     Case {
@@ -284,7 +293,8 @@ fn what_a_killed_run_left_is_cleared_by_the_next() {
         [0, 3, 10, 30].into_iter().filter(|after| cleared(&export, &part, &|| part.exists(), *after));
     assert!(killed.count() > 0, "nothing was killed half-way");
     let variant = folder.join("b/text_encoder/weights");
-    let quantize = ["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "onnxruntime"];
+    let quantize =
+        ["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "onnxruntime"];
     let part = folder.join("b/.rushes.part");
     assert!(cleared(&quantize, &part, &|| names(&variant).len() > 1, 0), "it was not killed half-way");
     // Nothing that no file of the bundle names.

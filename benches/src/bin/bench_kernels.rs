@@ -103,6 +103,7 @@ fn take_turns(kinds: &[StepKind], steps: &mut [Step]) -> Result<(), Box<dyn Erro
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "velocities of one size");
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
 }
 
