@@ -1,27 +1,27 @@
 //! The command line as it is typed; values are parsed into types right here.
 
-use super::interrupt::Interrupts;
+use super::global::GlobalArgs;
+use super::os_text;
+use super::post_process::PostProcessArgs;
+use super::preview::{FitArgs, PreviewArgs};
 use super::seed::{SeedChoice, first_seed};
 use super::threads::Threads;
-use super::{os_text, render};
-use crate::{Error, mini};
+use super::progress::ProgressKind;
 use bundle::dtype::WeightType;
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::stop::Stop;
 use bundle::units::{ByteCount, FrameRate};
 use bundle::variant::{KernelLibrary, Precision, Target};
 use calibration::numerics::range::RangeMethod;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use engines::Provider;
 use engines::residency::Residency;
-use engines::{OnnxRuntime, Provider};
-use kernels::{CpuPath, Kernels};
 use media::{OutputSpec, Token};
 use quality::quantize::report::Sensitivity;
 use runtime::decode::Tiles;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -33,85 +33,6 @@ pub(super) struct Cli {
     pub(super) command: Command,
     #[command(flatten)]
     pub(super) global: GlobalArgs,
-}
-
-/// Flags that every command takes.
-#[derive(Debug, Clone, Args)]
-pub(super) struct GlobalArgs {
-    /// The ONNX Runtime library to load [default: found beside the program, or by the system]
-    #[arg(long, global = true, value_name = "FILE", help_heading = "For every command")]
-    pub(super) onnxruntime: Option<PathBuf>,
-    /// Where things that can be made again are kept [default: the user's cache folder]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "For every command")]
-    pub(super) cache_dir: Option<PathBuf>,
-    /// Print results and errors as JSON lines on standard output; on standard error if the clip goes to standard output
-    #[arg(long, global = true, help_heading = "For every command")]
-    pub(super) json: bool,
-    /// The instructions that Rushes kernels use: amx, avx512-vnni, vnni-256, avx2 or scalar [default: the fastest
-    /// that this processor has]
-    #[arg(long, global = true, value_name = "NAME", value_parser = cpu_path, help_heading = "For every command")]
-    pub(super) cpu_path: Option<CpuPath>,
-    /// Signals that ask the program to end.
-    #[arg(skip)]
-    pub(super) interrupts: Interrupts,
-}
-
-fn cpu_path(name: &str) -> Result<CpuPath, bundle::Error> {
-    let path = name.parse::<CpuPath>();
-    path.map_err(|error| refused_path(name, &error))
-}
-
-fn refused_path(name: &str, error: &kernels::PathError) -> bundle::Error {
-    let fix = "leave it out for the fastest path of this machine; `rushes doctor` names it";
-    bundle::Error::value("--cpu-path", format!("`{name}`"), error.to_string(), fix)
-}
-
-impl Command {
-    /// What was asked for with `--threads`.
-    pub(super) fn threads(&self) -> Option<Threads> {
-        match self {
-            Self::Generate(args) => args.threads,
-            Self::Calibrate(args) => args.threads,
-            Self::Quantize(args) => args.threads,
-            Self::Bench(args) => args.threads(),
-            Self::Export(_) | Self::Inspect(_) | Self::Doctor => None,
-        }
-    }
-}
-
-impl GlobalArgs {
-    /// ONNX Runtime, with Rushes kernels on the path that was asked for.
-    ///
-    /// # Errors
-    /// No library, or a path that this processor lacks.
-    pub(super) fn onnx_runtime(&self) -> Result<OnnxRuntime, Error> {
-        let kernels = self.kernels()?;
-        Ok(OnnxRuntime::load(self.onnxruntime.as_deref())?.with_kernels(kernels))
-    }
-
-    /// The folder of the bundle that was given, else of the embedded model.
-    ///
-    /// # Errors
-    /// See [`mini::prepare`].
-    pub(super) fn bundle_or_mini(&self, given: Option<&Path>, stop: &Stop) -> Result<PathBuf, Error> {
-        match given {
-            Some(folder) => Ok(folder.to_owned()),
-            None => mini::prepare(self.cache_dir.as_deref(), stop, &mut |event| {
-                if !self.json {
-                    render::note(&event.to_string());
-                }
-            }),
-        }
-    }
-
-    /// The kernels of Rushes kernels.
-    ///
-    /// # Errors
-    /// A path that this processor lacks.
-    pub(super) fn kernels(&self) -> Result<Kernels, Error> {
-        let Some(path) = self.cpu_path else { return Ok(Kernels::best()) };
-        Ok(Kernels::of(path).map_err(|error| refused_path(path.name(), &error))?)
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -130,6 +51,19 @@ pub(super) enum Command {
     Bench(super::bench::BenchArgs),
     /// Show what this machine can run, and what it lacks
     Doctor,
+}
+
+impl Command {
+    /// What was asked for with `--threads`.
+    pub(super) fn threads(&self) -> Option<Threads> {
+        match self {
+            Self::Generate(args) => args.threads,
+            Self::Calibrate(args) => args.threads,
+            Self::Quantize(args) => args.threads,
+            Self::Bench(args) => args.threads(),
+            Self::Export(_) | Self::Inspect(_) | Self::Doctor => None,
+        }
+    }
 }
 
 /// `rushes generate`.
@@ -157,9 +91,9 @@ pub(super) struct GenerateArgs {
     pub(super) whip_token: Option<Token>,
     /// Seconds after which an output that does not go on is given up
     #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
-    pub(super) output_timeout: Patience,
+    pub(super) output_timeout: OutputTimeout,
     #[command(flatten)]
-    pub(super) post_process: super::post_process::DressingArgs,
+    pub(super) post_process: PostProcessArgs,
     /// What the clip should not show [default: the model's]
     #[arg(long, value_name = "TEXT")]
     pub(super) negative: Option<String>,
@@ -225,16 +159,16 @@ pub(super) struct GenerateArgs {
     pub(super) noise_scale: f32,
     /// Progress: auto, bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) progress: super::progress::ProgressKind,
+    pub(super) progress: ProgressKind,
     #[command(flatten)]
-    pub(super) preview: super::preview::PreviewArgs,
+    pub(super) preview: PreviewArgs,
 }
 
 /// How long an output may stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Patience(pub(super) Duration);
+pub(super) struct OutputTimeout(pub(super) Duration);
 
-impl FromStr for Patience {
+impl FromStr for OutputTimeout {
     type Err = bundle::Error;
 
     fn from_str(text: &str) -> Result<Self, bundle::Error> {
@@ -282,7 +216,7 @@ pub(super) struct CalibrateArgs {
     /// The bundle
     pub(super) bundle: PathBuf,
     #[command(flatten)]
-    pub(super) preview: super::preview::FitArgs,
+    pub(super) preview: FitArgs,
     /// A text file with one prompt a line
     #[arg(long, value_name = "FILE", required_unless_present = "preview")]
     pub(super) prompts: Option<PathBuf>,
@@ -309,7 +243,7 @@ pub(super) struct CalibrateArgs {
     pub(super) keep: bool,
     /// Progress: auto, bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) progress: super::progress::ProgressKind,
+    pub(super) progress: ProgressKind,
 }
 
 /// `rushes quantize`.

@@ -1,6 +1,7 @@
 //! `rushes calibrate`: records clips and writes down what the layers of the model see in them; or fits what previews need.
 
-use super::args::{CalibrateArgs, GlobalArgs};
+use super::args::CalibrateArgs;
+use super::global::GlobalArgs;
 use super::progress::Progress;
 use super::threads::Threads;
 use super::{preview, render};

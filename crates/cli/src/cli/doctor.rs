@@ -1,6 +1,6 @@
 //! `rushes doctor`: what this machine can run, and what it lacks.
 
-use super::args::GlobalArgs;
+use super::global::GlobalArgs;
 use super::render;
 use crate::Error;
 use bundle::{Diagnose, ErrorClass, Report};

@@ -1,6 +1,7 @@
 //! `rushes export`: a checkpoint to a bundle.
 
-use super::args::{ExportArgs, GlobalArgs};
+use super::args::ExportArgs;
+use super::global::GlobalArgs;
 use super::{inspect, render};
 use crate::Error;
 use export::{ExportEvent, ExportRequest};

@@ -1,6 +1,7 @@
 //! `rushes generate`: a prompt to a clip, in as many places as were asked for.
 
-use super::args::{GenerateArgs, GlobalArgs};
+use super::args::GenerateArgs;
+use super::global::GlobalArgs;
 use super::preview;
 use super::progress::Progress;
 use super::render::{self, Stream};

@@ -1,6 +1,7 @@
 //! `rushes inspect`: what a bundle holds.
 
-use super::args::{GlobalArgs, InspectArgs};
+use super::args::InspectArgs;
+use super::global::GlobalArgs;
 use super::render;
 use crate::Error;
 use bundle::layout;

@@ -1,6 +1,6 @@
 //! Flags with a path in them, which need not be text: the bytes of the path are kept as they were typed.
 
-use super::post_process::Logo;
+use super::logo::Logo;
 use bundle::Error;
 use media::{OutputSpec, SigningKey};
 use std::ffi::{OsStr, OsString};

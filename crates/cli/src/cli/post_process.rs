@@ -1,5 +1,6 @@
 //! Flags of `generate` that dress the clip: captions, logo, sound, key, rate, mark.
 
+use super::logo::Logo;
 use super::os_text;
 use crate::Error;
 use bundle::Error as Refusal;
@@ -7,36 +8,35 @@ use bundle::units::FrameRate;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use media::SigningKey;
-use media::post_process::{Between, Caption, Corner, KeyColour, PostProcessSpec, SrtError};
+use media::post_process::{Between, Caption, KeyColour, PostProcessSpec, SrtError};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// How the clip is dressed.
 #[derive(Debug, Args)]
-pub(super) struct DressingArgs {
+pub(super) struct PostProcessArgs {
     /// A text at the bottom of the frame, or a SubRip file ending in .srt
-    #[arg(long, value_name = "TEXT|FILE", help_heading = "PostProcess")]
+    #[arg(long, value_name = "TEXT|FILE", help_heading = "Overlays and audio")]
     caption: Option<OsString>,
     /// A picture in a corner: FILE@top-left, @top-right, @bottom-left or @bottom-right
     #[arg(
         long,
         value_name = "FILE@CORNER",
         value_parser = OsStringValueParser::new().try_map(os_text::logo),
-        help_heading = "PostProcess"
+        help_heading = "Overlays and audio"
     )]
     logo: Option<Logo>,
     /// Sound from a file, repeated or cut to the clip's length and faded
-    #[arg(long, value_name = "FILE", help_heading = "PostProcess")]
+    #[arg(long, value_name = "FILE", help_heading = "Overlays and audio")]
     audio: Option<PathBuf>,
     /// The colour of a screen, green or blue, that --background replaces
-    #[arg(long, value_name = "COLOUR", requires = "background", help_heading = "PostProcess")]
+    #[arg(long, value_name = "COLOUR", requires = "background", help_heading = "Overlays and audio")]
     key: Option<KeyColour>,
     /// A picture or film to be seen where --key is
-    #[arg(long, value_name = "FILE", requires = "key", help_heading = "PostProcess")]
+    #[arg(long, value_name = "FILE", requires = "key", help_heading = "Overlays and audio")]
     background: Option<PathBuf>,
     /// Frames per second of the outputs, made of those of the clip; like --fps
-    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "PostProcess")]
+    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "Overlays and audio")]
     output_fps: Option<FrameRate>,
     /// Where the frames of --output-fps come from: blend or repeat
     #[arg(
@@ -44,11 +44,11 @@ pub(super) struct DressingArgs {
         value_name = "NAME",
         default_value = "blend",
         requires = "output_fps",
-        help_heading = "PostProcess"
+        help_heading = "Overlays and audio"
     )]
     output_fps_by: Between,
     /// Do not mark the outputs as made by a model
-    #[arg(long, help_heading = "PostProcess")]
+    #[arg(long, help_heading = "Overlays and audio")]
     no_mark: bool,
     /// Sign .mp4 outputs with C2PA content credentials: a PEM certificate chain and its private key
     #[arg(
@@ -56,12 +56,12 @@ pub(super) struct DressingArgs {
         value_name = "CERT,KEY",
         conflicts_with = "no_mark",
         value_parser = OsStringValueParser::new().try_map(os_text::signing_key),
-        help_heading = "PostProcess"
+        help_heading = "Overlays and audio"
     )]
     sign: Option<SigningKey>,
 }
 
-impl DressingArgs {
+impl PostProcessArgs {
     /// What was asked for, with the captions read.
     ///
     /// # Errors
@@ -118,33 +118,4 @@ fn captions(given: &OsStr) -> Result<Vec<Caption>, Refusal> {
         };
         refused(error.to_string(), fix)
     })
-}
-
-/// A picture and its corner.
-#[derive(Debug, Clone)]
-pub(super) struct Logo {
-    /// The file.
-    pub(super) path: PathBuf,
-    corner: Corner,
-}
-
-impl FromStr for Logo {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let corners = [
-            ("top-left", Corner::TopLeft),
-            ("top-right", Corner::TopRight),
-            ("bottom-left", Corner::BottomLeft),
-            ("bottom-right", Corner::BottomRight),
-        ];
-        let found = text.rsplit_once('@').and_then(|(path, name)| {
-            let (_, corner) = corners.into_iter().find(|(known, _)| *known == name)?;
-            (!path.is_empty()).then(|| Self { path: path.into(), corner })
-        });
-        found.ok_or_else(|| {
-            let (rule, fix) = ("it names no file and corner", "write it like logo.png@bottom-right");
-            Refusal::value("--logo", format!("`{text}`"), rule, fix)
-        })
-    }
 }

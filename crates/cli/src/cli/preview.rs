@@ -1,6 +1,6 @@
 //! The flags of previews, and the fitting of their map.
 
-use super::args::GlobalArgs;
+use super::global::GlobalArgs;
 use super::preview_sinks::{Live, Pictures};
 use super::{os_text, render};
 use crate::Error;

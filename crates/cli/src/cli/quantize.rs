@@ -1,6 +1,7 @@
 //! `rushes quantize`: a calibrated bundle gets a quantised variant, and a report of what that costs.
 
-use super::args::{GlobalArgs, QuantizeArgs};
+use super::args::QuantizeArgs;
+use super::global::GlobalArgs;
 use super::render;
 use super::threads::Threads;
 use crate::Error;

@@ -2,7 +2,7 @@
 
 use super::report::{Machine, table};
 use crate::Error;
-use crate::cli::args::GlobalArgs;
+use crate::cli::global::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;

@@ -6,7 +6,7 @@ mod peaks;
 mod quality;
 mod report;
 
-use super::args::GlobalArgs;
+use super::global::GlobalArgs;
 use super::threads::Threads;
 use crate::Error;
 use clap::{Args, Subcommand};

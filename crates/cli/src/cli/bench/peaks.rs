@@ -2,7 +2,7 @@
 
 use super::report::{Machine, describe_peaks};
 use crate::Error;
-use crate::cli::args::GlobalArgs;
+use crate::cli::global::GlobalArgs;
 use crate::cli::render;
 use crate::cli::threads::Threads;
 use clap::Args;

@@ -1,7 +1,7 @@
 //! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
 
 use crate::Error;
-use crate::cli::args::GlobalArgs;
+use crate::cli::global::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
