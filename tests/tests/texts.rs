@@ -108,7 +108,7 @@ fn an_error() {
     ");
     insta::assert_snapshot!(text(&fail(&["--steps", "fast"]).stderr), @r"
     error: invalid value 'fast' for '--steps <N>': invalid digit found in string
-      why: the command line cannot be understood
+      why: the command line cannot be parsed
       fix: see `rushes --help` or `rushes COMMAND --help`
     ");
 }

@@ -1,4 +1,4 @@
-//! `rushes export`: a checkpoint to a bundle.
+//! `rushes export`: exports a checkpoint to a bundle.
 
 use super::args::ExportArgs;
 use super::global::GlobalArgs;
@@ -55,7 +55,7 @@ fn describe(event: &ExportEvent) -> String {
     match event {
         ExportEvent::Reading { component, bytes } => format!("{component}: reading {bytes}"),
         ExportEvent::ForeignPreviewMap => {
-            "warning: preview_map.json was fitted for another decoder and is left out; \
+            "warning: preview_map.json was fitted for another decoder and is not exported; \
              fit it again with `rushes calibrate BUNDLE --preview`"
                 .into()
         }
