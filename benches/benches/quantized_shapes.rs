@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --package benches --bench quantized_shapes -- two-blocks|decoder|bundle`
 //!
-//! Each takes minutes, and the blocks take 1 GB of disk space; only the named ones run. `two-blocks` measures two blocks
-//! of the 1.3B shape, `decoder` the decoder of Wan2.1, and `bundle` writes two blocks for `benches/compare/quantizers.py`.
+//! Each takes minutes, and the blocks take 1 GB of disk space; only the named ones run. `two-blocks` measures two
+//! blocks of the 1.3B shape, `decoder` the decoder of Wan2.1, and `bundle` writes two blocks for
+//! `benches/compare/quantizers.py`.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed measurement")]
 
 use bundle::manifest::{Bundle, Component, Part};

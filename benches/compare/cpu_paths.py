@@ -9,9 +9,9 @@
     cargo build --release -p benches && cargo build --release -p kernels --examples
 
 Steps are two layers of the 1.3B shape. One process for each path, and PyTorch in this one, are loaded and warmed up
-before the first measurement; then they alternate, one step of each kind per round. Ratios are of the shortest and of the
-median steps of a run; absolute times of two machines cannot be compared. The examples alternate products and convolutions
-by path.
+before the first measurement; then they alternate, one step of each kind per round. Ratios are of the shortest and of
+the median steps of a run; absolute times of two machines cannot be compared. The examples alternate products and
+convolutions by path.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", required=True, metavar="PATH", help="path of the program `bench-kernels`")
-    parser.add_argument("--examples", metavar="DIR", help="folder of the kernels' examples; without it only steps are timed")
+    parser.add_argument("--examples", metavar="DIR", help="folder of the kernels' examples; steps only without it")
     parser.add_argument("--paths", default="amx,avx512-vnni", help="the first is compared with the others")
     parser.add_argument("--tokens", default="5,15,26;5,30,52", metavar="F,H,W;...", help="token grids of the step")
     parser.add_argument("--layers", type=int, default=2)
@@ -96,7 +96,7 @@ def print_steps(arguments: argparse.Namespace, compare, paths: list[str], grid: 
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    print(f"\n{tokens} tokens, {arguments.layers} layers, {arguments.rounds} alternating rounds, {arguments.threads} threads")
+    print(f"\n{tokens} tokens, {arguments.layers} layers, {arguments.rounds} rounds, {arguments.threads} threads")
     for path, peak in peaks.items():
         rates = ", ".join(f"{name} {value:.0f}" for name, value in peak.items() if isinstance(value, float))
         print(f"peaks of {path}: {rates}")

@@ -9,11 +9,11 @@ Three measurements, with random weights on both sides:
   decode  the whole Wan2.1 VAE (base 96) on 3 latent frames of 30x52, for 9 frames of 240x416
   text    layers of umT5-XXL (width 4096, 64 heads x 64, ffn 10240)
 
-`--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in all precisions or
-in those of `--precisions`, steps with ONNX Runtime kernels and with Rushes kernels. `--kernels` names `bench-kernels`, which
-adds ONNX Runtime's INT8 products with scales that are computed at run time.
-Times contain no loading and no warm-up on either side. A long comparison can be split into several calls, each of which
-alternates all kinds: `--json` writes the times of a call, `--join` joins them.
+`--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in all
+precisions or in those of `--precisions`, steps with ONNX Runtime kernels and with Rushes kernels. `--kernels` names
+`bench-kernels`, which adds ONNX Runtime's INT8 products with scales that are computed at run time. Times contain no
+loading and no warm-up on either side. A long comparison can be split into several calls, each of which alternates all
+kinds: `--json` writes the times of a call, `--join` joins them.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="join files of --json, without timing")
     parser.add_argument("--precisions", help="precisions of rushes, such as f32,int8; all by default")
     parser.add_argument("--what", type=names(["step", "decode", "text"]), default="step,decode,text")
-    parser.add_argument("--dtypes", type=names(list(DTYPES)), default="f32,bf16", help="PyTorch dtypes of step and text")
+    parser.add_argument("--dtypes", type=names(list(DTYPES)), default="f32,bf16", help="PyTorch dtypes of step, text")
     parser.add_argument("--decode-dtypes", type=names(list(DTYPES)), default="f32", help="PyTorch dtypes of decode")
     parser.add_argument("--rounds", type=int, default=3, help="number of alternating rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -285,7 +285,7 @@ def wanted(result: dict) -> list[str]:
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
-    """The best of a few square products in PyTorch: the rate of its library on this machine, not the processor's peak."""
+    """The best of a few square products in PyTorch: the rate of its library, not the processor's peak."""
     a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE).to(dtype)
     torch.matmul(a, b)
     best = min(seconds(lambda: torch.matmul(a, b)) for _ in range(4))

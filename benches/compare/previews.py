@@ -3,9 +3,10 @@
 
     previews.py --ours target/release/rushes [--shape mini|wan] [--rounds N] [--diffusers CHECKPOINT]
 
-`mini` is the embedded model with its own settings. `wan` is a random model of the 1.3B shape (12 heads x 128, feed-forward
-8960) with four layers instead of 30, the whole Wan2.1 VAE, a tiny decoder of the published widths, and clips of one
-frame at 640x352 (880 tokens). A step is a seventh of a real one, so the relative cost of previews is seven times as high.
+`mini` is the embedded model with its own settings. `wan` is a random model of the 1.3B shape (12 heads x 128,
+feed-forward 8960) with four layers instead of 30, the whole Wan2.1 VAE, a tiny decoder of the published widths, and
+clips of one frame at 640x352 (880 tokens). A step is a seventh of a real one, so the relative cost of previews is seven
+times as high.
 
 `--diffusers` also times diffusers' pipeline on that checkpoint, which shows no picture before the last frame.
 """
@@ -92,9 +93,8 @@ def table(rows: dict) -> str:
         least = median(kind, lambda done: done["timing"]["text"]) + step
         shown = [median(kind, lambda done: (done["preview"] or {}).get(count, 0)) for count in ("shown", "skipped")]
         seen = [f"{first:.3f}", f"{least:.3f}", f"{first / least:.2f}"] if first else ["", "", ""]
-        ratio = statistics.median(
-            kind_done["timing"]["step"] / off_done["timing"]["step"] for kind_done, off_done in zip(rows[kind], rows["off"])
-        )
+        pairs = zip(rows[kind], rows["off"])
+        ratio = statistics.median(done["timing"]["step"] / base["timing"]["step"] for done, base in pairs)
         cells = [kind, f"{1000 * step:.2f}", f"{ratio:.3f}", *(f"{n:.0f}" for n in shown), *seen]
         lines.append("| " + " | ".join(cells) + " |")
     pick = lambda name: median("off", lambda done: done["timing"][name])

@@ -3,18 +3,19 @@
 
     quantizers.py BUNDLE [--held-out FILE] [--expert NAME] [--peers NAMES] [--threads N] [--json FILE]
 
-Prepare BUNDLE with `rushes calibrate --keep` and `rushes quantize --scheme int8 --kernels rushes,onnxruntime`. Its recorded
-clips also calibrate `onnxruntime.quantization.quantize_static` and `nvidia-modelopt`. The velocity of every graph is
-compared with that of the f32 graph, on the clip of `--held-out` (`calibration/sample-*.safetensors` of another folder), or
-on the last recorded clip, which is then not used to calibrate.
+Prepare BUNDLE with `rushes calibrate --keep` and `rushes quantize --scheme int8 --kernels rushes,onnxruntime`. Its
+recorded clips also calibrate `onnxruntime.quantization.quantize_static` and `nvidia-modelopt`. The velocity of every
+graph is compared with that of the f32 graph, on the clip of `--held-out` (`calibration/sample-*.safetensors` of another
+folder), or on the last recorded clip, which is then not used to calibrate.
 
 The other quantisers quantise the same layers, with a weight scale per output. `quantize_static` runs with its defaults,
 which also round the outputs of products, and with only inputs and weights rounded, with each of its range methods;
 modelopt runs with both of its methods.
 
 Error: |velocity - f32| / |f32|, over all steps of the clip, and the same of what the blocks add to the residual stream
-(the last block's output minus the first one's input). Integer share: multiply-adds of linear layers in integers, read from
-the graph after ONNX Runtime's optimisation, without MatMulAddFusion, which would compute them in f32 in peers' graphs.
+(the last block's output minus the first one's input). Integer share: multiply-adds of linear layers in integers, read
+from the graph after ONNX Runtime's optimisation, without MatMulAddFusion, which would compute them in f32 in peers'
+graphs.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--held-out", type=Path, metavar="FILE", help="a recorded clip that was not used to calibrate")
     parser.add_argument("--expert", help="name of the expert [default: the one for low noise]")
-    parser.add_argument("--peers", metavar="NAMES", help="only peers whose names contain one of these, such as static,max")
+    parser.add_argument("--peers", metavar="NAMES", help="only peers with one of these in their names")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -191,8 +192,7 @@ def quantized_nodes(bundle: Path, name: str, source: Path) -> list[str]:
     nodes = onnx.load(source, load_external_data=False).graph.node
     found = []
     for node in nodes:
-        layers = [layer for layer in component["layers"] if node.op_type == "MatMul" and node.input[1].startswith(f"{layer}.")]
-        if layers:
+        if node.op_type == "MatMul" and any(node.input[1].startswith(f"{layer}.") for layer in component["layers"]):
             node_name = node.name or node.output[0]
             found.append(node_name)
     if len(found) != len(component["layers"]):

@@ -5,13 +5,13 @@
     sdcpp.py time --peer DIR/build/sdcpp_step --ours rushes [--rounds N] [--json FILE]
     sdcpp.py join FILE...
 
-`build` downloads the source of stable-diffusion.cpp (in the PyPI package stable-diffusion-cpp-python 0.4.7, or unpacked at
-`--source`), builds its library for this processor, and builds `sdcpp_step`, which runs one step with the classes of the
-library and random weights. It needs cmake and ninja.
+`build` downloads the source of stable-diffusion.cpp (in the PyPI package stable-diffusion-cpp-python 0.4.7, or unpacked
+at `--source`), builds its library for this processor, and builds `sdcpp_step`, which runs one step with the classes of
+the library and random weights. It needs cmake and ninja.
 
-`time` runs one step of each per round: stable-diffusion.cpp with f16 weights, and `rushes bench step` in int8, with ONNX
-Runtime kernels and with Rushes kernels. 1,950 tokens are a clip of 416x240 with 17 frames. The text has 512 rows on all
-sides; Rushes kernels merge equal rows. Times contain no loading and no warm-up.
+`time` runs one step of each per round: stable-diffusion.cpp with f16 weights, and `rushes bench step` in int8, with
+ONNX Runtime kernels and with Rushes kernels. 1,950 tokens are a clip of 416x240 with 17 frames. The text has 512 rows
+on all sides; Rushes kernels merge equal rows. Times contain no loading and no warm-up.
 
 A round takes minutes: `--json` writes its times, either side can be timed alone, and `join` joins several files.
 """
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     making = commands.add_parser("build")
     making.add_argument("--out", type=Path, required=True)
     making.add_argument("--source", type=Path, help="folder of the unpacked package")
-    making.add_argument("--tinyblas", action="store_true", help="with ggml's faster products, which the package does not enable")
+    making.add_argument("--tinyblas", action="store_true", help="enable ggml's faster products")
     timing = commands.add_parser("time")
     timing.add_argument("--peer", type=Path, help="path of the program sdcpp_step")
     timing.add_argument("--ours", help="path of the program rushes")

@@ -1,5 +1,5 @@
-// One denoising step of the 1.3B shape in stable-diffusion.cpp, with its own classes and random weights: the work of its
-// program for each step, without loading a text encoder and a VAE.
+// One denoising step of the 1.3B shape in stable-diffusion.cpp, with its own classes and random weights: the work of
+// its program for each step, without loading a text encoder and a VAE.
 //
 //     sdcpp_step FRAMES ROWS COLUMNS THREADS RUNS TYPE FLASH
 //

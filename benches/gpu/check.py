@@ -4,10 +4,10 @@
     check.py --rushes PATH [--layers 4,40] [--out TABLE.md] [--json FILE] [--keep FOLDER]
     check.py --rushes PATH --dry-run        the same steps on the CPU, tiny and in f32, to test this script
 
-Needs torch, diffusers, transformers and onnxruntime-gpu 1.31.1 (CUDA 13, cuDNN 9.15 or newer), and `rushes` built on this
-machine. Weights are random, at the width of an expert of Wan2.2-T2V-A14B. PyTorch writes them as a checkpoint, `rushes
-export --target cuda` exports the graphs, and both compute on the same inputs. A number of layers that does not fit in
-memory is skipped and reported.
+Needs torch, diffusers, transformers and onnxruntime-gpu 1.31.1 (CUDA 13, cuDNN 9.15 or newer), and `rushes` built on
+this machine. Weights are random, at the width of an expert of Wan2.2-T2V-A14B. PyTorch writes them as a checkpoint,
+`rushes export --target cuda` exports the graphs, and both compute on the same inputs. A number of layers that does not
+fit in memory is skipped and reported.
 """
 
 import argparse
@@ -116,7 +116,8 @@ def others(where: Path, sizes, place) -> list[dict]:
 
 def markdown(report: dict) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
-    lines = [machine, "", "| step | Rushes, ms | PyTorch, ms | PyTorch / Rushes | relative error | PyTorch bf16 to f32 | placement |"]
+    lines = [machine, ""]
+    lines.append("| step | Rushes, ms | PyTorch, ms | PyTorch / Rushes | relative error | PyTorch bf16 to f32 | placement |")
     lines.append("|---|---|---|---|---|---|---|")
     for step in report["steps"]:
         name = f"{step['layers']} layers"

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in the diffusers layout: a random denoiser and VAE of a given size, and the other parts of mini."""
+"""Writes a checkpoint in the diffusers layout: random denoiser and VAE of a given size, the other parts of mini."""
 
 import gc
 import json

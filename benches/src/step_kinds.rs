@@ -108,7 +108,8 @@ impl Setting {
         self.latent.tokens(self.spec.patch)
     }
 
-    /// The number of operations of the blocks' products: linear layers, and attention to the tokens and the merged text.
+    /// The number of operations of the blocks' products: linear layers, and attention to the tokens and the merged
+    /// text.
     pub fn operations(&self) -> f64 {
         let (l, d, f) = (self.tokens() as f64, self.spec.width() as f64, self.spec.feed_forward as f64);
         let text = (WORDS + 1) as f64;

@@ -4,8 +4,8 @@
 //!
 //! Kinds alternate, so that changes of the machine's state affect all of them. The floor is the time that the products
 //! of the blocks would take at the peak measured in the same run. The error is relative to what the blocks add to the
-//! velocity: |kind - onnxruntime f32| / |onnxruntime f32 - a step without blocks|. The peak memory is that of the process:
-//! run one kind alone to compare memory.
+//! velocity: |kind - onnxruntime f32| / |onnxruntime f32 - a step without blocks|. The peak memory is that of the
+//! process: run one kind alone to compare memory.
 //!
 //! With `--turns` the program loads and warms up, prints its first line, and then times one step of each kind for each
 //! line of standard input, so that a script can alternate it with other programs.
