@@ -1,4 +1,4 @@
-//! Programs that are asked to end by signals.
+//! Programs that receive signals.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -6,36 +6,37 @@ use std::process::{Child, Command};
 /// The signals that ask a program to end.
 pub const SIGNALS: [&str; 3] = ["INT", "TERM", "HUP"];
 
-/// `program` in a working folder with these signals ignored, as `nohup` does, and the others of [`SIGNALS`] as a terminal
-/// has them, whatever the test itself was started with.
+/// Returns a command that runs `program` in a working folder with these signals ignored, as `nohup` does. The other
+/// signals of [`SIGNALS`] have their default action, whatever the test process inherited.
 pub fn ignoring(ignored: &[&str], folder: &Path, program: &Path) -> Command {
     let mut command = Command::new("env");
     command.current_dir(folder).env("RUST_BACKTRACE", "0");
     for signal in SIGNALS {
-        let kind = if ignored.contains(&signal) { "ignore" } else { "default" };
-        command.arg(format!("--{kind}-signal={signal}"));
+        let action = if ignored.contains(&signal) { "ignore" } else { "default" };
+        command.arg(format!("--{action}-signal={signal}"));
     }
     command.arg(program);
     command
 }
 
-/// Waits until the program listens to a signal; false when it ended before.
+/// Waits until the program handles a signal. Returns false if it ended before.
 ///
 /// # Panics
-/// The state of the program cannot be read.
-pub fn listens(child: &mut Child, signal: &str) -> bool {
+/// Panics if the state of the program cannot be read.
+pub fn handles(child: &mut Child, signal: &str) -> bool {
     waits_for(child, "SigCgt:", signal)
 }
 
-/// Waits until the program ignores a signal; false when it ended before. What was started to ignore one does not at once.
+/// Waits until the program ignores a signal. Returns false if it ended before. A program that is started to ignore a
+/// signal does not ignore it immediately.
 ///
 /// # Panics
-/// The state of the program cannot be read.
+/// Panics if the state of the program cannot be read.
 pub fn ignores(child: &mut Child, signal: &str) -> bool {
     waits_for(child, "SigIgn:", signal)
 }
 
-/// Waits until a signal is in one of the masks of `/proc/PID/status`; false when the program ended before.
+/// Waits until a signal is in a mask of `/proc/PID/status`. Returns false if the program ended before.
 fn waits_for(child: &mut Child, mask: &str, signal: &str) -> bool {
     let number = match signal {
         "HUP" => 1,
@@ -49,7 +50,7 @@ fn waits_for(child: &mut Child, mask: &str, signal: &str) -> bool {
         if signals & (1 << (number - 1)) != 0 {
             return true;
         }
-        if child.try_wait().expect("a child to look at").is_some() {
+        if child.try_wait().expect("the state of the child").is_some() {
             return false;
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
@@ -59,17 +60,9 @@ fn waits_for(child: &mut Child, mask: &str, signal: &str) -> bool {
 /// Sends a signal.
 ///
 /// # Panics
-/// There is no `kill`.
+/// Panics if `kill` cannot be started.
 pub fn send(child: &Child, signal: &str) {
-    // A program that has just ended takes none.
-    let sent = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).output();
-    sent.expect("kill");
-}
-
-/// Names in a folder, sorted; nothing where there is none.
-pub fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
+    // `kill` fails if the program has just ended.
+    let output = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).output();
+    output.expect("kill");
 }

@@ -1,5 +1,5 @@
-//! Texts that people read, as they are printed.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Snapshots of printed texts.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::process::Output;
 use tests::golden;
@@ -19,7 +19,7 @@ fn text(output: &[u8]) -> String {
 }
 
 #[test]
-fn inspect() {
+fn the_text_of_inspect() {
     let folder = exported();
     let output = rushes(folder.path()).args(["inspect", "bundle"]).output().unwrap();
     insta::assert_snapshot!(text(&output.stdout), @r#"
@@ -82,7 +82,7 @@ fn the_plan_of_a_clip() {
 }
 
 #[test]
-fn an_error() {
+fn the_texts_of_errors() {
     let folder = exported();
     let fail = |arguments: &[&str]| -> Output {
         rushes(folder.path())

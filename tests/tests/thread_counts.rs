@@ -1,12 +1,12 @@
-//! `--threads`: any number makes the same clip, no more are started than there are cores, and the user is told.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! `--threads`: any number gives the same clip, at most one thread per core is used, and a lower number is reported.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::path::Path;
 use std::process::{Command, Output};
 use tests::program::{self, rushes};
 use tests::{edit, golden};
 
-/// A bundle in an empty folder.
+/// A folder with a bundle and a prompt file.
 fn exported() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = edit::copy_of(&golden::case("two-experts").checkpoint());
@@ -42,7 +42,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn a_thousand_threads_make_the_clip_of_one_and_the_user_is_told() {
+fn a_thousand_threads_give_the_same_clip_as_one_and_the_used_number_is_reported() {
     let folder = exported();
     let one = generate(folder.path(), "1", "one.y4m");
     assert!(one.status.success() && !stderr(&one).contains("--threads"), "{one:?}");
@@ -56,9 +56,9 @@ fn a_thousand_threads_make_the_clip_of_one_and_the_user_is_told() {
     }
 }
 
-/// Cores that the process may not use do not count.
+/// Cores outside the CPU affinity of the process do not count.
 #[test]
-fn the_affinity_of_the_process_is_what_counts() {
+fn the_cpu_affinity_of_the_process_is_respected() {
     let folder = exported();
     let mut command = Command::new("taskset");
     command.args(["-c", "0"]).arg(program::path()).args(GENERATE).args(["--threads", "2", "-o", "a.y4m"]);
