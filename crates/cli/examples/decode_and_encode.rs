@@ -1,5 +1,5 @@
-//! Measures the cost of encoding an mp4 while the embedded model decodes: times the decode alone, the decode with the mp4,
-//! and the time until the first encoded frame. Arguments: number of frames, repetitions.
+//! Measures the cost of encoding an mp4 while the embedded model decodes: times the decode alone, the decode with the
+//! mp4, and the time until the first encoded frame. Arguments: number of frames, repetitions.
 
 use bundle::Cancel;
 use media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Tags};
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let written = outputs.finish().written.len();
         let whole = started.elapsed().as_secs_f64();
         println!(
-            "{}, {chunks} frames: decode alone {alone:.3} s; with mp4 {whole:.3} s ({:.3} times as long); first frame encoded \
+            "{}, {chunks} frames: decode alone {alone:.3} s; with mp4 {whole:.3} s ({:.3} times); first frame encoded \
              after {first:.3} s ({:.3} of the decode of {decoded:.3} s); {written} file written",
             plan.size,
             whole / alone,

@@ -34,7 +34,8 @@ impl std::fmt::Display for MiniEvent {
 /// `cache` replaces the folder `rushes` in the user's cache.
 ///
 /// # Errors
-/// Returns an error if there is no cache folder, if it cannot be written, or if the program was built without the model.
+/// Returns an error if there is no cache folder, if it cannot be written, or if the program was built without the
+/// model.
 pub fn bundle_folder(cache: Option<&Path>) -> Result<PathBuf, Error> {
     prepare(cache, &Stop::new(), &mut |_| ())
 }

@@ -192,8 +192,8 @@ pub(super) struct ExportArgs {
     /// Write the bundle to this folder
     #[arg(long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// Target of the graphs: cpu, cuda, or plain for standard ONNX operators only, which tensorrt is another name for;
-    /// may be given more than once
+    /// Target of the graphs: cpu, cuda, plain (standard ONNX operators only) or tensorrt (another name for plain); may
+    /// be given more than once
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) target: Vec<Target>,
     /// Number format of the stored weights: f32, f16 or bf16 [default: f32 if cpu is the only target, else bf16]
@@ -218,7 +218,7 @@ pub(super) struct CalibrateArgs {
     pub(super) bundle: PathBuf,
     #[command(flatten)]
     pub(super) preview: FitArgs,
-    /// Text file with one prompt per line; lines that begin with # are ignored
+    /// Text file with one prompt per line; lines that begin with # are ignored; required without --preview
     #[arg(long, value_name = "FILE", required_unless_present = "preview")]
     pub(super) prompts: Option<PathBuf>,
     /// Number of clips to record, repeating the prompts in order [default: one per prompt]

@@ -2,7 +2,8 @@
 //!
 //! clap parses every argument that begins with a dash as a flag. Users write `--negative "-blurry"`, `--seed -1` and
 //! prompts such as `"- a boat at dawn"`. An argument that cannot be a flag of the command is joined to the flag before
-//! it, or moved behind `--` as the prompt. An argument that looks like a misspelt flag is left to clap, which refuses it.
+//! it, or moved behind `--` as the prompt. An argument that looks like a misspelt flag is left to clap, which refuses
+//! it.
 
 use super::args::Cli;
 use clap::{Arg, Command, CommandFactory};

@@ -76,7 +76,7 @@ fn verify(folder: &Path, global: &GlobalArgs) -> Result<ExitCode, Error> {
         // Writing into a String cannot fail.
         let _ = write!(
             text,
-            "\n{} have no digest over every byte, because `rushes export` ran with --no-verify or was an older version: {}",
+            "\n{} have no digest over every byte (`rushes export --no-verify`, or an older version wrote them): {}",
             unknown.len(),
             unknown.join(", ")
         );

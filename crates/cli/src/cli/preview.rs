@@ -182,7 +182,7 @@ pub(super) struct FitArgs {
     /// Fit the linear map from latents to colours that rgb previews use, instead of calibrating
     #[arg(long, conflicts_with = "prompts")]
     pub(super) preview: bool,
-    /// Number of clips to fit the map on
+    /// With --preview, number of clips to fit the map on
     #[arg(long, value_name = "N", default_value_t = PROMPTS.len())]
     clips: usize,
 }

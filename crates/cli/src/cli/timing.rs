@@ -67,8 +67,8 @@ impl Timing {
         self.first_frames.get_or_insert(now);
     }
 
-    /// The times as JSON, in seconds since the start, without the opening of graphs, which is `loading`. The first frame
-    /// counts when an encoder has produced it.
+    /// The times as JSON, in seconds since the start, without the opening of graphs, which is `loading`. The first
+    /// frame counts when an encoder has produced it.
     pub(super) fn value(
         &self,
         first_preview: Option<Instant>,
