@@ -87,8 +87,8 @@ fn the_library_and_the_cache_may_have_such_paths() {
     let (_outer, folder) = workplace();
     let library = {
         let program = path();
-        let beside = program.ancestors().map(|folder| folder.join("onnxruntime"));
-        beside.into_iter().find(|folder| folder.is_dir()).expect("target/onnxruntime: `make setup` fills it")
+        let folders = program.ancestors().map(|folder| folder.join("onnxruntime"));
+        folders.into_iter().find(|folder| folder.is_dir()).expect("target/onnxruntime: `make setup` fills it")
     };
     std::os::unix::fs::symlink(library, folder.join(named(b"lib\xe9"))).unwrap();
     let found = succeeds(&folder, "doctor --onnxruntime lib~", &[]);

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for _ in 0..repetitions {
         let started = Instant::now();
         decoder.decode(latent.view(), &cancel, &mut |_| Ok(()))?;
-        let alone = started.elapsed().as_secs_f64();
+        let decode_only = started.elapsed().as_secs_f64();
 
         let started = Instant::now();
         let format = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
@@ -42,10 +42,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let written = outputs.finish().written.len();
         let whole = started.elapsed().as_secs_f64();
         println!(
-            "{}, {chunks} frames: decode alone {alone:.3} s; with mp4 {whole:.3} s ({:.3} times); first frame encoded \
+            "{}, {chunks} frames: decode alone {decode_only:.3} s; with mp4 {whole:.3} s ({:.3} times); first frame encoded \
              after {first:.3} s ({:.3} of the decode of {decoded:.3} s); {written} file written",
             plan.size,
-            whole / alone,
+            whole / decode_only,
             first / decoded
         );
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// The options that every command accepts.
 #[derive(Debug, Clone, Args)]
 pub(super) struct GlobalArgs {
-    /// Load this ONNX Runtime library [default: the one beside the program, else the system's]
+    /// Load this ONNX Runtime library [default: that of ORT_DYLIB_PATH, of the program's folder or of the system]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(super) onnxruntime: Option<PathBuf>,
     /// Keep generated files, such as the bundle of the embedded model, in this folder [default: rushes in the

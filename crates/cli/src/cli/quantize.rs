@@ -190,18 +190,19 @@ impl Job<'_> {
             .flat_map(|group| group.layers)
             .collect();
         let (Scheme::Int8, Some(latent)) = (self.args.scheme, assessor.first_frames()) else { return Ok(()) };
-        let alone = |bundle: &Bundle| {
-            let mut alone = bundle.clone();
-            alone.manifest.components.retain(|entry| entry.component == Component::Decoder);
-            alone
+        let decoder_only = |bundle: &Bundle| {
+            let mut bundle = bundle.clone();
+            bundle.manifest.components.retain(|entry| entry.component == Component::Decoder);
+            bundle
         };
-        let expected = decode(&self.open(&alone(self.quantizer.bundle()), None)?, &latent, self.cancel)?;
+        let expected =
+            decode(&self.open(&decoder_only(self.quantizer.bundle()), None)?, &latent, self.cancel)?;
         let entry = self.quantizer.bundle().manifest.component(&Component::Decoder)?.clone();
         for layer in &layers {
             let others = layers.iter().filter(|other| *other != layer);
             let keep = others.map(|other| (other.clone(), "another layer is measured".into())).collect();
             self.quantizer.write(self.quantizer.plan(&entry, &keep)?.numerics, None)?;
-            let model = self.open(&alone(self.quantizer.bundle()), Some(self.variant()))?;
+            let model = self.open(&decoder_only(self.quantizer.bundle()), Some(self.variant()))?;
             let error = frames_error(&model, &latent, &expected, self.cancel)?;
             self.errors
                 .entry(component_folder(&Component::Decoder))
@@ -225,11 +226,11 @@ impl Job<'_> {
             return Ok(());
         }
         // The other components are not quantised yet, so only this one can be opened.
-        let mut alone = bundle.clone();
-        alone.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
-        let mut reference = TextEncoder::open(&self.open(&alone, None)?)?;
+        let mut encoder_only = bundle.clone();
+        encoder_only.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
+        let mut reference = TextEncoder::open(&self.open(&encoder_only, None)?)?;
         let mut quantized = TextEncoder::open(
-            &self.open(&alone, Some(Variant::cpu(self.precision(), KernelLibrary::OnnxRuntime)))?,
+            &self.open(&encoder_only, Some(Variant::cpu(self.precision(), KernelLibrary::OnnxRuntime)))?,
         )?;
         let mut worst = 1.0_f64;
         for prompt in self.quantizer.prompts() {
