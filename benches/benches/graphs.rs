@@ -1,4 +1,4 @@
-//! The three graphs at real sizes: a step of the 1.3B shape, the decoder at 832x480's half, the umT5-XXL encoder.
+//! Times the three graphs at real sizes: a step of the 1.3B shape, the decoder at 416x240, the umT5-XXL encoder.
 
 use benches::RandomModel;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -6,10 +6,10 @@ use engines::Cancel;
 use quality::bench::shape::{Shape, Subject, text_encoder};
 use quality::bench::workload::{Decode, Step, Text, Workload};
 
-/// Layers of the timed step; every layer of the 30 costs the same.
+/// The number of layers of the timed step; each of the 30 layers costs the same.
 const LAYERS: usize = 4;
 
-/// Operations as elements: criterion then prints operations per second.
+/// Counts operations as elements, so that criterion prints operations per second.
 fn operations(flops: f64) -> Throughput {
     #[expect(
         clippy::cast_possible_truncation,

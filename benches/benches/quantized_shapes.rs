@@ -1,10 +1,11 @@
-//! Errors and speeds of quantised graphs at the shapes of published models, with random weights.
+//! Measures errors and speeds of quantised graphs at the shapes of published models, with random weights.
 //!
 //! `cargo bench --package benches --bench quantized_shapes -- two-blocks|decoder|bundle`
 //!
-//! Each takes minutes, and the blocks take 1 GB of disk; nothing runs unless it is named. `two-blocks` are two blocks of
-//! the 1.3B shape, `decoder` is that of Wan2.1, and `bundle` leaves two blocks for `benches/compare/quantizers.py`.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a measurement that failed")]
+//! Each takes minutes, and the blocks take 1 GB of disk space; only the named ones run. `two-blocks` measures two
+//! blocks of the 1.3B shape, `decoder` the decoder of Wan2.1, and `bundle` writes two blocks for
+//! `benches/compare/quantizers.py`.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed measurement")]
 
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::quantization::Scheme;
@@ -33,7 +34,7 @@ fn normal<D: Dimension, S: ShapeBuilder<Dim = D>>(shape: S, seed: u64) -> Array<
     Array::from_shape_simple_fn(shape, || random.normal())
 }
 
-/// Records `samples` in a folder.
+/// Writes a calibration set of `samples` to a folder.
 fn record(folder: &Path, bundle: &Bundle, samples: &[Sample]) -> CalibrationSet {
     let info = SetInfo {
         rushes: String::new(),
@@ -49,7 +50,7 @@ fn record(folder: &Path, bundle: &Bundle, samples: &[Sample]) -> CalibrationSet 
     set
 }
 
-/// Calibrates on `samples` and quantises; gives the bundle.
+/// Calibrates on `samples` and quantises. Returns the bundle.
 fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
     let set = record(&bundle.folder, bundle, samples);
     let onnx = OnnxRuntime::load(None).unwrap();
@@ -75,8 +76,8 @@ fn quantized(bundle: &Bundle, samples: &[Sample]) -> Bundle {
     quantizer.bundle().clone()
 }
 
-/// The least of a few runs, in seconds.
-fn least(runs: usize, mut run: impl FnMut()) -> f64 {
+/// The shortest of `runs` runs after one warm-up run, in seconds.
+fn shortest(runs: usize, mut run: impl FnMut()) -> f64 {
     let time = |run: &mut dyn FnMut()| {
         let began = Instant::now();
         run();
@@ -86,7 +87,7 @@ fn least(runs: usize, mut run: impl FnMut()) -> f64 {
     (0..runs).map(|_| time(&mut run)).fold(f64::INFINITY, f64::min)
 }
 
-/// The graph with its residual stream before the first and after the last block as outputs.
+/// Writes a copy of the graph with its residual stream before the first and after the last block as outputs.
 fn with_stream(path: &Path) -> std::path::PathBuf {
     let mut model = Model::read(path).unwrap();
     let graph = model.proto.graph.as_mut().unwrap();
@@ -122,11 +123,11 @@ fn with_stream(path: &Path) -> std::path::PathBuf {
 
 /// Two blocks of the 1.3B shape with outlier channels.
 fn two_blocks(folder: &Path) -> (DenoiserSpec, Bundle) {
-    let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
-    let like = like.model.manifest();
+    let template = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let template = template.model.manifest();
     let spec = synthetic::denoiser(2);
-    let specs = (spec.clone(), like.vae.clone());
-    let bundle = synthetic::bundle(folder, like, &synthetic::expert(), specs, Values::Outliers);
+    let specs = (spec.clone(), template.vae.clone());
+    let bundle = synthetic::bundle(folder, template, &synthetic::expert(), specs, Values::Outliers);
     (spec, bundle)
 }
 
@@ -148,16 +149,16 @@ fn two_steps(spec: &DenoiserSpec, seed: u64) -> Sample {
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    if wanted.is_empty() {
-        println!("nothing to measure: name two-blocks, decoder or bundle");
+    let requested: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if requested.is_empty() {
+        println!("nothing to measure; name two-blocks, decoder or bundle");
     }
-    for name in wanted {
+    for name in requested {
         match name.as_str() {
             "two-blocks" => two_blocks_of_the_1_3b_shape(),
             "decoder" => the_decoder_of_wan21(),
             "bundle" => a_bundle_of_two_blocks_for_other_quantisers(),
-            other => panic!("`{other}` is none of two-blocks, decoder, bundle"),
+            other => panic!("unknown measurement `{other}`; expected one of two-blocks, decoder and bundle"),
         }
     }
 }
@@ -185,8 +186,8 @@ fn two_blocks_of_the_1_3b_shape() {
     let latent = Value::from_f32(test.latents.index_axis(Axis(0), 0).to_owned().insert_axis(Axis(0)));
     let timestep = Value::from_f32(Array1::from_elem(1, 600.0_f32));
     let (cos, sin) = (Value::from_f32(test.cos.clone()), Value::from_f32(test.sin.clone()));
-    let whole = Value::from_f32(test.text[0].clone().insert_axis(Axis(0)));
-    // The 60 rows that are not zero, and one for the others.
+    let all_rows = Value::from_f32(test.text[0].clone().insert_axis(Axis(0)));
+    // The 60 rows that are not zero, and one row for all others.
     let merged = Value::from_f32(test.text[0].slice(s![..61, ..]).to_owned().insert_axis(Axis(0)));
     let mut bias = Array2::zeros((1, 61));
     bias[[0, 60]] = 452.0_f32.ln();
@@ -194,30 +195,30 @@ fn two_blocks_of_the_1_3b_shape() {
     let measure = |precision: Precision, kernels: KernelLibrary| {
         let mut inputs = vec![("latent", &latent), ("timestep", &timestep), ("cos", &cos), ("sin", &sin)];
         match kernels {
-            KernelLibrary::OnnxRuntime => inputs.push(("text", &whole)),
+            KernelLibrary::OnnxRuntime => inputs.push(("text", &all_rows)),
             KernelLibrary::Rushes => inputs.extend([("text", &merged), ("key_bias", &bias)]),
         }
         let path = bundle.path(&entry.graph(Part::Whole, Variant::cpu(precision, kernels)).unwrap().file);
         let stream = with_stream(&path);
-        let contract = Model::read(&stream).unwrap().signature();
+        let signature = Model::read(&stream).unwrap().signature();
         let mut outputs =
-            onnx.open(&stream, &contract, &OPTIONS).unwrap().run(&inputs, &Cancel::new()).unwrap();
+            onnx.open(&stream, &signature, &OPTIONS).unwrap().run(&inputs, &Cancel::new()).unwrap();
         let mut take = |name: &str| outputs.take(name).unwrap().to_f32().unwrap();
         let streams = (take("after") - take("before"), take("velocity"));
-        let contract = Model::read(&path).unwrap().signature();
-        let mut engine = onnx.open(&path, &contract, &OPTIONS).unwrap();
-        (streams, least(5, || drop(engine.run(&inputs, &Cancel::new()).unwrap())))
+        let signature = Model::read(&path).unwrap().signature();
+        let mut engine = onnx.open(&path, &signature, &OPTIONS).unwrap();
+        (streams, shortest(5, || drop(engine.run(&inputs, &Cancel::new()).unwrap())))
     };
     let ((added, velocity), seconds) = measure(Precision::F32, KernelLibrary::OnnxRuntime);
     let errors = [KernelLibrary::OnnxRuntime, KernelLibrary::Rushes].map(|kernels| {
-        let ((added_here, velocity_here), here) = measure(Precision::Int8, kernels);
-        let error = relative_error(added_here.view(), added.view());
-        let of_velocity = relative_error(velocity_here.view(), velocity.view());
+        let ((int8_added, int8_velocity), int8_seconds) = measure(Precision::Int8, kernels);
+        let error = relative_error(int8_added.view(), added.view());
+        let velocity_error = relative_error(int8_velocity.view(), velocity.view());
         println!(
-            "int8 in {kernels} kernels: blocks {:.2} %, velocity {:.2} %; step {here:.3} s, {:.2}x f32",
+            "int8 with {kernels} kernels: blocks {:.2} %, velocity {:.2} %; step {int8_seconds:.3} s, {:.2}x f32",
             100.0 * error,
-            100.0 * of_velocity,
-            seconds / here
+            100.0 * velocity_error,
+            seconds / int8_seconds
         );
         error
     });
@@ -226,10 +227,10 @@ fn two_blocks_of_the_1_3b_shape() {
 
 fn the_decoder_of_wan21() {
     let folder = tempfile::tempdir().unwrap();
-    let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
-    let like = like.model.manifest();
-    let specs = (like.denoiser.clone(), synthetic::vae());
-    let bundle = synthetic::bundle(folder.path(), like, &Component::Decoder, specs, Values::Outliers);
+    let template = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let template = template.model.manifest();
+    let specs = (template.denoiser.clone(), synthetic::vae());
+    let bundle = synthetic::bundle(folder.path(), template, &Component::Decoder, specs, Values::Outliers);
     let sample = Sample {
         ids: Vec::new(),
         text: Vec::new(),
@@ -252,8 +253,8 @@ fn the_decoder_of_wan21() {
     for (precision, kernels) in variants {
         let open = |part: Part| {
             let path = bundle.path(&entry.graph(part, Variant::cpu(precision, kernels)).unwrap().file);
-            let contract = Model::read(&path).unwrap().signature();
-            onnx.open(&path, &contract, &OPTIONS).unwrap()
+            let signature = Model::read(&path).unwrap().signature();
+            onnx.open(&path, &signature, &OPTIONS).unwrap()
         };
         let latent = Value::from_f32(normal((1, 16, 1, 30, 52), 77));
         let first = open(Part::First).run(&[("latent", &latent)], &Cancel::new()).unwrap();
@@ -269,9 +270,9 @@ fn the_decoder_of_wan21() {
         let mut outputs = engine.run(&inputs, &Cancel::new()).unwrap();
         frames.push(outputs.take("frames").unwrap().to_f32().unwrap() / 2.0);
         drop(outputs);
-        seconds.push(least(1, || drop(engine.run(&inputs, &Cancel::new()).unwrap())));
+        seconds.push(shortest(1, || drop(engine.run(&inputs, &Cancel::new()).unwrap())));
     }
-    for (index, name) in ["int8", "int8 on Rushes kernels"].into_iter().enumerate() {
+    for (index, name) in ["int8", "int8 with Rushes kernels"].into_iter().enumerate() {
         println!(
             "a latent frame of 30x52: f32 {:.2} s, {name} {:.2} s, {:.2}x, {:.1} dB",
             seconds[0],

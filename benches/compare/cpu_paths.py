@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints how fast the paths of our Rushes kernels are beside each other and beside torch bf16, in one table.
+"""Compares the instruction paths of Rushes kernels with each other and with PyTorch bf16, in one table.
 
     cpu_paths.py --kernels PATH [--examples DIR] [--paths amx,avx512-vnni] [--tokens 5,15,26;5,30,52] [--rounds N]
 
@@ -8,10 +8,10 @@
 
     cargo build --release -p benches && cargo build --release -p kernels --examples
 
-Steps are two layers of the 1.3B shape. One process for each path, and torch in this one, are loaded and warm before the
-first clock starts; then they take turns, one step of each kind a round. Ratios are of the shortest and of the median
-steps of a run; absolute times of two machines cannot be compared. Products and convolutions take turns by path inside of
-the examples.
+Steps are two layers of the 1.3B shape. One process for each path, and PyTorch in this one, are loaded and warmed up
+before the first measurement; then they alternate, one step of each kind per round. Ratios are of the shortest and of
+the median steps of a run; absolute times of two machines cannot be compared. The examples alternate products and
+convolutions by path.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Python puts this folder first in the search path, where `diffusers.py` would hide the package of its name.
+# Python puts this folder first in the search path, where `diffusers.py` would hide the package.
 HERE = Path(__file__).resolve().parent
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
@@ -45,19 +45,19 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernels", required=True, metavar="PATH", help="the program `bench-kernels`")
-    parser.add_argument("--examples", metavar="DIR", help="where the kernels' examples are; without it only steps are timed")
+    parser.add_argument("--kernels", required=True, metavar="PATH", help="path of the program `bench-kernels`")
+    parser.add_argument("--examples", metavar="DIR", help="folder of the kernels' examples; steps only without it")
     parser.add_argument("--paths", default="amx,avx512-vnni", help="the first is compared with the others")
     parser.add_argument("--tokens", default="5,15,26;5,30,52", metavar="F,H,W;...", help="token grids of the step")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--no-torch", action="store_true", help="leaves torch out, which need not be installed then")
+    parser.add_argument("--no-torch", action="store_true", help="do not time PyTorch, which need not be installed then")
     return parser.parse_args()
 
 
 def load_compare():
-    """`diffusers.py` beside this file, under a name that hides no package."""
+    """Loads `diffusers.py` of this folder under another name, because its own would hide the package."""
     spec = importlib.util.spec_from_file_location("compare_diffusers", HERE / "diffusers.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -77,15 +77,15 @@ def print_machine(compare, threads: int) -> None:
 def print_steps(arguments: argparse.Namespace, compare, paths: list[str], grid: str) -> None:
     sizes = [int(size) for size in grid.split(",")]
     tokens = sizes[0] * sizes[1] * sizes[2]
-    ours = {path: start(arguments, path, grid) for path in paths}
-    peaks = {path: json.loads(process.stdout.readline()) for path, process in ours.items()}
+    processes = {path: start(arguments, path, grid) for path in paths}
+    peaks = {path: json.loads(process.stdout.readline()) for path, process in processes.items()}
     times: dict[str, list[float]] = {}
     torch_step = None
     if compare:
         torch_step = compare.denoising_step(tuple(sizes), arguments.layers, compare.torch.bfloat16)
         compare.seconds(torch_step)
     for _ in range(arguments.rounds):
-        for path, process in ours.items():
+        for path, process in processes.items():
             process.stdin.write("\n")
             process.stdin.flush()
             for _ in KINDS:
@@ -93,10 +93,10 @@ def print_steps(arguments: argparse.Namespace, compare, paths: list[str], grid: 
                 times.setdefault(f"{answer['kind']}, {path}", []).append(answer["seconds"])
         if torch_step:
             times.setdefault("torch bf16", []).append(compare.seconds(torch_step))
-    for process in ours.values():
+    for process in processes.values():
         process.stdin.close()
         process.wait()
-    print(f"\n{tokens} tokens, {arguments.layers} layers, {arguments.rounds} rounds in turn, {arguments.threads} threads")
+    print(f"\n{tokens} tokens, {arguments.layers} layers, {arguments.rounds} rounds, {arguments.threads} threads")
     for path, peak in peaks.items():
         rates = ", ".join(f"{name} {value:.0f}" for name, value in peak.items() if isinstance(value, float))
         print(f"peaks of {path}: {rates}")
@@ -110,7 +110,7 @@ def print_steps(arguments: argparse.Namespace, compare, paths: list[str], grid: 
 
 
 def pairs(paths: list[str], kinds: list[str]):
-    """Each kind of the first path against that of the others, and every kind against torch."""
+    """Each kind of the first path with that of the other paths, and every kind with PyTorch."""
     for kind in KINDS:
         for path in paths[1:]:
             yield f"{kind}, {paths[0]}", f"{kind}, {path}"

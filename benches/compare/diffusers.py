@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Times diffusers' modules in torch on this machine, and our program in the same run, alternating.
+"""Times diffusers' modules in PyTorch and Rushes on this machine, alternating in one run.
 
     diffusers.py [--ours PATH] [--kernels PATH] [--what step,decode,text] [--rounds N] [--json FILE]
     diffusers.py --join FILE...
 
-Three pieces of work, weights random on both sides:
+Three measurements, with random weights on both sides:
   step    one denoising step of Wan2.1-1.3B's width (12 heads x 128, ffn 8960), 4 layers, 1,950 tokens, 512 text rows
-  decode  the whole Wan2.1 VAE (base 96) on 3 latent frames of 30x52, which gives 9 frames of 240x416
+  decode  the whole Wan2.1 VAE (base 96) on 3 latent frames of 30x52, for 9 frames of 240x416
   text    layers of umT5-XXL (width 4096, 64 heads x 64, ffn 10240)
 
-`--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in every precision
-that it has or in those of `--precisions`, steps in ONNX Runtime kernels and in our own. `--kernels` names `bench-kernels`,
-which adds ONNX Runtime's INT8 products that find their scales at run time.
-Loading and warming up are their own affair and not in their times, as they are not in torch's. Long comparisons can be
-made in several calls, each with every kind in turn: `--json` keeps the times of each, `--join` puts them together.
+`--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in all
+precisions or in those of `--precisions`, steps with ONNX Runtime kernels and with Rushes kernels. `--kernels` names
+`bench-kernels`, which adds ONNX Runtime's INT8 products with scales that are computed at run time. Times contain no
+loading and no warm-up on either side. A long comparison can be split into several calls, each of which alternates all
+kinds: `--json` writes the times of a call, `--join` joins them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-# Python puts this folder first in the search path, where this file would hide the package of its name.
+# Python puts this folder first in the search path, where this file would hide the package.
 HERE = Path(__file__).resolve().parent
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
@@ -41,9 +41,9 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 HEADS, HEAD_DIM, FFN, LATENT_CHANNELS = 12, 128, 8960, 16
 TEXT_WIDTH, TEXT_ROWS, TEXT_HEADS, TEXT_HEAD_DIM, TEXT_FFN = 4096, 512, 64, 64, 10240
 MATMUL_SIZE = 4096
-# Kinds that `bench-kernels` alone has: ONNX Runtime's products that find their scales at run time.
+# Kinds that only `bench-kernels` has: ONNX Runtime's products with scales that are computed at run time.
 DYNAMIC_INT8 = ["onnxruntime-int8"]
-# What a step of one kind should be, in times of another: (faster, slower, ratio at 1,950 tokens, ratio at 7,800).
+# Targets: how many times as fast one kind should be as another: (faster, slower, ratio at 1,950 tokens, at 7,800).
 WANTED = [
     ("int8", "f32", 2.3, None),
     ("int8", "torch bf16", 1.6, None),
@@ -52,7 +52,7 @@ WANTED = [
     ("bf16, rushes", "torch bf16", 1.4, None),
 ]
 WANTED_AT = [1950, 7800]
-# Below this share of its threads' time, torch was waiting for other programs and the numbers mean little.
+# Below this share of its threads' time, PyTorch waited for other programs, and the times are not reliable.
 QUIET_SHARE = 0.85
 
 
@@ -79,21 +79,21 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", help="the program `rushes`; without it only torch is timed")
-    parser.add_argument("--kernels", help="the program `bench-kernels`, for dynamic INT8 products")
-    parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="puts files of --json together; times nothing")
-    parser.add_argument("--precisions", help="ours, like f32,int8; every one there is without it")
+    parser.add_argument("--ours", help="path of the program `rushes`; without it only PyTorch is timed")
+    parser.add_argument("--kernels", help="path of the program `bench-kernels`, for dynamic INT8 products")
+    parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="join files of --json, without timing")
+    parser.add_argument("--precisions", help="precisions of rushes, such as f32,int8; all by default")
     parser.add_argument("--what", type=names(["step", "decode", "text"]), default="step,decode,text")
-    parser.add_argument("--dtypes", type=names(list(DTYPES)), default="f32,bf16", help="torch dtypes of step and text")
-    parser.add_argument("--decode-dtypes", type=names(list(DTYPES)), default="f32", help="torch dtypes of decode")
-    parser.add_argument("--rounds", type=int, default=3, help="how often ours and torch take turns")
+    parser.add_argument("--dtypes", type=names(list(DTYPES)), default="f32,bf16", help="PyTorch dtypes of step, text")
+    parser.add_argument("--decode-dtypes", type=names(list(DTYPES)), default="f32", help="PyTorch dtypes of decode")
+    parser.add_argument("--rounds", type=int, default=3, help="number of alternating rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--layers", type=int, default=4, help="layers of the denoising step")
+    parser.add_argument("--layers", type=int, default=4, help="number of layers of the denoising step")
     parser.add_argument("--tokens", type=triple, default="5,15,26", metavar="F,H,W", help="token grid of the step")
     parser.add_argument("--latent", type=triple, default="3,30,52", metavar="T,H,W", help="latent size of the decode")
     parser.add_argument("--text-layers", type=int, default=2)
     parser.add_argument("--text-tokens", type=int, default=512)
-    parser.add_argument("--json", metavar="FILE", help="writes every number there")
+    parser.add_argument("--json", metavar="FILE", help="write all times to this file")
     return parser.parse_args()
 
 
@@ -113,11 +113,11 @@ def triple(text: str) -> tuple[int, int, int]:
 
 
 def compare(what: str, arguments: argparse.Namespace) -> dict:
-    """Ours, then torch in every dtype, `rounds` times over, so that a slow spell of the machine hits both."""
+    """Times Rushes, then PyTorch in every dtype, in each round, so that a slow phase of the machine affects both."""
     dtypes = arguments.decode_dtypes if what == "decode" else arguments.dtypes
     build, gflop, command = work(what, arguments)
     runs = {dtype: build(DTYPES[dtype]) for dtype in dtypes}
-    # A whole decode is long enough to do without a warm-up.
+    # A whole decode is long enough without a warm-up.
     for run in runs.values() if what != "decode" else []:
         seconds(run)
     result = {"what": what, "shape": " ".join(command), "gflop": gflop, "torch": {dtype: [] for dtype in dtypes}}
@@ -128,12 +128,12 @@ def compare(what: str, arguments: argparse.Namespace) -> dict:
             started = time.perf_counter()
             command_line = [arguments.ours, "bench", *command, "--threads", str(arguments.threads), "--runs", "1", "--json"]
             precisions = ["--precision", arguments.precisions] if arguments.precisions else []
-            add_ours(result, run_ours(command_line + precisions)[-1])
+            add_rushes(result, run_rushes(command_line + precisions)[-1])
             waited += time.perf_counter() - started
         if arguments.kernels and what == "step":
             started = time.perf_counter()
             command_line = [arguments.kernels, *command[1:], "--threads", str(arguments.threads), "--runs", "1"]
-            for line in run_ours(command_line + ["--only", ",".join(DYNAMIC_INT8)])[1:]:
+            for line in run_rushes(command_line + ["--only", ",".join(DYNAMIC_INT8)])[1:]:
                 result.setdefault("ours", {}).setdefault(f"{line['kind']}, dynamic", []).extend(line["seconds"])
             waited += time.perf_counter() - started
         for dtype, run in runs.items():
@@ -144,7 +144,7 @@ def compare(what: str, arguments: argparse.Namespace) -> dict:
 
 
 def work(what: str, arguments: argparse.Namespace):
-    """Builder of a timed call for a dtype, its work in GFLOP where a formula is at hand, and our command's arguments."""
+    """Returns a builder of the timed call for a dtype, its GFLOP if known, and the arguments of `rushes bench`."""
     match what:
         case "step":
             grid, layers = arguments.tokens, arguments.layers
@@ -201,7 +201,7 @@ def text_encoder(tokens: int, layers: int, dtype: torch.dtype):
 
 
 def in_dtype(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
-    """What loading in that dtype gives: diffusers keeps some modules of the transformer in f32."""
+    """Converts the model as loading in that dtype does: diffusers keeps some modules of the transformer in f32."""
     kept = tuple(WanTransformer3DModel._keep_in_fp32_modules)
     for name, parameter in model.named_parameters():
         if not any(part in kept for part in name.split(".")):
@@ -210,7 +210,7 @@ def in_dtype(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer
 
 
 def step_gflop(grid: tuple[int, int, int], layers: int) -> float:
-    """Multiply-adds counted as two: projections, feed-forward, both attentions, text and patch embedding, head."""
+    """A multiply-add counts as two: projections, feed-forward, both attentions, text and patch embedding, head."""
     d, tokens = HEADS * HEAD_DIM, grid[0] * grid[1] * grid[2]
     block = tokens * (12 * d * d + 4 * d * FFN) + 4 * d * tokens * (tokens + TEXT_ROWS) + 4 * TEXT_ROWS * d * d
     ends = 2 * tokens * d * 4 * 2 * LATENT_CHANNELS + 2 * TEXT_ROWS * (TEXT_WIDTH * d + d * d)
@@ -230,7 +230,7 @@ def seconds(run) -> float:
     return time.perf_counter() - start
 
 
-def run_ours(command: list[str]) -> list[dict]:
+def run_rushes(command: list[str]) -> list[dict]:
     """The lines of the program's standard output."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     lines = done.stdout.strip().splitlines()
@@ -239,7 +239,7 @@ def run_ours(command: list[str]) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def add_ours(result: dict, answer: dict) -> None:
+def add_rushes(result: dict, answer: dict) -> None:
     for of_precision in answer["results"]:
         precision = of_precision["precision"]
         if of_precision["kernels"] != "onnxruntime":
@@ -254,24 +254,24 @@ def add_ours(result: dict, answer: dict) -> None:
 
 
 def joined(reports: list[dict]) -> list[dict]:
-    """The times of several calls together, by work; only calls that did the same work are joined."""
-    together: dict[tuple, dict] = {}
+    """Joins the times of several calls that measured the same work."""
+    joined_results: dict[tuple, dict] = {}
     for result in (result for report in reports for result in report["results"]):
         key = (result["what"], result["shape"])
-        if key not in together:
-            together[key] = result
+        if key not in joined_results:
+            joined_results[key] = result
             continue
-        whole = together[key]
+        whole = joined_results[key]
         for part in ("torch", "ours", "ours_first_frame"):
             for name, times in result.get(part, {}).items():
                 whole.setdefault(part, {}).setdefault(name, []).extend(times)
         whole.setdefault("peaks", []).extend(result.get("peaks", []))
         whole["torch_cpu_share"] = min(whole["torch_cpu_share"], result["torch_cpu_share"])
-    return list(together.values())
+    return list(joined_results.values())
 
 
 def wanted(result: dict) -> list[str]:
-    """Rows of the ratios that were aimed at, with those that were found."""
+    """Rows of the target ratios, with the measured ones."""
     times = dict(result.get("ours", {})) | {f"torch {dtype}": found for dtype, found in result["torch"].items()}
     tokens = math.prod(int(size) for size in result["shape"].split()[-1].split(","))
     rows = []
@@ -285,7 +285,7 @@ def wanted(result: dict) -> list[str]:
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
-    """The best of a few square products of torch: what its library reaches on this machine, not the silicon's peak."""
+    """The best of a few square products in PyTorch: the rate of its library, not the processor's peak."""
     a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE).to(dtype)
     torch.matmul(a, b)
     best = min(seconds(lambda: torch.matmul(a, b)) for _ in range(4))
@@ -317,35 +317,35 @@ def markdown(machine: dict, peaks: dict[str, float], results: list[dict]) -> str
     lines = [
         about,
         "",
-        f"torch {MATMUL_SIZE}x{MATMUL_SIZE} products, GFLOP/s: {products}",
+        f"PyTorch {MATMUL_SIZE}x{MATMUL_SIZE} products, GFLOP/s: {products}",
         "",
-        "| work | runner | runs | min s | median s | GFLOP/s | torch / ours (min) | (median) |",
+        "| work | runner | runs | min s | median s | GFLOP/s | PyTorch / Rushes (min) | (median) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         for dtype, times in result["torch"].items():
             lines.append(row(result, f"torch {dtype}", times))
-        for precision, ours in result.get("ours", {}).items():
+        for precision, rushes in result.get("ours", {}).items():
             for dtype, times in result["torch"].items():
-                lines.append(row(result, f"ours {precision}, against torch {dtype}", ours, times))
+                lines.append(row(result, f"Rushes {precision}, compared with PyTorch {dtype}", rushes, times))
             first = result.get("ours_first_frame", {}).get(precision)
             for dtype, times in result["torch"].items() if first else []:
-                name = f"ours {precision}, first frame, against torch {dtype} whole"
+                name = f"Rushes {precision}, first frame, compared with the whole decode of PyTorch {dtype}"
                 lines.append(row(result, name, first, times, is_whole=False))
         if "peaks" in result:
             best = {name: max(peak[name] or 0 for peak in result["peaks"]) for name in result["peaks"][0]}
             peaks = ", ".join(f"{name} {value:.0f}" for name, value in best.items())
             lines.append(f"| {' | '.join([result['shape'], f'peaks: {peaks}', *[''] * 6])} |")
         if result["torch_cpu_share"] < QUIET_SHARE:
-            note = f"torch had {result['torch_cpu_share']:.0%} of its threads' time: not a quiet machine"
+            note = f"PyTorch had {result['torch_cpu_share']:.0%} of its threads' time: the machine was busy"
             lines.append(f"| {' | '.join([result['shape'], note, *[''] * 6])} |")
     if rows := [row for result in results for row in wanted(result)]:
-        lines += ["", "| how many times as fast | (min) | (median) | wanted |", "|---|---|---|---|", *rows]
+        lines += ["", "| how many times as fast | (min) | (median) | target |", "|---|---|---|---|", *rows]
     return "\n".join(lines)
 
 
 def row(result: dict, runner: str, times: list[float], other: list[float] | None = None, is_whole: bool = True) -> str:
-    """`other` gives the ratio columns: the other's times over these."""
+    """A row of the table; the ratio columns divide the times of `other` by `times`."""
     best, middle = min(times), statistics.median(times)
     rate = f"{result['gflop'] / best:.0f}" if result["gflop"] and is_whole else ""
     ratios = ["", ""]

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Times what previews cost denoising and how early something can be seen, all in one run, kinds taking turns.
+"""Measures how much previews slow down denoising, and the time until the first picture; kinds alternate in one run.
 
     previews.py --ours target/release/rushes [--shape mini|wan] [--rounds N] [--diffusers CHECKPOINT]
 
-`mini` is the embedded model with its own settings. `wan` is a random model of the 1.3B shape (12 heads x 128, feed-forward
-8960) with four layers instead of 30, the whole Wan2.1 VAE, a tiny decoder of the published widths, and clips of one
-frame at 640x352 (880 tokens): a step is a seventh of a real one, so previews weigh seven times what they would.
+`mini` is the embedded model with its own settings. `wan` is a random model of the 1.3B shape (12 heads x 128,
+feed-forward 8960) with four layers instead of 30, the whole Wan2.1 VAE, a tiny decoder of the published widths, and
+clips of one frame at 640x352 (880 tokens). A step is a seventh of a real one, so the relative cost of previews is seven
+times as high.
 
-`--diffusers` also times diffusers' pipeline on that checkpoint, which shows nothing before its last frame.
+`--diffusers` also times diffusers' pipeline on that checkpoint, which shows no picture before the last frame.
 """
 
 import argparse
@@ -39,11 +40,11 @@ def main() -> None:
             run([arguments.ours, "calibrate", bundle, "--preview", "--clips", "1", *calibration(arguments.shape)])
         kinds = ["off", "rgb", "full"] + (["tiny"] if Path(bundle, "preview/weights").is_dir() else [])
         rows = {kind: [] for kind in kinds}
-        for turn in range(arguments.rounds + 1):
+        for number in range(arguments.rounds + 1):
             for kind in kinds:
                 done = generate(arguments, bundle, kind, folder)
-                # The first turn warms the page cache.
-                if turn:
+                # The first round warms the page cache.
+                if number:
                     rows[kind].append(done)
         print(table(rows))
         if arguments.diffusers:
@@ -52,9 +53,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", required=True, help="the program")
+    parser.add_argument("--ours", required=True, help="path of the program `rushes`")
     parser.add_argument("--shape", choices=["mini", "wan"], default="mini")
-    parser.add_argument("--bundle", help="a bundle of that shape, to spare its export")
+    parser.add_argument("--bundle", help="a bundle of that shape, instead of exporting one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--diffusers", metavar="CHECKPOINT")
     return parser.parse_args()
@@ -84,7 +85,7 @@ def table(rows: dict) -> str:
         return statistics.median(values) if all(value is not None for value in values) else None
 
     off = median("off", lambda done: done["timing"]["step"])
-    lines = ["| previews | step, median ms | against off | shown | skipped | first picture, s | (text + one step), s | its ratio |"]
+    lines = ["| previews | step, median ms | compared with off | shown | skipped | first picture, s | (text + one step), s | ratio |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for kind in rows:
         step = median(kind, lambda done: done["timing"]["step"])
@@ -92,9 +93,8 @@ def table(rows: dict) -> str:
         least = median(kind, lambda done: done["timing"]["text"]) + step
         shown = [median(kind, lambda done: (done["preview"] or {}).get(count, 0)) for count in ("shown", "skipped")]
         seen = [f"{first:.3f}", f"{least:.3f}", f"{first / least:.2f}"] if first else ["", "", ""]
-        ratio = statistics.median(
-            ours["timing"]["step"] / base["timing"]["step"] for ours, base in zip(rows[kind], rows["off"])
-        )
+        pairs = zip(rows[kind], rows["off"])
+        ratio = statistics.median(done["timing"]["step"] / base["timing"]["step"] for done, base in pairs)
         cells = [kind, f"{1000 * step:.2f}", f"{ratio:.3f}", *(f"{n:.0f}" for n in shown), *seen]
         lines.append("| " + " | ".join(cells) + " |")
     pick = lambda name: median("off", lambda done: done["timing"][name])
@@ -151,7 +151,7 @@ def wan(folder: Path) -> Path:
 
 
 def diffusers_seconds(checkpoint: str) -> float:
-    """Seconds until diffusers' pipeline shows its first picture, loading apart: the best of three."""
+    """Seconds until diffusers' pipeline shows its first picture, without loading: the best of four."""
     import torch
     from diffusers import WanPipeline
     from diffusers.utils import logging

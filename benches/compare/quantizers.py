@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""Others' INT8 quantisers on our f32 step graph, beside ours: the same nodes, the same calibration data, one judgement.
+"""Compares other INT8 quantisers with `rushes quantize` on the same f32 step graph, nodes and calibration data.
 
     quantizers.py BUNDLE [--held-out FILE] [--expert NAME] [--peers NAMES] [--threads N] [--json FILE]
 
-BUNDLE has been through `rushes calibrate --keep` and `rushes quantize --scheme int8 --kernels rushes,onnxruntime`. Its recorded
-clips calibrate `onnxruntime.quantization.quantize_static` and `nvidia-modelopt`, as they did ours; on `--held-out`, a clip
-that was recorded elsewhere (`calibration/sample-*.safetensors` of another folder), or on the last clip without it, every
-graph's velocity is compared with the f32 graph's.
+Prepare BUNDLE with `rushes calibrate --keep` and `rushes quantize --scheme int8 --kernels rushes,onnxruntime`. Its
+recorded clips also calibrate `onnxruntime.quantization.quantize_static` and `nvidia-modelopt`. The velocity of every
+graph is compared with that of the f32 graph, on the clip of `--held-out` (`calibration/sample-*.safetensors` of another
+folder), or on the last recorded clip, which is then not used to calibrate.
 
-Peers quantise exactly the layers that ours does, weights with a scale for each output. `quantize_static` runs as it comes
-(which also rounds what every product gives) and with its inputs and weights alone rounded, by each of its ways to choose a
-range; modelopt by both of its own.
+The other quantisers quantise the same layers, with a weight scale per output. `quantize_static` runs with its defaults,
+which also round the outputs of products, and with only inputs and weights rounded, with each of its range methods;
+modelopt runs with both of its methods.
 
 Error: |velocity - f32| / |f32|, over all steps of the clip, and the same of what the blocks add to the residual stream
-(the last block's output less the first one's input). Integer share: multiply-adds of linear layers in integers, read from
-the graph as ONNX Runtime has optimised it, without MatMulAddFusion, which would take them back to f32 in peers' graphs.
+(the last block's output minus the first one's input). Integer share: multiply-adds of linear layers in integers, read
+from the graph after ONNX Runtime's optimisation, without MatMulAddFusion, which would compute them in f32 in peers'
+graphs.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from onnxruntime.quantization import (  # noqa: E402
 )
 from safetensors.numpy import load_file  # noqa: E402
 
-# Operators of the optimised graph that multiply by a weight: which input it is, and whether they do so in integers.
+# Operators of the optimised graph that multiply by a weight: the index of that input, and whether they use integers.
 PRODUCTS = {
     "MatMulIntegerToFloat": (1, True),
     "MatMulInteger": (1, True),
@@ -65,7 +66,7 @@ def main() -> None:
     experts = [entry for entry in manifest["components"] if "expert" in str(entry["component"])]
     name = arguments.expert or experts[-1]["component"]["expert"]
     entry = next(entry for entry in experts if entry["component"]["expert"] == name)
-    ours = {
+    rushes_graphs = {
         graph["precision"]: bundle / graph["file"]
         for graph in entry["graphs"]
         if graph["target"] == "cpu" and graph.get("kernels", "onnxruntime") == "onnxruntime"
@@ -75,14 +76,18 @@ def main() -> None:
     held_out_clip = arguments.held_out or clips.pop()
     calibration = [given for clip in clips for given in feeds(load_file(clip), routes, name)]
     held_out = feeds(load_file(held_out_clip), routes, name)
-    print(f"{name}: {len(calibration)} calibrating steps, {len(held_out)} judged", file=sys.stderr)
+    print(f"{name}: {len(calibration)} calibration steps, {len(held_out)} compared steps", file=sys.stderr)
 
     with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
         folder = Path(folder)
         plain = folder / "plain.onnx"
-        simplify(ours["f32"], plain, held_out[0])
+        simplify(rushes_graphs["f32"], plain, held_out[0])
         nodes = quantized_nodes(bundle, name, plain)
-        graphs = {"f32": ours["f32"], "f32, in the form that peers get": plain, "ours, int8": ours.get("int8")}
+        graphs = {
+            "f32": rushes_graphs["f32"],
+            "f32, in the form for peers": plain,
+            "rushes, int8": rushes_graphs.get("int8"),
+        }
         failures = {}
         for index, (label, make) in enumerate(peers().items()):
             if arguments.peers and not any(part in label for part in arguments.peers.split(",")):
@@ -93,7 +98,7 @@ def main() -> None:
                 graphs[label] = target
             except Exception as error:  # noqa: BLE001
                 failures[label] = " ".join(str(error).split())[:300]
-        rows = judge(graphs, held_out, folder, arguments.threads)
+        rows = compare(graphs, held_out, folder, arguments.threads)
     for label, why in failures.items():
         rows.append({"graph": label, "fails": why})
     print(markdown(rows))
@@ -104,19 +109,19 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--held-out", type=Path, metavar="FILE", help="a recorded clip that calibrated nobody")
-    parser.add_argument("--expert", help="which expert; the one for low noise without it")
-    parser.add_argument("--peers", metavar="NAMES", help="only peers whose names have one of these in them, like static,max")
+    parser.add_argument("--held-out", type=Path, metavar="FILE", help="a recorded clip that was not used to calibrate")
+    parser.add_argument("--expert", help="name of the expert [default: the one for low noise]")
+    parser.add_argument("--peers", metavar="NAMES", help="only peers with one of these in their names")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def peers() -> dict:
-    """How each peer makes its graph: `make(plain, target, calibration, nodes)`."""
+    """The function of each peer that writes its graph: `make(plain, target, calibration, nodes)`."""
     methods = CalibrationMethod
     return {
-        "quantize_static, as it comes": lambda *given: static(*given, methods.MinMax, rounds_outputs=True),
+        "quantize_static, defaults": lambda *given: static(*given, methods.MinMax, rounds_outputs=True),
         "quantize_static, minmax": lambda *given: static(*given, methods.MinMax),
         "quantize_static, percentile": lambda *given: static(*given, methods.Percentile),
         "quantize_static, entropy": lambda *given: static(*given, methods.Entropy),
@@ -126,7 +131,7 @@ def peers() -> dict:
 
 
 def feeds(sample: dict, routes: list, name: str) -> list[dict]:
-    """The inputs of every step of a recorded clip that the expert runs, with the prompt's text."""
+    """The inputs of every step of a recorded clip that is routed to the expert, with the prompt's text."""
     result = []
     for latent, timestep in zip(sample["latents"], sample["timesteps"]):
         if next(route["expert"] for route in routes if timestep >= route["from_timestep"]) != name:
@@ -142,8 +147,8 @@ def feeds(sample: dict, routes: list, name: str) -> list[dict]:
 
 
 def simplify(source: Path, target: Path, given: dict) -> None:
-    """Our graph in the form that the tools know: weights inside, `Gemm(transB=1)` on flat rows as `MatMul` and `Add`,
-    weights that are widened on the way stored as f32. Nothing that it computes changes."""
+    """Writes the graph in a form that the tools support: weights inside, `Gemm(transB=1)` on flat rows as `MatMul` and
+    `Add`, and weights that the graph widens stored as f32. The results are the same."""
     model = onnx.load(source)
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -163,7 +168,7 @@ def simplify(source: Path, target: Path, given: dict) -> None:
                 nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias"))
         else:
             nodes.append(node)
-    # Types are not inferred past operators of ONNX Runtime's own, and what has no type is not quantised.
+    # Shape inference stops at operators of ONNX Runtime's domain, and values without a type are not quantised.
     for node in nodes:
         if node.op_type == "MultiHeadAttention":
             graph.value_info.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
@@ -172,7 +177,7 @@ def simplify(source: Path, target: Path, given: dict) -> None:
     graph.node.extend(nodes)
     del graph.initializer[:]
     graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
-    # One shape, because a tool that takes calibration data in one array has to know where a sample ends.
+    # Fixed shapes, because a tool that takes all calibration data in one array must know the size of a sample.
     for value in graph.input:
         for dimension, size in zip(value.type.tensor_type.shape.dim, given[value.name].shape):
             dimension.Clear()
@@ -181,40 +186,39 @@ def simplify(source: Path, target: Path, given: dict) -> None:
 
 
 def quantized_nodes(bundle: Path, name: str, source: Path) -> list[str]:
-    """The products of the layers that ours quantises of this expert."""
+    """The products of the layers of this expert that `rushes quantize` quantises."""
     numerics = json.loads((bundle / "quantization.int8.json").read_text())
-    of = next(of for of in numerics["components"] if of["component"] == {"expert": name})
+    component = next(entry for entry in numerics["components"] if entry["component"] == {"expert": name})
     nodes = onnx.load(source, load_external_data=False).graph.node
     found = []
     for node in nodes:
-        layers = [layer for layer in of["layers"] if node.op_type == "MatMul" and node.input[1].startswith(f"{layer}.")]
-        if layers:
+        if node.op_type == "MatMul" and any(node.input[1].startswith(f"{layer}.") for layer in component["layers"]):
             node_name = node.name or node.output[0]
             found.append(node_name)
-    if len(found) != len(of["layers"]):
-        raise SystemExit(f"{len(found)} products were found of {len(of['layers'])} layers")
+    if len(found) != len(component["layers"]):
+        raise SystemExit(f"{len(found)} products were found of {len(component['layers'])} layers")
     return found
 
 
 class Reader(CalibrationDataReader):
-    """The steps, one after another; modelopt also looks at the first and goes back to it."""
+    """Returns the steps one after the other; modelopt also reads the first one and rewinds."""
 
     def __init__(self, given: list[dict]):
         self.given = given
         self.rewind()
 
     def get_next(self):
-        return next(self.left, None)
+        return next(self.remaining, None)
 
     def get_first(self):
         return self.given[0]
 
     def rewind(self):
-        self.left = iter(self.given)
+        self.remaining = iter(self.given)
 
 
 def static(source: Path, target: Path, calibration: list[dict], nodes: list[str], method, rounds_outputs=False) -> None:
-    """Unsigned activations, signed weights with a scale for each output, as the CPU's kernels like it."""
+    """Unsigned activations and signed weights with a scale per output, as the CPU kernels expect."""
     options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
     if not rounds_outputs:
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul"]
@@ -234,7 +238,7 @@ def static(source: Path, target: Path, calibration: list[dict], nodes: list[str]
 
 
 def modelopt(source: Path, target: Path, calibration: list[dict], nodes: list[str], method: str) -> None:
-    """Signed activations around 0, as TensorRT wants it, so slow on a CPU."""
+    """Symmetric signed activations, as TensorRT requires; slow on a CPU."""
     from modelopt.onnx.quantization import quantize
 
     quantize(
@@ -252,17 +256,17 @@ def modelopt(source: Path, target: Path, calibration: list[dict], nodes: list[st
 
 
 def with_stream(source: Path, target: Path) -> None:
-    """The graph with the residual stream before the first block and after the last as outputs."""
+    """Writes the graph with the residual stream before the first block and after the last block as outputs."""
     model = onnx.load(source, load_external_data=False)
     nodes = {node.name: node for node in model.graph.node}
     for output, node in [("before", "block.0/LayerNormalization"), ("after", "head/LayerNormalization")]:
         model.graph.node.append(helper.make_node("Identity", [nodes[node].input[0]], [output], name=output))
         model.graph.output.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
-    # Beside the graph, whose weights are looked for there.
+    # In the folder of the graph, because the paths of its weights are relative.
     onnx.save(model, target)
 
 
-def judge(graphs: dict, held_out: list[dict], folder: Path, threads: int) -> list[dict]:
+def compare(graphs: dict, held_out: list[dict], folder: Path, threads: int) -> list[dict]:
     expected, rows = None, []
     for label, path in graphs.items():
         if path is None:
@@ -270,7 +274,7 @@ def judge(graphs: dict, held_out: list[dict], folder: Path, threads: int) -> lis
         stream = path.with_name(f"{path.name}.stream.onnx")
         with_stream(path, stream)
         try:
-            found = answers(session(stream, threads), held_out)
+            found = outputs_of(session(stream, threads), held_out)
         finally:
             stream.unlink()
         optimised = folder / "optimised.onnx"
@@ -284,8 +288,8 @@ def judge(graphs: dict, held_out: list[dict], folder: Path, threads: int) -> lis
         errors = {what: distance(found[what], expected[what]) for what in found}
         tokens = held_out[0]["cos"].shape[0]
         rows.append({"graph": label, **errors, "share": share(optimised, tokens), "seconds": best})
-        for left in folder.glob("optimised*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for path in folder.glob("optimised*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return rows
 
 
@@ -299,8 +303,8 @@ def session(path: Path, threads: int, optimised: Path | None = None) -> onnxrunt
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
 
 
-def answers(graph: onnxruntime.InferenceSession, held_out: list[dict]) -> dict:
-    """The velocities, and what the blocks add, of all steps."""
+def outputs_of(graph: onnxruntime.InferenceSession, held_out: list[dict]) -> dict:
+    """The velocities of all steps, and what the blocks add to the residual stream."""
     steps = [graph.run(["velocity", "before", "after"], given) for given in held_out]
     return {
         "velocity": np.stack([step[0] for step in steps]),
@@ -313,16 +317,16 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def share(path: Path, tokens: int) -> float:
-    """Multiply-adds in integers, of those of linear layers on the tokens and on the text."""
+    """The share of multiply-adds in integers, of all linear layers on the tokens and on the text."""
     graph = onnx.load(path, load_external_data=False).graph
     sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     integer = total = 0
     for node in graph.node:
-        place, is_integer = PRODUCTS.get(node.op_type, (None, False))
-        if place is None or node.input[place] not in sizes:
+        index, is_integer = PRODUCTS.get(node.op_type, (None, False))
+        if index is None or node.input[index] not in sizes:
             continue
-        size = int(np.prod(sizes[node.input[place]]))
-        name = f"{node.name} {node.input[place]}"
+        size = int(np.prod(sizes[node.input[index]]))
+        name = f"{node.name} {node.input[index]}"
         if "time" in name:
             continue
         is_text = "text" in name or ("attn2" in name and ("to_k" in name or "to_v" in name))

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""A whole step of the 1.3B shape, 30 layers, in stable-diffusion.cpp and in ours, taking turns.
+"""Compares a whole step of the 1.3B shape, 30 layers, in stable-diffusion.cpp and in Rushes, alternating.
 
     sdcpp.py build --out DIR [--source DIR] [--tinyblas]
     sdcpp.py time --peer DIR/build/sdcpp_step --ours rushes [--rounds N] [--json FILE]
     sdcpp.py join FILE...
 
-`build` gets the source of stable-diffusion.cpp (the PyPI package stable-diffusion-cpp-python 0.4.7, unless `--source` has
-it unpacked) and builds its library for this processor, and `sdcpp_step` with it, which runs one step by its own classes
-with random weights. cmake and ninja must be there.
+`build` downloads the source of stable-diffusion.cpp (in the PyPI package stable-diffusion-cpp-python 0.4.7, or unpacked
+at `--source`), builds its library for this processor, and builds `sdcpp_step`, which runs one step with the classes of
+the library and random weights. It needs cmake and ninja.
 
-`time` runs, in every round, one step of each: stable-diffusion.cpp with f16 weights, and `rushes bench step` in int8, with
-ONNX Runtime kernels and with our own. 1,950 tokens are a clip of 416x240 with 17 frames; text has 512 rows on
-all sides, of which ours merges those that are equal. Each is warmed up and loaded before its clock starts.
+`time` runs one step of each per round: stable-diffusion.cpp with f16 weights, and `rushes bench step` in int8, with
+ONNX Runtime kernels and with Rushes kernels. 1,950 tokens are a clip of 416x240 with 17 frames. The text has 512 rows
+on all sides; Rushes kernels merge equal rows. Times contain no loading and no warm-up.
 
-A round takes minutes: `--json` keeps its times, either side can be timed alone, and `join` puts several files together.
+A round takes minutes: `--json` writes its times, either side can be timed alone, and `join` joins several files.
 """
 
 import argparse
@@ -43,7 +43,7 @@ target_compile_definitions(sdcpp_step PRIVATE GGML_MAX_NAME=128)
 target_include_directories(sdcpp_step PRIVATE {source} {source}/src {source}/thirdparty)
 target_link_libraries(sdcpp_step PRIVATE stable-diffusion)
 """
-# What ours should be, in times of the peer's step.
+# Targets: how many times as fast as the peer's step a step of Rushes should be.
 WANTED = {"int8, onnxruntime": 6.0, "int8, rushes": 10.0}
 
 
@@ -66,16 +66,16 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("build")
     making.add_argument("--out", type=Path, required=True)
-    making.add_argument("--source", type=Path, help="the package, unpacked")
-    making.add_argument("--tinyblas", action="store_true", help="with ggml's faster products, which the package leaves out")
+    making.add_argument("--source", type=Path, help="folder of the unpacked package")
+    making.add_argument("--tinyblas", action="store_true", help="enable ggml's faster products")
     timing = commands.add_parser("time")
-    timing.add_argument("--peer", type=Path, help="sdcpp_step")
-    timing.add_argument("--ours", help="rushes")
+    timing.add_argument("--peer", type=Path, help="path of the program sdcpp_step")
+    timing.add_argument("--ours", help="path of the program rushes")
     timing.add_argument("--tokens", default="5,15,26", metavar="F,H,W")
     timing.add_argument("--rounds", type=int, default=1)
     timing.add_argument("--threads", type=int, default=os.cpu_count())
-    timing.add_argument("--type", choices=["f16", "q8_0"], default="f16", help="the peer's weights")
-    timing.add_argument("--flash", action="store_true", help="the peer's flash attention")
+    timing.add_argument("--type", choices=["f16", "q8_0"], default="f16", help="number format of the peer's weights")
+    timing.add_argument("--flash", action="store_true", help="use flash attention in the peer")
     timing.add_argument("--json", type=Path)
     joining = commands.add_parser("join")
     joining.add_argument("files", type=Path, nargs="+")
@@ -107,7 +107,7 @@ def run(command: list[str]) -> str:
 
 
 def timed(arguments: argparse.Namespace) -> dict:
-    """One step of every kind in every round."""
+    """Times one step of every kind in every round."""
     frames, rows, columns = arguments.tokens.split(",")
     threads = str(arguments.threads)
     times: dict[str, list[float]] = {}
@@ -137,7 +137,7 @@ def markdown(reports: list[dict]) -> str:
     lines = [
         f"30 layers, {reports[0]['tokens']} tokens, {reports[0]['threads']} threads",
         "",
-        "| kind | runs | min s | median s | times as fast as the peer (min) | wanted |",
+        "| kind | runs | min s | median s | times as fast as the peer (min) | target |",
         "|---|---|---|---|---|---|",
     ]
     for kind, seconds in times.items():

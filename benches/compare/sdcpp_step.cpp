@@ -1,10 +1,10 @@
-// One denoising step of the 1.3B shape in stable-diffusion.cpp, with random weights, by its own classes: what its
-// program does for each step, without a text encoder and a VAE that would have to be there only to be loaded.
+// One denoising step of the 1.3B shape in stable-diffusion.cpp, with its own classes and random weights: the work of
+// its program for each step, without loading a text encoder and a VAE.
 //
 //     sdcpp_step FRAMES ROWS COLUMNS THREADS RUNS TYPE FLASH
 //
 // FRAMES, ROWS and COLUMNS of patches; TYPE of the weights: f16 or q8_0; FLASH attention: 0 or 1. Prints one JSON line.
-// A step on a few tokens warms the weights up and is not timed. Built by sdcpp.py beside the library.
+// A step on a few tokens warms up the weights and is not timed. sdcpp.py builds this file with the library.
 
 #include <algorithm>
 #include <chrono>
@@ -23,7 +23,7 @@ using Tensors = std::map<std::string, ggml_tensor*>;
 
 static uint64_t state = 88172645463325252ull;
 
-// Values of mean 0 and variance 1.
+// Returns values of mean 0 and variance 1.
 static float number() {
     state ^= state << 13;
     state ^= state >> 7;
@@ -39,7 +39,7 @@ static sd::Tensor<float> values(std::vector<int64_t> shape) {
     return tensor;
 }
 
-// Gains lie around 1, all else around 0.
+// Gains are near 1, all other weights near 0.
 static void fill(const std::string& name, ggml_tensor* tensor) {
     const float centre = name.find("norm") != std::string::npos && ggml_n_dims(tensor) == 1 &&
                                  name.find("weight") != std::string::npos
@@ -63,7 +63,7 @@ static double step(WAN::WanRunner& runner, int frames, int rows, int columns, in
     auto result  = runner.compute(threads, latent, time, text);
     auto ended   = std::chrono::steady_clock::now();
     if (result.empty() || !(result.data()[0] == result.data()[0])) {
-        std::fprintf(stderr, "the step gives nothing or no number\n");
+        std::fprintf(stderr, "the step returned no values, or NaN\n");
         std::exit(1);
     }
     return std::chrono::duration<double>(ended - began).count();
@@ -79,7 +79,7 @@ int main(int count, char** words) {
     const ggml_type type = std::string(words[6]) == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
     ggml_backend_t backend = ggml_backend_cpu_init();
 
-    // Sizes follow from the number of blocks in the file; the types of weights from its entries.
+    // The model's sizes follow from the number of blocks in the file, the types of weights from its entries.
     String2TensorStorage storage;
     storage[std::string(PREFIX) + ".blocks.29.ffn.0.weight"] = TensorStorage();
     Tensors names;

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Runs our graphs for CUDA on an NVIDIA GPU: where each operator runs, how far from torch bf16, how fast.
+"""Runs exported CUDA graphs on an NVIDIA GPU: placement of operators, error compared with PyTorch bf16, speed.
 
     check.py --rushes PATH [--layers 4,40] [--out TABLE.md] [--json FILE] [--keep FOLDER]
-    check.py --rushes PATH --dry-run        the same steps on the CPU, tiny and in f32, to check the script itself
+    check.py --rushes PATH --dry-run        the same steps on the CPU, tiny and in f32, to test this script
 
-Needs torch, diffusers, transformers and onnxruntime-gpu 1.31.1 (CUDA 13, cuDNN 9.15 or newer), and `rushes` built on this
-machine. Weights are random, at the width of an expert of Wan2.2-T2V-A14B. Torch writes them as a checkpoint, `rushes export
---target cuda` makes the graphs, and both compute on the same inputs. A number of layers that does not fit is left out and
-said so.
+Needs torch, diffusers, transformers and onnxruntime-gpu 1.31.1 (CUDA 13, cuDNN 9.15 or newer), and `rushes` built on
+this machine. Weights are random, at the width of an expert of Wan2.2-T2V-A14B. PyTorch writes them as a checkpoint,
+`rushes export --target cuda` exports the graphs, and both compute on the same inputs. A number of layers that does not
+fit in memory is skipped and reported.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -33,7 +34,7 @@ DRY_CLIPS = {"tiny": (16, 2, 4, 6)}
 def main() -> None:
     arguments = parse()
     if not arguments.dry_run and not torch.cuda.is_available():
-        raise SystemExit("there is no NVIDIA GPU here; --dry-run checks the script on the CPU")
+        raise SystemExit("this machine has no NVIDIA GPU; --dry-run tests the script on the CPU")
     sizes = checkpoint.TINY if arguments.dry_run else checkpoint.A14B
     clips = DRY_CLIPS if arguments.dry_run else CLIPS
     place = graphs.Place.cpu() if arguments.dry_run else graphs.Place.gpu()
@@ -58,12 +59,12 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rushes", type=Path, required=True, help="the program")
+    parser.add_argument("--rushes", type=Path, required=True, help="path of the program `rushes`")
     parser.add_argument("--layers", type=lambda text: [int(word) for word in text.split(",")], default=None)
-    parser.add_argument("--out", type=Path, help="writes the table there")
-    parser.add_argument("--json", type=Path, help="writes every number there")
-    parser.add_argument("--keep", type=Path, help="keeps checkpoints and bundles in this folder")
-    parser.add_argument("--dry-run", action="store_true", help="tiny and on the CPU")
+    parser.add_argument("--out", type=Path, help="write the table to this file")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument("--keep", type=Path, help="keep checkpoints and bundles in this folder")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on the CPU")
     arguments = parser.parse_args()
     arguments.layers = arguments.layers or ([2] if arguments.dry_run else [4, 40])
     return arguments
@@ -72,20 +73,20 @@ def parse() -> argparse.Namespace:
 def folder(keep: Path | None, layers: int):
     if keep is None:
         return tempfile.TemporaryDirectory(prefix="rushes-gpu-")
-    kept = keep / f"{layers}-layers"
-    kept.mkdir(parents=True, exist_ok=True)
-    return graphs.Kept(kept)
+    path = keep / f"{layers}-layers"
+    path.mkdir(parents=True, exist_ok=True)
+    return contextlib.nullcontext(path)
 
 
 def does_not_fit(sizes, layers: int, place) -> str | None:
-    """Weights twice, as ONNX Runtime holds them while it opens the graph, and 12 GB for everything else."""
+    """ONNX Runtime holds the weights twice while it opens the graph; everything else takes 12 GB."""
     needed = 2 * checkpoint.weight_bytes(sizes, layers) + (0 if place.is_cpu else 12e9)
     free = place.free_memory()
     return None if free is None or needed <= free else f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
 
 
 def steps(where: Path, rushes: Path, sizes, layers: int, clips: dict, place) -> list[dict]:
-    """One step at every clip's size: torch first, so that only one of both holds weights on the device."""
+    """One step at every clip's size. PyTorch runs first, so that only one side holds weights on the device."""
     model = checkpoint.write(where / "checkpoint", sizes, layers, place)
     inputs = {name: graphs.step_inputs(sizes, latent, place) for name, latent in clips.items()}
     torch_results = {name: graphs.torch_step(model, given, place) for name, given in inputs.items()}
@@ -94,43 +95,45 @@ def steps(where: Path, rushes: Path, sizes, layers: int, clips: dict, place) -> 
     session, placement = graphs.open_session(graphs.find(where, "experts", "step", place), place)
     results = []
     for name, given in inputs.items():
-        ours, seconds = graphs.run(session, given, "velocity", place)
-        theirs = torch_results[name]
+        output, seconds = graphs.run(session, given, "velocity", place)
+        reference = torch_results[name]
         results.append({
             "layers": layers,
             "clip": name,
             "placement": placement,
             "seconds": seconds,
-            "torch seconds": theirs["seconds"],
-            "relative error": graphs.relative_error(ours, theirs["output"]),
-            "torch's own error": theirs["own error"],
+            "torch seconds": reference["seconds"],
+            "relative error": graphs.relative_error(output, reference["output"]),
+            "torch's own error": reference["own error"],
         })
     return results
 
 
 def others(where: Path, sizes, place) -> list[dict]:
-    """The decoder's two graphs against torch, and the text encoder's placement."""
+    """The decoder's two graphs compared with PyTorch, and the text encoder's placement."""
     return [graphs.decoder(where, place), graphs.text_encoder(where, place)]
 
 
 def markdown(report: dict) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
-    lines = [machine, "", "| step | ours, ms | torch, ms | torch / ours | relative error | torch bf16 to f32 | placement |"]
+    lines = [machine, ""]
+    lines.append("| step | Rushes, ms | PyTorch, ms | PyTorch / Rushes | relative error | PyTorch bf16 to f32 | placement |")
     lines.append("|---|---|---|---|---|---|---|")
     for step in report["steps"]:
         name = f"{step['layers']} layers"
         if "left out" in step:
-            lines.append(f"| {name} | left out: {step['left out']} | | | | | |")
+            lines.append(f"| {name} | skipped: {step['left out']} | | | | | |")
             continue
-        ours, theirs = step["seconds"], step["torch seconds"]
+        rushes, torch_seconds = step["seconds"], step["torch seconds"]
         own = step["torch's own error"]
-        cells = [f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", f"{theirs / ours:.2f}", f"{100 * step['relative error']:.3f} %"]
+        cells = [f"{1e3 * rushes:.1f}", f"{1e3 * torch_seconds:.1f}", f"{torch_seconds / rushes:.2f}"]
+        cells += [f"{100 * step['relative error']:.3f} %"]
         cells += ["" if own is None else f"{100 * own:.3f} %", graphs.describe(step["placement"])]
         lines.append(f"| {name}, {step['clip']} | {' | '.join(cells)} |")
-    lines += ["", "| graph | ours, ms | torch, ms | relative error | placement |", "|---|---|---|---|---|"]
+    lines += ["", "| graph | Rushes, ms | PyTorch, ms | relative error | placement |", "|---|---|---|---|---|"]
     for other in report["others"]:
-        theirs, error = other.get("torch seconds"), other.get("relative error")
-        cells = [f"{1e3 * other['seconds']:.1f}", "" if theirs is None else f"{1e3 * theirs:.1f}"]
+        torch_seconds, error = other.get("torch seconds"), other.get("relative error")
+        cells = [f"{1e3 * other['seconds']:.1f}", "" if torch_seconds is None else f"{1e3 * torch_seconds:.1f}"]
         cells += ["" if error is None else f"{100 * error:.3f} %", graphs.describe(other["placement"])]
         lines.append(f"| {other['graph']} | {' | '.join(cells)} |")
     lines += ["", "| FP8 route, one product | ms | times bf16 | relative error |", "|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""A checkpoint in the diffusers layout whose denoiser and VAE are random at a chosen size; the rest is mini's."""
+"""Writes a checkpoint in the diffusers layout: random denoiser and VAE of a given size, the other parts of mini."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ class Sizes:
     heads: int
     head_dim: int
     ffn: int
-    # Base width of the VAE.
+    # The base width of the VAE.
     vae: int
 
 
@@ -35,7 +35,7 @@ def weight_bytes(sizes: Sizes, layers: int) -> int:
 
 
 def write(folder: Path, sizes: Sizes, layers: int, place) -> WanTransformer3DModel:
-    """Writes the checkpoint in the number format of `place` and gives its denoiser, on the device, in eval mode."""
+    """Writes the checkpoint in the number format of `place`. Returns its denoiser, on the device, in eval mode."""
     torch.manual_seed(layers)
     for name in ["scheduler", "text_encoder", "tokenizer"]:
         shutil.copytree(MINI / name, folder / name, dirs_exist_ok=True)
@@ -63,7 +63,7 @@ def write(folder: Path, sizes: Sizes, layers: int, place) -> WanTransformer3DMod
 
 @torch.no_grad()
 def randomise(module: torch.nn.Module) -> None:
-    """Gains around 1, biases and tables small, weights that keep the size of what passes through them."""
+    """Gains near 1, small biases and tables, and weights that preserve the scale of activations."""
     for name, parameter in module.named_parameters():
         if name.endswith("gamma") or (parameter.ndim == 1 and name.endswith("weight")):
             parameter.normal_(1.0, 0.05)
@@ -74,7 +74,7 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 def keep_in_f32(model: WanTransformer3DModel) -> None:
-    """What loading in bf16 gives: diffusers keeps some modules of the transformer in f32."""
+    """Converts the model as loading in bf16 does: diffusers keeps some modules of the transformer in f32."""
     kept = tuple(WanTransformer3DModel._keep_in_fp32_modules)
     for name, parameter in model.named_parameters():
         if any(part in kept for part in name.split(".")):

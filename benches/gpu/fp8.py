@@ -1,6 +1,6 @@
-"""One product by every route to E4M3 that ONNX Runtime has without TensorRT, beside bf16.
+"""Compares one product by every route to E4M3 that ONNX Runtime has without TensorRT with bf16.
 
-The operators are documented by their schemas alone, so a route that fails says with which words.
+The operators are documented only by their schemas, so the error message of a failing route is reported.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def routes(place, sizes) -> list[dict]:
     for name, build in [
         ("bf16, Gemm", bf16),
         ("GemmFloat8, static scales", gemm_float8),
-        ("MatMulBlockQuantizedFp8Weight, weights alone", block_quantized),
+        ("MatMulBlockQuantizedFp8Weight, weights only", block_quantized),
         ("MatMulBlockQuantizedFp8Weight, static activations", block_quantized_static),
         ("DequantizeLinear, MatMul", dequantized),
     ]:
@@ -49,12 +49,12 @@ def measure(model, x: torch.Tensor, place):
     return graphs.run(session, {"x": x}, "y", place)
 
 
-def codes(values: torch.Tensor, scale: torch.Tensor) -> bytes:
+def quantized_bytes(values: torch.Tensor, scale: torch.Tensor) -> bytes:
     return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8).numpy().tobytes()
 
 
 def model_of(nodes, initializers, m: int, k: int, n: int):
-    """`x` f32 in, `y` f32 out; the work between them is in bf16 or narrower."""
+    """A model with input `x` and output `y` in f32; the values between them are bf16 or narrower."""
     cast_in = helper.make_node("Cast", ["x"], ["a"], to=TensorProto.BFLOAT16)
     cast_out = helper.make_node("Cast", ["product"], ["y"], to=TensorProto.FLOAT)
     graph = helper.make_graph(
@@ -83,12 +83,12 @@ def bf16_tensor(name: str, values: torch.Tensor):
 
 
 def fp8_tensor(name: str, values: torch.Tensor, scale: torch.Tensor):
-    return raw(name, TensorProto.FLOAT8E4M3FN, values.shape, codes(values, scale))
+    return raw(name, TensorProto.FLOAT8E4M3FN, values.shape, quantized_bytes(values, scale))
 
 
 def quantize_x(x: torch.Tensor):
     scale = x.abs().max() / E4M3_MAX
-    node = helper.make_node("QuantizeLinear", ["a", "x_scale", "x_zero"], ["x_codes"])
+    node = helper.make_node("QuantizeLinear", ["a", "x_scale", "x_zero"], ["x_quantized"])
     zero = raw("x_zero", TensorProto.FLOAT8E4M3FN, [], b"\0")
     return scale, node, [bf16_tensor("x_scale", scale), zero]
 
@@ -104,7 +104,7 @@ def gemm_float8(x: torch.Tensor, weight: torch.Tensor):
     initializers += [fp8_tensor("w", weight, w_scale), f32("scale_a", [float(x_scale)]), f32("scale_b", [float(w_scale)])]
     product = helper.make_node(
         "GemmFloat8",
-        ["x_codes", "w", "", "scale_a", "scale_b"],
+        ["x_quantized", "w", "", "scale_a", "scale_b"],
         ["product"],
         domain="com.microsoft",
         transA=0,
@@ -139,14 +139,14 @@ def block_quantized_static(x: torch.Tensor, weight: torch.Tensor):
 
 
 def dequantized(x: torch.Tensor, weight: torch.Tensor):
-    """What a graph with quantise and dequantise nodes becomes without TensorRT: storage in E4M3, arithmetic in bf16."""
+    """A graph with quantise and dequantise nodes, as it runs without TensorRT: stored in E4M3, computed in bf16."""
     x_scale, quantize, initializers = quantize_x(x)
     w_scale = weight.abs().max() / E4M3_MAX
     stored = weight.T.contiguous()
     initializers += [fp8_tensor("w", stored, w_scale), bf16_tensor("w_scale", w_scale)]
     nodes = [
         quantize,
-        helper.make_node("DequantizeLinear", ["x_codes", "x_scale"], ["x_values"]),
+        helper.make_node("DequantizeLinear", ["x_quantized", "x_scale"], ["x_values"]),
         helper.make_node("DequantizeLinear", ["w", "w_scale"], ["w_values"]),
         helper.make_node("MatMul", ["x_values", "w_values"], ["product"]),
     ]

@@ -1,4 +1,4 @@
-"""Our exported graphs in ONNX Runtime, and the same work in torch."""
+"""Runs exported graphs in ONNX Runtime, and the same work in PyTorch."""
 
 import collections
 import json
@@ -19,7 +19,7 @@ ROPE_THETA = 10_000.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything runs, and in which number format."""
+    """The device, number format and execution provider of all measurements."""
 
     device: str
     dtype: torch.dtype
@@ -39,7 +39,7 @@ class Place:
 
     @property
     def providers(self) -> list[str]:
-        """What the provider lacks runs on the CPU, and is seen there."""
+        """Operators that the provider lacks run on the CPU, and are reported there."""
         return [self.provider] if self.is_cpu else [self.provider, "CPUExecutionProvider"]
 
     def free_memory(self) -> int | None:
@@ -48,19 +48,6 @@ class Place:
     def wait(self) -> None:
         if not self.is_cpu:
             torch.cuda.synchronize()
-
-
-class Kept:
-    """A folder that stays; used like a temporary one."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, *_) -> None:
-        pass
 
 
 def machine(place: Place) -> dict:
@@ -88,7 +75,7 @@ def export(rushes: Path, where: Path, place: Place) -> None:
 
 
 def find(where: Path, component: str, what: str, place: Place) -> Path:
-    """The graph of a component; `what` is its part where it has several."""
+    """The graph of a component; `what` is the part, if it has several."""
     precision = "f32" if place.is_cpu else "bf16"
     part = f"{what}." if component == "decoder" else ""
     found = sorted((where / "bundle" / component).rglob(f"{part}cuda-{precision}.*.onnx"))
@@ -98,7 +85,7 @@ def find(where: Path, component: str, what: str, place: Place) -> Path:
 
 
 def open_session(graph: Path, place: Place):
-    """A session on the provider of `place`, and how many operators of which kind run where."""
+    """A session on the provider of `place`, and the number of operators of each kind per provider."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
@@ -113,7 +100,7 @@ def open_session(graph: Path, place: Place):
 
 
 def describe(placement: dict) -> str:
-    """How many operators run where; those that are not on the first provider by name."""
+    """The number of operators per provider, with the names of those that do not run on the first one."""
     parts = []
     for name, kinds in sorted(placement.items(), key=lambda item: -sum(item[1].values())):
         short = name.removesuffix("ExecutionProvider")
@@ -136,7 +123,7 @@ def step_inputs(sizes, latent: tuple[int, int, int, int], place: Place) -> dict[
         "cos": cos,
         "sin": sin,
     }
-    # Both sides see the same values: those that the narrower number format can hold.
+    # Both sides receive the same values, which the narrower number format represents exactly.
     return {name: value.to(place.dtype).float() if name in ("latent", "text") else value for name, value in given.items()}
 
 
@@ -161,17 +148,17 @@ def torch_step(model, given: dict[str, torch.Tensor], place: Place) -> dict:
     output, seconds = timed(lambda: model(latent, timestep, text, return_dict=False)[0], place)
     own_error = None
     if not place.is_cpu and sum(p.numel() for p in model.parameters()) < 3e9:
-        # What bf16 itself costs: the same weights and inputs in f32.
-        kept = {name: parameter.data for name, parameter in model.named_parameters()}
+        # The error of bf16 itself: the same weights and inputs in f32.
+        bf16_data = {name: parameter.data for name, parameter in model.named_parameters()}
         exact = model.float()(latent.float(), timestep, text.float(), return_dict=False)[0].cpu()
         own_error = relative_error(output, exact)
         for name, parameter in model.named_parameters():
-            parameter.data = kept[name]
+            parameter.data = bf16_data[name]
     return {"output": output.float().cpu(), "seconds": seconds, "own error": own_error}
 
 
 def timed(work, place: Place):
-    """The result, and the shortest of a few runs after one that warms up."""
+    """The result, and the shortest time of a few runs after one warm-up run."""
     result, best = work(), float("inf")
     place.wait()
     for _ in range(RUNS):
@@ -183,7 +170,7 @@ def timed(work, place: Place):
 
 
 def run(session, given: dict, output: str, place: Place):
-    """Inputs and outputs stay on the device; gives the output as f32 on the host, and the shortest of a few runs."""
+    """Runs with inputs and outputs on the device. Returns the output as f32 on the host, and the shortest time."""
     binding = session.io_binding()
     for name, value in given.items():
         array = value if isinstance(value, onnxruntime.OrtValue) else to_device(value, place)
@@ -197,9 +184,9 @@ def run(session, given: dict, output: str, place: Place):
 
     _, seconds = timed(once, place)
     named = dict(zip([value.name for value in session.get_outputs()], binding.get_outputs()))
-    given_back = {name: value for name, value in named.items() if name != output}
+    caches = {name: value for name, value in named.items() if name != output}
     result = torch.from_numpy(named[output].numpy().astype(np.float32))
-    return (result, seconds) if not given_back else ((result, given_back), seconds)
+    return (result, seconds) if not caches else ((result, caches), seconds)
 
 
 def to_device(value: torch.Tensor, place: Place):
@@ -213,7 +200,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @torch.no_grad()
 def decoder(where: Path, place: Place) -> dict:
-    """Three latent frames through both graphs, against torch in f32."""
+    """Three latent frames through both graphs, compared with PyTorch in f32."""
     height, width = (4, 6) if place.is_cpu else (30, 52)
     vae = AutoencoderKLWan.from_pretrained(where / "checkpoint/vae").to(place.device).eval()
     latent = torch.randn(1, vae.config.z_dim, 3, height, width, generator=torch.Generator().manual_seed(2))
@@ -234,7 +221,7 @@ def decoder(where: Path, place: Place) -> dict:
         merged = collections.Counter(placement.get(name, {})) + collections.Counter(kinds)
         placement[name] = dict(merged)
     return {
-        "graph": f"decoder, 3 latent frames of {height}x{width}, torch in f32",
+        "graph": f"decoder, 3 latent frames of {height}x{width}, PyTorch in f32",
         "seconds": seconds,
         "torch seconds": torch_seconds,
         "relative error": relative_error(frames, expected),

@@ -1,4 +1,4 @@
-//! Models with random weights for criterion, by the same code as `rushes bench`; and the step in several kinds of operators.
+//! Models with random weights for criterion, made by the same code as those of `rushes bench`, and variants of a step.
 
 pub mod random_weights;
 pub mod step_kinds;
@@ -9,29 +9,29 @@ use quality::bench::shape::{Subject, random_bundle};
 use runtime::model::{Model, ModelOptions};
 use tempfile::TempDir;
 
-/// A model with random weights, as long as it is needed.
+/// A model with random weights, in a temporary folder.
 #[derive(Debug)]
 pub struct RandomModel {
-    /// The model: every core, weights as `generate` holds them where they fit.
+    /// The model, with one thread per core and prepacked weights.
     pub model: Model,
     _folder: TempDir,
 }
 
 impl RandomModel {
-    /// The model that the subject is a part of.
+    /// Creates a model with the graphs of `subject`.
     ///
     /// # Panics
-    /// No ONNX Runtime, or no room for the weights: a bench cannot go on without them.
+    /// Panics if there is no ONNX Runtime, or no disk space for the weights.
     pub fn new(subject: &Subject) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let bundle = random_bundle(folder.path(), subject, &bundle::stop::Stop::new())
-            .expect("room for random weights");
+            .expect("disk space for random weights");
         let onnx = OnnxRuntime::load(None).unwrap_or_else(|error| panic!("{error}"));
         let model = Model::new(bundle, onnx, ModelOptions::default()).expect("graphs for the CPU");
         Self { model, _folder: folder }
     }
 
-    /// A denoiser.
+    /// Creates a model with a denoiser.
     ///
     /// # Panics
     /// See [`Self::new`].

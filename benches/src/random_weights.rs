@@ -1,4 +1,4 @@
-//! Weights at real sizes whose values do not matter.
+//! Random weights at real sizes.
 
 use bundle::dtype::ElementType;
 use export::checkpoint::inventory::Required;
@@ -8,13 +8,13 @@ use std::fs::File;
 use std::io::{BufWriter, Result, Write};
 use std::path::Path;
 
-/// Standard deviation of the weights: what keeps activations of deep models finite.
+/// The standard deviation of the weights; keeps activations of deep models finite.
 const SPREAD: f32 = 0.02;
 
-/// Writes random f32 weights into `folder/weights/random.safetensors`-like raw file and says where each lies.
+/// Writes random f32 weights to `weights/random.bin` in `folder`, and returns the location of each tensor.
 ///
 /// # Errors
-/// The file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write(folder: &Path, required: &[Required]) -> Result<PlacedWeights> {
     std::fs::create_dir_all(folder.join("weights"))?;
     let location = "weights/random.bin";
@@ -24,7 +24,7 @@ pub fn write(folder: &Path, required: &[Required]) -> Result<PlacedWeights> {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     for weight in required {
         let count = weight.shape.iter().product::<usize>();
-        // Gains are near 1, all else around 0.
+        // Gains are near 1, all other weights near 0.
         let centre = if weight.name.contains("norm") || weight.name.ends_with("gamma") { 1.0 } else { 0.0 };
         for _ in 0..count {
             file.write_all(&(centre + SPREAD * random.next()).to_le_bytes())?;
@@ -44,13 +44,13 @@ pub fn write(folder: &Path, required: &[Required]) -> Result<PlacedWeights> {
     Ok(PlacedWeights { tensors, files: Vec::new(), from: folder.to_owned() })
 }
 
-/// A xorshift generator: fast, and the same numbers each time.
+/// A xorshift generator, which returns the same numbers in each run.
 #[derive(Debug)]
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number of mean 0 and variance 1, uniformly distributed.
-    #[expect(clippy::should_implement_trait, reason = "an endless source needs no iterator")]
+    /// Returns a uniformly distributed number of mean 0 and variance 1.
+    #[expect(clippy::should_implement_trait, reason = "an endless source does not need an iterator")]
     pub fn next(&mut self) -> f32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -1,4 +1,4 @@
-//! The same step in several operators: stock f32, stock INT8, and the CPU's own INT8 and bf16.
+//! The same step with several kernels: ONNX Runtime kernels in f32 and INT8, Rushes kernels in INT8 and bf16.
 
 use crate::random_weights::{self, Random};
 use bundle::catalog::wan_denoiser;
@@ -25,21 +25,21 @@ use tempfile::TempDir;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Rows of the text that are words; the others are equal.
+/// The number of text rows that are words; the other rows are equal.
 const WORDS: usize = 60;
 
-/// What a step is made of.
+/// The kernels and number formats of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepKind {
-    /// ONNX Runtime's f32.
+    /// ONNX Runtime kernels in f32.
     OnnxRuntimeF32,
-    /// Its dynamic INT8 products, and f32 for the rest.
+    /// ONNX Runtime kernels with dynamic INT8 products, f32 for the rest.
     OnnxRuntimeInt8,
-    /// Ours on bytes.
+    /// Rushes kernels in INT8.
     RushesInt8,
-    /// Ours on bytes, with bf16 values in self attention.
+    /// Rushes kernels in INT8, with bf16 values in self-attention.
     RushesInt8Bf16Values,
-    /// Ours on bf16.
+    /// Rushes kernels in bf16.
     RushesBf16,
 }
 
@@ -69,7 +69,7 @@ impl StepKind {
     }
 }
 
-/// Random weights of a step, and its inputs.
+/// The random weights and the input sizes of a step.
 #[derive(Debug)]
 pub struct Setting {
     spec: DenoiserSpec,
@@ -86,10 +86,10 @@ pub struct Step {
 }
 
 impl Setting {
-    /// `layers` layers of the 1.3B shape over a token grid `[frames, rows, columns]`.
+    /// Creates `layers` layers of the 1.3B shape, for a token grid `[frames, rows, columns]`.
     ///
     /// # Errors
-    /// No room for the weights.
+    /// Returns an error if there is no disk space for the weights.
     pub fn new(layers: usize, grid: [usize; 3]) -> Outcome<Self> {
         let spec = wan_denoiser(12, layers, 8960);
         let folder = tempfile::tempdir()?;
@@ -103,12 +103,13 @@ impl Setting {
         Ok(Self { spec, folder, placed, latent })
     }
 
-    /// Tokens of the latent.
+    /// The number of tokens of the latent.
     pub fn tokens(&self) -> usize {
         self.latent.tokens(self.spec.patch)
     }
 
-    /// Operations of the blocks' products: linear layers, and attention to the tokens and the merged text.
+    /// The number of operations of the blocks' products: linear layers, and attention to the tokens and the merged
+    /// text.
     pub fn operations(&self) -> f64 {
         let (l, d, f) = (self.tokens() as f64, self.spec.width() as f64, self.spec.feed_forward as f64);
         let text = (WORDS + 1) as f64;
@@ -117,33 +118,33 @@ impl Setting {
         self.spec.layers as f64 * (linear + attention + 4.0 * text * d * d)
     }
 
-    /// The step in one kind of operators.
+    /// Opens the step in one kind.
     ///
     /// # Errors
-    /// No room, or a graph that cannot be opened.
+    /// Returns an error if there is no disk space, or if the graph cannot be opened.
     pub fn open(&self, onnx: &OnnxRuntime, kind: StepKind, options: &OpenOptions) -> Outcome<Step> {
         let folder = self.folder.path();
-        let stock = || step_graph(&self.spec, GraphWeights::new(&self.placed));
-        let own = |format, values_as_bytes, name: &str| -> Outcome<Model> {
+        let standard_step = || step_graph(&self.spec, GraphWeights::new(&self.placed));
+        let rushes_step = |format, values_as_bytes, name: &str| -> Outcome<Model> {
             let placed = pack(folder, &self.placed, &fused(&self.spec), format, name)?;
             let weights = GraphWeights::new(&placed);
             Ok(kernel_step_graph(&self.spec, KernelLowering { weights, values_as_bytes })?)
         };
         let model = match kind {
-            StepKind::OnnxRuntimeF32 => stock()?,
-            StepKind::OnnxRuntimeInt8 => with_stock_int8(stock()?, folder)?,
-            StepKind::RushesInt8 => own(PackedFormat::Int8, true, "int8.safetensors")?,
-            StepKind::RushesInt8Bf16Values => own(PackedFormat::Int8, false, "int8.safetensors")?,
-            StepKind::RushesBf16 => own(PackedFormat::Bf16, false, "bf16.safetensors")?,
+            StepKind::OnnxRuntimeF32 => standard_step()?,
+            StepKind::OnnxRuntimeInt8 => with_dynamic_int8(standard_step()?, folder)?,
+            StepKind::RushesInt8 => rushes_step(PackedFormat::Int8, true, "int8.safetensors")?,
+            StepKind::RushesInt8Bf16Values => rushes_step(PackedFormat::Int8, false, "int8.safetensors")?,
+            StepKind::RushesBf16 => rushes_step(PackedFormat::Bf16, false, "bf16.safetensors")?,
         };
         let path = folder.join(format!("{}.onnx", kind.name()));
         model.write(&path)?;
-        let contract = if kind.is_rushes() {
+        let signature = if kind.is_rushes() {
             Signature::of_step_with_key_bias(&self.spec)
         } else {
             Signature::of_step(&self.spec)
         };
-        let engine = onnx.open(&path, &contract, options)?;
+        let engine = onnx.open(&path, &signature, options)?;
         Ok(Step { engine, inputs: self.inputs(kind.is_rushes()) })
     }
 
@@ -173,10 +174,10 @@ impl Setting {
 }
 
 impl Step {
-    /// Runs the step once; gives the velocity.
+    /// Runs the step once and returns the velocity.
     ///
     /// # Errors
-    /// The run fails.
+    /// Returns an error if the run fails.
     pub fn run(&mut self) -> Outcome<Vec<f32>> {
         let inputs: Vec<_> = self.inputs.iter().map(|(name, value)| (*name, value)).collect();
         let velocity = self.engine.run(&inputs, &Cancel::new())?.take("velocity")?;
@@ -184,8 +185,9 @@ impl Step {
     }
 }
 
-/// Replaces the linear layers of the blocks by ONNX Runtime's dynamic INT8 products, s8 weights per output.
-fn with_stock_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
+/// Replaces the linear layers of the blocks with ONNX Runtime's dynamic INT8 products; weights are s8 with a scale per
+/// output.
+fn with_dynamic_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
     let path = folder.join("weights/onnxruntime-int8.bin");
     let mut file = BufWriter::new(File::create(&path)?);
     let mut offset = 0_u64;
@@ -197,18 +199,18 @@ fn with_stock_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
         let stored = graph.initializer.iter().find(|tensor| tensor.name == *weight).ok_or("a weight")?;
         let [outputs, inputs] = [0, 1].map(|axis| stored.dims[axis] as usize);
         let value = |key: &str| stored.external_data.iter().find(|entry| entry.key == key).map(|e| &e.value);
-        let at: u64 = value("offset").ok_or("an offset")?.parse()?;
+        let start: u64 = value("offset").ok_or("an offset")?.parse()?;
         let mut bytes = vec![0; outputs * inputs * 4];
-        File::open(folder.join(value("location").ok_or("a location")?))?.read_exact_at(&mut bytes, at)?;
+        File::open(folder.join(value("location").ok_or("a location")?))?.read_exact_at(&mut bytes, start)?;
         let floats: Vec<f32> =
             bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let (codes, scales) = quantise_outputs(MatrixShape { outputs, inputs }, &floats)?;
+        let (quantized, scales) = quantise_outputs(MatrixShape { outputs, inputs }, &floats)?;
         let transposed: Vec<u8> = (0..outputs * inputs)
-            .map(|i| codes[i % outputs * inputs + i / outputs].cast_unsigned())
+            .map(|i| quantized[i % outputs * inputs + i / outputs].cast_unsigned())
             .collect();
         file.write_all(&transposed)?;
         let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
-        let (name, of_outputs) = (format!("{weight}.codes"), format!("{weight}.scales"));
+        let (name, scales_name) = (format!("{weight}.quantized"), format!("{weight}.scales"));
         added.push(TensorProto {
             dims: vec![inputs as i64, outputs as i64],
             data_type: 3,
@@ -225,12 +227,12 @@ fn with_stock_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
         added.push(TensorProto {
             dims: vec![outputs as i64],
             data_type: 1,
-            name: of_outputs.clone(),
+            name: scales_name.clone(),
             raw_data: scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
             ..TensorProto::default()
         });
         *node = NodeProto {
-            input: vec![x.clone(), name, of_outputs, String::new(), bias.clone()],
+            input: vec![x.clone(), name, scales_name, String::new(), bias.clone()],
             output: node.output.clone(),
             name: node.name.clone(),
             op_type: "DynamicQuantizeMatMul".into(),

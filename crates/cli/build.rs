@@ -1,4 +1,4 @@
-//! Rebuilds the crate when the embedded checkpoint changes, which the macro that embeds it does not ask for.
+//! Rebuilds the crate when the embedded checkpoint changes: the macro that embeds it does not track its files.
 
 fn main() {
     println!("cargo::rerun-if-changed=../../models/mini/checkpoint");

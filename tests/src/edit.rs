@@ -1,14 +1,14 @@
-//! Copies of checkpoints with something changed.
+//! Changed copies of checkpoints.
 
 use safetensors::tensor::{SafeTensors, TensorView};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Copies a folder, files and folders alike.
+/// Copies a folder with all files and folders in it.
 ///
 /// # Panics
-/// A file that cannot be copied.
+/// Panics if a file cannot be copied.
 pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder to copy to");
     for entry in std::fs::read_dir(from).expect("a folder to copy") {
@@ -22,10 +22,10 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// A copy of a checkpoint in a temporary folder.
+/// Copies a checkpoint to a temporary folder.
 ///
 /// # Panics
-/// No temporary folder.
+/// Panics if it cannot be copied.
 pub fn copy_of(checkpoint: &Path) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     copy_folder(checkpoint, folder.path());
@@ -38,7 +38,7 @@ pub type Stored = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 /// Rewrites every safetensors file of a folder.
 ///
 /// # Panics
-/// A file that cannot be read or written.
+/// Panics if a file cannot be read or written.
 pub fn rewrite(folder: &Path, mut change: impl FnMut(&mut Stored)) {
     for path in weight_files(folder) {
         let bytes = std::fs::read(&path).expect("a readable file");
@@ -60,7 +60,7 @@ pub fn rewrite(folder: &Path, mut change: impl FnMut(&mut Stored)) {
 /// The safetensors files of a folder.
 ///
 /// # Panics
-/// A folder that cannot be read.
+/// Panics if the folder cannot be read.
 pub fn weight_files(folder: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .expect("a readable folder")
@@ -71,10 +71,10 @@ pub fn weight_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Changes the values of an f32 tensor.
+/// Changes the values of an f32 tensor. Returns false if there is no such tensor.
 ///
 /// # Panics
-/// A tensor of another number format.
+/// Panics if the tensor has another number format.
 pub fn change_f32(stored: &mut Stored, name: &str, change: impl Fn(f32) -> f32) -> bool {
     let Some((dtype, _, bytes)) = stored.get_mut(name) else { return false };
     assert_eq!(*dtype, safetensors::Dtype::F32, "{name} is not f32");

@@ -1,4 +1,4 @@
-//! Golden cases: tiny checkpoints and what diffusers computes with them (`tests/golden/README.md`).
+//! The golden cases: tiny checkpoints and the results of diffusers (`tests/golden/README.md`).
 
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
@@ -16,71 +16,84 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Settings of a case: `case.json`.
+/// The settings of a case, from `case.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Case {
-    /// Name, also of its folder.
+    /// The name of the case and of its folder.
     pub name: String,
     /// Prompt.
     pub prompt: String,
     /// Negative prompt.
     pub negative: String,
-    /// Columns.
+    /// Width of the clip in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height of the clip in pixels.
     pub height: usize,
-    /// Frames.
+    /// Number of frames.
     pub frames: usize,
-    /// Steps.
+    /// Number of denoising steps.
     pub steps: usize,
-    /// Guidance scale for high and for low noise.
+    /// Guidance scales for high and for low noise.
     pub guidance: Vec<f32>,
-    /// Shift.
+    /// Shift of the sigma schedule.
     pub shift: f64,
-    /// Solver.
+    /// Sampler.
     pub sampler: SolverKind,
-    /// Sigma grid.
+    /// Sigma schedule.
     pub schedule: ScheduleKind,
-    /// Seed.
+    /// Seed of the noise.
     pub seed: u64,
-    /// How many experts there are.
+    /// Number of experts.
     pub experts: usize,
     /// The folder of the expert of each step.
     pub experts_by_step: Vec<String>,
-    /// Where the checkpoint is, from the root of the repository, if it does not lie beside the case.
+    /// The path of the checkpoint from the root of the repository, if it is not in the folder of the case.
     #[serde(default, rename = "checkpoint")]
     shipped_checkpoint: Option<PathBuf>,
 }
 
-/// Folder of all golden data.
+/// The folder of all golden data.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }
 
-/// Every case, by name.
+/// The folder of the tiny decoders, which has a reference but is not a case.
+const TINY_DECODERS: &str = "tiny-decoder";
+
+/// Every case, sorted by name: each folder with a reference, except that of the tiny decoders.
 ///
 /// # Panics
-/// A case that cannot be read: the tests cannot go on without it.
+/// Panics if a case cannot be read.
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = std::fs::read_dir(folder())
         .expect("tests/golden exists")
-        .filter_map(|entry| std::fs::read(entry.expect("a readable entry").path().join("case.json")).ok())
-        .map(|text| serde_json::from_slice(&text).expect("case.json has the fields of a case"))
+        .map(|entry| entry.expect("a readable entry").path())
+        .filter(|path| path.join("reference.safetensors").exists() && !path.ends_with(TINY_DECODERS))
+        .map(|path| read_case(&path))
         .collect();
     cases.sort_by(|a, b| a.name.cmp(&b.name));
     cases
 }
 
-/// The case of a name.
+fn read_case(folder: &Path) -> Case {
+    let path = folder.join("case.json");
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let case: Case =
+        serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(folder.ends_with(&case.name), "{} is the case {}", path.display(), case.name);
+    case
+}
+
+/// The case with this name.
 ///
 /// # Panics
-/// There is none.
+/// Panics if there is none.
 pub fn case(name: &str) -> Case {
     cases().into_iter().find(|case| case.name == name).expect("a case of that name")
 }
 
 impl Case {
-    /// Its checkpoint.
+    /// The folder of its checkpoint.
     pub fn checkpoint(&self) -> PathBuf {
         match &self.shipped_checkpoint {
             Some(path) => Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path),
@@ -88,12 +101,12 @@ impl Case {
         }
     }
 
-    /// What diffusers computed.
+    /// The results of diffusers.
     pub fn reference(&self) -> Tensors {
         Tensors::read(&folder().join(&self.name).join("reference.safetensors"))
     }
 
-    /// The same settings as a request.
+    /// A request with the settings of the case.
     pub fn request(&self) -> GenerateRequest {
         let scales = self.guidance.iter().take(self.experts).copied().map(GuidanceScale).collect();
         GenerateRequest {
@@ -118,7 +131,7 @@ impl Tensors {
     /// Reads all f32 tensors.
     ///
     /// # Panics
-    /// A file that cannot be read.
+    /// Panics if the file cannot be read.
     pub fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).expect("a readable safetensors file");
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
@@ -141,23 +154,23 @@ impl Tensors {
         )
     }
 
-    /// A tensor, if there is one of that name.
+    /// The tensor with this name, if there is one.
     pub fn get(&self, name: &str) -> Option<&ArrayD<f32>> {
         self.0.get(name)
     }
 
-    /// A tensor.
+    /// The tensor with this name.
     ///
     /// # Panics
-    /// There is none of that name.
+    /// Panics if there is none.
     pub fn expect(&self, name: &str) -> &ArrayD<f32> {
         self.get(name).unwrap_or_else(|| panic!("no tensor `{name}` among {:?}", self.0.keys()))
     }
 
-    /// A tensor of four axes.
+    /// The tensor with this name, which has four axes.
     ///
     /// # Panics
-    /// There is none, or it has other axes.
+    /// Panics if there is none, or if it has another number of axes.
     pub fn latent(&self, name: &str) -> Array4<f32> {
         self.expect(name).clone().into_dimensionality().expect("four axes")
     }
@@ -166,19 +179,19 @@ impl Tensors {
 /// A bundle in a temporary folder.
 #[derive(Debug)]
 pub struct Exported {
-    /// The model over it.
+    /// The opened model.
     pub model: Model,
-    /// Keeps the folder.
+    /// The folder, which is removed on drop.
     pub folder: TempDir,
 }
 
 /// Exports a checkpoint for the CPU and opens it.
 ///
 /// # Errors
-/// What the export or the opening meets.
+/// Returns an error if the export fails, or if the bundle cannot be opened.
 ///
 /// # Panics
-/// No temporary folder.
+/// Panics if there is no temporary folder.
 pub fn export(checkpoint: &Path) -> Result<Exported, rushes::Error> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("bundle");
@@ -187,25 +200,25 @@ pub fn export(checkpoint: &Path) -> Result<Exported, rushes::Error> {
     Ok(Exported { model, folder })
 }
 
-/// Everything that a run computes.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub struct Computed {
-    /// `[512,D]`.
+    /// Text states of the prompt, `[512,D]`.
     pub prompt: Array2<f32>,
-    /// `[512,D]`, where guidance needs it.
+    /// Text states of the negative prompt, `[512,D]`, if guidance needs them.
     pub negative: Option<Array2<f32>>,
     /// The latent after each step.
     pub latents: Vec<Array4<f32>>,
     /// The expert of each step.
     pub experts: Vec<String>,
-    /// `[F,H,W,3]` in 0..1.
+    /// Frames, `[F,H,W,3]` in 0..1.
     pub frames: Array4<f32>,
 }
 
-/// Runs a case on its reference noise.
+/// Runs a case on the given noise.
 ///
 /// # Errors
-/// What the pipeline meets.
+/// Returns an error if the pipeline fails.
 pub fn compute(model: &Model, case: &Case, noise: Array4<f32>) -> Result<Computed, runtime::Error> {
     let plan = GenerationPlan::new(model.manifest(), &case.request())?;
     let mut computed = Computed::default();

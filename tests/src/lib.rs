@@ -3,11 +3,13 @@
 //! The tests themselves are modules of one binary, `tests/tests/all`: among them `golden` (parity with diffusers, and
 //! mutations that must break it), `checkpoint_faults`, `command_line`, `interruption`, `residency`, `mini` and `tidy`.
 
-pub mod asked;
 pub mod compare;
+pub mod cpu_paths;
 pub mod edit;
+pub mod folder;
 pub mod golden;
 pub mod mounts;
 pub mod own_process;
 pub mod program;
+pub mod signals;
 pub mod synthetic;

@@ -1,4 +1,4 @@
-//! The same program as the binary `rushes`: cargo builds the binaries of a test's own package, and no others, anew.
+//! The program `rushes` again: for a test, cargo builds only the binaries of its own package.
 
 fn main() -> std::process::ExitCode {
     rushes::cli::run(std::env::args_os())

@@ -1,13 +1,13 @@
-//! Scripts with mounts of their own, which no other process sees and which go with the script.
+//! Shell scripts in their own mount namespace.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs a shell script in a working folder, as root of a namespace in which it may mount. `$RUSHES` is the program.
-/// None, with a line on standard error, where this system does not allow that.
+/// Runs a shell script in a working folder, as root of a namespace in which it can mount. `$RUSHES` is the program.
+/// Returns `None`, with a line on standard error, if this system does not allow it.
 ///
 /// # Panics
-/// The shell cannot be started.
+/// Panics if the shell cannot be started.
 pub fn with_mounts(folder: &Path, script: &str) -> Option<Output> {
     let possible = Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
@@ -15,7 +15,7 @@ pub fn with_mounts(folder: &Path, script: &str) -> Option<Output> {
         .arg(folder)
         .output();
     if !possible.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: this system lets nobody mount in a namespace of their own");
+        eprintln!("skipped: this system does not allow mounts in a new namespace");
         return None;
     }
     let output = Command::new("unshare")

@@ -1,4 +1,4 @@
-//! Bundles of any shape with random weights, for what only depends on shapes, and for errors of single steps.
+//! Bundles of any shape with random weights, for tests that depend only on shapes, and for errors of single steps.
 
 use bundle::catalog::{wan_denoiser, wan21_vae};
 use bundle::digest::Digest;
@@ -18,12 +18,12 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// A xorshift generator: fast, and the same numbers each time.
+/// A xorshift generator, which returns the same numbers in each run.
 #[derive(Debug)]
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number of mean 0 and variance 1, nearly normal.
+    /// Returns a nearly normal number of mean 0 and variance 1.
     pub fn normal(&mut self) -> f32 {
         let mut sum = 0.0;
         for _ in 0..4 {
@@ -36,12 +36,12 @@ impl Random {
     }
 }
 
-/// What the values of weights are.
+/// The values of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
-    /// Nothing but zeros, which take no room on disk.
+    /// Zeros, which take no disk space.
     Zeros,
-    /// Random, of a spread that keeps activations in range; one channel in 96 of every norm is ten times as strong.
+    /// Random values that keep activations in range; one channel in 96 of every norm is ten times as large.
     Outliers,
 }
 
@@ -55,13 +55,13 @@ pub fn vae() -> VaeSpec {
     wan21_vae()
 }
 
-/// A bundle with one component in `folder`, like the bundle `like` in all else.
+/// Writes a bundle with one component to `folder`, with the other settings of `template`.
 ///
 /// # Panics
-/// A file that cannot be written, or a spec that no graph can be built for.
+/// Panics if a file cannot be written, or if no graph can be built for the spec.
 pub fn bundle(
     folder: &Path,
-    like: &Manifest,
+    template: &Manifest,
     component: &Component,
     (denoiser, vae): (DenoiserSpec, VaeSpec),
     values: Values,
@@ -107,7 +107,7 @@ pub fn bundle(
         routing: Routing::single(),
         components: vec![entry],
         digests: BTreeMap::new(),
-        ..like.clone()
+        ..template.clone()
     };
     manifest.defaults.guidance.value.truncate(1);
     std::fs::write(folder.join("tokenizer.json"), "{}").expect("a file");
@@ -183,7 +183,7 @@ fn write_values(file: &mut impl Write, weight: &Required, random: &mut Random) {
     let width = *weight.shape.last().unwrap_or(&1);
     for index in 0..count {
         let mut value = spread * random.normal() + if is_gain { 1.0 } else { 0.0 };
-        // Rows 1 and 4 of a table scale what a norm gives.
+        // Rows 1 and 4 of a table scale the output of a norm.
         let scales = name == "norm2.weight"
             || name.ends_with("norm2.weight")
             || name.contains("blocks.") && name.ends_with("table") && [1, 4].contains(&(index / width % 6));

@@ -1,14 +1,14 @@
-//! Times the operators of a step against each other in one run, and prints one JSON line for each kind.
+//! Compares the kernels of a step in one run, and prints one JSON line for each kind.
 //!
 //! `bench-kernels [--layers N] [--tokens F,H,W] [--threads N] [--runs N] [--only KIND,…] [--cpu-path NAME] [--turns]`
 //!
-//! Kinds take turns, so that a change of the machine's state meets all of them. The floor is the time that the products
-//! of the blocks would take at the peak that was measured in the same run. The error is that of the velocity, of what
-//! the blocks add to it: |kind - stock f32| / |stock f32 - a step without blocks|. `VmHWM` is the process's: run one
-//! kind alone to compare memory.
+//! Kinds alternate, so that changes of the machine's state affect all of them. The floor is the time that the products
+//! of the blocks would take at the peak measured in the same run. The error is relative to what the blocks add to the
+//! velocity: |kind - onnxruntime f32| / |onnxruntime f32 - a step without blocks|. The peak memory is that of the
+//! process: run one kind alone to compare memory.
 //!
-//! With `--turns` it loads and warms up, prints its first line, and then times one step of each kind whenever it is given a
-//! line, so that a script can let it and other programs take turns.
+//! With `--turns` the program loads and warms up, prints its first line, and then times one step of each kind for each
+//! line of standard input, so that a script can alternate it with other programs.
 
 use benches::step_kinds::{Setting, Step, StepKind};
 use engines::{OnnxRuntime, OpenOptions, WeightMemory};
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = OpenOptions { threads: Some(threads), weights: WeightMemory::Prepacked };
     let peaks = kernels.peaks(threads);
     let onnx = OnnxRuntime::load(None)?.with_kernels(kernels);
-    let about = serde_json::json!({
+    let machine = serde_json::json!({
             "onnxruntime": onnx.version(), "cpu_path": kernels.path().name(), "threads": threads.get(),
             "int8_gops": peaks.int8 / 1e9, "bf16_gflops": peaks.bf16.map(|peak| peak / 1e9),
             "f32_gflops": peaks.f32 / 1e9,
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for step in &mut steps {
         velocities.push(step.run()?);
     }
-    println!("{about}");
+    println!("{machine}");
     if turns {
         return take_turns(&kinds, &mut steps);
     }
@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One step of each kind for each line that comes in.
+/// Times one step of each kind for each line of standard input.
 fn take_turns(kinds: &[StepKind], steps: &mut [Step]) -> Result<(), Box<dyn Error>> {
     std::io::stdout().flush()?;
     for line in std::io::stdin().lock().lines() {
@@ -103,10 +103,11 @@ fn take_turns(kinds: &[StepKind], steps: &mut [Step]) -> Result<(), Box<dyn Erro
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "velocities of one size");
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
 }
 
-/// The most memory that this process has held, as the system counts it.
+/// The peak resident memory of this process, as the system reports it.
 fn peak_memory() -> Option<String> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
@@ -145,11 +146,11 @@ fn parse() -> Result<Arguments, Box<dyn Error>> {
                     StepKind::ALL
                         .into_iter()
                         .find(|kind| kind.name() == name)
-                        .ok_or_else(|| format!("no {name}"))
+                        .ok_or_else(|| format!("unknown kind {name}"))
                 };
                 arguments.kinds = value.split(',').map(kind).collect::<Result<_, _>>()?;
             }
-            other => return Err(format!("there is no flag {other}").into()),
+            other => return Err(format!("unknown flag {other}").into()),
         }
     }
     Ok(arguments)

@@ -1,5 +1,5 @@
-//! What an mp4 costs while the embedded model decodes: the decode alone, and the decode with the mp4, in turn, and the
-//! time until the first frame has come out of the encoder. Arguments: frames of the clip, repetitions.
+//! Measures the cost of encoding an mp4 while the embedded model decodes: times the decode alone, the decode with the
+//! mp4, and the time until the first encoded frame. Arguments: number of frames, repetitions.
 
 use bundle::Cancel;
 use media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Tags};
@@ -21,12 +21,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let latent = seeded_noise(&plan);
     let mut decoder = VideoDecoder::new(&model);
     decoder.decode(latent.view(), &cancel, &mut |_| Ok(()))?;
-    let work = std::env::temp_dir().join(format!("rushes-decode-{}.mp4", std::process::id()));
-    let spec: media::OutputSpec = work.to_str().ok_or("a path that is no text")?.parse()?;
+    let path = std::env::temp_dir().join(format!("rushes-decode-{}.mp4", std::process::id()));
+    let spec: media::OutputSpec = path.to_str().ok_or("the temporary folder is not UTF-8")?.parse()?;
     for _ in 0..repetitions {
         let started = Instant::now();
         decoder.decode(latent.view(), &cancel, &mut |_| Ok(()))?;
-        let alone = started.elapsed().as_secs_f64();
+        let decode_only = started.elapsed().as_secs_f64();
 
         let started = Instant::now();
         let format = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
@@ -42,13 +42,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let written = outputs.finish().written.len();
         let whole = started.elapsed().as_secs_f64();
         println!(
-            "{}, {chunks} frames: decode alone {alone:.3} s; with mp4 {whole:.3} s ({:.3} of it); first frame encoded \
+            "{}, {chunks} frames: decode alone {decode_only:.3} s; with mp4 {whole:.3} s ({:.3} times); first frame encoded \
              after {first:.3} s ({:.3} of the decode of {decoded:.3} s); {written} file written",
             plan.size,
-            whole / alone,
+            whole / decode_only,
             first / decoded
         );
     }
-    std::fs::remove_file(work)?;
+    std::fs::remove_file(path)?;
     Ok(())
 }

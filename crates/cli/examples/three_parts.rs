@@ -1,4 +1,4 @@
-//! The three parts of the pipeline used apart: prompt to text states, noise to latent, latent to frames.
+//! Uses the three parts of the pipeline separately: prompt to text states, noise to latent, latent to frames.
 
 use runtime::decode::VideoDecoder;
 use runtime::denoise::{Conditioning, Generator};

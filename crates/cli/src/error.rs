@@ -1,26 +1,26 @@
-//! Errors of the command line: its own, and those of the crates below with their own words.
+//! Errors of the command line, and those of the crates that it uses.
 
 use bundle::{Diagnose, ErrorClass, Report};
 
-/// What can go wrong in a command.
+/// An error of a command.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A clip cannot be made.
+    /// A clip cannot be generated.
     Runtime(#[from] runtime::Error),
     /// A clip cannot be written.
     Media(#[from] media::Error),
-    /// A model cannot be recorded, quantised, judged or timed.
+    /// A model cannot be recorded, quantised, scored or timed.
     Quality(#[from] quality::Error),
-    /// No folder is known for the user's cache.
+    /// The folder of the user's cache is unknown.
     NoCacheFolder,
-    /// The program was built without the embedded model, and no bundle was named.
+    /// The program was built without the embedded model, and no bundle was given.
     NoEmbeddedModel,
-    /// The user stopped the run.
+    /// The user interrupted the run.
     Interrupted {
-        /// During what.
+        /// The phase that was interrupted, such as `denoising`.
         phase: &'static str,
-        /// What is left on disk, as a sentence.
+        /// A sentence about the files that were kept.
         kept: String,
     },
     /// A result could not be written to standard output.
@@ -34,13 +34,13 @@ impl Diagnose for Error {
             Self::Media(error) => error.report(),
             Self::Quality(error) => error.report(),
             Self::NoCacheFolder => Report::missing(
-                "there is no place for the embedded model",
-                "neither a home folder nor a cache folder is known",
-                "name one with --cache-dir, or give a bundle with --bundle",
+                "the embedded model has no cache folder",
+                "neither HOME nor XDG_CACHE_HOME is an absolute path",
+                "give a folder with --cache-dir, or a bundle with --bundle",
             ),
             Self::NoEmbeddedModel => Report::bad_input(
                 "there is no model to run",
-                "this program was built without the embedded one",
+                "this program was built without the embedded model, and no bundle was given",
                 "give a bundle with --bundle; `rushes export` makes one from a checkpoint",
             ),
             Self::Interrupted { phase, kept } => Report::new(
@@ -61,14 +61,14 @@ impl Diagnose for Error {
 bundle::display_as_report!(Error);
 
 impl Error {
-    /// Whether a run was stopped rather than failed.
+    /// Returns true if the run was interrupted rather than failed.
     pub fn is_cancelled(&self) -> bool {
         self.report().class == ErrorClass::Interrupted
     }
 }
 
-/// Errors that pass through another crate's.
-macro_rules! through {
+/// Converts the errors of lower crates by way of the crate that wraps them.
+macro_rules! from_wrapped {
     ($($outer:ident($($error:ty),+)),+) => {
         $($(impl From<$error> for Error {
             fn from(error: $error) -> Self {
@@ -78,7 +78,7 @@ macro_rules! through {
     };
 }
 
-through!(
+from_wrapped!(
     Runtime(bundle::Error, engines::Error, engines::LibraryError, engines::TensorError, prompt::Error),
     Quality(export::Error, calibration::Error, quality::judge::Error)
 );

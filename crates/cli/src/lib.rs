@@ -1,32 +1,43 @@
-//! Wan2.2 text-to-video on one machine: from a bundle and a prompt to a video file.
-//!
 //! ```no_run
-//! use rushes::bundle::{Cancel, units::Seed};
-//! use rushes::engines::residency::Mode;
-//! use rushes::media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Tags};
-//! use rushes::runtime::model::{Model, ModelOptions};
-//! use rushes::runtime::pipeline::{Event, Pipeline, seeded_noise};
-//! use rushes::runtime::plan::{GenerateRequest, GenerationPlan};
-//!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let model = Model::open("a14b".as_ref(), ModelOptions::default())?;
-//! let request = GenerateRequest::new("Two cats box on a stage", Seed(42));
-//! let plan = GenerationPlan::new(model.manifest(), &request)?;
+//! use rushes::bundle::{Cancel, units::Seed};
+//! use rushes::media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Tags};
+//! use rushes::runtime::{Error, model::Model, pipeline::*, plan::*};
+//!
+//! let (model, cancel) = (Model::open("a14b".as_ref(), Default::default())?, Cancel::new());
+//! let plan = GenerationPlan::new(model.manifest(), &GenerateRequest::new("Two cats box", Seed(42)))?;
 //! let format = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
 //! let tags = Tags::new(plan.prompt.clone(), &model.manifest().model, plan.seed);
-//! let (cancel, targets) = (Cancel::new(), OutputTarget::claim_all(&["cats.mp4".parse()?])?);
+//! let targets = OutputTarget::claim_all(&["cats.mp4".parse()?])?;
 //! let mut outputs = Outputs::start(&targets, &OutputOptions::new(format, tags, &cancel))?;
-//! Pipeline::new(&model, Mode::OneAtATime).run(&plan, seeded_noise(&plan), &cancel, &mut |event| {
-//!     let Event::Frames(frames) = event else { return Ok(()) };
-//!     outputs.write(frames.view()).map_err(rushes::runtime::Error::callback)
+//! let mut pipeline = Pipeline::new(&model, rushes::engines::residency::Mode::OneAtATime);
+//! pipeline.run(&plan, seeded_noise(&plan), &cancel, &mut |event| match event {
+//!     Event::Frames(frames) => outputs.write(frames.view()).map_err(Error::callback),
+//!     _ => Ok(()),
 //! })?;
 //! outputs.finish();
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The crates below can be used alone: [`runtime`] has neither a command line nor GStreamer. [`export`] makes a bundle
-//! of a checkpoint, [`quality`] quantises and measures one. [`cli`] is the command line itself.
+//! Rushes generates video from text with Wan2.2 on one machine: a checkpoint is exported to a bundle of ONNX graphs,
+//! and a prompt becomes a clip through ONNX Runtime and GStreamer. The example opens the bundle in the folder `a14b`
+//! and writes `cats.mp4`. With the feature `embed-mini`, [`mini::bundle_folder`] returns the bundle of a small model.
+//!
+//! This crate is the program `rushes`, and a facade over the crates that can also be used alone:
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`bundle`] | the bundle on disk, the settings of a clip, units, errors with what, why and fix |
+//! | [`prompt`] | prompt cleaning and tokens |
+//! | [`export`] | checkpoint to bundle |
+//! | [`engines`] | ONNX Runtime, execution providers, memory and residency |
+//! | [`runtime`] | the pipeline: plan, text encoder, sampler, decoder, previews |
+//! | [`media`] | outputs, overlays, audio and live addresses, on GStreamer |
+//! | [`calibration`] | ranges of the layers' inputs, and quantised values |
+//! | [`quality`] | recording, quantising, scoring and benchmarks |
+//! | [`mini`] | the embedded model |
+//! | [`cli`] | the command line |
 
 pub mod cli;
 mod error;

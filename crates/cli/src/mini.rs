@@ -1,17 +1,17 @@
-//! The embedded model: *mini*, exported on first use into the user's cache.
+//! The embedded model *mini*, which is exported to the user's cache on first use.
 
 use crate::Error;
 use bundle::stop::Stop;
 use std::path::{Path, PathBuf};
 
-/// What a user may want to know while the embedded model is made ready.
+/// A notice to the user while the embedded model is prepared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MiniEvent {
-    /// Another run is making it; this one waits.
+    /// Another run is exporting the model; this one waits.
     Waiting,
-    /// What is in the cache is damaged and is made again.
+    /// The bundle in the cache is damaged and is exported again.
     Repairing {
-        /// Its folder.
+        /// The folder of the bundle.
         folder: PathBuf,
     },
 }
@@ -19,30 +19,31 @@ pub enum MiniEvent {
 impl std::fmt::Display for MiniEvent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Waiting => f.write_str("another run is making the embedded model ready; waiting for it"),
+            Self::Waiting => f.write_str("another run is exporting the embedded model; waiting for it"),
             Self::Repairing { folder } => write!(
                 f,
-                "warning: the embedded model in {} is damaged and is made again, without the variants it may have had",
+                "warning: the embedded model in {} is damaged and is exported again, without any quantised variants",
                 folder.display()
             ),
         }
     }
 }
 
-/// The folder of the embedded model's bundle, made if it is not there yet and made again if it is damaged.
+/// Returns the folder of the embedded model's bundle. The model is exported if the bundle is absent or damaged.
 ///
-/// `cache` overrides the user's cache folder.
+/// `cache` replaces the folder `rushes` in the user's cache.
 ///
 /// # Errors
-/// No cache folder, one that cannot be written, or a program without the embedded model.
+/// Returns an error if there is no cache folder, if it cannot be written, or if the program was built without the
+/// model.
 pub fn bundle_folder(cache: Option<&Path>) -> Result<PathBuf, Error> {
     prepare(cache, &Stop::new(), &mut |_| ())
 }
 
-/// [`bundle_folder`] for those who watch, and may end it.
+/// [`bundle_folder`] with events, and with a way to stop it.
 ///
 /// # Errors
-/// As there, or a stop.
+/// See [`bundle_folder`]; also returns an error if `stop` is requested.
 pub fn prepare(
     cache: Option<&Path>,
     stop: &Stop,
@@ -55,7 +56,7 @@ pub fn prepare(
     embedded::bundle_in(&cache, stop, on_event)
 }
 
-/// Where programs keep what they can make again, by the XDG rules.
+/// The user's cache folder, by the XDG base directory specification.
 fn user_cache() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))
@@ -79,20 +80,20 @@ mod embedded {
 
     static CHECKPOINT: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../models/mini/checkpoint");
 
-    /// Digests of the files that were exported, relative to the bundle.
+    /// The file with the digests of the exported files, relative to the bundle.
     const DIGESTS: &str = "exported.json";
-    /// Between two looks at what another run makes.
-    const WAIT: Duration = Duration::from_millis(50);
+    /// The time between two checks for the end of another run.
+    const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
     pub(super) fn bundle_in(
         cache: &Path,
         stop: &Stop,
         on_event: &mut dyn FnMut(MiniEvent),
     ) -> Result<PathBuf, Error> {
-        // Another checkpoint, format or version of the exporter makes another folder.
+        // The name depends on the checkpoint, the bundle format and the version of the exporter.
         let name = format!("mini-{}-v{}-{FORMAT}", digest().short(), env!("CARGO_PKG_VERSION"));
         let folder = cache.join(name);
-        let mut waits = false;
+        let mut is_waiting = false;
         let staging = loop {
             if is_whole(&folder) {
                 return Ok(folder);
@@ -100,36 +101,36 @@ mod embedded {
             match Staging::replace(&folder) {
                 Ok(staging) => break staging,
                 Err(bundle::Error::Busy { .. }) => {
-                    if !std::mem::replace(&mut waits, true) {
+                    if !std::mem::replace(&mut is_waiting, true) {
                         on_event(MiniEvent::Waiting);
                     }
                     stop.check()?;
-                    std::thread::sleep(WAIT);
+                    std::thread::sleep(POLL_INTERVAL);
                 }
                 Err(error) => return Err(error.into()),
             }
         };
-        // Between the look and the right to write, another run may have come to its end.
+        // Another run may have finished between the check and the lock.
         if is_whole(&folder) {
             return Ok(folder);
         }
         if folder.exists() {
             on_event(MiniEvent::Repairing { folder: folder.clone() });
         }
-        // The model is called after its folder.
+        // The model is named after this folder.
         let checkpoint = staging.scratch()?.join("mini");
         write(&checkpoint)?;
         let request = ExportRequest { stop: stop.clone(), ..ExportRequest::new(&checkpoint, &folder) };
-        let whole = staging.folder();
-        export::export_into(&request, &whole, &mut |_| ())?;
-        write_digests(&whole)?;
+        let staged = staging.folder();
+        export::export_into(&request, &staged, &mut |_| ())?;
+        write_digests(&staged)?;
         stop.check()?;
         staging.publish(layout::MANIFEST)?;
         Ok(folder)
     }
 
-    /// Whether the bundle is there and every file that was exported has its bytes still; variants and calibrations that
-    /// it got later are not looked at. It is small, so all of it is read.
+    /// Returns true if every exported file of the bundle still has its bytes. Variants and calibrations that were added
+    /// later are not checked. The bundle is small, so all of it is read.
     fn is_whole(folder: &Path) -> bool {
         let Ok(bundle) = Bundle::open(folder) else { return false };
         let Ok(text) = std::fs::read(folder.join(DIGESTS)) else { return false };

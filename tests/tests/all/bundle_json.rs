@@ -1,5 +1,5 @@
-//! `bundle.json` that was edited: whatever it says, it is opened or refused by name, and nothing else happens.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Edited `bundle.json` files: each is opened, or refused with the name of the wrong field, without a crash.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::Diagnose;
 use bundle::manifest::Bundle;
@@ -18,14 +18,14 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 use tests::{golden, program};
 
-/// A bundle whose `bundle.json` is changed again and again.
+/// A bundle whose `bundle.json` is edited.
 struct Edited {
     folder: TempDir,
     original: Value,
 }
 
 impl Edited {
-    /// With previews, so that there is a tiny decoder to be described.
+    /// Exports a golden checkpoint.
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let request = export::ExportRequest::new(
@@ -45,10 +45,10 @@ impl Edited {
         fs::write(self.bundle().join("bundle.json"), text).unwrap();
     }
 
-    /// The error of opening the bundle with the value at `pointer` replaced.
+    /// Returns the error of opening the bundle with another value at `pointer`.
     fn refused(&self, pointer: &str, value: &Value) -> String {
         let mut changed = self.original.clone();
-        *changed.pointer_mut(pointer).unwrap_or_else(|| panic!("there is no {pointer}")) = value.clone();
+        *changed.pointer_mut(pointer).unwrap_or_else(|| panic!("no field {pointer}")) = value.clone();
         self.write(&changed.to_string());
         match Bundle::open(&self.bundle()) {
             Ok(_) => panic!("{pointer} = {value} was accepted"),
@@ -61,9 +61,9 @@ impl Edited {
 }
 
 #[test]
-fn every_extent_is_refused_by_name_when_it_is_zero_negative_or_huge() {
+fn zero_negative_and_huge_sizes_are_refused_by_name() {
     let edited = Edited::new();
-    let extents = [
+    let sizes = [
         "/text_encoder/vocabulary",
         "/text_encoder/width",
         "/text_encoder/heads",
@@ -91,7 +91,7 @@ fn every_extent_is_refused_by_name_when_it_is_zero_negative_or_huge() {
         "/defaults/fps/value",
         "/defaults/steps/value",
     ];
-    for pointer in extents {
+    for pointer in sizes {
         let name = pointer
             .trim_start_matches('/')
             .trim_end_matches("/0")
@@ -99,13 +99,13 @@ fn every_extent_is_refused_by_name_when_it_is_zero_negative_or_huge() {
             .replace('/', ".");
         for value in [json!(0), json!(16_777_217_u64 << 8), json!(u64::MAX)] {
             let error = edited.refused(pointer, &value);
-            // Numbers that do not fit their type are named by the parser's place in the file.
+            // For numbers that do not fit their type the parser reports the line.
             assert!(error.contains(&name) || error.contains("line 1"), "{pointer} = {value}: {error}");
         }
         for value in [json!(-1), json!("NaN"), json!(null), json!([1]), json!({})] {
             edited.refused(pointer, &value);
         }
-        // A rate need not be whole.
+        // A frame rate may be a fraction.
         if pointer != "/defaults/fps/value" {
             edited.refused(pointer, &json!(1.5));
         }
@@ -116,7 +116,7 @@ fn every_extent_is_refused_by_name_when_it_is_zero_negative_or_huge() {
 }
 
 #[test]
-fn numbers_that_do_not_fit_together_are_refused_by_name() {
+fn numbers_that_contradict_each_other_are_refused_by_name() {
     let edited = Edited::new();
     for (pointer, value, named) in [
         ("/denoiser/head_width", json!(13), "denoiser.head_width"),
@@ -139,7 +139,7 @@ fn numbers_that_do_not_fit_together_are_refused_by_name() {
         ("/defaults/guidance/value", json!([]), "defaults.guidance"),
         ("/defaults/guidance/value", json!([1e300, 1.0]), "defaults.guidance"),
         ("/defaults/guidance/value", json!([1.0, 1.0, 1.0]), "defaults.guidance"),
-        ("/defaults/size/value", json!("0x16"), ""),
+        ("/defaults/size/value", json!("0x16"), "0x16"),
         ("/routing", json!([]), "routing"),
         ("/routing/0/from_timestep", json!(-5), "routing"),
         ("/routing/0/expert", json!("../low_noise"), "routing"),
@@ -151,18 +151,19 @@ fn numbers_that_do_not_fit_together_are_refused_by_name() {
         ("/components/0/weights/0/bytes", json!(1), "it has"),
     ] {
         let error = edited.refused(pointer, &value);
-        assert!(error.contains(named), "{pointer} = {value}: {error}");
+        assert!(!named.is_empty() && error.contains(named), "{pointer} = {value}: {error}");
     }
 }
 
-/// A path is opened, linked to and, when a variant is replaced, removed: it never leads out of its component's folder.
+/// Paths are opened, linked, and removed when a variant is replaced, so they must stay in the folder of their
+/// component.
 #[test]
 fn paths_that_leave_the_bundle_are_refused() {
     let edited = Edited::new();
     let outside = edited.folder.path().join("outside.onnx");
     fs::write(&outside, "precious").unwrap();
     let absolute = outside.to_string_lossy().into_owned();
-    let own = edited.original["components"][3]["graphs"][0]["file"].as_str().unwrap().to_owned();
+    let graph = edited.original["components"][3]["graphs"][0]["file"].as_str().unwrap().to_owned();
     for path in [
         absolute.as_str(),
         "../outside.onnx",
@@ -178,7 +179,7 @@ fn paths_that_leave_the_bundle_are_refused() {
         "bundle.json",
         "text_encoder/x.onnx",
         "./decoder/x",
-        &format!("experts/{own}"),
+        &format!("experts/{graph}"),
     ] {
         for pointer in ["/components/3/graphs/0/file", "/components/3/weights/0/file"] {
             let error = edited.refused(pointer, &json!(path));
@@ -195,7 +196,7 @@ fn paths_that_leave_the_bundle_are_refused() {
 }
 
 #[test]
-fn a_bundle_json_that_is_no_usable_file_is_refused() {
+fn a_bundle_json_that_is_not_usable_is_refused() {
     let edited = Edited::new();
     let path = edited.bundle().join("bundle.json");
     let whole = edited.original.to_string();
@@ -209,14 +210,14 @@ fn a_bundle_json_that_is_no_usable_file_is_refused() {
     fs::create_dir(&path).unwrap();
     assert!(Bundle::open(&edited.bundle()).unwrap_err().to_string().contains("not a regular file"));
     fs::remove_dir(&path).unwrap();
-    // Larger than any that is written; a hole, so that it takes no room.
+    // Larger than any real one; a sparse file, which takes no disk space.
     fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     assert!(Bundle::open(&edited.bundle()).unwrap_err().to_string().contains("the maximum"));
 }
 
-/// Defaults at the end of their ranges are no damage: the clip does not fit, and no command allocates for it.
+/// Defaults at the end of their ranges are valid. The clip does not fit, and no command allocates memory for it.
 #[test]
-fn defaults_that_fit_no_memory_are_refused_before_anything_is_allocated() {
+fn defaults_that_do_not_fit_in_memory_are_refused_before_anything_is_allocated() {
     let edited = Edited::new();
     let mut changed = edited.original.clone();
     changed["defaults"]["frames"]["value"] = json!(100_000);
@@ -230,41 +231,41 @@ fn defaults_that_fit_no_memory_are_refused_before_anything_is_allocated() {
         &["bench", "generate", "--bundle", "bundle"],
     ] {
         let output = limited(edited.folder.path(), arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {said}");
-        assert!(said.contains("are needed"), "{arguments:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("are needed"), "{arguments:?}: {stderr}");
     }
 }
 
-/// Every place in a JSON value.
-fn pointers(value: &Value, here: &str, all: &mut Vec<String>) {
-    all.push(here.to_owned());
+/// Collects the pointer of every value in a JSON value.
+fn pointers(value: &Value, pointer: &str, all: &mut Vec<String>) {
+    all.push(pointer.to_owned());
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
                 let name = name.replace('~', "~0").replace('/', "~1");
-                pointers(value, &format!("{here}/{name}"), all);
+                pointers(value, &format!("{pointer}/{name}"), all);
             }
         }
         Value::Array(values) => {
             for (index, value) in values.iter().enumerate() {
-                pointers(value, &format!("{here}/{index}"), all);
+                pointers(value, &format!("{pointer}/{index}"), all);
             }
         }
         _ => {}
     }
 }
 
-/// In how many ways a place is changed.
+/// The number of changes per value.
 const KINDS: usize = 18;
 
-/// The text with the value at `pointer` changed in one of [`KINDS`] ways.
+/// Returns the text with one of [`KINDS`] changes of the value at `pointer`.
 fn mutant(original: &Value, pointer: &str, kind: usize) -> String {
     const MARK: &str = "\"@@\"";
     let nested = format!("{}0{}", "[".repeat(5000), "]".repeat(5000));
     let mut changed = original.clone();
-    let place = changed.pointer_mut(pointer).unwrap();
-    let old = place.to_string();
+    let value = changed.pointer_mut(pointer).unwrap();
+    let old = value.to_string();
     let new = match kind {
         0 => "0".to_owned(),
         1 => "-1".to_owned(),
@@ -283,7 +284,7 @@ fn mutant(original: &Value, pointer: &str, kind: usize) -> String {
         14 => format!("[{old},{old}]"),
         15 => nested,
         16 => "\"../../../../etc/passwd\"".to_owned(),
-        // Removed, or stated twice.
+        // Removed, or present twice.
         _ => {
             let (parent, name) = pointer.rsplit_once('/').unwrap_or_default();
             return match changed.pointer_mut(parent) {
@@ -299,11 +300,11 @@ fn mutant(original: &Value, pointer: &str, kind: usize) -> String {
             };
         }
     };
-    *place = json!("@@");
+    *value = json!("@@");
     changed.to_string().replacen(MARK, &new, 1)
 }
 
-/// What a command does before it opens a graph, in this process.
+/// Runs the steps of a command before it opens a graph, in this process.
 fn open_and_plan(bundle: &Path) -> Result<(), String> {
     let bundle = Bundle::open(bundle).map_err(|error| error.to_string())?;
     let request = GenerateRequest::new("a fox", Seed(1));
@@ -324,31 +325,35 @@ fn open_and_plan(bundle: &Path) -> Result<(), String> {
     bundle.preview_map().map(drop).map_err(|error| error.to_string())
 }
 
-/// Runs a command with 8 GB of addresses.
+/// Runs a command with 8 GB of address space.
 fn limited(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("bash");
     command.args(["-c", "ulimit -v 8000000; exec \"$0\" \"$@\""]).arg(program::path());
     command.args(arguments).current_dir(folder).output().unwrap()
 }
 
-/// Runs a command, and makes sure that it ends as a command does.
+/// Runs a command, and checks that it ends with a regular exit code.
 fn run(folder: &Path, arguments: &[&str], mutant: &str) {
     let output = limited(folder, arguments);
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     let ended = matches!(output.status.code(), Some(0 | 2 | 3));
-    assert!(ended && !said.contains("panicked"), "{arguments:?} on {mutant}: {:?}, {said}", output.status);
+    assert!(
+        ended && !stderr.contains("panicked"),
+        "{arguments:?} on {mutant}: {:?}, {stderr}",
+        output.status
+    );
 }
 
-/// Tries every `stride`th mutant in this process, and every `commands_every`th of these with the commands too.
+/// Opens every `stride`th mutant in this process, and runs commands on every `commands_every`th of these.
 fn fuzz(stride: usize, commands_every: usize) -> usize {
     let edited = Edited::new();
-    let mut places = Vec::new();
-    pointers(&edited.original, "", &mut places);
+    let mut all = Vec::new();
+    pointers(&edited.original, "", &mut all);
     assert_eq!(open_and_plan(&edited.bundle()), Ok(()));
     let mut tried = 0;
     let (mut refused, mut accepted) = (0, 0);
-    for number in (0..places.len() * KINDS).step_by(stride) {
-        let (pointer, kind) = (&places[number / KINDS], number % KINDS);
+    for number in (0..all.len() * KINDS).step_by(stride) {
+        let (pointer, kind) = (&all[number / KINDS], number % KINDS);
         let name = format!("mutant {number}: {pointer} kind {kind}");
         edited.write(&mutant(&edited.original, pointer, kind));
         let planned = std::panic::catch_unwind(AssertUnwindSafe(|| open_and_plan(&edited.bundle())));
@@ -370,7 +375,7 @@ fn fuzz(stride: usize, commands_every: usize) -> usize {
         }
         tried += 1;
     }
-    // Names and the like may change.
+    // Changes of names and other texts are accepted.
     assert!(refused > accepted, "{refused} refused, {accepted} accepted");
     tried
 }

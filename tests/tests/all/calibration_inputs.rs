@@ -1,5 +1,5 @@
-//! What `rushes calibrate` and `rushes quantize` are given: prompts in any encoding, clips that show too little.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Inputs of `rushes calibrate` and `rushes quantize`: prompts in any encoding, clips that cover too little.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::layout::component_folder;
 use bundle::manifest::Bundle;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tests::golden;
 use tests::program::{event, rushes};
 
-/// A folder with a bundle in it.
+/// A folder with the bundle `b`.
 fn with_bundle(case: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let request = ExportRequest::new(&golden::case(case).checkpoint(), &folder.path().join("b"));
@@ -23,7 +23,7 @@ fn with_bundle(case: &str) -> TempDir {
     folder
 }
 
-/// What, why and fix of a calibration that is refused before anything is recorded.
+/// Runs a calibration that must be refused before anything is recorded. Returns what, why and fix.
 fn refused(folder: &Path, more: &[&str]) -> [String; 3] {
     let command = ["calibrate", "b", "--prompts", "p.txt", "--size", "32x32", "--json"];
     let output = rushes(folder).args(command).args(more).output().unwrap();
@@ -34,7 +34,7 @@ fn refused(folder: &Path, more: &[&str]) -> [String; 3] {
 }
 
 #[test]
-fn clips_that_do_not_show_an_expert_or_later_frames_are_refused_before_they_are_made() {
+fn clips_that_miss_an_expert_or_later_frames_are_refused_before_they_are_recorded() {
     for (case, more, named) in [
         ("two-experts", &["--steps", "1"][..], ["--steps", "low_noise"]),
         ("moving-clip", &["--steps", "1"], ["--steps", "low_noise"]),
@@ -46,7 +46,7 @@ fn clips_that_do_not_show_an_expert_or_later_frames_are_refused_before_they_are_
         let [what, why, fix] = refused(folder.path(), more);
         assert!(what.contains(named[0]) && why.contains(named[1]), "{case}: {what}: {why}");
         if named[0] == "--steps" {
-            // As many as it says are enough, and one fewer is not.
+            // The suggested number of steps is enough, and one fewer is not.
             let steps: usize = fix.split(' ').nth(1).unwrap().parse().unwrap();
             let with = |steps: usize| {
                 refused(folder.path(), &["--frames", "1", "--steps", &steps.to_string()])[0].clone()
@@ -57,7 +57,7 @@ fn clips_that_do_not_show_an_expert_or_later_frames_are_refused_before_they_are_
 }
 
 #[test]
-fn a_calibration_without_an_expert_is_refused_by_quantize_before_any_clip_is_made() {
+fn a_calibration_without_an_expert_is_refused_by_quantize_before_any_clip_is_generated() {
     let folder = with_bundle("two-experts");
     let bundle = Bundle::open(&folder.path().join("b")).unwrap();
     let info = SetInfo {
@@ -70,7 +70,7 @@ fn a_calibration_without_an_expert_is_refused_by_quantize_before_any_clip_is_mad
     Table::default().write(&bundle.folder, &info).unwrap();
     let before = fs::read(folder.path().join("b/bundle.json")).unwrap();
     let output =
-        rushes(folder.path()).args(["quantize", "b", "--kernels", "stock", "--json"]).output().unwrap();
+        rushes(folder.path()).args(["quantize", "b", "--kernels", "onnxruntime", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let error = event(&output, "error");
     assert!(error["what"].as_str().unwrap().contains("the calibration has no statistics of"), "{error}");
@@ -78,7 +78,7 @@ fn a_calibration_without_an_expert_is_refused_by_quantize_before_any_clip_is_mad
 }
 
 #[test]
-fn every_layer_that_is_quantised_by_what_it_saw_must_have_been_seen() {
+fn every_layer_with_quantised_inputs_must_be_in_the_calibration() {
     let folder = with_bundle("two-experts");
     let manifest = Bundle::open(&folder.path().join("b")).unwrap().manifest;
     let mut whole = Table::default();
@@ -92,20 +92,20 @@ fn every_layer_that_is_quantised_by_what_it_saw_must_have_been_seen() {
     assert_eq!(missing(&whole, Scheme::Int8), None);
     for entry in &manifest.components {
         let folder = component_folder(&entry.component);
-        let mut unseen = whole.clone();
-        unseen.components.remove(&folder);
-        let mut one_less = whole.clone();
-        let points = one_less.components.get_mut(&folder).unwrap().get_mut(&1).unwrap();
+        let mut without_component = whole.clone();
+        without_component.components.remove(&folder);
+        let mut without_layer = whole.clone();
+        let points = without_layer.components.get_mut(&folder).unwrap().get_mut(&1).unwrap();
         let layer = groups(&manifest, &entry.component)[0].layers[0].clone();
         points.remove(&layer);
-        for table in [unseen, one_less] {
+        for table in [without_component, without_layer] {
             let error = missing(&table, Scheme::Int8).unwrap();
             assert!(error.contains(&layer) && error.contains(&entry.component.to_string()), "{error}");
-            // Weights alone are quantised without.
+            // Schemes for weights only need no calibration.
             assert_eq!(missing(&table, Scheme::Int8Weights), None);
         }
     }
-    // Only first latent frames.
+    // A calibration with first latent frames only.
     let mut first = whole.clone();
     let decoder = first.components.get_mut("decoder").unwrap();
     let points = decoder.remove(&1).unwrap();
@@ -113,11 +113,11 @@ fn every_layer_that_is_quantised_by_what_it_saw_must_have_been_seen() {
     assert!(missing(&first, Scheme::Int8).unwrap().contains("the decoder"));
 }
 
-/// Bytes of a text in an encoding.
+/// Encodes a text.
 type Encoding = fn(&str) -> Vec<u8>;
 
 #[test]
-fn prompts_are_read_in_every_encoding_that_says_which_it_is() {
+fn prompts_are_read_in_utf_8_and_in_encodings_with_a_byte_order_mark() {
     let folder = with_bundle("two-experts");
     let utf_16 = |text: &str, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
         std::iter::once(0xFEFF).chain(text.encode_utf16()).flat_map(bytes).collect()
@@ -133,7 +133,7 @@ fn prompts_are_read_in_every_encoding_that_says_which_it_is() {
         (b"\n  \n".to_vec(), false),
     ] {
         fs::write(folder.path().join("p.txt"), &content).unwrap();
-        // One step is too few, which is found once there are prompts.
+        // One step is too few, which is reported only if there are prompts.
         let [what, why, _] = refused(folder.path(), &["--steps", "1"]);
         let flag = if has_prompt { "--steps" } else { "--prompts" };
         assert!(what.contains(flag), "{content:?}: {what}: {why}");

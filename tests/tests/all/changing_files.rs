@@ -1,5 +1,5 @@
-//! Checkpoints and bundles that are written to while they are read: an error by name, never a dead process.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Checkpoints and bundles that change while they are read: an error names the file, and the process does not crash.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::Diagnose;
 use bundle::dtype::WeightType;
@@ -13,7 +13,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use tests::{edit, golden};
 
-/// Where the weights of a component lie in a checkpoint.
+/// The folder of a component's weights in a checkpoint.
 fn folder_of(component: &Component) -> &'static str {
     match component {
         Component::TextEncoder => "text_encoder",
@@ -24,14 +24,14 @@ fn folder_of(component: &Component) -> &'static str {
     }
 }
 
-/// What happens to a file.
+/// A change of a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Change {
-    /// Nothing is left of it.
+    /// Its length becomes 0.
     Emptied,
-    /// Its last byte is gone.
+    /// Its last byte is removed.
     Cut,
-    /// It is as long as before.
+    /// Its time of modification changes, but not its length.
     WrittenTo,
 }
 
@@ -47,7 +47,7 @@ fn change(path: &Path, change: Change) {
     }
 }
 
-/// Exports `case` as `weights`, and changes the last file of the component at `position` when it is announced.
+/// Exports `case` as `weights`, and changes the last weight file of a component at the `position`th event of a kind.
 fn export_while_changing(
     case: &str,
     weights: WeightType,
@@ -72,9 +72,10 @@ fn export_while_changing(
             seen += 1;
         }
     });
-    let left = std::fs::read_dir(out.path()).unwrap();
-    let left = left.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    (changed, result.map(drop), left)
+    let remaining = std::fs::read_dir(out.path()).unwrap();
+    let remaining =
+        remaining.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    (changed, result.map(drop), remaining)
 }
 
 fn reading(event: &ExportEvent) -> Option<&Component> {
@@ -93,13 +94,13 @@ fn writing(event: &ExportEvent) -> Option<&Component> {
 
 #[test]
 fn a_checkpoint_that_changes_during_its_export_is_refused_by_name() {
-    // Four components, before and after their scan, linked and converted.
+    // Four components, before and after they are read, linked and converted.
     for (position, how) in
         [Change::Emptied, Change::Cut, Change::WrittenTo, Change::Cut].into_iter().enumerate()
     {
         for moment in [reading, writing] {
             for weights in [WeightType::F32, WeightType::Bf16] {
-                let (path, result, left) =
+                let (path, result, remaining) =
                     export_while_changing("two-experts", weights, position, moment, how);
                 let error = result.unwrap_err();
                 assert!(
@@ -107,15 +108,15 @@ fn a_checkpoint_that_changes_during_its_export_is_refused_by_name() {
                     "{position} {how:?} {weights:?}: {error}"
                 );
                 assert_eq!(error.report().class.exit_code(), 2);
-                assert!(left.is_empty(), "{left:?}");
+                assert!(remaining.is_empty(), "{remaining:?}");
             }
         }
     }
 }
 
-/// What is linked is the checkpoint's own file: one that changes after its component was read must not go unseen either.
+/// Linked files are shared with the checkpoint, so a change after the component was read must be detected too.
 #[test]
-fn a_file_that_changes_after_its_component_was_written_is_seen() {
+fn a_file_that_changes_after_its_component_was_written_is_detected() {
     let checkpoint = edit::copy_of(&golden::case("two-experts").checkpoint());
     let out = tempfile::tempdir().unwrap();
     let request = ExportRequest::new(checkpoint.path(), &out.path().join("bundle"));
@@ -141,12 +142,9 @@ fn weights_of_a_bundle_that_become_shorter_are_an_error_when_they_are_read_or_op
     let checkpoint = edit::copy_of(&golden::case("two-experts").checkpoint());
     let exported = golden::export(checkpoint.path()).unwrap();
     let bundle = exported.model.bundle().clone();
-    for (entry, name) in bundle.manifest.components.iter().zip([
-        "shared.weight",
-        "patch_embedding.weight",
-        "proj_out.weight",
-        "decoder.conv_in.weight",
-    ]) {
+    let names = ["shared.weight", "patch_embedding.weight", "proj_out.weight", "decoder.conv_in.weight"];
+    assert_eq!(bundle.manifest.components.len(), names.len());
+    for (entry, name) in bundle.manifest.components.iter().zip(names) {
         let weights = BundleWeights::open(&bundle, entry).unwrap();
         assert!(weights.read(name).is_ok(), "{name}");
         let files = entry.weights.iter().map(|weights| bundle.path(&weights.file));
@@ -160,7 +158,7 @@ fn weights_of_a_bundle_that_become_shorter_are_an_error_when_they_are_read_or_op
             std::fs::write(path, bytes).unwrap();
         }
     }
-    // ONNX Runtime maps what it opens, so the length is looked at just before.
+    // ONNX Runtime maps the files that it opens, so their length is checked just before.
     let model =
         Model::new(bundle.clone(), OnnxRuntime::load(None).unwrap(), ModelOptions::default()).unwrap();
     let decoder = bundle.manifest.component(&Component::Decoder).unwrap();

@@ -1,5 +1,5 @@
-//! What `rushes export` makes of a checkpoint's scheduler, tokenizer, pointers and folder, and what it says of it.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! How `rushes export` reads a checkpoint's scheduler, tokenizer, Git LFS pointers and folder name.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use serde_json::{Value, json};
 use std::fs;
@@ -14,7 +14,7 @@ fn export(folder: &Path, checkpoint: &Path, more: &[&str]) -> Output {
     rushes(folder).arg("export").arg(checkpoint).args(["--out", "bundle"]).args(more).output().unwrap()
 }
 
-/// The error of a copy of a golden checkpoint that was changed, and what is left of its export.
+/// Exports a changed copy of a golden checkpoint, which must be refused and leave no files. Returns the error.
 fn refused(case: &str, change: impl FnOnce(&Path)) -> Value {
     let copy = edit::copy_of(&golden::case(case).checkpoint());
     change(copy.path());
@@ -25,7 +25,7 @@ fn refused(case: &str, change: impl FnOnce(&Path)) -> Value {
     event(&output, "error")
 }
 
-fn said(error: &Value) -> String {
+fn message(error: &Value) -> String {
     ["what", "why", "fix"].map(|part| error[part].as_str().unwrap().to_owned()).join(" | ")
 }
 
@@ -38,7 +38,7 @@ fn set(checkpoint: &Path, file: &str, key: &str, value: Value) {
 }
 
 #[test]
-fn a_scheduler_setting_that_would_be_passed_over_is_refused_with_what_would_do() {
+fn a_scheduler_setting_that_is_not_supported_is_refused_with_the_supported_value() {
     // The cases have UniPC, DPM-Solver and Euler.
     for (case, key, value, expected) in [
         ("two-experts", "final_sigmas_type", json!("sigma_min"), "\"zero\""),
@@ -51,7 +51,7 @@ fn a_scheduler_setting_that_would_be_passed_over_is_refused_with_what_would_do()
         ("four-steps", "shift_terminal", json!(0.1), "null"),
     ] {
         let error = refused(case, |checkpoint| set(checkpoint, SCHEDULER, key, value));
-        let text = said(&error);
+        let text = message(&error);
         for part in [key, SCHEDULER, &format!("expected {expected}"), "rushes.json"] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -59,13 +59,13 @@ fn a_scheduler_setting_that_would_be_passed_over_is_refused_with_what_would_do()
 }
 
 #[test]
-fn a_scheduler_of_an_unknown_class_is_refused_unless_rushes_json_says_how_to_sample() {
+fn a_scheduler_of_an_unknown_class_is_refused_unless_rushes_json_names_a_sampler() {
     let use_class = |checkpoint: &Path, class: &str| {
         set(checkpoint, SCHEDULER, "_class_name", json!(class));
         set(checkpoint, "model_index.json", "scheduler", json!(["diffusers", class]));
     };
     for class in ["LCMScheduler", "FlowMatchHeunDiscreteScheduler", "DDIMScheduler"] {
-        let text = said(&refused("two-experts", |checkpoint| use_class(checkpoint, class)));
+        let text = message(&refused("two-experts", |checkpoint| use_class(checkpoint, class)));
         assert!(text.contains(class) && text.contains("UniPCMultistepScheduler"), "{text}");
     }
     let copy = edit::copy_of(&golden::case("two-experts").checkpoint());
@@ -77,7 +77,7 @@ fn a_scheduler_of_an_unknown_class_is_refused_unless_rushes_json_says_how_to_sam
     assert_eq!(exported["defaults"]["sampler"], json!({ "value": "euler", "from": "checkpoint" }));
     assert!(exported["defaults"]["notes"][0].as_str().unwrap().contains("LCMScheduler"));
 
-    // The official code's class is UniPC on the official grid, told its shift when it runs.
+    // The class of the official code is UniPC on the official schedule; it receives the shift at run time.
     let copy = edit::copy_of(&golden::case("two-experts").checkpoint());
     use_class(copy.path(), "FlowUniPCMultistepScheduler");
     set(copy.path(), SCHEDULER, "shift", json!(1.0));
@@ -87,16 +87,16 @@ fn a_scheduler_of_an_unknown_class_is_refused_unless_rushes_json_says_how_to_sam
     assert_eq!(defaults["shift"]["from"], "fallback");
 }
 
-/// Every file below a folder.
+/// Every file in a folder and its subfolders.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 #[test]
-fn every_file_that_is_a_git_lfs_pointer_is_named_with_the_way_to_get_it() {
+fn every_git_lfs_pointer_is_named_with_the_command_that_downloads_it() {
     let plain = golden::case("two-experts").checkpoint();
-    // Nothing is read of these two.
+    // These two files are not read.
     let unread = ["tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"];
     for file in files(&plain) {
         let name = file.strip_prefix(&plain).unwrap();
@@ -107,7 +107,7 @@ fn every_file_that_is_a_git_lfs_pointer_is_named_with_the_way_to_get_it() {
             let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 16837417\n";
             fs::write(checkpoint.join(name), pointer).unwrap();
         });
-        let text = said(&error);
+        let text = message(&error);
         assert!(text.contains(name.to_str().unwrap()) && text.contains("git lfs pull"), "{text}");
     }
 }
@@ -117,20 +117,20 @@ fn a_tokenizer_that_cannot_be_used_is_refused() {
     const TOKENIZER: &str = "tokenizer/tokenizer.json";
     let whole = fs::read(golden::case("two-experts").checkpoint().join(TOKENIZER)).unwrap();
     let write = |content: &[u8]| {
-        said(&refused("two-experts", |checkpoint| fs::write(checkpoint.join(TOKENIZER), content).unwrap()))
+        message(&refused("two-experts", |checkpoint| fs::write(checkpoint.join(TOKENIZER), content).unwrap()))
     };
     assert!(write(b"").contains("empty"));
     assert!(write(&whole[..whole.len() / 2]).contains(TOKENIZER));
     assert!(write(b"{}").contains(TOKENIZER));
     assert!(write(b"<!DOCTYPE html><title>401</title>").contains(TOKENIZER));
-    // An added token with an id that the encoder has no row for.
+    // An added token whose id has no row in the encoder.
     let mut beyond: Value = serde_json::from_slice(&whole).unwrap();
     let token = json!({
         "id": 100_000, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": true,
     });
     beyond["added_tokens"].as_array_mut().unwrap().push(token);
-    // The engine numbers tokens that the vocabulary lacks in turn, so the model's own table is made too long as well.
+    // The tokenizer numbers unknown added tokens sequentially, so the vocabulary is made too long as well.
     for number in 0..1000 {
         beyond["model"]["vocab"].as_array_mut().unwrap().push(json!([format!("▁beyond{number}"), -20.0]));
     }
@@ -139,7 +139,7 @@ fn a_tokenizer_that_cannot_be_used_is_refused() {
 }
 
 #[test]
-fn a_snapshot_of_a_hub_has_the_name_of_its_repository_and_defaults_say_where_they_are_from() {
+fn a_hub_snapshot_has_the_name_of_its_repository_and_defaults_have_an_origin() {
     let folder = tempfile::tempdir().unwrap();
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let snapshot = folder.path().join("hub/models--Some-Org--Small.Model-2/snapshots").join(commit);

@@ -1,5 +1,6 @@
-//! The same weights under other names, in other files, with other spellings in configs: the same digests, or both named.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! The same weights with other tensor names, files or config keys: the digests are the same, or both names are
+//! reported.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::manifest::Component;
 use export::ExportRequest;
@@ -8,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use tests::{edit, golden};
 
-/// Its experts are sharded, everything else is a single file.
+/// A case with sharded experts; every other component is a single file.
 const CASE: &str = "two-experts";
 const COMPONENTS: [&str; 4] = ["text_encoder", "transformer", "transformer_2", "vae"];
 
@@ -21,7 +22,7 @@ fn digests(checkpoint: &Path) -> Vec<(Component, String)> {
     report.manifest.components.into_iter().map(digest).collect()
 }
 
-/// Changes a copy of a golden checkpoint, which must not change its digests.
+/// Checks that a change of a copy of a golden checkpoint does not change its digests.
 fn same(case: &str, change: impl FnOnce(&Path)) {
     let plain = golden::case(case).checkpoint();
     let copy = edit::copy_of(&plain);
@@ -29,7 +30,7 @@ fn same(case: &str, change: impl FnOnce(&Path)) {
     assert_eq!(digests(copy.path()), digests(&plain));
 }
 
-/// Gives every tensor of a component another name, also in its index.
+/// Renames every tensor of a component, also in its index.
 fn rename(folder: &Path, name: impl Fn(&str) -> String) {
     edit::rewrite(folder, |stored| {
         *stored = std::mem::take(stored).into_iter().map(|(old, tensor)| (name(&old), tensor)).collect();
@@ -49,7 +50,7 @@ fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
-fn what_was_around_a_model_when_it_was_saved_changes_nothing() {
+fn prefixes_of_wrapper_modules_are_ignored() {
     let prefixes = [
         "model.diffusion_model.",
         "diffusion_model.",
@@ -68,7 +69,7 @@ fn what_was_around_a_model_when_it_was_saved_changes_nothing() {
             });
         }
     }
-    // Blocks that were compiled one by one.
+    // Blocks that were compiled separately.
     same(CASE, |checkpoint| {
         rename(&checkpoint.join("transformer"), |name| name.replace("blocks.0.", "blocks.0._orig_mod."));
     });
@@ -112,7 +113,7 @@ fn rename_files(folder: &Path, index: &str, name: impl Fn(&str) -> String) {
 
 #[test]
 fn a_variant_in_shards_or_alone_is_read_like_the_plain_set() {
-    // As diffusers names variants, as it did before, and as other tools do.
+    // The names of current and older versions of diffusers, and of other tools.
     same(CASE, |checkpoint| {
         for component in COMPONENTS {
             let index = "diffusion_pytorch_model.safetensors.index.fp16.json";
@@ -127,7 +128,7 @@ fn a_variant_in_shards_or_alone_is_read_like_the_plain_set() {
             });
         }
     });
-    // The index of the plain set came along without its shards.
+    // The index of the plain set is present without its shards.
     same(CASE, |checkpoint| {
         let folder = checkpoint.join("transformer_2");
         let plain = folder.join("diffusion_pytorch_model.safetensors.index.json");
@@ -139,7 +140,7 @@ fn a_variant_in_shards_or_alone_is_read_like_the_plain_set() {
 }
 
 #[test]
-fn hidden_files_beside_weights_are_not_looked_at() {
+fn hidden_files_are_ignored() {
     same(CASE, |checkpoint| {
         for component in COMPONENTS {
             let folder = checkpoint.join(component);
@@ -155,8 +156,8 @@ fn hidden_files_beside_weights_are_not_looked_at() {
     });
 }
 
-/// Says every setting of the configs that has two names by both.
-fn say_twice(checkpoint: &Path) {
+/// Writes every setting of the configs that has two names under both.
+fn write_both_names(checkpoint: &Path) {
     for part in ["transformer", "transformer_2"] {
         change_json(&checkpoint.join(part).join("config.json"), |config| {
             for (key, other) in
@@ -181,9 +182,9 @@ fn say_twice(checkpoint: &Path) {
 }
 
 #[test]
-fn settings_may_be_said_twice_and_the_scheduler_be_named_in_the_index_alone() {
+fn settings_may_have_both_names_and_the_scheduler_may_be_named_in_the_index_only() {
     same(CASE, |checkpoint| {
-        say_twice(checkpoint);
+        write_both_names(checkpoint);
         change_json(&checkpoint.join("scheduler/scheduler_config.json"), |config| {
             config.as_object_mut().unwrap().remove("_class_name").unwrap();
         });
@@ -194,7 +195,7 @@ fn settings_may_be_said_twice_and_the_scheduler_be_named_in_the_index_alone() {
 }
 
 #[test]
-fn settings_that_are_said_twice_differently_are_refused_with_both_names() {
+fn settings_that_differ_under_two_names_are_refused_with_both() {
     for (file, key, value, other) in [
         ("transformer/config.json", "in_dim", json!(36), "in_channels"),
         ("transformer_2/config.json", "dim", json!(1), "attention_head_dim"),
@@ -203,7 +204,7 @@ fn settings_that_are_said_twice_differently_are_refused_with_both_names() {
         ("scheduler/scheduler_config.json", "_class_name", json!("DPMSolverMultistepScheduler"), "UniPC"),
     ] {
         let copy = edit::copy_of(&golden::case(CASE).checkpoint());
-        say_twice(copy.path());
+        write_both_names(copy.path());
         change_json(&copy.path().join(file), |config| config[key] = value);
         let out = copy.path().join("bundle");
         let error =

@@ -1,5 +1,5 @@
-//! The binary as a user meets it: what it makes, what it refuses and with which exit code.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! The program as a user runs it: its outputs, its refusals and its exit codes.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use serde_json::Value;
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use tests::golden;
 use tests::program::{self, event, rushes};
 
-/// A bundle of a golden case, exported once by the binary itself and shared by all tests of this file.
+/// A bundle of a golden case, exported once by the program and shared by all tests of this file.
 struct SharedBundle {
     _folder: tempfile::TempDir,
     bundle: PathBuf,
@@ -25,10 +25,10 @@ static SHARED: LazyLock<SharedBundle> = LazyLock::new(|| {
     SharedBundle { _folder: folder, bundle }
 });
 
-/// Moves, is smooth and uses its whole range: made for what becomes of frames in a video.
+/// A smooth clip with motion that uses the whole range, made for tests of video encoding.
 const CASE: &str = "moving-clip";
 
-/// `generate` with the shared bundle and the case's own sizes, in an empty working folder.
+/// `generate` with the shared bundle and the case's sizes, in a working folder.
 fn generate(folder: &Path, arguments: &[&str]) -> Command {
     let case = golden::case(CASE);
     let mut command = rushes(folder);
@@ -46,15 +46,15 @@ fn generate(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs `generate` with arguments that must be refused.
+/// Runs `generate` with arguments that must be refused. Returns the error.
 fn refused(arguments: &[&str], code: i32) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let mut arguments = arguments.to_vec();
     arguments.push("--json");
     let output = generate(folder.path(), &arguments).output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{output:?}");
-    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
-    assert!(left.is_empty(), "left behind: {left:?}");
+    let remaining: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert!(remaining.is_empty(), "not removed: {remaining:?}");
     event(&output, "error")
 }
 
@@ -62,7 +62,7 @@ fn text(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_default().to_owned()
 }
 
-/// What ffprobe reads of the video stream.
+/// The properties of a video that ffprobe reads.
 fn probe(path: &Path) -> Value {
     let output = Command::new("ffprobe")
         .args(["-v", "error", "-count_frames", "-show_streams", "-show_format", "-of", "json"])
@@ -73,7 +73,7 @@ fn probe(path: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// All frames as ffmpeg decodes them: `[F·H·W·3]` bytes.
+/// All frames, decoded by ffmpeg: `[F·H·W·3]` bytes.
 fn decode_with_ffmpeg(path: &Path) -> Vec<u8> {
     let output = Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
@@ -164,7 +164,7 @@ fn the_mp4_is_read_back_by_an_independent_decoder() {
 }
 
 #[test]
-fn a_clip_has_exactly_the_frames_that_were_asked_for() {
+fn a_clip_has_exactly_the_requested_frames() {
     for (arguments, frames, duration) in
         [(["--frames", "6", "--fps", "8"], "6", 0.75), (["--seconds", "3", "--fps", "30"], "90", 3.0)]
     {
@@ -173,8 +173,8 @@ fn a_clip_has_exactly_the_frames_that_were_asked_for() {
         all.extend(arguments);
         let output = generate(folder.path(), &all).output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains("the rest is trimmed"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(stderr.contains("the rest is trimmed"), "{stderr}");
         let probed = probe(&folder.path().join("out.mp4"));
         assert_eq!(probed["streams"][0]["nb_read_frames"], frames);
         let found: f64 = text(&probed["streams"][0], "duration").parse().unwrap();
@@ -195,7 +195,7 @@ fn landscape_and_portrait_both_work() {
 }
 
 #[test]
-fn the_same_seed_makes_the_same_clip_and_another_another() {
+fn the_same_seed_gives_the_same_clip_and_another_seed_another_clip() {
     let folder = tempfile::tempdir().unwrap();
     let make = |seed: &str, name: &str| {
         let trace = format!("{name}.safetensors");
@@ -225,11 +225,11 @@ fn noise_scale_and_noise_file_reach_the_latent() {
     let seed = case.seed.to_string();
     let seeded = latent(&["--seed", &seed]);
     let from_file = latent(&["--noise", "noise.safetensors"]);
-    // The file holds torch's own noise of the seed.
+    // The file contains PyTorch's noise of the seed.
     assert!(tests::compare::relative_difference(seeded.view(), from_file.view()) < 1e-4);
     let calmer = latent(&["--seed", &seed, "--noise-scale", "0.85"]);
-    let spread = |values: &ndarray::Array4<f32>| values.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
-    assert!(spread(&calmer) < 0.95 * spread(&seeded));
+    let norm = |values: &ndarray::Array4<f32>| values.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+    assert!(norm(&calmer) < 0.95 * norm(&seeded));
 }
 
 #[test]
@@ -278,8 +278,8 @@ fn a_prompt_over_512_tokens_is_cut_with_a_warning_that_shows_where() {
     let words: Vec<String> = (0..700).map(|n| format!("boat{n}")).collect();
     let output = generate(folder.path(), &[&words.join(" "), "--frames", "1"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("longer than 512 tokens") && said.contains("boat"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("longer than 512 tokens") && stderr.contains("boat"), "{stderr}");
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn an_unwritable_output_is_refused_before_anything_runs() {
 }
 
 #[test]
-fn what_does_not_fit_into_memory_is_refused_with_the_setting_that_would() {
+fn a_clip_that_does_not_fit_in_memory_is_refused_with_a_fix() {
     let error = refused(&["a boat", "--memory-budget", "1kB"], 3);
     assert_eq!(error["class"], "does_not_fit");
     assert!(!text(&error, "fix").is_empty(), "{error}");
@@ -333,7 +333,7 @@ fn a_missing_onnx_runtime_is_explained() {
     assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
 }
 
-/// A plugin folder of GStreamer without the plugins that hold an H.264 encoder.
+/// Runs with a plugin folder of GStreamer without the plugins that contain an H.264 encoder.
 #[test]
 fn a_missing_h264_encoder_is_named_with_its_package() {
     let folder = tempfile::tempdir().unwrap();
@@ -360,7 +360,7 @@ fn a_missing_h264_encoder_is_named_with_its_package() {
     assert!(fs::read_dir(work.path()).unwrap().next().is_none());
 }
 
-/// Where GStreamer's plugins are installed.
+/// The folder of GStreamer's plugins.
 fn plugin_folder() -> PathBuf {
     let output = Command::new("pkg-config")
         .args(["--variable=pluginsdir", "gstreamer-1.0"])
@@ -370,7 +370,7 @@ fn plugin_folder() -> PathBuf {
 }
 
 #[test]
-fn doctor_says_that_this_machine_is_ready() {
+fn doctor_reports_that_this_machine_is_ready() {
     let folder = tempfile::tempdir().unwrap();
     let output: Output = rushes(folder.path()).args(["doctor", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -380,7 +380,7 @@ fn doctor_says_that_this_machine_is_ready() {
 }
 
 #[test]
-fn inspect_prints_what_the_bundle_holds() {
+fn inspect_prints_the_contents_of_the_bundle() {
     let folder = tempfile::tempdir().unwrap();
     let output = rushes(folder.path()).arg("inspect").arg(&SHARED.bundle).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -393,7 +393,7 @@ fn inspect_prints_what_the_bundle_holds() {
 }
 
 #[test]
-fn progress_as_json_tells_every_step_with_its_expert() {
+fn progress_as_json_contains_every_step_with_its_expert() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["a boat", "--progress", "json", "--steps", "4", "--json"];
     let output = generate(folder.path(), &arguments).output().unwrap();
@@ -412,15 +412,16 @@ fn progress_as_json_tells_every_step_with_its_expert() {
 }
 
 #[test]
-fn help_is_printed_for_every_command() {
+fn every_command_has_help_and_refuses_unknown_flags() {
+    let commands = program::commands();
+    assert!(commands.len() >= 12 && commands.iter().any(|command| command.len() == 2), "{commands:?}");
     let folder = tempfile::tempdir().unwrap();
-    for command in ["generate", "export", "inspect", "doctor"] {
-        let output = Command::new(program::path())
-            .current_dir(folder.path())
-            .args([command, "--help"])
-            .output()
-            .unwrap();
-        assert!(output.status.success() && !output.stdout.is_empty(), "{command}");
+    for command in commands {
+        let usage = format!("Usage: rushes {} ", command.join(" "));
+        let help = program::help(&command);
+        assert!(help.contains(&usage) && help.contains("--help"), "{command:?}: {help}");
+        let output = rushes(folder.path()).args(&command).arg("--no-such-flag").output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {output:?}");
     }
 }
 

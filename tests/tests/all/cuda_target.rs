@@ -1,9 +1,8 @@
-//! Graphs for CUDA and TensorRT: every operator has a kernel in the former's provider, in bf16 where it computes in bf16; the interface is the contract's;
-//! and the same graphs in f32 compute on the CPU what those for the CPU do.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Graphs for the targets `cuda` and `plain`: the CUDA provider has a kernel for every operator in its number format,
+//! the signatures are those of the contract, and the same graphs in f32 give the results of the CPU graphs.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::dtype::{ElementType, WeightType};
-
 use bundle::manifest::{Component, Part};
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
@@ -14,20 +13,21 @@ use graph::proto::{GraphProto, NodeProto};
 use ndarray::{Array, ArrayD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use tests::compare::largest_difference;
 use tests::golden;
 
-/// Operators of ONNX with a bf16 kernel in the CUDA provider, and those that only move data, whatever it is. Source:
-/// ONNX Runtime's `docs/BFloat16_Support.md` (2026), which is made from its list of kernels.
+/// Operators of ONNX with a bf16 kernel in the CUDA provider, and operators that move data of any type. Source: ONNX
+/// Runtime's `docs/BFloat16_Support.md` (2026), which is generated from its list of kernels.
 const BF16_KERNELS: &str = "Abs Add Sub Mul Div Pow Neg Min Max Sum Mod Exp Sqrt Erf Cos Sin Relu Sigmoid Tanh Gelu \
     Softmax ReduceSum LayerNormalization RMSNormalization RotaryEmbedding MatMul Gemm Conv Where Tile Trilu Expand \
     Attention Cast Concat ConstantOfShape Flatten Gather GatherElements Identity Reshape Shape Slice Split Squeeze \
     Transpose Unsqueeze";
-/// The same for ONNX Runtime's own operators.
+/// The same for operators of the domain `com.microsoft`.
 const BF16_KERNELS_OF_MICROSOFT: &str =
     "MultiHeadAttention SkipLayerNormalization FastGelu QuickGelu RotaryEmbedding";
-/// Operators whose CUDA kernels know f32 and i64, and no bf16.
+/// Operators with CUDA kernels for f32 and i64, but not for bf16.
 const OTHER_KERNELS: &str = "Clip Range";
-/// Where the work is: these must be in bf16, but for the two small products of the time embedding.
+/// Operators that must run in bf16, except for the two small products of the time embedding.
 const PRODUCTS: [&str; 3] = ["Gemm", "Conv", "MultiHeadAttention"];
 
 fn exported(folder: &Path, targets: &[Target], weights: Option<WeightType>) -> ExportReport {
@@ -48,7 +48,7 @@ fn elements(graph: &GraphProto, model: &Model) -> BTreeMap<String, ElementType> 
         1 => ElementType::F32,
         7 => ElementType::I64,
         16 => ElementType::Bf16,
-        other => panic!("no graph of ours holds ONNX's number format {other}"),
+        other => panic!("unexpected number format {other} of ONNX"),
     };
     known.extend(graph.initializer.iter().map(|weight| (weight.name.clone(), of_number(weight.data_type))));
     for node in &graph.node {
@@ -76,7 +76,7 @@ fn has_kernel(node: &NodeProto, element: ElementType) -> bool {
 }
 
 #[test]
-fn every_operator_has_a_kernel_and_the_work_is_in_bf16() {
+fn every_operator_has_a_kernel_and_products_are_in_bf16() {
     let folder = tempfile::tempdir().unwrap();
     let report = exported(folder.path(), &[Target::Cuda], None);
     for entry in &report.manifest.components {
@@ -110,7 +110,7 @@ fn every_operator_has_a_kernel_and_the_work_is_in_bf16() {
 }
 
 #[test]
-fn the_interface_is_the_contracts() {
+fn signatures_are_those_of_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let report = exported(folder.path(), &[Target::Cuda], None);
     let manifest = &report.manifest;
@@ -129,7 +129,7 @@ fn the_interface_is_the_contracts() {
             contract.check(&graph.file, &model.signature()).unwrap();
         }
     }
-    // What the first graph leaves is what the next one takes.
+    // The caches of the first graph are the inputs of the next one.
     let decoder = manifest.component(&Component::Decoder).unwrap();
     let read = |part| {
         let graph = decoder
@@ -145,17 +145,18 @@ fn the_interface_is_the_contracts() {
         Model::read(&report.folder.join(&graph.file)).unwrap().signature()
     };
     let (first, next) = (read(Part::First), read(Part::Next));
-    let left: Vec<_> = first.outputs.iter().filter(|output| output.name.starts_with(CACHE_OUTPUT)).collect();
-    assert!(left.len() > 20);
-    for output in left {
-        let taken = output.name.replace(CACHE_OUTPUT, CACHE_INPUT);
-        let taken = next.inputs.iter().find(|input| input.name == taken).unwrap();
-        assert_eq!(taken.element, output.element, "{}", taken.name);
+    let caches: Vec<_> =
+        first.outputs.iter().filter(|output| output.name.starts_with(CACHE_OUTPUT)).collect();
+    assert!(caches.len() > 20);
+    for output in caches {
+        let name = output.name.replace(CACHE_OUTPUT, CACHE_INPUT);
+        let input = next.inputs.iter().find(|input| input.name == name).unwrap();
+        assert_eq!(input.element, output.element, "{name}");
     }
 }
 
 #[test]
-fn weights_that_values_would_not_fit_are_refused() {
+fn f16_weights_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = golden::case("two-experts").checkpoint();
     let request = ExportRequest {
@@ -167,8 +168,8 @@ fn weights_that_values_would_not_fit_are_refused() {
     assert!(error.contains("--weights cannot be f16") && error.contains("bf16"), "{error}");
 }
 
-/// The graphs of one part in every target, f32, run on the CPU.
-fn twins(
+/// Opens the f32 graphs of one part for every target on the CPU.
+fn engines_of_all_targets(
     report: &ExportReport,
     component: &Component,
     part: Part,
@@ -193,7 +194,7 @@ fn values(shape: &[usize]) -> Value {
     }))
 }
 
-/// Runs all and compares every f32 output with the first's; gives the outputs of each.
+/// Runs all engines and compares every f32 output with that of the first engine. Returns the outputs of each.
 fn compare<const N: usize>(
     engines: &mut [Engine; N],
     inputs: [&[(&str, &Value)]; N],
@@ -204,26 +205,32 @@ fn compare<const N: usize>(
         index += 1;
         outputs.into_iter().collect::<Vec<_>>()
     });
+    let names =
+        |outputs: &[(String, Value)]| outputs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     for other in &outputs[1..] {
+        assert_eq!(names(&outputs[0]), names(other));
         for ((name, cpu), (_, other)) in outputs[0].iter().zip(other) {
             let (cpu, other): (ArrayD<f32>, ArrayD<f32>) = (cpu.to_f32().unwrap(), other.to_f32().unwrap());
             let largest = cpu.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-            let apart = cpu.iter().zip(&other).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
-            assert!(apart <= 1e-5 * largest.max(1.0), "{name}: {apart} apart, values up to {largest}");
+            let apart = largest_difference(cpu.view(), other.view());
+            assert!(
+                apart <= f64::from(1e-5 * largest.max(1.0)),
+                "{name}: {apart} apart, values up to {largest}"
+            );
         }
     }
     outputs
 }
 
 #[test]
-fn in_f32_all_dialects_compute_the_same() {
+fn all_targets_give_the_same_results_in_f32() {
     let folder = tempfile::tempdir().unwrap();
     let report = exported(folder.path(), &Target::ALL, Some(WeightType::F32));
     let manifest = &report.manifest;
 
     let spec = &manifest.denoiser;
     let expert = Component::Expert(manifest.routing.routes()[0].expert.clone());
-    let mut step = twins(&report, &expert, Part::Whole, &Signature::of_step(spec));
+    let mut step = engines_of_all_targets(&report, &expert, Part::Whole, &Signature::of_step(spec));
     let half = spec.head_width / 2;
     let inputs = [
         ("latent", values(&[2, spec.in_channels, 2, 4, 6])),
@@ -236,10 +243,10 @@ fn in_f32_all_dialects_compute_the_same() {
     compare(&mut step, [&inputs[..]; 3]);
 
     let contract = Signature::of_decoder(&manifest.vae);
-    let mut first = twins(&report, &Component::Decoder, Part::First, &contract);
+    let mut first = engines_of_all_targets(&report, &Component::Decoder, Part::First, &contract);
     let latent = values(&[1, manifest.vae.latent_channels, 1, 3, 4]);
     let caches = compare(&mut first, [&[("latent", &latent)][..]; 3]);
-    let mut next = twins(&report, &Component::Decoder, Part::Next, &contract);
+    let mut next = engines_of_all_targets(&report, &Component::Decoder, Part::Next, &contract);
     let feeds = caches.each_ref().map(|caches| {
         let rename = |(name, value): &(String, Value)| {
             name.strip_prefix(CACHE_OUTPUT).map(|number| (format!("{CACHE_INPUT}{number}"), value.clone()))
@@ -255,7 +262,7 @@ fn in_f32_all_dialects_compute_the_same() {
 }
 
 #[test]
-fn graphs_for_tensorrt_are_of_onnx_alone_and_no_younger_than_version_21() {
+fn plain_graphs_use_standard_operators_of_opset_21() {
     let folder = tempfile::tempdir().unwrap();
     let report = exported(folder.path(), &[Target::Plain], None);
     for entry in &report.manifest.components {

@@ -1,6 +1,6 @@
-//! Bundles whose files are not as they were written, or cannot be read: each is named before anything runs, and
-//! `rushes inspect --verify` names them all.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Bundles with files that changed since they were written, or that cannot be read: the file is named before anything
+//! runs, and `rushes inspect --verify` names all such files.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::Scheme;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tests::program::{event, rushes};
 use tests::{edit, golden};
 
-/// Heads that Rushes kernels have kernels for, so that a variant is made in no time.
+/// A case whose heads Rushes kernels support, so that a variant is quantised quickly.
 const CASE: &str = "official-names";
 
 struct SharedBundle {
@@ -26,7 +26,7 @@ struct SharedBundle {
     bundle: PathBuf,
 }
 
-/// A bundle with a variant, in files of its own.
+/// A bundle with a quantised variant.
 static SHARED: LazyLock<SharedBundle> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
@@ -43,7 +43,7 @@ static SHARED: LazyLock<SharedBundle> = LazyLock::new(|| {
     SharedBundle { _folder: folder, bundle }
 });
 
-/// A copy of the shared bundle, as `bundle` in the folder.
+/// A folder with a copy of the shared bundle, `bundle`.
 fn copy() -> (TempDir, Bundle) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bundle");
@@ -71,15 +71,15 @@ const GENERATE: [&str; 12] = [
     "-ofox.gif",
 ];
 
-/// Runs a command that must refuse the bundle before it does anything.
+/// Runs a command that must refuse the bundle before it does anything. Returns the error.
 fn refused(folder: &Path, arguments: &[&str]) -> Value {
     let before = fs::read_dir(folder).unwrap().count();
     let output = run(folder, arguments);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
-    assert_eq!(fs::read_dir(folder).unwrap().count(), before, "something was left behind");
-    // Nothing was announced: no step was taken.
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(!told.contains("denoise"), "{told}");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), before, "new files were not removed");
+    // No step was planned.
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!stderr.contains("denoise"), "{stderr}");
     event(&output, "error")
 }
 
@@ -87,12 +87,12 @@ fn field(error: &Value, field: &str) -> String {
     error[field].as_str().unwrap_or_default().to_owned()
 }
 
-/// Weights, graphs and tokenizer: something of every component, of what was exported and of the variant.
+/// Weights, graphs and tokenizer of every component, of the export and of the variant.
 fn every_file(bundle: &Bundle) -> Vec<String> {
     bundle.files().into_iter().map(str::to_owned).collect()
 }
 
-/// Overwrites the second half of a file with zeros; its length stays.
+/// Overwrites the second half of a file with zeros; its length does not change.
 fn zero_half(path: &Path) {
     let bytes = fs::metadata(path).unwrap().len();
     let file = fs::File::options().write(true).open(path).unwrap();
@@ -101,12 +101,12 @@ fn zero_half(path: &Path) {
 }
 
 #[test]
-fn every_file_of_a_bundle_has_a_digest_and_a_whole_bundle_is_verified() {
+fn every_file_of_a_bundle_has_a_digest_and_an_unchanged_bundle_is_verified() {
     let (folder, bundle) = copy();
     let digests = &bundle.manifest.digests;
     assert_eq!(digests.keys().cloned().collect::<Vec<_>>(), every_file(&bundle));
     assert!(digests.values().all(|digest| digest.whole.is_some()));
-    // Graphs and weights of the variant are among them.
+    // Including graphs and weights of the variant.
     let expert =
         bundle.manifest.components.iter().find(|entry| matches!(entry.component, Component::Expert(_)));
     let variant = expert.unwrap().variant(Precision::Bf16, KernelLibrary::Rushes).unwrap();
@@ -122,7 +122,7 @@ fn every_file_of_a_bundle_has_a_digest_and_a_whole_bundle_is_verified() {
 }
 
 #[test]
-fn zeros_in_any_file_are_found_on_opening_and_all_are_named_by_verify() {
+fn zeros_in_any_file_are_detected_on_opening_and_all_files_are_named_by_verify() {
     let (folder, bundle) = copy();
     let files = every_file(&bundle);
     for file in &files {
@@ -146,7 +146,7 @@ fn zeros_in_any_file_are_found_on_opening_and_all_are_named_by_verify() {
 }
 
 #[test]
-fn every_command_refuses_a_damaged_bundle_and_says_what_to_do() {
+fn every_command_refuses_a_damaged_bundle_with_a_fix() {
     let (folder, bundle) = copy();
     fs::write(folder.path().join("prompts"), "a fox\n").unwrap();
     let decoder = bundle.manifest.component(&Component::Decoder).unwrap();
@@ -159,23 +159,28 @@ fn every_command_refuses_a_damaged_bundle_and_says_what_to_do() {
         &["inspect", "bundle", "--json"],
         &["inspect", "bundle", "--verify", "--json"],
         &["bench", "generate", "--bundle", "bundle", "--json"],
+        &["bench", "quality", "--bundle", "bundle", "--json"],
+        &["bench", "step", "--bundle", "bundle", "--json"],
+        &["bench", "decode", "--bundle", "bundle", "--json"],
+        &["bench", "text", "--bundle", "bundle", "--json"],
     ] {
         let error = refused(folder.path(), arguments);
-        let said = error.to_string();
+        let message = error.to_string();
         assert!(
-            said.contains("decoder/weights/") && field(&error, "fix").contains("export the checkpoint again"),
-            "{said}"
+            message.contains("decoder/weights/")
+                && field(&error, "fix").contains("export the checkpoint again"),
+            "{message}"
         );
     }
 }
 
-/// A few bytes where the sampled digest does not look are found by `--verify` alone.
+/// A few bytes outside the samples of the sampled digest are detected by `--verify` only.
 #[test]
-fn a_change_between_the_samples_is_found_by_verify() {
+fn a_change_between_the_samples_is_detected_by_verify() {
     let (folder, bundle) = copy();
     let encoder = bundle.manifest.component(&Component::TextEncoder).unwrap();
     let file = &encoder.weights[0].file;
-    // Longer, so that not all of it is sampled: as a valid file with one more tensor.
+    // A larger file, of which not everything is sampled: a valid file with one more tensor.
     edit::rewrite(bundle.path(file).parent().unwrap(), |stored| {
         stored.insert("unused".into(), (safetensors::Dtype::U8, vec![400_000], vec![7; 400_000]));
     });
@@ -204,7 +209,7 @@ fn a_change_between_the_samples_is_found_by_verify() {
 }
 
 #[test]
-fn a_bundle_without_digests_still_opens_and_verify_says_what_it_does_not_know() {
+fn a_bundle_without_digests_still_opens_and_verify_names_the_files_without_one() {
     let (folder, bundle) = copy();
     let mut manifest = bundle.manifest.clone();
     manifest.digests.clear();
@@ -212,7 +217,7 @@ fn a_bundle_without_digests_still_opens_and_verify_says_what_it_does_not_know() 
     let output = run(folder.path(), &["inspect", "bundle", "--verify", "--json"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(event(&output, "verified")["unknown"].as_array().unwrap().len(), every_file(&bundle).len());
-    // What is linked without being read is not known either; what is written is.
+    // Without verification, linked files have no digest over every byte, and written files have one.
     let checkpoint = golden::case("two-experts").checkpoint();
     let request = export::ExportRequest {
         verify: false,
@@ -237,9 +242,9 @@ fn preview_maps_and_calibrations_are_verified_by_their_own_digests() {
     }
 }
 
-/// What ONNX Runtime would refuse when it opens the decoder, after every step.
+/// ONNX Runtime would refuse these weights only when it opens the decoder, after all steps.
 #[test]
-fn weights_that_cannot_be_used_are_found_before_the_first_step_in_every_component() {
+fn unusable_weights_of_every_component_are_refused_before_the_first_step() {
     for component in 0..4 {
         let (folder, bundle) = copy();
         let entry = &bundle.manifest.components[component];
@@ -249,7 +254,7 @@ fn weights_that_cannot_be_used_are_found_before_the_first_step_in_every_componen
         fs::create_dir(&elsewhere).unwrap();
         let (moved, moved_file) = (elsewhere.join("weights"), elsewhere.join("file"));
 
-        // A link that leads outside, of the whole folder.
+        // The folder is a link to outside the bundle.
         fs::rename(&weights, &moved).unwrap();
         symlink(&moved, &weights).unwrap();
         let error = refused(folder.path(), &GENERATE);
@@ -257,21 +262,21 @@ fn weights_that_cannot_be_used_are_found_before_the_first_step_in_every_componen
         fs::remove_file(&weights).unwrap();
         fs::rename(&moved, &weights).unwrap();
 
-        // Of one file.
+        // One file is a link to outside the bundle.
         fs::rename(&file, &moved_file).unwrap();
         symlink(&moved_file, &file).unwrap();
         let error = refused(folder.path(), &GENERATE);
         assert!(field(&error, "what").contains("/weights/"), "{error}");
         fs::remove_file(&file).unwrap();
 
-        // A file that is missing, and a link that leads nowhere.
+        // A missing file, and a dangling link.
         let error = refused(folder.path(), &GENERATE);
         assert!(field(&error, "what").contains("/weights/"), "{error}");
         symlink("nowhere", &file).unwrap();
         refused(folder.path(), &GENERATE);
         fs::remove_file(&file).unwrap();
 
-        // A folder in its place, and a pipe, which nobody would ever write to.
+        // A folder in its place, and a pipe without a writer.
         fs::create_dir(&file).unwrap();
         let error = refused(folder.path(), &GENERATE);
         assert!(field(&error, "why").contains("not a regular file"), "{error}");
@@ -280,7 +285,7 @@ fn weights_that_cannot_be_used_are_found_before_the_first_step_in_every_componen
         refused(folder.path(), &GENERATE);
         fs::remove_file(&file).unwrap();
 
-        // A link that stays inside is as good as a file.
+        // A link inside the bundle is accepted.
         fs::rename(&moved_file, weights.join("other")).unwrap();
         symlink("other", &file).unwrap();
         if component == 3 {
@@ -293,34 +298,34 @@ fn weights_that_cannot_be_used_are_found_before_the_first_step_in_every_componen
 }
 
 #[test]
-fn a_file_that_may_not_be_read_is_found_before_the_first_step() {
+fn a_file_without_read_permission_is_refused_before_the_first_step() {
     let (folder, bundle) = copy();
-    // The superuser may read everything, so somebody else runs the command then.
-    let everybody = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    everybody(folder.path(), 0o755);
+    // Root can read every file, so root runs the command as another user.
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(folder.path(), 0o755);
     let is_root = fs::metadata("/proc/self").unwrap().permissions().mode() > 0
         && std::process::Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
     let files =
         bundle.manifest.components.iter().flat_map(|entry| [&entry.weights[0].file, &entry.graphs[0].file]);
     for file in files {
         let path = bundle.path(file);
-        everybody(&path, 0o000);
+        set_mode(&path, 0o000);
         let mut command = rushes(folder.path());
         command.args(["inspect", "bundle", "--json"]);
         if is_root {
             command.uid(65_534).gid(65_534);
         }
         let output = command.output().unwrap();
-        everybody(&path, 0o644);
+        set_mode(&path, 0o644);
         assert_eq!(output.status.code(), Some(2), "{file}: {output:?}");
         let error = event(&output, "error");
         assert!(field(&error, "what").contains(file) && field(&error, "why").contains("denied"), "{error}");
     }
 }
 
-/// A part that the bundle lacks altogether would be missed after the steps as well.
+/// A missing component would otherwise be noticed only after the steps.
 #[test]
-fn a_component_or_graph_that_is_absent_is_found_before_the_first_step() {
+fn a_missing_component_or_graph_is_refused_before_the_first_step() {
     let (folder, bundle) = copy();
     let without = |change: &dyn Fn(&mut bundle::manifest::Manifest)| {
         let mut manifest = bundle.manifest.clone();
@@ -328,13 +333,14 @@ fn a_component_or_graph_that_is_absent_is_found_before_the_first_step() {
         bundle::manifest::write(&bundle.folder, &manifest).unwrap();
         refused(folder.path(), &GENERATE).to_string()
     };
-    let said = without(&|manifest| manifest.components.retain(|entry| entry.component != Component::Decoder));
-    assert!(said.contains("the decoder"), "{said}");
-    let said = without(&|manifest| manifest.components.remove(1).graphs.clear());
-    assert!(said.contains("expert"), "{said}");
-    let said = without(&|manifest| {
+    let message =
+        without(&|manifest| manifest.components.retain(|entry| entry.component != Component::Decoder));
+    assert!(message.contains("the decoder"), "{message}");
+    let message = without(&|manifest| manifest.components.remove(1).graphs.clear());
+    assert!(message.contains("expert"), "{message}");
+    let message = without(&|manifest| {
         let decoder = manifest.components.iter_mut().find(|entry| entry.component == Component::Decoder);
         decoder.unwrap().graphs.retain(|graph| graph.part != bundle::manifest::Part::Next);
     });
-    assert!(said.contains("the decoder"), "{said}");
+    assert!(message.contains("the decoder"), "{message}");
 }

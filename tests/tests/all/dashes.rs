@@ -1,5 +1,5 @@
-//! Texts, seeds and names that begin with a dash.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Texts, seeds and file names that begin with a dash.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::path::Path;
 use std::process::Output;
@@ -42,7 +42,7 @@ fn texts_that_begin_with_a_dash_are_texts() {
         event(&output, "done");
     }
     assert!(folder.path().join("-a.mp4").is_file());
-    // The text is the same as when it is given in the other way.
+    // Both spellings give the same text.
     let trace = |arguments: &[&str]| {
         let output = run(folder.path(), &[arguments, &["--seed", "1", "--trace", "t.safetensors"]].concat());
         assert!(output.status.success(), "{output:?}");
@@ -54,10 +54,10 @@ fn texts_that_begin_with_a_dash_are_texts() {
 }
 
 #[test]
-fn what_looks_like_a_flag_is_refused_with_the_way_to_write_it() {
+fn a_text_that_looks_like_a_flag_is_refused_with_the_right_spelling() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
-    for (arguments, says) in [
+    for (arguments, hint) in [
         (&["-blurry"][..], "last, after `--`"),
         (&["a fox", "--negative", "--blurry"], "--flag=TEXT"),
         (&["a fox", "--negative", "--steps", "2"], "a value is required for '--negative <TEXT>'"),
@@ -66,9 +66,9 @@ fn what_looks_like_a_flag_is_refused_with_the_way_to_write_it() {
         let output = run(folder.path(), arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         let error = event(&output, "error").to_string();
-        assert!(error.contains(says) && !error.contains("as a value, use"), "{arguments:?}: {error}");
+        assert!(error.contains(hint) && !error.contains("as a value, use"), "{arguments:?}: {error}");
     }
-    // And that way works.
+    // The suggested spelling works.
     let output = rushes(folder.path())
         .args(["generate", "--bundle", "b", "--size", "48x32", "--frames", "1", "--steps", "2"])
         .args(["--negative=--blurry", "--json", "--", "-blurry"])
@@ -78,7 +78,7 @@ fn what_looks_like_a_flag_is_refused_with_the_way_to_write_it() {
 }
 
 #[test]
-fn a_seed_of_minus_one_is_another_one_each_time_and_is_told() {
+fn a_seed_of_minus_one_is_a_new_seed_each_time_and_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
     let seeds: Vec<u64> = (0..3)
@@ -105,7 +105,7 @@ fn a_seed_of_minus_one_is_another_one_each_time_and_is_told() {
 }
 
 #[test]
-fn other_commands_and_numbers_name_the_flag_too() {
+fn other_commands_and_numbers_name_the_flag() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
     std::fs::write(folder.path().join("-p.txt"), "a fox\n").unwrap();

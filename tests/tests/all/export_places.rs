@@ -1,11 +1,11 @@
-//! Where a bundle may go, and what is known before the work begins.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Folders that a bundle can be exported to; others are refused before any weight is read.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
-use tests::asked::names;
+use tests::folder::names;
 use tests::golden;
 use tests::program::{path, rushes};
 
@@ -18,14 +18,14 @@ fn export(folder: &Path, out: &str) -> Output {
         .unwrap()
 }
 
-fn is_whole(folder: &Path, out: &str) {
+fn assert_complete(folder: &Path, out: &str) {
     let output = rushes(folder).args(["inspect", out]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(names(&folder.join(out)).iter().all(|name| !name.contains(".part")));
 }
 
 #[test]
-fn empty_folders_links_and_the_working_folder_are_filled() {
+fn a_bundle_is_exported_to_empty_folders_links_and_the_working_folder() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     for name in ["empty", "linked", "work", "elsewhere"] {
@@ -37,23 +37,23 @@ fn empty_folders_links_and_the_working_folder_are_filled() {
     for out in ["new", "a/b/c", "empty/", "link-to-link", "dangling"] {
         let output = export(folder, out);
         assert!(output.status.success(), "{out}: {output:?}");
-        is_whole(folder, out);
+        assert_complete(folder, out);
     }
     assert!(folder.join("link").symlink_metadata().unwrap().is_symlink());
-    is_whole(folder, "linked");
-    is_whole(folder, "elsewhere/made");
+    assert_complete(folder, "linked");
+    assert_complete(folder, "elsewhere/made");
     let inode = fs::metadata(folder.join("work")).unwrap().ino();
     let output = export(&folder.join("work"), ".");
     assert!(output.status.success(), "{output:?}");
-    is_whole(folder, "work");
-    assert_eq!(fs::metadata(folder.join("work")).unwrap().ino(), inode, "a shell stands in it");
+    assert_complete(folder, "work");
+    assert_eq!(fs::metadata(folder.join("work")).unwrap().ino(), inode, "the folder was replaced");
 }
 
 #[test]
-fn a_mount_point_is_filled() {
+fn a_bundle_is_exported_to_a_mount_point() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("mount")).unwrap();
-    // A disk of its own, so that weights are copied; one has the folder that file systems are born with.
+    // On another file system weights are copied. A new file system may contain `lost+found`.
     let script = "mount -t tmpfs none mount && mkdir mount/lost+found && \"$1\" export \"$2\" --out mount && \
                   \"$1\" inspect mount && test -z \"$(find . -name '*.part*')\"";
     let output = Command::new("unshare")
@@ -67,16 +67,16 @@ fn a_mount_point_is_filled() {
         Ok(output)
             if ["unshare:", "mount:"]
                 .iter()
-                .any(|who| String::from_utf8_lossy(&output.stderr).contains(who)) =>
+                .any(|tool| String::from_utf8_lossy(&output.stderr).contains(tool)) =>
         {
-            eprintln!("nothing can be mounted here");
+            eprintln!("skipped: this system does not allow mounts");
         }
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn what_cannot_be_written_is_known_before_a_weight_is_read() {
+fn a_folder_that_cannot_be_written_is_refused_before_a_weight_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     fs::write(folder.join("file"), "").unwrap();
@@ -86,12 +86,12 @@ fn what_cannot_be_written_is_known_before_a_weight_is_read() {
     symlink("circle", folder.join("circle")).unwrap();
     fs::create_dir(folder.join("way.part")).unwrap();
     let before = names(folder);
-    // Not even root creates files in the last.
+    // Not even root can create files in the last one.
     for out in ["file", "file/below", "full", "link", "circle", "way", "", "no/../..", "/proc/self/bundle"] {
         let output = export(folder, out);
         assert_eq!(output.status.code(), Some(2), "{out}: {output:?}");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!said.contains("reading") && said.contains("fix:"), "{out}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("reading") && stderr.contains("fix:"), "{out}: {stderr}");
         assert_eq!(names(folder), before, "{out}");
         assert_eq!(names(&folder.join("full")), ["mine"]);
     }

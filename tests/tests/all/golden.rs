@@ -1,5 +1,5 @@
-//! Parity with diffusers on every golden case, and mutations that the same comparison must catch.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Parity with diffusers on every golden case, and mutations that the comparison must detect.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::manifest::{Component, Part};
 use bundle::routing::ExpertIndex;
@@ -13,9 +13,9 @@ use runtime::sampler::{Sampler, guide};
 use std::path::Path;
 use tests::compare::{FRAME_BOUND, LATENT_BOUND, TEXT_BOUND, largest_difference, relative_difference};
 use tests::edit;
-use tests::golden::{Case, Computed, Tensors, case, cases, compute, export};
+use tests::golden::{Case, Computed, Tensors, case, cases, compute, export, folder};
 
-/// The worst difference of each kind, as a share of its bound: above 1 fails.
+/// The largest difference of each kind, relative to its bound; more than 1 fails.
 #[derive(Debug)]
 struct Worst {
     text: f64,
@@ -25,8 +25,8 @@ struct Worst {
 
 impl Worst {
     fn of(computed: &Computed, reference: &Tensors) -> Self {
-        let text = |ours: &Array2<f32>, name: &str| {
-            largest_difference(ours.view().into_dyn(), reference.expect(name).view())
+        let text = |found: &Array2<f32>, name: &str| {
+            largest_difference(found.view().into_dyn(), reference.expect(name).view())
         };
         let mut worst_text = text(&computed.prompt, "prompt_embeds");
         if let Some(negative) = &computed.negative {
@@ -58,22 +58,31 @@ fn run(checkpoint: &Path, case: &Case) -> Worst {
 
 #[test]
 fn every_case_equals_diffusers() {
-    let cases = cases();
-    assert!(cases.len() >= 4, "only {} golden cases", cases.len());
-    for case in &cases {
+    for case in &cases() {
         let worst = run(&case.checkpoint(), case);
         assert!(worst.holds(), "{}: {worst:?} times the bounds", case.name);
     }
 }
 
+/// The cases that `make.py` makes, and the embedded model.
 #[test]
-fn every_step_runs_on_the_expert_that_diffusers_runs_it_on() {
+fn no_case_is_missing() {
+    let made = std::fs::read_to_string(folder().join("maker/cases.py")).unwrap();
+    let names = made.lines().filter_map(|line| line.trim().strip_prefix("name=\"")?.strip_suffix("\","));
+    let mut expected: Vec<&str> = names.chain(["mini"]).collect();
+    expected.sort_unstable();
+    assert!(expected.len() >= 8, "{expected:?}");
+    assert_eq!(cases().iter().map(|case| case.name.as_str()).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn every_step_runs_on_the_same_expert_as_in_diffusers() {
     let mut crossed = 0;
     for case in cases() {
         let exported = export(&case.checkpoint()).unwrap();
         let plan = GenerationPlan::new(exported.model.manifest(), &case.request()).unwrap();
         let routing = &exported.model.manifest().routing;
-        let ours: Vec<&str> =
+        let found: Vec<&str> =
             plan.schedule
                 .timesteps()
                 .iter()
@@ -85,24 +94,24 @@ fn every_step_runs_on_the_expert_that_diffusers_runs_it_on() {
                     }
                 })
                 .collect();
-        assert_eq!(ours, case.experts_by_step, "{}", case.name);
-        crossed += usize::from(ours.first() != ours.last());
+        assert_eq!(found, case.experts_by_step, "{}", case.name);
+        crossed += usize::from(found.first() != found.last());
     }
     assert!(crossed >= 1, "no case crosses the boundary");
 }
 
 #[test]
-fn the_seed_gives_the_noise_of_torch() {
+fn the_seed_gives_the_noise_of_pytorch() {
     for case in cases() {
         let exported = export(&case.checkpoint()).unwrap();
         let plan = GenerationPlan::new(exported.model.manifest(), &case.request()).unwrap();
-        let ours = runtime::pipeline::seeded_noise(&plan);
-        let difference = largest_difference(ours.view(), case.reference().latent("noise").view());
+        let found = runtime::pipeline::seeded_noise(&plan);
+        let difference = largest_difference(found.view(), case.reference().latent("noise").view());
         assert!(difference < 1e-6, "{}: {difference}", case.name);
     }
 }
 
-/// Runs a case on a changed copy of its checkpoint; the change says whether it found what it changes.
+/// Runs a case on a changed copy of its checkpoint; `change` returns true if it changed something.
 fn mutated(case: &Case, part: &str, change: impl Fn(&mut edit::Stored) -> bool) -> Worst {
     let copy = edit::copy_of(&case.checkpoint());
     let mut changed = false;
@@ -122,11 +131,11 @@ fn swap(stored: &mut edit::Stored, a: &str, b: &str) -> bool {
     }
 }
 
-/// The f32 case with two experts that the mutations work on.
+/// The case that is mutated: two experts, f32 weights.
 const MUTATED: &str = "two-experts";
 
 #[test]
-fn two_swapped_norms_are_caught() {
+fn two_swapped_norms_are_detected() {
     let case = case(MUTATED);
     let worst = mutated(&case, "transformer_2", |stored| {
         swap(stored, "blocks.1.attn1.norm_q.weight", "blocks.1.attn1.norm_k.weight")
@@ -139,7 +148,7 @@ fn two_swapped_norms_are_caught() {
 }
 
 #[test]
-fn a_gain_that_is_2_per_cent_off_is_caught() {
+fn a_gain_that_is_2_per_cent_off_is_detected() {
     let case = case(MUTATED);
     let worst = mutated(&case, "transformer", |stored| {
         edit::change_f32(stored, "blocks.0.norm2.weight", |value| value * 1.02)
@@ -161,7 +170,7 @@ fn open(model: &Model, component: &Component, part: Part, contract: &Signature) 
     OnnxRuntime::load(None).unwrap().open(&model.bundle().path(&graph.file), contract, &options).unwrap()
 }
 
-/// The latent after the first step, computed by hand with the given rotary tables.
+/// The latent after the first step, computed without the pipeline, with the given rotary tables.
 fn first_step(model: &Model, case: &Case, reference: &Tensors, tables: RotaryTables) -> Array4<f32> {
     let plan = GenerationPlan::new(model.manifest(), &case.request()).unwrap();
     let routing = &model.manifest().routing;
@@ -188,32 +197,32 @@ fn first_step(model: &Model, case: &Case, reference: &Tensors, tables: RotaryTab
 }
 
 #[test]
-fn exchanged_axes_of_the_rotary_embedding_are_caught() {
+fn swapped_axes_of_the_rotary_embedding_are_detected() {
     let case = case(MUTATED);
     let reference = case.reference();
     let exported = export(&case.checkpoint()).unwrap();
     let spec = &exported.model.manifest().denoiser;
     let plan = GenerationPlan::new(exported.model.manifest(), &case.request()).unwrap();
     let right = RotaryTables::new(spec, plan.latent);
-    // A head's pairs are those of time, then height, then width; the latter two are equally many.
+    // The pairs of a head are those of time, then height, then width. Height and width have the same number.
     let [time, height, width] = spec.rotary_split().map(|axis| axis / 2);
     assert_eq!(height, width);
-    let exchange = |table: &Array2<f32>| {
-        let part = |from: usize, to: usize| table.slice_axis(Axis(1), Slice::from(from..to));
+    let swap_axes = |table: &Array2<f32>| {
+        let part = |start: usize, end: usize| table.slice_axis(Axis(1), Slice::from(start..end));
         let parts = [part(0, time), part(time + height, time + 2 * height), part(time, time + height)];
         concatenate(Axis(1), &parts).unwrap()
     };
-    let exchanged = RotaryTables { cos: exchange(&right.cos), sin: exchange(&right.sin) };
+    let swapped = RotaryTables { cos: swap_axes(&right.cos), sin: swap_axes(&right.sin) };
     let expected = reference.latent("latents.000");
     let difference = |tables| {
         relative_difference(first_step(&exported.model, &case, &reference, tables).view(), expected.view())
     };
     assert!(difference(right) <= LATENT_BOUND);
-    assert!(difference(exchanged) > LATENT_BOUND);
+    assert!(difference(swapped) > LATENT_BOUND);
 }
 
-/// Decodes the last reference latent by hand; `forget` names a cache that is replaced by zeros before each call.
-fn decode(model: &Model, latent: &Array4<f32>, forget: Option<&str>) -> Array4<f32> {
+/// Decodes a latent without the pipeline. The cache named by `dropped` is replaced by zeros before each call.
+fn decode(model: &Model, latent: &Array4<f32>, dropped: Option<&str>) -> Array4<f32> {
     let contract = Signature::of_decoder(&model.manifest().vae);
     let mut first = open(model, &Component::Decoder, Part::First, &contract);
     let mut next = open(model, &Component::Decoder, Part::Next, &contract);
@@ -233,8 +242,8 @@ fn decode(model: &Model, latent: &Array4<f32>, forget: Option<&str>) -> Array4<f
             .into_iter()
             .map(|(name, value)| {
                 let name = name.replace(CACHE_OUTPUT, CACHE_INPUT);
-                let dropped = forget == Some(name.as_str());
-                let value = if dropped { Value::from_f32(ArrayD::zeros(value.shape())) } else { value };
+                let is_dropped = dropped == Some(name.as_str());
+                let value = if is_dropped { Value::from_f32(ArrayD::zeros(value.shape())) } else { value };
                 (name, value)
             })
             .collect();
@@ -244,14 +253,14 @@ fn decode(model: &Model, latent: &Array4<f32>, forget: Option<&str>) -> Array4<f
 }
 
 #[test]
-fn any_dropped_cache_is_caught() {
+fn any_dropped_cache_is_detected() {
     let case = case("five-latent-frames");
     let reference = case.reference();
     let exported = export(&case.checkpoint()).unwrap();
     let latent = reference.latent(&format!("latents.{:03}", case.steps - 1));
     let expected = reference.latent("frames");
-    let difference = |forget: Option<&str>| {
-        largest_difference(decode(&exported.model, &latent, forget).view(), expected.view())
+    let difference = |dropped: Option<&str>| {
+        largest_difference(decode(&exported.model, &latent, dropped).view(), expected.view())
     };
     assert!(difference(None) <= FRAME_BOUND);
     let contract = Signature::of_decoder(&exported.model.manifest().vae);
@@ -265,6 +274,6 @@ fn any_dropped_cache_is_caught() {
         .collect();
     assert!(caches.len() >= 20, "{} caches", caches.len());
     for cache in &caches {
-        assert!(difference(Some(cache)) > FRAME_BOUND, "nobody misses {cache}");
+        assert!(difference(Some(cache)) > FRAME_BOUND, "the dropped {cache} is not detected");
     }
 }

@@ -1,5 +1,5 @@
-//! A step on Rushes kernels gives what the stock f32 graph gives, to what its number format allows.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! A step with Rushes kernels is close to the f32 graph of ONNX Runtime kernels.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::dtype::ElementType;
 use bundle::geometry::Patch;
@@ -11,16 +11,17 @@ use export::checkpoint::inventory;
 use export::model::{GraphWeights, KernelLowering, kernel_step_graph, step_graph};
 use export::weights::packed::{PackedFormat, pack};
 use export::weights::{ExternalTensor, PlacedWeights};
-use kernels::{CpuPath, Kernels};
+use kernels::Kernels;
 use ndarray::{Array1, Array2, Array3, Array5, Axis, concatenate, s};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use tempfile::TempDir;
+use tests::cpu_paths;
 
-/// Words of the two prompts of a batch.
+/// The number of words of the two prompts of a batch.
 const WORDS: [usize; 2] = [9, 3];
 
-/// Normal numbers enough: the same each time.
+/// A xorshift generator of nearly normal numbers, which returns the same numbers in each run.
 struct Random(u64);
 
 impl Random {
@@ -50,7 +51,7 @@ fn spec() -> DenoiserSpec {
     }
 }
 
-/// Random weights in a file.
+/// Writes random weights to a file.
 fn weights(folder: &TempDir) -> PlacedWeights {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let (mut bytes, mut tensors) = (Vec::new(), BTreeMap::new());
@@ -72,7 +73,7 @@ fn weights(folder: &TempDir) -> PlacedWeights {
     PlacedWeights { tensors, files: Vec::new(), from: folder.path().to_owned() }
 }
 
-/// Inputs for a batch of two; text rows merged or all 512.
+/// The inputs for a batch of two, with merged text rows or all 512.
 fn inputs(merged: bool) -> Vec<(&'static str, Value)> {
     let spec = spec();
     let mut random = Random(77);
@@ -95,7 +96,7 @@ fn inputs(merged: bool) -> Vec<(&'static str, Value)> {
         inputs.push(("text", Value::from_f32(text)));
         return inputs;
     }
-    // The row after the words stands for all pads; what the shorter prompt lacks is not there.
+    // The row after the words represents all padding rows. Rows that the shorter prompt lacks are masked.
     let rows = WORDS[0] + 1;
     let mut bias = Array2::from_elem((2, rows), f32::NEG_INFINITY);
     for (index, words) in WORDS.into_iter().enumerate() {
@@ -108,13 +109,13 @@ fn inputs(merged: bool) -> Vec<(&'static str, Value)> {
     inputs
 }
 
-/// Runs a step; gives the velocity and the graph's weights.
-struct Bench {
+/// Runs steps with the same random weights and returns their velocities.
+struct TestStep {
     folder: TempDir,
     placed: PlacedWeights,
 }
 
-impl Bench {
+impl TestStep {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let placed = weights(&folder);
@@ -134,12 +135,12 @@ impl Bench {
         velocity.view_f32().unwrap().iter().copied().collect()
     }
 
-    fn stock(&self) -> Vec<f32> {
+    fn onnxruntime(&self) -> Vec<f32> {
         let model = step_graph(&spec(), GraphWeights::new(&self.placed)).unwrap();
         self.run(&model, &Signature::of_step(&spec()), Kernels::best(), 1)
     }
 
-    fn own(&self, format: PackedFormat, kernels: Kernels, threads: usize) -> Vec<f32> {
+    fn rushes(&self, format: PackedFormat, kernels: Kernels, threads: usize) -> Vec<f32> {
         let layers = fused(&spec());
         let placed = pack(self.folder.path(), &self.placed, &layers, format, "packed.safetensors").unwrap();
         let lowering = KernelLowering { weights: GraphWeights::new(&placed), values_as_bytes: true };
@@ -149,6 +150,7 @@ impl Bench {
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
     let squares =
         |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     squares(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)))
@@ -156,13 +158,13 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn own_operators_are_near_the_stock_graph_on_every_path() {
-    let bench = Bench::new();
-    let exact = bench.stock();
-    for path in CpuPath::ALL {
-        let Ok(kernels) = Kernels::of(path) else { continue };
-        let int8 = distance(&bench.own(PackedFormat::Int8, kernels, 1), &exact);
-        let bf16 = distance(&bench.own(PackedFormat::Bf16, kernels, 1), &exact);
+fn rushes_kernels_are_close_to_onnxruntime_kernels_on_every_path() {
+    let step = TestStep::new();
+    let exact = step.onnxruntime();
+    for kernels in cpu_paths::available() {
+        let path = kernels.path();
+        let int8 = distance(&step.rushes(PackedFormat::Int8, kernels, 1), &exact);
+        let bf16 = distance(&step.rushes(PackedFormat::Bf16, kernels, 1), &exact);
         assert!(int8 < 0.03, "{path}: {int8}");
         assert!(bf16 < 0.012, "{path}: {bf16}");
     }
@@ -170,9 +172,9 @@ fn own_operators_are_near_the_stock_graph_on_every_path() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let bench = Bench::new();
+    let step = TestStep::new();
     for format in [PackedFormat::Int8, PackedFormat::Bf16] {
-        let run = |threads| bench.own(format, Kernels::best(), threads);
+        let run = |threads| step.rushes(format, Kernels::best(), threads);
         assert_eq!(run(1), run(3));
     }
 }

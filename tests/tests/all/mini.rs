@@ -1,5 +1,5 @@
-//! The embedded model: a copied binary makes a clip without checkout and without download.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! The embedded model: a copied program generates a clip without the repository and without a download.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use tests::program;
 use tests::program::event;
 
-/// The library that `make setup` puts beside the binary's folder.
+/// The ONNX Runtime library that `make setup` installs in the target folder.
 fn onnxruntime() -> PathBuf {
     let program = program::path();
     let target = program.ancestors().map(|folder| folder.join("onnxruntime")).find(|folder| folder.is_dir());
@@ -29,7 +29,7 @@ fn generate(program: &Path, folder: &Path) -> Output {
 }
 
 #[test]
-fn a_copied_binary_makes_a_clip_and_exports_its_model_once() {
+fn a_copied_program_generates_a_clip_and_exports_its_model_once() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("rushes");
     fs::copy(program::path(), &copy).unwrap();
@@ -41,14 +41,14 @@ fn a_copied_binary_makes_a_clip_and_exports_its_model_once() {
         entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
     };
     let [bundle] = &bundles()[..] else { panic!("{:?}", bundles()) };
-    let made = fs::metadata(bundle.join("bundle.json")).unwrap().modified().unwrap();
+    let written = fs::metadata(bundle.join("bundle.json")).unwrap().modified().unwrap();
     let output = generate(&copy, folder.path());
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(fs::metadata(bundle.join("bundle.json")).unwrap().modified().unwrap(), made);
+    assert_eq!(fs::metadata(bundle.join("bundle.json")).unwrap().modified().unwrap(), written);
     let done = event(&output, "done");
     assert_eq!((&done["steps"], &done["model"]), (&2.into(), &"mini".into()));
 
-    // A damaged cache is made again.
+    // A damaged bundle in the cache is exported again.
     fs::remove_file(bundle.join("tokenizer.json")).unwrap();
     let output = generate(&copy, folder.path());
     assert!(output.status.success(), "{output:?}");
@@ -57,7 +57,7 @@ fn a_copied_binary_makes_a_clip_and_exports_its_model_once() {
 }
 
 #[test]
-fn without_a_place_for_the_cache_the_error_names_the_flag() {
+fn without_a_cache_folder_the_error_names_the_flag() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(program::path())
         .current_dir(folder.path())

@@ -1,5 +1,5 @@
-//! Several runs at once on one output: one of them writes it, the others are refused before they do anything.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Concurrent runs with one output: one run writes it, the others are refused before they do anything.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use tests::golden::{self, Tensors};
 use tests::program::{self, rushes};
 
-/// What the first run makes, and what the others would: other numbers of frames and steps.
+/// The clips of the first run and of the others, with different numbers of frames and steps.
 const FIRST: Clip = Clip { frames: 9, steps: 3 };
 const OTHER: Clip = Clip { frames: 5, steps: 2 };
 
@@ -36,14 +36,15 @@ fn generate(folder: &Path, clip: Clip, outputs: &[&str]) -> Command {
     command
 }
 
-/// One output, and how other runs may name it.
+/// An output, and other names for it.
 struct Target {
-    /// How the first run names it, and what the name is.
+    /// The flag and the name in the first run.
     first: [&'static str; 2],
+    /// The flags and names in the other runs.
     others: &'static [[&'static str; 2]],
 }
 
-/// Every kind of output that is a file or folder, with other spellings and other kinds of the same name.
+/// Every kind of output that is a file or a folder, with other spellings and other kinds of output of the same name.
 const TARGETS: [Target; 14] = [
     Target { first: ["-o", "a.mp4"], others: &[["-o", "a.mp4"], ["-o", "link.mp4"], ["--trace", "./a.mp4"]] },
     Target { first: ["-o", "link.mp4"], others: &[["-o", "a.mp4"], ["-o", "inner/../a.mp4"]] },
@@ -73,32 +74,32 @@ const TARGETS: [Target; 14] = [
     },
 ];
 
-/// A folder with what the targets need: a link, a folder and a link to it, two named pipes.
-fn place() -> tempfile::TempDir {
+/// A folder with the files of the targets: a link, a folder and a link to it, two named pipes.
+fn workplace() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    std::fs::create_dir(at("inner")).unwrap();
-    std::os::unix::fs::symlink("inner", at("to-inner")).unwrap();
-    std::os::unix::fs::symlink("a.mp4", at("link.mp4")).unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir(path("inner")).unwrap();
+    std::os::unix::fs::symlink("inner", path("to-inner")).unwrap();
+    std::os::unix::fs::symlink("a.mp4", path("link.mp4")).unwrap();
     for pipe in ["pipe.y4m", "gate.y4m"] {
-        assert!(Command::new("mkfifo").arg(at(pipe)).status().unwrap().success());
+        assert!(Command::new("mkfifo").arg(path(pipe)).status().unwrap().success());
     }
     folder
 }
 
-/// When the other runs come.
+/// The phase of the first run in which the other runs start.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    /// Nothing is written yet: the first run was stopped before its first step.
+    /// The first run is paused before its first step; nothing is written yet.
     Claimed,
-    /// The first run has frames and waits for a reader.
+    /// The first run writes frames and waits for a reader.
     Writing,
 }
 
-/// A run that cannot end before its gate is opened: it also writes to a named pipe that nobody reads yet.
+/// A run that cannot end before its gate opens: it also writes to a named pipe without a reader.
 struct First {
     child: Child,
-    said: BufReader<std::process::ChildStderr>,
+    stderr: BufReader<std::process::ChildStderr>,
     folder: PathBuf,
 }
 
@@ -110,7 +111,7 @@ impl First {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mark = match phase {
             Phase::Claimed => "\"phase\":\"text\"",
             Phase::Writing => "\"phase\":\"decode\"",
@@ -118,10 +119,10 @@ impl First {
         let (mut line, mut all) = (String::new(), String::new());
         while !line.contains(mark) {
             line.clear();
-            assert!(said.read_line(&mut line).unwrap() > 0, "{outputs:?}: the run ended early: {all}");
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "{outputs:?}: the run ended early: {all}");
             all.push_str(&line);
         }
-        let first = Self { child, said, folder: folder.to_owned() };
+        let first = Self { child, stderr, folder: folder.to_owned() };
         if let Phase::Claimed = phase {
             first.signal("-STOP");
         }
@@ -134,15 +135,15 @@ impl First {
         );
     }
 
-    /// Lets it go on to its end. What its other pipe got, if it has one.
+    /// Continues the run to its end. Returns the bytes of the pipe `pipe.y4m` if `reads_pipe` is true.
     fn finish(mut self, reads_pipe: bool) -> Vec<u8> {
         self.signal("-CONT");
         let gate = self.folder.join("gate.y4m");
         let gate = std::thread::spawn(move || std::fs::read(gate).unwrap());
         let piped = if reads_pipe { std::fs::read(self.folder.join("pipe.y4m")).unwrap() } else { vec![] };
-        let mut said = String::new();
-        self.said.read_to_string(&mut said).unwrap();
-        assert!(self.child.wait().unwrap().success(), "{said}");
+        let mut stderr = String::new();
+        self.stderr.read_to_string(&mut stderr).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{stderr}");
         assert_eq!(frames_in_y4m(&gate.join().unwrap()), FIRST.frames);
         piped
     }
@@ -154,7 +155,7 @@ fn frames_in_y4m(bytes: &[u8]) -> usize {
 
 fn frames_of(path: &Path) -> usize {
     if path.extension().is_some_and(|extension| extension == "webp") {
-        // ffprobe does not read them.
+        // ffprobe cannot read animated WebP.
         return std::fs::read(path).unwrap().windows(4).filter(|bytes| *bytes == b"ANMF").count();
     }
     program::frames_of(path)
@@ -178,26 +179,26 @@ fn all_names(folder: &Path) -> Vec<String> {
 }
 
 fn assert_refused(output: &Output, what: &str) {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{what}: {said}");
-    assert!(said.contains("another run"), "{what}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{what}: {stderr}");
+    assert!(stderr.contains("another run"), "{what}: {stderr}");
 }
 
-/// A target is whole, and the first run's.
-fn assert_whole(folder: &Path, [flag, name]: [&str; 2], piped: &[u8], clip: Clip) {
+/// Checks that an output is complete and has the frames and steps of `clip`.
+fn assert_complete(folder: &Path, [flag, name]: [&str; 2], piped: &[u8], clip: Clip) {
     let path = folder.join(name.trim_start_matches("hls:"));
     match (flag, name) {
         ("--trace", _) => {
             assert_eq!(Tensors::read(&path).expect("frames").shape()[0], clip.frames, "{name}");
         }
         ("--preview-out", "now.png") => {
-            // Steps this short may leave no time for one.
+            // The steps may be too short for a preview.
             let Ok(picture) = std::fs::read(&path) else { return };
-            let is_ours = |step| {
+            let shows_step = |step| {
                 let comment = format!("AI-generated preview: step {step} of {}", clip.steps);
                 picture.windows(comment.len()).any(|bytes| bytes == comment.as_bytes())
             };
-            assert!((1..=clip.steps).any(is_ours), "{name}");
+            assert!((1..=clip.steps).any(shows_step), "{name}");
         }
         ("--preview-out", _) => {
             let last = format!("-of-{:03}.png", clip.steps);
@@ -212,9 +213,9 @@ fn assert_whole(folder: &Path, [flag, name]: [&str; 2], piped: &[u8], clip: Clip
     }
 }
 
-/// A first run on some targets; then the others, twice each; then the first ends with its own frames.
+/// Starts a first run, then each other run twice, which must be refused. The first run must end with its own frames.
 fn others_are_refused(targets: &[&Target], phase: Phase) {
-    let folder = place();
+    let folder = workplace();
     let folder = folder.path();
     let outputs: Vec<_> = targets.iter().flat_map(|target| target.first).collect();
     let first = First::start(folder, &outputs, phase);
@@ -222,8 +223,8 @@ fn others_are_refused(targets: &[&Target], phase: Phase) {
     for target in targets {
         for other in target.others {
             for _ in 0..2 {
-                // Its own clip beside it must not stay either.
-                let output = generate(folder, OTHER, other).args(["-o", "beside.mp4"]).output().unwrap();
+                // The second output of a refused run must not be kept either.
+                let output = generate(folder, OTHER, other).args(["-o", "second.mp4"]).output().unwrap();
                 assert_refused(&output, &format!("{:?}, {other:?}, {phase:?}", target.first));
             }
         }
@@ -231,27 +232,27 @@ fn others_are_refused(targets: &[&Target], phase: Phase) {
     if let Phase::Claimed = phase {
         assert_eq!(all_names(folder), before);
     }
-    assert!(!all_names(folder).iter().any(|name| name.contains("beside")), "{:?}", all_names(folder));
+    assert!(!all_names(folder).iter().any(|name| name.contains("second")), "{:?}", all_names(folder));
     let piped = first.finish(outputs.contains(&"pipe.y4m"));
     for target in targets {
-        assert_whole(folder, target.first, &piped, FIRST);
+        assert_complete(folder, target.first, &piped, FIRST);
     }
-    let left = all_names(folder);
-    assert!(!left.iter().any(|name| name.contains("part") || name.contains(".rushes")), "{left:?}");
+    let remaining = all_names(folder);
+    assert!(!remaining.iter().any(|name| name.contains("part") || name.contains(".rushes")), "{remaining:?}");
 }
 
-/// The targets of which no two are one place.
-fn apart() -> Vec<&'static Target> {
+/// The targets with different paths.
+fn distinct() -> Vec<&'static Target> {
     TARGETS.iter().filter(|target| target.first[1] != "link.mp4" && target.first[1] != "steps").collect()
 }
 
 #[test]
-fn a_run_on_what_another_writes_is_refused_and_harms_nothing() {
-    others_are_refused(&apart(), Phase::Writing);
+fn a_run_on_an_output_that_another_run_writes_is_refused() {
+    others_are_refused(&distinct(), Phase::Writing);
 }
 
 #[test]
-fn a_run_on_what_another_has_claimed_is_refused_and_harms_nothing() {
+fn a_run_on_an_output_that_another_run_has_claimed_is_refused() {
     let targets: Vec<_> = TARGETS
         .iter()
         .filter(|target| ["link.mp4", "steps", "hls:live"].contains(&target.first[1]))
@@ -269,10 +270,9 @@ fn every_output_alone_in_every_phase() {
     }
 }
 
-/// Starts several runs on one output at the same moment: whoever is refused is refused as above, and what is there in the
-/// end is whole.
+/// Starts several runs on one output at the same time. Some may be refused, and the final output must be complete.
 fn race(target: [&str; 2], runs: usize) {
-    let folder = place();
+    let folder = workplace();
     let folder = folder.path();
     let clips: Vec<_> = (0..runs).map(|run| Clip { frames: 5 + 4 * run, steps: 1 + run }).collect();
     let started: Vec<_> = clips
@@ -280,45 +280,48 @@ fn race(target: [&str; 2], runs: usize) {
         .enumerate()
         .map(|(run, clip)| {
             let mut command = generate(folder, *clip, &target);
-            let beside = format!("beside-{run}.y4m");
-            command.args(["-o", &beside]).stdout(Stdio::null()).stderr(Stdio::piped());
-            (beside, *clip, command.spawn().unwrap())
+            let second = format!("second-{run}.y4m");
+            command.args(["-o", &second]).stdout(Stdio::null()).stderr(Stdio::piped());
+            (second, *clip, command.spawn().unwrap())
         })
         .collect();
     let mut done = Vec::new();
-    for (beside, clip, child) in started {
+    for (second, clip, child) in started {
         let output = child.wait_with_output().unwrap();
         if output.status.success() {
-            assert_eq!(frames_of(&folder.join(beside)), clip.frames);
+            assert_eq!(frames_of(&folder.join(second)), clip.frames);
             done.push(clip);
         } else {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(2), "{target:?}: {said}");
-            // One that comes after the end of another finds its pictures.
-            assert!(said.contains("another run") || said.contains("is not empty"), "{target:?}: {said}");
-            assert!(!folder.join(beside).exists());
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{target:?}: {stderr}");
+            // A run that starts after the end of another one finds its files.
+            assert!(
+                stderr.contains("another run") || stderr.contains("is not empty"),
+                "{target:?}: {stderr}"
+            );
+            assert!(!folder.join(second).exists());
         }
     }
     assert!(!done.is_empty(), "{target:?}: all were refused");
-    let is_whole =
-        |clip: &Clip| std::panic::catch_unwind(|| assert_whole(folder, target, &[], *clip)).is_ok();
-    assert!(done.iter().any(is_whole), "{target:?}: {:?}", all_names(folder));
-    let left = all_names(folder);
+    let is_complete =
+        |clip: &Clip| std::panic::catch_unwind(|| assert_complete(folder, target, &[], *clip)).is_ok();
+    assert!(done.iter().any(is_complete), "{target:?}: {:?}", all_names(folder));
+    let remaining = all_names(folder);
     assert!(
-        !left.iter().any(|name| name.contains("part") || name.contains(".rushes")),
-        "{target:?}: {left:?}"
+        !remaining.iter().any(|name| name.contains("part") || name.contains(".rushes")),
+        "{target:?}: {remaining:?}"
     );
 }
 
 #[test]
-fn of_runs_that_start_at_once_one_is_whole() {
+fn of_concurrent_runs_one_is_complete() {
     race(["-o", "a.mp4"], 3);
     race(["-o", "new/"], 3);
 }
 
 #[test]
 #[ignore = "minutes; `make test-long` runs it"]
-fn of_runs_that_start_at_once_one_is_whole_for_every_output() {
+fn of_concurrent_runs_one_is_complete_for_every_output() {
     for _ in 0..5 {
         for target in
             TARGETS.iter().filter(|target| target.first[1] != "pipe.y4m" && target.first[1] != "steps")
@@ -328,20 +331,20 @@ fn of_runs_that_start_at_once_one_is_whole_for_every_output() {
     }
 }
 
-/// A run that was killed holds nothing: the next one writes.
+/// A killed run claims nothing: the next run writes the output.
 #[test]
-fn what_a_killed_run_had_is_free() {
-    let folder = place();
+fn the_outputs_of_a_killed_run_are_free() {
+    let folder = workplace();
     let folder = folder.path();
-    let targets = apart();
+    let targets = distinct();
     let outputs: Vec<_> = targets.iter().flat_map(|target| target.first).collect();
     let mut first = First::start(folder, &outputs, Phase::Writing);
     first.child.kill().unwrap();
     first.child.wait().unwrap();
     let piped = First::start(folder, &outputs, Phase::Claimed).finish(true);
     for target in targets {
-        assert_whole(folder, target.first, &piped, FIRST);
+        assert_complete(folder, target.first, &piped, FIRST);
     }
-    let left = all_names(folder);
-    assert!(!left.iter().any(|name| name.contains("part") || name.contains(".rushes")), "{left:?}");
+    let remaining = all_names(folder);
+    assert!(!remaining.iter().any(|name| name.contains("part") || name.contains(".rushes")), "{remaining:?}");
 }

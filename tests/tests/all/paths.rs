@@ -1,5 +1,5 @@
-//! Paths that are no UTF-8: every command and flag takes them, and prints them with question marks.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Paths that are not UTF-8: every command and flag accepts them, and prints them with replacement characters.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,20 +12,19 @@ fn named(name: &[u8]) -> OsString {
     OsStr::from_bytes(name).to_owned()
 }
 
-/// Words of a command line; `~` stands for a byte that begins no character.
+/// The words of a command line; `~` stands for a byte that is not UTF-8.
 fn words(line: &str) -> Vec<OsString> {
     let bytes =
         |word: &str| word.bytes().map(|byte| if byte == b'~' { 0xe9 } else { byte }).collect::<Vec<u8>>();
     line.split(' ').map(|word| named(&bytes(word))).collect()
 }
 
-/// Runs a command, which must succeed and make something. Gives what it printed last as JSON, which it composes whether
-/// that is asked for or not.
-fn succeeds(folder: &Path, line: &str, made: &[&str]) -> serde_json::Value {
+/// Runs a command, which must succeed and create the files `created`. Returns its last JSON line.
+fn succeeds(folder: &Path, line: &str, created: &[&str]) -> serde_json::Value {
     let output = rushes(folder).args(words(line)).arg("--json").output().unwrap();
     assert!(output.status.success(), "{line}: {output:?}");
-    for made in made {
-        assert!(folder.join(&words(made)[0]).exists(), "{line} made no {made}: {output:?}");
+    for file in created {
+        assert!(folder.join(&words(file)[0]).exists(), "{line}: no {file}: {output:?}");
     }
     let text = String::from_utf8(output.stdout).unwrap();
     serde_json::from_str(text.lines().last().unwrap_or("null")).unwrap()
@@ -35,14 +34,14 @@ fn workplace() -> (tempfile::TempDir, PathBuf) {
     let outer = tempfile::tempdir().unwrap();
     let folder = outer.path().join(named(b"caf\xe9"));
     edit::copy_folder(&golden::case("two-experts").checkpoint(), &folder.join(named(b"ck\xe9")));
-    // Clips of seconds instead of minutes.
+    // Small clips, which take seconds instead of minutes.
     fs::write(folder.join(named(b"ck\xe9/rushes.json")), r#"{"size":"32x32","frames":5,"steps":3}"#).unwrap();
     fs::write(folder.join(named(b"p\xe9")), "a red fox\n").unwrap();
     (outer, folder)
 }
 
 #[test]
-fn every_command_takes_paths_that_are_no_text() {
+fn every_command_accepts_paths_that_are_not_utf8() {
     let (_outer, folder) = workplace();
     let clip = "--size 32x32 --frames 5 --steps 2";
     let exported = succeeds(&folder, "export ck~ --out b~", &["b~"]);
@@ -53,21 +52,20 @@ fn every_command_takes_paths_that_are_no_text() {
     let line = format!("calibrate b~ --prompts p~ {clip}");
     assert!(succeeds(&folder, &line, &[])["calibration"].as_str().unwrap().contains("b\u{fffd}/"));
     succeeds(&folder, "calibrate b~ --preview --clips 1 --size 128x128", &["b~/preview/map.json"]);
-    let line =
-        "quantize b~ --calibration b~/calibration.json --kernels stock --clips 1 --sensitivity estimated";
+    let line = "quantize b~ --calibration b~/calibration.json --kernels onnxruntime --clips 1 --sensitivity estimated";
     assert!(succeeds(&folder, line, &[])["report"].as_str().unwrap().contains('\u{fffd}'));
     let line = format!("bench generate --bundle b~ --runs 1 --precision f32 {clip}");
     succeeds(&folder, &line, &[]);
 }
 
 #[test]
-fn every_flag_of_generate_takes_paths_that_are_no_text() {
+fn every_flag_of_generate_accepts_paths_that_are_not_utf8() {
     let (_outer, folder) = workplace();
     succeeds(&folder, "export ck~ --out b~", &["b~"]);
     fs::write(folder.join(named(b"c\xe9.srt")), "1\n00:00:00,000 --> 00:00:01,000\nhello\n").unwrap();
     let generate = "generate fox --bundle b~ --size 48x32 --frames 5 --steps 2";
     let line = format!("{generate} -o a~.gif --trace t~.safetensors --preview full --preview-out f~.png");
-    // A preview is left out where it would hold the clip up.
+    // The preview may be skipped if the steps are too short.
     let done = succeeds(&folder, &line, &["a~.gif", "t~.safetensors"]);
     assert_eq!((&done["output"], &done["trace"]), (&"a\u{fffd}.gif".into(), &"t\u{fffd}.safetensors".into()));
     let all = ["m~.mp4", "k~.mkv", "w~.webm", "p~.webp", "y~.y4m", "frames~", "live~"];
@@ -85,12 +83,12 @@ fn every_flag_of_generate_takes_paths_that_are_no_text() {
 }
 
 #[test]
-fn the_machine_may_have_such_paths() {
+fn the_library_and_the_cache_may_have_such_paths() {
     let (_outer, folder) = workplace();
     let library = {
         let program = path();
-        let beside = program.ancestors().map(|folder| folder.join("onnxruntime"));
-        beside.into_iter().find(|folder| folder.is_dir()).expect("target/onnxruntime: `make setup` fills it")
+        let folders = program.ancestors().map(|folder| folder.join("onnxruntime"));
+        folders.into_iter().find(|folder| folder.is_dir()).expect("target/onnxruntime: `make setup` fills it")
     };
     std::os::unix::fs::symlink(library, folder.join(named(b"lib\xe9"))).unwrap();
     let found = succeeds(&folder, "doctor --onnxruntime lib~", &[]);
@@ -98,9 +96,9 @@ fn the_machine_may_have_such_paths() {
     succeeds(&folder, "generate fox --cache-dir c~ --steps 1 --frames 1 --size 48x32 -o a.gif", &["a.gif"]);
 }
 
-/// What cannot be found, read or written is named, and no command panics.
+/// Paths that cannot be found, read or written are named, and no command panics.
 #[test]
-fn paths_that_lead_nowhere_are_named() {
+fn paths_that_do_not_exist_are_named() {
     let (_outer, folder) = workplace();
     for line in [
         "export no~ --out x~",
@@ -121,8 +119,8 @@ fn paths_that_lead_nowhere_are_named() {
         for json in [None, Some("--json")] {
             let output = rushes(&folder).args(words(line)).args(json).output().unwrap();
             assert_eq!(output.status.code(), Some(2), "{line}: {output:?}");
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(!said.contains("panicked"), "{line}: {said}");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(!stderr.contains("panicked"), "{line}: {stderr}");
         }
     }
 }

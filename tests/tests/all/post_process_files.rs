@@ -1,5 +1,5 @@
-//! Files for the clip's post_process as a user gives them: what is wrong with one is told by name before the run, and at once.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Files for overlays and audio: a wrong file is reported by name before the run.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,12 +17,12 @@ static BUNDLE: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
     (folder, bundle)
 });
 
-/// Decoders of H.264 and AAC that a machine may have.
+/// Hides the decoders of H.264 and AAC that a machine may have.
 const HIDDEN: &str = "avdec_h264:NONE,openh264dec:NONE,vah264dec:NONE,vaapih264dec:NONE,nvh264dec:NONE,\
                       nvh264sldec:NONE,v4l2h264dec:NONE,v4l2slh264dec:NONE,avdec_aac:NONE,avdec_aac_fixed:NONE,\
                       faad:NONE,fdkaacdec:NONE,avdec_mpeg4:NONE";
 
-/// A quick run with these arguments, in a working folder, on a machine without those decoders.
+/// A short run with these arguments, in a working folder, without the hidden decoders.
 fn generate(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = rushes(folder);
     command.env("GST_PLUGIN_FEATURE_RANK", HIDDEN);
@@ -41,7 +41,7 @@ fn generate(folder: &Path, arguments: &[&str]) -> Output {
     command.args(["-o", "clip.y4m", "--bundle"]).arg(&BUNDLE.1).args(arguments).output().unwrap()
 }
 
-fn made(folder: &Path, name: &str, arguments: &[&str]) {
+fn create(folder: &Path, name: &str, arguments: &[&str]) {
     let status = Command::new("ffmpeg")
         .current_dir(folder)
         .args(["-v", "error", "-f", "lavfi", "-i"])
@@ -52,11 +52,11 @@ fn made(folder: &Path, name: &str, arguments: &[&str]) {
     assert!(status.success(), "{name}");
 }
 
-fn said(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn left_in(folder: &Path) -> Vec<String> {
+fn clips_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -65,15 +65,15 @@ fn left_in(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_decoder_that_is_missing_is_named_with_its_package() {
+fn a_missing_decoder_is_named_with_its_package() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let film = "testsrc=s=64x32:r=16:d=1";
-    made(folder, "film.mp4", &[film, "-c:v", "libx264"]);
-    made(folder, "film.mkv", &[film, "-c:v", "libx264"]);
-    made(folder, "film.avi", &[film, "-c:v", "mpeg4"]);
-    made(folder, "tone.m4a", &["sine=d=1", "-c:a", "aac"]);
-    made(folder, "tone.mkv", &["sine=d=1", "-c:a", "aac"]);
+    create(folder, "film.mp4", &[film, "-c:v", "libx264"]);
+    create(folder, "film.mkv", &[film, "-c:v", "libx264"]);
+    create(folder, "film.avi", &[film, "-c:v", "mpeg4"]);
+    create(folder, "tone.m4a", &["sine=d=1", "-c:a", "aac"]);
+    create(folder, "tone.mkv", &["sine=d=1", "-c:a", "aac"]);
     let cases: [(&[&str], &str); 6] = [
         (&["--key", "green", "--background", "film.mp4"], "x-h264"),
         (&["--key", "green", "--background", "film.mkv"], "x-h264"),
@@ -84,19 +84,22 @@ fn a_decoder_that_is_missing_is_named_with_its_package() {
     ];
     for (arguments, media_type) in cases {
         let output = generate(folder, arguments);
-        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {}", said(&output));
-        let said = said(&output);
-        assert!(said.contains(media_type) && said.contains("gstreamer1.0-libav"), "{arguments:?}: {said}");
-        assert_eq!(left_in(folder), Vec::<String>::new());
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {}", stderr_of(&output));
+        let stderr = stderr_of(&output);
+        assert!(
+            stderr.contains(media_type) && stderr.contains("gstreamer1.0-libav"),
+            "{arguments:?}: {stderr}"
+        );
+        assert_eq!(clips_in(folder), Vec::<String>::new());
     }
 }
 
 #[test]
-fn files_of_no_use_are_refused_before_the_run() {
+fn unusable_files_are_refused_before_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    made(folder, "tone.wav", &["sine=d=1"]);
-    made(folder, "picture.png", &["testsrc=s=64x32", "-frames:v", "1"]);
+    create(folder, "tone.wav", &["sine=d=1"]);
+    create(folder, "picture.png", &["testsrc=s=64x32", "-frames:v", "1"]);
     std::fs::write(
         folder.join("note.mp4"),
         "a note of some length, and no film at all, as everybody can see",
@@ -123,19 +126,19 @@ fn files_of_no_use_are_refused_before_the_run() {
     ];
     for (arguments, words) in cases {
         let output = generate(folder, arguments);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{arguments:?}: {said}");
-        assert!(!said.contains("panicked"), "{said}");
-        assert_eq!(left_in(folder), Vec::<String>::new());
+        let stderr = stderr_of(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(words.iter().all(|word| stderr.contains(word)), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        assert_eq!(clips_in(folder), Vec::<String>::new());
     }
 }
 
 #[test]
-fn what_was_decided_is_told_and_the_clip_is_made() {
+fn adjustments_are_reported_and_the_clip_is_generated() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    made(folder, "film.webm", &["testsrc=s=64x32:r=16:d=0.125", "-c:v", "libvpx"]);
+    create(folder, "film.webm", &["testsrc=s=64x32:r=16:d=0.125", "-c:v", "libvpx"]);
     let file = "1\n00:00:00,000 --> 00:00:01,000\nHi\n \n2\n00:01:00,000 --> 00:01:01,000\nlate\n";
     std::fs::write(folder.join("c.srt"), format!("\u{feff}{file}").replace('\n', "\r\n")).unwrap();
     let output = generate(
@@ -154,10 +157,10 @@ fn what_was_decided_is_told_and_the_clip_is_made() {
             "--json",
         ],
     );
-    let told = said(&output);
-    assert!(output.status.success(), "{told}");
+    let stderr = stderr_of(&output);
+    assert!(output.status.success(), "{stderr}");
     for words in ["film.webm ends after", "`late` at 00:01:00,000", "clip.gif shows 7 of the 9 frames"] {
-        assert!(told.contains(words), "{words}: {told}");
+        assert!(stderr.contains(words), "{words}: {stderr}");
     }
     let done = event(&output, "done");
     let frames: Vec<_> =

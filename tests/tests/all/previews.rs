@@ -1,5 +1,5 @@
-//! Pictures while it denoises, and decoding in tiles.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Previews during denoising, and decoding in tiles.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Bundle, Component};
@@ -36,7 +36,7 @@ fn tiny(name: &str) -> PathBuf {
     golden::folder().join("tiny-decoder").join(format!("{name}.safetensors"))
 }
 
-/// A tiny decoder, exported and open: its graph for the first latent frame and for the others.
+/// Exports a tiny decoder and opens its graphs for the first latent frame and for later ones.
 fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
     let (spec, source) = tiny_decoder::open(&tiny(name)).unwrap();
     let destination = Destination {
@@ -51,13 +51,13 @@ fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
         let path = folder.join("preview").join(file);
         tiny_decoder_graph(&spec, chunk, GraphWeights::new(&placed)).unwrap().write(&path).unwrap();
         let options = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
-        onnx.open(&path, &contract(&spec), &options).unwrap()
+        onnx.open(&path, &signature_of(&spec), &options).unwrap()
     });
     (first, next)
 }
 
-/// The decoder's contract, for as many latent channels.
-fn contract(spec: &TinyDecoderSpec) -> Signature {
+/// The signature of the decoder, for its number of latent channels.
+fn signature_of(spec: &TinyDecoderSpec) -> Signature {
     let any = |name: &str| signature::Extent::Dynamic(name.into());
     let tensor = |name: &str, shape: [signature::Extent; 5]| TensorSpec {
         name: name.into(),
@@ -74,7 +74,7 @@ fn contract(spec: &TinyDecoderSpec) -> Signature {
 }
 
 #[test]
-fn both_tiny_layouts_equal_torch() {
+fn both_tiny_layouts_equal_pytorch() {
     let reference = Tensors::read(&tiny("reference"));
     for name in ["taew2_1", "taew2_2"] {
         let folder = tempfile::tempdir().unwrap();
@@ -97,14 +97,14 @@ fn both_tiny_layouts_equal_torch() {
             assert_eq!(caches.len(), 9, "one for each memory block");
         }
         let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
-        let ours = (concatenate(Axis(0), &views).unwrap() + 1.0) / 2.0;
-        let theirs = reference.latent(&format!("{name}.frames"));
-        let difference = largest_difference(ours.view(), theirs.view());
+        let found = (concatenate(Axis(0), &views).unwrap() + 1.0) / 2.0;
+        let expected = reference.latent(&format!("{name}.frames"));
+        let difference = largest_difference(found.view(), expected.view());
         assert!(difference < 2e-5, "{name}: {difference}");
     }
 }
 
-/// A bundle with everything that previews can be made with, and clips of a size that a test can make.
+/// A bundle with every kind of preview, and small clips by default.
 struct SharedBundle {
     folder: tempfile::TempDir,
     bundle: PathBuf,
@@ -148,7 +148,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Width and height as ffprobe reads them.
+/// Codec, width and height, read by ffprobe.
 fn size_of(picture: &Path) -> String {
     let output = Command::new("ffprobe")
         .args(["-v", "error", "-show_entries", "stream=codec_name,width,height", "-of", "csv=p=0"])
@@ -159,7 +159,7 @@ fn size_of(picture: &Path) -> String {
 }
 
 #[test]
-fn every_kind_of_preview_is_made_and_none_changes_the_clip() {
+fn every_kind_of_preview_is_written_and_none_changes_the_clip() {
     let folder = tempfile::tempdir().unwrap();
     let without = generate(folder.path(), &["--trace", "off.safetensors"]);
     assert!(event(&without, "done")["preview"].is_null());
@@ -175,13 +175,13 @@ fn every_kind_of_preview_is_made_and_none_changes_the_clip() {
         let [shown, skipped, by_map] =
             ["shown", "skipped", "shown_by_map"].map(|count| preview[count].as_u64().unwrap());
         assert_eq!(shown + skipped, STEPS as u64, "{preview}");
-        // Where a decoder costs too much for steps this short, the map still shows them.
+        // If a decoder is too slow for such short steps, the linear map shows them.
         assert!(shown + by_map >= 1 && by_map <= skipped, "{preview}");
         let files = names(&folder.path().join(kind));
         assert_eq!(files.len() as u64, shown + by_map, "{files:?}");
         assert!(files.iter().all(|name| name.ends_with("-of-004.png") && name.starts_with("step-00")));
         if kind == "rgb" {
-            // What is waiting at the end is still shown.
+            // The last preview is still shown.
             assert_eq!(files.last().unwrap(), "step-004-of-004.png");
         }
         assert_eq!(size_of(&folder.path().join(kind).join(&files[0])), "png,64,32");
@@ -193,11 +193,11 @@ fn every_kind_of_preview_is_made_and_none_changes_the_clip() {
     }
 }
 
-/// Keeps what it is shown.
+/// Records the sizes of the previews that it receives.
 #[derive(Default, Clone)]
-struct Kept(Arc<Mutex<Vec<[usize; 4]>>>);
+struct Recorder(Arc<Mutex<Vec<[usize; 4]>>>);
 
-impl Sink for Kept {
+impl Sink for Recorder {
     fn show(&mut self, preview: &Preview) -> Result<(), runtime::Error> {
         let (frames, colours, height, width) = preview.frames.dim();
         self.0.lock().unwrap().push([frames, colours, height, width]);
@@ -205,7 +205,7 @@ impl Sink for Kept {
     }
 }
 
-/// A step of which only the time matters: `latent` stays as it is.
+/// A step that took `ran` and did not change the latent.
 fn step(latent: &Array4<f32>, step: usize, ran: Duration) -> StepDone<'_> {
     static EXPERT: LazyLock<ExpertName> = LazyLock::new(|| ExpertName("only".into()));
     let (sigma, timestep) = (Sigma(1.0), Timestep(1000.0));
@@ -223,11 +223,11 @@ fn step(latent: &Array4<f32>, step: usize, ran: Duration) -> StepDone<'_> {
 }
 
 #[test]
-fn decoders_show_what_long_steps_pay_for_and_the_map_what_short_ones_do_not() {
+fn decoders_show_long_steps_and_the_map_shows_short_ones() {
     let model = Model::open(&SHARED.bundle, ModelOptions::default()).unwrap();
     let shape = LatentShape { channels: 16, frames: 5, height: 4, width: 8 };
     let latent = Array4::zeros((16, 5, 4, 8));
-    for (kind, moving, seen) in [
+    for (kind, moving, decoded) in [
         (PreviewKind::Tiny, true, [17, 3, 32, 64]),
         (PreviewKind::Tiny, false, [1, 3, 32, 64]),
         (PreviewKind::Full, true, [1, 3, 32, 64]),
@@ -238,8 +238,8 @@ fn decoders_show_what_long_steps_pay_for_and_the_map_what_short_ones_do_not() {
             || PreviewRenderers { chosen: renderer(kind).unwrap(), fallback: renderer(PreviewKind::Rgb) };
         let settings = PreviewSettings { every: NonZeroUsize::MIN, length };
         for (ran, by_map) in [(Duration::from_secs(10_000), false), (Duration::from_nanos(1), true)] {
-            let kept = Kept::default();
-            let sinks: Vec<Box<dyn Sink>> = vec![Box::new(kept.clone())];
+            let recorder = Recorder::default();
+            let sinks: Vec<Box<dyn Sink>> = vec![Box::new(recorder.clone())];
             let mut previewer = Previewer::start(renderers(), shape, settings, sinks, &Cancel::new());
             previewer.step(&step(&latent, 0, ran));
             let report = previewer.finish();
@@ -247,13 +247,13 @@ fn decoders_show_what_long_steps_pay_for_and_the_map_what_short_ones_do_not() {
             assert_eq!((report.shown, report.skipped), if by_map { (0, 1) } else { (1, 0) }, "{kind}");
             assert_eq!(report.fallbacks, usize::from(by_map), "{kind}");
             let map = [if moving { 5 } else { 1 }, 3, 4, 8];
-            assert_eq!(*kept.0.lock().unwrap(), [if by_map { map } else { seen }], "{kind}");
+            assert_eq!(*recorder.0.lock().unwrap(), [if by_map { map } else { decoded }], "{kind}");
         }
     }
 }
 
 #[test]
-fn one_file_holds_the_newest_and_every_nth_is_enough() {
+fn one_file_holds_the_newest_preview_of_every_nth_step() {
     let folder = tempfile::tempdir().unwrap();
     let output = generate(folder.path(), &["--preview-out", "now.png", "--preview-every", "3"]);
     let preview = &event(&output, "done")["preview"];
@@ -263,11 +263,11 @@ fn one_file_holds_the_newest_and_every_nth_is_enough() {
     assert_eq!(size_of(&folder.path().join("now.png")), "png,64,32");
 }
 
-/// Somebody removes the folder while the run goes on; one that could be seen before is refused then.
+/// The folder is removed during the run; before the run, such a folder would be refused.
 #[test]
-fn a_preview_that_cannot_be_written_costs_no_clip() {
+fn a_preview_that_cannot_be_written_does_not_fail_the_clip() {
     let folder = tempfile::tempdir().unwrap();
-    let place = folder.path().join("previews");
+    let previews = folder.path().join("previews");
     let mut child = command(folder.path(), &["--preview-out", "previews", "--progress", "json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -277,17 +277,17 @@ fn a_preview_that_cannot_be_written_costs_no_clip() {
     let signal = |signal: &str| {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     };
-    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("\"phase\":\"text\"") {
         line.clear();
-        assert!(said.read_line(&mut line).unwrap() > 0, "the run ended early");
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the run ended early");
     }
     signal("-STOP");
-    std::fs::remove_dir_all(&place).unwrap();
-    std::fs::write(&place, "in the way").unwrap();
+    std::fs::remove_dir_all(&previews).unwrap();
+    std::fs::write(&previews, "not a folder").unwrap();
     signal("-CONT");
-    std::io::copy(&mut said, &mut std::io::sink()).unwrap();
+    std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let failed = event(&output, "done")["preview"]["failed"].as_str().unwrap().to_owned();
@@ -296,7 +296,7 @@ fn a_preview_that_cannot_be_written_costs_no_clip() {
 }
 
 #[test]
-fn what_a_bundle_lacks_is_said_before_the_run() {
+fn a_preview_that_the_bundle_lacks_is_refused_before_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = golden::case(CASE).checkpoint();
     let output =
@@ -318,7 +318,7 @@ fn what_a_bundle_lacks_is_said_before_the_run() {
 fn a_map_belongs_to_its_decoder() {
     let bundle = Bundle::open(&SHARED.bundle).unwrap();
     let map = bundle.preview_map().unwrap().unwrap();
-    // A checkpoint may ship it, unless its decoder is another.
+    // A checkpoint may contain the map if it was fitted for its decoder.
     for (part, kept) in [("transformer", true), ("vae", false)] {
         let copy = edit::copy_of(&SHARED.folder.path().join("checkpoint"));
         map.write(&copy.path().join("preview_map.json")).unwrap();
@@ -336,7 +336,7 @@ fn a_map_belongs_to_its_decoder() {
 }
 
 #[test]
-fn the_embedded_model_has_the_map_of_its_decoder() {
+fn the_embedded_model_has_a_map_for_its_decoder() {
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
     let exported = golden::export(&checkpoint).unwrap();
     assert!(
@@ -345,7 +345,7 @@ fn the_embedded_model_has_the_map_of_its_decoder() {
     );
 }
 
-/// Slow waves in every channel: `[C,T,h,w]`.
+/// A latent with slow waves in every channel, `[C,T,h,w]`.
 fn smooth_latent(channels: usize, shape: [usize; 3]) -> Array4<f32> {
     let [frames, height, width] = shape;
     Array4::from_shape_fn((channels, frames, height, width), |(c, t, y, x)| {
@@ -377,27 +377,27 @@ fn tiles_join_without_a_seam() {
     let side = TileSide::try_new(16, manifest.vae.stride()).unwrap();
     let tiled = decode(&mut VideoDecoder::new(&exported.model).tiled(Some(side)), latent.view());
     assert_eq!(tiled.dim(), whole.dim());
-    assert!(whole.std(0.0) > 0.1, "a flat picture has no seams");
-    let psnr = |ours: ArrayView4<'_, f32>, theirs: ArrayView4<'_, f32>| {
-        let errors: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).powi(2))).collect();
+    assert!(whole.std(0.0) > 0.1, "a flat picture shows no seams");
+    let psnr = |found: ArrayView4<'_, f32>, expected: ArrayView4<'_, f32>| {
+        let errors: Vec<f64> = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).powi(2))).collect();
         // The range of a colour is 2.
         -10.0 * (errors.iter().sum::<f64>() / errors.len() as f64 / 4.0).log10()
     };
     let all = psnr(tiled.view(), whole.view());
     println!("tiles: {all:.1} dB");
     assert!(all >= 40.0, "{all:.1} dB");
-    // And no frame is worse than that by much, the first of a chunk in particular.
-    for (index, (ours, theirs)) in tiled.axis_iter(Axis(0)).zip(whole.axis_iter(Axis(0))).enumerate() {
-        let frame = psnr(ours.insert_axis(Axis(0)), theirs.insert_axis(Axis(0)));
+    // No frame is much worse, in particular the first frame of a chunk.
+    for (index, (found, expected)) in tiled.axis_iter(Axis(0)).zip(whole.axis_iter(Axis(0))).enumerate() {
+        let frame = psnr(found.insert_axis(Axis(0)), expected.insert_axis(Axis(0)));
         assert!(frame >= 38.0, "frame {index}: {frame:.1} dB");
     }
-    // Where only one tile shows, a tile's decode differs by what lies beyond its edge alone.
+    // Where only one tile is shown, the decode differs only by the pixels outside the tile.
     let corner = s![.., .., ..32, ..32];
     assert!(psnr(tiled.slice(corner), whole.slice(corner)) >= 40.0);
 }
 
 #[test]
-fn tiles_are_taken_where_memory_is_short_and_said() {
+fn tiles_are_used_if_memory_is_short_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| {
         rushes(folder.path())

@@ -1,5 +1,5 @@
-//! `rushes bench quality`: the judge reads the clips that `generate` makes, and what it cannot read is refused.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! `rushes bench quality`: the judge scores the clips of `generate`, and wrong prompts or judges are refused.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::dtype::ElementType;
 use graph::{Dim, GraphBuilder};
@@ -28,10 +28,10 @@ static BUNDLE: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
     (folder, bundle)
 });
 
-/// What the judge of these tests weighs the samples of a clip with: the first value of an attribute is read where the
-/// weighted sum is positive.
+/// The weights of the test judge for the samples of a clip: it reads the first value of an attribute if the weighted
+/// sum is positive.
 fn weights(attribute: &str) -> Array4<f32> {
-    let half = |at: usize, size: usize| if 2 * at < size { 1.0 } else { -1.0 };
+    let half = |index: usize, size: usize| if 2 * index < size { 1.0 } else { -1.0 };
     Array4::from_shape_fn((FRAMES, HEIGHT, WIDTH, 3), |(frame, _, x, channel)| match attribute {
         "side" => half(x, WIDTH),
         "end" if frame == 0 => 1.0,
@@ -45,7 +45,7 @@ fn weights(attribute: &str) -> Array4<f32> {
 const ATTRIBUTES: [(&str, [&str; 2]); 3] =
     [("side", ["left", "right"]), ("end", ["first", "last"]), ("color", ["red", "blue"])];
 
-/// A judge that sees where a clip is brighter, made of one product.
+/// Writes a judge with one product, which compares the brightness of parts of a clip.
 fn write_judge(folder: &Path) {
     let mut g = GraphBuilder::new("judge");
     let shape = [1, FRAMES, HEIGHT, WIDTH, 3].map(Dim::from);
@@ -73,7 +73,7 @@ fn prompt(language: &str, text: &str, seed: usize, asked: &Value) -> Value {
     json!({"language": language, "prompt": text, "seed": seed, "attributes": asked})
 }
 
-/// `bench quality` with the judge and the prompts in `folder`.
+/// `bench quality` with the judge and the prompts of `folder`.
 fn quality(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = rushes(folder);
     command.args(["bench", "quality", "--judge", "judge.onnx", "--prompts", "prompts.json", "--json"]);
@@ -81,7 +81,7 @@ fn quality(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// The frames that `generate` makes, `[F,H,W,3]` in 0..1.
+/// The frames of `generate`, `[F,H,W,3]` in 0..1.
 fn generated(folder: &Path, text: &str, seed: usize) -> Array4<f32> {
     let size = format!("{WIDTH}x{HEIGHT}");
     let output = rushes(folder)
@@ -106,7 +106,7 @@ fn clips(output: &Output) -> Vec<Value> {
 }
 
 #[test]
-fn the_judge_reads_the_clips_that_generate_makes() {
+fn the_judge_reads_the_clips_of_generate() {
     let folder = tempfile::tempdir().unwrap();
     write_judge(folder.path());
     let texts = [("en", "a boat"), ("zh", "一艘船"), ("en", "a boat at night")];
@@ -133,7 +133,7 @@ fn the_judge_reads_the_clips_that_generate_makes() {
         }
     }
     let score = event(&output, "quality");
-    let share = |of: usize, clips: usize| of as f64 / clips as f64;
+    let share = |right: usize, clips: usize| right as f64 / clips as f64;
     for (index, line) in score["attributes"].as_array().unwrap().iter().enumerate() {
         assert_eq!(line["attribute"], ATTRIBUTES[index].0);
         assert_eq!(line["english"], share(right[0][index], 2));
@@ -158,12 +158,12 @@ fn guidance_reaches_the_clips() {
         event(&output, "quality")
     };
     assert_eq!(score("1")["guidance"], json!([1.0, 1.0]));
-    let asked_for_nothing = score("3,2");
-    assert_eq!(asked_for_nothing["guidance"], json!([3.0, 2.0]));
-    assert_eq!(asked_for_nothing["mean"]["read_back"], Value::Null);
+    let without_attributes = score("3,2");
+    assert_eq!(without_attributes["guidance"], json!([3.0, 2.0]));
+    assert_eq!(without_attributes["mean"]["read_back"], Value::Null);
 }
 
-/// The first prompts of those that ship, by mini and its own judge: what guidance is for shows in the clips.
+/// The first shipped prompts, with mini and its judge: guidance improves the score.
 #[test]
 fn mini_follows_its_prompts_and_better_with_guidance() {
     let folder = tempfile::tempdir().unwrap();
@@ -184,7 +184,7 @@ fn mini_follows_its_prompts_and_better_with_guidance() {
 }
 
 #[test]
-fn what_the_judge_cannot_read_is_refused() {
+fn prompts_and_judges_that_do_not_match_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     write_judge(folder.path());
     let refused = |prompts: &Value| {
@@ -197,7 +197,7 @@ fn what_the_judge_cannot_read_is_refused() {
     assert!(unknown.contains("`top`") && unknown.contains("left, right"), "{unknown}");
     let empty = refused(&json!([prompt("en", "", 1, &json!({}))]));
     assert!(empty.contains("no text"), "{empty}");
-    // A description of other outputs than the graph has.
+    // A description that does not match the outputs of the graph.
     let described = json!({"attributes": {"side": {"values": ["left", "right", "top"], "accuracy": 1.0}}});
     fs::write(folder.path().join("judge.json"), described.to_string()).unwrap();
     let output = quality(folder.path(), &["--steps", "1"]).output().unwrap();
@@ -205,7 +205,7 @@ fn what_the_judge_cannot_read_is_refused() {
 }
 
 #[test]
-fn ctrl_c_says_how_far_it_got() {
+fn an_interrupt_reports_the_number_of_scored_clips() {
     let folder = tempfile::tempdir().unwrap();
     write_judge(folder.path());
     let all: Vec<Value> =
@@ -216,16 +216,16 @@ fn ctrl_c_says_how_far_it_got() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("\"progress\"") {
         line.clear();
-        assert!(said.read_line(&mut line).unwrap() > 0, "the run ended before its first clip");
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the run ended before its first clip");
     }
     let interrupted = Command::new("kill").arg("-INT").arg(child.id().to_string()).status().unwrap();
     assert!(interrupted.success());
     let mut rest = String::new();
-    said.read_to_string(&mut rest).unwrap();
+    stderr.read_to_string(&mut rest).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{rest}");
     let error = event(&output, "error");

@@ -1,5 +1,5 @@
-//! Calibration and quantised variants, on small models and on the embedded one.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Calibration and quantised variants of small models and of the embedded model.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
 use bundle::quantization::Scheme;
@@ -34,7 +34,7 @@ fn succeeded(output: Output) -> Output {
     output
 }
 
-/// The work of a component that runs in integers, read from the graph as ONNX Runtime has optimised it.
+/// The share of a component's work that runs in integers, read from the graph after ONNX Runtime's optimisation.
 fn share_of(
     bundle: &Bundle,
     entry: &ComponentEntry,
@@ -50,7 +50,7 @@ fn share_of(
     integer_share(&model, &positions(&bundle.manifest, &entry.component, rows))
 }
 
-/// A bundle of a small model and a recorded set of two clips.
+/// Exports a small model and records a set of two clips.
 fn recorded(folder: &Path) -> (golden::Exported, CalibrationSet) {
     let exported = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
     let manifest = exported.model.manifest();
@@ -78,7 +78,7 @@ fn recorded(folder: &Path) -> (golden::Exported, CalibrationSet) {
 }
 
 #[test]
-fn a_calibration_that_is_interrupted_everywhere_ends_with_the_same_bits() {
+fn a_calibration_that_is_interrupted_after_every_part_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (exported, set) = recorded(folder.path());
     let (bundle, onnx) = (exported.model.bundle(), OnnxRuntime::load(None).unwrap());
@@ -105,7 +105,7 @@ fn a_calibration_that_is_interrupted_everywhere_ends_with_the_same_bits() {
     let (read, _) = Table::read(&folder.path().join("whole/calibration.json"), &bundle.manifest).unwrap();
     assert_eq!(read, whole);
 
-    // For other weights, and with numbers of something else, it is refused.
+    // A calibration of other weights, or with changed numbers, is refused.
     let mut other = bundle.manifest.clone();
     other.components[1].digest.blake3 = "0".repeat(64);
     let error = Table::read(&folder.path().join("whole/calibration.json"), &other).unwrap_err();
@@ -117,25 +117,25 @@ fn a_calibration_that_is_interrupted_everywhere_ends_with_the_same_bits() {
     assert!(Table::read(&folder.path().join("whole/calibration.json"), &bundle.manifest).is_err());
 }
 
-/// Signal to noise of every quantised layer of the report on int8.
+/// The signal-to-noise ratio of every quantised layer in the report on int8.
 fn layers(bundle: &Path) -> BTreeMap<String, f64> {
     let quality = quality::quantize::report::read(bundle).remove("int8").unwrap();
-    let of = |component: ComponentQuality| {
+    let layers_of = |component: ComponentQuality| {
         let name = component.component;
         component
             .layers
             .into_iter()
             .map(move |layer| (format!("{name} {}", layer.layer), layer.signal_to_noise))
     };
-    quality.components.into_iter().flat_map(of).collect()
+    quality.components.into_iter().flat_map(layers_of).collect()
 }
 
 #[test]
-fn a_quantisation_that_is_stopped_leaves_the_bundle_as_it_was() {
+fn an_interrupted_quantisation_does_not_change_the_bundle() {
     let folder = tempfile::tempdir().unwrap();
     let (golden::Exported { model, folder: _kept }, set) = recorded(folder.path());
     let (bundle, onnx) = (&model.bundle().clone(), OnnxRuntime::load(None).unwrap());
-    // What a model may read is not removed.
+    // Files that an open model may read are not removed.
     drop(model);
     let replay = Replay { bundle, set: &set, onnx: &onnx, options: OPTIONS };
     replay.run(&Cancel::new(), &mut |_| Ok(())).unwrap().write(folder.path(), &set.info).unwrap();
@@ -145,7 +145,7 @@ fn a_quantisation_that_is_stopped_leaves_the_bundle_as_it_was() {
         let lengths = files.iter().map(|path| std::fs::metadata(path).unwrap().len()).collect::<Vec<_>>();
         (files, lengths, std::fs::read(bundle.path("bundle.json")).unwrap())
     };
-    // Every component but the last, and nothing is committed; with a variant in the bundle and without one.
+    // Stops after all components but the last, without a commit; with and without a variant in the bundle.
     let quantize = |components: usize, reason: &str| {
         let calibration = folder.path().join("calibration.json");
         let options = QuantizeOptions {
@@ -162,13 +162,13 @@ fn a_quantisation_that_is_stopped_leaves_the_bundle_as_it_was() {
         quantizer
     };
     let all = bundle.manifest.components.len();
-    let exported_alone = contents();
+    let exported_only = contents();
     drop(quantize(all - 1, "stopped"));
-    assert_eq!(contents(), exported_alone);
+    assert_eq!(contents(), exported_only);
 
     quantize(all, "first").commit().unwrap();
     let with_variant = contents();
-    assert_ne!(with_variant.0, exported_alone.0);
+    assert_ne!(with_variant.0, exported_only.0);
     drop(quantize(all - 1, "stopped"));
     assert_eq!(contents(), with_variant);
     quantize(all, "second").commit().unwrap();
@@ -179,7 +179,7 @@ fn a_quantisation_that_is_stopped_leaves_the_bundle_as_it_was() {
 }
 
 #[test]
-fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
+fn mini_in_int8_is_small_runs_in_integers_and_gives_nearly_the_same_clip() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
     let path = folder.path().join("bundle");
@@ -197,12 +197,12 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
         event(&output, "quantized")["psnr"].as_f64().unwrap()
     };
     let psnr = quantize(&["--kernels", "onnxruntime"]);
-    assert!(psnr >= 30.0, "{psnr} dB in ONNX Runtime kernels");
+    assert!(psnr >= 30.0, "{psnr} dB with ONNX Runtime kernels");
     let measured = layers(&path);
     let quick = ["--sensitivity", "estimated", "--ranges", "percentile"];
     let psnr = quantize(&[&quick[..], &["--kernels", "rushes,onnxruntime"]].concat());
-    assert!(psnr >= 30.0, "{psnr} dB in Rushes kernels");
-    // What a layer costs was really measured: each has an error that is small and not the one of the estimate.
+    assert!(psnr >= 30.0, "{psnr} dB with Rushes kernels");
+    // Measured errors are small and differ from the estimated ones.
     let estimated = layers(&path);
     assert!(measured.keys().eq(estimated.keys()));
     for (layer, found) in &measured {
@@ -211,14 +211,14 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     let page = std::fs::read_to_string(path.join("quality.html")).unwrap();
     assert!(
         page.contains("data:image/bmp;base64,") && !page.contains("http"),
-        "the page shows all by itself"
+        "the page needs no other files"
     );
     let shown = succeeded(run(&["inspect", "bundle"]));
     let shown = String::from_utf8_lossy(&shown.stdout);
     assert!(shown.contains("variant int8: worst clip"), "{shown}");
 
     let bundle = Bundle::open(&path).unwrap();
-    // Prompts of mini are a dozen tokens.
+    // Prompts of mini have about 12 tokens.
     let rows = |text| StepRows { tokens: 5 * 4 * 7, text };
     for (kernels, rows) in [(KernelLibrary::Rushes, rows(12)), (KernelLibrary::OnnxRuntime, rows(512))] {
         for entry in &bundle.manifest.components {
@@ -229,17 +229,16 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
             };
             let variant = entry.variant(Precision::Int8, kernels).unwrap();
             let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;
-            assert!(share <= ratio, "{} in {kernels} kernels: {share}", entry.component);
+            assert!(share <= ratio, "{} with {kernels} kernels: {share}", entry.component);
             let share = share_of(&bundle, entry, part, kernels, rows);
-            assert!(share.ratio() >= 0.85, "{} in {kernels} kernels: {share:?}", entry.component);
+            assert!(share.ratio() >= 0.85, "{} with {kernels} kernels: {share:?}", entry.component);
         }
         let clip =
             ["generate", "A red ball", "--bundle", "bundle", "--precision", "int8", "--steps", "2", "--json"];
         let output = succeeded(run(&[&clip[..], &["--kernels", kernels.name()]].concat()));
         assert_eq!(event(&output, "done")["kernels"], kernels.name());
     }
-    // Once more, with a budget that needs some layers in high precision: the variant is replaced, and nothing is left
-    // of the old one.
+    // With a budget that needs some layers in high precision the variant is replaced, and the old files are removed.
     let files = || walk(&path).len();
     let before = files();
     let budget = format!("{}", psnr + 0.5);
@@ -259,7 +258,7 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
         let psnr = quantize(&[&["--scheme"], scheme].concat());
         assert!(psnr >= wanted, "{scheme:?}: {psnr} dB");
     }
-    // On any path of the processor, and no other operators than there are.
+    // On any instruction path, and only with kernels that the variant has.
     for arguments in
         [["--precision", "int8", "--cpu-path", "scalar"], ["--precision", "bf16", "--kernels", "rushes"]]
     {
@@ -272,7 +271,7 @@ fn mini_in_int8_is_small_runs_in_integers_and_makes_nearly_the_same_clip() {
     fp8_graphs_obey_the_rules(&Bundle::open(&path).unwrap());
 }
 
-/// The graphs of E4M3 experts, and what is found when each rule is broken.
+/// Checks the rules on the graphs of E4M3 experts, and that broken rules are detected.
 fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
     let numerics = std::fs::read(bundle.path("quantization.fp8.json")).unwrap();
     let numerics: bundle::quantization::Numerics = serde_json::from_slice(&numerics).unwrap();
@@ -280,31 +279,35 @@ fn fp8_graphs_obey_the_rules(bundle: &Bundle) {
         bundle.manifest.components.iter().filter(|entry| matches!(entry.component, Component::Expert(_)));
     let mut checked = 0;
     for entry in experts {
-        let of = numerics.components.iter().find(|of| of.component == entry.component).unwrap();
-        let kept: std::collections::BTreeSet<String> = of.kept.keys().cloned().collect();
+        let numerics = numerics.components.iter().find(|found| found.component == entry.component).unwrap();
+        let kept: std::collections::BTreeSet<String> = numerics.kept.keys().cloned().collect();
         // One block at each end of six, and the embedders.
         assert!(kept.contains("blocks.0.attn1.to_q") && kept.contains("blocks.5.ffn.net.2"), "{kept:?}");
         assert!(
-            of.layers.contains_key("blocks.1.attn1.to_q") && of.layers.contains_key("blocks.4.ffn.net.2")
+            numerics.layers.contains_key("blocks.1.attn1.to_q")
+                && numerics.layers.contains_key("blocks.4.ffn.net.2")
         );
-        let quantized: std::collections::BTreeSet<String> = of.layers.keys().cloned().collect();
+        let quantized: std::collections::BTreeSet<String> = numerics.layers.keys().cloned().collect();
         for (target, activations) in [(Target::Cpu, DataType::Float), (Target::Plain, DataType::Bfloat16)] {
             let broken_rules = |model: &Model, kept| broken_rules(model, kept, activations);
             let variant = Variant { target, precision: Precision::Fp8, kernels: KernelLibrary::OnnxRuntime };
             let graph = entry.graph(Part::Whole, variant).unwrap();
             let model = Model::read(&bundle.path(&graph.file)).unwrap();
             assert_eq!(broken_rules(&model, &kept), Vec::<String>::new());
-            // In each of four blocks seven inputs of layers, and in two attentions four operands.
+            // Each of four blocks has seven inputs of layers, and two attentions with four operands.
             let nodes = &model.proto.graph.as_ref().unwrap().node;
-            let codes = nodes.iter().filter(|node| node.op_type == "QuantizeLinear").count();
-            assert!(codes >= 4 * (7 + 2 * 4), "{codes} in {target}");
+            let quantizers = nodes.iter().filter(|node| node.op_type == "QuantizeLinear").count();
+            assert!(quantizers >= 4 * (7 + 2 * 4), "{quantizers} in {target}");
 
-            assert!(!broken_rules(&model, &quantized).is_empty(), "a layer that should be kept is not seen");
+            assert!(
+                !broken_rules(&model, &quantized).is_empty(),
+                "a layer that should be kept is not detected"
+            );
             let mut cut = model.clone();
             let nodes = &mut cut.proto.graph.as_mut().unwrap().node;
             let position = nodes.iter().position(|node| node.op_type == "DequantizeLinear").unwrap();
             nodes.remove(position);
-            assert!(!broken_rules(&cut, &kept).is_empty(), "a missing DequantizeLinear is not seen");
+            assert!(!broken_rules(&cut, &kept).is_empty(), "a missing DequantizeLinear is not detected");
             let mut old = model;
             old.proto.opset_import[0].version = 17;
             assert_eq!(broken_rules(&old, &kept).len(), 1);
@@ -327,12 +330,12 @@ fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
 fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
     use bundle::quantization::{Affine, ComponentNumerics, LayerNumerics, WeightScales, layers};
     let folder = tempfile::tempdir().unwrap();
-    let like = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
+    let template = golden::export(&golden::case("two-experts").checkpoint()).unwrap();
     let spec = synthetic::denoiser(1);
-    let like = like.model.manifest();
+    let template = template.model.manifest();
     let component = synthetic::expert();
-    let specs = (spec.clone(), like.vae.clone());
-    let bundle = synthetic::bundle(folder.path(), like, &component, specs, Values::Zeros);
+    let specs = (spec.clone(), template.vae.clone());
+    let bundle = synthetic::bundle(folder.path(), template, &component, specs, Values::Zeros);
     let mut entry = bundle.manifest.components[0].clone();
     let mut numerics = ComponentNumerics::empty(component, entry.digest.clone());
     for layer in layers::denoiser(&spec).into_iter().flat_map(|group| group.layers) {
@@ -354,6 +357,6 @@ fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
     write_variant(&bundle, &mut entry, &request).unwrap();
     for (kernels, text) in [(KernelLibrary::Rushes, 61), (KernelLibrary::OnnxRuntime, 512)] {
         let share = share_of(&bundle, &entry, Part::Whole, kernels, StepRows { tokens: 1950, text });
-        assert!(share.ratio() >= 0.95, "in {kernels} kernels: {share:?}");
+        assert!(share.ratio() >= 0.95, "with {kernels} kernels: {share:?}");
     }
 }

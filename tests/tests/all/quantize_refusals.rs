@@ -1,5 +1,5 @@
-//! Models that Rushes kernels have no kernels for are refused by `rushes quantize` before anything is computed.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! `rushes quantize` refuses models that Rushes kernels do not support before anything is computed.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::quantization::Scheme;
 use bundle::variant::KernelLibrary;
@@ -11,7 +11,7 @@ use tests::{edit, golden};
 fn export(case: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = edit::copy_of(&golden::case(case).checkpoint());
-    // The report's clips are made with the defaults.
+    // The clips of the report use the defaults.
     std::fs::write(checkpoint.path().join("rushes.json"), r#"{"size": "32x32", "frames": 5, "steps": 4}"#)
         .unwrap();
     let request = export::ExportRequest::new(checkpoint.path(), &folder.path().join("bundle"));
@@ -20,15 +20,15 @@ fn export(case: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn heads_that_there_are_no_kernels_for_are_refused_by_name_with_what_works() {
-    // 12, 26 and 8 wide.
+fn unsupported_head_widths_are_refused_with_an_alternative() {
+    // The heads are 12, 26 and 8 wide.
     for (case, width) in [("two-experts", "12"), ("four-steps", "26"), ("moving-clip", "8")] {
         let folder = export(case);
         for (arguments, flag, fix) in [
-            (&["--scheme", "int8"][..], "--kernels", "--kernels stock"),
-            (&["--kernels", "rushes"], "--kernels", "--kernels stock"),
-            (&["--kernels", "stock,own"], "--kernels", "--kernels stock"),
-            (&["--scheme", "bf16"], "--scheme", "--scheme int8 --kernels stock"),
+            (&["--scheme", "int8"][..], "--kernels", "--kernels onnxruntime"),
+            (&["--kernels", "rushes"], "--kernels", "--kernels onnxruntime"),
+            (&["--kernels", "onnxruntime,rushes"], "--kernels", "--kernels onnxruntime"),
+            (&["--scheme", "bf16"], "--scheme", "--scheme int8 --kernels onnxruntime"),
         ] {
             let output = rushes(folder.path())
                 .args(["quantize", "bundle", "--json"])
@@ -41,7 +41,7 @@ fn heads_that_there_are_no_kernels_for_are_refused_by_name_with_what_works() {
             assert!(error["why"].as_str().unwrap().contains(&format!("are {width} wide")), "{error}");
             assert!(error["fix"].as_str().unwrap().contains(fix), "{error}");
         }
-        // The others want a calibration, which is the next thing that is looked at.
+        // The other schemes need a calibration, which is checked next.
         for scheme in [Scheme::Int8, Scheme::Fp8, Scheme::Int8Weights] {
             let options =
                 QuantizeOptions { kernels: vec![KernelLibrary::OnnxRuntime], ..QuantizeOptions::new(scheme) };
@@ -68,12 +68,12 @@ fn quantizes(case: &str, variants: &[&[&str]]) -> tempfile::TempDir {
     folder
 }
 
-/// What `quantize` does not refuse it can do, whatever the widths: layers that no step of the products divides, a decoder
-/// of four channels.
+/// A model that is not refused can be quantised at any width: layers that are not multiples of a tile, a decoder of
+/// four channels.
 #[test]
-fn what_is_not_refused_runs_at_odd_widths() {
+fn models_of_odd_widths_are_quantised_and_run() {
     let folder = quantizes("official-names", &[&["--kernels", "rushes,onnxruntime"]]);
-    // The decoder of bytes is one graph: tiles are refused before the steps, and one tile is the whole picture.
+    // The INT8 decoder has no trunk and upsampler: several tiles are refused before the steps, a single tile is not.
     let generate = |size: &str, tile: &str| {
         let clip = [
             "generate",
@@ -92,8 +92,8 @@ fn what_is_not_refused_runs_at_odd_widths() {
     };
     let output = generate("512x512", "256");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("--tile cannot be") && said.contains("decodes whole frames only"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("--tile cannot be") && stderr.contains("decodes whole frames only"), "{stderr}");
     assert!(generate("32x32", "256").status.success());
 }
 

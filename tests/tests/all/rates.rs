@@ -1,5 +1,5 @@
-//! Rates as people write them: exact from the command line to the file and back from the bundle.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Frame rates are exact from the command line and from the bundle to the file.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -31,7 +31,7 @@ fn rate_of(clip: &Path) -> String {
 }
 
 #[test]
-fn rates_of_television_are_exact() {
+fn broadcast_frame_rates_are_exact() {
     let folder = tempfile::tempdir().unwrap();
     assert!(export(folder.path(), &golden::case("two-experts").checkpoint()).status.success());
     for (text, exact) in
@@ -48,13 +48,13 @@ fn rates_of_television_are_exact() {
             assert!((done["fps"].as_f64().unwrap() - number).abs() < 1e-9, "{done}");
         }
     }
-    // A length in seconds is at that rate.
+    // A length in seconds uses the same rate.
     let done = event(&generate(folder.path(), &["--seconds", "1.001", "--fps", "29.97"]), "done");
     assert_eq!(done["frames"], 30, "{done}");
 }
 
 #[test]
-fn other_rates_are_refused_by_flag_with_the_nearest() {
+fn wrong_frame_rates_are_refused_by_flag_with_the_nearest_rate() {
     let folder = tempfile::tempdir().unwrap();
     assert!(export(folder.path(), &golden::case("two-experts").checkpoint()).status.success());
     for (text, fix) in [
@@ -69,7 +69,7 @@ fn other_rates_are_refused_by_flag_with_the_nearest() {
     ] {
         for flag in ["--fps", "--output-fps"] {
             let output = generate(folder.path(), &["--frames", "1", flag, text]);
-            // A rounded rate of television is that rate.
+            // A rounded broadcast rate is read as that rate.
             if text == "23.97602" {
                 assert!(output.status.success(), "{output:?}");
                 assert_eq!(event(&output, "done")["frame_rate"], "24000/1001");
@@ -84,7 +84,7 @@ fn other_rates_are_refused_by_flag_with_the_nearest() {
 }
 
 #[test]
-fn a_checkpoint_may_recommend_one_and_the_bundle_keeps_it() {
+fn the_frame_rate_of_a_checkpoint_is_kept_in_the_bundle() {
     for (json, rate) in
         [("23.976", "24000/1001"), (r#""30000/1001""#, "30000/1001"), ("12.5", "25/2"), ("25", "25/1")]
     {
@@ -108,7 +108,7 @@ fn a_checkpoint_may_recommend_one_and_the_bundle_keeps_it() {
         let folder = tempfile::tempdir().unwrap();
         let output = export(folder.path(), copy.path());
         if wrong == "null" {
-            // Nothing is recommended.
+            // `null` means no recommendation.
             assert!(output.status.success(), "{output:?}");
             continue;
         }

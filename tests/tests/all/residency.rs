@@ -1,5 +1,5 @@
-//! With one expert at a time, the memory of the one that leaves is really given back.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! With one expert at a time, the memory of the closed expert is returned to the system.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::dtype::WeightType;
 use bundle::manifest::Bundle;
@@ -14,7 +14,7 @@ use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use std::path::Path;
 use tests::own_process;
 
-/// mini with f16 weights: ONNX Runtime widens them, so that every expert takes memory of its own.
+/// mini with f16 weights, which ONNX Runtime widens, so that every expert needs its own memory.
 fn model(folder: &Path) -> (Model, ByteCount) {
     let out = folder.join("bundle");
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
@@ -29,7 +29,7 @@ fn model(folder: &Path) -> (Model, ByteCount) {
     (model, widened)
 }
 
-/// Anonymous memory of the process after the last step, when the low-noise expert has just run.
+/// The anonymous memory of the process after the last step, when the low-noise expert has just run.
 fn memory_at_last_step(model: &Model, mode: Mode) -> u64 {
     let request = GenerateRequest {
         length: Some(Length::Frames(1)),
@@ -62,7 +62,7 @@ fn an_expert_that_leaves_gives_its_memory_back() {
     }
     let folder = tempfile::tempdir().unwrap();
     let (model, expert) = model(folder.path());
-    // The first run pays for what ONNX Runtime keeps once and for all.
+    // The first run includes allocations that ONNX Runtime keeps.
     memory_at_last_step(&model, Mode::OneAtATime);
     let one = memory_at_last_step(&model, Mode::OneAtATime);
     let all = memory_at_last_step(&model, Mode::AllResident);

@@ -1,27 +1,28 @@
-//! Signals at any moment of any command: one that was ignored at the start stays ignored, any other ends the command with
-//! 130 and leaves nothing half-written.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Signals at any moment of any command: a signal that was ignored at the start stays ignored, any other signal ends
+//! the command with exit code 130 and without partial files.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use tests::asked::{SIGNALS, ignores, ignoring, listens, names, send};
+use tests::folder::names;
 use tests::program::{path, rushes};
+use tests::signals::{SIGNALS, handles, ignores, ignoring, send};
 use tests::{edit, golden};
 
-/// A command of the program, and what it may leave.
+/// A command, and the files that it may leave.
 struct Case {
     name: &'static str,
     arguments: &'static [&'static str],
-    /// Names in the working folder after a run that was stopped, beside what was there before.
+    /// New names in the working folder after an interrupted run.
     may_leave: &'static [&'static str],
 }
 
 const CLIP: [&str; 8] = ["--size", "32x32", "--frames", "5", "--steps", "3", "--seed", "1"];
 
-/// Every command that takes a while. Each begins with a working folder that has the checkpoint `ck`, the bundle `b`, which
-/// is calibrated, and a prompt in `p`.
+/// Every long command. The working folder contains the checkpoint `ck`, the calibrated bundle `b`, and the prompt file
+/// `p`.
 const CASES: [Case; 9] = [
     Case { name: "export", arguments: &["export", "ck", "--out", "x"], may_leave: &[] },
     Case {
@@ -54,7 +55,16 @@ const CASES: [Case; 9] = [
     Case { name: "fit", arguments: &["calibrate", "b", "--preview", "--clips", "2"], may_leave: &[] },
     Case {
         name: "quantize",
-        arguments: &["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "stock"],
+        arguments: &[
+            "quantize",
+            "b",
+            "--clips",
+            "1",
+            "--sensitivity",
+            "estimated",
+            "--kernels",
+            "onnxruntime",
+        ],
         may_leave: &[],
     },
     Case {
@@ -85,11 +95,11 @@ impl Case {
     }
 }
 
-/// A working folder for every command.
+/// A working folder for all commands.
 fn workplace() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     edit::copy_folder(&golden::case("two-experts").checkpoint(), &folder.path().join("ck"));
-    // Clips of seconds instead of minutes.
+    // Small clips, which take seconds instead of minutes.
     fs::write(folder.path().join("ck/rushes.json"), r#"{"size":"32x32","frames":5,"steps":3}"#).unwrap();
     fs::write(folder.path().join("p"), "a red fox\n").unwrap();
     fs::create_dir(folder.path().join("tmp")).unwrap();
@@ -102,13 +112,13 @@ fn workplace() -> tempfile::TempDir {
     folder
 }
 
-/// Every file below a folder with its length and inode, so that any change shows.
+/// Every file in a folder and its subfolders, with its length.
 fn state(folder: &Path) -> Vec<(String, u64)> {
     let mut all = Vec::new();
     for name in names(folder) {
         let path = folder.join(&name);
         if path.is_dir() {
-            all.extend(state(&path).into_iter().map(|(below, length)| (format!("{name}/{below}"), length)));
+            all.extend(state(&path).into_iter().map(|(file, length)| (format!("{name}/{file}"), length)));
         } else {
             all.push((name, fs::metadata(path).unwrap().len()));
         }
@@ -116,11 +126,10 @@ fn state(folder: &Path) -> Vec<(String, u64)> {
     all
 }
 
-/// Runs a command, sends a signal after a while, and checks what becomes of both. Says whether the signal ended it.
+/// Runs a command, sends a signal after a delay, and checks the result. Returns true if the signal ended the command.
 fn signalled(workplace: &Path, case: &Case, signal: &str, ignored: bool, after: Duration) -> bool {
     let before = state(workplace);
-    let of = |path: &Path| names(path);
-    let listed = of(workplace);
+    let names_before = names(workplace);
     let mut child = ignoring(if ignored { &SIGNALS } else { &[] }, workplace, &path())
         .args(case.arguments())
         .env("TMPDIR", workplace.join("tmp"))
@@ -129,34 +138,38 @@ fn signalled(workplace: &Path, case: &Case, signal: &str, ignored: bool, after: 
         .spawn()
         .unwrap();
     let what = format!("{} {signal} after {after:?}, ignored: {ignored}", case.name);
-    // Where all are ignored, it listens to none.
-    let lives = if ignored { ignores(&mut child, signal) } else { listens(&mut child, signal) };
+    // A command that ignores all signals handles none.
+    let is_running = if ignored { ignores(&mut child, signal) } else { handles(&mut child, signal) };
     std::thread::sleep(after);
     send(&child, signal);
     let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let code = output.status.code();
-    assert!(!said.contains("panicked"), "{what}: {said}");
+    assert!(!stderr.contains("panicked"), "{what}: {stderr}");
     let stopped = code == Some(130);
-    assert!(code == Some(0) || (stopped && lives && !ignored), "{what}: {:?}\n{said}", output.status);
+    assert!(code == Some(0) || (stopped && is_running && !ignored), "{what}: {:?}\n{stderr}", output.status);
     if stopped {
-        assert!(said.contains("stopped"), "{what}: {said}");
-        let new: Vec<_> = of(workplace).into_iter().filter(|name| !listed.contains(name)).collect();
+        assert!(stderr.contains("stopped"), "{what}: {stderr}");
+        let new: Vec<_> = names(workplace).into_iter().filter(|name| !names_before.contains(name)).collect();
         assert!(new.iter().all(|name| case.may_leave.contains(&name.as_str())), "{what} left {new:?}");
         if case.name == "first run" {
-            let cached = of(&workplace.join("cache"));
+            let cached = names(&workplace.join("cache"));
             assert!(cached.iter().all(|name| !name.contains(".part")), "{what} left {cached:?}");
         }
-        // Recorded clips are kept, so that the next run goes on where this one was.
+        // Recorded clips are kept, so that the next run can resume.
         let bundle = |state: Vec<(String, u64)>| -> Vec<(String, u64)> {
-            let kept = |name: &str| name.starts_with("b/") && !name.starts_with("b/calibration/");
-            state.into_iter().filter(|(name, _)| kept(name)).collect()
+            let is_compared = |name: &str| name.starts_with("b/") && !name.starts_with("b/calibration/");
+            state.into_iter().filter(|(name, _)| is_compared(name)).collect()
         };
         assert_eq!(bundle(state(workplace)), bundle(before), "{what} changed the bundle");
     } else {
-        assert!(of(workplace).iter().all(|name| !name.ends_with(".part")), "{what}: {:?}", of(workplace));
+        assert!(
+            names(workplace).iter().all(|name| !name.ends_with(".part")),
+            "{what}: {:?}",
+            names(workplace)
+        );
     }
-    assert_eq!(of(&workplace.join("tmp")), Vec::<String>::new(), "{what}");
+    assert_eq!(names(&workplace.join("tmp")), Vec::<String>::new(), "{what}");
     let open = |path: &Path| {
         let output = rushes(workplace).arg("inspect").arg(path).output().unwrap();
         assert!(output.status.success(), "{what}: {} {output:?}", path.display());
@@ -167,18 +180,18 @@ fn signalled(workplace: &Path, case: &Case, signal: &str, ignored: bool, after: 
         open(Path::new("x"));
         fs::remove_dir_all(workplace.join("x")).unwrap();
     }
-    for left in ["clip.part.mp4", "clip.mp4", "clip.gif"] {
-        let _ = fs::remove_file(workplace.join(left));
+    for name in ["clip.part.mp4", "clip.mp4", "clip.gif"] {
+        let _ = fs::remove_file(workplace.join(name));
     }
     let _ = fs::remove_dir_all(workplace.join("cache"));
     stopped
 }
 
-/// Sends a signal at later and later moments, until one was early enough to end the command and one too late, or `most`
-/// were tried.
+/// Sends a signal after increasing delays, until one is too late to end the command, or `most` were tried. Returns the
+/// number of commands that were ended.
 fn at_many_moments(workplace: &Path, case: &Case, signal: &str, most: u32) -> u32 {
     let mut stopped = 0;
-    // Half as long again each time: a command takes some hundredths of a second or some seconds.
+    // Each delay is 1.5 times the last one: commands take from hundredths of a second to seconds.
     let mut after = Duration::from_millis(1);
     for _ in 0..most {
         if !signalled(workplace, case, signal, false, after) {
@@ -191,7 +204,7 @@ fn at_many_moments(workplace: &Path, case: &Case, signal: &str, most: u32) -> u3
 }
 
 #[test]
-fn a_signal_ends_an_export_and_leaves_nothing() {
+fn a_signal_ends_an_export_without_new_files() {
     let workplace = workplace();
     for signal in SIGNALS {
         let stopped = at_many_moments(workplace.path(), case("export into bf16"), signal, 4);
@@ -200,7 +213,7 @@ fn a_signal_ends_an_export_and_leaves_nothing() {
 }
 
 #[test]
-fn a_signal_leaves_the_bundle_as_it_was() {
+fn a_signal_does_not_change_the_bundle() {
     let workplace = workplace();
     for (name, signal) in [("quantize", "TERM"), ("calibrate", "INT"), ("fit", "HUP")] {
         let stopped = at_many_moments(workplace.path(), case(name), signal, 3);
@@ -209,7 +222,7 @@ fn a_signal_leaves_the_bundle_as_it_was() {
 }
 
 #[test]
-fn a_signal_ends_a_first_run_and_leaves_an_empty_cache() {
+fn a_signal_ends_a_first_run_with_an_empty_cache() {
     let workplace = workplace();
     assert!(at_many_moments(workplace.path(), case("first run"), "TERM", 2) > 0);
 }
@@ -225,7 +238,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
 }
 
 #[test]
-fn one_ignored_signal_leaves_the_others() {
+fn other_signals_than_the_ignored_one_end_the_run() {
     let workplace = workplace();
     let mut child = ignoring(&["HUP"], workplace.path(), &path())
         .args([
@@ -243,17 +256,17 @@ fn one_ignored_signal_leaves_the_others() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    assert!(listens(&mut child, "INT"));
+    assert!(handles(&mut child, "INT"));
     send(&child, "HUP");
     std::thread::sleep(Duration::from_millis(100));
-    assert!(child.try_wait().unwrap().is_none(), "it was to ignore this one");
+    assert!(child.try_wait().unwrap().is_none(), "the ignored signal ended the run");
     send(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// `kill -9` leaves what it leaves; the next run clears it.
+/// A run that is killed leaves part files; the next run removes them.
 #[test]
-fn what_a_killed_run_left_is_cleared_by_the_next() {
+fn part_files_of_a_killed_run_are_removed_by_the_next_run() {
     let workplace = workplace();
     let folder = workplace.path();
     let cleared = |arguments: &[&str], part: &Path, begun: &dyn Fn() -> bool, after: u64| {
@@ -270,24 +283,28 @@ fn what_a_killed_run_left_is_cleared_by_the_next() {
         std::thread::sleep(Duration::from_millis(after));
         child.kill().unwrap();
         child.wait().unwrap();
-        let was_there = part.exists();
+        let existed = part.exists();
         let output = rushes(folder).args(arguments).output().unwrap();
         let is_taken = String::from_utf8_lossy(&output.stderr).contains("it already exists and is not empty");
-        assert!(output.status.success() || (is_taken && !was_there), "{output:?}");
+        assert!(output.status.success() || (is_taken && !existed), "{output:?}");
         assert!(names(part.parent().unwrap()).iter().all(|name| !name.contains(".part")));
         let _ = fs::remove_dir_all(folder.join("x"));
-        was_there
+        existed
     };
     let part = folder.join("x.part");
     let export = ["export", "ck", "--out", "x", "--weights", "bf16"];
     let killed =
         [0, 3, 10, 30].into_iter().filter(|after| cleared(&export, &part, &|| part.exists(), *after));
-    assert!(killed.count() > 0, "nothing was killed half-way");
+    assert!(killed.count() > 0, "no run was killed while it wrote");
     let variant = folder.join("b/text_encoder/weights");
-    let quantize = ["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "stock"];
+    let quantize =
+        ["quantize", "b", "--clips", "1", "--sensitivity", "estimated", "--kernels", "onnxruntime"];
     let part = folder.join("b/.rushes.part");
-    assert!(cleared(&quantize, &part, &|| names(&variant).len() > 1, 0), "it was not killed half-way");
-    // Nothing that no file of the bundle names.
+    assert!(
+        cleared(&quantize, &part, &|| names(&variant).len() > 1, 0),
+        "the run was not killed while it wrote"
+    );
+    // The folders contain only files that the bundle names.
     let bundle = bundle::manifest::Bundle::open(&folder.join("b")).unwrap();
     let named = bundle.manifest.files();
     let unknown = state(&folder.join("b/experts"))

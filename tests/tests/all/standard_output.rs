@@ -1,5 +1,5 @@
-//! While standard output carries the clip, nothing else is written there, however the run ends.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! If the clip is written to standard output, nothing else is, however the run ends.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs::File;
 use std::io::Read;
@@ -21,8 +21,8 @@ fn generate(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// The event of that name on standard error.
-fn said(output: &Output, event: &str) -> serde_json::Value {
+/// The event with this name on standard error.
+fn stderr_event(output: &Output, event: &str) -> serde_json::Value {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let found: Vec<_> = lines.filter(|line| line["event"] == event).collect();
@@ -30,7 +30,7 @@ fn said(output: &Output, event: &str) -> serde_json::Value {
     found[0].clone()
 }
 
-/// Checks that bytes are frames of a y4m of 48x32 and nothing else; gives their number.
+/// Checks that bytes are frames of a 48x32 y4m and nothing else. Returns the number of frames.
 fn frames(y4m: &[u8]) -> usize {
     if y4m.is_empty() {
         return 0;
@@ -38,16 +38,16 @@ fn frames(y4m: &[u8]) -> usize {
     let head = y4m.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     assert!(y4m.starts_with(b"YUV4MPEG2 W48 H32 "), "{:?}", String::from_utf8_lossy(&y4m[..head]));
     let frame = b"FRAME\n".len() + 48 * 32 * 3 / 2;
-    assert_eq!((y4m.len() - head) % frame, 0, "{} bytes are no whole number of frames", y4m.len());
+    assert_eq!((y4m.len() - head) % frame, 0, "{} bytes are not a whole number of frames", y4m.len());
     assert!(y4m[head..].chunks(frame).all(|frame| frame.starts_with(b"FRAME\n")));
     (y4m.len() - head) / frame
 }
 
-/// Every name of standard output that a run can be given, with standard output being a pipe.
+/// Every name of standard output, which is a pipe in these tests.
 const NAMES: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
 #[test]
-fn a_clip_on_standard_output_is_alone_there_when_all_is_well() {
+fn a_successful_run_writes_only_the_clip_to_standard_output() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
     for name in NAMES {
@@ -55,9 +55,9 @@ fn a_clip_on_standard_output_is_alone_there_when_all_is_well() {
         let output = generate(folder.path(), &arguments).output().unwrap();
         assert!(output.status.success(), "{name}: {output:?}");
         assert_eq!(frames(&output.stdout), 5, "{name}");
-        assert_eq!(said(&output, "done")["output"], "-", "{name}");
+        assert_eq!(stderr_event(&output, "done")["output"], "-", "{name}");
     }
-    // As text, and with a warning.
+    // Without --json, and with a warning.
     let prompt = "a fox ".repeat(600);
     let output = rushes(folder.path())
         .args(["generate", &prompt, "--bundle", "b", "--size", "48x32", "--steps", "4", "--frames", "5"])
@@ -70,7 +70,7 @@ fn a_clip_on_standard_output_is_alone_there_when_all_is_well() {
 }
 
 #[test]
-fn errors_and_wrong_usage_are_told_on_standard_error() {
+fn errors_and_wrong_usage_are_reported_on_standard_error() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
     let cases: [(&[&str], i32); 7] = [
@@ -87,32 +87,32 @@ fn errors_and_wrong_usage_are_told_on_standard_error() {
             let output = generate(folder.path(), &["-o", name, "--json"]).args(arguments).output().unwrap();
             assert_eq!(output.status.code(), Some(code), "{name} {arguments:?}: {output:?}");
             assert!(output.stdout.is_empty(), "{name} {arguments:?}: {output:?}");
-            assert_eq!(said(&output, "error")["exit_code"], code, "{name} {arguments:?}");
+            assert_eq!(stderr_event(&output, "error")["exit_code"], code, "{name} {arguments:?}");
         }
     }
-    // However the output is written.
+    // In every spelling of the flag.
     for given in [&["-o-"][..], &["--output=-"], &["--output", "-"], &["-o=-"]] {
         let output = generate(folder.path(), given).args(["--json", "--frames", "0"]).output().unwrap();
         assert!(output.stdout.is_empty(), "{given:?}: {output:?}");
-        said(&output, "error");
+        stderr_event(&output, "error");
     }
-    // Without a clip there, they are told on standard output as ever.
+    // Without a clip on standard output, they are reported there.
     let output = generate(folder.path(), &["-o", "a.mp4", "--json", "--frames", "0"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains(r#""event":"error""#), "{output:?}");
 }
 
-/// Another output fails in the middle, which makes the run fail; and Ctrl-C comes while frames are on their way.
+/// Another output fails during the run, which fails the run; then SIGINT during the output of frames.
 #[test]
-fn a_run_that_fails_or_is_stopped_half_way_leaves_whole_frames() {
+fn a_failed_or_interrupted_run_writes_whole_frames() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
     std::os::unix::fs::symlink("/dev/full", folder.path().join("full.part.y4m")).unwrap();
     let arguments = ["--frames", "5", "-o", "-", "-o", "full.y4m", "--json"];
     let output = generate(folder.path(), &arguments).output().unwrap();
-    // A run that follows no links refuses it, one that does fails when there is no room.
+    // The link is refused, or the write to it fails.
     assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
     assert!(matches!(frames(&output.stdout), 0 | 5), "{output:?}");
-    said(&output, "error");
+    stderr_event(&output, "error");
 
     let arguments = ["--frames", "4001", "--guidance", "1", "-o", "-", "--json"];
     let mut child =
@@ -126,18 +126,18 @@ fn a_run_that_fails_or_is_stopped_half_way_leaves_whole_frames() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     assert!((1..4001).contains(&frames(&clip)), "{}", frames(&clip));
-    assert_eq!(said(&output, "error")["class"], "interrupted", "{output:?}");
+    assert_eq!(stderr_event(&output, "error")["class"], "interrupted", "{output:?}");
 }
 
 /// A named pipe that standard output is open on, as `rushes … -o p.y4m >p.y4m`.
 #[test]
-fn a_named_pipe_that_is_standard_output_counts_as_it() {
+fn a_named_pipe_that_is_standard_output_is_recognised() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
     let pipe = folder.path().join("p.y4m");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let run = |arguments: &[&str]| {
-        // Open for both, so that opening does not wait for the other end.
+        // Opened for reading and writing, so that opening does not block.
         let stdout = File::options().read(true).write(true).open(&pipe).unwrap();
         let reading = pipe.clone();
         let (ready, wait) = std::sync::mpsc::channel();
@@ -156,15 +156,15 @@ fn a_named_pipe_that_is_standard_output_counts_as_it() {
     let (output, read) = run(&["--frames", "5", "-o", "p.y4m"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(frames(&read), 5);
-    said(&output, "done");
+    stderr_event(&output, "done");
     let (output, read) = run(&["--frames", "5", "-o", "p.y4m", "-o", "-"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(read.is_empty());
-    assert!(said(&output, "error")["what"].as_str().unwrap().contains("twice"), "{output:?}");
+    assert!(stderr_event(&output, "error")["what"].as_str().unwrap().contains("twice"), "{output:?}");
 }
 
 #[test]
-fn what_is_written_whole_at_the_end_never_goes_to_standard_output() {
+fn files_that_are_written_at_the_end_are_refused_on_standard_output() {
     let folder = tempfile::tempdir().unwrap();
     exported(folder.path());
     let before = std::fs::read_dir(folder.path()).unwrap().count();
@@ -182,5 +182,5 @@ fn what_is_written_whole_at_the_end_never_goes_to_standard_output() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("fix:"), "{arguments:?}: {output:?}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before, "{arguments:?}");
     }
-    assert!(std::fs::symlink_metadata("/dev/stdout").unwrap().is_symlink(), "it is as it was");
+    assert!(std::fs::symlink_metadata("/dev/stdout").unwrap().is_symlink(), "/dev/stdout was replaced");
 }

@@ -1,5 +1,5 @@
-//! Texts that people read, as they are printed.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Snapshots of printed texts.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::process::Output;
 use tests::golden;
@@ -19,11 +19,11 @@ fn text(output: &[u8]) -> String {
 }
 
 #[test]
-fn inspect() {
+fn the_text_of_inspect() {
     let folder = exported();
     let output = rushes(folder.path()).args(["inspect", "bundle"]).output().unwrap();
     insta::assert_snapshot!(text(&output.stdout), @r#"
-    checkpoint (bundle format 1, made by rushes 0.1.0)
+    checkpoint (bundle format 2, made by rushes 0.1.0)
     text encoder  2 layers, width 32, 4 heads, vocabulary 720
     denoiser      2 layers, width 24, 2 heads of 12, feed-forward 40
     decoder       base 4, 16 latent channels, 4 frames and 8x8 pixels per latent position
@@ -82,7 +82,7 @@ fn the_plan_of_a_clip() {
 }
 
 #[test]
-fn an_error() {
+fn the_texts_of_errors() {
     let folder = exported();
     let fail = |arguments: &[&str]| -> Output {
         rushes(folder.path())
@@ -108,7 +108,7 @@ fn an_error() {
     ");
     insta::assert_snapshot!(text(&fail(&["--steps", "fast"]).stderr), @r"
     error: invalid value 'fast' for '--steps <N>': invalid digit found in string
-      why: the command line cannot be understood
+      why: the command line cannot be parsed
       fix: see `rushes --help` or `rushes COMMAND --help`
     ");
 }

@@ -1,5 +1,5 @@
-//! Rules of the repository that no compiler checks: which crate may use which, what the map names, what is not said.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Rules of the repository that the compiler does not check: dependencies, the overview, file sizes and unwanted words.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Files that git tracks or would track.
+/// The files that git tracks or would track.
 fn files() -> Vec<PathBuf> {
     let output = Command::new("git")
         .current_dir(root())
@@ -22,12 +22,12 @@ fn files() -> Vec<PathBuf> {
     names.lines().map(|name| root().join(name)).filter(|path| path.is_file()).collect()
 }
 
-/// The crates of ours that a manifest lists under `[dependencies]`.
+/// The workspace crates that a manifest lists under `[dependencies]`.
 fn dependencies(manifest: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(root().join(manifest).join("Cargo.toml")).unwrap();
     let section = text.split("[dependencies]").nth(1).unwrap_or_default();
     let section = section.split("\n[").next().unwrap_or_default();
-    let ours = [
+    let workspace = [
         "bundle",
         "graph",
         "kernels",
@@ -43,11 +43,11 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
         "benches",
     ];
     let names = section.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
-    names.filter(|name| ours.contains(name)).map(str::to_owned).collect()
+    names.filter(|name| workspace.contains(name)).map(str::to_owned).collect()
 }
 
 #[test]
-fn dependencies_point_one_way() {
+fn dependencies_between_crates_have_one_direction() {
     let allowed: [(&str, &[&str]); 10] = [
         ("crates/bundle", &[]),
         ("crates/kernels", &[]),
@@ -65,11 +65,11 @@ fn dependencies_point_one_way() {
             assert!(may_use.contains(&used.as_str()), "{folder} must not use {used}");
         }
     }
-    // An empty answer would make the test above pass whatever stands in the manifests.
+    // Without any dependencies the checks above would always pass.
     assert!(dependencies("runtime").contains("engines"));
 }
 
-/// What a library user of the pipeline must not be made to build.
+/// Dependencies that a library user of the pipeline must not have to build.
 #[test]
 fn the_runtime_has_no_command_line_and_no_gstreamer() {
     let output = Command::new(env!("CARGO"))
@@ -107,41 +107,41 @@ fn only_engines_names_onnx_runtimes_crate() {
     }
 }
 
-/// Paths in backticks in the map, and the crates of the workspace.
+/// Checks the paths in backticks in ARCHITECTURE.md, and the crates of the workspace.
 #[test]
-fn the_map_names_what_is_there() {
-    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let quoted = map.split('`').skip(1).step_by(2);
+fn the_overview_names_existing_paths_and_every_crate() {
+    let overview = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let quoted = overview.split('`').skip(1).step_by(2);
     let mut checked = 0;
     for name in quoted.filter(|name| name.contains('/') && !name.contains([' ', '*', '<', '[', '{'])) {
         if name.ends_with('/') || name.starts_with("target/") {
             continue;
         }
-        assert!(root().join(name).exists(), "ARCHITECTURE.md names {name}, which is not there");
+        assert!(root().join(name).exists(), "ARCHITECTURE.md names {name}, which does not exist");
         checked += 1;
     }
     assert!(checked >= 20, "only {checked} paths were checked");
     let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let members = workspace.split("members = [").nth(1).unwrap().split(']').next().unwrap();
     for member in members.split('"').skip(1).step_by(2) {
-        assert!(map.contains(&format!("`{member}")), "ARCHITECTURE.md does not name {member}");
+        assert!(overview.contains(&format!("`{member}")), "ARCHITECTURE.md does not name {member}");
     }
 }
 
 #[test]
-fn every_dependency_is_named_with_its_reason() {
-    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+fn every_dependency_has_a_reason_in_the_overview() {
+    let overview = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let section = workspace.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
     let names =
         section.lines().filter(|line| !line.contains("path =")).filter_map(|line| line.split(" = ").next());
     for name in names.filter(|name| !name.is_empty()) {
-        assert!(map.contains(&format!("`{name}`")), "ARCHITECTURE.md gives no reason for {name}");
+        assert!(overview.contains(&format!("`{name}`")), "ARCHITECTURE.md gives no reason for {name}");
     }
 }
 
 #[test]
-fn source_files_hold_one_idea() {
+fn source_files_have_at_most_600_lines() {
     for path in files().iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
         let lines = fs::read_to_string(path).unwrap().lines().count();
         assert!(lines <= 600, "{} has {lines} lines", path.display());
@@ -149,8 +149,8 @@ fn source_files_hold_one_idea() {
 }
 
 #[test]
-fn the_repository_is_small_and_speaks_of_the_project_alone() {
-    // In two parts, so that this file does not find itself.
+fn files_are_small_and_contain_no_unwanted_words() {
+    // In two parts, so that this file does not match.
     let unwanted = [
         ["/wo", "rk/"],
         ["/ro", "ot/"],
@@ -165,7 +165,7 @@ fn the_repository_is_small_and_speaks_of_the_project_alone() {
         assert!(size < 50_000_000, "{} has {size} bytes", path.display());
         let Ok(text) = fs::read_to_string(&path) else { continue };
         for words in &unwanted {
-            assert!(!text.contains(words), "{} says {words}", path.display());
+            assert!(!text.contains(words), "{} contains {words}", path.display());
         }
     }
 }

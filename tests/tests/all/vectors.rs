@@ -1,5 +1,5 @@
-//! Small vectors from the references: cleaned prompts, token ids, sigma grids, solver states, torch's noise.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Small reference vectors: cleaned prompts, token ids, sigma schedules, sampler states, PyTorch's noise.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{Seed, Shift};
@@ -34,8 +34,8 @@ fn token_ids_are_those_of_the_reference() {
             let view = file.tensor(name).unwrap();
             let ids =
                 view.data().chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-            let ours = tokenizer.encode(&clean(text)).unwrap();
-            assert_eq!(ours.ids, ids.collect::<Vec<_>>(), "{} of {}", name, case.name);
+            let found = tokenizer.encode(&clean(text)).unwrap();
+            assert_eq!(found.ids, ids.collect::<Vec<_>>(), "{} of {}", name, case.name);
         }
     }
 }
@@ -51,14 +51,14 @@ struct Trajectory {
     states: Vec<[f32; 3]>,
 }
 
-/// The field that every trajectory was computed in: `v = 0.5·x + (t/1000)·[1, -2, 0.25]`.
+/// The velocity field of every trajectory: `v = 0.5·x + (t/1000)·[1, -2, 0.25]`.
 fn field(latent: &Array4<f32>, timestep: f32) -> Array4<f32> {
     let direction = Array4::from_shape_vec(latent.dim(), vec![1.0, -2.0, 0.25]).unwrap();
     latent * 0.5 + direction * (timestep / 1000.0)
 }
 
 #[test]
-fn every_grid_and_solver_follows_the_reference() {
+fn every_schedule_and_sampler_follows_the_reference() {
     let all: Vec<Trajectory> = vectors("schedules.json");
     assert!(all.len() > 50);
     for expected in all {
@@ -72,15 +72,15 @@ fn every_grid_and_solver_follows_the_reference() {
         assert_eq!(timesteps, expected.timesteps, "{name}");
         let mut sampler = Sampler::new(schedule, expected.sampler);
         let mut latent = Array4::from_shape_vec((3, 1, 1, 1), vec![1.0, -0.5, 0.25]).unwrap();
-        // Of long runs the last states are recorded.
+        // Only the last states of long runs are recorded.
         let unrecorded = expected.steps - expected.states.len();
         for (step, timestep) in timesteps.iter().enumerate() {
             latent = sampler.step(&latent, &field(&latent, *timestep));
             let Some(state) = step.checked_sub(unrecorded).map(|recorded| &expected.states[recorded]) else {
                 continue;
             };
-            for (ours, theirs) in latent.iter().zip(state) {
-                assert!((ours - theirs).abs() < 2e-6, "{name}: {latent} {state:?}");
+            for (found, expected_value) in latent.iter().zip(state) {
+                assert!((found - expected_value).abs() < 2e-6, "{name}: {latent} {state:?}");
             }
         }
     }
@@ -95,15 +95,17 @@ struct Randn {
 }
 
 #[test]
-fn noise_is_that_of_torchs_cpu_generator() {
+fn noise_is_that_of_pytorchs_cpu_generator() {
     let all: Vec<Randn> = vectors("randn.json");
     assert!(all.len() > 50);
     for expected in all {
-        let ours = torch_normal(Seed(expected.seed), expected.size);
-        assert_eq!(ours.len(), expected.size);
-        let ends = ours.iter().zip(&expected.first).chain(ours.iter().rev().zip(expected.last.iter().rev()));
-        for (ours, theirs) in ends {
-            assert!((ours - theirs).abs() < 1e-6, "seed {} size {}", expected.seed, expected.size);
+        let found = torch_normal(Seed(expected.seed), expected.size);
+        assert_eq!(found.len(), expected.size);
+        assert!(!expected.first.is_empty());
+        let ends =
+            found.iter().zip(&expected.first).chain(found.iter().rev().zip(expected.last.iter().rev()));
+        for (found, expected_value) in ends {
+            assert!((found - expected_value).abs() < 1e-6, "seed {} size {}", expected.seed, expected.size);
         }
     }
 }

@@ -1,31 +1,31 @@
-//! The command line as it is typed; values are parsed into types right here.
+//! The arguments of every command, parsed into types.
 
-use super::interrupt::Interrupts;
+use super::global::GlobalArgs;
+use super::os_text;
+use super::post_process::PostProcessArgs;
+use super::preview::{FitArgs, PreviewArgs};
+use super::progress::ProgressKind;
 use super::seed::{SeedChoice, first_seed};
 use super::threads::Threads;
-use super::{os_text, render};
-use crate::{Error, mini};
 use bundle::dtype::WeightType;
 use bundle::geometry::PixelSize;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::stop::Stop;
 use bundle::units::{ByteCount, FrameRate};
 use bundle::variant::{KernelLibrary, Precision, Target};
 use calibration::numerics::range::RangeMethod;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use engines::Provider;
 use engines::residency::Residency;
-use engines::{OnnxRuntime, Provider};
-use kernels::{CpuPath, Kernels};
 use media::{OutputSpec, Token};
 use quality::quantize::report::Sensitivity;
 use runtime::decode::Tiles;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Wan2.2 text-to-video on one machine, without Python.
+/// Wan2.2 text-to-video on one machine, without Python
 #[derive(Debug, Parser)]
 #[command(name = "rushes", bin_name = "rushes", version, max_term_width = 100)]
 pub(super) struct Cli {
@@ -35,39 +35,26 @@ pub(super) struct Cli {
     pub(super) global: GlobalArgs,
 }
 
-/// Flags that every command takes.
-#[derive(Debug, Clone, Args)]
-pub(super) struct GlobalArgs {
-    /// The ONNX Runtime library to load [default: found beside the program, or by the system]
-    #[arg(long, global = true, value_name = "FILE", help_heading = "For every command")]
-    pub(super) onnxruntime: Option<PathBuf>,
-    /// Where things that can be made again are kept [default: the user's cache folder]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "For every command")]
-    pub(super) cache_dir: Option<PathBuf>,
-    /// Print results and errors as JSON lines on standard output; on standard error if the clip goes to standard output
-    #[arg(long, global = true, help_heading = "For every command")]
-    pub(super) json: bool,
-    /// The instructions that Rushes kernels use: amx, avx512-vnni, vnni-256, avx2 or scalar [default: the fastest
-    /// that this processor has]
-    #[arg(long, global = true, value_name = "NAME", value_parser = cpu_path, help_heading = "For every command")]
-    pub(super) cpu_path: Option<CpuPath>,
-    /// Signals that ask the program to end.
-    #[arg(skip)]
-    pub(super) interrupts: Interrupts,
-}
-
-fn cpu_path(name: &str) -> Result<CpuPath, bundle::Error> {
-    let path = name.parse::<CpuPath>();
-    path.map_err(|error| refused_path(name, &error))
-}
-
-fn refused_path(name: &str, error: &kernels::PathError) -> bundle::Error {
-    let fix = "leave it out for the fastest path of this machine; `rushes doctor` names it";
-    bundle::Error::value("--cpu-path", format!("`{name}`"), error.to_string(), fix)
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Generate a clip from a prompt
+    Generate(Box<GenerateArgs>),
+    /// Export a checkpoint to a bundle
+    Export(ExportArgs),
+    /// Record clips and write the ranges of the layers' inputs, or fit the linear map of previews
+    Calibrate(CalibrateArgs),
+    /// Add a quantised variant to a calibrated bundle, and report its loss of quality
+    Quantize(QuantizeArgs),
+    /// Print the contents of a bundle
+    Inspect(InspectArgs),
+    /// Measure a model or this machine
+    Bench(super::bench::BenchArgs),
+    /// Print what this machine can run, and what it lacks
+    Doctor,
 }
 
 impl Command {
-    /// What was asked for with `--threads`.
+    /// The value of `--threads`, for the commands that have it.
     pub(super) fn threads(&self) -> Option<Threads> {
         match self {
             Self::Generate(args) => args.threads,
@@ -79,70 +66,17 @@ impl Command {
     }
 }
 
-impl GlobalArgs {
-    /// ONNX Runtime, with Rushes kernels on the path that was asked for.
-    ///
-    /// # Errors
-    /// No library, or a path that this processor lacks.
-    pub(super) fn onnx_runtime(&self) -> Result<OnnxRuntime, Error> {
-        let kernels = self.kernels()?;
-        Ok(OnnxRuntime::load(self.onnxruntime.as_deref())?.with_kernels(kernels))
-    }
-
-    /// The folder of the bundle that was given, else of the embedded model.
-    ///
-    /// # Errors
-    /// See [`mini::prepare`].
-    pub(super) fn bundle_or_mini(&self, given: Option<&Path>, stop: &Stop) -> Result<PathBuf, Error> {
-        match given {
-            Some(folder) => Ok(folder.to_owned()),
-            None => mini::prepare(self.cache_dir.as_deref(), stop, &mut |event| {
-                if !self.json {
-                    render::note(&event.to_string());
-                }
-            }),
-        }
-    }
-
-    /// The kernels of Rushes kernels.
-    ///
-    /// # Errors
-    /// A path that this processor lacks.
-    pub(super) fn kernels(&self) -> Result<Kernels, Error> {
-        let Some(path) = self.cpu_path else { return Ok(Kernels::best()) };
-        Ok(Kernels::of(path).map_err(|error| refused_path(path.name(), &error))?)
-    }
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Make a clip from a prompt
-    Generate(Box<GenerateArgs>),
-    /// Turn a checkpoint into a bundle
-    Export(ExportArgs),
-    /// Record clips and write down what the layers of the model see in them, or fit what previews need
-    Calibrate(CalibrateArgs),
-    /// Give a calibrated bundle a quantised variant, and report what that costs
-    Quantize(QuantizeArgs),
-    /// Show what a bundle holds
-    Inspect(InspectArgs),
-    /// Measure a model or this machine
-    Bench(super::bench::BenchArgs),
-    /// Show what this machine can run, and what it lacks
-    Doctor,
-}
-
-/// `rushes generate`.
+/// The arguments of `rushes generate`.
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
-    /// What the clip shows
+    /// Description of the clip
     pub(super) prompt: String,
-    /// The bundle to use [default: the embedded model, mini]
+    /// Use this bundle [default: the embedded model, mini]
     #[arg(long, value_name = "DIR")]
     pub(super) bundle: Option<PathBuf>,
-    /// Where the clip goes; may be given more than once: a file ending in .mp4, .webm, .mkv, .gif, .webp or .y4m, a
-    /// folder for PNGs like frames/, - for y4m on standard output, hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME,
-    /// whip:https://HOST/PATH or window
+    /// Write the clip to a file ending in .mp4, .webm, .mkv, .gif, .webp or .y4m; to a folder of PNGs, such as
+    /// frames/; to standard output as y4m (-); to hls:DIR, rtmp://HOST/APP/KEY, rtsp://HOST:PORT/NAME or
+    /// whip:https://HOST/PATH; or to a window (window). May be given more than once
     #[arg(
         short,
         long,
@@ -152,89 +86,89 @@ pub(super) struct GenerateArgs {
         help_heading = "Outputs"
     )]
     pub(super) output: Vec<OutputSpec>,
-    /// The bearer token for a whip: output whose address has none
+    /// Bearer token for a whip: output whose address has none
     #[arg(long, value_name = "TOKEN", help_heading = "Outputs")]
     pub(super) whip_token: Option<Token>,
-    /// Seconds after which an output that does not go on is given up
+    /// Give up an output that makes no progress for this long, in seconds from 0.1 to 86400
     #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
-    pub(super) output_timeout: Patience,
+    pub(super) output_timeout: OutputTimeout,
     #[command(flatten)]
-    pub(super) post_process: super::post_process::DressingArgs,
-    /// What the clip should not show [default: the model's]
+    pub(super) post_process: PostProcessArgs,
+    /// Description of what the clip should not show [default: the model's]
     #[arg(long, value_name = "TEXT")]
     pub(super) negative: Option<String>,
-    /// Width and height in pixels [default: the model's]
+    /// Width and height of the clip in pixels [default: the model's]
     #[arg(long, value_name = "WxH")]
     pub(super) size: Option<PixelSize>,
-    /// Frames of the clip [default: the model's]
+    /// Number of frames [default: the model's]
     #[arg(long, value_name = "N", conflicts_with = "seconds")]
     pub(super) frames: Option<usize>,
-    /// Length of the clip
+    /// Length of the clip in seconds, instead of --frames
     #[arg(long, allow_negative_numbers = true, value_name = "S")]
     pub(super) seconds: Option<f64>,
-    /// Frames per second at which the clip is played, like 24, 23.976 or 24000/1001 [default: the model's]
+    /// Frame rate in frames per second, such as 24, 23.976 or 24000/1001 [default: the model's]
     #[arg(long, value_name = "RATE")]
     pub(super) fps: Option<FrameRate>,
-    /// Denoising steps [default: the model's]
+    /// Number of denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     pub(super) steps: Option<usize>,
-    /// Guidance scale, one for all experts or one for each from the noisiest down [default: the model's]
+    /// Guidance scale: one for all experts, or one per expert from high to low noise [default: the model's]
     #[arg(long, allow_negative_numbers = true, value_name = "HIGH[,LOW]")]
     pub(super) guidance: Option<String>,
-    /// Shift of the noise levels towards high noise [default: the model's]
+    /// Shift of the sigma schedule towards high noise [default: the model's]
     #[arg(long, allow_negative_numbers = true, value_name = "F")]
     pub(super) shift: Option<f64>,
-    /// Solver: unipc, dpmpp or euler [default: the model's]
+    /// Sampler: unipc, dpmpp or euler [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(super) sampler: Option<SolverKind>,
-    /// Noise levels of which code base: official or diffusers [default: the model's]
+    /// Sigma schedule: that of the official code (official) or of diffusers (diffusers) [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(super) schedule: Option<ScheduleKind>,
-    /// Seed of the noise; the same seed makes the same clip; -1 is another one each time [default: -1]
+    /// Seed of the noise, a whole number; the same seed gives the same clip, and -1 a new seed each time [default: -1]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<SeedChoice>,
-    /// A safetensors file whose tensor `noise` [C,T,h,w] replaces the seeded noise
+    /// Read the initial noise from the tensor `noise` [C,T,h,w] of a safetensors file, instead of using --seed
     #[arg(long, value_name = "FILE")]
     pub(super) noise: Option<PathBuf>,
     /// Write text states, the latent after each step and the frames to a safetensors file
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
-    /// Which variant of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
+    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     pub(super) precision: Option<Precision>,
-    /// Which kernels on the CPU: own or stock [default: our own where the variant has them]
+    /// Kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
     #[arg(long, value_name = "NAME")]
     pub(super) kernels: Option<KernelLibrary>,
     /// Execution provider: auto, cpu, cuda or tensorrt
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) ep: Provider,
-    /// What stays in memory: auto, all or one
+    /// Components to keep in memory: all, one at a time (one), or all if they fit (auto)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) residency: Residency,
-    /// Memory that may be used, like 8GB [default: what is free]
+    /// Limit of memory use, such as 8GB [default: the free memory]
     #[arg(long, value_name = "BYTES")]
     pub(super) memory_budget: Option<ByteCount>,
-    /// Decode in tiles: auto where memory is short, off, or their side in pixels
+    /// Decode in tiles: only if memory is short (auto), off, or the side of a tile in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = Tiles::Auto)]
     pub(super) tile: Tiles,
-    /// Threads, at most one for each core that this process may use [default: as many]
+    /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
-    /// Factor on the initial noise; 0.85 makes calmer clips
+    /// Factor on the initial noise; 0.85 gives calmer clips
     #[arg(long, allow_negative_numbers = true, value_name = "F", default_value_t = 1.0)]
     pub(super) noise_scale: f32,
-    /// Progress: auto, bar, json or none
+    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) progress: super::progress::ProgressKind,
+    pub(super) progress: ProgressKind,
     #[command(flatten)]
-    pub(super) preview: super::preview::PreviewArgs,
+    pub(super) preview: PreviewArgs,
 }
 
-/// How long an output may stand still.
+/// The longest time without progress that an output is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Patience(pub(super) Duration);
+pub(super) struct OutputTimeout(pub(super) Duration);
 
-impl FromStr for Patience {
+impl FromStr for OutputTimeout {
     type Err = bundle::Error;
 
     fn from_str(text: &str) -> Result<Self, bundle::Error> {
@@ -243,119 +177,121 @@ impl FromStr for Patience {
             bundle::Error::value(
                 "--output-timeout",
                 format!("`{text}`"),
-                "it is a number of seconds from 0.1 to 86400",
+                "expected a number of seconds from 0.1 to 86400",
                 "use 30, or more for a slow network disk",
             )
         })
     }
 }
 
-/// `rushes export`.
+/// The arguments of `rushes export`.
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// A folder in the diffusers layout
+    /// Checkpoint: a folder in the diffusers layout
     pub(super) checkpoint: PathBuf,
-    /// The folder to make
+    /// Write the bundle to this folder
     #[arg(long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// What the graphs are for, cpu, cuda or tensorrt; may be given more than once
+    /// Target of the graphs: cpu, cuda, plain (standard ONNX operators only) or tensorrt (another name for plain); may
+    /// be given more than once
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) target: Vec<Target>,
-    /// How weights are stored: f32, f16 or bf16 [default: f32 for cpu alone, bf16 with cuda]
+    /// Number format of the stored weights: f32, f16 or bf16 [default: f32 if cpu is the only target, else bf16]
     #[arg(long, value_name = "NAME")]
     pub(super) weights: Option<WeightType>,
-    /// A tiny decoder for previews, in the layout of taew2_1 or taew2_2 [default: the checkpoint's, if it has one]
+    /// Tiny decoder for previews, in the layout of taew2_1 or taew2_2 [default: the checkpoint's, if it has one]
     #[arg(long, value_name = "FILE")]
     pub(super) tiny: Option<PathBuf>,
-    /// Do not read every weight for its digest and for broken values
+    /// Do not read every weight: no digests over all bytes, and no check for NaN and infinity
     #[arg(long)]
     pub(super) no_verify: bool,
-    /// Copy weights in place of hard-linking them, so that the bundle does not change with the checkpoint; without it, up
-    /// to 1 GB is copied where the file system refuses links
+    /// Copy weights instead of hard-linking them, so that the bundle does not change with the checkpoint; without
+    /// this flag, up to 1 GB is copied if the file system refuses links
     #[arg(long)]
     pub(super) copy: bool,
 }
 
-/// `rushes calibrate`.
+/// The arguments of `rushes calibrate`.
 #[derive(Debug, Args)]
 pub(super) struct CalibrateArgs {
-    /// The bundle
+    /// Folder of the bundle
     pub(super) bundle: PathBuf,
     #[command(flatten)]
-    pub(super) preview: super::preview::FitArgs,
-    /// A text file with one prompt a line
+    pub(super) preview: FitArgs,
+    /// Text file with one prompt per line; lines that begin with # are ignored; required without --preview
     #[arg(long, value_name = "FILE", required_unless_present = "preview")]
     pub(super) prompts: Option<PathBuf>,
-    /// How many clips are recorded; prompts are taken in turn [default: one for each prompt]
+    /// Number of clips to record, repeating the prompts in order [default: one per prompt]
     #[arg(long, value_name = "N")]
     pub(super) samples: Option<usize>,
-    /// Width and height in pixels [default: the model's]
+    /// Width and height of the clip in pixels [default: the model's]
     #[arg(long, value_name = "WxH")]
     pub(super) size: Option<PixelSize>,
-    /// Frames of each clip [default: the model's]
+    /// Number of frames of each clip [default: the model's]
     #[arg(long, value_name = "N")]
     pub(super) frames: Option<usize>,
-    /// Denoising steps [default: the model's]
+    /// Number of denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     pub(super) steps: Option<usize>,
-    /// Seed of the first clip; each later one takes the next
+    /// Seed of the first clip; each later clip uses the next number
     #[arg(long, value_name = "N", default_value = "0", value_parser = first_seed)]
     pub(super) seed: u64,
-    /// Threads, at most one for each core that this process may use [default: as many]
+    /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
-    /// Keep the recorded clips in the bundle's folder `calibration`
+    /// Keep the recorded clips, in the folder `calibration` of the bundle
     #[arg(long)]
     pub(super) keep: bool,
-    /// Progress: auto, bar, json or none
+    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) progress: super::progress::ProgressKind,
+    pub(super) progress: ProgressKind,
 }
 
-/// `rushes quantize`.
+/// The arguments of `rushes quantize`.
 #[derive(Debug, Args)]
 pub(super) struct QuantizeArgs {
-    /// The bundle
+    /// Folder of the bundle
     pub(super) bundle: PathBuf,
-    /// What is quantised: int8 (weights and activations), fp8, int8-weights (weights alone) or bf16 (steps, on our own
-    /// operators, without a calibration)
+    /// Quantisation scheme: int8 (weights and activations), fp8, int8-weights (weights only) or bf16 (denoising
+    /// steps on Rushes kernels, without a calibration)
     #[arg(long, value_name = "NAME", default_value = "int8")]
     pub(super) scheme: Scheme,
-    /// In which kernels int8 steps are written down: own, stock, or own,stock for both, which takes twice the room
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "own")]
+    /// Kernels that int8 graphs are written for: rushes, onnxruntime, or rushes,onnxruntime for both, which takes
+    /// twice the disk space
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "rushes")]
     pub(super) kernels: Vec<KernelLibrary>,
-    /// With fp8: E4M3 in the products of attention too
+    /// With --scheme fp8, use E4M3 in the products of attention too
     #[arg(long)]
     pub(super) attention: bool,
-    /// What `rushes calibrate` wrote [default: calibration.json of the bundle]
+    /// Calibration file that `rushes calibrate` wrote [default: calibration.json of the bundle]
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,
-    /// How static ranges of activations are chosen: mse, percentile, entropy or extremes
+    /// Method that selects static ranges of activations: mse, percentile, entropy or extremes
     #[arg(long, value_name = "NAME", default_value_t)]
     pub(super) ranges: RangeMethod,
-    /// How many clips are made in both precisions for the report
+    /// Number of clips to compare with the exported model for the report
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(super) clips: usize,
-    /// How it is found what quantising each layer alone costs: measured, which reads all weights once more, or estimated
+    /// Source of the error of each layer: measured, which reads all weights again, or estimated
     #[arg(long, value_name = "NAME", default_value = "measured")]
     pub(super) sensitivity: Sensitivity,
-    /// Keep the worst layers in high precision until every clip is this close to the exported model's, in decibels
+    /// Keep the worst layers in high precision until every clip has this PSNR to the exported model's, in dB
     #[arg(long, value_name = "DB")]
     pub(super) budget_psnr: Option<f64>,
-    /// Have mini's judge read clips of both variants; takes minutes
+    /// Score clips of both variants with mini's judge; takes minutes
     #[arg(long)]
     pub(super) judge: bool,
-    /// Threads, at most one for each core that this process may use [default: as many]
+    /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
 }
 
-/// `rushes inspect`.
+/// The arguments of `rushes inspect`.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// The bundle
+    /// Folder of the bundle
     pub(super) bundle: PathBuf,
-    /// Read every byte of the bundle and name each file that is not as it was written
+    /// Read every byte of the bundle, and print each file that changed since it was written
     #[arg(long)]
     pub(super) verify: bool,
 }

@@ -1,14 +1,15 @@
-//! Arguments before clap reads them: values and prompts that begin with a dash.
+//! Prepares arguments for clap: values and prompts that begin with a dash.
 //!
-//! clap takes every argument that begins with a dash for a flag. People write `--negative "-blurry"`, `--seed -1` and
-//! prompts like `"- a boat at dawn"`. What cannot be a flag of the command is joined to the flag before it, or put where a
-//! prompt may begin with a dash. What looks like a misspelt flag is left to clap, which refuses it.
+//! clap parses every argument that begins with a dash as a flag. Users write `--negative "-blurry"`, `--seed -1` and
+//! prompts such as `"- a boat at dawn"`. An argument that cannot be a flag of the command is joined to the flag before
+//! it, or moved behind `--` as the prompt. An argument that looks like a misspelt flag is left to clap, which refuses
+//! it.
 
 use super::args::Cli;
 use clap::{Arg, Command, CommandFactory};
 use std::ffi::{OsStr, OsString};
 
-/// The arguments as clap reads them right, program name first.
+/// Returns the arguments in a form that clap parses as intended; the first is the name of the program.
 pub(super) fn prepared(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut root = Cli::command();
     root.build();
@@ -25,12 +26,12 @@ pub(super) fn prepared(arguments: Vec<OsString>) -> Vec<OsString> {
             prepared.extend(texts);
             return prepared;
         }
-        if let Some(flag) = waiting_flag(command, &argument) {
+        if let Some(flag) = flag_without_value(command, &argument) {
             match arguments.next_if(|next| is_value(command, next)) {
                 Some(value) => prepared.push(joined(flag, &argument, &value)),
                 None => {
                     prepared.push(argument);
-                    // A value without a dash, which is not to be taken for a command.
+                    // A value without a dash is not the name of a subcommand.
                     prepared.extend(arguments.next_if(|next| !begins_with_dash(next)));
                 }
             }
@@ -50,7 +51,7 @@ pub(super) fn prepared(arguments: Vec<OsString>) -> Vec<OsString> {
     prepared
 }
 
-/// The outputs that arguments name, whether or not the rest of them makes sense.
+/// The values of `--output`, even if other arguments are wrong.
 pub(super) fn outputs(prepared: &[OsString]) -> Vec<String> {
     let mut found = Vec::new();
     let mut arguments = prepared.iter().map(|argument| argument.to_string_lossy());
@@ -70,8 +71,8 @@ pub(super) fn outputs(prepared: &[OsString]) -> Vec<String> {
     found
 }
 
-/// The flag that an argument is, if its value is the next argument.
-fn waiting_flag<'a>(command: &'a Command, argument: &OsStr) -> Option<&'a Arg> {
+/// Returns the flag that `argument` is, if the next argument is its value.
+fn flag_without_value<'a>(command: &'a Command, argument: &OsStr) -> Option<&'a Arg> {
     let argument = argument.to_str()?;
     let found = match argument.strip_prefix("--") {
         Some(name) => long(command, name),
@@ -84,7 +85,7 @@ fn waiting_flag<'a>(command: &'a Command, argument: &OsStr) -> Option<&'a Arg> {
     found.filter(|flag| takes_value(flag))
 }
 
-/// Whether an argument begins with a dash and is the value of the flag before it all the same.
+/// Returns true if an argument begins with a dash and is still the value of the flag before it.
 fn is_value(command: &Command, argument: &OsStr) -> bool {
     let looks_misspelt = || {
         argument.to_str().and_then(|text| text.strip_prefix("--")).is_some_and(|rest| {
@@ -94,7 +95,7 @@ fn is_value(command: &Command, argument: &OsStr) -> bool {
     begins_with_dash(argument) && (is_text(argument) || !(is_flag(command, argument) || looks_misspelt()))
 }
 
-/// Whether a person would see a text in it and no flag: there is a space in it, or no name after the dash.
+/// Returns true if an argument is a text and not a flag: it contains a space, or no name follows the dash.
 fn is_text(argument: &OsStr) -> bool {
     let Some(text) = argument.to_str() else { return false };
     let name = text.split('=').next().unwrap_or_default();
@@ -104,7 +105,7 @@ fn is_text(argument: &OsStr) -> bool {
             && !after_dashes.starts_with(|first: char| first.is_ascii_alphanumeric()))
 }
 
-/// Whether an argument is one or more flags of the command, with or without a value.
+/// Returns true if an argument is one or more flags of the command, with or without a value.
 fn is_flag(command: &Command, argument: &OsStr) -> bool {
     let Some(text) = argument.to_str() else { return false };
     if let Some(rest) = text.strip_prefix("--") {
@@ -136,7 +137,7 @@ fn takes_value(flag: &Arg) -> bool {
     flag.get_action().takes_values()
 }
 
-/// A flag and its value as one argument.
+/// Joins a flag and its value to one argument.
 fn joined(flag: &Arg, argument: &OsStr, value: &OsStr) -> OsString {
     let mut joined = flag.get_long().map_or_else(|| argument.to_owned(), |name| format!("--{name}").into());
     joined.push("=");
@@ -148,7 +149,7 @@ fn joined(flag: &Arg, argument: &OsStr, value: &OsStr) -> OsString {
 mod tests {
     use super::*;
 
-    fn after(arguments: &[&str]) -> Vec<String> {
+    fn prepare(arguments: &[&str]) -> Vec<String> {
         let arguments = std::iter::once("rushes").chain(arguments.iter().copied()).map(OsString::from);
         let prepared = prepared(arguments.collect());
         prepared.into_iter().skip(1).map(|argument| argument.into_string().unwrap()).collect()
@@ -170,24 +171,24 @@ mod tests {
             (&["bench", "quality", "--prompts", "-p"], &["bench", "quality", "--prompts=-p"]),
             (&["--cache-dir", "-c", "doctor"], &["--cache-dir=-c", "doctor"]),
         ] {
-            assert_eq!(after(given), expected);
+            assert_eq!(prepare(given), expected);
         }
     }
 
     #[test]
-    fn a_prompt_that_begins_with_a_dash_is_put_last() {
+    fn a_prompt_that_begins_with_a_dash_is_moved_to_the_end() {
         for prompt in ["- a boat", "-5 degrees outside", "--a fox, a hen", "-happy dog", "-一只猫", "—"]
         {
             let expected: &[&str] = match prompt {
                 "—" => &["generate", "—", "--steps", "4"],
                 _ => &["generate", "--steps", "4", "--", prompt],
             };
-            assert_eq!(after(&["generate", prompt, "--steps", "4"]), expected);
+            assert_eq!(prepare(&["generate", prompt, "--steps", "4"]), expected);
         }
     }
 
     #[test]
-    fn all_else_is_left_as_it_is() {
+    fn other_arguments_are_unchanged() {
         for arguments in [
             &["generate", "fox", "--negative", "--steps", "4"][..],
             &["generate", "fox", "--negative", "--stpes", "4"],
@@ -201,12 +202,12 @@ mod tests {
             &["export", "ck", "--out", "b", "-V"],
             &[],
         ] {
-            assert_eq!(after(arguments), arguments);
+            assert_eq!(prepare(arguments), arguments);
         }
     }
 
     #[test]
-    fn outputs_are_found_however_they_are_given() {
+    fn outputs_are_found_in_every_spelling() {
         let arguments =
             ["rushes", "generate", "-o", "-", "-oa.mp4", "--output=b.gif", "-o=c.y4m", "--", "-o", "d"];
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();

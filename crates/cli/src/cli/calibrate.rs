@@ -1,6 +1,7 @@
-//! `rushes calibrate`: records clips and writes down what the layers of the model see in them; or fits what previews need.
+//! `rushes calibrate`: records clips and writes the ranges of the layers' inputs, or fits the linear map of previews.
 
-use super::args::{CalibrateArgs, GlobalArgs};
+use super::args::CalibrateArgs;
+use super::global::GlobalArgs;
 use super::progress::Progress;
 use super::threads::Threads;
 use super::{preview, render};
@@ -37,7 +38,7 @@ pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode,
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
-    // All clips are as large.
+    // All clips have the same size.
     plans.first().map(|plan| memory_check::residency_mode(&bundle.manifest, plan)).transpose()?;
     let info = set_info(&bundle, &plans);
     let onnx = global.onnx_runtime()?;
@@ -78,21 +79,21 @@ pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode,
     Ok(ExitCode::SUCCESS)
 }
 
-/// One prompt a line; empty lines and those that begin with `#` are left out.
+/// Reads one prompt per line; empty lines and lines that begin with `#` are ignored.
 fn read_prompts(path: &Path) -> Result<Vec<String>, Error> {
     let text = bundle::text_file::read(path)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let prompts: Vec<String> = lines.map(str::to_owned).collect();
     if prompts.is_empty() {
-        let rule = "it holds one prompt a line and none is there";
+        let rule = "it contains no prompt";
         return Err(
-            bundle::Error::value("--prompts", path.display(), rule, "write a few prompts into it").into()
+            bundle::Error::value("--prompts", path.display(), rule, "write one prompt per line").into()
         );
     }
     Ok(prompts)
 }
 
-/// The clips to record: prompts in turn, each with a seed of its own.
+/// The clips to record: the prompts in order, repeated, each clip with its own seed.
 fn plans(
     args: &CalibrateArgs,
     bundle: &Bundle,
@@ -119,8 +120,8 @@ fn plans(
     Ok(plans)
 }
 
-/// Refuses clips in which an expert or the later frames of the decoder are never at work: `rushes quantize` would miss
-/// them after all was recorded.
+/// Refuses clips that never run an expert, or never decode later latent frames: `rushes quantize` needs both, and would
+/// fail after everything was recorded.
 fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Error> {
     // All clips have the same steps and length.
     let Some(plan) = plans.first() else { return Ok(()) };
@@ -129,12 +130,10 @@ fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Err
         return Err(bundle::Error::value(
             "--steps",
             steps,
-            format!(
-                "with it no step is that of the expert {expert}, of which the calibration would know nothing"
-            ),
+            format!("no step is routed to the expert {expert}, so the calibration would not cover it"),
             match enough_steps(plan, routing) {
-                Some(steps) => format!("take {steps} steps or more, best as many as clips are made with"),
-                None => format!("export a checkpoint whose expert {expert} has steps"),
+                Some(steps) => format!("use {steps} steps or more, best as many as clips are generated with"),
+                None => format!("export a checkpoint that routes steps to the expert {expert}"),
             },
         )
         .into());
@@ -144,7 +143,7 @@ fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Err
         return Err(bundle::Error::value(
             "--frames",
             plan.frames.get(),
-            "such a clip is one latent frame, and the decoder makes all later ones in another way",
+            "such a clip is one latent frame, and the decoder has another graph for all later ones",
             format!("record clips of {} frames or more", plan.frames_made + 1),
         )
         .into());
@@ -152,7 +151,7 @@ fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Err
     Ok(())
 }
 
-/// The fewest steps with which every expert has one, from those of a plan on.
+/// The smallest number of steps, from that of `plan` on, with which every expert has a step.
 fn enough_steps(plan: &GenerationPlan, routing: &Routing) -> Option<usize> {
     (plan.schedule.steps()..=MAX_STEPS).find(|steps| {
         let schedule = Schedule::new(plan.solver, plan.schedule_kind, *steps, plan.shift);
@@ -162,7 +161,7 @@ fn enough_steps(plan: &GenerationPlan, routing: &Routing) -> Option<usize> {
     })
 }
 
-/// All that the set depends on.
+/// Everything that the recorded set depends on.
 fn set_info(bundle: &Bundle, plans: &[GenerationPlan]) -> SetInfo {
     let mut settings = Vec::new();
     if let Some(plan) = plans.first() {
@@ -194,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_are_lines_without_comments() {
+    fn prompts_are_read_without_comments() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "# two\n\na boat\n  a red ball \n").unwrap();
         assert_eq!(read_prompts(file.path()).unwrap(), ["a boat", "a red ball"]);

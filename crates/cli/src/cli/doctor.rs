@@ -1,6 +1,6 @@
-//! `rushes doctor`: what this machine can run, and what it lacks.
+//! `rushes doctor`: prints what this machine can run, and what it lacks.
 
-use super::args::GlobalArgs;
+use super::global::GlobalArgs;
 use super::render;
 use crate::Error;
 use bundle::{Diagnose, ErrorClass, Report};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::process::ExitCode;
 
-/// Runs the command; the exit code says whether everything needed is there.
+/// Runs the command. The exit code is 4 if something that `generate` needs is missing.
 pub(super) fn run(global: &GlobalArgs) -> Result<ExitCode, Error> {
     let kernels = global.kernels()?;
     let machine = examine(global.onnxruntime.as_deref());
@@ -29,12 +29,12 @@ pub(super) fn run(global: &GlobalArgs) -> Result<ExitCode, Error> {
     Ok(ExitCode::from(code))
 }
 
-/// What `generate` writes when no output is named.
+/// The default output of `generate`.
 fn default_output() -> OutputSpec {
     OutputSpec::File { path: "out.mp4".into(), format: FileFormat::Mp4 }
 }
 
-/// Why the tiles of this processor are not used; nothing where they are, or where it has none.
+/// The reason why AMX tiles are not used; `None` if they are used, or if this processor has none.
 fn refused_tiles() -> Option<String> {
     kernels::tile_refusal().filter(|why| *why != TileRefusal::Processor).map(|why| why.to_string())
 }
@@ -99,7 +99,7 @@ fn as_text(
     let bf16 = if kernels.has_bf16() { "with" } else { "without" };
     line("", format!("Rushes kernels on {}, {bf16} bf16 products", kernels.path()));
     if let Some(why) = refused_tiles() {
-        line("", format!("not on amx: {why}"));
+        line("", format!("amx is not used: {why}"));
     }
     if let Some(memory) = &machine.memory {
         line("memory", format!("{}, {} free", memory.total, memory.available));
@@ -119,7 +119,7 @@ fn as_text(
         line("", format!("fix: {}", problem.fix));
     }
     if problems.is_empty() {
-        line("ready", "everything that `rushes generate` needs is here".into());
+        line("ready", "everything that `rushes generate` needs is installed".into());
     }
     text
 }

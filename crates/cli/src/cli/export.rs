@@ -1,6 +1,7 @@
-//! `rushes export`: a checkpoint to a bundle.
+//! `rushes export`: exports a checkpoint to a bundle.
 
-use super::args::{ExportArgs, GlobalArgs};
+use super::args::ExportArgs;
+use super::global::GlobalArgs;
 use super::{inspect, render};
 use crate::Error;
 use export::{ExportEvent, ExportRequest};
@@ -54,7 +55,7 @@ fn describe(event: &ExportEvent) -> String {
     match event {
         ExportEvent::Reading { component, bytes } => format!("{component}: reading {bytes}"),
         ExportEvent::ForeignPreviewMap => {
-            "warning: preview_map.json was fitted for another decoder and is left out; \
+            "warning: preview_map.json was fitted for another decoder and is not exported; \
              fit it again with `rushes calibrate BUNDLE --preview`"
                 .into()
         }

@@ -1,6 +1,7 @@
-//! `rushes generate`: a prompt to a clip, in as many places as were asked for.
+//! `rushes generate`: generates a clip from a prompt and writes it to all outputs.
 
-use super::args::{GenerateArgs, GlobalArgs};
+use super::args::GenerateArgs;
+use super::global::GlobalArgs;
 use super::preview;
 use super::progress::Progress;
 use super::render::{self, Stream};
@@ -29,7 +30,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Runs the command. Everything that can be refused is refused before a graph is opened.
+/// Runs the command. Bad input is refused before a graph is opened.
 pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = request(args)?;
@@ -43,7 +44,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
         None => seeded_noise(&plan),
     };
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
-    // Before GStreamer starts threads: loading may set an environment variable.
+    // Loading may set an environment variable, so it comes before GStreamer starts threads.
     let onnx = global.onnx_runtime()?;
     let token = args.whip_token.as_ref();
     let outputs: Vec<_> = args.output.iter().map(|output| output.clone().with_token(token)).collect();
@@ -53,7 +54,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     }
     let live = args.preview.claim_live(&outputs, token)?;
     let pictures = args.preview.claim_pictures(&bundle, plan.size)?;
-    // Nobody else's until the clip is whole, though the last preview is made before that.
+    // Keeps the claim until the clip is complete; the last preview is written before that.
     let _claimed = pictures.clone();
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
     let post_process = args.post_process.spec()?.open(made)?;
@@ -106,12 +107,12 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
         post_process,
         progress: Progress::new(args.progress),
         outputs: None,
-        told: 0,
+        failures_reported: 0,
         timing: Timing::start(&model, preparing.elapsed()),
         trace,
         previewer,
         live,
-        made: 0,
+        decoded: 0,
         seconds: BTreeMap::new(),
     };
     let mut pipeline = Pipeline::new(&model, mode).tiled(tile);
@@ -123,29 +124,29 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     }
 }
 
-/// Starts the live address of a clip that is made at `rate` from `noise`, by latent frames of `stride` frames each.
+/// Starts the live address of a clip at `rate` from `noise`, whose latent frames are `stride` frames each.
 fn start_live(
     target: OutputTarget,
     options: &OutputOptions,
     (rate, noise): (FrameRate, ArrayView4<'_, f32>),
     stride: usize,
 ) -> Result<LivePublisher, Error> {
-    // Frames that a latent frame stands for, at the rate at which they are shown.
+    // The frames of one latent frame, at the rate of the output.
     let ((from, from_seconds), (to, to_seconds)) = (rate.fraction(), options.format.rate.fraction());
     let frames = stride * to as usize * from_seconds as usize;
     let stride = frames.div_ceil(from as usize * to_seconds as usize);
     Ok(LivePublisher::start(target, options, options.format, noise, stride)?)
 }
 
-/// Says what will be done, and what will make it slow.
+/// Prints the plan, and what will make it slow.
 fn announce(plan: &GenerationPlan, model: &Model, weights: WeightMemory, tile: Option<TileSide>) {
     render::note(&plan.to_string());
     if let Some(side) = tile {
         let pixels = side.get() * model.manifest().vae.stride().space;
-        render::note(&format!("pictures are decoded in tiles of {pixels} pixels, which is slower"));
+        render::note(&format!("frames are decoded in tiles of {pixels} pixels, which is slower"));
     }
     if weights == WeightMemory::Mapped {
-        render::note("memory is short: weights are read from their files again and again, which is slower");
+        render::note("memory is short: weights are used directly from their files, which is slower");
     }
 }
 
@@ -170,15 +171,15 @@ fn request(args: &GenerateArgs) -> Result<GenerateRequest, Error> {
     })
 }
 
-/// How memory is used.
+/// The use of memory.
 struct MemoryPlan {
     mode: residency::Mode,
     weights: WeightMemory,
     tile: Option<TileSide>,
 }
 
-/// Refuses a clip that does not fit, and decides what may stay in memory. Where pictures cannot be decoded whole, they
-/// are in tiles, and where copies of the weights do not fit, they are used from their files: slower, but it runs.
+/// Refuses a clip that does not fit, and plans the residency. If whole frames do not fit, they are decoded in tiles. If
+/// copies of the weights do not fit, the weights are used directly from their files. Both are slower.
 fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> Result<MemoryPlan, Error> {
     let free = engines::memory::memory().map(|memory| memory.available);
     let budget = args.memory_budget.or(free).unwrap_or(ByteCount(u64::MAX));
@@ -186,7 +187,7 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
     let tiles: Vec<Option<TileSide>> = match args.tile {
         Tiles::Off => vec![None],
         Tiles::Pixels(pixels) => vec![Some(TileSide::try_new(pixels / stride.space, stride)?)],
-        // A tile as large as the picture would be no tile.
+        // Tiles are smaller than the frame.
         Tiles::Auto => {
             let longest = plan.latent.height.max(plan.latent.width);
             let has_tiles = has_tiles(bundle, args.precision);
@@ -210,20 +211,21 @@ fn plan_memory(args: &GenerateArgs, bundle: &Bundle, plan: &GenerationPlan) -> R
             }
         }
     }
-    // Each needs less than the one before, or about as much.
-    Err(refusal.unwrap_or_else(|| unreachable!("something was tried")).into())
+    // Each attempt needs about as much memory as the one before, or less.
+    Err(refusal.unwrap_or_else(|| unreachable!("there is at least one attempt")).into())
 }
 
-/// Whether the decoder of a variant can be run in tiles.
+/// Returns true if the decoder can run in tiles in this precision.
 fn has_tiles(bundle: &Bundle, precision: Option<Precision>) -> bool {
     let mut decoder = bundle.manifest.components.iter().filter(|entry| entry.component == Component::Decoder);
     let fits = |graph: &GraphEntry| {
-        graph.part == Part::TrunkFirst && precision.is_none_or(|asked| asked == graph.variant.precision)
+        graph.part == Part::TrunkFirst
+            && precision.is_none_or(|requested| requested == graph.variant.precision)
     };
     decoder.any(|entry| entry.graphs.iter().any(fits))
 }
 
-/// A clip on its way to its outputs.
+/// A clip that is being generated and written.
 struct Clip<'a> {
     plan: &'a GenerationPlan,
     targets: &'a [OutputTarget],
@@ -231,21 +233,21 @@ struct Clip<'a> {
     options: OutputOptions,
     progress: Progress,
     outputs: Option<Outputs>,
-    /// Outputs whose failure the user was told of.
-    told: usize,
+    /// The number of failed outputs that were reported.
+    failures_reported: usize,
     timing: Timing,
     trace: Option<Trace>,
     previewer: Option<Previewer>,
     live: Option<LivePublisher>,
-    /// Frames that the decoder has made.
-    made: usize,
-    /// Seconds that each finished phase took.
+    /// The number of decoded frames.
+    decoded: usize,
+    /// The duration of each finished phase in seconds.
     seconds: BTreeMap<&'static str, f64>,
 }
 
 impl Clip<'_> {
     fn on_event(&mut self, event: Event<'_>) -> Result<(), Error> {
-        self.timing.hear(&event);
+        self.timing.record(&event);
         match event {
             Event::Encoding => self.begin("text", 1),
             Event::Encoded { prompt, negative } => {
@@ -288,7 +290,7 @@ impl Clip<'_> {
         self.seconds.insert(self.progress.phase(), self.progress.elapsed().as_secs_f64());
     }
 
-    /// Encodes those of the frames that were asked for; the trace keeps all.
+    /// Encodes the requested frames; the trace keeps all.
     fn write(&mut self, frames: &Array4<f32>) -> Result<(), Error> {
         if let Some(trace) = &mut self.trace {
             trace.frames(frames);
@@ -297,27 +299,27 @@ impl Clip<'_> {
             Some(outputs) => outputs,
             None => self.outputs.insert(Outputs::start(self.targets, &self.options)?),
         };
-        let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.made);
-        self.timing.frames_out();
+        let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.decoded);
+        self.timing.record_frames();
         let mut written = Ok(());
         for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
-            let dressed = self.post_process.push(frame.to_owned())?;
+            let processed = self.post_process.push(frame.to_owned())?;
             if let Some(live) = &self.live {
-                live.add_frames(&dressed)?;
+                live.add_frames(&processed)?;
             }
-            written = written.and_then(|()| outputs.write_all(dressed));
+            written = written.and_then(|()| outputs.write_all(processed));
         }
-        for failed in &outputs.failed()[self.told..] {
+        for failed in &outputs.failed()[self.failures_reported..] {
             self.progress.clear();
             render::note(&format!(
-                "warning: {}; {}; the other outputs go on",
+                "warning: {}; {}; the other outputs continue",
                 failed.error, failed.remainder
             ));
         }
-        self.told = outputs.failed().len();
+        self.failures_reported = outputs.failed().len();
         written?;
-        self.made += wanted;
-        self.progress.advance(self.made, "");
+        self.decoded += wanted;
+        self.progress.advance(self.decoded, "");
         Ok(())
     }
 
@@ -349,7 +351,7 @@ impl Clip<'_> {
         let first = outcome.written.first();
         let value = json!({
             "event": "done",
-            "output": first.map(|clip| place(&clip.output)),
+            "output": first.map(|clip| output_name(&clip.output)),
             "outputs": outputs_as_json(&outcome),
             "trace": trace.as_deref().map(render::path),
             "frames": self.options.format.frames,
@@ -369,10 +371,10 @@ impl Clip<'_> {
             "timing": timing,
             "total_seconds": total,
         });
-        let places: Vec<String> = outcome.written.iter().map(|clip| clip.output.to_string()).collect();
+        let names: Vec<String> = outcome.written.iter().map(|clip| clip.output.to_string()).collect();
         let text = format!(
             "{}: {} frames, {total:.1} s in all (seed {})",
-            places.join(", "),
+            names.join(", "),
             self.options.format.frames.unwrap_or_default(),
             self.plan.seed.0
         );
@@ -383,7 +385,7 @@ impl Clip<'_> {
             let sent = live.repeat_until(&self.options.cancel)?;
             let value = json!({"event": "live_ended", "live": sent});
             let text = format!(
-                "live: {} pictures were on, the clip from number {} on",
+                "live: {} pictures were published, the clip from number {} on",
                 sent.pictures, sent.before_clip
             );
             render::result_on(stream, as_json, &value, &text)?;
@@ -391,7 +393,7 @@ impl Clip<'_> {
         match outcome.failed.into_iter().next() {
             None => Ok(ExitCode::SUCCESS),
             Some(first) => {
-                let whole = if places.is_empty() { None } else { Some(places.join(", ")) };
+                let whole = if names.is_empty() { None } else { Some(names.join(", ")) };
                 Err(media::Error::OutputsFailed {
                     first: first.error,
                     remainder: first.remainder,
@@ -410,11 +412,11 @@ impl Clip<'_> {
         Some(report)
     }
 
-    /// Closes the file of a run that was stopped or failed, and says what is left of it.
+    /// Closes the outputs of a run that was interrupted or failed. Returns the error, with the files that were kept.
     fn stop(mut self, error: Error) -> Error {
         self.progress.clear();
         self.finish_previews();
-        // The first error is the one worth telling.
+        // Only the first error is reported.
         let _ = self.live.take().map(LivePublisher::stop);
         let kept = self.outputs.take().map_or(vec![], Outputs::interrupt);
         if !error.is_cancelled() {
@@ -435,13 +437,13 @@ impl Clip<'_> {
     }
 }
 
-/// A rate as a program reads it: whole, or as near as a number is.
+/// A frame rate as JSON: a whole number, or the nearest floating-point number.
 fn fps(rate: FrameRate) -> serde_json::Value {
     if rate.fraction().1 == 1 { json!(rate) } else { json!(rate.per_second()) }
 }
 
-/// An output as a program reads it: the path of a file or folder, or the address.
-fn place(output: &OutputSpec) -> String {
+/// An output as JSON text: the path of a file or folder, or the address.
+fn output_name(output: &OutputSpec) -> String {
     match output {
         OutputSpec::Stdout => "-".into(),
         other => other.to_string(),
@@ -452,16 +454,16 @@ fn outputs_as_json(outcome: &Outcome) -> serde_json::Value {
     let written = outcome
         .written
         .iter()
-        .map(|clip| json!({"output": place(&clip.output), "frames": clip.frames, "bytes": clip.bytes}));
+        .map(|clip| json!({"output": output_name(&clip.output), "frames": clip.frames, "bytes": clip.bytes}));
     let failed = outcome.failed.iter().map(|failed| {
-        json!({"output": place(&failed.output), "error": failed.error.to_string(), "kept": failed.remainder.to_string()})
+        json!({"output": output_name(&failed.output), "error": failed.error.to_string(), "kept": failed.remainder.to_string()})
     });
     written.chain(failed).collect()
 }
 
 fn cut_warning(cut: &Cut) -> String {
     format!(
-        "warning: the prompt is longer than {} tokens; {} tokens are left out, from here on: …{} | {}…",
+        "warning: the prompt is longer than {} tokens; {} tokens are cut off at the bar: …{} | {}…",
         bundle::spec::TEXT_ROWS,
         cut.dropped,
         cut.before,

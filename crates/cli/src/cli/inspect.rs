@@ -1,6 +1,7 @@
-//! `rushes inspect`: what a bundle holds.
+//! `rushes inspect`: prints the contents of a bundle.
 
-use super::args::{GlobalArgs, InspectArgs};
+use super::args::InspectArgs;
+use super::global::GlobalArgs;
 use super::render;
 use crate::Error;
 use bundle::layout;
@@ -17,8 +18,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Files from this size on are told of before they are read.
-const TOLD: ByteCount = ByteCount(100_000_000);
+/// Files of this size or more are announced before they are read.
+const ANNOUNCED: ByteCount = ByteCount(100_000_000);
 
 /// Runs the command.
 pub(super) fn run(args: &InspectArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
@@ -39,15 +40,15 @@ pub(super) fn run(args: &InspectArgs, global: &GlobalArgs) -> Result<ExitCode, E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads every byte, and names all that is not as it was written.
+/// Reads every byte, and reports each file that changed since it was written.
 fn verify(folder: &Path, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let bundle = Bundle::read(folder)?;
     let mut found = digests::verify(&bundle, &mut |file, bytes| {
-        if bytes >= TOLD && !global.json {
+        if bytes >= ANNOUNCED && !global.json {
             render::note(&format!("{file}: reading {bytes}"));
         }
     });
-    // These have digests of their own.
+    // These files contain their own digests.
     let mut check = |file: &str, check: &dyn Fn() -> Result<(), Error>| {
         if !bundle.path(file).exists() {
             return;
@@ -61,21 +62,21 @@ fn verify(folder: &Path, global: &GlobalArgs) -> Result<ExitCode, Error> {
     check(table::FILE, &|| Ok(Table::read(&bundle.path(table::FILE), &bundle.manifest).map(drop)?));
     let Verified { whole, unknown, damaged, bytes } = found;
     let total = whole.len() + unknown.len() + damaged.len();
-    let of_damaged = damaged.iter().map(|(file, why)| json!({"file": file, "why": why}));
+    let damaged_as_json = damaged.iter().map(|(file, why)| json!({"file": file, "why": why}));
     let value = json!({
         "event": "verified",
         "files": total,
         "bytes": bytes,
         "whole": whole.len(),
         "unknown": unknown,
-        "damaged": of_damaged.collect::<Vec<_>>(),
+        "damaged": damaged_as_json.collect::<Vec<_>>(),
     });
-    let mut text = format!("{} of {total} files are as they were written ({bytes} read)", whole.len());
+    let mut text = format!("{} of {total} files are unchanged ({bytes} read)", whole.len());
     if !unknown.is_empty() {
         // Writing into a String cannot fail.
         let _ = write!(
             text,
-            "\n{} have no digest over every byte, because `rushes export` ran with --no-verify or was of an older version: {}",
+            "\n{} have no digest over every byte (`rushes export --no-verify`, or an older version wrote them): {}",
             unknown.len(),
             unknown.join(", ")
         );
@@ -88,18 +89,21 @@ fn verify(folder: &Path, global: &GlobalArgs) -> Result<ExitCode, Error> {
     }
 }
 
-/// The quantised variants as a person reads them: sizes, and scores where they were measured.
+/// The quantised variants for the text output: sizes, and scores if they were measured.
 fn variants(manifest: &Manifest, quality: &BTreeMap<String, Quality>) -> String {
     let mut text = String::new();
     for precision in Precision::ALL {
-        let of = |entry: &ComponentEntry| {
+        let details = |entry: &ComponentEntry| {
             let variant = entry.variants.iter().find(|variant| variant.precision == precision)?;
-            let own = variant.weight_bytes();
-            let bytes = if variant.weights.is_empty() { entry.weight_bytes() } else { own };
+            let bytes =
+                if variant.weights.is_empty() { entry.weight_bytes() } else { variant.weight_bytes() };
             Some((bytes, entry.weight_bytes(), variant.quantized, variant.note.clone()))
         };
-        let parts: Vec<_> =
-            manifest.components.iter().filter_map(|entry| Some((&entry.component, of(entry)?))).collect();
+        let parts: Vec<_> = manifest
+            .components
+            .iter()
+            .filter_map(|entry| Some((&entry.component, details(entry)?)))
+            .collect();
         if parts.is_empty() {
             continue;
         }
@@ -116,7 +120,7 @@ fn variants(manifest: &Manifest, quality: &BTreeMap<String, Quality>) -> String 
     text
 }
 
-/// The bundle as a person reads it.
+/// The bundle for the text output.
 pub(super) fn describe(manifest: &Manifest) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
@@ -172,7 +176,7 @@ pub(super) fn describe(manifest: &Manifest) -> String {
     text
 }
 
-/// Every default with its origin, one a line, and what there is to know about them.
+/// Every default with its origin, one per line, and the notes about them.
 pub(super) fn describe_defaults(defaults: &Defaults) -> String {
     let mut lines = vec!["defaults".to_owned()];
     let mut default = |name: &str, value: String, from: bundle::settings::Origin| {

@@ -1,8 +1,8 @@
 //! Signals that ask the program to end: Ctrl-C, `kill`, a closed terminal.
 //!
-//! A command that has something to put in order takes the request by [`Interrupts::cancel`] and ends as soon as it can,
-//! with nothing half-written left. Before that, and on a second signal, the process ends at once. Either way the exit
-//! code is 130. A signal that was ignored when the program started, as `nohup` does, stays ignored.
+//! A command that has to clean up receives the request through [`Interrupts::cancel`]. It ends as soon as it can and
+//! leaves no partial files. Before that, and on a second signal, the process ends immediately. The exit code is always
+//! 130. A signal that was ignored when the program started, for example by `nohup`, stays ignored.
 
 use super::render::{self, Stream};
 use bundle::{Diagnose, ErrorClass};
@@ -14,70 +14,70 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// The signals that ask.
-const ASKING: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
-/// Signals within this time of the first are the same request: a terminal that closes sends several.
+/// The signals that ask the program to end.
+const SIGNALS: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
+/// Signals within this time of the first are one request: a terminal that closes sends several.
 const SAME_REQUEST: Duration = Duration::from_millis(300);
 
-/// Requests to end that come as signals.
+/// Receives signals as requests to end.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Interrupts {
     cancel: Cancel,
-    /// Whether a command ends by itself when it is asked to.
-    in_order: Arc<AtomicBool>,
+    /// True while the command ends itself on request.
+    is_graceful: Arc<AtomicBool>,
 }
 
 impl Interrupts {
-    /// Listens from now on, on a thread of its own.
+    /// Starts a thread that receives the signals.
     pub(super) fn listen(stream: Stream, as_json: bool) -> Self {
         let interrupts = Self::default();
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = ignored(&status);
-        let listened: Vec<i32> =
-            ASKING.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0).collect();
-        match Signals::new(listened) {
+        let received: Vec<i32> =
+            SIGNALS.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0).collect();
+        match Signals::new(received) {
             Ok(mut signals) => {
-                let asked = interrupts.clone();
-                std::thread::spawn(move || asked.obey(signals.forever(), stream, as_json));
+                let receiver = interrupts.clone();
+                std::thread::spawn(move || receiver.handle(signals.forever(), stream, as_json));
             }
-            Err(error) => tracing::warn!(%error, "signals will end the process at once"),
+            Err(error) => tracing::warn!(%error, "signals will end the process immediately"),
         }
         interrupts
     }
 
-    /// The request that the next signal makes. From now on the command ends by itself.
+    /// Returns the request that the next signal makes. From now on the command ends itself.
     pub(super) fn cancel(&self) -> Cancel {
-        self.in_order.store(true, Ordering::SeqCst);
+        self.is_graceful.store(true, Ordering::SeqCst);
         self.cancel.clone()
     }
 
-    /// Says that there is nothing to put in order any more: from now on a signal ends the process at once.
+    /// From now on a signal ends the process immediately, because there is nothing left to clean up.
     ///
     /// # Errors
-    /// One has come already.
-    pub(super) fn at_once(&self) -> Result<(), bundle::Error> {
-        self.in_order.store(false, Ordering::SeqCst);
+    /// Returns an error if a signal was received before.
+    pub(super) fn end_immediately(&self) -> Result<(), bundle::Error> {
+        self.is_graceful.store(false, Ordering::SeqCst);
         self.cancel.stop().check()
     }
 
-    fn obey(&self, signals: impl Iterator<Item = i32>, stream: Stream, as_json: bool) {
+    fn handle(&self, signals: impl Iterator<Item = i32>, stream: Stream, as_json: bool) {
         let mut first: Option<Instant> = None;
         for _ in signals {
             let is_same = first.is_some_and(|first| first.elapsed() < SAME_REQUEST);
-            let is_in_order = self.in_order.load(Ordering::SeqCst);
-            if is_in_order && !is_same && first.is_none() {
+            let is_graceful = self.is_graceful.load(Ordering::SeqCst);
+            if is_graceful && !is_same && first.is_none() {
                 first = Some(Instant::now());
                 self.cancel.cancel();
-            } else if !(is_in_order && is_same) {
+            } else if !(is_graceful && is_same) {
                 render::error(stream, as_json, &bundle::Error::Stopped.report());
-                // Other threads may be at work in libraries, so nothing of them is taken down.
+                // Other threads may be running in libraries, so their destructors are not run.
                 low_level::exit(i32::from(ErrorClass::Interrupted.exit_code()));
             }
         }
     }
 }
 
-/// The signals that a process ignores, one bit each from 1 on, out of its `/proc/PID/status`; none where it does not say.
+/// The signals that a process ignores, from its `/proc/PID/status`: signal `n` is bit `n - 1`. 0 if there is no mask.
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn ignored_signals_are_read_from_the_status() {
-        // As nohup has it, with the SIGPIPE that the standard library ignores.
+        // From a process under nohup; the standard library ignores SIGPIPE.
         let status = "Name:\trushes\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000440\n";
         let bit = |signal: i32| 1 << (signal - 1);
         assert_eq!(ignored(status), bit(SIGHUP) | bit(signal_hook::consts::SIGPIPE));
@@ -98,20 +98,20 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_seen_by_the_command() {
+    fn a_signal_cancels_the_command() {
         let interrupts = Interrupts::default();
         let cancel = interrupts.cancel();
-        interrupts.obey([SIGINT].into_iter(), Stream::Output, false);
+        interrupts.handle([SIGINT].into_iter(), Stream::Output, false);
         assert!(cancel.is_cancelled());
-        assert!(interrupts.at_once().is_err());
+        assert!(interrupts.end_immediately().is_err());
     }
 
     #[test]
-    fn a_terminal_that_closes_asks_once() {
+    fn signals_of_a_closing_terminal_are_one_request() {
         let interrupts = Interrupts::default();
         let cancel = interrupts.cancel();
         // A second request would end this process.
-        interrupts.obey([SIGHUP, SIGHUP, SIGTERM].into_iter(), Stream::Output, false);
+        interrupts.handle([SIGHUP, SIGHUP, SIGTERM].into_iter(), Stream::Output, false);
         assert!(cancel.is_cancelled());
     }
 }

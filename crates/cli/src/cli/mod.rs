@@ -1,4 +1,4 @@
-//! The command line: arguments in, one command, an exit code out.
+//! The command line: parses the arguments, runs one command, and returns the exit code.
 
 mod args;
 mod arguments;
@@ -7,8 +7,12 @@ mod calibrate;
 mod doctor;
 mod export;
 mod generate;
+mod global;
+#[cfg(test)]
+mod help;
 mod inspect;
 mod interrupt;
+mod logo;
 mod os_text;
 mod post_process;
 mod preview;
@@ -31,7 +35,7 @@ use render::Stream;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs one command line, program name first.
+/// Runs one command line; the first argument is the name of the program.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = arguments::prepared(arguments.into_iter().collect());
     let stream = stream(&arguments);
@@ -62,12 +66,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Where results and errors go. Known from the arguments alone, so that it holds for those that are refused too.
+/// The stream for results and errors. It depends on the raw arguments only, so that it is right for refused ones too.
 fn stream(arguments: &[OsString]) -> Stream {
     let outputs = arguments::outputs(arguments);
     let parsed = outputs.iter().filter_map(|output| output.parse::<OutputSpec>().ok());
-    let mut taken = parsed.filter(OutputSpec::is_standard_output);
-    if taken.next().is_some() { Stream::Error } else { Stream::Output }
+    let mut clips = parsed.filter(OutputSpec::is_standard_output);
+    if clips.next().is_some() { Stream::Error } else { Stream::Output }
 }
 
 fn fail(error: &Error, stream: Stream, as_json: bool) -> ExitCode {
@@ -76,39 +80,38 @@ fn fail(error: &Error, stream: Stream, as_json: bool) -> ExitCode {
     ExitCode::from(report.class.exit_code())
 }
 
-/// Arguments that clap or one of our types refuses. `--help` and `--version` come this way too.
+/// Reports arguments that clap or a value parser refused. clap also returns `--help` and `--version` as errors.
 fn refuse(error: &clap::Error, stream: Stream, as_json: bool) -> ExitCode {
     if !error.use_stderr() {
-        // Nobody reads a help text whose pipe is closed.
+        // Fails only if the pipe of the help text is closed.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let own = std::error::Error::source(error).and_then(|source| source.downcast_ref::<bundle::Error>());
-    let report = match own {
-        Some(own) => bundle::Diagnose::report(own),
-        None => foreign(error),
+    let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<bundle::Error>());
+    let report = match refused {
+        Some(refused) => bundle::Diagnose::report(refused),
+        None => report_of_clap(error),
     };
     render::error(stream, as_json, &report);
     ExitCode::from(report.class.exit_code())
 }
 
-/// clap's own words as a report: its first sentence, the rest, and where to look.
-fn foreign(error: &clap::Error) -> Report {
+/// clap's message as a report: its first sentence, the rest, and a hint.
+fn report_of_clap(error: &clap::Error) -> Report {
     let text = error.render().to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let what = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    // clap's advice to put `--` before a value takes away the flags after it.
+    // clap advises to put `--` before a value, which would turn the flags after it into values.
     let is_reason =
         |line: &&str| !line.starts_with("For more information") && !line.contains("as a value, use");
     let why: Vec<&str> = lines.filter(is_reason).collect();
-    let why =
-        if why.is_empty() { "the command line cannot be understood".to_owned() } else { why.join("; ") };
+    let why = if why.is_empty() { "the command line cannot be parsed".to_owned() } else { why.join("; ") };
     let unknown = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(unknown)) if error.kind() == ErrorKind::UnknownArgument => unknown,
         _ => "",
     };
     let fix = if unknown.starts_with('-') {
-        "see `rushes COMMAND --help`; a text that begins with a dash is written `--flag=TEXT`, and a prompt like that comes \
+        "see `rushes COMMAND --help`; write a text that begins with a dash as `--flag=TEXT`, and such a prompt \
          last, after `--`"
     } else {
         "see `rushes --help` or `rushes COMMAND --help`"
@@ -116,11 +119,11 @@ fn foreign(error: &clap::Error) -> Report {
     Report::bad_input(what, why, fix)
 }
 
-/// Messages of libraries go to standard error; `RUST_LOG` chooses which.
+/// Writes log messages of libraries to standard error; `RUST_LOG` selects which.
 fn start_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
-    // Fails only if a log was started before, as a test that runs two commands does.
+    // Fails only if a log was started before, for example by a test that runs two commands.
     let _ = log.try_init();
 }

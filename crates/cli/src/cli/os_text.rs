@@ -1,52 +1,52 @@
-//! Flags with a path in them, which need not be text: the bytes of the path are kept as they were typed.
+//! Values that contain a path, which need not be UTF-8: the bytes of the path are kept.
 
-use super::post_process::Logo;
+use super::logo::Logo;
 use bundle::Error;
 use media::{OutputSpec, SigningKey};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// An output.
-pub(super) fn output(given: OsString) -> Result<OutputSpec, Error> {
-    let text = given.to_string_lossy();
+/// Parses the value of `--output` and `--live`.
+pub(super) fn output(value: OsString) -> Result<OutputSpec, Error> {
+    let text = value.to_string_lossy();
     let spec = text.parse()?;
-    if given.to_str().is_some() {
+    if value.to_str().is_some() {
         return Ok(spec);
     }
-    // What kind it is shows in its ASCII; only the path has to be taken anew.
+    // The kind depends on ASCII parts only; the path is replaced by its original bytes.
     Ok(match spec {
-        OutputSpec::File { format, .. } => OutputSpec::File { path: given.into(), format },
-        OutputSpec::Frames { .. } => OutputSpec::Frames { folder: given.into() },
-        OutputSpec::Hls { .. } => OutputSpec::Hls { folder: after(&given, b"hls:") },
+        OutputSpec::File { format, .. } => OutputSpec::File { path: value.into(), format },
+        OutputSpec::Frames { .. } => OutputSpec::Frames { folder: value.into() },
+        OutputSpec::Hls { .. } => OutputSpec::Hls { folder: after(&value, b"hls:") },
         _ => {
-            let (rule, fix) = ("an address is text", "write the address in UTF-8");
+            let (rule, fix) = ("an address must be UTF-8", "write the address in UTF-8");
             return Err(Error::value("--output", format!("`{text}`"), rule, fix));
         }
     })
 }
 
-/// A picture and its corner.
-pub(super) fn logo(given: OsString) -> Result<Logo, Error> {
-    let mut logo: Logo = given.to_string_lossy().parse()?;
-    if let Some(at) = given.as_bytes().iter().rposition(|byte| *byte == b'@') {
-        logo.path = path(&given.as_bytes()[..at]);
+/// Parses the value of `--logo`.
+pub(super) fn logo(value: OsString) -> Result<Logo, Error> {
+    let mut logo: Logo = value.to_string_lossy().parse()?;
+    if let Some(at) = value.as_bytes().iter().rposition(|byte| *byte == b'@') {
+        logo.path = path(&value.as_bytes()[..at]);
     }
     Ok(logo)
 }
 
-/// A certificate chain and its key.
-pub(super) fn signing_key(given: OsString) -> Result<SigningKey, Error> {
-    let mut key: SigningKey = given.to_string_lossy().parse()?;
-    if let Some(at) = given.as_bytes().iter().position(|byte| *byte == b',') {
-        key.certificate = path(&given.as_bytes()[..at]);
-        key.key = path(&given.as_bytes()[at + 1..]);
+/// Parses the value of `--sign`.
+pub(super) fn signing_key(value: OsString) -> Result<SigningKey, Error> {
+    let mut key: SigningKey = value.to_string_lossy().parse()?;
+    if let Some(at) = value.as_bytes().iter().position(|byte| *byte == b',') {
+        key.certificate = path(&value.as_bytes()[..at]);
+        key.key = path(&value.as_bytes()[at + 1..]);
     }
     Ok(key)
 }
 
-fn after(given: &OsStr, start: &[u8]) -> PathBuf {
-    path(given.as_bytes().strip_prefix(start).unwrap_or(given.as_bytes()))
+fn after(value: &OsStr, start: &[u8]) -> PathBuf {
+    path(value.as_bytes().strip_prefix(start).unwrap_or(value.as_bytes()))
 }
 
 fn path(bytes: &[u8]) -> PathBuf {
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_paths_are_kept() {
+    fn the_bytes_of_paths_are_kept() {
         let file = OutputSpec::File { path: path(b"caf\xe9.mp4"), format: FileFormat::Mp4 };
         assert_eq!(output(os(b"caf\xe9.mp4")).unwrap(), file);
         assert_eq!(output(os(b"\xe9/")).unwrap(), OutputSpec::Frames { folder: path(b"\xe9/") });
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_says_why() {
+    fn other_values_that_are_not_utf8_are_refused() {
         for given in [&b"caf\xe9.avi"[..], b"rtmp://caf\xe9/a/b", b"rtsp://h/\xe9", b"whip:http://\xe9"] {
             assert!(output(os(given)).unwrap_err().to_string().contains("--output"));
         }

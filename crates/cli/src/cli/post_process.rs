@@ -1,5 +1,6 @@
-//! Flags of `generate` that dress the clip: captions, logo, sound, key, rate, mark.
+//! The options of `generate` for overlays and audio: captions, logo, sound, chroma key, frame rate, mark.
 
+use super::logo::Logo;
 use super::os_text;
 use crate::Error;
 use bundle::Error as Refusal;
@@ -7,48 +8,47 @@ use bundle::units::FrameRate;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use media::SigningKey;
-use media::post_process::{Caption, Corner, Interpolation, KeyColour, PostProcessSpec, SrtError};
+use media::post_process::{Caption, Interpolation, KeyColour, PostProcessSpec, SrtError};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-/// How the clip is dressed.
+/// The options for overlays and audio.
 #[derive(Debug, Args)]
-pub(super) struct DressingArgs {
-    /// A text at the bottom of the frame, or a SubRip file ending in .srt
-    #[arg(long, value_name = "TEXT|FILE", help_heading = "PostProcess")]
+pub(super) struct PostProcessArgs {
+    /// Draw a text at the bottom of each frame, or the captions of a SubRip file ending in .srt
+    #[arg(long, value_name = "TEXT|FILE", help_heading = "Overlays and audio")]
     caption: Option<OsString>,
-    /// A picture in a corner: FILE@top-left, @top-right, @bottom-left or @bottom-right
+    /// Draw a picture in a corner: FILE@top-left, @top-right, @bottom-left or @bottom-right
     #[arg(
         long,
         value_name = "FILE@CORNER",
         value_parser = OsStringValueParser::new().try_map(os_text::logo),
-        help_heading = "PostProcess"
+        help_heading = "Overlays and audio"
     )]
     logo: Option<Logo>,
-    /// Sound from a file, repeated or cut to the clip's length and faded
-    #[arg(long, value_name = "FILE", help_heading = "PostProcess")]
+    /// Add sound from a file, repeated or cut to the clip's length and faded
+    #[arg(long, value_name = "FILE", help_heading = "Overlays and audio")]
     audio: Option<PathBuf>,
-    /// The colour of a screen, green or blue, that --background replaces
-    #[arg(long, value_name = "COLOUR", requires = "background", help_heading = "PostProcess")]
+    /// Replace a screen of this colour with --background: green or blue
+    #[arg(long, value_name = "COLOUR", requires = "background", help_heading = "Overlays and audio")]
     key: Option<KeyColour>,
-    /// A picture or film to be seen where --key is
-    #[arg(long, value_name = "FILE", requires = "key", help_heading = "PostProcess")]
+    /// Picture or video to show in place of the --key colour
+    #[arg(long, value_name = "FILE", requires = "key", help_heading = "Overlays and audio")]
     background: Option<PathBuf>,
-    /// Frames per second of the outputs, made of those of the clip; like --fps
-    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "PostProcess")]
+    /// Convert the outputs to this frame rate in frames per second, written like --fps
+    #[arg(long, value_name = "RATE", value_parser = output_rate, help_heading = "Overlays and audio")]
     output_fps: Option<FrameRate>,
-    /// Where the frames of --output-fps come from: blend or repeat
+    /// Method of --output-fps: blend or repeat frames
     #[arg(
         long,
         value_name = "NAME",
         default_value = "blend",
         requires = "output_fps",
-        help_heading = "PostProcess"
+        help_heading = "Overlays and audio"
     )]
     output_fps_by: Interpolation,
-    /// Do not mark the outputs as made by a model
-    #[arg(long, help_heading = "PostProcess")]
+    /// Do not mark the outputs as AI-generated
+    #[arg(long, help_heading = "Overlays and audio")]
     no_mark: bool,
     /// Sign .mp4 outputs with C2PA content credentials: a PEM certificate chain and its private key
     #[arg(
@@ -56,16 +56,16 @@ pub(super) struct DressingArgs {
         value_name = "CERT,KEY",
         conflicts_with = "no_mark",
         value_parser = OsStringValueParser::new().try_map(os_text::signing_key),
-        help_heading = "PostProcess"
+        help_heading = "Overlays and audio"
     )]
     sign: Option<SigningKey>,
 }
 
-impl DressingArgs {
-    /// What was asked for, with the captions read.
+impl PostProcessArgs {
+    /// The requested post-processing, with the captions read.
     ///
     /// # Errors
-    /// A SubRip file that cannot be read.
+    /// Returns an error if the SubRip file cannot be read.
     pub(super) fn spec(&self) -> Result<PostProcessSpec, Error> {
         Ok(PostProcessSpec {
             captions: self.caption.as_deref().map(captions).transpose()?.unwrap_or_default(),
@@ -76,12 +76,12 @@ impl DressingArgs {
         })
     }
 
-    /// What the outputs are signed with.
+    /// The key that outputs are signed with.
     pub(super) fn signing_key(&self) -> Option<&SigningKey> {
         self.sign.as_ref()
     }
 
-    /// Whether the outputs are marked as made by a model.
+    /// Returns true if the outputs are marked as AI-generated.
     pub(super) fn mark(&self) -> bool {
         !self.no_mark
     }
@@ -91,21 +91,21 @@ fn output_rate(text: &str) -> Result<FrameRate, Refusal> {
     FrameRate::parse("--output-fps", text)
 }
 
-fn captions(given: &OsStr) -> Result<Vec<Caption>, Refusal> {
-    let path = Path::new(given);
+fn captions(value: &OsStr) -> Result<Vec<Caption>, Refusal> {
+    let path = Path::new(value);
     let refused = |why: String, fix: &str| Refusal::value("--caption", path.display(), why, fix);
     let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
     match extension.as_deref().and_then(OsStr::to_str) {
         Some("srt") => {}
         Some(other @ ("vtt" | "ass" | "ssa" | "sub" | "sbv" | "ttml")) if path.is_file() => {
-            let why = format!("captions in files are read as SubRip, and .{other} is another format");
-            return Err(refused(why, "convert it, like `ffmpeg -i FILE captions.srt`"));
+            let why = format!("caption files must be SubRip, and .{other} is another format");
+            return Err(refused(why, "convert it, for example with `ffmpeg -i FILE captions.srt`"));
         }
         _ => {
-            let Some(text) = given.to_str() else {
+            let Some(text) = value.to_str() else {
                 let (rule, fix) =
-                    ("a text is UTF-8", "write it in UTF-8, or name a SubRip file ending in .srt");
-                return Err(Refusal::value("--caption", format!("`{}`", given.display()), rule, fix));
+                    ("a text must be UTF-8", "write it in UTF-8, or give a SubRip file ending in .srt");
+                return Err(Refusal::value("--caption", format!("`{}`", value.display()), rule, fix));
             };
             return Ok(vec![Caption::always(text)]);
         }
@@ -113,38 +113,11 @@ fn captions(given: &OsStr) -> Result<Vec<Caption>, Refusal> {
     let bytes = std::fs::read(path).map_err(Refusal::file("read", path))?;
     Caption::read_srt(&bytes).map_err(|error| {
         let fix = match error {
-            SrtError::Encoding => "convert it, like `iconv -f WINDOWS-1252 -t UTF-8 FILE > captions.srt`",
-            _ => "put the file right, or give a text instead",
+            SrtError::Encoding => {
+                "convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8 FILE > captions.srt`"
+            }
+            _ => "correct the file, or give a text instead",
         };
         refused(error.to_string(), fix)
     })
-}
-
-/// A picture and its corner.
-#[derive(Debug, Clone)]
-pub(super) struct Logo {
-    /// The file.
-    pub(super) path: PathBuf,
-    corner: Corner,
-}
-
-impl FromStr for Logo {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let corners = [
-            ("top-left", Corner::TopLeft),
-            ("top-right", Corner::TopRight),
-            ("bottom-left", Corner::BottomLeft),
-            ("bottom-right", Corner::BottomRight),
-        ];
-        let found = text.rsplit_once('@').and_then(|(path, name)| {
-            let (_, corner) = corners.into_iter().find(|(known, _)| *known == name)?;
-            (!path.is_empty()).then(|| Self { path: path.into(), corner })
-        });
-        found.ok_or_else(|| {
-            let (rule, fix) = ("it names no file and corner", "write it like logo.png@bottom-right");
-            Refusal::value("--logo", format!("`{text}`"), rule, fix)
-        })
-    }
 }

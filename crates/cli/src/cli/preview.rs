@@ -1,6 +1,6 @@
-//! The flags of previews, and the fitting of their map.
+//! The options of previews, and the fit of the linear map.
 
-use super::args::GlobalArgs;
+use super::global::GlobalArgs;
 use super::preview_sinks::{Live, Pictures};
 use super::{os_text, render};
 use crate::Error;
@@ -25,19 +25,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Where a preview goes when nobody says.
+/// The file of previews without `--preview-out`.
 const DEFAULT_PICTURE: &str = "preview.png";
 
-/// The flags of `rushes generate` that are about previews.
+/// The options of `rushes generate` for previews.
 #[derive(Debug, Clone, Args)]
 pub(super) struct PreviewArgs {
-    /// Show the clip after each step: off, rgb (a linear map), tiny (a tiny decoder) or full (the decoder, one frame)
+    /// Show a preview after each step: off, rgb (a linear map), tiny (a tiny decoder) or full (the decoder, one frame)
+    /// [default: off; with --live or --preview-out: tiny, else rgb, else full, as the bundle has them]
     #[arg(long, value_name = "NAME", help_heading = "Previews")]
     preview: Option<PreviewKind>,
-    /// Show it after every N steps
+    /// Show a preview after every N steps
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Previews")]
     preview_every: NonZeroUsize,
-    /// One address that sharpens: noise, previews, then the clip again and again until Ctrl-C; hls:DIR,
+    /// Publish the noise, then previews, then the clip in a loop until Ctrl-C, at one address: hls:DIR,
     /// rtsp://HOST:PORT/NAME or whip:https://HOST/PATH
     #[arg(
         long,
@@ -46,16 +47,16 @@ pub(super) struct PreviewArgs {
         help_heading = "Previews"
     )]
     live: Option<OutputSpec>,
-    /// A .png that always holds the newest, or a folder that gets one for each step [default: preview.png]
+    /// Write the newest preview to a .png, or one .png per step to a folder [default: preview.png]
     #[arg(long, value_name = "FILE|DIR", help_heading = "Previews")]
     preview_out: Option<PathBuf>,
 }
 
 impl PreviewArgs {
-    /// What was asked for; a place alone asks for the tiny decoder, or for what else the bundle can do.
+    /// The kind of preview. An output without a kind selects the tiny decoder, else the map, else the decoder.
     ///
     /// # Errors
-    /// A map that is damaged.
+    /// Returns an error if the linear map is damaged.
     pub(super) fn kind(&self, bundle: &Bundle) -> Result<PreviewKind, Error> {
         Ok(match self.preview {
             Some(kind) => kind,
@@ -66,10 +67,10 @@ impl PreviewArgs {
         })
     }
 
-    /// Takes the address that is live, if there is one, beside the places where the clip goes.
+    /// Claims the live address, if there is one, in addition to the outputs of the clip.
     ///
     /// # Errors
-    /// An output that nobody watches while it is made, one that is a place of the clip already, or one that cannot be taken.
+    /// Returns an error if the address is not live, is an output of the clip, or cannot be claimed.
     pub(super) fn claim_live(
         &self,
         outputs: &[OutputSpec],
@@ -81,18 +82,18 @@ impl PreviewArgs {
             Err(bundle::Error::value("--live", &live, rule, fix).into())
         };
         if !live.is_live() {
-            return refused("nobody can watch it while it is made");
+            return refused("it cannot be watched while it is written");
         }
         if outputs.iter().any(|output| output.is_same_destination(&live)) {
-            return refused("the clip goes there already");
+            return refused("the clip is written there already");
         }
         Ok(Some(OutputTarget::claim(&live)?))
     }
 
-    /// Takes the file or folder that previews of `size` go to, if they do.
+    /// Claims the file or folder that previews of `size` are written to, if there is one.
     ///
     /// # Errors
-    /// A place that cannot be written or that another run has.
+    /// Returns an error if it cannot be written, or if another run has claimed it.
     pub(super) fn claim_pictures(
         &self,
         bundle: &Bundle,
@@ -102,13 +103,13 @@ impl PreviewArgs {
             return Ok(None);
         }
         match &self.preview_out {
-            Some(place) => Ok(Some(PreviewFiles::create(place, size)?)),
+            Some(path) => Ok(Some(PreviewFiles::create(path, size)?)),
             None if self.live.is_some() => Ok(None),
             None => Ok(Some(PreviewFiles::create_default(Path::new(DEFAULT_PICTURE), size)?)),
         }
     }
 
-    /// What previews of a clip need, checked before the run; none when there are none.
+    /// Checks and prepares the previews of a clip, before the run. Returns `None` if there are none.
     pub(super) fn prepare(
         &self,
         model: &Model,
@@ -132,7 +133,7 @@ impl PreviewArgs {
     }
 }
 
-/// Previews that are ready to be made.
+/// Previews that are ready to start.
 pub(super) struct PreparedPreviews {
     renderers: PreviewRenderers,
     settings: PreviewSettings,
@@ -140,13 +141,13 @@ pub(super) struct PreparedPreviews {
 }
 
 impl PreparedPreviews {
-    /// Opens what previews of latents of `shape` need.
+    /// Opens the graphs for previews of latents of `shape`, and starts.
     pub(super) fn start(self, shape: LatentShape, cancel: &Cancel) -> Previewer {
         Previewer::start(self.renderers, shape, self.settings, self.sinks, cancel)
     }
 }
 
-/// What became of the previews, for people: only what they did not ask for.
+/// The result of the previews for the text output, if any were skipped or failed.
 pub(super) fn note(report: &PreviewReport) -> Option<String> {
     if let Some(error) = &report.failed {
         return Some(format!("warning: previews ended early: {error}"));
@@ -154,16 +155,16 @@ pub(super) fn note(report: &PreviewReport) -> Option<String> {
     (report.skipped > 0).then(|| {
         let instead = match report.fallbacks {
             0 => String::new(),
-            fallbacks => format!("; the linear map showed {fallbacks} of these"),
+            fallbacks => format!("; the linear map showed {fallbacks} of them"),
         };
         format!(
-            "previews: {} shown, {} skipped so that denoising is not held up{instead}",
+            "previews: {} shown, {} skipped to keep up with denoising{instead}",
             report.shown, report.skipped
         )
     })
 }
 
-/// What became of the previews, for programs.
+/// The result of the previews as JSON.
 pub(super) fn value(report: &PreviewReport) -> serde_json::Value {
     json!({
         "kind": report.kind,
@@ -175,18 +176,18 @@ pub(super) fn value(report: &PreviewReport) -> serde_json::Value {
     })
 }
 
-/// The flags of `rushes calibrate` that are about previews.
+/// The options of `rushes calibrate` for previews.
 #[derive(Debug, Clone, Args)]
 pub(super) struct FitArgs {
-    /// Fit the linear map that shows latents as colours
+    /// Fit the linear map from latents to colours that rgb previews use, instead of calibrating
     #[arg(long, conflicts_with = "prompts")]
     pub(super) preview: bool,
-    /// Clips that the map is fitted on
+    /// With --preview, number of clips to fit the map on
     #[arg(long, value_name = "N", default_value_t = PROMPTS.len())]
     clips: usize,
 }
 
-/// Fits the map on clips of `size` and keeps it in the bundle.
+/// Fits the map on clips of `size` and writes it to the bundle.
 pub(super) fn fit(
     folder: &Path,
     args: &FitArgs,
@@ -222,7 +223,7 @@ pub(super) fn fit(
         "seconds": started.elapsed().as_secs_f64(),
     });
     let text = format!(
-        "{}: fitted on {} latent positions, {decibels:.1} dB from the decoder's colours",
+        "{}: fitted on {} latent positions, PSNR {decibels:.1} dB to the decoder's colours",
         path.display(),
         map.positions
     );

@@ -1,11 +1,11 @@
-//! Where previews go: pictures on disk, and the live address.
+//! The sinks of previews: picture files and the live address.
 
 use media::live::LiveSink;
 use media::preview_files::PreviewFiles;
 use ndarray::Axis;
 use runtime::preview::{Preview, Sink};
 
-/// The first frame of each preview as a PNG.
+/// Writes the first frame of each preview as a PNG.
 #[derive(Debug)]
 pub(super) struct Pictures(pub(super) PreviewFiles);
 
@@ -16,7 +16,7 @@ impl Sink for Pictures {
     }
 }
 
-/// All frames of each preview at the live address.
+/// Publishes all frames of each preview at the live address.
 #[derive(Debug)]
 pub(super) struct Live(pub(super) LiveSink);
 

@@ -1,4 +1,4 @@
-//! How far a run is: a bar for people, JSON lines for programs, both on standard error.
+//! Progress of a run on standard error: a bar, or JSON lines.
 
 use super::render;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -6,10 +6,10 @@ use serde_json::json;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// What `--progress` can be.
+/// The value of `--progress`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProgressKind {
-    /// A bar on a terminal, else nothing.
+    /// A bar if standard error is a terminal, else nothing.
     Auto,
     /// A bar.
     Bar,
@@ -21,10 +21,10 @@ pub(super) enum ProgressKind {
 
 bundle::named!(ProgressKind, "--progress", "progress", "auto" => Auto, "bar" => Bar, "json" => Json, "none" => None);
 
-/// Shows one phase after the other.
+/// Reports the phases of a run, one after the other.
 #[derive(Debug)]
 pub(super) struct Progress {
-    shown: Shown,
+    display: Display,
     phase: &'static str,
     began: Instant,
     done: usize,
@@ -32,7 +32,7 @@ pub(super) struct Progress {
 }
 
 #[derive(Debug)]
-enum Shown {
+enum Display {
     Nothing,
     Bar(ProgressBar),
     Json,
@@ -42,49 +42,49 @@ impl Progress {
     pub(super) fn new(kind: ProgressKind) -> Self {
         let bar = || {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
-            // A template that does not parse would leave indicatif's own style.
+            // If the template did not parse, indicatif would use its default style.
             if let Ok(style) = ProgressStyle::with_template("{prefix:<8} {bar:30} {pos}/{len} {msg}") {
                 bar.set_style(style);
             }
-            Shown::Bar(bar)
+            Display::Bar(bar)
         };
-        let shown = match kind {
+        let display = match kind {
             ProgressKind::Auto if std::io::stderr().is_terminal() => bar(),
-            ProgressKind::Auto | ProgressKind::None => Shown::Nothing,
+            ProgressKind::Auto | ProgressKind::None => Display::Nothing,
             ProgressKind::Bar => bar(),
-            ProgressKind::Json => Shown::Json,
+            ProgressKind::Json => Display::Json,
         };
-        Self { shown, phase: "start", began: Instant::now(), done: 0, total: 0 }
+        Self { display, phase: "start", began: Instant::now(), done: 0, total: 0 }
     }
 
-    /// A phase of `total` parts begins.
+    /// Begins a phase of `total` parts.
     pub(super) fn begin(&mut self, phase: &'static str, total: usize) {
         (self.phase, self.began, self.done, self.total) = (phase, Instant::now(), 0, total);
-        match &self.shown {
-            Shown::Nothing => {}
-            Shown::Bar(bar) => {
+        match &self.display {
+            Display::Nothing => {}
+            Display::Bar(bar) => {
                 bar.set_length(total as u64);
                 bar.set_position(0);
                 bar.set_prefix(phase);
                 bar.set_message("");
             }
-            Shown::Json => render::line_on_stderr(&json!({"event": "phase", "phase": phase, "of": total})),
+            Display::Json => render::line_on_stderr(&json!({"event": "phase", "phase": phase, "of": total})),
         }
     }
 
-    /// `done` parts of the phase are done; `detail` says of what kind, like the expert that runs.
+    /// Reports that `done` parts of the phase are done; `detail` is for example the expert that runs.
     pub(super) fn advance(&mut self, done: usize, detail: &str) {
         self.done = done;
         let left = self.time_left();
-        match &self.shown {
-            Shown::Nothing => {}
-            Shown::Bar(bar) => {
+        match &self.display {
+            Display::Nothing => {}
+            Display::Bar(bar) => {
                 bar.set_position(done as u64);
                 let seconds =
                     left.map_or(String::new(), |left| format!("{:.0} s left", left.as_secs_f64().ceil()));
                 bar.set_message(format!("{detail}  {seconds}"));
             }
-            Shown::Json => render::line_on_stderr(&json!({
+            Display::Json => render::line_on_stderr(&json!({
                 "event": "progress",
                 "phase": self.phase,
                 "done": done,
@@ -95,19 +95,19 @@ impl Progress {
         }
     }
 
-    /// The phase that is under way.
+    /// The current phase.
     pub(super) fn phase(&self) -> &'static str {
         self.phase
     }
 
-    /// Time since the phase began.
+    /// The time since the phase began.
     pub(super) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Takes the bar away, so that other lines can be printed.
+    /// Removes the bar, so that other lines can be printed.
     pub(super) fn clear(&self) {
-        if let Shown::Bar(bar) = &self.shown {
+        if let Display::Bar(bar) = &self.display {
             bar.finish_and_clear();
         }
     }

@@ -1,6 +1,7 @@
-//! `rushes quantize`: a calibrated bundle gets a quantised variant, and a report of what that costs.
+//! `rushes quantize`: adds a quantised variant to a calibrated bundle, and writes a report of its quality.
 
-use super::args::{GlobalArgs, QuantizeArgs};
+use super::args::QuantizeArgs;
+use super::global::GlobalArgs;
 use super::render;
 use super::threads::Threads;
 use crate::Error;
@@ -28,11 +29,11 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Text states of a quantised encoder must be at least this close to those of the original.
+/// The least cosine between the text states of the quantised and the original encoder.
 const TEXT_COSINE: f64 = 0.999;
-/// Seed of the first clip of the report: far from those that models are calibrated with.
+/// The seed of the first clip of the report, far from the usual seeds of a calibration.
 const FIRST_SEED: u64 = 1000;
-/// Prompts of the report where nothing was calibrated.
+/// The prompts of the report if there is no calibration.
 const PROMPTS: [&str; 2] =
     ["a red ball bounces on the beach by day", "a white cat walks through a snowy field at night"];
 
@@ -42,7 +43,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let path = args.calibration.clone().unwrap_or_else(|| args.bundle.join(table::FILE));
     if args.attention && args.scheme != Scheme::Fp8 {
         let (rule, fix) =
-            ("products of attention are quantised in fp8 alone", "add --scheme fp8, or leave it out");
+            ("only fp8 quantises the products of attention", "add --scheme fp8, or leave it out");
         return Err(bundle::Error::value("--attention", args.scheme, rule, fix).into());
     }
     let options = QuantizeOptions {
@@ -64,7 +65,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     };
     let plans = prompts.iter().cycle().take(args.clips.max(1)).enumerate().map(plan);
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
-    // All clips are as large.
+    // All clips have the same size.
     plans.first().map(|plan| memory_check::residency_mode(&quantizer.bundle().manifest, plan)).transpose()?;
     let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads.map(Threads::used), plans, &cancel)?;
     let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
@@ -72,7 +73,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let assessed = job.within_budget(&assessor)?;
     let distances: Vec<ClipDistance> = assessed.iter().map(|(distance, _)| distance.clone()).collect();
     let quality = job.quality(&assessor, distances)?;
-    // From here on it is a matter of moments, and nothing stops it half-way.
+    // The rest is short and is not interrupted.
     cancel.stop().check()?;
     job.quantizer.commit()?;
     job.quantizer.write_numerics()?;
@@ -94,12 +95,12 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
 
 fn describe(quality: &Quality, args: &QuantizeArgs, seconds: f64) -> String {
     let mut lines = Vec::new();
-    for of in &quality.components {
-        let share = of.share.as_ref().map_or(String::new(), |share| {
+    for component in &quality.components {
+        let share = component.share.as_ref().map_or(String::new(), |share| {
             format!(", {:.1} % of its work in integers", 100.0 * share.ratio())
         });
-        let note = of.note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
-        lines.push(format!("{}: {} layers{share}{note}", of.component, of.layers.len()));
+        let note = component.note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+        lines.push(format!("{}: {} layers{share}{note}", component.component, component.layers.len()));
     }
     lines.push(format!(
         "worst of {} clips: {:.1} dB, SSIM {:.4}; see {}, {seconds:.1} s",
@@ -109,7 +110,7 @@ fn describe(quality: &Quality, args: &QuantizeArgs, seconds: f64) -> String {
         args.bundle.join(report::HTML).display()
     ));
     if let Some(budget) = args.budget_psnr.filter(|budget| quality.psnr < *budget) {
-        lines.push(format!("warning: {budget} dB are not reached even with every layer in high precision"));
+        lines.push(format!("warning: {budget} dB is not reached, even with every layer in high precision"));
     }
     lines.join("\n")
 }
@@ -120,12 +121,12 @@ struct Job<'a> {
     onnx: &'a OnnxRuntime,
     args: &'a QuantizeArgs,
     cancel: &'a Cancel,
-    /// What quantising each layer alone adds to its output, by component.
+    /// The error that quantising each layer alone adds to its output, by component.
     errors: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 impl Job<'_> {
-    /// What is measured.
+    /// The variant that is measured.
     fn variant(&self) -> Variant {
         Variant::cpu(self.precision(), self.kernels())
     }
@@ -134,7 +135,7 @@ impl Job<'_> {
         self.args.scheme.precision()
     }
 
-    /// Which kernels the variant is measured in: the first that were asked for, where it has a choice.
+    /// The kernels that the variant is measured with: the first of `--kernels`, if the scheme has a choice.
     fn kernels(&self) -> KernelLibrary {
         match self.args.scheme {
             Scheme::Int8 => self.args.kernels.first().copied().unwrap_or_default(),
@@ -143,7 +144,7 @@ impl Job<'_> {
         }
     }
 
-    /// Which kernels the linear layers of a component are quantised in: our own are for steps.
+    /// The kernels that the linear layers of a component are quantised for: only steps have Rushes kernels.
     fn kernels_of(&self, component: &Component) -> KernelLibrary {
         match component {
             Component::Expert(_) => self.kernels(),
@@ -165,12 +166,12 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Plans and writes a component with these layers in high precision.
+    /// Plans and writes a component, with the layers of `keep` in high precision.
     fn requantize(&mut self, component: &Component, keep: &UnquantizedLayers) -> Result<(), Error> {
         let entry = self.quantizer.bundle().manifest.component(component)?.clone();
         let plan = self.quantizer.plan(&entry, keep)?;
         let kernels = self.kernels_of(component);
-        // With fewer layers quantised the errors of those before stay known, and so does what was measured.
+        // Errors of earlier plans, which quantised more layers, and measured errors are kept.
         let known = self.errors.entry(component_folder(component)).or_default();
         let is_first = known.is_empty();
         for (layer, error) in plan.errors {
@@ -182,25 +183,26 @@ impl Job<'_> {
         Ok(self.quantizer.write(plan.numerics, None)?)
     }
 
-    /// What quantising each convolution alone does to the frames of a clip.
+    /// Measures the error of the frames of a clip when each convolution alone is quantised.
     fn measure_decoder(&mut self, assessor: &Assessor<'_>) -> Result<(), Error> {
         let layers: Vec<String> = groups(&self.quantizer.bundle().manifest, &Component::Decoder)
             .into_iter()
             .flat_map(|group| group.layers)
             .collect();
         let (Scheme::Int8, Some(latent)) = (self.args.scheme, assessor.first_frames()) else { return Ok(()) };
-        let alone = |bundle: &Bundle| {
-            let mut alone = bundle.clone();
-            alone.manifest.components.retain(|entry| entry.component == Component::Decoder);
-            alone
+        let decoder_only = |bundle: &Bundle| {
+            let mut bundle = bundle.clone();
+            bundle.manifest.components.retain(|entry| entry.component == Component::Decoder);
+            bundle
         };
-        let expected = decode(&self.open(&alone(self.quantizer.bundle()), None)?, &latent, self.cancel)?;
+        let expected =
+            decode(&self.open(&decoder_only(self.quantizer.bundle()), None)?, &latent, self.cancel)?;
         let entry = self.quantizer.bundle().manifest.component(&Component::Decoder)?.clone();
         for layer in &layers {
             let others = layers.iter().filter(|other| *other != layer);
-            let keep = others.map(|other| (other.clone(), "another is measured".into())).collect();
+            let keep = others.map(|other| (other.clone(), "another layer is measured".into())).collect();
             self.quantizer.write(self.quantizer.plan(&entry, &keep)?.numerics, None)?;
-            let model = self.open(&alone(self.quantizer.bundle()), Some(self.variant()))?;
+            let model = self.open(&decoder_only(self.quantizer.bundle()), Some(self.variant()))?;
             let error = frames_error(&model, &latent, &expected, self.cancel)?;
             self.errors
                 .entry(component_folder(&Component::Decoder))
@@ -216,19 +218,19 @@ impl Job<'_> {
         Ok(Model::new(bundle.clone(), self.onnx.clone(), options)?)
     }
 
-    /// Puts the original text encoder into the variant where the quantised one is too far from it.
+    /// Keeps the original text encoder in the variant if the quantised one is too far from it.
     fn check_text_encoder(&mut self) -> Result<(), Error> {
         let bundle = self.quantizer.bundle().clone();
         let entry = bundle.manifest.component(&Component::TextEncoder)?;
         if entry.variant(self.precision(), KernelLibrary::OnnxRuntime).is_none() {
             return Ok(());
         }
-        // Nothing else is quantised yet, so only this component can be opened.
-        let mut alone = bundle.clone();
-        alone.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
-        let mut reference = TextEncoder::open(&self.open(&alone, None)?)?;
+        // The other components are not quantised yet, so only this one can be opened.
+        let mut encoder_only = bundle.clone();
+        encoder_only.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
+        let mut reference = TextEncoder::open(&self.open(&encoder_only, None)?)?;
         let mut quantized = TextEncoder::open(
-            &self.open(&alone, Some(Variant::cpu(self.precision(), KernelLibrary::OnnxRuntime)))?,
+            &self.open(&encoder_only, Some(Variant::cpu(self.precision(), KernelLibrary::OnnxRuntime)))?,
         )?;
         let mut worst = 1.0_f64;
         for prompt in self.quantizer.prompts() {
@@ -250,7 +252,7 @@ impl Job<'_> {
     }
 
     /// Measures the variant, and keeps the worst groups of layers in high precision until every clip is within the
-    /// budget; twice as many with each try.
+    /// budget. Each attempt keeps twice as many groups.
     fn within_budget(&mut self, assessor: &Assessor<'_>) -> Result<Vec<(ClipDistance, Clip)>, Error> {
         let order = self.sensitivity();
         let mut kept = 0;
@@ -265,10 +267,10 @@ impl Job<'_> {
             let mut keep: BTreeMap<String, (Component, UnquantizedLayers)> = BTreeMap::new();
             for (component, layers, error) in &order[..kept] {
                 let reason = format!("kept for the budget: alone it adds {:.1} dB", 10.0 * error.log10());
-                let of = keep
+                let kept_layers = keep
                     .entry(component_folder(component))
                     .or_insert_with(|| (component.clone(), UnquantizedLayers::new()));
-                of.1.extend(layers.iter().map(|layer| (layer.clone(), reason.clone())));
+                kept_layers.1.extend(layers.iter().map(|layer| (layer.clone(), reason.clone())));
             }
             for (component, keep) in keep.into_values() {
                 self.requantize(&component, &keep)?;
@@ -276,7 +278,7 @@ impl Job<'_> {
         }
     }
 
-    /// Groups of layers of experts and decoder, the worst first, by what quantising each alone adds to its output.
+    /// The groups of layers of the experts and the decoder, by the error that quantising each alone adds; worst first.
     fn sensitivity(&self) -> Vec<(Component, Vec<String>, f64)> {
         let manifest = &self.quantizer.bundle().manifest;
         let mut order = Vec::new();
@@ -296,13 +298,13 @@ impl Job<'_> {
 
     fn quality(&self, assessor: &Assessor<'_>, clips: Vec<ClipDistance>) -> Result<Quality, Error> {
         let (bundle, variant) = (self.quantizer.bundle(), self.variant());
-        let nothing = BTreeMap::new();
+        let no_errors = BTreeMap::new();
         let mut components = Vec::new();
         for entry in &bundle.manifest.components {
             let folder = component_folder(&entry.component);
             let Some(numerics) = self.quantizer.numerics().get(&folder) else { continue };
             let share = assessor.share(bundle, entry, variant);
-            let errors = self.errors.get(&folder).unwrap_or(&nothing);
+            let errors = self.errors.get(&folder).unwrap_or(&no_errors);
             components.push(component_quality(entry, variant, numerics, errors, share));
         }
         Ok(Quality {
@@ -319,7 +321,7 @@ impl Job<'_> {
         })
     }
 
-    /// What mini's judge reads back from clips of both variants.
+    /// Scores clips of both variants with mini's judge.
     fn judge(&self) -> Result<JudgeScores, Error> {
         let (prompts, files) = (embedded::prompts()?, embedded::judge()?);
         judge::prompts::check(&prompts, &files.attributes, "the program")?;

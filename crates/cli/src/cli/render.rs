@@ -1,4 +1,4 @@
-//! All that is printed: results, warnings, errors. The one place that writes to the terminal.
+//! Prints results, notices and errors. No other module writes to standard output or standard error.
 
 use crate::Error;
 use bundle::{Diagnose, Report};
@@ -6,19 +6,19 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
-/// Where results go, and errors as JSON.
+/// The stream of results, and of errors as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stream {
-    /// Standard output, as long as nothing else goes there.
+    /// Standard output.
     Output,
-    /// Standard error, while standard output carries the clip.
+    /// Standard error, if the clip is written to standard output.
     Error,
 }
 
-/// Prints text for people, or a JSON line.
+/// Prints a result to `stream`, as text or as a JSON line.
 ///
 /// # Errors
-/// Standard output is closed.
+/// Returns an error if standard output is closed.
 pub(super) fn result_on(stream: Stream, as_json: bool, value: &Value, text: &str) -> Result<(), Error> {
     match stream {
         Stream::Output => result(as_json, value, text),
@@ -33,27 +33,27 @@ pub(super) fn result_on(stream: Stream, as_json: bool, value: &Value, text: &str
     }
 }
 
-/// Prints text for people, or a JSON line, to standard output.
+/// Prints a result to standard output, as text or as a JSON line.
 ///
 /// # Errors
-/// Standard output is closed.
+/// Returns an error if standard output is closed.
 pub(super) fn result(as_json: bool, value: &Value, text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
     let written = if as_json { writeln!(out, "{value}") } else { writeln!(out, "{}", text.trim_end()) };
     written.and_then(|()| out.flush()).map_err(Error::Stdout)
 }
 
-/// One JSON line on standard error.
+/// Prints one JSON line to standard error.
 pub(super) fn line_on_stderr(value: &Value) {
-    say(&value.to_string());
+    print_to_stderr(&value.to_string());
 }
 
-/// Something the user should know, on standard error.
+/// Prints a notice to standard error.
 pub(super) fn note(text: &str) {
-    say(text);
+    print_to_stderr(text);
 }
 
-/// An error: three sentences for people on standard error, or a JSON line where results go.
+/// Prints an error: three lines of text to standard error, or a JSON line to the stream of results.
 pub(super) fn error(stream: Stream, as_json: bool, report: &Report) {
     if as_json {
         let line = json!({
@@ -64,24 +64,24 @@ pub(super) fn error(stream: Stream, as_json: bool, report: &Report) {
             "fix": report.fix,
             "exit_code": report.class.exit_code(),
         });
-        // When standard output is gone too, the exit code is all that is left to tell.
+        // If standard output is closed too, only the exit code reports the error.
         let _ = result_on(stream, true, &line, "");
     } else {
-        say(&format!("error: {}\n  why: {}\n  fix: {}", report.what, report.why, report.fix));
+        print_to_stderr(&format!("error: {}\n  why: {}\n  fix: {}", report.what, report.why, report.fix));
     }
 }
 
-/// A path for programs: JSON has text alone, so bytes that are none become question marks.
+/// A path as JSON text; bytes that are not UTF-8 become replacement characters.
 pub(super) fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The report of any error.
+/// The report of an error.
 pub(super) fn report(error: &Error) -> Report {
     error.report()
 }
 
-/// A closed standard error is no reason to stop a run.
-fn say(text: &str) {
+/// Prints to standard error. A closed standard error does not stop a run.
+fn print_to_stderr(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -1,25 +1,25 @@
-//! Seeds as they are typed.
+//! The values of `--seed`.
 
 use bundle::Error;
 use bundle::units::Seed;
 use std::hash::{BuildHasher, Hasher};
 use std::str::FromStr;
 
-/// What `--seed` of a clip can be.
+/// The value of `--seed` of a clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SeedChoice {
-    /// This one.
+    /// A given seed.
     Given(Seed),
-    /// Another one each time: `-1`.
+    /// A new seed each time: `-1`.
     Any,
 }
 
 impl SeedChoice {
-    /// The seed; another one each time it is asked for, if any will do.
+    /// Returns the given seed, or a new one with each call.
     pub(super) fn seed(self) -> Seed {
         match self {
             Self::Given(seed) => seed,
-            // Short enough to be typed again.
+            // Short enough to type.
             Self::Any => Seed(std::hash::RandomState::new().build_hasher().finish() >> 32),
         }
     }
@@ -32,19 +32,19 @@ impl FromStr for SeedChoice {
         if text == "-1" {
             return Ok(Self::Any);
         }
-        let rule = format!("a seed is a whole number from 0 to {}", u64::MAX);
-        let fix = "leave it out, or use -1, for another one each time";
+        let rule = format!("expected a whole number from 0 to {}", u64::MAX);
+        let fix = "leave it out, or use -1, for a new seed each time";
         let refused = |_error| Error::value("--seed", format!("`{text}`"), rule, fix);
         text.parse().map(|seed| Self::Given(Seed(seed))).map_err(refused)
     }
 }
 
-/// The first seed of a calibration. It is never chosen at random: a calibration that was stopped goes on by its seeds.
+/// Parses the first seed of a calibration. It is never random: an interrupted calibration is resumed by its seeds.
 pub(super) fn first_seed(text: &str) -> Result<u64, Error> {
     text.parse().map_err(|_error| {
-        let rule = format!("the first seed is a whole number from 0 to {}", u64::MAX);
+        let rule = format!("expected a whole number from 0 to {}", u64::MAX);
         let fix =
-            "leave it out for 0; a calibration that was stopped goes on by its seeds, so none is random";
+            "leave it out for 0; it cannot be random, because an interrupted calibration is resumed by its seeds";
         Error::value("--seed", format!("`{text}`"), rule, fix)
     })
 }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn minus_one_is_another_seed_each_time() {
+    fn minus_one_is_a_new_seed_each_time() {
         let any: SeedChoice = "-1".parse().unwrap();
         let seeds: std::collections::BTreeSet<u64> = (0..8).map(|_| any.seed().0).collect();
         assert!(seeds.len() > 1 && seeds.iter().all(|seed| *seed < 1 << 32), "{seeds:?}");
@@ -69,6 +69,6 @@ mod tests {
             assert!(error.starts_with("--seed cannot be") && error.contains("use -1"), "{error}");
         }
         assert_eq!(first_seed("3").unwrap(), 3);
-        assert!(first_seed("-1").unwrap_err().to_string().contains("goes on by its seeds"));
+        assert!(first_seed("-1").unwrap_err().to_string().contains("resumed by its seeds"));
     }
 }

@@ -1,22 +1,22 @@
-//! How long it takes until something can be seen. Opening graphs is counted apart.
+//! The times until previews, frames and the end of a run. The time to open graphs is counted separately.
 
 use runtime::model::Model;
 use runtime::pipeline::Event;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// A moment of the run, and the time that opening graphs had taken by then.
+/// A moment of the run, and the time spent opening graphs until then.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     at: Instant,
     opening: Duration,
 }
 
-/// Moments of a run that begins when this is made.
+/// The moments of a run.
 #[derive(Debug)]
 pub(super) struct Timing {
     model: Model,
-    /// What was opened and tried before the run began.
+    /// The time spent opening and trying graphs before the run.
     prepared: Duration,
     began: Moment,
     encoded: Option<Moment>,
@@ -27,7 +27,7 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// A run that begins now, after `prepared` of loading.
+    /// Starts the clock of a run, after `prepared` of loading.
     pub(super) fn start(model: &Model, prepared: Duration) -> Self {
         let mut timing = Self {
             model: model.clone(),
@@ -47,7 +47,8 @@ impl Timing {
         Moment { at: Instant::now(), opening: self.model.time_opening() }
     }
 
-    pub(super) fn hear(&mut self, event: &Event<'_>) {
+    /// Records the moment of an event.
+    pub(super) fn record(&mut self, event: &Event<'_>) {
         let now = self.now();
         match event {
             Event::Encoded { .. } => self.encoded = Some(now),
@@ -60,14 +61,14 @@ impl Timing {
         }
     }
 
-    /// Frames leave for the outputs.
-    pub(super) fn frames_out(&mut self) {
+    /// Records the moment of the first frames.
+    pub(super) fn record_frames(&mut self) {
         let now = self.now();
         self.first_frames.get_or_insert(now);
     }
 
-    /// Seconds since the beginning, without the opening of graphs, but for `loading`, which is just that. The first frame
-    /// is there when it has come out of an encoder.
+    /// The times as JSON, in seconds since the start, without the opening of graphs, which is `loading`. The first
+    /// frame counts when an encoder has produced it.
     pub(super) fn value(
         &self,
         first_preview: Option<Instant>,
@@ -78,10 +79,10 @@ impl Timing {
             let opening = moment.opening.saturating_sub(self.began.opening);
             moment.at.saturating_duration_since(self.began.at).saturating_sub(opening).as_secs_f64()
         };
-        // The preview of the first step comes after it and before the next graph is opened.
+        // The first preview is shown after the first step and before the next graph is opened.
         let preview = first_preview.zip(self.first_step);
         let preview = preview.map(|(at, step)| since(Moment { at, opening: step.opening }));
-        // So does the encoder's first frame after the decoder's.
+        // Likewise, the first encoded frame follows the first decoded one.
         let first_frame =
             self.first_frames.map(|made| Moment { at: first_encoded.unwrap_or(made.at), ..made });
         let between = |from: Option<Moment>, to: Option<Moment>| Some(since(to?) - since(from?));

@@ -1,8 +1,8 @@
-//! `rushes bench generate`: whole clips, without the encoding of the video.
+//! `rushes bench generate`: times whole clips, without encoding the video.
 
 use super::report::{Machine, table};
 use crate::Error;
-use crate::cli::args::GlobalArgs;
+use crate::cli::global::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
@@ -24,43 +24,43 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What every timed clip shows, and its noise.
+/// Prompt and seed of every timed clip.
 const PROMPT: &str = "A red ball bounces on the beach";
 const SEED: Seed = Seed(42);
 
-/// `rushes bench generate`.
+/// The arguments of `rushes bench generate`.
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
-    /// The bundle to time [default: the embedded model, mini]
+    /// Use this bundle [default: the embedded model, mini]
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Which precisions, like f32,int8 [default: every one that the bundle has]
+    /// Precisions, such as f32,int8 [default: all that the bundle has]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     precision: Vec<Precision>,
-    /// Which kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
+    /// Kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
     #[arg(long, value_name = "NAME")]
     kernels: Option<KernelLibrary>,
-    /// Width and height in pixels [default: the model's]
+    /// Width and height of the clip in pixels [default: the model's]
     #[arg(long, value_name = "WxH")]
     size: Option<PixelSize>,
-    /// Frames of the clip [default: the model's]
+    /// Number of frames [default: the model's]
     #[arg(long, value_name = "N")]
     frames: Option<usize>,
-    /// Denoising steps [default: the model's]
+    /// Number of denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Timed clips of each precision, after one that opens the graphs
+    /// Number of timed clips per precision, after one that opens the graphs
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
-    /// Threads, at most one for each core that this process may use [default: as many]
+    /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
-    /// Progress: auto, bar, json or none
+    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     progress: ProgressKind,
 }
 
-/// A clip from its prompt to its frames.
+/// A clip, from the prompt to its frames.
 struct Clip {
     pipeline: Pipeline,
     plan: GenerationPlan,
@@ -98,7 +98,7 @@ impl Workload for Clip {
         Ok(())
     }
 
-    /// Steps and decoding; the text is nothing beside them.
+    /// Steps and decoding; the text encoder is negligible.
     fn flops(&self) -> f64 {
         self.flops
     }
@@ -155,7 +155,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let kinds = cases.iter().map(|case| case.variant);
     let runs: Vec<_> = kinds.zip(runs?).collect();
     drop(cases);
-    global.interrupts.at_once()?;
+    global.interrupts.end_immediately()?;
     let machine = Machine::measure(global.kernels()?, args.threads.map(Threads::used));
     let results = measured(&runs, flops, &machine.peaks);
     let shape = format!(

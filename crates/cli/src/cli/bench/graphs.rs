@@ -1,8 +1,8 @@
-//! `rushes bench step|decode|text`: single graphs at real sizes, with random weights or those of a bundle.
+//! `rushes bench step|decode|text`: times single graphs at real sizes, with random weights or those of a bundle.
 
 use super::report::{Machine, table};
 use crate::Error;
-use crate::cli::args::GlobalArgs;
+use crate::cli::global::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
@@ -21,62 +21,62 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Flags of every graph.
+/// The options of every graph.
 #[derive(Debug, Args)]
 pub(super) struct GraphArgs {
-    /// A bundle whose graphs are timed [default: random weights]
+    /// Time the graphs of this bundle [default: graphs with random weights]
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Which precisions, like f32,int8 [default: every one there is]
+    /// Precisions, such as f32,int8 [default: all that are available]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     precision: Vec<Precision>,
-    /// Timed runs of each precision, after one that warms it up
+    /// Number of timed runs per precision, after one warm-up run
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
-    /// Threads, at most one for each core that this process may use [default: as many]
+    /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
-    /// Use weights from their files, without copies in the layout of the kernels
+    /// Use weights directly from their files, without copies in the layout of the kernels
     #[arg(long)]
     mapped: bool,
-    /// Progress: auto, bar, json or none
+    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     progress: ProgressKind,
 }
 
-/// `rushes bench step`.
+/// The arguments of `rushes bench step`.
 #[derive(Debug, Args)]
 pub(super) struct StepArgs {
     /// Size of the denoiser: 1.3b or a14b
     #[arg(long, value_name = "NAME", default_value = "1.3b", conflicts_with = "bundle")]
     shape: Shape,
-    /// Layers; every layer costs the same [default: the shape's]
+    /// Number of layers; every layer costs the same [default: the shape's]
     #[arg(long, value_name = "N", conflicts_with = "bundle")]
     layers: Option<NonZeroUsize>,
-    /// Tokens, or frames, rows and columns of patches
+    /// Number of tokens, or their grid as frames, rows and columns
     #[arg(long, value_name = "N|F,H,W", default_value = "5,15,26")]
     tokens: TokenGrid,
     #[command(flatten)]
     pub(super) graph: GraphArgs,
 }
 
-/// `rushes bench decode`.
+/// The arguments of `rushes bench decode`.
 #[derive(Debug, Args)]
 pub(super) struct DecodeArgs {
-    /// Frames, height and width of the latent
+    /// Size of the latent as frames, height and width
     #[arg(long, value_name = "T,H,W", default_value = "3,30,52")]
     latent: LatentSize,
     #[command(flatten)]
     pub(super) graph: GraphArgs,
 }
 
-/// `rushes bench text`.
+/// The arguments of `rushes bench text`.
 #[derive(Debug, Args)]
 pub(super) struct TextArgs {
-    /// Layers of umT5-XXL; every layer costs the same
+    /// Number of layers of umT5-XXL; every layer costs the same
     #[arg(long, value_name = "N", default_value = "2", conflicts_with = "bundle")]
     layers: NonZeroUsize,
-    /// Tokens of the prompt, at most 512
+    /// Number of tokens of the prompt, at most 512
     #[arg(long, value_name = "N", default_value = "512")]
     tokens: NonZeroUsize,
     #[command(flatten)]
@@ -117,7 +117,7 @@ pub(super) fn text(args: &TextArgs, global: &GlobalArgs) -> Result<ExitCode, Err
     let tokens = args.tokens.get();
     if tokens > bundle::spec::TEXT_ROWS {
         let rule = format!("a prompt has at most {} tokens", bundle::spec::TEXT_ROWS);
-        return Err(bundle::Error::value("--tokens", tokens, rule, "give fewer").into());
+        return Err(bundle::Error::value("--tokens", tokens, rule, "use 512 or fewer").into());
     }
     let shape = match &args.graph.bundle {
         Some(_) => String::new(),
@@ -134,10 +134,10 @@ pub(super) fn text(args: &TextArgs, global: &GlobalArgs) -> Result<ExitCode, Err
 
 type Open<'a> = &'a dyn Fn(&Model) -> Result<Box<dyn Workload>, Error>;
 
-/// One of the graphs, with everything that it is timed with.
+/// One graph and how it is timed.
 struct Bench<'a> {
     what: &'static str,
-    /// Its sizes, for people.
+    /// Its sizes, for the text output.
     shape: String,
     subject: Subject,
     args: &'a GraphArgs,
@@ -147,7 +147,7 @@ impl Bench<'_> {
     fn run(&self, global: &GlobalArgs, open: Open<'_>) -> Result<ExitCode, Error> {
         let onnx = global.onnx_runtime()?;
         let cancel = global.interrupts.cancel();
-        // Removed with all its weights when the command is over.
+        // Removed with all its weights when the command ends.
         let scratch = Scratch::create(&std::env::temp_dir(), "rushes-bench")?;
         let bundle = match &self.args.bundle {
             Some(bundle) => Bundle::open(bundle)?,
@@ -170,10 +170,10 @@ impl Bench<'_> {
         progress.clear();
         let runs = runs?;
         let variants: Vec<Variant> = cases.iter().map(|case| case.variant).collect();
-        // The peaks are measured when nothing else of ours is left to run.
+        // The peaks are measured when nothing else is running.
         drop(cases);
         drop(scratch);
-        global.interrupts.at_once()?;
+        global.interrupts.end_immediately()?;
         let machine = Machine::measure(global.kernels()?, self.args.threads.map(Threads::used));
         let runs: Vec<_> = variants.into_iter().zip(runs).collect();
         let results = measured(&runs, flops, &machine.peaks);
@@ -215,11 +215,11 @@ impl Bench<'_> {
         matches!(self.subject, Subject::Step(_))
     }
 
-    /// The variants of a precision: steps may have one for each library of kernels. One at least, so that a precision that
-    /// is not there is refused by its name.
+    /// The variants of a precision: steps may have one for each library of kernels. At least one, so that a missing
+    /// precision is refused by its name.
     fn variants(&self, bundle: &Bundle, precision: Precision) -> Vec<Variant> {
         let manifest = &bundle.manifest;
-        let is_there = |kernels: &KernelLibrary| match kernels {
+        let is_available = |kernels: &KernelLibrary| match kernels {
             KernelLibrary::OnnxRuntime => manifest.precisions(Target::Cpu, *kernels).contains(&precision),
             KernelLibrary::Rushes => manifest.has_rushes_kernels(precision),
         };
@@ -228,7 +228,7 @@ impl Bench<'_> {
             found.extend(
                 [KernelLibrary::OnnxRuntime, KernelLibrary::Rushes]
                     .iter()
-                    .filter(|kernels| is_there(kernels)),
+                    .filter(|kernels| is_available(kernels)),
             );
         }
         if found.is_empty() {

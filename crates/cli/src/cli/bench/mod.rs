@@ -1,4 +1,4 @@
-//! `rushes bench`: what a model and a machine are worth, measured.
+//! `rushes bench`: measures a model or the machine.
 
 mod generate;
 mod graphs;
@@ -6,57 +6,57 @@ mod peaks;
 mod quality;
 mod report;
 
-use super::args::GlobalArgs;
+use super::global::GlobalArgs;
 use super::threads::Threads;
 use crate::Error;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
 
-/// `rushes bench`.
+/// The arguments of `rushes bench`.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
-    what: What,
+    subject: Subject,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// Measure what the cores and the memory can do at most
+enum Subject {
+    /// Measure the peak throughput of the cores and of the memory
     Peaks(peaks::PeaksArgs),
-    /// Time one denoising step in every precision there is
+    /// Time one denoising step in every available precision
     Step(graphs::StepArgs),
-    /// Time the decoder in every precision there is
+    /// Time the decoder in every available precision
     Decode(graphs::DecodeArgs),
-    /// Time the text encoder in every precision there is
+    /// Time the text encoder in every available precision
     Text(graphs::TextArgs),
-    /// Time whole clips of a model in every precision that it has
+    /// Time whole clips of a model in every available precision
     Generate(generate::GenerateArgs),
-    /// Score how well a model follows its prompts
+    /// Score how well a model's clips follow their prompts
     Quality(quality::QualityArgs),
 }
 
 impl BenchArgs {
-    /// What was asked for with `--threads`.
+    /// The value of `--threads`.
     pub(super) fn threads(&self) -> Option<Threads> {
-        match &self.what {
-            What::Peaks(args) => args.threads,
-            What::Step(args) => args.graph.threads,
-            What::Decode(args) => args.graph.threads,
-            What::Text(args) => args.graph.threads,
-            What::Generate(args) => args.threads,
-            What::Quality(args) => args.threads,
+        match &self.subject {
+            Subject::Peaks(args) => args.threads,
+            Subject::Step(args) => args.graph.threads,
+            Subject::Decode(args) => args.graph.threads,
+            Subject::Text(args) => args.graph.threads,
+            Subject::Generate(args) => args.threads,
+            Subject::Quality(args) => args.threads,
         }
     }
 }
 
 /// Runs the command.
 pub(super) fn run(args: &BenchArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
-    match &args.what {
-        What::Peaks(args) => peaks::run(args, global),
-        What::Step(args) => graphs::step(args, global),
-        What::Decode(args) => graphs::decode(args, global),
-        What::Text(args) => graphs::text(args, global),
-        What::Generate(args) => generate::run(args, global),
-        What::Quality(args) => quality::run(args, global),
+    match &args.subject {
+        Subject::Peaks(args) => peaks::run(args, global),
+        Subject::Step(args) => graphs::step(args, global),
+        Subject::Decode(args) => graphs::decode(args, global),
+        Subject::Text(args) => graphs::text(args, global),
+        Subject::Generate(args) => generate::run(args, global),
+        Subject::Quality(args) => quality::run(args, global),
     }
 }

@@ -1,18 +1,18 @@
-//! `rushes bench peaks`: what everything else is a share of.
+//! `rushes bench peaks`: the peak throughput that other results are a share of.
 
 use super::report::{Machine, describe_peaks};
 use crate::Error;
-use crate::cli::args::GlobalArgs;
+use crate::cli::global::GlobalArgs;
 use crate::cli::render;
 use crate::cli::threads::Threads;
 use clap::Args;
 use serde_json::json;
 use std::process::ExitCode;
 
-/// `rushes bench peaks`.
+/// The arguments of `rushes bench peaks`.
 #[derive(Debug, Args)]
 pub(super) struct PeaksArgs {
-    /// Threads, at most one for each core that this process may use [default: as many]
+    /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
 }

@@ -1,7 +1,7 @@
-//! `rushes bench quality`: the fixed prompts, their clips, and what a judge reads back.
+//! `rushes bench quality`: scores clips of fixed prompts with a judge.
 
 use crate::Error;
-use crate::cli::args::GlobalArgs;
+use crate::cli::global::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
@@ -22,42 +22,42 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// `rushes bench quality`.
+/// The arguments of `rushes bench quality`.
 #[derive(Debug, Args)]
 pub(super) struct QualityArgs {
-    /// The bundle to score [default: the embedded model, mini]
+    /// Use this bundle [default: the embedded model, mini]
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Which variant of the graphs: f32, f16, bf16, int8 or fp8 [default: the best that the bundle has]
+    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
     #[arg(long, value_name = "NAME")]
     precision: Option<Precision>,
-    /// Which kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
+    /// Kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
     #[arg(long, value_name = "NAME")]
     kernels: Option<KernelLibrary>,
-    /// The prompts, and what their clips should show [default: those of mini]
+    /// JSON file with the prompts and what their clips should show [default: those of mini]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// The judge's graph, with its description beside it as .json [default: that of mini]
+    /// Graph of the judge, with its description in a .json file of the same name [default: that of mini]
     #[arg(long, value_name = "FILE")]
     judge: Option<PathBuf>,
-    /// Denoising steps [default: the model's]
+    /// Number of denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Guidance scale, one for all experts or one for each from the noisiest down [default: the model's]
+    /// Guidance scale: one for all experts, or one per expert from high to low noise [default: the model's]
     #[arg(long, allow_negative_numbers = true, value_name = "HIGH[,LOW]")]
     guidance: Option<String>,
     /// Execution provider: auto, cpu, cuda or tensorrt
     #[arg(long, value_name = "NAME", default_value = "auto")]
     ep: Provider,
-    /// Threads, at most one for each core that this process may use [default: as many]
+    /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
-    /// Progress: auto, bar, json or none
+    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     progress: ProgressKind,
 }
 
-/// Runs the command. Everything that can be refused is refused before the first clip.
+/// Runs the command. Bad input is refused before the first clip.
 pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let started = Instant::now();
     let request = QualityRequest {
@@ -117,10 +117,10 @@ pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, E
     Ok(ExitCode::SUCCESS)
 }
 
-/// A finished run.
+/// The scores of a finished run.
 struct Scored<'a> {
     model: &'a Model,
-    /// Of the first clip; the others differ in prompt and seed alone.
+    /// The plan of the first clip; the others differ only in prompt and seed.
     plan: &'a GenerationPlan,
     clips: usize,
     card: &'a ScoreCard,

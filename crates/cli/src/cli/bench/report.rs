@@ -1,4 +1,4 @@
-//! What the benches print: the machine with its peaks, and a line for each case.
+//! The output of the benchmarks: the machine with its peaks, and one line per case.
 
 use engines::doctor::Cpu;
 use kernels::peak::Peaks;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 
-/// The machine and what it can do at most.
+/// The machine and its peak throughput.
 #[derive(Debug)]
 pub(super) struct Machine {
     cpu: Cpu,
@@ -18,7 +18,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Looks the processor up and measures the path of `kernels` with so many threads, in about a second.
+    /// Detects the processor and measures the path of `kernels` with `threads` threads, in about a second.
     pub(super) fn measure(kernels: Kernels, threads: Option<NonZeroUsize>) -> Self {
         let cpu = Cpu::detect();
         let threads = threads.or(NonZeroUsize::new(cpu.threads)).unwrap_or(NonZeroUsize::MIN);
@@ -30,7 +30,7 @@ impl Machine {
         present.map(|(set, _)| set.name()).collect()
     }
 
-    /// One line for people.
+    /// One line for the text output.
     pub(super) fn describe(&self) -> String {
         let family = self.cpu.family.as_deref().map_or(String::new(), |family| format!(" ({family})"));
         let threads = if self.threads == 1 { "1 thread".into() } else { format!("{} threads", self.threads) };
@@ -58,7 +58,7 @@ impl Machine {
     }
 }
 
-/// The peaks for people, one a line.
+/// The peaks for the text output, one per line.
 pub(super) fn describe_peaks(peaks: &Peaks) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: Option<f64>, unit: &str| {
@@ -74,7 +74,7 @@ pub(super) fn describe_peaks(peaks: &Peaks) -> String {
     text
 }
 
-/// The cases for people, one a line.
+/// The cases for the text output, one per line.
 pub(super) fn table(measured: &[Measured]) -> String {
     let mut text = String::new();
     let with_first = measured.iter().any(|line| line.first_frame_ms.is_some());
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn contenders_are_lines_and_first_frames_a_column_where_there_are_any() {
+    fn cases_are_lines_and_first_frames_a_column_if_there_are_any() {
         insta::assert_snapshot!(table(&[line(Precision::F32, 1930.0, None), line(Precision::Int8, 780.0, None)]), @r"
         precision            ms    median  GFLOP/s  of peak   x f32
         f32              1930.0    1930.0    199.0   50.0 %    1.00
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_format_without_an_instruction_is_told() {
+    fn a_number_format_without_an_instruction_is_named() {
         let peaks = Peaks { int8: 929e9, bf16: None, f32: 234e9, memory_read: 30e9, memory_copy: 28e9 };
         insta::assert_snapshot!(describe_peaks(&peaks), @r"
         int8            929.0 GOP/s in registers
