@@ -20,6 +20,7 @@ mod kernels;
 mod live;
 mod mini;
 mod mini_cache;
+mod module_cycles;
 mod output_places;
 mod outputs;
 mod outputs_at_once;
