@@ -24,14 +24,15 @@ use quality::quantize::{QuantizeOptions, Quantizer};
 use runtime::denoise::RotaryTables;
 use std::path::Path;
 use std::time::Instant;
+use test_support::Random;
 use tests::golden;
-use tests::synthetic::{self, Random, Values};
+use tests::synthetic::{self, Values};
 
 const OPTIONS: OpenOptions = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
 
 fn normal<D: Dimension, S: ShapeBuilder<Dim = D>>(shape: S, seed: u64) -> Array<f32, D> {
-    let mut random = Random(seed);
-    Array::from_shape_simple_fn(shape, || random.normal())
+    let mut random = Random::new(seed);
+    Array::from_shape_simple_fn(shape, || random.next_normal())
 }
 
 /// Writes a calibration set of `samples` to a folder.

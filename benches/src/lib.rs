@@ -1,6 +1,5 @@
 //! Models with random weights for criterion, made by the same code as those of `rushes bench`, and variants of a step.
 
-pub mod random_weights;
 pub mod step_kinds;
 
 use bundle::spec::DenoiserSpec;

@@ -1,13 +1,12 @@
 //! The same step with several kernels: ONNX Runtime kernels in f32 and INT8, Rushes kernels in INT8 and bf16.
 
-use crate::random_weights::{self, Random};
 use bundle::catalog::wan_denoiser;
 use bundle::geometry::LatentShape;
 use bundle::quantization::layers::fused;
 use bundle::signature::Signature;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value};
-use export::checkpoint::inventory;
+use export::checkpoint::inventory::{self, Required};
 use export::model::{GraphWeights, KernelLowering, kernel_step_graph, step_graph};
 use export::weights::PlacedWeights;
 use export::weights::packed::{PackedFormat, pack};
@@ -22,9 +21,13 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tempfile::TempDir;
+use test_support::Random;
+use tests::synthetic;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
+/// The standard deviation of the weights, which keeps activations of deep models finite.
+const SPREAD: f32 = 0.02;
 /// The number of text rows that are words; the other rows are equal.
 const WORDS: usize = 60;
 
@@ -93,7 +96,7 @@ impl Setting {
     pub fn new(layers: usize, grid: [usize; 3]) -> Outcome<Self> {
         let spec = wan_denoiser(12, layers, 8960);
         let folder = tempfile::tempdir()?;
-        let placed = random_weights::write(folder.path(), &inventory::denoiser(&spec))?;
+        let placed = random_weights(folder.path(), &inventory::denoiser(&spec));
         let latent = LatentShape {
             channels: spec.in_channels,
             frames: grid[0],
@@ -149,10 +152,12 @@ impl Setting {
     }
 
     fn inputs(&self, merged: bool) -> Vec<(&'static str, Value)> {
-        let mut random = Random(88_172_645_463_325_252);
+        let mut random = Random::new(88_172_645_463_325_252);
         let LatentShape { channels, frames, height, width } = self.latent;
-        let latent = Array5::from_shape_simple_fn((1, channels, frames, height, width), || random.next());
-        let mut text = Array3::from_shape_simple_fn((1, TEXT_ROWS, self.spec.text_width), || random.next());
+        let latent =
+            Array5::from_shape_simple_fn((1, channels, frames, height, width), || random.next_normal());
+        let mut text =
+            Array3::from_shape_simple_fn((1, TEXT_ROWS, self.spec.text_width), || random.next_normal());
         text.slice_mut(s![.., WORDS.., ..]).fill(0.0);
         let tables = RotaryTables::new(&self.spec, self.latent);
         let mut inputs = vec![
@@ -245,4 +250,15 @@ fn with_dynamic_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
     graph.initializer.retain(|tensor| tensor.data_type != 1 || used.contains(&&tensor.name));
     graph.initializer.extend(added);
     Ok(model)
+}
+
+/// Writes random f32 weights and returns where each is. Gains have the mean 1, all other weights 0.
+fn random_weights(folder: &Path, required: &[Required]) -> PlacedWeights {
+    let mut random = Random::new(0x9E37_79B9_7F4A_7C15);
+    let mut value = |weight: &Required, _| {
+        let is_gain = weight.name.contains("norm") || weight.name.ends_with("gamma");
+        let mean = if is_gain { 1.0 } else { 0.0 };
+        mean + SPREAD * 12.0_f32.sqrt() * random.uniform()
+    };
+    synthetic::write_weights(folder, required, Some(&mut value)).0
 }

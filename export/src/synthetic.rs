@@ -166,6 +166,16 @@ fn centre(name: &str) -> f32 {
     if is_gain { 1.0 } else { 0.0 }
 }
 
+/// Advances a xorshift generator, whose state is never 0, and returns a number uniform in -0.5..0.5.
+pub fn uniform(state: &mut u64) -> f32 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32")]
+    let unit = (*state >> 40) as f32 / (1_u32 << 24) as f32;
+    unit - 0.5
+}
+
 /// Returns uniformly distributed values of mean `centre` and standard deviation [`SPREAD`], the same in each run.
 fn random(centre: f32, seed: u64, block: usize, count: usize) -> Vec<u8> {
     let width = SPREAD * 12.0_f32.sqrt();
@@ -174,12 +184,7 @@ fn random(centre: f32, seed: u64, block: usize, count: usize) -> Vec<u8> {
         // An odd start for each chunk; xorshift never leaves 0.
         let mut state = (seed << 40 | (block as u64) << 8 | chunk as u64) * 2 + 1;
         for value in bytes.as_chunks_mut::<4>().0 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32")]
-            let unit = (state >> 40) as f32 / (1_u32 << 24) as f32;
-            *value = (centre + width * (unit - 0.5)).to_le_bytes();
+            *value = (centre + width * uniform(&mut state)).to_le_bytes();
         }
     });
     bytes

@@ -17,24 +17,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use test_support::Random;
 
-/// A xorshift generator, which returns the same numbers in each run.
-#[derive(Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// Returns a nearly normal number of mean 0 and variance 1.
-    pub fn normal(&mut self) -> f32 {
-        let mut sum = 0.0;
-        for _ in 0..4 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            sum += (self.0 >> 40) as f32 / (1_u32 << 24) as f32 - 0.5;
-        }
-        sum * 3.0_f32.sqrt()
-    }
-}
+/// The file of weights below the folder of a component.
+const WEIGHTS: &str = "weights/f32.safetensors";
 
 /// The values of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,10 +57,14 @@ pub fn bundle(
         _ => inventory::denoiser(&denoiser),
     };
     let component_folder = bundle::layout::component_folder(component);
-    std::fs::create_dir_all(folder.join(&component_folder).join("weights")).expect("a folder");
-    let file = format!("{component_folder}/weights/f32.safetensors");
-    let (tensors, bytes) = write_weights(&folder.join(&file), &required, values);
-    let placed = PlacedWeights { tensors, files: Vec::new(), from: folder.to_owned() };
+    let file = format!("{component_folder}/{WEIGHTS}");
+    let component_path = folder.join(&component_folder);
+    let mut random = Random::new(0x9E37_79B9_7F4A_7C15);
+    let mut value = |weight: &Required, index| outlier(weight, index, &mut random);
+    let (placed, bytes) = match values {
+        Values::Zeros => write_weights(&component_path, &required, None),
+        Values::Outliers => write_weights(&component_path, &required, Some(&mut value)),
+    };
     let weights = GraphWeights::new(&placed);
     let models = match component {
         Component::Decoder => [(Part::First, Chunk::First), (Part::Next, Chunk::Next)]
@@ -120,11 +110,17 @@ pub fn expert() -> Component {
     Component::Expert(ExpertName("only".into()))
 }
 
-fn write_weights(
-    path: &Path,
+/// Writes `weights/f32.safetensors` below `folder` and returns where each weight is, and the length of the file. `value`
+/// is called for every number of every weight, in order; without it all are zeros, which take no disk space.
+///
+/// # Panics
+/// Panics if the file cannot be written.
+pub fn write_weights(
+    folder: &Path,
     required: &[Required],
-    values: Values,
-) -> (BTreeMap<String, ExternalTensor>, u64) {
+    value: Option<&mut dyn FnMut(&Required, usize) -> f32>,
+) -> (PlacedWeights, u64) {
+    std::fs::create_dir_all(folder.join("weights")).expect("a folder");
     let mut end = 0;
     let entries: Vec<_> = required
         .iter()
@@ -142,34 +138,31 @@ fn write_weights(
     header.resize(header.len().next_multiple_of(64), b' ');
     let length = header.len() as u64 - 8;
     header[..8].copy_from_slice(&length.to_le_bytes());
-    let mut file = BufWriter::new(File::create(path).expect("a file"));
-    file.write_all(&header).expect("room");
-    let bytes = (header.len() + end) as u64;
-    if values == Values::Outliers {
-        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    let mut file = BufWriter::new(File::create(folder.join(WEIGHTS)).expect("a file"));
+    file.write_all(&header).expect("disk space");
+    if let Some(value) = value {
         for weight in required {
-            write_values(&mut file, weight, &mut random);
+            for index in 0..weight.shape.iter().product() {
+                file.write_all(&value(weight, index).to_le_bytes()).expect("disk space");
+            }
         }
     }
-    file.flush().expect("room");
-    file.get_ref().set_len(bytes).expect("room");
-    let tensors = entries
-        .into_iter()
-        .map(|(name, info)| {
-            let tensor = ExternalTensor {
-                location: "weights/f32.safetensors".into(),
-                offset: (header.len() + info.data_offsets.0) as u64,
-                length: (info.data_offsets.1 - info.data_offsets.0) as u64,
-                element: ElementType::F32,
-                shape: info.shape,
-            };
-            (name, tensor)
-        })
-        .collect();
-    (tensors, bytes)
+    let bytes = (header.len() + end) as u64;
+    file.flush().expect("disk space");
+    file.get_ref().set_len(bytes).expect("disk space");
+    let tensor = |info: TensorInfo| ExternalTensor {
+        location: WEIGHTS.into(),
+        offset: (header.len() + info.data_offsets.0) as u64,
+        length: (info.data_offsets.1 - info.data_offsets.0) as u64,
+        element: ElementType::F32,
+        shape: info.shape,
+    };
+    let tensors = entries.into_iter().map(|(name, info)| (name, tensor(info))).collect();
+    (PlacedWeights { tensors, files: Vec::new(), from: folder.to_owned() }, bytes)
 }
 
-fn write_values(file: &mut impl Write, weight: &Required, random: &mut Random) {
+/// Number `index` of a weight of [`Values::Outliers`].
+fn outlier(weight: &Required, index: usize, random: &mut Random) -> f32 {
     let name = &weight.name;
     let count = weight.shape.iter().product::<usize>();
     let inputs = count / weight.shape[0].max(1);
@@ -181,15 +174,10 @@ fn write_values(file: &mut impl Write, weight: &Required, random: &mut Random) {
         () => 1.0 / (inputs as f32).sqrt(),
     };
     let width = *weight.shape.last().unwrap_or(&1);
-    for index in 0..count {
-        let mut value = spread * random.normal() + if is_gain { 1.0 } else { 0.0 };
-        // Rows 1 and 4 of a table scale the output of a norm.
-        let scales = name == "norm2.weight"
-            || name.ends_with("norm2.weight")
-            || name.contains("blocks.") && name.ends_with("table") && [1, 4].contains(&(index / width % 6));
-        if scales && index % 96 == 17 {
-            value += 9.0;
-        }
-        file.write_all(&value.to_le_bytes()).expect("room");
-    }
+    // Rows 1 and 4 of a table scale the output of a norm.
+    let scales = name == "norm2.weight"
+        || name.ends_with("norm2.weight")
+        || name.contains("blocks.") && name.ends_with("table") && [1, 4].contains(&(index / width % 6));
+    let raised = if scales && index % 96 == 17 { 9.0 } else { 0.0 };
+    spread * random.next_normal() + if is_gain { 1.0 } else { 0.0 } + raised
 }

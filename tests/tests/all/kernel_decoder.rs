@@ -17,13 +17,14 @@ use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use test_support::Random;
 use tests::cpu_paths;
 use tests::golden;
-use tests::synthetic::{self, Random, Values};
+use tests::synthetic::{self, Values};
 
 fn normal<D: Dimension, S: ShapeBuilder<Dim = D>>(shape: S, seed: u64) -> Array<f32, D> {
-    let mut random = Random(seed);
-    Array::from_shape_simple_fn(shape, || random.normal())
+    let mut random = Random::new(seed);
+    Array::from_shape_simple_fn(shape, || random.next_normal())
 }
 
 /// A decoder whose widths are not multiples of a panel, with one temporal upsampling and two convolutions in f32.

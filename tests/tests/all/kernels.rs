@@ -1,40 +1,24 @@
 //! A step with Rushes kernels is close to the f32 graph of ONNX Runtime kernels.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use bundle::dtype::ElementType;
 use bundle::geometry::Patch;
 use bundle::quantization::layers::fused;
 use bundle::signature::Signature;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use engines::{Cancel, OnnxRuntime, OpenOptions, Value, WeightMemory};
-use export::checkpoint::inventory;
+use export::checkpoint::inventory::{self, Required};
 use export::model::{GraphWeights, KernelLowering, kernel_step_graph, step_graph};
+use export::weights::PlacedWeights;
 use export::weights::packed::{PackedFormat, pack};
-use export::weights::{ExternalTensor, PlacedWeights};
 use kernels::Kernels;
 use ndarray::{Array1, Array2, Array3, Array5, Axis, concatenate, s};
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use tempfile::TempDir;
-use tests::cpu_paths;
+use test_support::Random;
+use tests::{cpu_paths, synthetic};
 
 /// The number of words of the two prompts of a batch.
 const WORDS: [usize; 2] = [9, 3];
-
-/// A xorshift generator of nearly normal numbers, which returns the same numbers in each run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        let mut uniform = || {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 >> 40) as f32 / (1_u32 << 24) as f32 - 0.5
-        };
-        (uniform() + uniform() + uniform()) * 2.0
-    }
-}
 
 fn spec() -> DenoiserSpec {
     DenoiserSpec {
@@ -53,36 +37,25 @@ fn spec() -> DenoiserSpec {
 
 /// Writes random weights to a file.
 fn weights(folder: &TempDir) -> PlacedWeights {
-    let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    let (mut bytes, mut tensors) = (Vec::new(), BTreeMap::new());
-    for weight in inventory::denoiser(&spec()) {
-        let offset = bytes.len() as u64;
+    let mut random = Random::new(0x9E37_79B9_7F4A_7C15);
+    let mut value = |weight: &Required, _| {
         let is_gain = weight.name.contains("norm") && weight.name.ends_with("weight");
         let spread = 1.0 / (*weight.shape.last().unwrap() as f32).sqrt();
-        for _ in 0..weight.shape.iter().product() {
-            let value = if is_gain { 1.0 + 0.1 * random.next() } else { spread * random.next() };
-            bytes.extend(value.to_le_bytes());
-        }
-        let length = bytes.len() as u64 - offset;
-        let (location, element) = ("weights/model.bin".to_owned(), ElementType::F32);
-        tensors
-            .insert(weight.name, ExternalTensor { location, offset, length, element, shape: weight.shape });
-    }
-    std::fs::create_dir_all(folder.path().join("weights")).unwrap();
-    std::fs::write(folder.path().join("weights/model.bin"), bytes).unwrap();
-    PlacedWeights { tensors, files: Vec::new(), from: folder.path().to_owned() }
+        if is_gain { 1.0 + 0.1 * random.next_normal() } else { spread * random.next_normal() }
+    };
+    synthetic::write_weights(folder.path(), &inventory::denoiser(&spec()), Some(&mut value)).0
 }
 
 /// The inputs for a batch of two, with merged text rows or all 512.
 fn inputs(merged: bool) -> Vec<(&'static str, Value)> {
     let spec = spec();
-    let mut random = Random(77);
-    let latent = Array5::from_shape_simple_fn((2, spec.in_channels, 3, 10, 14), || random.next());
+    let mut random = Random::new(77);
+    let latent = Array5::from_shape_simple_fn((2, spec.in_channels, 3, 10, 14), || random.next_normal());
     let half = spec.head_width / 2;
     let angle = |(row, at): (usize, usize)| row as f32 * 0.6_f32.powi(at as i32);
     let cos = Array2::from_shape_fn((3 * 5 * 7, half), |at| angle(at).cos());
     let sin = Array2::from_shape_fn((3 * 5 * 7, half), |at| angle(at).sin());
-    let mut text = Array3::from_shape_simple_fn((2, TEXT_ROWS, spec.text_width), || random.next());
+    let mut text = Array3::from_shape_simple_fn((2, TEXT_ROWS, spec.text_width), || random.next_normal());
     for (index, words) in WORDS.into_iter().enumerate() {
         text.slice_mut(s![index, words.., ..]).fill(0.0);
     }

@@ -6,6 +6,7 @@ use bundle::manifest::{Component, Part};
 use bundle::signature::Signature;
 use bundle::spec::TEXT_ROWS;
 use engines::{Cancel, Engine, Value};
+use export::synthetic::uniform;
 use ndarray::{Array, Array1, Array2, ArrayD, IxDyn};
 use runtime::decode::caches_of;
 use runtime::denoise::{RotaryTables, TextInput};
@@ -32,14 +33,7 @@ fn values(shape: &[usize]) -> Value {
 
 fn numbers(shape: &[usize]) -> ArrayD<f32> {
     let mut state = 88_172_645_463_325_252_u64;
-    Array::from_shape_simple_fn(IxDyn(shape), || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32")]
-        let unit = (state >> 40) as f32 / (1_u32 << 24) as f32;
-        (unit - 0.5) * 12.0_f32.sqrt()
-    })
+    Array::from_shape_simple_fn(IxDyn(shape), || uniform(&mut state) * 12.0_f32.sqrt())
 }
 
 /// Tokens of the prompt of a timed step; the other text rows are zeros.
