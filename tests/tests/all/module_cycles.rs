@@ -153,10 +153,7 @@ fn modules_form_no_cycles() {
     ];
     for folder in folders {
         let uses = module_uses(&root.join(folder).join("src"));
-        assert!(
-            folder == "crates/cli" || uses.values().any(|used| !used.is_empty()),
-            "{folder} was not read"
-        );
+        assert!(!uses.is_empty(), "{folder} was not read");
         assert_eq!(cycles(&uses), Vec::<String>::new(), "modules of {folder} that use each other");
     }
 }
@@ -176,6 +173,6 @@ fn cycles_are_found_through_groups_supers_and_reexports() {
     write("b/deep.rs", "use super::super::error::Error;\n#[cfg(test)]\nmod tests { use crate::a; }\n");
     write("c.rs", "use std::fs;\n");
     assert_eq!(cycles(&module_uses(folder.path())), Vec::<String>::new());
-    write("c.rs", "fn c() -> crate::a::A { todo!() }\n");
+    write("c.rs", "fn c() -> crate::a::A { loop {} }\n");
     assert_eq!(cycles(&module_uses(folder.path())), ["a", "b", "c"]);
 }

@@ -38,7 +38,7 @@ fn unsupported_head_widths_are_refused_with_an_alternative() {
             assert_eq!(output.status.code(), Some(2), "{output:?}");
             let error = event(&output, "error");
             assert!(error["what"].as_str().unwrap().starts_with(flag), "{error}");
-            assert!(error["why"].as_str().unwrap().contains(&format!("are {width} wide")), "{error}");
+            assert!(error["why"].as_str().unwrap().contains(&format!("this model's is {width}")), "{error}");
             assert!(error["fix"].as_str().unwrap().contains(fix), "{error}");
         }
         // The other schemes need a calibration, which is checked next.
