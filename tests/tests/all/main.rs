@@ -13,6 +13,7 @@ mod cuda_target;
 mod damaged_bundles;
 mod dashes;
 mod export_places;
+mod format_1;
 mod golden;
 mod interruption;
 mod kernel_decoder;

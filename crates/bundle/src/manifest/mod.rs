@@ -396,7 +396,9 @@ impl Bundle {
 /// I/O errors, with the path.
 pub fn write(folder: &Path, manifest: &Manifest) -> Result<(), Error> {
     let path = folder.join(layout::MANIFEST);
-    let mut text = serde_json::to_vec_pretty(manifest)
+    // A manifest of an earlier format is written in the words of this one.
+    let manifest = Manifest { format: FORMAT, ..manifest.clone() };
+    let mut text = serde_json::to_vec_pretty(&manifest)
         .map_err(|error| Error::Manifest { path: path.clone(), why: error.to_string() })?;
     text.push(b'\n');
     atomic::write_atomic(&path, &text)

@@ -133,7 +133,7 @@ pub(super) struct GenerateArgs {
     /// Write text states, the latent after each step and the frames to a safetensors file
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
-    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
+    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: that of the export]
     #[arg(long, value_name = "NAME")]
     pub(super) precision: Option<Precision>,
     /// Kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]

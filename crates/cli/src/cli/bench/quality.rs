@@ -28,7 +28,7 @@ pub(super) struct QualityArgs {
     /// Use this bundle [default: the embedded model, mini]
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the best that the bundle has]
+    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: that of the export]
     #[arg(long, value_name = "NAME")]
     precision: Option<Precision>,
     /// Kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
