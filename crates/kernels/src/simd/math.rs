@@ -2,6 +2,10 @@
 
 use super::Simd;
 
+/// The exponent of the smallest normal number of f32. What would be smaller is zero on every path: a processor may need
+/// a hundred times as long for a result that is not normal.
+pub(crate) const SMALLEST_EXPONENT: f32 = -126.0;
+
 /// `2^x` for `x` in 0..=1, exact at both ends, to 1.1e-4 of its value: the polynomial of degree 3 of least relative error.
 #[inline(always)]
 pub(crate) fn exp2_polynomial<S: Simd>(s: S, x: S::F) -> S::F {
@@ -28,4 +32,73 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
 pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     let t = s.min(s.mul(x, s.splat(-std::f32::consts::LOG2_E)), s.splat(100.0));
     s.mul(x, s.reciprocal(s.add(s.splat(1.0), s.exp2(t))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::tested;
+    use crate::simd::{Operation, WIDEST};
+
+    #[derive(Clone, Copy)]
+    enum Function {
+        Exp2,
+        Gelu,
+        Silu,
+    }
+
+    struct Apply {
+        function: Function,
+        to: [f32; WIDEST],
+    }
+
+    impl Operation for Apply {
+        type Output = [f32; WIDEST];
+
+        #[inline(always)]
+        fn run<S: Simd>(mut self, s: S) -> [f32; WIDEST] {
+            for part in self.to.chunks_exact_mut(S::LANES) {
+                let x = s.load(part);
+                let y = match self.function {
+                    Function::Exp2 => s.exp2(x),
+                    Function::Gelu => gelu_tanh(s, x),
+                    Function::Silu => silu(s, x),
+                };
+                s.store(y, part);
+            }
+            self.to
+        }
+    }
+
+    /// A function of one number on every path.
+    fn on_every_path(function: Function, x: f32) -> Vec<f32> {
+        let apply = |kernels: crate::Kernels| kernels.run(Apply { function, to: [x; WIDEST] });
+        tested().flat_map(apply).collect()
+    }
+
+    #[test]
+    fn powers_of_two_are_close_or_zero_and_always_normal() {
+        for x in (-1400..1270).map(|tenth| tenth as f32 / 10.0).chain([-126.0, -126.000_01, -1e30]) {
+            for found in on_every_path(Function::Exp2, x) {
+                if x < SMALLEST_EXPONENT {
+                    assert_eq!(found.to_bits(), 0, "2^{x}");
+                } else {
+                    assert!(found.is_normal() && (found / x.exp2() - 1.0).abs() < 1.2e-4, "2^{x}: {found}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gates_of_large_numbers_are_the_number_or_next_to_nothing() {
+        for x in [9.0, 9.9, 10.0, 12.0, 30.0, 90.0, 1e3, 1e6] {
+            for function in [Function::Gelu, Function::Silu] {
+                for (found, below) in on_every_path(function, x).into_iter().zip(on_every_path(function, -x))
+                {
+                    assert!((found / x - 1.0).abs() < 2.5e-4, "{found} of {x}");
+                    assert!((-2e-3..=0.0).contains(&below) && !below.is_subnormal(), "{below} of -{x}");
+                }
+            }
+        }
+    }
 }

@@ -17,7 +17,7 @@ mod math;
 pub(crate) mod portable;
 pub(crate) mod tiles;
 
-pub(crate) use math::{exp2_polynomial, gelu_tanh, silu};
+pub(crate) use math::{SMALLEST_EXPONENT, exp2_polynomial, gelu_tanh, silu};
 
 use half::bf16;
 use tiles::Tiles;
@@ -72,7 +72,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn abs(self, a: Self::F) -> Self::F;
     /// `1/a` to at least 14 bits.
     fn reciprocal(self, a: Self::F) -> Self::F;
-    /// `2^a` to 1e-4 of its value; 0 far below and infinity or a huge number far above.
+    /// `2^a` to 1.1e-4 of its value; 0 for `a` below [`SMALLEST_EXPONENT`], and infinity or a huge number far above 127.
     fn exp2(self, a: Self::F) -> Self::F;
     fn sum(self, a: Self::F) -> f32;
     fn largest(self, a: Self::F) -> f32;
