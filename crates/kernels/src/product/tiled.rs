@@ -30,6 +30,9 @@ const RESIDENT: usize = 900_000;
 const WAITING_ROWS: usize = 256;
 /// Most columns of a task: the next panel of weights is asked for while one passes, which a task can do for its own.
 const MOST_COLUMNS: usize = 512;
+/// How many rows before it is written the lines of a row are asked for: earlier, they would push operands out of the first
+/// cache.
+const AHEAD: usize = 6;
 /// Fewest rows of a task: with fewer, the weights come from the third cache faster than they are used.
 const FEWEST_ROWS: usize = 64;
 
@@ -232,6 +235,7 @@ impl<V: Values> Pass<'_, '_, V> {
         finish.gate(self.columns.clone(), &mut columns.gate);
         let halves = self.weights.groups.div_ceil(2);
         let mut waiting = Waiting { row: 0, line: 0, count: 0 };
+        let lines = finish.lines(rows.start, self.columns.start, self.columns.end);
         let mut coming = Coming::new(&self.weights, rows.len().div_ceil(SIDE));
         for block in 0..rows.len().div_ceil(SIDE) {
             let row = rows.start + block * SIDE;
@@ -246,9 +250,7 @@ impl<V: Values> Pass<'_, '_, V> {
                 sums: before,
                 waiting,
                 done: 0,
-                lines: finish.lines(row, self.columns.start, self.columns.end),
-                count: if self.is_last { count } else { 0 },
-                line: 0,
+                lines,
                 each: SIDE.div_ceil((halves * self.weights.steps).max(1)),
             };
             for index in 0..halves {
@@ -365,17 +367,15 @@ impl Coming {
     }
 }
 
-/// What vectors do between the steps of tiles: they write the rows before, and ask for the lines that come next.
+/// What vectors do between the steps of tiles: they write the rows before, and ask for the lines of those that come next.
 struct Beside<'a, 'b, V> {
     pass: &'a Pass<'a, 'b, V>,
     columns: &'a Columns,
     sums: &'a PanelSums,
     waiting: Waiting,
     done: usize,
+    /// Of the first row of the task.
     lines: OutputLines,
-    /// Rows of the block that is being made.
-    count: usize,
-    line: usize,
     /// Rows after each step.
     each: usize,
 }
@@ -385,14 +385,6 @@ impl<V: Values> Beside<'_, '_, V> {
     fn step<S: Simd>(&mut self, s: S) {
         for _ in 0..self.each {
             self.row(s);
-        }
-        let OutputLines { start, stride, width } = self.lines;
-        for _ in 0..4 {
-            let (row, at) = (self.line / 4, self.line % 4 * OutputLines::LINE);
-            if row < self.count && at < width {
-                s.prefetch_to_write(start.wrapping_add(row * stride + at));
-            }
-            self.line += 1;
         }
     }
 
@@ -407,7 +399,15 @@ impl<V: Values> Beside<'_, '_, V> {
     fn row<S: Simd>(&mut self, s: S) {
         let Waiting { row, line, count } = self.waiting;
         if self.done < count {
-            let Task { values, finish, .. } = self.pass.task;
+            let Task { values, finish, rows, .. } = self.pass.task;
+            let ahead = row + self.done + AHEAD;
+            if ahead < rows.end {
+                let OutputLines { start, stride, width } = self.lines;
+                let start = start.wrapping_add((ahead - rows.start) * stride);
+                for at in (0..width.min(PANEL * size_of::<f32>())).step_by(OutputLines::LINE) {
+                    s.prefetch_to_write(start.wrapping_add(at));
+                }
+            }
             finish.row(s, *values, self.columns, &self.sums.0[line + self.done], row + self.done);
             self.done += 1;
         }
