@@ -6,23 +6,24 @@
 //! stacked; only a border of zeros is put around the frames, and pixels are doubled on the way where that is wanted.
 
 mod padding;
-mod tile;
 mod tiled;
 
 use crate::Kernels;
 use crate::attention::scratch::Scratch;
 use crate::packing::{GROUP, Int8Matrix, MatrixShape, STEP, SizeError, check};
-use crate::product::tile::{OutputLines, PANEL, Sums};
+use crate::product::tile::{Bytes, OutputLines, PANEL, Sums, TileInput, multiply};
 use crate::rows::RowScale;
 use crate::shared::{Chunks, Shared};
 use crate::simd::{Operation, Simd};
 use crate::workers::Workers;
 use padding::Padding;
 use std::ops::Range;
-use tile::{RunInput, RunList, multiply_runs};
 
 /// Pixels of one task, about.
 const TASK_PIXELS: usize = 416;
+
+/// Most runs of bytes of one pixel: one for each tap and row of a kernel.
+const MOST_RUNS: usize = 9;
 
 /// Extents of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -300,12 +301,11 @@ impl Operation for Panel<'_, '_> {
         for (row, tile) in self.rows.clone().flat_map(|row| (0..tiles).map(move |tile| (row, tile))) {
             // The last tile of a row begins early enough to be whole; what it does again comes out the same.
             let pixel = (tile * tall).min(plan.width - tall);
-            let mut runs = RunList::new();
-            for tap in 0..plan.used_taps {
-                let frame = plan.starts.0[self.frame + tap];
-                for line in 0..side {
-                    runs.push(frame.wrapping_add((row + line) * plan.row + pixel * channels));
-                }
+            let mut runs = [std::ptr::null(); MOST_RUNS];
+            let used = plan.used_taps * side;
+            for (index, run) in runs[..used].iter_mut().enumerate() {
+                let frame = plan.starts.0[self.frame + index / side];
+                *run = frame.wrapping_add((row + index % side) * plan.row + pixel * channels);
             }
             let at = ((self.frame * self.height + row) * plan.width + pixel) * outputs + self.first;
             let lines = OutputLines {
@@ -313,8 +313,8 @@ impl Operation for Panel<'_, '_> {
                 stride: outputs * size_of::<f32>(),
                 width: (end - self.first) * size_of::<f32>(),
             };
-            let input = RunInput {
-                runs,
+            let input = TileInput {
+                runs: &runs[..used],
                 stride: channels,
                 weights,
                 group,
@@ -327,7 +327,7 @@ impl Operation for Panel<'_, '_> {
             // border, and the weights this many groups.
             #[expect(unsafe_code, reason = "the innermost loop reads through bare pointers")]
             unsafe {
-                multiply_runs(s, input, tall, groups, sums.rows());
+                multiply::<S, Bytes>(s, input, tall, groups, sums.rows());
             }
             for (in_tile, sums) in sums.0.iter().enumerate().take(tall) {
                 self.write(s, &columns, sums, at + in_tile * outputs, end - self.first);

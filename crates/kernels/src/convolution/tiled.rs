@@ -10,7 +10,7 @@
 
 use super::{Columns, KernelShape, Panel};
 use crate::packing::GROUP;
-use crate::product::tile::{OutputLines, PANEL};
+use crate::product::tile::{OutputLines, PANEL, PanelSums, WeightTile};
 use crate::simd::Simd;
 use crate::simd::tiles::{BlockSums, DEPTH, SIDE, Step, TILE, Tiles};
 use std::ops::Range;
@@ -52,15 +52,6 @@ impl Positions {
         (column < self.width).then_some(row * self.width + column)
     }
 }
-
-/// Sums of 32 pixels of a panel.
-#[repr(C, align(64))]
-struct PanelSums([[i32; PANEL]; SIDE]);
-
-/// The last weights of a run of one group, with zeros behind them.
-#[derive(Clone)]
-#[repr(C, align(64))]
-struct WeightTile([u8; TILE]);
 
 /// The weights of a panel.
 struct Weights {
@@ -124,7 +115,7 @@ impl Panel<'_, '_> {
         let groups = channels_out.len().div_ceil(GROUP);
         let weights = Weights::new(weights, shape.matrix().inputs * GROUP, groups, side * channels, runs);
         let (halves, steps) = (groups.div_ceil(2), weights.steps());
-        let mut sums = [PanelSums([[0; PANEL]; SIDE]), PanelSums([[0; PANEL]; SIDE])];
+        let mut sums = [PanelSums::new(), PanelSums::new()];
         let all = positions.of_rows(&self.rows);
         let mut writing =
             Writing { panel: self, columns, positions, count: channels_out.len(), at: 0..0, line: 0 };

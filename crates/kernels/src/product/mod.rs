@@ -349,7 +349,7 @@ impl<V: Values> Operation for Panel<'_, V> {
         while row < self.rows.end {
             let rows = S::ROWS.min(self.rows.end - row);
             let input = TileInput {
-                x: x.wrapping_add(row * stride),
+                runs: &[x.wrapping_add(row * stride)],
                 stride,
                 weights,
                 group: stride * GROUP,

@@ -1,11 +1,15 @@
-//! The innermost loop of every product: a few rows times a few vectors of columns, with all sums in registers.
+//! The innermost loop of every product and convolution: a few rows times a few vectors of columns, with all sums in
+//! registers.
+//!
+//! A row is one run of bytes or several, which lie anywhere: a linear layer has one, a convolution one for each tap and row
+//! of its kernel.
 #![expect(
     unsafe_code,
     reason = "the innermost loop reads through bare pointers, whose bounds the drivers keep"
 )]
 
 use crate::packing::{GROUP, STEP};
-use crate::simd::tiles::{Step, Tiles};
+use crate::simd::tiles::{SIDE, Step, TILE, Tiles};
 use crate::simd::{Operation, Simd, unrolled};
 use std::marker::PhantomData;
 
@@ -28,6 +32,21 @@ impl Sums {
         SumRows { start: self.0.as_mut_ptr().cast(), pitch: PANEL }
     }
 }
+
+/// Sums of 32 rows of a panel, which blocks of tiles write.
+#[repr(C, align(64))]
+pub(crate) struct PanelSums(pub(crate) [[i32; PANEL]; SIDE]);
+
+impl PanelSums {
+    pub(crate) fn new() -> Self {
+        Self([[0; PANEL]; SIDE])
+    }
+}
+
+/// A tile of weights that was copied, with zeros where there are none.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub(crate) struct WeightTile(pub(crate) [u8; TILE]);
 
 /// The sums of a row, which are floats.
 #[inline(always)]
@@ -157,35 +176,36 @@ pub(crate) struct SumRows {
 
 /// Operands of [`multiply`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TileInput {
-    /// First byte of the first row of activations.
-    pub(crate) x: *const u8,
+pub(crate) struct TileInput<'a> {
+    /// First byte of each run of the first row of activations.
+    pub(crate) runs: &'a [*const u8],
     /// Bytes from one row to the next.
     pub(crate) stride: usize,
-    /// First byte of the first group of weights.
+    /// First byte of the weights of the first run of the first group; those of the next run follow.
     pub(crate) weights: *const u8,
     /// Bytes from one group of sixteen columns to the next.
     pub(crate) group: usize,
-    /// Steps of four bytes.
+    /// Steps of four bytes of each run.
     pub(crate) steps: usize,
     /// What the sums of the columns start from; null for zero.
     pub(crate) begin: *const i32,
     pub(crate) lines: OutputLines,
 }
 
-struct Tile<D, const R: usize, const C: usize> {
-    input: TileInput,
+struct Tile<'a, D, const R: usize, const C: usize> {
+    input: TileInput<'a>,
+    /// Bytes from the first row of the input to the first of the tile.
+    offset: usize,
     to: SumRows,
     dot: PhantomData<D>,
 }
 
-impl<D: Dot, const R: usize, const C: usize> Operation for Tile<D, R, C> {
+impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let TileInput { stride, group, steps, begin, lines, .. } = self.input;
-        let (mut x, mut weights) = (self.input.x, self.input.weights);
+        let TileInput { runs, stride, mut weights, group, steps, begin, lines } = self.input;
         let mut sums = [[D::zero(s); C]; R];
         if !begin.is_null() {
             unrolled!(c < C, {
@@ -196,44 +216,47 @@ impl<D: Dot, const R: usize, const C: usize> Operation for Tile<D, R, C> {
                 });
             });
         }
-        // A macro and not a closure, whose code might be compiled apart, without the instructions of `S`.
-        macro_rules! step {
-            () => {
-                // SAFETY: `multiply` was promised `steps` steps of each row and each group.
-                unsafe {
-                    let mut w = [s.splat_i32(0); C];
-                    unrolled!(c < C, {
-                        let (of_group, in_group) = (c * S::LANES / GROUP, c * S::LANES % GROUP);
-                        w[c] = s.load_bytes_at(weights.add(of_group * group + in_group * STEP));
-                    });
-                    unrolled!(r < R, {
-                        let a = s.broadcast_bytes_at(x.add(r * stride));
-                        unrolled!(c < C, {
-                            sums[r][c] = D::step(s, sums[r][c], a, w[c]);
-                        });
-                    });
-                    x = x.add(STEP);
-                    weights = weights.add(GROUP * STEP);
-                }
-            };
-        }
         let (mut row, mut line) = (0, 0);
-        for _ in 0..steps / OutputLines::INTERVAL {
-            for _ in 0..OutputLines::INTERVAL {
-                step!();
+        for start in runs {
+            let mut x = start.wrapping_add(self.offset);
+            // A macro and not a closure, whose code might be compiled apart, without the instructions of `S`.
+            macro_rules! step {
+                () => {
+                    // SAFETY: `multiply` was promised `steps` steps of each run, row and group.
+                    unsafe {
+                        let mut w = [s.splat_i32(0); C];
+                        unrolled!(c < C, {
+                            let (of_group, in_group) = (c * S::LANES / GROUP, c * S::LANES % GROUP);
+                            w[c] = s.load_bytes_at(weights.add(of_group * group + in_group * STEP));
+                        });
+                        unrolled!(r < R, {
+                            let a = s.broadcast_bytes_at(x.add(r * stride));
+                            unrolled!(c < C, {
+                                sums[r][c] = D::step(s, sums[r][c], a, w[c]);
+                            });
+                        });
+                        x = x.add(STEP);
+                        weights = weights.add(GROUP * STEP);
+                    }
+                };
             }
-            for _ in 0..2 {
-                if row < R && lines.width > 0 {
-                    s.prefetch_to_write(lines.start.wrapping_add(row * lines.stride + line));
-                    line += OutputLines::LINE;
-                    if line >= lines.width {
-                        (row, line) = (row + 1, 0);
+            for _ in 0..steps / OutputLines::INTERVAL {
+                for _ in 0..OutputLines::INTERVAL {
+                    step!();
+                }
+                for _ in 0..2 {
+                    if row < R && lines.width > 0 {
+                        s.prefetch_to_write(lines.start.wrapping_add(row * lines.stride + line));
+                        line += OutputLines::LINE;
+                        if line >= lines.width {
+                            (row, line) = (row + 1, 0);
+                        }
                     }
                 }
             }
-        }
-        for _ in 0..steps % OutputLines::INTERVAL {
-            step!();
+            for _ in 0..steps % OutputLines::INTERVAL {
+                step!();
+            }
         }
         unrolled!(r < R, {
             unrolled!(c < C, {
@@ -247,36 +270,41 @@ impl<D: Dot, const R: usize, const C: usize> Operation for Tile<D, R, C> {
 /// `rows` (at most [`TALLEST`]) rows of activations times `groups` groups of columns.
 ///
 /// # Safety
-/// `steps` steps can be read in each of `rows` rows and each of `groups` groups, `begin` is null or has an integer for
-/// each column, and `to` has room for `rows` rows of all columns.
+/// `steps` steps can be read from each run for each of `rows` rows, and as many of weights for each run and each of
+/// `groups` groups; `begin` is null or has an integer for each column, and `to` has room for `rows` rows of all columns.
 #[inline(always)]
 pub(crate) unsafe fn multiply<S: Simd, D: Dot>(
     s: S,
-    input: TileInput,
+    input: TileInput<'_>,
     rows: usize,
     groups: usize,
     to: SumRows,
 ) {
     if rows == S::ROWS {
         if S::ROWS == TALLEST {
-            tiles::<S, D, TALLEST>(s, input, groups, to);
+            tiles::<S, D, TALLEST>(s, input, 0, groups, to);
         } else {
-            tiles::<S, D, 4>(s, input, groups, to);
+            tiles::<S, D, 4>(s, input, 0, groups, to);
         }
         return;
     }
     for row in 0..rows {
         let lines =
             OutputLines { start: input.lines.start.wrapping_add(row * input.lines.stride), ..input.lines };
-        let input = TileInput { x: input.x.wrapping_add(row * input.stride), lines, ..input };
         let to = SumRows { start: to.start.wrapping_add(row * to.pitch), ..to };
-        tiles::<S, D, 1>(s, input, groups, to);
+        tiles::<S, D, 1>(s, TileInput { lines, ..input }, row * input.stride, groups, to);
     }
 }
 
-/// All columns of one tile of rows.
+/// All columns of one tile of rows, which begin `offset` bytes behind those of the input.
 #[inline(always)]
-fn tiles<S: Simd, D: Dot, const R: usize>(s: S, input: TileInput, groups: usize, to: SumRows) {
+fn tiles<S: Simd, D: Dot, const R: usize>(
+    s: S,
+    input: TileInput<'_>,
+    offset: usize,
+    groups: usize,
+    to: SumRows,
+) {
     let columns = groups * GROUP;
     let mut column = 0;
     while column < columns {
@@ -288,15 +316,16 @@ fn tiles<S: Simd, D: Dot, const R: usize>(s: S, input: TileInput, groups: usize,
             ..input
         };
         let to = SumRows { start: to.start.wrapping_add(column), ..to };
-        if S::COLUMNS == 4 && columns - column >= 4 * S::LANES {
-            s.vectorize(Tile::<D, R, 4> { input, to, dot: PhantomData });
+        let left = columns - column;
+        if S::COLUMNS == 4 && left >= 4 * S::LANES {
+            s.vectorize(Tile::<D, R, 4> { input, offset, to, dot: PhantomData });
             column += 4 * S::LANES;
-        } else if S::LANES == GROUP {
-            s.vectorize(Tile::<D, R, 1> { input, to, dot: PhantomData });
-            column += GROUP;
+        } else if left >= 2 * S::LANES {
+            s.vectorize(Tile::<D, R, 2> { input, offset, to, dot: PhantomData });
+            column += 2 * S::LANES;
         } else {
-            s.vectorize(Tile::<D, R, 2> { input, to, dot: PhantomData });
-            column += GROUP;
+            s.vectorize(Tile::<D, R, 1> { input, offset, to, dot: PhantomData });
+            column += S::LANES;
         }
     }
 }

@@ -10,7 +10,7 @@
 )]
 
 use super::finish::Finish;
-use super::tile::{Dot, OutputLines, PANEL};
+use super::tile::{Dot, OutputLines, PANEL, PanelSums, WeightTile};
 use super::{Columns, Operands, Values};
 use crate::Kernels;
 use crate::packing::GROUP;
@@ -107,18 +107,9 @@ struct Task<'a, V> {
     depth: usize,
 }
 
-/// Sums of 32 rows of a panel.
-#[repr(C, align(64))]
-struct PanelSums([[i32; PANEL]; SIDE]);
-
 /// Sums of a block that wait in memory.
 #[repr(C, align(64))]
 struct Image(MaybeUninit<[u8; 4 * TILE]>);
-
-/// A tile of weights.
-#[derive(Clone)]
-#[repr(C, align(64))]
-struct WeightTile([u8; TILE]);
 
 /// The part of one panel of weights that a pass over all rows of a task reads.
 struct Weights {
@@ -167,7 +158,7 @@ impl<V: Values> Operation for Task<'_, V> {
             images.reserve_exact(panels * blocks * 2);
         }
         let mut copied = Vec::new();
-        let mut sums = [PanelSums([[0; PANEL]; SIDE]), PanelSums([[0; PANEL]; SIDE])];
+        let mut sums = [PanelSums::new(), PanelSums::new()];
         for part in 0..depths.count() {
             let depth = depths.range(part);
             for panel in 0..panels {
