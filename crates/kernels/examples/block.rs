@@ -5,8 +5,8 @@
 
 use half::bf16;
 use kernels::{
-    Attention, Codes, Columns, Gate, Heads, Int8Weights, Kernels, MatrixShape, Norm, Output, QuantisedRows,
-    Range, Residual, Rotary, RowScale, Scratch, Threads, ValueProduct, Workers,
+    Attention, Columns, Gate, Heads, Int8Weights, Kernels, MatrixShape, Norm, Output, QuantisedRows,
+    QuantisedRowsMut, Range, Residual, Rotary, RowScale, Scratch, Threads, ValueProduct, Workers,
 };
 use std::num::NonZeroUsize;
 
@@ -79,7 +79,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let workers = workers.as_ref();
 
     let norm = Norm { mul: &ones[..WIDTH], add: &zeros[..WIDTH], epsilon: 1e-6 };
-    kernels.norm_quantise(workers, &x, norm, Codes { codes: &mut narrow, scales: &mut scales })?;
+    kernels.norm_quantise(
+        workers,
+        &x,
+        norm,
+        QuantisedRowsMut { quantised: &mut narrow, scales: &mut scales },
+    )?;
     let to = Output::Bf16(&mut projected);
     kernels.linear_int8(
         workers,
@@ -101,17 +106,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         product: ValueProduct::Int8,
     };
     kernels.attention(workers, &mut scratch, &attention, &mut attended)?;
-    let to = Codes { codes: &mut narrow, scales: &mut scales };
+    let to = QuantisedRowsMut { quantised: &mut narrow, scales: &mut scales };
     kernels.quantise_bf16(workers, &attended, Range::Symmetric, to)?;
-    let mut residual = |codes: &[u8], scales: &[RowScale], weights: &Zeros| {
+    let mut residual = |quantised: &[u8], scales: &[RowScale], weights: &Zeros| {
         let to = Residual { to: &mut stream, stream: None, gate: Gate::Each(&ones[..WIDTH]) };
-        let (x, bias) = (QuantisedRows::new(codes, scales)?, &zeros[..WIDTH]);
+        let (x, bias) = (QuantisedRows::new(quantised, scales)?, &zeros[..WIDTH]);
         kernels.linear_int8(workers, x, weights.view()?, bias, Output::Residual(to))
     };
     residual(&narrow, &scales, &out)?;
     let to = Output::GeluBf16(&mut hidden);
     kernels.linear_int8(workers, QuantisedRows::new(&narrow, &scales)?, up.view()?, &zeros, to)?;
-    let to = Codes { codes: &mut wide, scales: &mut scales };
+    let to = QuantisedRowsMut { quantised: &mut wide, scales: &mut scales };
     kernels.quantise_bf16(workers, &hidden, Range::Asymmetric, to)?;
     residual(&wide, &scales, &down)?;
     Ok(())

@@ -5,12 +5,12 @@ mod turns;
 
 use half::bf16;
 use kernels::{
-    Attention, Bf16Matrix, Bf16Weights, Codes, Columns, Gate, Heads, Int8Matrix, Int8Weights, Kernels,
-    MatrixShape, Output, QuantisedRows, Residual, Rotary, RowScale, Scratch, SizeError, Threads,
+    Attention, Bf16Matrix, Bf16Weights, Columns, Gate, Heads, Int8Matrix, Int8Weights, Kernels, MatrixShape,
+    Output, QuantisedRows, QuantisedRowsMut, Residual, Rotary, RowScale, Scratch, SizeError, Threads,
     ValueProduct,
 };
 use std::num::NonZeroUsize;
-use turns::{Aligned, Times, codes, line, noise, paths};
+use turns::{Aligned, Times, line, noise, paths, quantised};
 
 /// Inputs and outputs of the layers of the 1.3B, 5B and 14B models.
 const SHAPES: [[usize; 2]; 9] = [
@@ -110,7 +110,7 @@ impl Bench {
         let packed = Aligned::new(&matrix.packed);
         let weights = Int8Weights::new(shape, packed.get(), &matrix.sums, &matrix.scales)?;
         let (x, scales) =
-            (Aligned::new(&codes(rows * inputs)), vec![RowScale { scale: 0.01, zero: 128.0 }; rows]);
+            (Aligned::new(&quantised(rows * inputs)), vec![RowScale { scale: 0.01, zero: 128.0 }; rows]);
         let x = QuantisedRows::new(x.get(), &scales)?;
         let bias = noise(outputs);
         let products = rows * inputs * outputs;
@@ -119,8 +119,8 @@ impl Bench {
         self.time(&names[0], products, self.int8_peak, |path| run(path, Output::Bf16(to.get_mut())))?;
         let (mut to, mut of_rows) = (Aligned::new(&vec![0; rows * outputs]), scales.clone());
         self.time(&names[1], products, self.int8_peak, |path| {
-            let to = Codes { codes: to.get_mut(), scales: &mut of_rows };
-            run(path, Output::GeluCodes { to, scale: GELU_SCALE })
+            let to = QuantisedRowsMut { quantised: to.get_mut(), scales: &mut of_rows };
+            run(path, Output::GeluQuantised { to, scale: GELU_SCALE })
         })?;
         let mut to = Aligned::new(&vec![0.0; rows * outputs]);
         self.time(&names[2], products, self.int8_peak, |path| {

@@ -40,7 +40,7 @@ pub enum PathError {
         /// The best that this processor has.
         best: CpuPath,
     },
-    /// There are no tiles for this process.
+    /// This process cannot use tiles.
     #[error("`amx` cannot be used: {why}; the best path here is `{best}`")]
     NoTiles {
         /// Why not.
@@ -82,9 +82,19 @@ impl FromStr for CpuPath {
     }
 }
 
-/// The kernels compiled for one path: the way to every operator of this crate.
+/// The kernels compiled for one path, with every operator of this crate as a method.
 ///
-/// Having one is the proof that the processor can run it.
+/// A value exists only for a path that the processor can run.
+///
+/// ```
+/// use kernels::{CpuPath, Kernels, PathError};
+///
+/// let best = Kernels::best();
+/// println!("{}, bf16: {}", best.path(), best.has_bf16());
+/// assert_eq!(Kernels::of(best.path())?.path(), best.path());
+/// assert_eq!(Kernels::of(CpuPath::Scalar)?.path().name(), "scalar");
+/// # Ok::<(), PathError>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Kernels {
     set: Set,

@@ -66,9 +66,9 @@ fn in_a_small_signal_stack() {
     let (rows, shape) = (40, MatrixShape { outputs: 16, inputs: 64 });
     let matrix = Int8Matrix::pack(shape, &[1; 16 * 64], &[1.0; 16]).unwrap();
     let scales = vec![RowScale { scale: 1.0, zero: 0.0 }; rows];
-    let codes = vec![2; rows * shape.inputs];
+    let quantised = vec![2; rows * shape.inputs];
     let mut sums = vec![0.0; rows * shape.outputs];
-    let x = QuantisedRows::new(&codes, &scales).unwrap();
+    let x = QuantisedRows::new(&quantised, &scales).unwrap();
     best.linear_int8(&Serial, x, matrix.view(), &[0.0; 16], Output::F32(&mut sums)).unwrap();
     assert_eq!(sums, vec![128.0; rows * shape.outputs]);
 }

@@ -5,7 +5,7 @@ use super::tensors::{
     SessionThreads, attribute, count, infer, input, output, required_inputs, required_outputs, size_error,
 };
 use half::bf16;
-use kernels::{Codes, Norm, Range, RowScale};
+use kernels::{Norm, QuantisedRowsMut, Range, RowScale};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
@@ -30,14 +30,14 @@ fn infer_quantized(context: &mut ShapeInferenceContext) -> ort::Result<()> {
 fn with_quantized_outputs(
     context: &ComputeContext,
     shape: [usize; 3],
-    write: impl FnOnce(Codes<'_>) -> Result<(), kernels::SizeError>,
+    write: impl FnOnce(QuantisedRowsMut<'_>) -> Result<(), kernels::SizeError>,
 ) -> ort::Result<()> {
     let mut values = output(context, 0, &shape)?;
     let mut scales = output(context, 1, &[shape[0], shape[1], 2])?;
     let (_, values) = values.try_extract_tensor_mut::<u8>()?;
     let (_, scales) = scales.try_extract_tensor_mut::<f32>()?;
     let scales = RowScale::rows_mut(scales).map_err(size_error)?;
-    write(Codes { codes: values, scales }).map_err(size_error)
+    write(QuantisedRowsMut { quantised: values, scales }).map_err(size_error)
 }
 
 impl Operator for NormQuant {

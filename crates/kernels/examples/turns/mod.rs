@@ -13,8 +13,8 @@ pub(crate) fn noise(count: usize) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-/// Codes from 68 to 188.
-pub(crate) fn codes(count: usize) -> Vec<u8> {
+/// Quantised values from 68 to 188.
+pub(crate) fn quantised(count: usize) -> Vec<u8> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 68 and 188")]
     noise(count).into_iter().map(|value| (value * 60.0 + 128.0) as u8).collect()
 }

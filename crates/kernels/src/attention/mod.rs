@@ -74,7 +74,7 @@ impl<'a> Columns<'a> {
     /// The columns `first` to `first + width` of rows of `stride` elements.
     ///
     /// # Errors
-    /// A tensor that is no whole number of rows, or columns beyond the end of the row.
+    /// A tensor that is not a whole number of rows, or columns beyond the end of the row.
     pub fn new(tensor: &'a [bf16], stride: usize, first: usize, width: usize) -> Result<Self, SizeError> {
         let rows = tensor.len().checked_div(stride).unwrap_or(0);
         check("projection", tensor.len(), rows * stride)?;
@@ -115,7 +115,7 @@ pub struct Attention<'a> {
     pub epsilon: f32,
     /// Rotary embedding of queries and keys, which are then as many.
     pub rotary: Option<Rotary<'a>>,
-    /// Added to the scores of each key `[S]`: the logarithm of how often it stands for itself, or minus infinity for one
+    /// Added to the scores of each key `[S]`: the logarithm of how many equal keys it represents, or minus infinity for one
     /// that is not there.
     pub key_bias: Option<&'a [f32]>,
     /// In what probabilities meet values.

@@ -1,8 +1,8 @@
 //! Convolutions of frames with their channels last, over space and, causally, over time.
 //!
-//! Frames `[t,h,w,C]` are codes with one scale and zero point for all of them. A kernel's taps of time are frames side by
-//! side, and its three columns are neighbours in memory: for one row of outputs a convolution is the product of runs of
-//! `side·C` bytes that overlap, one run for each tap and each row of the kernel. So nothing is unrolled and no frames are
+//! Frames `[t,h,w,C]` are quantised values with one scale and zero point for all of them. A kernel's taps of time are
+//! adjacent frames, and its three columns are adjacent in memory: for one row of outputs a convolution is the product of
+//! runs of `side·C` bytes that overlap, one run for each tap and each row of the kernel. So nothing is unrolled and no frames are
 //! stacked; only a border of zeros is put around the frames, and pixels are doubled on the way where that is wanted.
 
 mod padding;
@@ -60,27 +60,27 @@ pub struct Int8Kernel {
     pub shape: KernelShape,
     /// `[N/16][K/4][16][4]`.
     pub packed: Vec<i8>,
-    /// Sums of the codes of each tap and output, `[taps,N]`.
+    /// Sums of the quantised values of each tap and output, `[taps,N]`.
     pub sums: Vec<i32>,
-    /// What a code of each output is worth, `[N]`.
+    /// Scale of each output, `[N]`.
     pub scales: Vec<f32>,
 }
 
 impl Int8Kernel {
-    /// Packs codes `[N, taps, channels, side, side]` with a scale for each output.
+    /// Packs quantised values `[N, taps, channels, side, side]` with a scale for each output.
     ///
     /// # Errors
     /// Numbers that do not fit the shape, or a shape there is no convolution for.
-    pub fn pack(shape: KernelShape, codes: &[i8], scales: &[f32]) -> Result<Self, SizeError> {
+    pub fn pack(shape: KernelShape, quantised: &[i8], scales: &[f32]) -> Result<Self, SizeError> {
         shape.check()?;
         let KernelShape { outputs, channels, taps, side } = shape;
-        check("codes", codes.len(), shape.matrix().elements())?;
+        check("quantised values", quantised.len(), shape.matrix().elements())?;
         let plane = side * side;
-        let mut ordered = Vec::with_capacity(codes.len());
+        let mut ordered = Vec::with_capacity(quantised.len());
         let mut sums = vec![0; taps * outputs];
-        for (index, of_tap) in codes.chunks_exact((channels * plane).max(1)).enumerate() {
+        for (index, of_tap) in quantised.chunks_exact((channels * plane).max(1)).enumerate() {
             let (output, tap) = (index / taps, index % taps);
-            sums[tap * outputs + output] = of_tap.iter().map(|code| i32::from(*code)).sum();
+            sums[tap * outputs + output] = of_tap.iter().map(|value| i32::from(*value)).sum();
             for place in 0..plane {
                 ordered.extend(of_tap.iter().skip(place).step_by(plane));
             }
@@ -95,7 +95,7 @@ impl Int8Kernel {
     }
 }
 
-/// An [`Int8Kernel`] that lies anywhere, like in a mapped file.
+/// An [`Int8Kernel`] at any address, for example in a mapped file.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelView<'a> {
     /// Extents.
@@ -111,7 +111,7 @@ pub struct KernelView<'a> {
 /// How pixels and frames change on the way into a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Arrival {
-    /// Each pixel stands for four.
+    /// Each pixel becomes four.
     pub doubles_pixels: bool,
     /// Each frame holds two, the halves of its channels.
     pub splits_frames: bool,
@@ -124,11 +124,11 @@ pub struct Convolution<'a> {
     pub kernel: KernelView<'a>,
     /// Added to each output, `[N]`.
     pub bias: &'a [f32],
-    /// Scale and zero point of all codes.
+    /// Scale and zero point of all quantised values.
     pub input: RowScale,
-    /// Codes `[t,h,w,C]`, or `[t,h,w,2C]` where frames are split.
+    /// Quantised values `[t,h,w,C]`, or `[t,h,w,2C]` where frames are split.
     pub frames: &'a [u8],
-    /// `t`, `h` and `w` of the codes.
+    /// `t`, `h` and `w` of the quantised values.
     pub extent: [usize; 3],
     /// The two frames before, `[2,h,w,C]`, for a kernel of three taps; nothing where only zeros came before.
     pub history: Option<&'a [u8]>,
@@ -191,7 +191,7 @@ impl Kernels {
         }
         let before = if history.is_some() { 2 } else { 0 };
         let frame = extent[1] * extent[2] * channels;
-        // Where the frames lie that it reads, those of the history first.
+        // The frames that it reads, those of the history first.
         let (starts, row) = if side == 1 {
             let all = history.unwrap_or_default().chunks_exact(frame).chain(frames.chunks_exact(frame));
             (all.map(<[u8]>::as_ptr).collect::<Vec<_>>(), width * channels)
@@ -299,7 +299,7 @@ impl Operation for Panel<'_, '_> {
         let tall = S::ROWS.min(plan.width);
         let tiles = plan.width.div_ceil(tall);
         for (row, tile) in self.rows.clone().flat_map(|row| (0..tiles).map(move |tile| (row, tile))) {
-            // The last tile of a row begins early enough to be whole; what it does again comes out the same.
+            // The last tile of a row begins early enough to be whole; pixels computed twice get the same result.
             let pixel = (tile * tall).min(plan.width - tall);
             let mut runs = [std::ptr::null(); MOST_RUNS];
             let used = plan.used_taps * side;

@@ -1,7 +1,7 @@
 //! Convolutions by tiles: blocks of 32 pixels times 32 channels.
 //!
-//! The rows of a padded frame lie one behind the other, so that a block runs over their ends: what it makes of the border
-//! is not written. A run of `side·channels` bytes that is no whole number of steps ends in one whose last weights are
+//! The rows of a padded frame are contiguous, so that a block runs over their ends: what it makes of the border
+//! is not written. A run of `side·channels` bytes that is not a whole number of steps ends in one whose last weights are
 //! zeros; what it reads behind the run does not matter.
 #![expect(
     unsafe_code,
@@ -24,7 +24,7 @@ pub(super) fn fits(shape: KernelShape, height: usize, width: usize) -> bool {
     is_readable && Positions::new(shape, height, width).end >= SIDE
 }
 
-/// The pixels of a frame with its border, in the order in which they lie.
+/// The pixels of a frame with its border, in the order of their addresses.
 #[derive(Debug, Clone, Copy)]
 struct Positions {
     /// From one row to the next.
@@ -122,7 +122,7 @@ impl Panel<'_, '_> {
         let blocks = all.len().div_ceil(SIDE);
         for block in 0..blocks {
             let first = all.start + block * SIDE;
-            // The last block begins early enough to be whole; what comes before is made again and written once.
+            // The last block begins early enough to be whole; pixels before it are computed twice and written once.
             let begin = first.min(positions.end - SIDE);
             let at = first..all.end.min(first + SIDE);
             let [one, two] = &mut sums;
@@ -144,7 +144,7 @@ impl Panel<'_, '_> {
                         let columns = weights.half(half, run, step);
                         let rows = rows.wrapping_add(step * DEPTH);
                         // SAFETY: the frame has these pixels with `side - 1` more of each direction, and 64 bytes
-                        // behind them where a run is no whole steps; the weights are whole tiles.
+                        // behind them where a run is not whole steps; the weights are whole tiles.
                         unsafe { tiles.step_bytes(Step { rows, stride: channels, columns }) };
                         (0..each).for_each(|_| writing.next(s, before));
                         if let Some(position) = asked.next() {

@@ -22,22 +22,22 @@ use rows::Rows;
 /// Rows of one task, about: few enough for a task on each of many cores, and enough to use a panel of weights well.
 const TASK_ROWS: usize = 246;
 
-/// Quantised rows: codes `[L,K]` and a scale for each row.
+/// Quantised rows: quantised values `[L,K]` and a scale for each row.
 #[derive(Debug, Clone, Copy)]
 pub struct QuantisedRows<'a> {
-    codes: &'a [u8],
+    quantised: &'a [u8],
     scales: &'a [RowScale],
 }
 
 impl<'a> QuantisedRows<'a> {
-    /// Rows of `codes [L,K]`; `L` is the number of `scales`.
+    /// Rows of `quantised [L,K]`; `L` is the number of `scales`.
     ///
     /// # Errors
-    /// Codes that do not make whole rows.
-    pub fn new(codes: &'a [u8], scales: &'a [RowScale]) -> Result<Self, SizeError> {
-        let width = codes.len().checked_div(scales.len()).unwrap_or(0);
-        check("codes of the activations", codes.len(), width * scales.len())?;
-        Ok(Self { codes, scales })
+    /// Quantised values that do not make whole rows.
+    pub fn new(quantised: &'a [u8], scales: &'a [RowScale]) -> Result<Self, SizeError> {
+        let width = quantised.len().checked_div(scales.len()).unwrap_or(0);
+        check("quantised activations", quantised.len(), width * scales.len())?;
+        Ok(Self { quantised, scales })
     }
 }
 
@@ -58,12 +58,12 @@ impl Kernels {
     ) -> Result<(), SizeError> {
         let shape = weights.shape;
         let rows = x.scales.len();
-        check("codes of the activations", x.codes.len(), rows * shape.inputs)?;
+        check("quantised activations", x.quantised.len(), rows * shape.inputs)?;
         check("bias", bias.len(), shape.outputs)?;
         let finish = Finish::new(to, rows, shape.outputs)?;
         let values = Int8Values { scales: x.scales, weights, bias };
         let is_tiled = self.is_tiled(rows, shape);
-        let x = Rows::new(x.codes, shape.inputs, is_tiled);
+        let x = Rows::new(x.quantised, shape.inputs, is_tiled);
         let operands = Operands {
             x: x.start(),
             stride: x.stride(),
@@ -80,7 +80,7 @@ impl Kernels {
         Ok(())
     }
 
-    /// The sums of products alone, `Σ (code[l][k] - zero[l])·w[n][k]`, into `[L,N]`: what the tests compare.
+    /// The sums of products alone, `Σ (q[l][k] - zero[l])·w[n][k]`, into `[L,N]`: what the tests compare.
     ///
     /// # Errors
     /// Lengths that do not fit together.
@@ -157,7 +157,7 @@ impl Kernels {
     }
 }
 
-/// Where the operands of a product lie, whatever their format. Both are made of whole steps of four bytes.
+/// Addresses and extents of the operands of a product, in any format. Both are made of whole steps of four bytes.
 #[derive(Debug, Clone, Copy)]
 struct Operands {
     x: *const u8,
@@ -209,7 +209,7 @@ trait Values: Sync {
     fn integer<S: Simd>(s: S, row: Self::Row<S>, columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::I;
 }
 
-/// The first column of a vector that lies inside a panel.
+/// The first column of a vector inside a panel.
 #[derive(Debug, Clone, Copy)]
 struct Lanes(usize);
 

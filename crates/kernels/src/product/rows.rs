@@ -19,7 +19,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Rows of `width` numbers. For tiles a step is 64 bytes at a whole cache line: rows that lie across two make a product
+    /// Rows of `width` numbers. For tiles a step is 64 bytes at a whole cache line: rows that straddle two make a product
     /// half as fast.
     pub(super) fn new<T: Copy>(x: &[T], width: usize, for_tiles: bool) -> Self {
         let bytes = width * size_of::<T>();

@@ -1,7 +1,7 @@
 //! The innermost loop of every product and convolution: a few rows times a few vectors of columns, with all sums in
 //! registers.
 //!
-//! A row is one run of bytes or several, which lie anywhere: a linear layer has one, a convolution one for each tap and row
+//! A row is one run of bytes or several, at any addresses: a linear layer has one, a convolution one for each tap and row
 //! of its kernel.
 #![expect(
     unsafe_code,

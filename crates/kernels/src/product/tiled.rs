@@ -179,7 +179,7 @@ impl<V: Values> Operation for Task<'_, V> {
 }
 
 impl<V: Values> Task<'_, V> {
-    /// The weights of a panel in a part of K; copied where they are no whole tiles at whole cache lines.
+    /// The weights of a panel in a part of K; copied where they are not whole tiles at cache line boundaries.
     #[inline(always)]
     fn weights(&self, first: usize, depth: Range<usize>, copied: &mut Vec<WeightTile>) -> Weights {
         let Operands { stride, weights, outputs, steps, .. } = self.operands;

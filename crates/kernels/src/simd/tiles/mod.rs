@@ -27,7 +27,7 @@ pub(crate) const PRODUCTS: usize = SIDE * SIDE * DEPTH;
 /// Bytes of a tile.
 pub(crate) const TILE: usize = ROWS * DEPTH;
 
-/// Where the sums of a block lie, or what they start from: 32-bit integers or floats.
+/// Where the sums of a block are stored, or their initial values: 32-bit integers or floats.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockSums {
     pub(crate) start: *mut i32,
@@ -101,7 +101,7 @@ pub(crate) trait Tiles: Sized {
 
     /// The sums become zero.
     unsafe fn zero(&mut self);
-    /// The sums become what lies there.
+    /// Loads the sums.
     unsafe fn load(&mut self, from: BlockSums);
     /// Writes the sums.
     unsafe fn store(&mut self, to: BlockSums);
@@ -111,7 +111,7 @@ pub(crate) trait Tiles: Sized {
     unsafe fn step_halves(&mut self, step: Step);
     /// Takes [`HELD`] bytes of sixteen rows, which stay until the next step: no sums are left.
     unsafe fn hold(&mut self, rows: *const u8, stride: usize);
-    /// Products of bf16 of the rows that are held with 32 columns, whose sums lie sixteen rows by 32.
+    /// Products of bf16 of the rows that are held with 32 columns, whose sums are stored as sixteen rows of 32.
     unsafe fn held_products(&mut self, products: HeldProducts);
     /// The products of `rounds` steps of bytes or of bf16 and nothing else, with operands that stay where they are: what
     /// there can be at most.

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Why there are no tiles.
+/// Why tiles cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TileRefusal {
     /// The processor has none, or not of bytes and bf16 and of the size that is needed.

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 pub(crate) const STEPS_OF_LOG2: f32 = 128.0;
 /// The exponent of one, as bf16 has it.
 pub(crate) const LOG2_ONE: f32 = 127.0;
-/// Scores of a row that lie side by side.
+/// Adjacent scores of a row.
 const PART: usize = SIDE;
 
 /// By how many 128ths `1 + f` is above `2^f`, for 64 steps of `f` from zero to one.
@@ -31,7 +31,7 @@ static ABOVE: LazyLock<Table> = LazyLock::new(|| {
 
 /// Probabilities of one row of scores after another.
 ///
-/// Scores lie in blocks of 32 × 32 floats, probabilities in pairs of tiles of 16 × 32 bf16: the keys of each 32 in the
+/// Scores are stored in blocks of 32 × 32 floats, probabilities in pairs of tiles of 16 × 32 bf16: the keys of each 32 in the
 /// order of [`key`](Self::key).
 pub(crate) trait Powers: Copy {
     /// What the rows need.

@@ -43,7 +43,7 @@ impl Operands {
         }
     }
 
-    /// bf16 around one, with some that are no normal numbers.
+    /// bf16 around one, with some that are not normal numbers.
     fn halves() -> Self {
         let bytes = Self::bytes();
         let float = |pair: &[u8]| {
@@ -92,7 +92,7 @@ fn the_processor_gives_what_is_emulated_to_the_last_bit() {
 #[test]
 fn products_of_rows_that_are_held_are_those_of_steps() {
     let operands = Operands::halves();
-    // Four steps of sixteen rows, from rows that lie one behind another, and of two groups of columns.
+    // Four steps of sixteen rows, from contiguous rows, and of two groups of columns.
     let columns: Vec<u8> = operands.columns.iter().chain(&operands.columns).copied().collect();
     let begin: Vec<f32> = (0..ROWS * 16).map(|index| (index / 16) as f32).collect();
     fn held<T: Tiles>(tiles: &mut T, operands: &Operands, columns: &[u8], begin: &[f32]) -> Vec<f32> {
