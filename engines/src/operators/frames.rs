@@ -150,6 +150,9 @@ impl Kernel for NormKernel {
         let (_, to) = to.try_extract_tensor_mut::<u8>()?;
         let norm = ChannelNorm { gain: gain.slice()?, epsilon: self.epsilon, activates: self.activates };
         let workers = SessionThreads { context, shared: &self.shared };
-        self.shared.kernels.channel_norm_quantise(&workers, x.slice()?, norm, self.range, to).map_err(size_error)
+        self.shared
+            .kernels
+            .channel_norm_quantise(&workers, x.slice()?, norm, self.range, to)
+            .map_err(size_error)
     }
 }

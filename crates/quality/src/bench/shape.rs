@@ -15,19 +15,31 @@ use std::str::FromStr;
 pub enum Shape {
     /// Wan2.1-T2V-1.3B: 12 heads, 30 layers.
     Small,
+    /// Wan2.2-TI2V-5B: 24 heads, 30 layers, latents of 48 channels and 16x16 pixels.
+    Medium,
     /// One expert of Wan2.2-T2V-A14B: 40 heads, 40 layers.
     Large,
 }
 
-bundle::named!(Shape, "--shape", "shape", "1.3b" => Small, "a14b" => Large);
+bundle::named!(Shape, "--shape", "shape", "1.3b" => Small, "5b" => Medium, "a14b" => Large);
 
 impl Shape {
     /// Returns the denoiser, optionally with fewer layers. Every layer costs the same.
     pub fn denoiser(self, layers: Option<usize>) -> DenoiserSpec {
         match self {
             Self::Small => wan_denoiser(12, layers.unwrap_or(30), 8960),
+            Self::Medium => DenoiserSpec {
+                in_channels: 48,
+                out_channels: 48,
+                ..wan_denoiser(24, layers.unwrap_or(30), 14_336)
+            },
             Self::Large => wan_denoiser(40, layers.unwrap_or(40), 13_824),
         }
+    }
+
+    /// Returns true if a latent position stands for 16x16 pixels instead of 8x8.
+    pub fn has_wide_pixels(self) -> bool {
+        self == Self::Medium
     }
 }
 
@@ -151,7 +163,9 @@ mod tests {
     #[test]
     fn shapes_match_the_published_models() {
         let layers = |name: &str| name.parse::<Shape>().map(|shape| shape.denoiser(None).layers).ok();
-        assert_eq!((layers("1.3b"), layers("a14b"), layers("5b")), (Some(30), Some(40), None));
+        assert_eq!((layers("1.3b"), layers("5b"), layers("a14b")), (Some(30), Some(30), Some(40)));
+        assert_eq!(layers("7b"), None);
+        assert_eq!(Shape::Medium.denoiser(Some(2)).width(), 3072);
         assert_eq!(Shape::Large.denoiser(Some(2)).width(), 5120);
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct GraphArgs {
 /// The arguments of `rushes bench step`.
 #[derive(Debug, Args)]
 pub(super) struct StepArgs {
-    /// Size of the denoiser: 1.3b or a14b
+    /// Size of the denoiser: 1.3b, 5b or a14b
     #[arg(long, value_name = "NAME", default_value = "1.3b", conflicts_with = "bundle")]
     shape: Shape,
     /// Number of layers; every layer costs the same [default: the shape's]

@@ -4,6 +4,7 @@ mod generate;
 mod graphs;
 mod peaks;
 mod quality;
+mod record;
 mod report;
 
 use super::global::GlobalArgs;
@@ -31,6 +32,8 @@ enum Subject {
     Text(graphs::TextArgs),
     /// Time whole clips of a model in every available precision
     Generate(generate::GenerateArgs),
+    /// Measure this machine and write a record of it
+    Record(record::RecordArgs),
     /// Score how well a model's clips follow their prompts
     Quality(quality::QualityArgs),
 }
@@ -44,6 +47,7 @@ impl BenchArgs {
             Subject::Decode(args) => args.graph.threads,
             Subject::Text(args) => args.graph.threads,
             Subject::Generate(args) => args.threads,
+            Subject::Record(args) => args.threads,
             Subject::Quality(args) => args.threads,
         }
     }
@@ -57,6 +61,7 @@ pub(super) fn run(args: &BenchArgs, global: &GlobalArgs) -> Result<ExitCode, Err
         Subject::Decode(args) => graphs::decode(args, global),
         Subject::Text(args) => graphs::text(args, global),
         Subject::Generate(args) => generate::run(args, global),
+        Subject::Record(args) => record::run(args, global),
         Subject::Quality(args) => quality::run(args, global),
     }
 }
