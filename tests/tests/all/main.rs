@@ -9,6 +9,7 @@ mod checkpoint_faults;
 mod checkpoint_settings;
 mod checkpoint_spellings;
 mod command_line;
+mod cpu_record;
 mod cuda_target;
 mod damaged_bundles;
 mod dashes;
