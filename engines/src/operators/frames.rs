@@ -5,7 +5,7 @@ use super::tensors::{
     SessionThreads, attribute, count, infer, input, known_last_extent, operator_error, optional, output,
     required_inputs, size_error,
 };
-use kernels::{Arrival, ChannelNorm, Convolution, KernelShape, KernelView, RowScale, Scratch};
+use kernels::{ChannelNorm, Convolution, InputTransform, KernelShape, KernelView, RowScale, Scratch};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
@@ -48,7 +48,7 @@ impl Operator for CausalConvolution {
             shared: self.0.clone(),
             input: range(context)?,
             side: count(context, "side")?,
-            arrival: Arrival {
+            transform: InputTransform {
                 doubles_pixels: count(context, "doubles_pixels")? != 0,
                 splits_frames: count(context, "splits_frames")? != 0,
             },
@@ -68,7 +68,7 @@ pub(super) struct ConvolutionKernel {
     shared: OperatorContext,
     input: RowScale,
     side: usize,
-    arrival: Arrival,
+    transform: InputTransform,
 }
 
 impl Kernel for ConvolutionKernel {
@@ -78,9 +78,9 @@ impl Kernel for ConvolutionKernel {
         let (history, residual) = (optional(context, 5)?, optional(context, 6)?);
         let [frames, height, width, wide] = quantized.shape()?;
         let [taps, outputs] = sums.shape()?;
-        let channels = wide / (1 + usize::from(self.arrival.splits_frames));
+        let channels = wide / (1 + usize::from(self.transform.splits_frames));
         let extent = [frames, height, width];
-        let [t, h, w] = Convolution::result(extent, self.arrival);
+        let [t, h, w] = Convolution::result(extent, self.transform);
         let mut to = output(context, 0, &[t, h, w, outputs])?;
         let (_, to) = to.try_extract_tensor_mut::<f32>()?;
         let convolution = Convolution {
@@ -95,7 +95,7 @@ impl Kernel for ConvolutionKernel {
             frames: quantized.slice()?,
             extent,
             history: history.as_ref().map(|history| history.slice()).transpose()?,
-            arrival: self.arrival,
+            transform: self.transform,
             residual: residual.as_ref().map(|residual| residual.slice()).transpose()?,
             to,
         };

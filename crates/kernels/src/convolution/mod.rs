@@ -110,7 +110,7 @@ pub struct KernelView<'a> {
 
 /// How pixels and frames change on the way into a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Arrival {
+pub struct InputTransform {
     /// Each pixel becomes four.
     pub doubles_pixels: bool,
     /// Each frame holds two, the halves of its channels.
@@ -133,7 +133,7 @@ pub struct Convolution<'a> {
     /// The two frames before, `[2,h,w,C]`, for a kernel of three taps; nothing where only zeros came before.
     pub history: Option<&'a [u8]>,
     /// How the frames arrive.
-    pub arrival: Arrival,
+    pub transform: InputTransform,
     /// Added to the result, of its shape.
     pub residual: Option<&'a [f32]>,
     /// `[t,h,w,N]`, with twice the pixels or frames where they are doubled or split.
@@ -142,9 +142,10 @@ pub struct Convolution<'a> {
 
 impl Convolution<'_> {
     /// Frames, height and width of the result.
-    pub fn result(extent: [usize; 3], arrival: Arrival) -> [usize; 3] {
+    pub fn result(extent: [usize; 3], transform: InputTransform) -> [usize; 3] {
         let [frames, height, width] = extent;
-        let (time, space) = (1 + usize::from(arrival.splits_frames), 1 + usize::from(arrival.doubles_pixels));
+        let (time, space) =
+            (1 + usize::from(transform.splits_frames), 1 + usize::from(transform.doubles_pixels));
         [time * frames, space * height, space * width]
     }
 
@@ -156,16 +157,16 @@ impl Convolution<'_> {
         check("scales of the weights", scales.len(), shape.outputs)?;
         check("bias", self.bias.len(), shape.outputs)?;
         let [frames, height, width] = self.extent;
-        let wide = shape.channels * (1 + usize::from(self.arrival.splits_frames));
+        let wide = shape.channels * (1 + usize::from(self.transform.splits_frames));
         check("frames", self.frames.len(), frames * height * width * wide)?;
         if let Some(history) = self.history {
             check("taps of a kernel with a history", shape.taps, 3)?;
             check("history", history.len(), 2 * height * width * shape.channels)?;
         }
-        let is_plain = self.arrival == Arrival::default();
+        let is_plain = self.transform == InputTransform::default();
         check("side of a kernel whose frames change", shape.side, if is_plain { shape.side } else { 3 })?;
         check("taps of a kernel whose frames change", shape.taps, if is_plain { shape.taps } else { 1 })?;
-        let size = Self::result(self.extent, self.arrival).iter().product::<usize>() * shape.outputs;
+        let size = Self::result(self.extent, self.transform).iter().product::<usize>() * shape.outputs;
         check("residual", self.residual.map_or(size, <[f32]>::len), size)?;
         check("result of the convolution", self.to.len(), size)
     }
@@ -183,9 +184,10 @@ impl Kernels {
         convolution: Convolution<'_>,
     ) -> Result<(), SizeError> {
         convolution.check()?;
-        let Convolution { kernel, bias, input, frames, extent, history, arrival, residual, to } = convolution;
+        let Convolution { kernel, bias, input, frames, extent, history, transform, residual, to } =
+            convolution;
         let KernelShape { outputs, channels, taps, side } = kernel.shape;
-        let [count, height, width] = Convolution::result(extent, arrival);
+        let [count, height, width] = Convolution::result(extent, transform);
         if to.is_empty() {
             return Ok(());
         }
@@ -202,7 +204,7 @@ impl Kernels {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a byte")]
             let zero = input.zero as u8;
             let padding =
-                Padding { history: history.unwrap_or_default(), frames, extent, channels, arrival, zero };
+                Padding { history: history.unwrap_or_default(), frames, extent, channels, transform, zero };
             padding.write(workers, before + count, region);
             let region: &[u8] = region;
             (region.chunks_exact(padded).map(<[u8]>::as_ptr).collect(), (width + 2) * channels)
