@@ -110,16 +110,15 @@ pub fn expert() -> Component {
     Component::Expert(ExpertName("only".into()))
 }
 
+/// Returns number `index` of a weight.
+pub type Value<'a> = &'a mut dyn FnMut(&Required, usize) -> f32;
+
 /// Writes `weights/f32.safetensors` below `folder` and returns where each weight is, and the length of the file. `value`
 /// is called for every number of every weight, in order; without it all are zeros, which take no disk space.
 ///
 /// # Panics
 /// Panics if the file cannot be written.
-pub fn write_weights(
-    folder: &Path,
-    required: &[Required],
-    value: Option<&mut dyn FnMut(&Required, usize) -> f32>,
-) -> (PlacedWeights, u64) {
+pub fn write_weights(folder: &Path, required: &[Required], value: Option<Value<'_>>) -> (PlacedWeights, u64) {
     std::fs::create_dir_all(folder.join("weights")).expect("a folder");
     let mut end = 0;
     let entries: Vec<_> = required

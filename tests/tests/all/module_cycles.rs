@@ -62,7 +62,7 @@ fn reexports(root: &str, modules: &BTreeSet<String>) -> BTreeMap<String, String>
     let statements = code.split(';').filter_map(|statement| {
         let (before, path) = statement.split_once("use ")?;
         let path = path.trim_start_matches("self::").trim_start_matches("crate::");
-        before.trim_end().ends_with(|end: char| end == 'b' || end == ')').then_some(path)
+        before.trim_end().ends_with(['b', ')']).then_some(path)
     });
     let mut names = BTreeMap::new();
     for (module, rest) in statements.filter_map(|path| path.split_once("::")) {
