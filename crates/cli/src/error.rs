@@ -41,7 +41,8 @@ impl Diagnose for Error {
             Self::NoEmbeddedModel => Report::bad_input(
                 "there is no model to run",
                 "this program was built without the embedded model, and no bundle was given",
-                "give a bundle with --bundle; `rushes export` makes one from a checkpoint",
+                "give a bundle with --bundle (`rushes export` creates one from a checkpoint), or build the program in its repository \
+                 with the feature embed-mini, as `make preview` does",
             ),
             Self::Interrupted { phase, kept } => Report::new(
                 ErrorClass::Interrupted,
