@@ -6,7 +6,7 @@ use bundle::variant::Target;
 /// An execution provider: the value of `--ep`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Provider {
-    /// The best provider for this machine and bundle.
+    /// The provider that this version chooses: the CPU.
     #[default]
     Auto,
     /// CPU.

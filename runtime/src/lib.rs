@@ -1,4 +1,4 @@
-//! Wan2.2 text-to-video as a library: a prompt in, frames out.
+//! Text-to-video with Wan2.1 and Wan2.2 models as a library: a prompt in, frames out.
 //!
 //! The pipeline has three parts that can be used separately: [`text_encoder`] (prompt to text states), [`denoise`]
 //! (noise and text states to a clean latent) and [`decode`] (latent to frames, in chunks). [`pipeline`] runs them one

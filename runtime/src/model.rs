@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelOptions {
-    /// Precision of the variant; `None` selects the first in the bundle.
+    /// Precision of the variant; `None` selects the first of [`Precision::ALL`] that the bundle has, the exported one.
     pub precision: Option<Precision>,
     /// Kernels on the CPU; `None` selects Rushes kernels if the bundle has graphs for them and they are fast on this
     /// processor.
@@ -61,7 +61,7 @@ impl Default for ModelOptions {
 }
 
 impl ModelOptions {
-    /// The default options for `variant` on the CPU, or for the fastest variant of the bundle.
+    /// The default options for `variant` on the CPU; `None` selects the bundle's first precision.
     pub fn of_variant(variant: Option<Variant>) -> Self {
         Self {
             precision: variant.map(|variant| variant.precision),

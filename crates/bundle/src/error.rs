@@ -220,7 +220,7 @@ impl Diagnose for Error {
             Self::NoGraph { component, asked, available } => Report::bad_input(
                 format!("the bundle has no {asked} graph of {component}"),
                 format!("it has {}", available.join(", ")),
-                "choose one of these with --precision and --ep, or export the checkpoint for that target",
+                "choose one of these with --precision, or export the checkpoint for that target",
             ),
             Self::Signature { graph, tensor, expected, found } => Report::bad_input(
                 format!("the tensor `{tensor}` of the graph {graph} is wrong"),

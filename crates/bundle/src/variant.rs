@@ -64,7 +64,7 @@ pub enum Precision {
     F32,
     /// f16 weights; widened to f32 on the CPU when the graph is opened.
     F16,
-    /// bf16 weights; widened to f32 on the CPU when the graph is opened.
+    /// bf16 weights; Rushes kernels compute in bf16, ONNX Runtime kernels on the CPU widen to f32.
     Bf16,
     /// 8-bit integers.
     Int8,

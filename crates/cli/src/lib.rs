@@ -20,9 +20,10 @@
 //! # }
 //! ```
 //!
-//! Rushes generates video from text with Wan2.2 on one machine: a checkpoint is exported to a bundle of ONNX graphs,
-//! and a prompt becomes a clip through ONNX Runtime and GStreamer. The example opens the bundle in the folder `a14b`
-//! and writes `cats.mp4`. With the feature `embed-mini`, [`mini::bundle_folder`] returns the bundle of a small model.
+//! Rushes generates video from text with Wan2.1 and Wan2.2 models on one machine: a checkpoint is exported to a bundle of
+//! ONNX graphs, and a prompt becomes a clip through ONNX Runtime and GStreamer. The example opens the bundle in the
+//! folder `a14b` and writes `cats.mp4`. With the feature `embed-mini`, [`mini::bundle_folder`] returns the bundle of a
+//! small model.
 //!
 //! This crate is the program `rushes`, and a facade over the crates that can also be used alone:
 //!

@@ -67,7 +67,7 @@ fn format_1_is_read_and_rewritten_in_format_2() {
     for word in ["dialect", "operators", "tensorrt", "\"own\"", "stem_first", "rise_next", "\"format\":1"] {
         assert!(old.contains(word), "{word} is not tested");
     }
-    for word in ["target", "kernels", "plain\"", "trunk", "upsampler_"] {
+    for word in ["\"target\"", "\"kernels\"", "\"plain\"", "trunk_", "upsampler_"] {
         assert!(!old.contains(word), "format 1 has no {word}");
     }
     fs::write(&file, &old).unwrap();

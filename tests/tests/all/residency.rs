@@ -56,8 +56,8 @@ fn memory_at_last_step(model: &Model, mode: Mode) -> u64 {
 }
 
 #[test]
-fn an_expert_that_leaves_gives_its_memory_back() {
-    if !own_process::entered("residency::an_expert_that_leaves_gives_its_memory_back") {
+fn closing_an_expert_returns_its_memory() {
+    if !own_process::entered("residency::closing_an_expert_returns_its_memory") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

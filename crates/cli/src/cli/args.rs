@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Wan2.2 text-to-video on one machine, without Python
+/// Text-to-video with Wan2.1 and Wan2.2 models on one machine, without Python at run time
 #[derive(Debug, Parser)]
 #[command(name = "rushes", bin_name = "rushes", version, max_term_width = 100)]
 pub(super) struct Cli {
@@ -145,7 +145,7 @@ pub(super) struct GenerateArgs {
     /// Components to keep in memory: all, one at a time (one), or all if they fit (auto)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) residency: Residency,
-    /// Limit of memory use, such as 8GB [default: the free memory]
+    /// Limit of memory use, such as 8GB [default: the available memory]
     #[arg(long, value_name = "BYTES")]
     pub(super) memory_budget: Option<ByteCount>,
     /// Decode in tiles: only if memory is short (auto), off, or the side of a tile in pixels
