@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rows=${1:-260}
-cargo build --release -p kernels --example block
+cargo build --release -p rushes-kernels --example block
 program=${CARGO_TARGET_DIR:-target}/release/examples/block
 count() {
     valgrind --tool=callgrind --callgrind-out-file=/dev/null "$program" "$rows" "$1" "$2" 2>&1 |

@@ -178,24 +178,47 @@ fn an_interrupted_quantisation_does_not_change_the_bundle() {
     Bundle::open(&bundle.folder).unwrap();
 }
 
+/// Mini, exported and calibrated with two clips in `FOLDER/bundle`.
+struct Mini(tempfile::TempDir);
+
+impl Mini {
+    fn calibrated() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
+        let path = folder.path().join("bundle");
+        export::export(&ExportRequest::new(&checkpoint, &path), &mut |_| ()).unwrap();
+        std::fs::write(folder.path().join("prompts"), "A red ball bounces on the beach\nA blue square\n")
+            .unwrap();
+        let mini = Self(folder);
+        let refused = mini.run(&["quantize", "bundle"]);
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        let calibrate = ["calibrate", "bundle", "--prompts", "prompts", "--steps", "8", "--progress", "none"];
+        succeeded(mini.run(&calibrate));
+        assert!(!path.join("calibration").exists());
+        mini
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("bundle")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        rushes(self.0.path()).args(arguments).output().unwrap()
+    }
+
+    /// Quantises with more arguments and returns the PSNR of one clip.
+    fn quantize(&self, more: &[&str]) -> f64 {
+        let output = succeeded(self.run(&[&["quantize", "bundle", "--clips", "1", "--json"], more].concat()));
+        event(&output, "quantized")["psnr"].as_f64().unwrap()
+    }
+}
+
 #[test]
 fn mini_in_int8_is_small_runs_in_integers_and_gives_nearly_the_same_clip() {
-    let folder = tempfile::tempdir().unwrap();
-    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
-    let path = folder.path().join("bundle");
-    export::export(&ExportRequest::new(&checkpoint, &path), &mut |_| ()).unwrap();
-    std::fs::write(folder.path().join("prompts"), "A red ball bounces on the beach\nA blue square\n")
-        .unwrap();
-    let run = |arguments: &[&str]| rushes(folder.path()).args(arguments).output().unwrap();
-    let refused = run(&["quantize", "bundle"]);
-    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
-    let calibrate = ["calibrate", "bundle", "--prompts", "prompts", "--steps", "8", "--progress", "none"];
-    succeeded(run(&calibrate));
-    assert!(!path.join("calibration").exists());
-    let quantize = |more: &[&str]| {
-        let output = succeeded(run(&[&["quantize", "bundle", "--clips", "1", "--json"], more].concat()));
-        event(&output, "quantized")["psnr"].as_f64().unwrap()
-    };
+    let mini = Mini::calibrated();
+    let path = mini.path();
+    let run = |arguments: &[&str]| mini.run(arguments);
+    let quantize = |more: &[&str]| mini.quantize(more);
     let psnr = quantize(&["--kernels", "onnxruntime"]);
     assert!(psnr >= 30.0, "{psnr} dB with ONNX Runtime kernels");
     let measured = layers(&path);
@@ -251,24 +274,25 @@ fn mini_in_int8_is_small_runs_in_integers_and_gives_nearly_the_same_clip() {
     };
     assert!(kept(&Bundle::open(&path).unwrap()) > kept(&bundle));
     assert_eq!(files(), before);
+    // On any instruction path, and only with kernels that the variant has.
+    let scalar = ["generate", "A red ball", "--bundle", "bundle", "--steps", "1", "--precision", "int8"];
+    succeeded(run(&[&scalar[..], &["--cpu-path", "scalar"]].concat()));
+    let refused = run(&["generate", "a", "--bundle", "bundle", "--precision", "f32", "--kernels", "rushes"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("ONNX Runtime kernels only"), "{refused:?}");
+}
 
+#[test]
+fn mini_in_fp8_in_8_bit_weights_and_in_bf16_gives_nearly_the_same_clip() {
+    let mini = Mini::calibrated();
     for (scheme, wanted) in
         [(&["fp8"][..], 30.0), (&["fp8", "--attention"], 30.0), (&["int8-weights"], 30.0), (&["bf16"], 40.0)]
     {
-        let psnr = quantize(&[&["--scheme"], scheme].concat());
+        let psnr = mini.quantize(&[&["--scheme"], scheme].concat());
         assert!(psnr >= wanted, "{scheme:?}: {psnr} dB");
     }
-    // On any instruction path, and only with kernels that the variant has.
-    for arguments in
-        [["--precision", "int8", "--cpu-path", "scalar"], ["--precision", "bf16", "--kernels", "rushes"]]
-    {
-        succeeded(run(
-            &[&["generate", "A red ball", "--bundle", "bundle", "--steps", "1"][..], &arguments].concat()
-        ));
-    }
-    let refused = run(&["generate", "a", "--bundle", "bundle", "--precision", "f32", "--kernels", "rushes"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("ONNX Runtime kernels only"), "{refused:?}");
-    fp8_graphs_obey_the_rules(&Bundle::open(&path).unwrap());
+    let bf16 = ["generate", "A red ball", "--bundle", "bundle", "--steps", "1", "--precision", "bf16"];
+    succeeded(mini.run(&[&bf16[..], &["--kernels", "rushes"]].concat()));
+    fp8_graphs_obey_the_rules(&Bundle::open(&mini.path()).unwrap());
 }
 
 /// Checks the rules on the graphs of E4M3 experts, and that broken rules are detected.
