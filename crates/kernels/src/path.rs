@@ -1,4 +1,4 @@
-//! Which instructions the kernels use: asked once, then passed in.
+//! Selection of the instruction set, once at startup.
 
 use crate::simd::tiles::permission;
 pub use crate::simd::tiles::permission::TileRefusal;
@@ -8,44 +8,44 @@ use crate::simd::{avx256, avx256::Avx256, avx512::Avx512};
 use std::fmt;
 use std::str::FromStr;
 
-/// An instruction set that every kernel is compiled for, as `--cpu-path` names it.
+/// An instruction set that every kernel is compiled for; the names are the values of `--cpu-path`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CpuPath {
-    /// Products of tiles of bytes and of bf16 (AMX), and 512-bit vectors for everything else.
+    /// AMX tiles for INT8 and bf16 products, 512-bit vectors for everything else.
     Amx,
-    /// Byte dot products on 512-bit vectors; bf16 dot products too where the processor has them.
+    /// INT8 dot products on 512-bit vectors, and bf16 dot products if the processor has them.
     Avx512Vnni,
-    /// Byte dot products on 256-bit vectors, of AVX-VNNI or of AVX-512.
+    /// INT8 dot products on 256-bit vectors, from AVX-VNNI or AVX-512.
     Vnni256,
     /// 256-bit vectors; bytes are widened to 16 bits.
     Avx2,
-    /// Plain arithmetic, on any processor.
+    /// Scalar arithmetic, on any processor.
     Scalar,
-    /// The drivers of tiles over tiles of plain arithmetic, for tests on any processor.
+    /// The tile drivers on emulated tiles, for tests on any processor.
     #[cfg(test)]
     AmxEmulated,
 }
 
-/// Why a path cannot be had.
+/// Reason why a path is unavailable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// No path has this name.
-    #[error("`{0}` is no path of the CPU kernels: use amx, avx512-vnni, vnni-256, avx2 or scalar")]
+    #[error("unknown CPU path `{0}`; expected amx, avx512-vnni, vnni-256, avx2 or scalar")]
     Unknown(String),
     /// The processor lacks its instructions.
-    #[error("this processor lacks the instructions of `{asked}`: its best path is `{best}`")]
+    #[error("this processor does not support `{asked}`; its best path is `{best}`")]
     Lacking {
-        /// The path that was asked for.
+        /// The requested path.
         asked: CpuPath,
-        /// The best that this processor has.
+        /// The best path of this processor.
         best: CpuPath,
     },
-    /// This process cannot use tiles.
-    #[error("`amx` cannot be used: {why}; the best path here is `{best}`")]
+    /// This process cannot use AMX tiles.
+    #[error("`amx` cannot be used: {why}; the best available path is `{best}`")]
     NoTiles {
-        /// Why not.
+        /// The reason.
         why: TileRefusal,
-        /// The best that this process has.
+        /// The best path of this process.
         best: CpuPath,
     },
 }
@@ -120,16 +120,16 @@ enum Set {
 }
 
 impl Kernels {
-    /// The fastest that this processor can run.
+    /// Returns the kernels of the fastest path of this processor.
     pub fn best() -> Self {
         let mut sets = CpuPath::ALL.into_iter().filter_map(detect);
         Self { set: sets.next().unwrap_or(Set::Portable(Portable)) }
     }
 
-    /// Those of one path.
+    /// Returns the kernels of `path`.
     ///
     /// # Errors
-    /// The processor lacks its instructions, or this process may not use them.
+    /// Returns an error if the processor lacks the instructions or this process may not use them.
     pub fn of(path: CpuPath) -> Result<Self, PathError> {
         match detect(path) {
             Some(set) => Ok(Self { set }),
@@ -160,7 +160,7 @@ impl Kernels {
         }
     }
 
-    /// Whether products of bf16 are instructions of the processor, and not made of f32 ones.
+    /// Returns true if the processor has bf16 dot-product instructions, so that they are not emulated with f32.
     pub fn has_bf16(self) -> bool {
         match self.set {
             #[cfg(target_arch = "x86_64")]
@@ -169,7 +169,7 @@ impl Kernels {
         }
     }
 
-    /// Whether products are made of tiles.
+    /// Returns true if products run on tiles.
     pub(crate) fn has_tiles(self) -> bool {
         match self.set {
             #[cfg(target_arch = "x86_64")]
@@ -201,7 +201,7 @@ impl Kernels {
     }
 }
 
-/// Why this process has no path `amx`, although its processor may have AMX; nothing where it has one.
+/// Returns the reason why this process cannot use the path `amx`, or `None` if it can.
 pub fn tile_refusal() -> Option<TileRefusal> {
     permission::tiles().err()
 }
@@ -233,9 +233,9 @@ fn detect(path: CpuPath) -> Option<Set> {
     }
 }
 
-/// Every path that can be had here, and the emulated one; says which are skipped, so that no test passes silently.
+/// Returns all paths of this machine and the emulated one. Skipped paths are logged, so that no test passes silently.
 #[cfg(test)]
-pub(crate) fn tested() -> impl Iterator<Item = Kernels> {
+pub(crate) fn paths_under_test() -> impl Iterator<Item = Kernels> {
     CpuPath::ALL.into_iter().chain([CpuPath::AmxEmulated]).filter_map(|path| {
         Kernels::of(path).inspect_err(|error| eprintln!("{path} is skipped: {error}")).ok()
     })
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_back_and_others_refused() {
+    fn path_names_round_trip_and_unknown_names_are_errors() {
         for path in CpuPath::ALL {
             assert_eq!(path.name().parse(), Ok(path));
         }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_path_is_the_first_that_can_be_had() {
+    fn the_best_path_is_the_first_available_one() {
         let first = CpuPath::ALL.into_iter().find(|path| Kernels::of(*path).is_ok());
         assert_eq!(first, Some(Kernels::best().path()));
         assert!(Kernels::of(CpuPath::Scalar).is_ok());

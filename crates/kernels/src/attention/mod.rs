@@ -1,9 +1,10 @@
-//! Attention in blocks, with 8-bit queries and keys: nothing as large as queries × keys is ever held.
+//! Blockwise attention with 8-bit queries and keys. No buffer has the size queries × keys.
 //!
-//! Queries and keys get RMS norm over the full width, rotary embedding where there is one, and then one scale for each
-//! row and head. For a block of 96 queries the keys pass in blocks of 256; the probabilities of a block are relative to
-//! its own largest, and join the running sum with the factor that the largest so far asks for. So a long tail is not
-//! rounded away, however many keys there are.
+//! Queries and keys pass through RMS norm over the full width and an optional rotary embedding, and are then
+//! quantised with one scale per row and head. Each block of 96 queries iterates over the keys in blocks of 256. The
+//! probabilities of a block are relative to the largest score of the block and are rescaled when they are added to
+//! the running sum (online softmax). A long tail of small probabilities is therefore not rounded away, for any number
+//! of keys.
 
 mod blocks;
 mod prepare;
@@ -14,51 +15,52 @@ pub use scratch::Scratch;
 
 use crate::Kernels;
 use crate::packing::{GROUP, SizeError, check};
+use crate::shared::SharedSlice;
 use crate::workers::Workers;
 use blocks::QueryBlock;
 use half::bf16;
 use prepare::{Prepare, Prepared};
 
-/// Keys that share a largest score, and values that share a scale.
+/// Keys per block: they share a largest score, and their values share a scale.
 pub(crate) const KEY_BLOCK: usize = 256;
-/// Keys of one product of scores.
+/// Keys per matrix product of scores.
 pub(crate) const KEY_CHUNK: usize = 64;
-/// Queries of one task: a multiple of the rows of every tile.
+/// Queries per task: a multiple of the rows of every register tile.
 pub(crate) const QUERY_BLOCK: usize = 96;
-/// The widest head there is room for.
-const WIDEST_HEAD: usize = 256;
+/// Largest supported head width.
+const MAX_HEAD_WIDTH: usize = 256;
 
-/// How the heads divide the width.
+/// The split of the model width into heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
     /// Number of heads.
     pub count: usize,
-    /// Width of one: a multiple of 16 up to 256.
+    /// Width of one head: a multiple of 16, up to 256.
     pub width: usize,
 }
 
 impl Heads {
-    /// Whether there are kernels for heads so wide.
+    /// Returns true if the kernels support heads of this width.
     pub fn fits(width: usize) -> bool {
-        width.is_multiple_of(GROUP) && (GROUP..=WIDEST_HEAD).contains(&width)
+        width.is_multiple_of(GROUP) && (GROUP..=MAX_HEAD_WIDTH).contains(&width)
     }
 
-    /// Width of all heads.
+    /// Returns the total width of all heads.
     pub fn total(self) -> usize {
         self.count * self.width
     }
 }
 
-/// In what the probabilities are multiplied with the values.
+/// Number format of the product of probabilities and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueProduct {
-    /// Bytes: probabilities relative to the largest of their block, values with a scale for each block and channel.
+    /// INT8: probabilities relative to the largest of their block, values with one scale per block and channel.
     Int8,
-    /// bf16, for prompts and for layers that are sensitive.
+    /// bf16, for prompts and for sensitive layers.
     Bf16,
 }
 
-/// Rows inside a wider tensor of bf16.
+/// A range of columns of a bf16 tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Columns<'a> {
     tensor: &'a [bf16],
@@ -71,10 +73,10 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// The columns `first` to `first + width` of rows of `stride` elements.
+    /// Selects the columns `first` to `first + width` of rows of `stride` elements.
     ///
     /// # Errors
-    /// A tensor that is not a whole number of rows, or columns beyond the end of the row.
+    /// Returns an error if the tensor is not a whole number of rows or the columns exceed the row.
     pub fn new(tensor: &'a [bf16], stride: usize, first: usize, width: usize) -> Result<Self, SizeError> {
         let rows = tensor.len().checked_div(stride).unwrap_or(0);
         check("projection", tensor.len(), rows * stride)?;
@@ -82,14 +84,14 @@ impl<'a> Columns<'a> {
         Ok(Self { tensor, stride, first, width, rows })
     }
 
-    /// Row `index`.
+    /// Returns row `index`.
     #[inline(always)]
     pub(crate) fn row(self, index: usize) -> &'a [bf16] {
         &self.tensor[index * self.stride + self.first..][..self.width]
     }
 }
 
-/// Rotary embedding over interleaved pairs: angles of `cos` and `sin [L, width/2]`, the same for all heads.
+/// Rotary embedding over interleaved pairs: `cos` and `sin` are `[L, width/2]`, shared by all heads.
 #[derive(Debug, Clone, Copy)]
 pub struct Rotary<'a> {
     /// Cosines.
@@ -98,14 +100,14 @@ pub struct Rotary<'a> {
     pub sin: &'a [f32],
 }
 
-/// One attention over one sequence.
+/// The operands of one attention operator.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
-    /// How the width is divided.
+    /// Number and width of the heads.
     pub heads: Heads,
-    /// Queries `[L,D]` before their norm.
+    /// Queries `[L,D]`, before the norm.
     pub queries: Columns<'a>,
-    /// Keys `[S,D]` before their norm.
+    /// Keys `[S,D]`, before the norm.
     pub keys: Columns<'a>,
     /// Values `[S,D]`.
     pub values: Columns<'a>,
@@ -113,12 +115,12 @@ pub struct Attention<'a> {
     pub gains: [&'a [f32]; 2],
     /// Added to the mean square.
     pub epsilon: f32,
-    /// Rotary embedding of queries and keys, which are then as many.
+    /// Rotary embedding of queries and keys; requires as many keys as queries.
     pub rotary: Option<Rotary<'a>>,
-    /// Added to the scores of each key `[S]`: the logarithm of how many equal keys it represents, or minus infinity for one
-    /// that is not there.
+    /// Bias added to the scores of each key, `[S]`: the logarithm of the number of equal keys that the key
+    /// represents, or minus infinity for a masked key.
     pub key_bias: Option<&'a [f32]>,
-    /// In what probabilities meet values.
+    /// Number format of the product of probabilities and values.
     pub product: ValueProduct,
 }
 
@@ -129,7 +131,7 @@ impl Attention<'_> {
         check(
             "width of a head, a multiple of 16",
             width,
-            width.next_multiple_of(GROUP).clamp(GROUP, WIDEST_HEAD),
+            width.next_multiple_of(GROUP).clamp(GROUP, MAX_HEAD_WIDTH),
         )?;
         check("width of the queries", self.queries.width, total)?;
         check("width of the keys", self.keys.width, total)?;
@@ -152,10 +154,10 @@ impl Attention<'_> {
 }
 
 impl Kernels {
-    /// `softmax(q·kᵀ/√width + bias)·v` for each head, `[L,D]`.
+    /// Computes `softmax(q·kᵀ/√width + bias)·v` for each head, `[L,D]`.
     ///
     /// # Errors
-    /// Lengths that do not fit together, or a width of heads that the kernels are not made for.
+    /// Returns an error if the lengths do not match, or if the head width is not supported.
     pub fn attention(
         self,
         workers: &dyn Workers,
@@ -165,7 +167,7 @@ impl Kernels {
     ) -> Result<(), SizeError> {
         attention.check(to.len())?;
         if self.has_tiles() && tiled::fits(attention) {
-            self.tiled_attention(workers, scratch, attention, crate::shared::Shared::new(to));
+            self.tiled_attention(workers, scratch, attention, SharedSlice::new(to));
             return Ok(());
         }
         let prepared = Prepared::new(scratch, attention);
@@ -174,7 +176,7 @@ impl Kernels {
         });
         let rows = attention.queries.rows;
         let blocks = rows.div_ceil(QUERY_BLOCK);
-        let to = crate::shared::Shared::new(to);
+        let to = SharedSlice::new(to);
         // Neighbouring tasks share the keys and values of a head.
         workers.run(attention.heads.count * blocks, &|task| {
             let (head, block) = (task / blocks, task % blocks);

@@ -1,9 +1,9 @@
-//! Convolutions of frames with their channels last, over space and, causally, over time.
+//! Channels-last convolutions of frames over space and, causally, over time.
 //!
-//! Frames `[t,h,w,C]` are quantised values with one scale and zero point for all of them. A kernel's taps of time are
-//! adjacent frames, and its three columns are adjacent in memory: for one row of outputs a convolution is the product of
-//! runs of `side·C` bytes that overlap, one run for each tap and each row of the kernel. So nothing is unrolled and no frames are
-//! stacked; only a border of zeros is put around the frames, and pixels are doubled on the way where that is wanted.
+//! Frames `[t,h,w,C]` are quantised with one scale and one zero point. The temporal taps of a kernel read adjacent
+//! frames, and its three columns are adjacent in memory. For one row of outputs, a convolution is therefore a product
+//! of overlapping runs of `side·C` bytes, one run for each tap and kernel row. There is no im2col buffer and frames
+//! are not stacked; the frames are only copied once to add a zero border and, optionally, to double the pixels.
 
 mod padding;
 mod tiled;
@@ -11,35 +11,35 @@ mod tiled;
 use crate::Kernels;
 use crate::attention::scratch::Scratch;
 use crate::packing::{GROUP, Int8Matrix, MatrixShape, STEP, SizeError, check};
-use crate::product::tile::{Bytes, OutputLines, PANEL, Sums, TileInput, multiply};
+use crate::product::tile::{Int8Dot, OutputLines, PANEL, Sums, TileInput, multiply};
 use crate::rows::RowScale;
-use crate::shared::{Chunks, Shared};
+use crate::shared::{Chunks, SharedSlice};
 use crate::simd::{Operation, Simd};
 use crate::workers::Workers;
 use padding::Padding;
 use std::ops::Range;
 
-/// Pixels of one task, about.
+/// Approximate pixels per task.
 const TASK_PIXELS: usize = 416;
 
-/// Most runs of bytes of one pixel: one for each tap and row of a kernel.
-const MOST_RUNS: usize = 9;
+/// Maximum runs of one pixel: one for each tap and kernel row.
+const MAX_RUNS: usize = 9;
 
 /// Extents of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelShape {
-    /// Channels out.
+    /// Output channels.
     pub outputs: usize,
-    /// Channels in, a multiple of 4.
+    /// Input channels, a multiple of 4.
     pub channels: usize,
-    /// Frames that it looks at: this one alone (1), or also the two before it (3).
+    /// Temporal size: 1 (the current frame), or 3 (also the two previous frames).
     pub taps: usize,
-    /// Pixels that it looks at in each direction of space: 1 or 3, around its own.
+    /// Spatial size in both directions, 1 or 3, centred on the output pixel.
     pub side: usize,
 }
 
 impl KernelShape {
-    /// The products of one output, in the order in which they are packed: `[taps, side, side, channels]`.
+    /// Returns the shape of the weight matrix. The inputs are packed in the order `[taps, side, side, channels]`.
     pub fn matrix(self) -> MatrixShape {
         MatrixShape { outputs: self.outputs, inputs: self.taps * self.side * self.side * self.channels }
     }
@@ -53,7 +53,7 @@ impl KernelShape {
     }
 }
 
-/// A kernel as the convolution reads it.
+/// A kernel packed for the convolution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Int8Kernel {
     /// Extents.
@@ -70,7 +70,7 @@ impl Int8Kernel {
     /// Packs quantised values `[N, taps, channels, side, side]` with a scale for each output.
     ///
     /// # Errors
-    /// Numbers that do not fit the shape, or a shape there is no convolution for.
+    /// Returns an error if the lengths do not match the shape, or if the shape is not supported.
     pub fn pack(shape: KernelShape, quantised: &[i8], scales: &[f32]) -> Result<Self, SizeError> {
         shape.check()?;
         let KernelShape { outputs, channels, taps, side } = shape;
@@ -81,21 +81,21 @@ impl Int8Kernel {
         for (index, of_tap) in quantised.chunks_exact((channels * plane).max(1)).enumerate() {
             let (output, tap) = (index / taps, index % taps);
             sums[tap * outputs + output] = of_tap.iter().map(|value| i32::from(*value)).sum();
-            for place in 0..plane {
-                ordered.extend(of_tap.iter().skip(place).step_by(plane));
+            for position in 0..plane {
+                ordered.extend(of_tap.iter().skip(position).step_by(plane));
             }
         }
         let Int8Matrix { packed, scales, .. } = Int8Matrix::pack(shape.matrix(), &ordered, scales)?;
         Ok(Self { shape, packed, sums, scales })
     }
 
-    /// The kernel as the convolution takes it.
+    /// Returns a view of the kernel for the convolution.
     pub fn view(&self) -> KernelView<'_> {
         KernelView { shape: self.shape, packed: &self.packed, sums: &self.sums, scales: &self.scales }
     }
 }
 
-/// An [`Int8Kernel`] at any address, for example in a mapped file.
+/// An [`Int8Kernel`] at any address, for example in a memory-mapped file.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelView<'a> {
     /// Extents.
@@ -108,40 +108,40 @@ pub struct KernelView<'a> {
     pub scales: &'a [f32],
 }
 
-/// How pixels and frames change on the way into a convolution.
+/// Transformation of the frames on input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct InputTransform {
-    /// Each pixel becomes four.
+    /// Each pixel becomes four (nearest-neighbour upsampling).
     pub doubles_pixels: bool,
-    /// Each frame holds two, the halves of its channels.
+    /// Each frame becomes two, from the two halves of its channels.
     pub splits_frames: bool,
 }
 
-/// One convolution.
+/// The operands of one convolution.
 #[derive(Debug)]
 pub struct Convolution<'a> {
     /// The weights.
     pub kernel: KernelView<'a>,
-    /// Added to each output, `[N]`.
+    /// Bias of each output, `[N]`.
     pub bias: &'a [f32],
-    /// Scale and zero point of all quantised values.
+    /// Scale and zero point of all frames.
     pub input: RowScale,
-    /// Quantised values `[t,h,w,C]`, or `[t,h,w,2C]` where frames are split.
+    /// Quantised values `[t,h,w,C]`, or `[t,h,w,2C]` if frames are split.
     pub frames: &'a [u8],
-    /// `t`, `h` and `w` of the quantised values.
+    /// `t`, `h` and `w` of `frames`.
     pub extent: [usize; 3],
-    /// The two frames before, `[2,h,w,C]`, for a kernel of three taps; nothing where only zeros came before.
+    /// The two previous frames, `[2,h,w,C]`, for a kernel of three taps; `None` if they are zero.
     pub history: Option<&'a [u8]>,
-    /// How the frames arrive.
+    /// Transformation of the frames on input.
     pub transform: InputTransform,
-    /// Added to the result, of its shape.
+    /// Residual added to the result, with the same shape.
     pub residual: Option<&'a [f32]>,
-    /// `[t,h,w,N]`, with twice the pixels or frames where they are doubled or split.
+    /// Output `[t,h,w,N]`, with doubled pixels or frames according to `transform`.
     pub to: &'a mut [f32],
 }
 
 impl Convolution<'_> {
-    /// Frames, height and width of the result.
+    /// Returns the frames, height and width of the result.
     pub fn result(extent: [usize; 3], transform: InputTransform) -> [usize; 3] {
         let [frames, height, width] = extent;
         let (time, space) =
@@ -164,8 +164,8 @@ impl Convolution<'_> {
             check("history", history.len(), 2 * height * width * shape.channels)?;
         }
         let is_plain = self.transform == InputTransform::default();
-        check("side of a kernel whose frames change", shape.side, if is_plain { shape.side } else { 3 })?;
-        check("taps of a kernel whose frames change", shape.taps, if is_plain { shape.taps } else { 1 })?;
+        check("side of a kernel with an input transform", shape.side, if is_plain { shape.side } else { 3 })?;
+        check("taps of a kernel with an input transform", shape.taps, if is_plain { shape.taps } else { 1 })?;
         let size = Self::result(self.extent, self.transform).iter().product::<usize>() * shape.outputs;
         check("residual", self.residual.map_or(size, <[f32]>::len), size)?;
         check("result of the convolution", self.to.len(), size)
@@ -173,10 +173,10 @@ impl Convolution<'_> {
 }
 
 impl Kernels {
-    /// A convolution; see the fields of [`Convolution`]. Sums of products are exact.
+    /// Computes a convolution; see the fields of [`Convolution`]. The sums of products are exact.
     ///
     /// # Errors
-    /// Lengths that do not fit together.
+    /// Returns an error if the lengths do not match.
     pub fn convolve_int8(
         self,
         workers: &dyn Workers,
@@ -193,15 +193,19 @@ impl Kernels {
         }
         let before = if history.is_some() { 2 } else { 0 };
         let frame = extent[1] * extent[2] * channels;
-        // The frames that it reads, those of the history first.
+        // The input frames, with the history first.
         let (starts, row) = if side == 1 {
             let all = history.unwrap_or_default().chunks_exact(frame).chain(frames.chunks_exact(frame));
             (all.map(<[u8]>::as_ptr).collect::<Vec<_>>(), width * channels)
         } else {
             let padded = (height + 2) * (width + 2) * channels;
-            let [region] = scratch.regions([(before + count) * padded + tiled::BEHIND]);
+            let [region] = scratch.regions([(before + count) * padded + tiled::TAIL_BYTES]);
             let (region, _) = region.split_at_mut((before + count) * padded);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a byte")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a zero point is an integer in 0..=255"
+            )]
             let zero = input.zero as u8;
             let padding =
                 Padding { history: history.unwrap_or_default(), frames, extent, channels, transform, zero };
@@ -209,20 +213,20 @@ impl Kernels {
             let region: &[u8] = region;
             (region.chunks_exact(padded).map(<[u8]>::as_ptr).collect(), (width + 2) * channels)
         };
-        // Without a history only the newest tap meets anything but zeros.
+        // Without a history, all taps but the newest read zeros.
         let used = if taps == 3 && before == 0 { 2..3 } else { 0..taps };
         let plan = Plan {
             kernel,
             bias,
             input,
-            starts: Starts(starts),
+            starts: FramePointers(starts),
             row,
             first_tap: used.start,
             used_taps: used.len(),
             width,
             is_tiled: self.has_tiles() && tiled::fits(kernel.shape, height, width),
             residual,
-            to: Shared::new(to),
+            to: SharedSlice::new(to),
         };
         let chunks = Chunks { rows: height, size: TASK_PIXELS.div_ceil(width).min(height) };
         let each_frame = chunks.count();
@@ -237,19 +241,19 @@ impl Kernels {
     }
 }
 
-/// Pointers to the frames that are read.
-struct Starts(Vec<*const u8>);
+/// Pointers to the input frames.
+struct FramePointers(Vec<*const u8>);
 
-// SAFETY: what they point to is only read while the tasks run.
-#[expect(unsafe_code, reason = "pointers to what all tasks read")]
-unsafe impl Sync for Starts {}
+// SAFETY: the frames are only read while the tasks run.
+#[expect(unsafe_code, reason = "pointers to data that all tasks only read")]
+unsafe impl Sync for FramePointers {}
 
-/// What all tasks know.
+/// Data shared by all tasks.
 struct Plan<'a> {
     kernel: KernelView<'a>,
     bias: &'a [f32],
     input: RowScale,
-    starts: Starts,
+    starts: FramePointers,
     /// Bytes from one row of a frame to the next.
     row: usize,
     first_tap: usize,
@@ -258,13 +262,13 @@ struct Plan<'a> {
     width: usize,
     is_tiled: bool,
     residual: Option<&'a [f32]>,
-    to: Shared<'a, f32>,
+    to: SharedSlice<'a, f32>,
 }
 
-/// One task: up to 64 channels of some rows of a frame.
+/// One task: up to 64 channels of a range of rows of a frame.
 struct Panel<'a, 'b> {
     plan: &'a Plan<'b>,
-    /// First channel out.
+    /// First output channel.
     first: usize,
     /// Frame of the result.
     frame: usize,
@@ -272,7 +276,7 @@ struct Panel<'a, 'b> {
     height: usize,
 }
 
-/// What belongs to the channels of a panel, with zeros beyond the last.
+/// Per-channel parameters of a panel, padded with zeros.
 #[repr(align(64))]
 struct Columns {
     starts: [i32; PANEL],
@@ -298,12 +302,12 @@ impl Operation for Panel<'_, '_> {
             return self.run_tiles(s, &mut tiles, &columns, weights, self.first..end);
         }
         let mut sums = Sums::new();
-        let tall = S::ROWS.min(plan.width);
-        let tiles = plan.width.div_ceil(tall);
+        let tile_rows = S::ROWS.min(plan.width);
+        let tiles = plan.width.div_ceil(tile_rows);
         for (row, tile) in self.rows.clone().flat_map(|row| (0..tiles).map(move |tile| (row, tile))) {
-            // The last tile of a row begins early enough to be whole; pixels computed twice get the same result.
-            let pixel = (tile * tall).min(plan.width - tall);
-            let mut runs = [std::ptr::null(); MOST_RUNS];
+            // The last tile of a row begins early enough to be whole; recomputed pixels get the same result.
+            let pixel = (tile * tile_rows).min(plan.width - tile_rows);
+            let mut runs = [std::ptr::null(); MAX_RUNS];
             let used = plan.used_taps * side;
             for (index, run) in runs[..used].iter_mut().enumerate() {
                 let frame = plan.starts.0[self.frame + index / side];
@@ -325,13 +329,13 @@ impl Operation for Panel<'_, '_> {
                 lines,
             };
             let groups = (end - self.first).div_ceil(GROUP);
-            // SAFETY: the frames were checked to have these rows and pixels, `side - 1` more of each where there is a
-            // border, and the weights this many groups.
-            #[expect(unsafe_code, reason = "the innermost loop reads through bare pointers")]
+            // SAFETY: the frames were checked to have these rows and pixels, and `side - 1` more of each if there is
+            // a border; the weights have this many groups.
+            #[expect(unsafe_code, reason = "the innermost loop reads through raw pointers")]
             unsafe {
-                multiply::<S, Bytes>(s, input, tall, groups, sums.rows());
+                multiply::<S, Int8Dot>(s, input, tile_rows, groups, sums.rows());
             }
-            for (in_tile, sums) in sums.0.iter().enumerate().take(tall) {
+            for (in_tile, sums) in sums.0.iter().enumerate().take(tile_rows) {
                 self.write(s, &columns, sums, at + in_tile * outputs, end - self.first);
             }
         }
@@ -343,7 +347,7 @@ impl Panel<'_, '_> {
         let plan = self.plan;
         let KernelView { shape, sums, scales, .. } = plan.kernel;
         let mut columns = Columns { starts: [0; PANEL], scales: [0.0; PANEL], bias: [0.0; PANEL] };
-        #[expect(clippy::cast_possible_truncation, reason = "a zero point is a whole number in 0..=255")]
+        #[expect(clippy::cast_possible_truncation, reason = "a zero point is an integer in 0..=255")]
         let zero = plan.input.zero as i32;
         for (at, output) in range.enumerate() {
             let taps = plan.first_tap..plan.first_tap + plan.used_taps;
@@ -354,16 +358,16 @@ impl Panel<'_, '_> {
         columns
     }
 
-    /// Writes the channels of one pixel to the result from `at`.
+    /// Writes the channels of one pixel to the result from `at` on.
     #[inline(always)]
     fn write<S: Simd>(&self, s: S, columns: &Columns, sums: &[i32; PANEL], at: usize, count: usize) {
-        // SAFETY: a task writes the channels of its own panel in its own rows.
+        // SAFETY: a task writes only the channels of its own panel in its own rows.
         #[expect(unsafe_code, reason = "disjoint parts of one result")]
         let to = unsafe { self.plan.to.part(at, count) };
         let residual = self.plan.residual.map(|residual| &residual[at..at + count]);
         for (first, to) in (0..PANEL).step_by(S::LANES).zip(to.chunks_mut(S::LANES)) {
             // SAFETY: the arrays have a whole vector from `first`, which is a multiple of the lanes.
-            #[expect(unsafe_code, reason = "vectors of fixed arrays")]
+            #[expect(unsafe_code, reason = "vectors of fixed-size arrays")]
             let (sum, scale, mut offset) = unsafe {
                 (
                     s.to_f32(s.load_bytes_at(sums.as_ptr().add(first).cast())),

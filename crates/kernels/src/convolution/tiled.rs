@@ -1,11 +1,11 @@
-//! Convolutions by tiles: blocks of 32 pixels times 32 channels.
+//! Convolutions on AMX tiles: blocks of 32 pixels times 32 channels.
 //!
-//! The rows of a padded frame are contiguous, so that a block runs over their ends: what it makes of the border
-//! is not written. A run of `side·channels` bytes that is not a whole number of steps ends in one whose last weights are
-//! zeros; what it reads behind the run does not matter.
+//! The rows of a padded frame are contiguous, and a block may span several rows; results for border positions are not
+//! written. If a run of `side·channels` bytes is not a whole number of steps, the weights of its last step are padded
+//! with zeros, and the bytes that the step reads after the run have no effect.
 #![expect(
     unsafe_code,
-    reason = "tiles are read and written through bare pointers, whose bounds are kept here"
+    reason = "tiles are read and written through raw pointers; the bounds are checked here"
 )]
 
 use super::{Columns, KernelShape, Panel};
@@ -15,22 +15,23 @@ use crate::simd::Simd;
 use crate::simd::tiles::{BlockSums, DEPTH, SIDE, Step, TILE, Tiles};
 use std::ops::Range;
 
-/// Bytes behind the frames that the last step of a run may read.
-pub(super) const BEHIND: usize = DEPTH;
+/// Bytes after the frames that the last step of a run may read.
+pub(super) const TAIL_BYTES: usize = DEPTH;
 
-/// Whether a convolution is made of tiles: frames have at least a block of pixels, and what is read behind a run is there.
+/// Returns true if the convolution can run on tiles: frames have at least a block of pixels, and the bytes after each
+/// run are readable.
 pub(super) fn fits(shape: KernelShape, height: usize, width: usize) -> bool {
     let is_readable = shape.side == 3 || shape.channels.is_multiple_of(DEPTH);
     is_readable && Positions::new(shape, height, width).end >= SIDE
 }
 
-/// The pixels of a frame with its border, in the order of their addresses.
+/// The pixels of a frame with its border, in address order.
 #[derive(Debug, Clone, Copy)]
 struct Positions {
-    /// From one row to the next.
+    /// Positions from one row to the next.
     pitch: usize,
     width: usize,
-    /// Behind the last pixel.
+    /// The position after the last pixel.
     end: usize,
 }
 
@@ -40,12 +41,12 @@ impl Positions {
         Self { pitch, width, end: (height.max(1) - 1) * pitch + width }
     }
 
-    /// From the first pixel of the first row to the last one of the last.
+    /// Returns the positions from the first pixel of the first row to the last pixel of the last.
     fn of_rows(self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.pitch..(rows.end - 1) * self.pitch + self.width
     }
 
-    /// The pixel at a position; nothing on the border.
+    /// Returns the pixel at a position, or `None` on the border.
     #[inline(always)]
     fn pixel(self, position: usize) -> Option<usize> {
         let (row, column) = (position / self.pitch, position % self.pitch);
@@ -62,7 +63,7 @@ struct Weights {
     groups: usize,
     /// Bytes of a run.
     run: usize,
-    /// Tiles of the ends of runs, those of a run side by side; none where runs are whole steps.
+    /// Tiles of the ends of runs, with the groups of a run adjacent; empty if runs are whole steps.
     ends: Vec<WeightTile>,
 }
 
@@ -73,18 +74,18 @@ impl Weights {
         for (index, end) in ends.iter_mut().enumerate() {
             let (of_run, of_group) = (index / groups, index % groups);
             let from = start.wrapping_add(of_group * group + ((of_run + 1) * run - rest) * GROUP);
-            // SAFETY: a group has `16 × run` bytes for each run, of which these are the last.
+            // SAFETY: a group has `16 × run` bytes for each run, and this copies the last of them.
             unsafe { std::ptr::copy_nonoverlapping(from, end.0.as_mut_ptr(), rest * GROUP) };
         }
         Self { start, group, groups, run, ends }
     }
 
-    /// Steps of a run, the last of which may be one of [`ends`](Self::ends).
+    /// Returns the number of steps of a run. The last step may use [`ends`](Self::ends).
     fn steps(&self) -> usize {
         self.run.div_ceil(DEPTH)
     }
 
-    /// The tiles of two groups, of the last one twice where there is no second, for a step of a run.
+    /// Returns the tiles of two groups for a step of a run; the last group is repeated if there is no second.
     #[inline(always)]
     fn half(&self, half: usize, run: usize, step: usize) -> [*const u8; 2] {
         let groups = [2 * half, (2 * half + 1).min(self.groups - 1)];
@@ -117,22 +118,22 @@ impl Panel<'_, '_> {
         let (halves, steps) = (groups.div_ceil(2), weights.steps());
         let mut sums = [PanelSums::new(), PanelSums::new()];
         let all = positions.of_rows(&self.rows);
-        let mut writing =
-            Writing { panel: self, columns, positions, count: channels_out.len(), at: 0..0, line: 0 };
+        let mut pending =
+            PendingPixels { panel: self, columns, positions, count: channels_out.len(), at: 0..0, line: 0 };
         let blocks = all.len().div_ceil(SIDE);
         for block in 0..blocks {
             let first = all.start + block * SIDE;
-            // The last block begins early enough to be whole; pixels before it are computed twice and written once.
+            // The last block begins early enough to be whole; the overlapping pixels are recomputed but written once.
             let begin = first.min(positions.end - SIDE);
             let at = first..all.end.min(first + SIDE);
             let [one, two] = &mut sums;
             let (now, before) = if block % 2 == 0 { (one, two) } else { (two, one) };
             let each = SIDE.div_ceil(halves * runs * steps);
-            let mut asked = at.clone();
+            let mut to_prefetch = at.clone();
             for half in 0..halves {
-                // Every other block goes through the runs backwards, beginning with what is near.
+                // Every other block iterates over the runs backwards, to start with data that is in the cache.
                 let backwards = (block * halves + half) % 2 == 1;
-                // SAFETY: columns have a start for each channel, and zeros beyond.
+                // SAFETY: columns have an initial sum for each channel, padded with zeros.
                 unsafe {
                     tiles.load(BlockSums::of_columns(columns.starts.as_ptr().wrapping_add(half * SIDE)))
                 };
@@ -143,12 +144,12 @@ impl Panel<'_, '_> {
                     for step in 0..steps {
                         let columns = weights.half(half, run, step);
                         let rows = rows.wrapping_add(step * DEPTH);
-                        // SAFETY: the frame has these pixels with `side - 1` more of each direction, and 64 bytes
-                        // behind them where a run is not whole steps; the weights are whole tiles.
-                        unsafe { tiles.step_bytes(Step { rows, stride: channels, columns }) };
-                        (0..each).for_each(|_| writing.next(s, before));
-                        if let Some(position) = asked.next() {
-                            writing.ask_for(s, position);
+                        // SAFETY: the frame has these pixels, `side - 1` more in each direction, and 64 bytes after
+                        // them if a run is not whole steps; the weights are whole tiles.
+                        unsafe { tiles.step_int8(Step { rows, stride: channels, columns }) };
+                        (0..each).for_each(|_| pending.next(s, before));
+                        if let Some(position) = to_prefetch.next() {
+                            pending.prefetch(s, position);
                         }
                     }
                 }
@@ -156,30 +157,30 @@ impl Panel<'_, '_> {
                 // SAFETY: there is room for a panel of 32 pixels.
                 unsafe { tiles.store(BlockSums::rows(to, PANEL * size_of::<i32>())) };
             }
-            writing.rest(s, before);
-            writing.line = first - begin;
-            writing.at = at;
+            pending.finish(s, before);
+            pending.line = first - begin;
+            pending.at = at;
         }
-        writing.rest(s, &sums[(blocks + 1) % 2]);
+        pending.finish(s, &sums[(blocks + 1) % 2]);
     }
 }
 
-/// Pixels whose sums wait to be written, while the next are made.
-struct Writing<'a, 'b, 'c> {
+/// Computed pixels that are written while the next block is computed.
+struct PendingPixels<'a, 'b, 'c> {
     panel: &'a Panel<'b, 'c>,
     columns: &'a Columns,
     positions: Positions,
-    /// Channels.
+    /// Number of channels.
     count: usize,
     at: Range<usize>,
-    /// The line of the sums of the next.
+    /// The row of the sums of the next pixel.
     line: usize,
 }
 
-impl Writing<'_, '_, '_> {
-    /// Where the channels of a position go; nowhere on the border.
+impl PendingPixels<'_, '_, '_> {
+    /// Returns the offset of the channels of a position in the result, or `None` on the border.
     #[inline(always)]
-    fn place(&self, position: usize) -> Option<usize> {
+    fn offset_of(&self, position: usize) -> Option<usize> {
         let Panel { plan, frame, height, first, .. } = *self.panel;
         let pixel = self.positions.pixel(position)?;
         Some((frame * height * plan.width + pixel) * plan.kernel.shape.outputs + first)
@@ -188,22 +189,22 @@ impl Writing<'_, '_, '_> {
     #[inline(always)]
     fn next<S: Simd>(&mut self, s: S, sums: &PanelSums) {
         let Some(position) = self.at.next() else { return };
-        if let Some(at) = self.place(position) {
+        if let Some(at) = self.offset_of(position) {
             self.panel.write(s, self.columns, &sums.0[self.line], at, self.count);
         }
         self.line += 1;
     }
 
     #[inline(always)]
-    fn rest<S: Simd>(&mut self, s: S, sums: &PanelSums) {
+    fn finish<S: Simd>(&mut self, s: S, sums: &PanelSums) {
         while !self.at.is_empty() {
             self.next(s, sums);
         }
     }
 
     #[inline(always)]
-    fn ask_for<S: Simd>(&self, s: S, position: usize) {
-        let Some(at) = self.place(position) else { return };
+    fn prefetch<S: Simd>(&self, s: S, position: usize) {
+        let Some(at) = self.offset_of(position) else { return };
         for line in (0..self.count * size_of::<f32>()).step_by(OutputLines::LINE) {
             s.prefetch_to_write(self.panel.plan.to.address(at).wrapping_add(line));
         }

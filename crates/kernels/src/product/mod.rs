@@ -1,12 +1,12 @@
-//! Linear layers: `y[l][n] = Σ x[l][k]·w[n][k] + b[n]`, with what comes after it done while the sums are in registers.
+//! Linear layers: `y[l][n] = Σ x[l][k]·w[n][k] + b[n]`. The epilogue runs while the sums are in registers.
 
-mod finish;
+mod epilogue;
 mod rows;
 pub(crate) mod tile;
 mod tiled;
 
-pub use finish::{Gate, Output, Residual};
-use tile::{Bytes, Dot, Halves, PANEL, Sums, TileInput, floats, multiply};
+pub use epilogue::{Gate, Output, Residual};
+use tile::{Bf16Dot, Dot, Int8Dot, PANEL, Sums, TileInput, floats, multiply};
 
 use crate::Kernels;
 use crate::packing::{Bf16Weights, GROUP, Int8Weights, MatrixShape, STEP, SizeError, check};
@@ -15,14 +15,14 @@ use crate::shared::Chunks;
 use crate::simd::tiles::SIDE;
 use crate::simd::{Operation, Simd};
 use crate::workers::Workers;
-use finish::Finish;
+use epilogue::Epilogue;
 use half::bf16;
 use rows::Rows;
 
-/// Rows of one task, about: few enough for a task on each of many cores, and enough to use a panel of weights well.
+/// Approximate rows per task: few enough for many cores, and enough to reuse a panel of weights.
 const TASK_ROWS: usize = 246;
 
-/// Quantised rows: quantised values `[L,K]` and a scale for each row.
+/// Rows of quantised values `[L,K]` with a scale for each row.
 #[derive(Debug, Clone, Copy)]
 pub struct QuantisedRows<'a> {
     quantised: &'a [u8],
@@ -30,10 +30,10 @@ pub struct QuantisedRows<'a> {
 }
 
 impl<'a> QuantisedRows<'a> {
-    /// Rows of `quantised [L,K]`; `L` is the number of `scales`.
+    /// Creates rows from `quantised [L,K]`; `L` is the number of `scales`.
     ///
     /// # Errors
-    /// Quantised values that do not make whole rows.
+    /// Returns an error if the quantised values are not whole rows.
     pub fn new(quantised: &'a [u8], scales: &'a [RowScale]) -> Result<Self, SizeError> {
         let width = quantised.len().checked_div(scales.len()).unwrap_or(0);
         check("quantised activations", quantised.len(), width * scales.len())?;
@@ -42,12 +42,12 @@ impl<'a> QuantisedRows<'a> {
 }
 
 impl Kernels {
-    /// A linear layer on quantised activations and weights, `bias [N]`.
+    /// Computes a linear layer on quantised activations and weights, with `bias [N]`.
     ///
-    /// The sums of products are exact integers, the same on every path.
+    /// The sums of products are exact integers, identical on every path.
     ///
     /// # Errors
-    /// Lengths that do not fit together.
+    /// Returns an error if the lengths do not match.
     pub fn linear_int8(
         self,
         workers: &dyn Workers,
@@ -60,7 +60,7 @@ impl Kernels {
         let rows = x.scales.len();
         check("quantised activations", x.quantised.len(), rows * shape.inputs)?;
         check("bias", bias.len(), shape.outputs)?;
-        let finish = Finish::new(to, rows, shape.outputs)?;
+        let epilogue = Epilogue::new(to, rows, shape.outputs)?;
         let values = Int8Values { scales: x.scales, weights, bias };
         let is_tiled = self.is_tiled(rows, shape);
         let x = Rows::new(x.quantised, shape.inputs, is_tiled);
@@ -73,17 +73,17 @@ impl Kernels {
             outputs: shape.outputs,
         };
         if is_tiled {
-            self.each_tiled_task(workers, operands, &values, &finish);
+            self.each_tiled_task(workers, operands, &values, &epilogue);
         } else {
-            self.each_panel(workers, operands, &values, &finish);
+            self.each_panel(workers, operands, &values, &epilogue);
         }
         Ok(())
     }
 
-    /// The sums of products alone, `Σ (q[l][k] - zero[l])·w[n][k]`, into `[L,N]`: what the tests compare.
+    /// Computes only the sums of products, `Σ (q[l][k] - zero[l])·w[n][k]`, into `[L,N]`; used by tests.
     ///
     /// # Errors
-    /// Lengths that do not fit together.
+    /// Returns an error if the lengths do not match.
     pub fn accumulate_int8(
         self,
         workers: &dyn Workers,
@@ -95,10 +95,10 @@ impl Kernels {
         self.linear_int8(workers, x, weights, &zeros, Output::Accumulators(to))
     }
 
-    /// A linear layer on bf16 activations `[L,K]` and weights, `bias [N]`; the sums are f32.
+    /// Computes a linear layer on bf16 activations `[L,K]` and weights, with `bias [N]`; the sums are f32.
     ///
     /// # Errors
-    /// Lengths that do not fit together.
+    /// Returns an error if the lengths do not match.
     pub fn linear_bf16(
         self,
         workers: &dyn Workers,
@@ -111,7 +111,7 @@ impl Kernels {
         let rows = x.len().checked_div(shape.inputs).unwrap_or(0);
         check("activations", x.len(), rows * shape.inputs)?;
         check("bias", bias.len(), shape.outputs)?;
-        let finish = Finish::new(to, rows, shape.outputs)?;
+        let epilogue = Epilogue::new(to, rows, shape.outputs)?;
         let is_tiled = self.is_tiled(rows, shape);
         let x = Rows::new(x, shape.inputs, is_tiled);
         let operands = Operands {
@@ -123,14 +123,14 @@ impl Kernels {
             outputs: shape.outputs,
         };
         if is_tiled {
-            self.each_tiled_task(workers, operands, &HalfValues { bias }, &finish);
+            self.each_tiled_task(workers, operands, &Bf16Values { bias }, &epilogue);
         } else {
-            self.each_panel(workers, operands, &HalfValues { bias }, &finish);
+            self.each_panel(workers, operands, &Bf16Values { bias }, &epilogue);
         }
         Ok(())
     }
 
-    /// Whether a product of so many rows is made of tiles: of fewer than a block has, vectors are as fast.
+    /// Returns true if a product of `rows` rows runs on tiles. With fewer rows than a block, vectors are as fast.
     fn is_tiled(self, rows: usize, shape: MatrixShape) -> bool {
         self.has_tiles() && rows >= SIDE && shape.inputs > 0
     }
@@ -140,24 +140,25 @@ impl Kernels {
         workers: &dyn Workers,
         operands: Operands,
         values: &V,
-        finish: &Finish<'_>,
+        epilogue: &Epilogue<'_>,
     ) {
-        // Whole tiles in all tasks but the last, for tiles of six and of four rows.
+        // All tasks but the last have whole register tiles, of six and of four rows.
         const MULTIPLE: usize = 12;
         let parts = operands.rows.div_ceil(TASK_ROWS).max(1);
         let size = operands.rows.div_ceil(parts).next_multiple_of(MULTIPLE);
         let chunks = Chunks { rows: operands.rows, size };
         let panels = operands.outputs.div_ceil(PANEL);
-        // Neighbouring tasks share a panel of weights, which is what comes from memory.
+        // Neighbouring tasks share a panel of weights, which is read from memory.
         workers.run(panels * chunks.count(), &|task| {
             let (panel, chunk) = (task / chunks.count(), task % chunks.count());
             let rows = chunks.range(chunk);
-            self.run(Panel { operands, values, finish, rows, first: panel * PANEL });
+            self.run(Panel { operands, values, epilogue, rows, first: panel * PANEL });
         });
     }
 }
 
-/// Addresses and extents of the operands of a product, in any format. Both are made of whole steps of four bytes.
+/// Addresses and extents of the operands of a product, in any number format. Activations and weights consist of whole
+/// steps of four bytes.
 #[derive(Debug, Clone, Copy)]
 struct Operands {
     x: *const u8,
@@ -170,18 +171,18 @@ struct Operands {
     outputs: usize,
 }
 
-// SAFETY: both are only read.
-#[expect(unsafe_code, reason = "pointers to what all tasks read")]
+// SAFETY: activations and weights are only read.
+#[expect(unsafe_code, reason = "pointers to data that all tasks only read")]
 unsafe impl Send for Operands {}
-// SAFETY: both are only read.
-#[expect(unsafe_code, reason = "pointers to what all tasks read")]
+// SAFETY: activations and weights are only read.
+#[expect(unsafe_code, reason = "pointers to data that all tasks only read")]
 unsafe impl Sync for Operands {}
 
-/// What belongs to the columns of one panel, with zeros beyond the last.
+/// Per-column parameters of one panel, padded with zeros.
 #[derive(Debug, Clone)]
 #[repr(align(64))]
 struct Columns {
-    /// Which columns of the result they are.
+    /// The columns of the result.
     range: std::ops::Range<usize>,
     scales: [f32; PANEL],
     bias: [f32; PANEL],
@@ -189,42 +190,54 @@ struct Columns {
     sums: [i32; PANEL],
 }
 
-/// How the sums of a product become values.
+/// Conversion of the sums of a product to values.
 trait Values: Sync {
     type Product: Dot;
 
-    /// Takes over what belongs to the columns `range` of the result.
+    /// Returns the parameters of the columns `range` of the result.
     fn columns(&self, range: std::ops::Range<usize>) -> Columns;
 
-    /// What belongs to row `row` of the result, in every lane: taken once for all vectors of the row.
+    /// Parameters of one row of the result, broadcast to every lane and shared by all vectors of the row.
     type Row<S: Simd>: Copy;
 
-    /// Takes it.
+    /// Loads the parameters of row `row`.
     fn row<S: Simd>(&self, s: S, row: usize) -> Self::Row<S>;
 
-    /// The vector of columns from `at` of one row of sums.
-    fn value<S: Simd>(s: S, row: Self::Row<S>, columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::F;
+    /// Returns the values of one vector of columns, from `at` on, of a row of sums.
+    fn value<S: Simd>(
+        s: S,
+        row: Self::Row<S>,
+        columns: &Columns,
+        sums: &[i32; PANEL],
+        at: VectorOffset,
+    ) -> S::F;
 
-    /// The same without a scale, where the sums are integers.
-    fn integer<S: Simd>(s: S, row: Self::Row<S>, columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::I;
+    /// Returns the same without a scale, if the sums are integers.
+    fn integer<S: Simd>(
+        s: S,
+        row: Self::Row<S>,
+        columns: &Columns,
+        sums: &[i32; PANEL],
+        at: VectorOffset,
+    ) -> S::I;
 }
 
-/// The first column of a vector inside a panel.
+/// The first column of a vector inside a panel, checked to leave room for the whole vector.
 #[derive(Debug, Clone, Copy)]
-struct Lanes(usize);
+struct VectorOffset(usize);
 
-impl Lanes {
-    /// Those of a vector from column `at`.
+impl VectorOffset {
+    /// Checks that a vector from column `at` on is inside the panel.
     #[inline(always)]
     fn new<S: Simd>(at: usize) -> Self {
-        assert!(at + S::LANES <= PANEL, "a vector outside of its panel");
+        assert!(at + S::LANES <= PANEL, "the vector is outside its panel");
         Self(at)
     }
 
     #[inline(always)]
     fn floats<S: Simd>(self, s: S, from: &[f32; PANEL]) -> S::F {
-        // SAFETY: `new` checked that the whole vector is inside.
-        #[expect(unsafe_code, reason = "a vector of a fixed array")]
+        // SAFETY: `new` checked that the whole vector is inside the panel.
+        #[expect(unsafe_code, reason = "a vector of a fixed-size array")]
         unsafe {
             s.load_at(from.as_ptr().add(self.0))
         }
@@ -232,8 +245,8 @@ impl Lanes {
 
     #[inline(always)]
     fn integers<S: Simd>(self, s: S, from: &[i32; PANEL]) -> S::I {
-        // SAFETY: `new` checked that the whole vector is inside.
-        #[expect(unsafe_code, reason = "a vector of a fixed array")]
+        // SAFETY: `new` checked that the whole vector is inside the panel.
+        #[expect(unsafe_code, reason = "a vector of a fixed-size array")]
         unsafe {
             s.load_bytes_at(from.as_ptr().add(self.0).cast())
         }
@@ -247,7 +260,7 @@ struct Int8Values<'a> {
 }
 
 impl Values for Int8Values<'_> {
-    type Product = Bytes;
+    type Product = Int8Dot;
 
     fn columns(&self, range: std::ops::Range<usize>) -> Columns {
         let mut columns = bias_columns(self.bias, range.clone());
@@ -261,13 +274,19 @@ impl Values for Int8Values<'_> {
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize) -> (S::F, S::I) {
         let RowScale { scale, zero } = self.scales[row];
-        #[expect(clippy::cast_possible_truncation, reason = "a zero point is a whole number in 0..=255")]
+        #[expect(clippy::cast_possible_truncation, reason = "a zero point is an integer in 0..=255")]
         let zero = zero as i32;
         (s.splat(scale), s.splat_i32(zero))
     }
 
     #[inline(always)]
-    fn value<S: Simd>(s: S, row: (S::F, S::I), columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::F {
+    fn value<S: Simd>(
+        s: S,
+        row: (S::F, S::I),
+        columns: &Columns,
+        sums: &[i32; PANEL],
+        at: VectorOffset,
+    ) -> S::F {
         let sum = s.to_f32(Self::integer(s, row, columns, sums, at));
         s.mul_add(sum, s.mul(at.floats(s, &columns.scales), row.0), at.floats(s, &columns.bias))
     }
@@ -278,18 +297,18 @@ impl Values for Int8Values<'_> {
         (_, zero): (S::F, S::I),
         columns: &Columns,
         sums: &[i32; PANEL],
-        at: Lanes,
+        at: VectorOffset,
     ) -> S::I {
         s.sub_i32(at.integers(s, sums), s.mul_i32(at.integers(s, &columns.sums), zero))
     }
 }
 
-struct HalfValues<'a> {
+struct Bf16Values<'a> {
     bias: &'a [f32],
 }
 
-impl Values for HalfValues<'_> {
-    type Product = Halves;
+impl Values for Bf16Values<'_> {
+    type Product = Bf16Dot;
 
     fn columns(&self, range: std::ops::Range<usize>) -> Columns {
         bias_columns(self.bias, range)
@@ -301,12 +320,12 @@ impl Values for HalfValues<'_> {
     fn row<S: Simd>(&self, _: S, _: usize) {}
 
     #[inline(always)]
-    fn value<S: Simd>(s: S, (): (), columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::F {
+    fn value<S: Simd>(s: S, (): (), columns: &Columns, sums: &[i32; PANEL], at: VectorOffset) -> S::F {
         s.add(at.floats(s, floats(sums)), at.floats(s, &columns.bias))
     }
 
     #[inline(always)]
-    fn integer<S: Simd>(s: S, (): (), columns: &Columns, sums: &[i32; PANEL], at: Lanes) -> S::I {
+    fn integer<S: Simd>(s: S, (): (), columns: &Columns, sums: &[i32; PANEL], at: VectorOffset) -> S::I {
         s.to_i32(Self::value(s, (), columns, sums, at))
     }
 }
@@ -327,7 +346,7 @@ fn bias_columns(bias: &[f32], range: std::ops::Range<usize>) -> Columns {
 struct Panel<'a, V> {
     operands: Operands,
     values: &'a V,
-    finish: &'a Finish<'a>,
+    epilogue: &'a Epilogue<'a>,
     rows: std::ops::Range<usize>,
     /// First column.
     first: usize,
@@ -343,7 +362,7 @@ impl<V: Values> Operation for Panel<'_, V> {
         let groups = (end - self.first).div_ceil(GROUP);
         let weights = weights.wrapping_add(self.first / GROUP * stride * GROUP);
         let mut columns = self.values.columns(self.first..end);
-        self.finish.gate(self.first..end, &mut columns.gate);
+        self.epilogue.gate(self.first..end, &mut columns.gate);
         let mut sums = Sums::new();
         let mut row = self.rows.start;
         while row < self.rows.end {
@@ -355,16 +374,16 @@ impl<V: Values> Operation for Panel<'_, V> {
                 group: stride * GROUP,
                 steps: stride / STEP,
                 begin: std::ptr::null(),
-                lines: self.finish.lines(row, self.first, end),
+                lines: self.epilogue.lines(row, self.first, end),
             };
-            // SAFETY: the drivers checked that there are `rows × stride` bytes of activations, and as many groups of
-            // `16 × stride` bytes of weights as the outputs need; the sums of a panel have room for a tile.
-            #[expect(unsafe_code, reason = "the innermost loop reads through bare pointers")]
+            // SAFETY: the drivers checked that there are `rows × stride` bytes of activations, and enough groups of
+            // `16 × stride` bytes of weights for the outputs. The sums of a panel have room for a tile.
+            #[expect(unsafe_code, reason = "the innermost loop reads through raw pointers")]
             unsafe {
                 multiply::<S, V::Product>(s, input, rows, groups, sums.rows());
             }
             for in_tile in 0..rows {
-                self.finish.row(s, self.values, &columns, &sums.0[in_tile], row + in_tile);
+                self.epilogue.row(s, self.values, &columns, &sums.0[in_tile], row + in_tile);
             }
             row += rows;
         }

@@ -1,11 +1,11 @@
 //! The innermost loop of every product and convolution: a few rows times a few vectors of columns, with all sums in
 //! registers.
 //!
-//! A row is one run of bytes or several, at any addresses: a linear layer has one, a convolution one for each tap and row
-//! of its kernel.
+//! A row is one or more runs of bytes at arbitrary addresses: one for a linear layer, one for each tap and kernel row
+//! for a convolution.
 #![expect(
     unsafe_code,
-    reason = "the innermost loop reads through bare pointers, whose bounds the drivers keep"
+    reason = "the innermost loop reads through raw pointers; the drivers check the bounds"
 )]
 
 use crate::packing::{GROUP, STEP};
@@ -15,17 +15,17 @@ use std::marker::PhantomData;
 
 /// Columns of a panel of weights.
 pub(crate) const PANEL: usize = 4 * GROUP;
-/// Rows of the largest tile.
-pub(crate) const TALLEST: usize = 6;
+/// Rows of the largest register tile.
+pub(crate) const MAX_TILE_ROWS: usize = 6;
 
-/// Sums of one tile, as the bits of i32 or f32.
+/// Sums of one register tile, as the bits of i32 or f32.
 #[derive(Debug, Clone)]
 #[repr(align(64))]
-pub(crate) struct Sums(pub(crate) [[i32; PANEL]; TALLEST]);
+pub(crate) struct Sums(pub(crate) [[i32; PANEL]; MAX_TILE_ROWS]);
 
 impl Sums {
     pub(crate) fn new() -> Self {
-        Self([[0; PANEL]; TALLEST])
+        Self([[0; PANEL]; MAX_TILE_ROWS])
     }
 
     pub(crate) fn rows(&mut self) -> SumRows {
@@ -33,7 +33,7 @@ impl Sums {
     }
 }
 
-/// Sums of 32 rows of a panel, which blocks of tiles write.
+/// Sums of 32 rows of a panel, written by tile blocks.
 #[repr(C, align(64))]
 pub(crate) struct PanelSums(pub(crate) [[i32; PANEL]; SIDE]);
 
@@ -43,26 +43,26 @@ impl PanelSums {
     }
 }
 
-/// A tile of weights that was copied, with zeros where there are none.
+/// A copied weight tile, padded with zeros.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(crate) struct WeightTile(pub(crate) [u8; TILE]);
 
-/// The sums of a row, which are floats.
+/// Casts the sums of a row to floats.
 #[inline(always)]
 pub(crate) fn floats(row: &[i32; PANEL]) -> &[f32; PANEL] {
-    // SAFETY: both have as many elements of 32 bits, and every pattern is a float.
+    // SAFETY: both have the same number of 32-bit elements, and every bit pattern is a valid float.
     unsafe { &*(&raw const *row).cast() }
 }
 
-/// What one step of a product does with four bytes of activations and four of weights in each lane.
+/// The dot product of one step: four bytes of activations and four bytes of weights per lane.
 pub(crate) trait Dot: Copy + Send + Sync {
     type Sum<S: Simd>: Copy;
 
-    /// 64 bytes of 32 rows times those of 32 columns, added to the sums in tiles.
+    /// Adds the products of 64 bytes of 32 rows and 32 columns to the sums in the tiles.
     ///
     /// # Safety
-    /// As [`Tiles::step_bytes`].
+    /// Same as [`Tiles::step_int8`].
     unsafe fn step_tiles<T: Tiles>(tiles: &mut T, step: Step);
     fn zero<S: Simd>(s: S) -> Self::Sum<S>;
     fn step<S: Simd>(s: S, sum: Self::Sum<S>, a: S::I, w: S::I) -> Self::Sum<S>;
@@ -76,15 +76,15 @@ pub(crate) trait Dot: Copy + Send + Sync {
 
 /// u8 times s8 to i32.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bytes;
+pub(crate) struct Int8Dot;
 
-impl Dot for Bytes {
+impl Dot for Int8Dot {
     type Sum<S: Simd> = S::I;
 
     #[inline(always)]
     unsafe fn step_tiles<T: Tiles>(tiles: &mut T, step: Step) {
-        // SAFETY: the caller's.
-        unsafe { tiles.step_bytes(step) }
+        // SAFETY: guaranteed by the caller (see `# Safety`).
+        unsafe { tiles.step_int8(step) }
     }
 
     #[inline(always)]
@@ -99,28 +99,28 @@ impl Dot for Bytes {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const i32) -> S::I {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller (see `# Safety`).
         unsafe { s.load_bytes_at(from.cast()) }
     }
 
     #[inline(always)]
     unsafe fn store<S: Simd>(s: S, sum: S::I, to: *mut i32) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller (see `# Safety`).
         unsafe { s.store_i32_at(sum, to) }
     }
 }
 
 /// bf16 times bf16 to f32.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Halves;
+pub(crate) struct Bf16Dot;
 
-impl Dot for Halves {
+impl Dot for Bf16Dot {
     type Sum<S: Simd> = S::F;
 
     #[inline(always)]
     unsafe fn step_tiles<T: Tiles>(tiles: &mut T, step: Step) {
-        // SAFETY: the caller's.
-        unsafe { tiles.step_halves(step) }
+        // SAFETY: guaranteed by the caller (see `# Safety`).
+        unsafe { tiles.step_bf16(step) }
     }
 
     #[inline(always)]
@@ -135,19 +135,19 @@ impl Dot for Halves {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const i32) -> S::F {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller (see `# Safety`).
         unsafe { s.load_at(from.cast()) }
     }
 
     #[inline(always)]
     unsafe fn store<S: Simd>(s: S, sum: S::F, to: *mut i32) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller (see `# Safety`).
         unsafe { s.store_at(sum, to.cast()) }
     }
 }
 
-/// Cache lines that will be written when the tile is done: asked for during the product, a few at a time, so that they
-/// are there in time and the stream of weights is not held up.
+/// Output cache lines that the tile writes when it is complete. They are prefetched during the product, a few at a
+/// time, so that they arrive in time without delaying the stream of weights.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OutputLines {
     pub(crate) start: *const u8,
@@ -158,15 +158,15 @@ pub(crate) struct OutputLines {
 }
 
 impl OutputLines {
-    /// Nothing that is worth asking for.
+    /// No lines to prefetch.
     pub(crate) const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0 };
 
     pub(crate) const LINE: usize = 64;
-    /// Steps of the product from one pair of lines to the next.
+    /// Steps between two pairs of prefetches.
     pub(crate) const INTERVAL: usize = 16;
 }
 
-/// Where the sums of a tile go: rows of 32-bit integers or floats.
+/// Destination of the sums of a tile: rows of 32-bit integers or floats.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SumRows {
     pub(crate) start: *mut i32,
@@ -181,20 +181,20 @@ pub(crate) struct TileInput<'a> {
     pub(crate) runs: &'a [*const u8],
     /// Bytes from one row to the next.
     pub(crate) stride: usize,
-    /// First byte of the weights of the first run of the first group; those of the next run follow.
+    /// First byte of the weights of the first run of the first group; the weights of the next run follow.
     pub(crate) weights: *const u8,
     /// Bytes from one group of sixteen columns to the next.
     pub(crate) group: usize,
     /// Steps of four bytes of each run.
     pub(crate) steps: usize,
-    /// What the sums of the columns start from; null for zero.
+    /// Initial sums of the columns; null for zero.
     pub(crate) begin: *const i32,
     pub(crate) lines: OutputLines,
 }
 
 struct Tile<'a, D, const R: usize, const C: usize> {
     input: TileInput<'a>,
-    /// Bytes from the first row of the input to the first of the tile.
+    /// Bytes from the first row of the input to the first row of the tile.
     offset: usize,
     to: SumRows,
     dot: PhantomData<D>,
@@ -209,7 +209,7 @@ impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
         let mut sums = [[D::zero(s); C]; R];
         if !begin.is_null() {
             unrolled!(c < C, {
-                // SAFETY: `multiply` was promised a start for each column.
+                // SAFETY: the caller of `multiply` guarantees an initial sum for each column.
                 let first = unsafe { D::load(s, begin.add(c * S::LANES)) };
                 unrolled!(r < R, {
                     sums[r][c] = first;
@@ -219,10 +219,10 @@ impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
         let (mut row, mut line) = (0, 0);
         for start in runs {
             let mut x = start.wrapping_add(self.offset);
-            // A macro and not a closure, whose code might be compiled apart, without the instructions of `S`.
+            // A macro, because a closure may be compiled separately, without the instructions of `S`.
             macro_rules! step {
                 () => {
-                    // SAFETY: `multiply` was promised `steps` steps of each run, row and group.
+                    // SAFETY: the caller of `multiply` guarantees `steps` steps of each run, row and group.
                     unsafe {
                         let mut w = [s.splat_i32(0); C];
                         unrolled!(c < C, {
@@ -260,18 +260,19 @@ impl<D: Dot, const R: usize, const C: usize> Operation for Tile<'_, D, R, C> {
         }
         unrolled!(r < R, {
             unrolled!(c < C, {
-                // SAFETY: `multiply` was promised room for each row and column.
+                // SAFETY: the caller of `multiply` guarantees room for each row and column.
                 unsafe { D::store(s, sums[r][c], self.to.start.add(r * self.to.pitch + c * S::LANES)) };
             });
         });
     }
 }
 
-/// `rows` (at most [`TALLEST`]) rows of activations times `groups` groups of columns.
+/// Multiplies `rows` (at most [`MAX_TILE_ROWS`]) rows of activations and `groups` groups of columns.
 ///
 /// # Safety
-/// `steps` steps can be read from each run for each of `rows` rows, and as many of weights for each run and each of
-/// `groups` groups; `begin` is null or has an integer for each column, and `to` has room for `rows` rows of all columns.
+/// `steps` steps are readable from each run for each of `rows` rows, and the same number of weight steps for each run
+/// and each of `groups` groups. `begin` is null or has an integer for each column. `to` has room for `rows` rows of
+/// all columns.
 #[inline(always)]
 pub(crate) unsafe fn multiply<S: Simd, D: Dot>(
     s: S,
@@ -281,8 +282,8 @@ pub(crate) unsafe fn multiply<S: Simd, D: Dot>(
     to: SumRows,
 ) {
     if rows == S::ROWS {
-        if S::ROWS == TALLEST {
-            tiles::<S, D, TALLEST>(s, input, 0, groups, to);
+        if S::ROWS == MAX_TILE_ROWS {
+            tiles::<S, D, MAX_TILE_ROWS>(s, input, 0, groups, to);
         } else {
             tiles::<S, D, 4>(s, input, 0, groups, to);
         }
@@ -296,7 +297,7 @@ pub(crate) unsafe fn multiply<S: Simd, D: Dot>(
     }
 }
 
-/// All columns of one tile of rows, which begin `offset` bytes behind those of the input.
+/// Computes all columns of one tile of rows, which begins `offset` bytes after the rows of the input.
 #[inline(always)]
 fn tiles<S: Simd, D: Dot, const R: usize>(
     s: S,

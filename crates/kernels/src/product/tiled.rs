@@ -1,15 +1,16 @@
-//! Products by tiles: blocks of 32 rows times 32 columns.
+//! Products on AMX tiles: blocks of 32 rows times 32 columns.
 //!
-//! A task is some rows times some columns. Its rows stay in the second cache while its panels of 64 columns pass, and
-//! every other block goes through K backwards, so that it begins with what the one before it left in the first cache.
-//! Where K is too long for that, all blocks of a task go through a part of K, and their sums wait in memory for the next.
-//! The order in which a sum is made depends on the shape alone and not on how rows and columns are parted into tasks.
+//! A task is a range of rows times a range of columns. Its rows stay in the L2 cache while it iterates over its
+//! panels of 64 columns. Every other block iterates over K backwards, so that it starts with the operands that the
+//! previous block left in the L1 cache. If K is too long for that, K is split: all blocks of a task process one part
+//! of K, and their sums are spilled to memory until the next part. The summation order depends only on the shape, not
+//! on how rows and columns are split into tasks.
 #![expect(
     unsafe_code,
-    reason = "tiles are read and written through bare pointers, whose bounds are kept here"
+    reason = "tiles are read and written through raw pointers; the bounds are checked here"
 )]
 
-use super::finish::Finish;
+use super::epilogue::Epilogue;
 use super::tile::{Dot, OutputLines, PANEL, PanelSums, WeightTile};
 use super::{Columns, Operands, Values};
 use crate::Kernels;
@@ -21,66 +22,65 @@ use crate::workers::Workers;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Bytes of K that all blocks of a task go through before the next: a panel and the rows of a task have to fit the second
-/// cache beside their sums.
-const LONGEST: usize = 4096;
-/// Bytes of rows that stay in the second cache while panels pass.
-const RESIDENT: usize = 900_000;
-/// Rows of a task whose sums wait in memory.
-const WAITING_ROWS: usize = 256;
-/// Most columns of a task: the next panel of weights is asked for while one passes, which a task can do for its own.
-const MOST_COLUMNS: usize = 512;
-/// How many rows before it is written the lines of a row are asked for: earlier, they would push operands out of the first
-/// cache.
-const AHEAD: usize = 6;
-/// Fewest rows of a task: with fewer, the weights come from the third cache faster than they are used.
-const FEWEST_ROWS: usize = 64;
+/// Maximum bytes of K per part: a panel and the rows of a task have to fit in the L2 cache together with their sums.
+const MAX_DEPTH: usize = 4096;
+/// Bytes of rows that stay in the L2 cache while a task iterates over panels.
+const RESIDENT_ROW_BYTES: usize = 900_000;
+/// Maximum rows of a task whose sums are spilled to memory.
+const MAX_SPILLED_ROWS: usize = 256;
+/// Maximum columns of a task. A task prefetches the next panel of its own weights while it computes the current one.
+const MAX_COLUMNS: usize = 512;
+/// Prefetch distance in rows: the output lines of a row are prefetched this many rows before the row is written. A
+/// larger distance would evict operands from the L1 cache.
+const PREFETCH_DISTANCE: usize = 6;
+/// Minimum rows of a task. With fewer rows, loading the weights from the L3 cache takes longer than using them.
+const MIN_ROWS: usize = 64;
 
-/// How a product is parted.
+/// The split of a product into tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Rows of a task: whole blocks.
     rows: usize,
     /// Columns of a task: whole panels.
     columns: usize,
-    /// Bytes of K that a task goes through at once: whole steps.
+    /// Bytes of K per part: whole steps.
     depth: usize,
 }
 
 impl Plan {
-    /// For `rows` rows of `stride` bytes, with two tasks for each of `threads` threads at least, if there are enough rows
-    /// and columns; with eight, where only columns have to be parted for that.
+    /// Plans a product of `rows` rows of `stride` bytes, with at least two tasks for each of `threads` threads if
+    /// there are enough rows and columns, and with eight if splitting the columns is sufficient.
     pub(super) fn new(rows: usize, outputs: usize, stride: usize, threads: usize) -> Self {
-        let parts = stride.div_ceil(LONGEST).max(1);
+        let parts = stride.div_ceil(MAX_DEPTH).max(1);
         let depth = stride.div_ceil(parts).next_multiple_of(DEPTH);
-        let most = if parts == 1 { RESIDENT / depth.max(1) } else { WAITING_ROWS };
-        let mut columns = MOST_COLUMNS.min(outputs.next_multiple_of(PANEL));
+        let max_rows = if parts == 1 { RESIDENT_ROW_BYTES / depth.max(1) } else { MAX_SPILLED_ROWS };
+        let mut columns = MAX_COLUMNS.min(outputs.next_multiple_of(PANEL));
         let even = |most: usize| rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(SIDE);
-        let mut size = even(most.max(FEWEST_ROWS));
+        let mut size = even(max_rows.max(MIN_ROWS));
         let tasks = |size: usize, columns: usize| rows.div_ceil(size) * outputs.div_ceil(columns);
         while columns > PANEL && tasks(size, columns) < 8 * threads {
             columns = (columns / 2).next_multiple_of(PANEL);
         }
-        while size > FEWEST_ROWS && tasks(size, columns) < 2 * threads {
-            size = even((size / 2).max(FEWEST_ROWS));
+        while size > MIN_ROWS && tasks(size, columns) < 2 * threads {
+            size = even((size / 2).max(MIN_ROWS));
         }
         Self { rows: size, columns, depth }
     }
 
-    /// Tasks of `rows × outputs`.
+    /// Returns the number of tasks of `rows × outputs`.
     pub(super) fn tasks(self, rows: usize, outputs: usize) -> usize {
         rows.div_ceil(self.rows) * outputs.div_ceil(self.columns)
     }
 }
 
 impl Kernels {
-    /// Does the product on tiles; rows are whole steps of 64 bytes, and at least as many as a block has.
+    /// Computes the product on tiles. Rows are whole steps of 64 bytes, and there are at least as many as in a block.
     pub(super) fn each_tiled_task<V: Values>(
         self,
         workers: &dyn Workers,
         operands: Operands,
         values: &V,
-        finish: &Finish<'_>,
+        epilogue: &Epilogue<'_>,
     ) {
         let Operands { stride, rows, outputs, .. } = operands;
         let plan = Plan::new(rows, outputs, stride, workers.threads().get());
@@ -90,28 +90,28 @@ impl Kernels {
         workers.run(plan.tasks(rows, outputs), &|task| {
             let (chunk, part) = (task / across.count(), task % across.count());
             let (rows, columns) = (chunks.range(chunk), across.range(part));
-            self.run(Task { operands, values, finish, rows, columns, depth: plan.depth });
+            self.run(Task { operands, values, epilogue, rows, columns, depth: plan.depth });
         });
     }
 }
 
-/// Some rows times some columns.
+/// One task: a range of rows times a range of columns.
 struct Task<'a, V> {
     operands: Operands,
     values: &'a V,
-    finish: &'a Finish<'a>,
-    /// From a whole block on.
+    epilogue: &'a Epilogue<'a>,
+    /// The start is a multiple of 32.
     rows: Range<usize>,
-    /// From a whole panel on.
+    /// The start is a multiple of 64.
     columns: Range<usize>,
     depth: usize,
 }
 
-/// Sums of a block that wait in memory.
+/// The sums of a block, spilled to memory between parts of K.
 #[repr(C, align(64))]
-struct Image(MaybeUninit<[u8; 4 * TILE]>);
+struct SpilledBlock(MaybeUninit<[u8; 4 * TILE]>);
 
-/// The part of one panel of weights that a pass over all rows of a task reads.
+/// The weights of one panel in one part of K.
 struct Weights {
     /// First byte of the first group.
     start: *const u8,
@@ -120,12 +120,12 @@ struct Weights {
     groups: usize,
     /// Steps of 64 bytes of K.
     steps: usize,
-    /// The same part of the next panel, which comes next; nothing after the last.
+    /// The same part of the next panel; `None` for the last panel.
     next: Option<*const u8>,
 }
 
 impl Weights {
-    /// The tiles of two groups; of the last one twice where there is no second.
+    /// Returns the tiles of two groups; the last group is repeated if there is no second.
     #[inline(always)]
     fn half(&self, half: usize) -> [*const u8; 2] {
         let second = (2 * half + 1).min(self.groups - 1);
@@ -133,12 +133,12 @@ impl Weights {
     }
 }
 
-/// Rows whose sums wait to be written, while the next are made.
+/// Computed rows whose epilogue runs while the next block is computed.
 #[derive(Clone, Copy)]
-struct Waiting {
+struct PendingRows {
     /// First row.
     row: usize,
-    /// The line of its sums.
+    /// The row of its sums in the panel sums.
     line: usize,
     count: usize,
 }
@@ -148,14 +148,16 @@ impl<V: Values> Operation for Task<'_, V> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Some(mut tiles) = s.tiles() else { unreachable!("only sets with tiles are given such tasks") };
+        let Some(mut tiles) = s.tiles() else {
+            unreachable!("tile tasks run only on instruction sets with tiles")
+        };
         let stride = self.operands.stride;
         let depths = Chunks { rows: stride, size: self.depth };
         let panels = self.columns.len().div_ceil(PANEL);
         let blocks = self.rows.len().div_ceil(SIDE);
-        let mut images = Vec::<Image>::new();
+        let mut spilled = Vec::<SpilledBlock>::new();
         if depths.count() > 1 {
-            images.reserve_exact(panels * blocks * 2);
+            spilled.reserve_exact(panels * blocks * 2);
         }
         let mut copied = Vec::new();
         let mut sums = [PanelSums::new(), PanelSums::new()];
@@ -170,7 +172,7 @@ impl<V: Values> Operation for Task<'_, V> {
                     from: depth.start,
                     is_first: part == 0,
                     is_last: part + 1 == depths.count(),
-                    images: images.as_mut_ptr().wrapping_add(panel * blocks * 2).cast(),
+                    spilled: spilled.as_mut_ptr().wrapping_add(panel * blocks * 2).cast(),
                 };
                 pass.run(s, &mut tiles, &mut sums);
             }
@@ -179,7 +181,7 @@ impl<V: Values> Operation for Task<'_, V> {
 }
 
 impl<V: Values> Task<'_, V> {
-    /// The weights of a panel in a part of K; copied where they are not whole tiles at cache line boundaries.
+    /// Returns the weights of a panel in one part of K; copied if they are not whole tiles aligned to cache lines.
     #[inline(always)]
     fn weights(&self, first: usize, depth: Range<usize>, copied: &mut Vec<WeightTile>) -> Weights {
         let Operands { stride, weights, outputs, steps, .. } = self.operands;
@@ -192,20 +194,20 @@ impl<V: Values> Task<'_, V> {
             let next = (next < self.columns.end).then(|| start.wrapping_add(PANEL / GROUP * group));
             return Weights { start, group, groups, steps, next };
         }
-        // What is beyond the end of K is zero.
-        let there = (group - depth.start * GROUP).min(steps * TILE);
+        // The tiles beyond the end of K are zero.
+        let available = (group - depth.start * GROUP).min(steps * TILE);
         copied.clear();
         copied.resize(groups * steps, WeightTile([0; TILE]));
         for index in 0..groups {
             let to = copied[index * steps..].as_mut_ptr().cast::<u8>();
-            // SAFETY: the group has `there` bytes from here on, and its tiles have room for them.
-            unsafe { std::ptr::copy_nonoverlapping(start.wrapping_add(index * group), to, there) };
+            // SAFETY: the group has `available` bytes from here on, and its tiles have room for them.
+            unsafe { std::ptr::copy_nonoverlapping(start.wrapping_add(index * group), to, available) };
         }
         Weights { start: copied.as_ptr().cast(), group: steps * TILE, groups, steps, next: None }
     }
 }
 
-/// All rows of a task times one panel, in a part of K.
+/// All rows of a task times one panel, in one part of K.
 struct Pass<'a, 'b, V> {
     task: &'a Task<'b, V>,
     columns: Range<usize>,
@@ -214,76 +216,77 @@ struct Pass<'a, 'b, V> {
     from: usize,
     is_first: bool,
     is_last: bool,
-    /// Where the sums wait between parts of K: two blocks for each 32 rows.
-    images: *mut i32,
+    /// Spilled sums between parts of K: two blocks for each 32 rows.
+    spilled: *mut i32,
 }
 
 impl<V: Values> Pass<'_, '_, V> {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, tiles: &mut S::Tiles, sums: &mut [PanelSums; 2]) {
-        let Task { operands, values, finish, rows, .. } = self.task;
+        let Task { operands, values, epilogue, rows, .. } = self.task;
         let mut columns = values.columns(self.columns.clone());
-        finish.gate(self.columns.clone(), &mut columns.gate);
+        epilogue.gate(self.columns.clone(), &mut columns.gate);
         let halves = self.weights.groups.div_ceil(2);
-        let mut waiting = Waiting { row: 0, line: 0, count: 0 };
-        let lines = finish.lines(rows.start, self.columns.start, self.columns.end);
-        let mut coming = Coming::new(&self.weights, rows.len().div_ceil(SIDE));
+        let mut pending = PendingRows { row: 0, line: 0, count: 0 };
+        let lines = epilogue.lines(rows.start, self.columns.start, self.columns.end);
+        let mut prefetch = WeightPrefetch::new(&self.weights, rows.len().div_ceil(SIDE));
         for block in 0..rows.len().div_ceil(SIDE) {
             let row = rows.start + block * SIDE;
-            // The last block begins early enough to be whole; rows before it are computed again and written once.
+            // The last block begins early enough to be whole; the overlapping rows are recomputed but written once.
             let begin = row.min(operands.rows - SIDE);
             let count = SIDE.min(rows.end - row);
             let [one, two] = &mut *sums;
             let (now, before) = if block % 2 == 0 { (one, two) } else { (two, one) };
-            let mut beside = Beside {
+            let mut interleaved = InterleavedWork {
                 pass: self,
                 columns: &columns,
                 sums: before,
-                waiting,
+                pending,
                 done: 0,
                 lines,
                 each: SIDE.div_ceil((halves * self.weights.steps).max(1)),
             };
             for index in 0..halves {
-                // Neighbours share rows or weights, and go through K in opposite directions.
+                // Neighbouring blocks share rows or weights, and iterate over K in opposite directions.
                 let is_odd = row / SIDE % 2 == 1;
                 let half = if is_odd { halves - 1 - index } else { index };
                 let backwards = is_odd != (half % 2 == 1);
-                let image = BlockSums::images(self.images.wrapping_add((block * 2 + half) * TILE));
-                // SAFETY: there are 32 rows from `begin`, the weights have whole tiles, and the sums have room for a
-                // panel of 32 rows; images are read after they were written.
+                let spilled_block =
+                    BlockSums::contiguous(self.spilled.wrapping_add((block * 2 + half) * TILE));
+                // SAFETY: there are 32 rows from `begin`, the weights are whole tiles, and the sums have room for a
+                // panel of 32 rows. Spilled blocks are written before they are read.
                 unsafe {
                     if self.is_first {
                         tiles.zero()
                     } else {
-                        tiles.load(image)
+                        tiles.load(spilled_block)
                     }
-                    self.products(s, tiles, begin, half, backwards, &mut beside, &mut coming);
+                    self.products(s, tiles, begin, half, backwards, &mut interleaved, &mut prefetch);
                     if self.is_last {
                         let to = now.0.as_mut_ptr().cast::<i32>().wrapping_add(half * SIDE);
                         tiles.store(BlockSums::rows(to, PANEL * size_of::<i32>()));
                     } else {
-                        tiles.store(image);
+                        tiles.store(spilled_block);
                     }
                 }
             }
-            beside.rest(s);
+            interleaved.finish(s);
             if self.is_last {
-                waiting = Waiting { row, line: row - begin, count };
+                pending = PendingRows { row, line: row - begin, count };
             }
         }
         let last = &sums[(rows.len().div_ceil(SIDE) + 1) % 2];
-        for index in 0..waiting.count {
-            finish.row(s, *values, &columns, &last.0[waiting.line + index], waiting.row + index);
+        for index in 0..pending.count {
+            epilogue.row(s, *values, &columns, &last.0[pending.line + index], pending.row + index);
         }
     }
 
-    /// Adds the products of a block, with other work between its steps.
+    /// Adds the products of a block, with other work interleaved between the steps.
     ///
     /// # Safety
-    /// 32 rows from `begin` and the tiles of the half can be read.
+    /// 32 rows from `begin` and the tiles of the half are readable.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the innermost loop, with what goes on beside it")]
+    #[expect(clippy::too_many_arguments, reason = "the innermost loop and its interleaved work")]
     unsafe fn products<S: Simd>(
         &self,
         s: S,
@@ -291,8 +294,8 @@ impl<V: Values> Pass<'_, '_, V> {
         begin: usize,
         half: usize,
         backwards: bool,
-        beside: &mut Beside<'_, '_, V>,
-        coming: &mut Coming,
+        interleaved: &mut InterleavedWork<'_, '_, V>,
+        prefetch: &mut WeightPrefetch,
     ) {
         let Operands { x, stride, .. } = self.task.operands;
         let columns = self.weights.half(half);
@@ -305,30 +308,30 @@ impl<V: Values> Pass<'_, '_, V> {
                 stride,
                 columns: columns.map(|column| column.wrapping_add(k * TILE)),
             };
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller (see `# Safety`).
             unsafe { V::Product::step_tiles(tiles, step) };
-            beside.step(s);
-            coming.step(s);
+            interleaved.step(s);
+            prefetch.step(s);
         }
     }
 }
 
-/// The lines of the next panel of weights, asked for into the second cache while this one passes: they come from memory or
-/// from the third cache, and a block would wait for them.
-struct Coming {
+/// Prefetches the next panel of weights into the L2 cache while the current panel is computed. Otherwise a block
+/// would wait for memory or the L3 cache.
+struct WeightPrefetch {
     line: *const u8,
-    /// Lines that are left of this group.
+    /// Remaining lines of this group.
     in_group: usize,
     lines: usize,
-    /// From the end of this part of a group to the next.
+    /// Bytes from the end of this part of a group to the next group.
     skip: usize,
-    /// Lines that are left.
+    /// Remaining lines.
     count: usize,
-    /// Lines after each step.
+    /// Lines per step.
     each: usize,
 }
 
-impl Coming {
+impl WeightPrefetch {
     fn new(weights: &Weights, blocks: usize) -> Self {
         let lines = weights.steps * TILE / OutputLines::LINE;
         let count = if weights.next.is_some() { lines * weights.groups } else { 0 };
@@ -346,7 +349,7 @@ impl Coming {
     #[inline(always)]
     fn step<S: Simd>(&mut self, s: S) {
         for _ in 0..self.each.min(self.count) {
-            s.prefetch_to_second_cache(self.line);
+            s.prefetch_to_l2(self.line);
             self.line = self.line.wrapping_add(OutputLines::LINE);
             self.in_group -= 1;
             if self.in_group == 0 {
@@ -358,20 +361,21 @@ impl Coming {
     }
 }
 
-/// What vectors do between the steps of tiles: they write the rows before, and ask for the lines of those that come next.
-struct Beside<'a, 'b, V> {
+/// Vector work between tile steps: the epilogue of the previous block, and prefetches of the output lines of the next
+/// rows.
+struct InterleavedWork<'a, 'b, V> {
     pass: &'a Pass<'a, 'b, V>,
     columns: &'a Columns,
     sums: &'a PanelSums,
-    waiting: Waiting,
+    pending: PendingRows,
     done: usize,
-    /// Of the first row of the task.
+    /// The output lines of the first row of the task.
     lines: OutputLines,
-    /// Rows after each step.
+    /// Rows per step.
     each: usize,
 }
 
-impl<V: Values> Beside<'_, '_, V> {
+impl<V: Values> InterleavedWork<'_, '_, V> {
     #[inline(always)]
     fn step<S: Simd>(&mut self, s: S) {
         for _ in 0..self.each {
@@ -380,18 +384,18 @@ impl<V: Values> Beside<'_, '_, V> {
     }
 
     #[inline(always)]
-    fn rest<S: Simd>(&mut self, s: S) {
-        while self.done < self.waiting.count {
+    fn finish<S: Simd>(&mut self, s: S) {
+        while self.done < self.pending.count {
             self.row(s);
         }
     }
 
     #[inline(always)]
     fn row<S: Simd>(&mut self, s: S) {
-        let Waiting { row, line, count } = self.waiting;
+        let PendingRows { row, line, count } = self.pending;
         if self.done < count {
-            let Task { values, finish, rows, .. } = self.pass.task;
-            let ahead = row + self.done + AHEAD;
+            let Task { values, epilogue, rows, .. } = self.pass.task;
+            let ahead = row + self.done + PREFETCH_DISTANCE;
             if ahead < rows.end {
                 let OutputLines { start, stride, width } = self.lines;
                 let start = start.wrapping_add((ahead - rows.start) * stride);
@@ -399,7 +403,7 @@ impl<V: Values> Beside<'_, '_, V> {
                     s.prefetch_to_write(start.wrapping_add(at));
                 }
             }
-            finish.row(s, *values, self.columns, &self.sums.0[line + self.done], row + self.done);
+            epilogue.row(s, *values, self.columns, &self.sums.0[line + self.done], row + self.done);
             self.done += 1;
         }
     }
@@ -425,7 +429,7 @@ mod tests {
     ];
 
     #[test]
-    fn ninety_six_threads_have_two_tasks_each_at_1950_rows() {
+    fn ninety_six_threads_have_at_least_two_tasks_each_at_1950_rows() {
         for [inputs, outputs] in SHAPES {
             for bytes in [1, 2] {
                 let plan = Plan::new(1950, outputs, inputs * bytes, 96);
@@ -436,12 +440,12 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_whole_blocks_that_fit_the_second_cache() {
+    fn tasks_are_whole_blocks_that_fit_in_the_l2_cache() {
         for [inputs, outputs] in SHAPES {
             for (bytes, threads) in [(1, 1), (2, 1), (1, 64), (2, 64)] {
                 let plan = Plan::new(7800, outputs, inputs * bytes, threads);
                 assert!(plan.rows.is_multiple_of(SIDE) && plan.columns.is_multiple_of(PANEL), "{plan:?}");
-                assert!(plan.depth.is_multiple_of(DEPTH) && plan.depth <= LONGEST, "{plan:?}");
+                assert!(plan.depth.is_multiple_of(DEPTH) && plan.depth <= MAX_DEPTH, "{plan:?}");
                 let sums = if plan.depth < inputs * bytes { plan.rows * plan.columns * 4 } else { 0 };
                 assert!(plan.rows * plan.depth + PANEL * plan.depth + sums < 2 << 20, "{plan:?}");
             }

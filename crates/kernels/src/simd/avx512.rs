@@ -1,5 +1,5 @@
-//! AVX-512 with VNNI, with BF16 where `BF16` is true, and with the tiles of AMX where `TILES` is.
-#![expect(unsafe_code, reason = "instructions of one processor family, and reads through bare pointers")]
+//! AVX-512 with VNNI, with BF16 if `BF16`, and with AMX tiles if `TILES`.
+#![expect(unsafe_code, reason = "intrinsics of one processor family and loads through raw pointers")]
 
 use super::tiles::{hardware::Hardware, permission};
 use super::{Operation, SMALLEST_EXPONENT, Simd, exp2_polynomial};
@@ -19,7 +19,8 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, BF16 if `BF16`, and VBMI and permitted tiles if `TILES`.
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, BF16 if `BF16`, and VBMI and permitted tiles if
+/// `TILES`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool, const TILES: bool = false>(());
 
@@ -42,7 +43,7 @@ impl Avx512<true> {
 }
 
 impl Avx512<true, true> {
-    /// Also asks the system for the tiles, once for this process.
+    /// Also requests permission for the tiles, once per process.
     pub(crate) fn detect() -> Option<Self> {
         let has = Avx512::<true>::detect().is_some() && is_x86_feature_detected!("avx512vbmi");
         (has && permission::tiles().is_ok()).then_some(Self(()))
@@ -67,10 +68,10 @@ fn with_tiles<S: Simd, O: Operation>(s: S, operation: O) -> O::Output {
     operation.run(s)
 }
 
-/// An intrinsic that needs the instructions of [`Avx512`].
+/// Calls an intrinsic that needs the instructions of [`Avx512`].
 macro_rules! proven {
     ($call:expr) => {
-        // SAFETY: an `Avx512` is only made where the processor has these instructions.
+        // SAFETY: an `Avx512` is created only if the processor has these instructions.
         unsafe { $call }
     };
 }
@@ -95,7 +96,7 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
 
     #[inline(always)]
     fn tiles(self) -> Option<Hardware> {
-        // SAFETY: an `Avx512<_, true>` is only made where tiles are permitted.
+        // SAFETY: an `Avx512<_, true>` is created only if tiles are permitted.
         TILES.then(|| unsafe { Hardware::configured() })
     }
 
@@ -106,13 +107,13 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
 
     #[inline(always)]
     unsafe fn load_at(self, from: *const f32) -> __m512 {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline(always)]
     unsafe fn store_at(self, value: __m512, to: *mut f32) {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm512_storeu_ps(to, value) }
     }
 
@@ -158,10 +159,10 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
 
     #[inline(always)]
     fn exp2(self, a: __m512) -> __m512 {
-        // The immediate asks for what is left after rounding down to a whole number, which is what `scalef` rounds to.
+        // The immediate selects the remainder after rounding down to an integer, which is the rounding of `scalef`.
         let fraction = proven!(_mm512_reduce_ps::<0b1001>(a));
-        // A result below 2^-126 would cost an assist of some 94 ns on Intel: those lanes are zero, and are left out.
-        // A NaN stays one.
+        // A result below 2^-126 would cost a microcode assist of about 94 ns on Intel: those lanes are masked to
+        // zero. NaN stays NaN.
         let is_normal = proven!(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, _mm512_set1_ps(SMALLEST_EXPONENT)));
         proven!(_mm512_maskz_scalef_ps(is_normal, exp2_polynomial(self, fraction), a))
     }
@@ -183,7 +184,7 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
 
     #[inline(always)]
     unsafe fn load_bf16_at(self, from: *const bf16) -> __m512 {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe {
             let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast::<__m256i>()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
@@ -193,12 +194,12 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
     #[inline(always)]
     unsafe fn store_bf16_at(self, value: __m512, to: *mut bf16) {
         let rounded: __m256i = if BF16 {
-            // SAFETY: `Avx512<true>` says that the instruction is there; both types are 16 bf16.
+            // SAFETY: `Avx512<true>` proves that the instruction exists; both types are 16 bf16 values.
             unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(value)) }
         } else {
             proven!(rounded_to_bf16(value))
         };
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm256_storeu_si256(to.cast::<__m256i>(), rounded) }
     }
 
@@ -209,19 +210,19 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
 
     #[inline(always)]
     unsafe fn load_bytes_at(self, from: *const u8) -> __m512i {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm512_loadu_si512(from.cast::<__m512i>()) }
     }
 
     #[inline(always)]
     unsafe fn broadcast_bytes_at(self, from: *const u8) -> __m512i {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
     }
 
     #[inline(always)]
     unsafe fn store_i32_at(self, value: __m512i, to: *mut i32) {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm512_storeu_si512(to.cast::<__m512i>(), value) }
     }
 
@@ -249,19 +250,19 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
     unsafe fn store_u8_at(self, value: __m512i, to: *mut u8) {
         let clamped = proven!(_mm512_max_epi32(value, _mm512_set1_epi32(0)));
         let clamped = proven!(_mm512_min_epi32(clamped, _mm512_set1_epi32(255)));
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm_storeu_si128(to.cast::<__m128i>(), _mm512_cvtepi32_epi8(clamped)) }
     }
 
     #[inline(always)]
     unsafe fn store_i8_at(self, value: __m512i, to: *mut i8) {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe { _mm_storeu_si128(to.cast::<__m128i>(), _mm512_cvtsepi32_epi8(value)) }
     }
 
     #[inline(always)]
     unsafe fn store_bytes_of_lanes_at(self, [a, b, c, d]: [__m512i; 4], to: *mut u8) {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe {
             let low = _mm512_set1_epi32(0xFF);
             let first =
@@ -276,7 +277,7 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
 
     #[inline(always)]
     unsafe fn store_u8_quads_at(self, [a, b, c, d]: [__m512i; 4], to: *mut u8) {
-        // SAFETY: the caller's, and `Avx512`'s.
+        // SAFETY: guaranteed by the caller (see `# Safety`); `Avx512` proves that the instructions exist.
         unsafe {
             let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
             _mm512_storeu_si512(to.cast::<__m512i>(), bytes);
@@ -297,7 +298,7 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
     #[inline(always)]
     fn dot_bf16(self, acc: __m512, a: __m512i, w: __m512i) -> __m512 {
         if BF16 {
-            // SAFETY: `Avx512<true>` says that the instruction is there; both types are 32 bf16.
+            // SAFETY: `Avx512<true>` proves that the instruction exists; both types are 32 bf16 values.
             unsafe {
                 _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(w))
             }
@@ -311,26 +312,26 @@ impl<const BF16: bool, const TILES: bool> Simd for Avx512<BF16, TILES> {
 
     #[inline(always)]
     fn prefetch_to_write(self, at: *const u8) {
-        // SAFETY: a prefetch reads nothing that could fault.
+        // SAFETY: a prefetch cannot fault.
         unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast::<i8>()) }
     }
 
     #[inline(always)]
-    fn prefetch_to_second_cache(self, at: *const u8) {
-        // SAFETY: a prefetch reads nothing that could fault.
+    fn prefetch_to_l2(self, at: *const u8) {
+        // SAFETY: a prefetch cannot fault.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast::<i8>()) }
     }
 }
 
-/// To nearest even by integer arithmetic, for processors without the instruction; NaN stays NaN.
+/// Rounds to nearest even with integer arithmetic, for processors without the instruction. NaN stays NaN.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn rounded_to_bf16(value: __m512) -> __m256i {
-    // SAFETY: both types are 512 plain bits.
+    // SAFETY: both types are 512 bits without invalid patterns.
     let bits: __m512i = unsafe { transmute(value) };
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
     let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
-    let kept = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7FC0_0000));
-    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept))
+    let selected = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7FC0_0000));
+    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(selected))
 }

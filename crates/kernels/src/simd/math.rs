@@ -1,12 +1,13 @@
-//! Functions of vectors that are the same for every instruction set.
+//! Vector functions that are shared by all instruction sets.
 
 use super::Simd;
 
-/// The exponent of the smallest normal number of f32. What would be smaller is zero on every path: a processor may need
-/// a hundred times as long for a result that is not normal.
+/// The exponent of the smallest normal f32. Smaller results are zero on every path: a subnormal result may take a
+/// processor a hundred times as long.
 pub(crate) const SMALLEST_EXPONENT: f32 = -126.0;
 
-/// `2^x` for `x` in 0..=1, exact at both ends, to 1.1e-4 of its value: the polynomial of degree 3 of least relative error.
+/// `2^x` for `x` in 0..=1, exact at both ends, with a relative error of at most 1.1e-4: the cubic polynomial of least
+/// relative error.
 #[inline(always)]
 pub(crate) fn exp2_polynomial<S: Simd>(s: S, x: S::F) -> S::F {
     let p = s.mul_add(s.splat(0.078_267_97), x, s.splat(0.226_307_68));
@@ -22,7 +23,7 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     const C2: f32 = C1 * 0.044_715;
     let square = s.mul(x, x);
     let t = s.mul(x, s.mul_add(square, s.splat(C2), s.splat(C1)));
-    // Beyond 2^100 the quotient is zero to every format here, and no instruction set overflows on the way.
+    // Beyond 2^100 the quotient is zero in every format here; the limit avoids overflow on all instruction sets.
     let t = s.min(t, s.splat(100.0));
     s.mul(x, s.reciprocal(s.add(s.splat(1.0), s.exp2(t))))
 }
@@ -37,8 +38,8 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::tested;
-    use crate::simd::{Operation, WIDEST};
+    use crate::path::paths_under_test;
+    use crate::simd::{MAX_LANES, Operation};
 
     #[derive(Clone, Copy)]
     enum Function {
@@ -49,14 +50,14 @@ mod tests {
 
     struct Apply {
         function: Function,
-        to: [f32; WIDEST],
+        to: [f32; MAX_LANES],
     }
 
     impl Operation for Apply {
-        type Output = [f32; WIDEST];
+        type Output = [f32; MAX_LANES];
 
         #[inline(always)]
-        fn run<S: Simd>(mut self, s: S) -> [f32; WIDEST] {
+        fn run<S: Simd>(mut self, s: S) -> [f32; MAX_LANES] {
             for part in self.to.chunks_exact_mut(S::LANES) {
                 let x = s.load(part);
                 let y = match self.function {
@@ -70,14 +71,14 @@ mod tests {
         }
     }
 
-    /// A function of one number on every path.
+    /// Evaluates a function of one number on every path.
     fn on_every_path(function: Function, x: f32) -> Vec<f32> {
-        let apply = |kernels: crate::Kernels| kernels.run(Apply { function, to: [x; WIDEST] });
-        tested().flat_map(apply).collect()
+        let apply = |kernels: crate::Kernels| kernels.run(Apply { function, to: [x; MAX_LANES] });
+        paths_under_test().flat_map(apply).collect()
     }
 
     #[test]
-    fn powers_of_two_are_close_or_zero_and_always_normal() {
+    fn exp2_is_accurate_and_never_subnormal() {
         for x in (-1400..1270).map(|tenth| tenth as f32 / 10.0).chain([-126.0, -126.000_01, -1e30]) {
             for found in on_every_path(Function::Exp2, x) {
                 if x < SMALLEST_EXPONENT {
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn gates_of_large_numbers_are_the_number_or_next_to_nothing() {
+    fn gelu_and_silu_of_large_inputs_are_near_the_input_or_zero() {
         for x in [9.0, 9.9, 10.0, 12.0, 30.0, 90.0, 1e3, 1e6] {
             for function in [Function::Gelu, Function::Silu] {
                 for (found, below) in on_every_path(function, x).into_iter().zip(on_every_path(function, -x))

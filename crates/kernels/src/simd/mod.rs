@@ -1,12 +1,12 @@
-//! Vectors as a trait, so that every kernel is written once and compiled for each instruction set.
+//! A vector trait: every kernel is written once and compiled for each instruction set.
 //!
-//! A value of a type that implements [`Simd`] is the proof that the processor has its instructions: only
-//! [`crate::Kernels`] makes one, after asking the processor. So the arithmetic is safe to call; what stays unsafe is
-//! reading and writing through bare pointers, in the innermost loops.
+//! A value of a type that implements [`Simd`] proves that the processor has its instructions: only [`crate::Kernels`]
+//! creates one, after checking the processor. The arithmetic is therefore safe to call. Only loads and stores through
+//! raw pointers, in the innermost loops, are unsafe.
 
 #![expect(
     unsafe_code,
-    reason = "reads and writes through bare pointers are the trait's, checked here for slices"
+    reason = "the trait loads and stores through raw pointers; the slice methods check bounds"
 )]
 
 #[cfg(target_arch = "x86_64")]
@@ -22,14 +22,15 @@ pub(crate) use math::{SMALLEST_EXPONENT, exp2_polynomial, gelu_tanh, silu};
 use half::bf16;
 use tiles::Tiles;
 
-/// Elements of the widest vector there is; scratch rows are padded to it.
-pub(crate) const WIDEST: usize = 16;
+/// Lanes of the widest vector; scratch rows are padded to it.
+pub(crate) const MAX_LANES: usize = 16;
 
-/// Work that is compiled once for each instruction set.
+/// Code that is compiled once for each instruction set.
 pub(crate) trait Operation {
     type Output;
 
-    /// Does it. Implementations are `#[inline(always)]`, so that the code is compiled for the instructions of `S`.
+    /// Runs the operation. Implementations are `#[inline(always)]`, so that the code is compiled for the instructions
+    /// of `S`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
@@ -37,22 +38,22 @@ pub(crate) trait Operation {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// 32-bit floats.
     type F: Copy;
-    /// 32-bit integers; also four bytes or two bf16 for each lane.
+    /// 32-bit integers; also four bytes or two bf16 values per lane.
     type I: Copy;
     /// Tiles, for an instruction set that has them.
     type Tiles: Tiles;
 
     /// Lanes of a vector: 16 or 8.
     const LANES: usize;
-    /// Rows of a product's tile.
+    /// Rows of a register tile.
     const ROWS: usize;
-    /// Vectors of columns of a product's tile; `ROWS × COLUMNS` accumulators stay in registers.
+    /// Vectors of columns of a register tile; `ROWS × COLUMNS` accumulators stay in registers.
     const COLUMNS: usize;
 
     /// Runs `operation` compiled for this instruction set.
     fn vectorize<O: Operation>(self, operation: O) -> O::Output;
 
-    /// The tiles of this thread, configured until they are dropped; nothing without them.
+    /// Configures the tiles of this thread until the value is dropped; `None` without tiles.
     fn tiles(self) -> Option<Self::Tiles>;
 
     fn splat(self, value: f32) -> Self::F;
@@ -72,7 +73,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn abs(self, a: Self::F) -> Self::F;
     /// `1/a` to at least 14 bits.
     fn reciprocal(self, a: Self::F) -> Self::F;
-    /// `2^a` to 1.1e-4 of its value; 0 for `a` below [`SMALLEST_EXPONENT`], and infinity or a huge number far above 127.
+    /// `2^a` with a relative error of at most 1.1e-4; 0 for `a` below [`SMALLEST_EXPONENT`], infinity or a huge
+    /// number far above 127.
     fn exp2(self, a: Self::F) -> Self::F;
     fn sum(self, a: Self::F) -> f32;
     fn largest(self, a: Self::F) -> f32;
@@ -92,7 +94,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `4·LANES` bytes can be read at `from`.
     unsafe fn load_bytes_at(self, from: *const u8) -> Self::I;
-    /// The four bytes at `from` in every lane.
+    /// The four bytes at `from`, broadcast to every lane.
     ///
     /// # Safety
     /// Four bytes can be read at `from`.
@@ -105,123 +107,123 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn to_f32(self, a: Self::I) -> Self::F;
     /// Rounds to nearest even.
     fn to_i32(self, a: Self::F) -> Self::I;
-    /// The low byte of each lane, after clamping to 0..=255.
+    /// Stores the low byte of each lane, clamped to 0..=255.
     ///
     /// # Safety
     /// `LANES` bytes can be written at `to`.
     unsafe fn store_u8_at(self, value: Self::I, to: *mut u8);
-    /// The low byte of each lane, after clamping to -128..=127.
+    /// Stores the low byte of each lane, clamped to -128..=127.
     ///
     /// # Safety
     /// `LANES` bytes can be written at `to`.
     unsafe fn store_i8_at(self, value: Self::I, to: *mut i8);
-    /// The low bytes of four vectors, those of a lane side by side.
+    /// Stores the low bytes of four vectors, the four bytes of a lane adjacent.
     ///
     /// # Safety
     /// `4·LANES` bytes can be written at `to`.
     unsafe fn store_bytes_of_lanes_at(self, values: [Self::I; 4], to: *mut u8);
-    /// Four vectors clamped to bytes 0..=255, in the order of [`quad_order`](Self::quad_order).
+    /// Stores four vectors clamped to 0..=255, in the order of [`quad_order`](Self::quad_order).
     ///
     /// # Safety
     /// `4·LANES` bytes can be written at `to`.
     unsafe fn store_u8_quads_at(self, values: [Self::I; 4], to: *mut u8);
-    /// Which quad of the `4·LANES` elements [`store_u8_quads_at`](Self::store_u8_quads_at) puts at a position.
+    /// The quad of the `4·LANES` elements that [`store_u8_quads_at`](Self::store_u8_quads_at) stores at a position.
     fn quad_order(position: usize) -> usize;
 
     /// `acc + Σ a[j]·w[j]` over the four bytes of each lane, `a` unsigned and `w` signed; exact.
     fn dot_u8(self, acc: Self::I, a: Self::I, w: Self::I) -> Self::I;
-    /// `acc + a[0]·w[0] + a[1]·w[1]` over the two bf16 of each lane.
+    /// `acc + a[0]·w[0] + a[1]·w[1]` over the two bf16 values of each lane.
     fn dot_bf16(self, acc: Self::F, a: Self::I, w: Self::I) -> Self::F;
-    /// Asks for the cache line at `at`, to be written soon. Any address is allowed.
+    /// Prefetches the cache line at `at` for writing. Any address is allowed.
     fn prefetch_to_write(self, at: *const u8);
-    /// Asks for the cache line at `at`, to be read later. Any address is allowed.
-    fn prefetch_to_second_cache(self, at: *const u8);
+    /// Prefetches the cache line at `at` into the L2 cache for reading. Any address is allowed.
+    fn prefetch_to_l2(self, at: *const u8);
 
-    /// The first lanes of `from`, and zeros.
+    /// Loads up to `LANES` elements of `from`; missing lanes are zero.
     #[inline(always)]
     fn load(self, from: &[f32]) -> Self::F {
         if from.len() >= Self::LANES {
-            // SAFETY: the slice has that many.
+            // SAFETY: the slice has at least `LANES` elements.
             return unsafe { self.load_at(from.as_ptr()) };
         }
-        let mut whole = [0.0; WIDEST];
+        let mut whole = [0.0; MAX_LANES];
         whole[..from.len()].copy_from_slice(from);
-        // SAFETY: the array has `WIDEST` floats, and no vector more.
+        // SAFETY: the array has `MAX_LANES` elements, and no vector has more lanes.
         unsafe { self.load_at(whole.as_ptr()) }
     }
 
-    /// The first lanes of `from`, and zeros.
+    /// Loads up to `LANES` elements of `from`; missing lanes are zero.
     #[inline(always)]
     fn load_bf16(self, from: &[bf16]) -> Self::F {
         if from.len() >= Self::LANES {
-            // SAFETY: the slice has that many.
+            // SAFETY: the slice has at least `LANES` elements.
             return unsafe { self.load_bf16_at(from.as_ptr()) };
         }
-        let mut whole = [bf16::ZERO; WIDEST];
+        let mut whole = [bf16::ZERO; MAX_LANES];
         whole[..from.len()].copy_from_slice(from);
-        // SAFETY: the array has `WIDEST` values, and no vector more.
+        // SAFETY: the array has `MAX_LANES` elements, and no vector has more lanes.
         unsafe { self.load_bf16_at(whole.as_ptr()) }
     }
 
-    /// As many lanes as `to` has room for.
+    /// Stores as many lanes as fit in `to`.
     #[inline(always)]
     fn store_i32(self, value: Self::I, to: &mut [i32]) {
         if to.len() >= Self::LANES {
-            // SAFETY: the slice has that many.
+            // SAFETY: the slice has at least `LANES` elements.
             unsafe { self.store_i32_at(value, to.as_mut_ptr()) };
             return;
         }
-        let mut whole = [0; WIDEST];
-        // SAFETY: the array has `WIDEST` integers, and no vector more.
+        let mut whole = [0; MAX_LANES];
+        // SAFETY: the array has `MAX_LANES` elements, and no vector has more lanes.
         unsafe { self.store_i32_at(value, whole.as_mut_ptr()) };
         to.copy_from_slice(&whole[..to.len()]);
     }
 
-    /// As many lanes as `to` has room for.
+    /// Stores as many lanes as fit in `to`.
     #[inline(always)]
     fn store(self, value: Self::F, to: &mut [f32]) {
         if to.len() >= Self::LANES {
-            // SAFETY: the slice has that many.
+            // SAFETY: the slice has at least `LANES` elements.
             unsafe { self.store_at(value, to.as_mut_ptr()) };
             return;
         }
-        let mut whole = [0.0; WIDEST];
-        // SAFETY: the array has `WIDEST` floats, and no vector more.
+        let mut whole = [0.0; MAX_LANES];
+        // SAFETY: the array has `MAX_LANES` elements, and no vector has more lanes.
         unsafe { self.store_at(value, whole.as_mut_ptr()) };
         to.copy_from_slice(&whole[..to.len()]);
     }
 
-    /// As many lanes as `to` has room for, rounded to nearest even.
+    /// Stores as many lanes as fit in `to`, rounded to nearest even.
     #[inline(always)]
     fn store_bf16(self, value: Self::F, to: &mut [bf16]) {
         if to.len() >= Self::LANES {
-            // SAFETY: the slice has that many.
+            // SAFETY: the slice has at least `LANES` elements.
             unsafe { self.store_bf16_at(value, to.as_mut_ptr()) };
             return;
         }
-        let mut whole = [bf16::ZERO; WIDEST];
-        // SAFETY: the array has `WIDEST` values, and no vector more.
+        let mut whole = [bf16::ZERO; MAX_LANES];
+        // SAFETY: the array has `MAX_LANES` elements, and no vector has more lanes.
         unsafe { self.store_bf16_at(value, whole.as_mut_ptr()) };
         to.copy_from_slice(&whole[..to.len()]);
     }
 
-    /// As many lanes as `to` has room for, clamped to 0..=255.
+    /// Stores as many lanes as fit in `to`, clamped to 0..=255.
     #[inline(always)]
     fn store_u8(self, value: Self::I, to: &mut [u8]) {
         if to.len() >= Self::LANES {
-            // SAFETY: the slice has that many.
+            // SAFETY: the slice has at least `LANES` elements.
             unsafe { self.store_u8_at(value, to.as_mut_ptr()) };
             return;
         }
-        let mut whole = [0; WIDEST];
-        // SAFETY: the array has `WIDEST` bytes, and no vector more.
+        let mut whole = [0; MAX_LANES];
+        // SAFETY: the array has `MAX_LANES` elements, and no vector has more lanes.
         unsafe { self.store_u8_at(value, whole.as_mut_ptr()) };
         to.copy_from_slice(&whole[..to.len()]);
     }
 }
 
-/// Repeats a block for `$index` = 0, 1, … below a constant of at most 6, without a loop: arrays of accumulators that are
-/// only indexed by constants stay in registers.
+/// Unrolls a block for `$index` = 0, 1, … below a constant of at most 6. Arrays of accumulators that are indexed only
+/// by constants stay in registers.
 macro_rules! unrolled {
     ($index:ident < $count:expr, $body:block) => {
         $crate::simd::unrolled!(@ $index $count, $body; 0 1 2 3 4 5)

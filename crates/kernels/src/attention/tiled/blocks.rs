@@ -1,15 +1,15 @@
-//! Some queries of one head against all keys.
+//! Attention of a block of queries of one head over all keys.
 //!
-//! The work is parted into units of 32 queries and [`BLOCK`] keys, and two of them are under way at once: some scores of
-//! one are made, and become probabilities on vectors while tiles mix some values of the one before. Vectors and tiles do
-//! not get into each other's way, and what waits between them stays in the first cache.
-#![expect(unsafe_code, reason = "tiles are read and written through bare pointers into fixed arrays")]
+//! The work is split into units of 32 queries and [`BLOCK`] keys, processed as a two-stage pipeline. While the tiles
+//! multiply the probabilities and values of one unit, vectors convert the scores of the next unit to probabilities.
+//! Tile and vector instructions overlap, and the intermediate values stay in the L1 cache.
+#![expect(unsafe_code, reason = "tiles are read and written through raw pointers into fixed-size arrays")]
 
 use super::prepare::Prepared;
-use super::{Attention, BLOCK, WIDEST_HEAD};
+use super::{Attention, BLOCK, MAX_HEAD_WIDTH};
 use crate::packing::GROUP;
-use crate::shared::{Chunks, Shared};
-use crate::simd::tiles::powers::{LOG2_ONE, Powers, STEPS_OF_LOG2};
+use crate::shared::{Chunks, SharedSlice};
+use crate::simd::tiles::powers::{BF16_EXPONENT_BIAS, Powers, STEPS_PER_EXPONENT};
 use crate::simd::tiles::{BlockSums, DEPTH, HELD, HeldProducts, ROWS, SIDE, Step, TILE, Tiles};
 use crate::simd::{Operation, Simd};
 use half::bf16;
@@ -17,38 +17,41 @@ use std::ops::Range;
 
 /// Queries of one task.
 pub(super) const QUERIES: usize = 128;
-/// Powers of two above and below one that probabilities may have: bf16 has 126, of which some are for smaller
-/// probabilities beside the largest, or for sums of many and their products with values.
-const ROOM: f32 = 90.0;
+/// Largest magnitude of the base-2 exponents of probabilities. bf16 has 126; the rest is reserved for probabilities
+/// smaller than the largest, and for sums and their products with values.
+const MAX_EXPONENT: f32 = 90.0;
 
-/// Numbers of a block.
+/// Elements of a block.
 const SQUARE: usize = SIDE * SIDE;
 /// Blocks of a unit.
 const PARTS: usize = BLOCK / SIDE;
 
-/// Memory of one task at a time.
+/// Scratch memory of one task.
 #[derive(Debug, Clone, Copy)]
-struct Work {
-    /// Blocks of scores, for some 32 keys of a unit.
+struct TaskScratch {
+    /// Blocks of scores, each for 32 keys of a unit.
     scores: *mut f32,
     /// Probabilities of two units, in pairs of tiles.
     probabilities: *mut u16,
-    /// What the scores of a query start from, sixteen times.
+    /// Initial score of each query, stored sixteen times.
     starts: *mut f32,
-    /// Sums of the probabilities of a query, sixteen.
+    /// Sixteen partial sums of probabilities for each query.
     weights: *mut f32,
-    /// For each 32 queries, images of blocks of 32 channels of mixed values.
-    mixed: *mut f32,
+    /// Accumulated values: for each 32 queries, blocks of 32 channels, each stored as four consecutive tiles.
+    value_sums: *mut f32,
 }
 
-/// Bytes of a [`Work`].
-pub(super) const WORK: usize =
-    PARTS * SQUARE * (4 + 2 * 2) + 2 * QUERIES * GROUP * 4 + QUERIES * WIDEST_HEAD * 4;
+/// Bytes of a [`TaskScratch`].
+pub(super) const SCRATCH_BYTES: usize =
+    PARTS * SQUARE * (4 + 2 * 2) + 2 * QUERIES * GROUP * 4 + QUERIES * MAX_HEAD_WIDTH * 4;
 
-impl Work {
+impl TaskScratch {
     fn new(bytes: &mut [u8]) -> Self {
         let start = bytes.as_mut_ptr();
-        assert!(bytes.len() == WORK && start.addr().is_multiple_of(DEPTH), "memory that is no work");
+        assert!(
+            bytes.len() == SCRATCH_BYTES && start.addr().is_multiple_of(DEPTH),
+            "the scratch has the wrong size or alignment"
+        );
         let probabilities = start.wrapping_add(PARTS * SQUARE * 4);
         let starts = probabilities.wrapping_add(2 * PARTS * SQUARE * 2);
         let weights = starts.wrapping_add(QUERIES * GROUP * 4);
@@ -57,7 +60,7 @@ impl Work {
             probabilities: probabilities.cast(),
             starts: starts.cast(),
             weights: weights.cast(),
-            mixed: weights.wrapping_add(QUERIES * GROUP * 4).cast(),
+            value_sums: weights.wrapping_add(QUERIES * GROUP * 4).cast(),
         }
     }
 
@@ -65,7 +68,7 @@ impl Work {
         self.scores.wrapping_add(part * SQUARE)
     }
 
-    /// Probabilities of the first 32 keys of a unit; those of the others follow.
+    /// Probabilities of the first 32 keys of a unit; the others follow.
     fn probabilities(self, buffer: usize) -> *mut u16 {
         self.probabilities.wrapping_add(buffer * PARTS * SQUARE)
     }
@@ -78,9 +81,9 @@ impl Work {
         self.weights.wrapping_add(query * GROUP)
     }
 
-    /// Mixed values of 32 queries and 32 channels.
-    fn mixed(self, queries: usize, channels: usize) -> *mut f32 {
-        self.mixed.wrapping_add((queries * (WIDEST_HEAD / SIDE) + channels) * SQUARE)
+    /// Accumulated values of 32 queries and 32 channels.
+    fn value_sums(self, queries: usize, channels: usize) -> *mut f32 {
+        self.value_sums.wrapping_add((queries * (MAX_HEAD_WIDTH / SIDE) + channels) * SQUARE)
     }
 
     /// # Safety
@@ -96,15 +99,15 @@ pub(super) struct QueryBlock<'a, 'b, 'c> {
     pub(super) attention: &'a Attention<'a>,
     pub(super) prepared: &'a Prepared<'b>,
     pub(super) head: usize,
-    /// From a whole block on.
+    /// The start is a multiple of 32.
     pub(super) queries: Range<usize>,
-    /// [`WORK`] bytes.
-    pub(super) work: &'c mut [u8],
+    /// [`SCRATCH_BYTES`] bytes.
+    pub(super) scratch: &'c mut [u8],
     /// `[L,D]`.
-    pub(super) to: Shared<'c, bf16>,
+    pub(super) to: SharedSlice<'c, bf16>,
 }
 
-/// What one head reads.
+/// Operands of one head.
 #[derive(Clone, Copy)]
 struct Operands {
     /// First byte of the first query of the task.
@@ -113,11 +116,11 @@ struct Operands {
     values: *const u8,
     /// Bytes of a query, key or value.
     row: usize,
-    /// Keys.
+    /// Number of keys.
     count: usize,
-    /// Keys with those that fill the last 32.
+    /// Number of keys, padded to a multiple of 32.
     padded_keys: usize,
-    /// Which of the last 32 keys are there, in the order of the probabilities.
+    /// Mask of the valid keys among the last 32, in the order of the probabilities.
     last: u32,
 }
 
@@ -126,9 +129,9 @@ struct Operands {
 struct Unit {
     queries: usize,
     block: usize,
-    /// Which of the two buffers of probabilities.
+    /// Index of the probability buffer, 0 or 1.
     buffer: usize,
-    /// Parts of 32 keys.
+    /// Number of parts of 32 keys.
     parts: usize,
 }
 
@@ -137,12 +140,14 @@ impl Operation for QueryBlock<'_, '_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Some(mut tiles) = s.tiles() else { unreachable!("only sets with tiles are given such tasks") };
+        let Some(mut tiles) = s.tiles() else {
+            unreachable!("tile tasks run only on instruction sets with tiles")
+        };
         let layout = self.prepared.layout;
         let query_blocks = self.queries.len().div_ceil(SIDE);
         let operands = self.operands::<S>(query_blocks);
-        let work = Work::new(self.work);
-        self.starts(s, &mut tiles, operands, work);
+        let scratch = TaskScratch::new(self.scratch);
+        self.starts(s, &mut tiles, operands, scratch);
         let powers = <S::Tiles as Tiles>::Powers::new();
         let blocks = layout.blocks();
         let unit = |index: usize| {
@@ -153,26 +158,26 @@ impl Operation for QueryBlock<'_, '_, '_> {
             })
         };
         let pairs = layout.row_bytes() / DEPTH;
-        for turn in 0..=blocks * query_blocks {
-            let (now, before) = (unit(turn), turn.checked_sub(1).and_then(unit));
+        for stage in 0..=blocks * query_blocks {
+            let (now, before) = (unit(stage), stage.checked_sub(1).and_then(unit));
             for pair in 0..pairs {
-                // Rows of some keys pass through vectors while the values of the unit before are mixed.
-                let mut rows = PowerRows::none(powers);
+                // Vectors convert rows of scores while tiles accumulate the values of the previous unit.
+                let mut rows = PowerRows::empty(powers);
                 if let Some(now) = now {
                     let parts = Chunks { rows: now.parts, size: PARTS.div_ceil(pairs) };
                     if pair < parts.count() {
-                        scores(&mut tiles, operands, work, now, parts.range(pair));
-                        rows = PowerRows::new(operands, work, now, parts.range(pair), powers);
+                        scores(&mut tiles, operands, scratch, now, parts.range(pair));
+                        rows = PowerRows::new(operands, scratch, now, parts.range(pair), powers);
                     }
                 }
                 if let Some(before) = before {
-                    mix(&mut tiles, operands, work, before, pair, &mut rows);
+                    accumulate_values(&mut tiles, operands, scratch, before, pair, &mut rows);
                 }
-                rows.rest();
+                rows.finish();
             }
         }
         drop(tiles);
-        self.write(s, work);
+        self.write(s, scratch);
     }
 }
 
@@ -180,12 +185,12 @@ impl QueryBlock<'_, '_, '_> {
     fn operands<S: Simd>(&self, query_blocks: usize) -> Operands {
         let Prepared { layout, queries, keys, values, .. } = self.prepared;
         let row = layout.row_bytes();
-        let there = layout.keys - (layout.padded_keys - SIDE);
-        let last = (0..SIDE).filter(|position| <S::Tiles as Tiles>::Powers::key(*position) < there);
-        // SAFETY: all preparing is done, and nobody writes any more.
+        let valid = layout.keys - (layout.padded_keys - SIDE);
+        let last = (0..SIDE).filter(|position| <S::Tiles as Tiles>::Powers::key(*position) < valid);
+        // SAFETY: the preparation is complete; the buffers are only read from here on.
         unsafe {
             let first = self.head * layout.padded_rows + self.queries.start;
-            let of_head = |from: &Shared<'_, u8>| {
+            let of_head = |from: &SharedSlice<'_, u8>| {
                 from.view(self.head * layout.padded_keys * row, layout.padded_keys * row).as_ptr()
             };
             Operands {
@@ -200,11 +205,11 @@ impl QueryBlock<'_, '_, '_> {
         }
     }
 
-    /// What the scores start from: such that the largest probability of each query is neither too large nor too small.
+    /// Computes the initial scores, such that the largest probability of each query is within the range of bf16.
     #[inline(always)]
-    fn starts<S: Simd>(&self, s: S, tiles: &mut S::Tiles, operands: Operands, work: Work) {
+    fn starts<S: Simd>(&self, s: S, tiles: &mut S::Tiles, operands: Operands, scratch: TaskScratch) {
         let Prepared { layout, query_lengths, key_lengths, .. } = self.prepared;
-        // SAFETY: all preparing is done, and nobody writes any more.
+        // SAFETY: the preparation is complete; the buffers are only read from here on.
         let (lengths, longest) = unsafe {
             let of_keys = layout.padded_keys / SIDE;
             let first = self.head * layout.padded_rows + self.queries.start;
@@ -215,108 +220,117 @@ impl QueryBlock<'_, '_, '_> {
         };
         let longest = longest.iter().copied().fold(0.0, f32::max);
         for (index, lengths) in lengths.chunks_exact(SIDE).enumerate() {
-            // In powers of two.
-            let bounds: [f32; SIDE] = std::array::from_fn(|row| lengths[row] * longest / STEPS_OF_LOG2);
+            // As base-2 exponents.
+            let bounds: [f32; SIDE] = std::array::from_fn(|row| lengths[row] * longest / STEPS_PER_EXPONENT);
             let mut offsets = [0.0; SIDE];
-            if bounds.iter().any(|bound| *bound > ROOM) {
-                offsets = offsets_of(s, tiles, operands, work, index, &bounds);
+            if bounds.iter().any(|bound| *bound > MAX_EXPONENT) {
+                offsets = offsets_of(s, tiles, operands, scratch, index, &bounds);
             }
             for (row, offset) in offsets.into_iter().enumerate() {
                 let query = index * SIDE + row;
-                // SAFETY: the task has this query.
+                // SAFETY: `query` is a query of this task.
                 unsafe {
-                    Work::fill(work.starts(query), STEPS_OF_LOG2 * (LOG2_ONE - offset));
-                    Work::fill(work.weights(query), 0.0);
+                    TaskScratch::fill(
+                        scratch.starts(query),
+                        STEPS_PER_EXPONENT * (BF16_EXPONENT_BIAS - offset),
+                    );
+                    TaskScratch::fill(scratch.weights(query), 0.0);
                 }
             }
         }
     }
 
-    /// Sums of values over sums of probabilities.
+    /// Divides the accumulated values by the sums of the probabilities and writes the result.
     #[inline(always)]
-    fn write<S: Simd>(&self, s: S, work: Work) {
+    fn write<S: Simd>(&self, s: S, scratch: TaskScratch) {
         let total = self.attention.heads.total();
         let width = self.prepared.layout.width;
         for (index, query) in self.queries.clone().enumerate() {
             // SAFETY: there are sixteen sums for each query.
-            let weight = unsafe { work.weights(index).cast::<[f32; GROUP]>().read() }.iter().sum::<f32>();
+            let weight = unsafe { scratch.weights(index).cast::<[f32; GROUP]>().read() }.iter().sum::<f32>();
             let inverse = s.splat(if weight > 0.0 { weight.recip() } else { 0.0 });
-            // SAFETY: each query and head is in one task.
+            // SAFETY: each query and head belongs to one task.
             let to = unsafe { self.to.part(query * total + self.head * width, width) };
             let (block, row) = (index / SIDE, index % SIDE);
             for (at, to) in (0..width).step_by(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
                 let tile = row / ROWS * 2 + at % SIDE / GROUP;
                 let within = tile * TILE / 4 + row % ROWS * GROUP + at % GROUP;
-                // SAFETY: an image has the row, and a whole vector from each multiple of the lanes.
-                let mixed = unsafe { s.load_at(work.mixed(block, at / SIDE).add(within)) };
-                s.store_bf16(s.mul(mixed, inverse), to);
+                // SAFETY: the block has the row, and a whole vector from each multiple of the lanes.
+                let value_sums = unsafe { s.load_at(scratch.value_sums(block, at / SIDE).add(within)) };
+                s.store_bf16(s.mul(value_sums, inverse), to);
             }
         }
     }
 }
 
-/// Offsets of the scores of 32 queries whose bound is too large to do without: from the bound where a score that was met
-/// is near enough to it, and else from the largest of all scores.
+/// Returns the score offsets of 32 queries whose bound is too large for offset zero. The offset is derived from the
+/// bound if some score is close enough to it, and from the largest score otherwise.
 #[inline(always)]
 fn offsets_of<S: Simd>(
     s: S,
     tiles: &mut S::Tiles,
     operands: Operands,
-    work: Work,
+    scratch: TaskScratch,
     queries: usize,
     bounds: &[f32; SIDE],
 ) -> [f32; SIDE] {
     let mut largest = [f32::NEG_INFINITY; SIDE];
     for query in queries * SIDE..(queries + 1) * SIDE {
-        // SAFETY: the task has this query.
-        unsafe { Work::fill(work.starts(query), 0.0) };
+        // SAFETY: `query` is a query of this task.
+        unsafe { TaskScratch::fill(scratch.starts(query), 0.0) };
     }
     for part in 0..operands.padded_keys / SIDE {
         let unit = Unit { queries, block: part / PARTS, buffer: 0, parts: PARTS };
-        scores(tiles, operands, work, unit, part % PARTS..part % PARTS + 1);
-        let there = SIDE.min(operands.count - part * SIDE);
-        // SAFETY: a block of scores that was just made.
-        let scores = unsafe { work.scores(0).cast::<[[f32; SIDE]; SIDE]>().read() };
+        scores(tiles, operands, scratch, unit, part % PARTS..part % PARTS + 1);
+        let valid = SIDE.min(operands.count - part * SIDE);
+        // SAFETY: the block of scores was just written.
+        let scores = unsafe { scratch.scores(0).cast::<[[f32; SIDE]; SIDE]>().read() };
         for (largest, scores) in largest.iter_mut().zip(&scores) {
-            let of_part = scores[..there].chunks(S::LANES).map(|scores| {
+            let of_part = scores[..valid].chunks(S::LANES).map(|scores| {
                 if scores.len() == S::LANES {
                     s.largest(s.load(scores))
                 } else {
                     scores.iter().copied().fold(f32::NEG_INFINITY, f32::max)
                 }
             });
-            *largest = of_part.fold(*largest, |largest, score| largest.max(score / STEPS_OF_LOG2));
+            *largest = of_part.fold(*largest, |largest, score| largest.max(score / STEPS_PER_EXPONENT));
         }
-        let is_near = |(bound, largest): (&f32, &f32)| bound - largest <= 2.0 * ROOM;
+        let is_near = |(bound, largest): (&f32, &f32)| bound - largest <= 2.0 * MAX_EXPONENT;
         if bounds.iter().zip(&largest).all(is_near) {
             break;
         }
     }
     std::array::from_fn(|row| {
         let (bound, largest) = (bounds[row], largest[row]);
-        if bound <= ROOM {
+        if bound <= MAX_EXPONENT {
             0.0
-        } else if bound - largest <= 2.0 * ROOM {
-            bound - ROOM
+        } else if bound - largest <= 2.0 * MAX_EXPONENT {
+            bound - MAX_EXPONENT
         } else {
             largest
         }
     })
 }
 
-/// Scores of 32 queries and of some parts of 32 keys of a unit.
+/// Computes the scores of 32 queries and of some 32-key parts of a unit.
 #[inline(always)]
-fn scores<T: Tiles>(tiles: &mut T, operands: Operands, work: Work, unit: Unit, parts: Range<usize>) {
+fn scores<T: Tiles>(
+    tiles: &mut T,
+    operands: Operands,
+    scratch: TaskScratch,
+    unit: Unit,
+    parts: Range<usize>,
+) {
     let row = operands.row;
     let queries = operands.queries.wrapping_add(unit.queries * SIDE * row);
-    let starts = work.starts(unit.queries * SIDE);
+    let starts = scratch.starts(unit.queries * SIDE);
     let pitch = SIDE * size_of::<f32>();
     let columns = |part: usize| {
         let first = operands.keys.wrapping_add((unit.block * BLOCK + part * SIDE) * row);
         [first, first.wrapping_add(GROUP * row)]
     };
-    // SAFETY: queries and keys are padded to whole blocks, `starts` has sixteen numbers for each query, and a block of
-    // scores is 32 × 32.
+    // SAFETY: queries and keys are padded to whole blocks, `starts` has sixteen numbers for each query, and a block
+    // of scores is 32 × 32.
     unsafe {
         if row == HELD {
             for half in 0..2 {
@@ -325,7 +339,7 @@ fn scores<T: Tiles>(tiles: &mut T, operands: Operands, work: Work, unit: Unit, p
                     tiles.held_products(HeldProducts {
                         begin: starts.wrapping_add(half * ROWS * GROUP),
                         columns: columns(part),
-                        to: work.scores(index).wrapping_add(half * ROWS * SIDE),
+                        to: scratch.scores(index).wrapping_add(half * ROWS * SIDE),
                         pitch,
                     });
                 }
@@ -335,56 +349,56 @@ fn scores<T: Tiles>(tiles: &mut T, operands: Operands, work: Work, unit: Unit, p
         for (index, part) in parts.enumerate() {
             tiles.load(BlockSums::of_rows(starts));
             for step in 0..row / DEPTH {
-                tiles.step_halves(Step {
+                tiles.step_bf16(Step {
                     rows: queries.wrapping_add(step * DEPTH),
                     stride: row,
                     columns: columns(part).map(|column| column.wrapping_add(step * TILE)),
                 });
             }
-            tiles.store(BlockSums::rows(work.scores(index).cast(), pitch));
+            tiles.store(BlockSums::rows(scratch.scores(index).cast(), pitch));
         }
     }
 }
 
-/// Adds the values of 32 channels of a unit, each times its probability.
+/// Accumulates the values of 32 channels of a unit, weighted by their probabilities.
 #[inline(always)]
-fn mix<T: Tiles>(
+fn accumulate_values<T: Tiles>(
     tiles: &mut T,
     operands: Operands,
-    work: Work,
+    scratch: TaskScratch,
     unit: Unit,
     pair: usize,
     rows: &mut PowerRows<T::Powers>,
 ) {
     let Operands { row, values, .. } = operands;
-    let probabilities = work.probabilities(unit.buffer).cast::<u8>();
+    let probabilities = scratch.probabilities(unit.buffer).cast::<u8>();
     let values = values.wrapping_add(unit.block * BLOCK * row);
     // Bytes of the values of sixteen channels.
     let group = unit.parts * TILE;
-    let image = BlockSums::images(work.mixed(unit.queries, pair).cast());
+    let sums = BlockSums::contiguous(scratch.value_sums(unit.queries, pair).cast());
     let columns = [2 * pair, 2 * pair + 1].map(|index| values.wrapping_add(index * group));
     let each = SIDE.div_ceil(unit.parts);
-    // SAFETY: probabilities are pairs of tiles for each 32 keys, and so are the values of 32 channels; an image is a block
-    // of sums.
+    // SAFETY: probabilities are pairs of tiles for each 32 keys, and so are the values of 32 channels; `sums` is a
+    // block of sums.
     unsafe {
         if unit.block == 0 {
             tiles.zero()
         } else {
-            tiles.load(image)
+            tiles.load(sums)
         }
         for part in 0..unit.parts {
-            tiles.step_halves(Step {
+            tiles.step_bf16(Step {
                 rows: probabilities.wrapping_add(part * 2 * TILE),
                 stride: DEPTH,
                 columns: columns.map(|column| column.wrapping_add(part * TILE)),
             });
-            (0..each).for_each(|_| rows.one());
+            (0..each).for_each(|_| rows.next());
         }
-        tiles.store(image);
+        tiles.store(sums);
     }
 }
 
-/// The rows of scores that become probabilities beside the tiles.
+/// Rows of scores that are converted to probabilities between tile steps.
 struct PowerRows<P> {
     powers: P,
     scores: *const f32,
@@ -398,20 +412,20 @@ struct PowerRows<P> {
 
 impl<P: Powers> PowerRows<P> {
     #[inline(always)]
-    fn none(powers: P) -> Self {
+    fn empty(powers: P) -> Self {
         let (scores, to, weights) = (std::ptr::null(), std::ptr::null_mut(), std::ptr::null_mut());
         Self { powers, scores, to, weights, parts: 0, last: 0, row: 0, count: 0 }
     }
 
-    /// Those of some parts of a unit, whose scores were just made.
+    /// Creates the rows of some parts of a unit, whose scores were just computed.
     #[inline(always)]
-    fn new(operands: Operands, work: Work, unit: Unit, parts: Range<usize>, powers: P) -> Self {
+    fn new(operands: Operands, scratch: TaskScratch, unit: Unit, parts: Range<usize>, powers: P) -> Self {
         let is_last = unit.block * BLOCK + parts.end * SIDE == operands.padded_keys;
         Self {
             powers,
-            scores: work.scores(0),
-            to: work.probabilities(unit.buffer).wrapping_add(parts.start * SQUARE),
-            weights: work.weights(unit.queries * SIDE),
+            scores: scratch.scores(0),
+            to: scratch.probabilities(unit.buffer).wrapping_add(parts.start * SQUARE),
+            weights: scratch.weights(unit.queries * SIDE),
             parts: parts.len(),
             last: if is_last { operands.last } else { u32::MAX },
             row: 0,
@@ -420,19 +434,19 @@ impl<P: Powers> PowerRows<P> {
     }
 
     #[inline(always)]
-    fn rest(&mut self) {
+    fn finish(&mut self) {
         while self.row < self.count {
-            self.one();
+            self.next();
         }
     }
 
     #[inline(always)]
-    fn one(&mut self) {
+    fn next(&mut self) {
         if self.row < self.count {
             let (scores, to) =
                 (self.scores.wrapping_add(self.row * SIDE), self.to.wrapping_add(self.row * SIDE));
             let weights = self.weights.wrapping_add(self.row * GROUP);
-            // SAFETY: the buffers have this row in each of the parts, and the weights sixteen sums for it.
+            // SAFETY: the buffers have this row in each of the parts, and `weights` has sixteen sums for it.
             unsafe { self.powers.row(scores, to, self.parts, self.last, weights) };
             self.row += 1;
         }

@@ -1,39 +1,39 @@
-//! Queries, keys and values as the tiles read them: normed, rotated, rounded to bf16 and packed.
-#![expect(unsafe_code, reason = "parts of shared scratch, each written by one task")]
+//! Prepares queries, keys and values for the tiles: norm, rotation, rounding to bf16 and packing.
+#![expect(unsafe_code, reason = "each part of the shared scratch is written by one task")]
 
 use super::super::prepare::NormedRow;
-use super::{Attention, BLOCK, Layout, WIDEST_HEAD};
+use super::{Attention, BLOCK, Layout, MAX_HEAD_WIDTH};
 use crate::attention::scratch::{self, Scratch};
 use crate::packing::{GROUP, STEP};
-use crate::shared::{Chunks, Shared};
-use crate::simd::tiles::powers::{Powers, STEPS_OF_LOG2};
+use crate::shared::{Chunks, SharedSlice};
+use crate::simd::tiles::powers::{Powers, STEPS_PER_EXPONENT};
 use crate::simd::tiles::{DEPTH, SIDE, Tiles};
 use crate::simd::{Operation, Simd};
 use half::bf16;
 use std::ops::Range;
 
-/// What the blocks read; see the fields for its order.
+/// Operands of the query blocks; the fields describe the layouts.
 pub(super) struct Prepared<'a> {
     pub(super) layout: Layout,
     /// `[heads][L][width]` bf16, times `128·log2(e)/√width`.
-    pub(super) queries: Shared<'a, u8>,
-    /// `[heads][L]`: the length of each, rounded up.
-    pub(super) query_lengths: Shared<'a, f32>,
+    pub(super) queries: SharedSlice<'a, u8>,
+    /// `[heads][L]`: the Euclidean norm of each query, rounded up.
+    pub(super) query_lengths: SharedSlice<'a, f32>,
     /// `[heads][S/16][width/2][16][2]` bf16.
-    pub(super) keys: Shared<'a, u8>,
-    /// `[heads][S/32]`: the largest length of each 32 keys, rounded up.
-    pub(super) key_lengths: Shared<'a, f32>,
+    pub(super) keys: SharedSlice<'a, u8>,
+    /// `[heads][S/32]`: the largest Euclidean norm of each 32 keys, rounded up.
+    pub(super) key_lengths: SharedSlice<'a, f32>,
     /// `[heads][S/256]` blocks `[width/16][256/2][16][2]` bf16, each 32 keys in the order of the probabilities.
-    pub(super) values: Shared<'a, u8>,
+    pub(super) values: SharedSlice<'a, u8>,
 }
 
 impl<'a> Prepared<'a> {
-    /// With `more` bytes of scratch for something else.
+    /// Allocates the buffers, and `more` further bytes of scratch.
     pub(super) fn new(
         scratch: &'a mut Scratch,
         attention: &Attention<'_>,
         more: usize,
-    ) -> (Self, Shared<'a, u8>) {
+    ) -> (Self, SharedSlice<'a, u8>) {
         let layout = Layout::new(attention);
         let heads = attention.heads.count;
         let (rows, keys) = (heads * layout.padded_rows, heads * layout.padded_keys);
@@ -48,13 +48,13 @@ impl<'a> Prepared<'a> {
         ]);
         let prepared = Self {
             layout,
-            queries: Shared::new(queries),
-            query_lengths: Shared::new(scratch::of(query_lengths)),
-            keys: Shared::new(packed_keys),
-            key_lengths: Shared::new(scratch::of(key_lengths)),
-            values: Shared::new(values),
+            queries: SharedSlice::new(queries),
+            query_lengths: SharedSlice::new(scratch::cast(query_lengths)),
+            keys: SharedSlice::new(packed_keys),
+            key_lengths: SharedSlice::new(scratch::cast(key_lengths)),
+            values: SharedSlice::new(values),
         };
-        (prepared, Shared::new(more))
+        (prepared, SharedSlice::new(more))
     }
 
     fn key_chunks(&self) -> Chunks {
@@ -70,7 +70,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// One task of preparing: 32 values, keys or queries.
+/// One preparation task: 32 values, keys or queries.
 pub(super) struct Prepare<'a, 'b> {
     pub(super) attention: &'a Attention<'a>,
     pub(super) prepared: &'a Prepared<'b>,
@@ -93,8 +93,8 @@ impl Operation for Prepare<'_, '_> {
     }
 }
 
-/// Above what rounding can take from a length.
-const LONGER: f32 = 1.0 + 1e-5;
+/// Factor that exceeds any rounding error of a norm.
+const ROUNDING_MARGIN: f32 = 1.0 + 1e-5;
 
 impl Prepare<'_, '_> {
     #[inline(always)]
@@ -102,7 +102,7 @@ impl Prepare<'_, '_> {
         let layout = self.prepared.layout;
         let block = rows.start / BLOCK;
         let steps = layout.keys_of(block) / 2;
-        let zeros = [0; 2 * WIDEST_HEAD];
+        let zeros = [0; 2 * MAX_HEAD_WIDTH];
         for head in 0..self.attention.heads.count {
             let start = (head * layout.padded_keys + block * BLOCK) * layout.row_bytes();
             let columns = head * layout.width..(head + 1) * layout.width;
@@ -114,7 +114,7 @@ impl Prepare<'_, '_> {
                 });
                 for (group, (one, two)) in one.chunks_exact(GROUP).zip(two.chunks_exact(GROUP)).enumerate() {
                     let step = group * steps + (rows.start - block * BLOCK) / 2 + pair;
-                    // SAFETY: each pair of keys is in one task.
+                    // SAFETY: each pair of keys belongs to one task.
                     let to = unsafe { self.prepared.values.part(start + step * DEPTH, DEPTH) };
                     for ((to, one), two) in to.chunks_exact_mut(STEP).zip(one).zip(two) {
                         to.copy_from_slice(&(u32::from(*one) | u32::from(*two) << 16).to_ne_bytes());
@@ -129,15 +129,15 @@ impl Prepare<'_, '_> {
         let layout = self.prepared.layout;
         let heads = self.attention.heads.count;
         let mut row = NormedRow::new(self.attention, 1);
-        let mut rounded = [bf16::ZERO; WIDEST_HEAD];
+        let mut rounded = [bf16::ZERO; MAX_HEAD_WIDTH];
         let mut longest = vec![0.0_f32; heads];
         for index in rows.clone() {
-            let is_there = index < layout.keys;
-            if is_there {
+            let in_range = index < layout.keys;
+            if in_range {
                 row.norm(s, self.attention.keys, index);
             }
             for (head, longest) in longest.iter_mut().enumerate() {
-                if is_there {
+                if in_range {
                     let square = round(s, row.head(head, layout.width), s.splat(1.0), &mut rounded);
                     *longest = longest.max(square);
                 } else {
@@ -157,7 +157,7 @@ impl Prepare<'_, '_> {
             let at = (head * layout.padded_keys + rows.start) / SIDE;
             // SAFETY: each 32 keys are one task.
             let length = unsafe { self.prepared.key_lengths.part(at, 1) };
-            length[0] = longest.sqrt() * LONGER;
+            length[0] = longest.sqrt() * ROUNDING_MARGIN;
         }
     }
 
@@ -165,23 +165,23 @@ impl Prepare<'_, '_> {
     fn queries<S: Simd>(&self, s: S, rows: Range<usize>) {
         let layout = self.prepared.layout;
         #[expect(clippy::cast_precision_loss, reason = "widths of heads are small")]
-        let factor = STEPS_OF_LOG2 * std::f32::consts::LOG2_E / (layout.width as f32).sqrt();
+        let factor = STEPS_PER_EXPONENT * std::f32::consts::LOG2_E / (layout.width as f32).sqrt();
         let mut row = NormedRow::new(self.attention, 0);
-        let mut rounded = [bf16::ZERO; WIDEST_HEAD];
+        let mut rounded = [bf16::ZERO; MAX_HEAD_WIDTH];
         for index in rows {
-            let is_there = index < layout.rows;
-            if is_there {
+            let in_range = index < layout.rows;
+            if in_range {
                 row.norm(s, self.attention.queries, index);
             }
             for head in 0..self.attention.heads.count {
                 let mut square = 0.0;
-                if is_there {
+                if in_range {
                     square = round(s, row.head(head, layout.width), s.splat(factor), &mut rounded);
                 } else {
                     rounded.fill(bf16::ZERO);
                 }
                 let at = head * layout.padded_rows + index;
-                // SAFETY: each query is in one task.
+                // SAFETY: each query belongs to one task.
                 let (to, length) = unsafe {
                     let size = layout.row_bytes();
                     (self.prepared.queries.part(at * size, size), self.prepared.query_lengths.part(at, 1))
@@ -189,15 +189,15 @@ impl Prepare<'_, '_> {
                 for (to, value) in to.chunks_exact_mut(2).zip(bits(&rounded[..layout.width])) {
                     to.copy_from_slice(&value.to_ne_bytes());
                 }
-                length[0] = square.sqrt() * LONGER;
+                length[0] = square.sqrt() * ROUNDING_MARGIN;
             }
         }
     }
 }
 
-/// Values times a factor as bf16; gives the sum of the squares of what they became.
+/// Rounds the values times `factor` to bf16. Returns the sum of the squares of the rounded values.
 #[inline(always)]
-fn round<S: Simd>(s: S, values: &[f32], factor: S::F, to: &mut [bf16; WIDEST_HEAD]) -> f32 {
+fn round<S: Simd>(s: S, values: &[f32], factor: S::F, to: &mut [bf16; MAX_HEAD_WIDTH]) -> f32 {
     let mut squares = s.splat(0.0);
     for (values, to) in values.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
         s.store_bf16(s.mul(s.load(values), factor), to);
@@ -207,7 +207,7 @@ fn round<S: Simd>(s: S, values: &[f32], factor: S::F, to: &mut [bf16; WIDEST_HEA
     s.sum(squares)
 }
 
-/// bf16 as the integers that they are made of.
+/// Returns the bit patterns of bf16 values.
 #[inline(always)]
 fn bits(values: &[bf16]) -> &[u16] {
     half::slice::HalfFloatSliceExt::reinterpret_cast(values)

@@ -1,18 +1,18 @@
-//! Tiles of the processor. Stable Rust has no intrinsics for AMX: all of its instructions are in this file, as assembly.
+//! AMX tiles. Stable Rust has no intrinsics for AMX: all its instructions are in this file, as inline assembly.
 #![expect(unsafe_code, reason = "instructions without intrinsics")]
 
-use super::powers::WidePowers;
+use super::powers::Avx512Powers;
 use super::{BlockSums, DEPTH, HeldProducts, ROWS, Step, Tiles};
 use std::arch::asm;
 
-/// Tiles of this thread. They are released when this is dropped, so that a thread that waits or does something else has
-/// no state of 8 KiB to be saved.
+/// The tiles of this thread. Dropping the value releases them, so that the operating system does not save 8 KiB of
+/// tile state for a thread that waits or runs other code.
 ///
-/// Whoever makes one has asked [`super::permission`].
+/// Create it only after [`super::permission`] succeeded.
 #[derive(Debug)]
 pub(crate) struct Hardware(());
 
-/// What `ldtilecfg` reads.
+/// The operand of `ldtilecfg`.
 #[repr(C, align(64))]
 struct Configuration([u8; 64]);
 
@@ -33,10 +33,10 @@ impl Hardware {
     /// Configures the tiles of this thread.
     ///
     /// # Safety
-    /// The processor has tiles, and the system permits them.
+    /// The processor has AMX tiles, and the operating system permits them.
     #[inline(always)]
     pub(crate) unsafe fn configured() -> Self {
-        // SAFETY: the caller's; the instruction reads 64 bytes.
+        // SAFETY: guaranteed by the caller (see `# Safety`); the instruction reads the 64 bytes of `WHOLE`.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) WHOLE.0.as_ptr(), options(nostack, preserves_flags, readonly))
         };
@@ -47,17 +47,17 @@ impl Hardware {
 impl Drop for Hardware {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: there are tiles, or `configured` would not have been called.
+        // SAFETY: `configured` created `self`, so the tiles are configured.
         unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
     }
 }
 
-/// One step of 32 rows and 32 columns. Each tile is loaded right before its first use: the loads of the next step go on
-/// beside the products of this one.
+/// One step of 32 rows and 32 columns. Each tile is loaded right before its first use, so that the loads of the next
+/// step overlap with the products of this one.
 macro_rules! step {
     ($dot:literal, $step:expr) => {{
         let Step { rows, stride, columns } = $step;
-        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        // SAFETY: guaranteed by the caller (see `# Safety`); the tiles are configured while `self` exists.
         unsafe {
             asm!(
                 "tileloadd tmm4, [{upper} + {stride}]",
@@ -83,11 +83,11 @@ macro_rules! step {
 }
 
 impl Tiles for Hardware {
-    type Powers = WidePowers;
+    type Powers = Avx512Powers;
 
     #[inline(always)]
     unsafe fn zero(&mut self) {
-        // SAFETY: the tiles are configured as long as the value lives.
+        // SAFETY: the tiles are configured while `self` exists.
         unsafe {
             asm!(
                 "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
@@ -100,7 +100,7 @@ impl Tiles for Hardware {
     #[inline(always)]
     unsafe fn load(&mut self, from: BlockSums) {
         let BlockSums { start, pitch, right, below } = from;
-        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        // SAFETY: guaranteed by the caller (see `# Safety`); the tiles are configured while `self` exists.
         unsafe {
             asm!(
                 "tileloadd tmm0, [{a} + {pitch}]",
@@ -121,7 +121,7 @@ impl Tiles for Hardware {
     #[inline(always)]
     unsafe fn store(&mut self, to: BlockSums) {
         let BlockSums { start, pitch, right, below } = to;
-        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        // SAFETY: guaranteed by the caller (see `# Safety`); the tiles are configured while `self` exists.
         unsafe {
             asm!(
                 "tilestored [{a} + {pitch}], tmm0",
@@ -139,18 +139,18 @@ impl Tiles for Hardware {
     }
 
     #[inline(always)]
-    unsafe fn step_bytes(&mut self, step: Step) {
+    unsafe fn step_int8(&mut self, step: Step) {
         step!("tdpbusd", step);
     }
 
     #[inline(always)]
-    unsafe fn step_halves(&mut self, step: Step) {
+    unsafe fn step_bf16(&mut self, step: Step) {
         step!("tdpbf16ps", step);
     }
 
     #[inline(always)]
     unsafe fn hold(&mut self, rows: *const u8, stride: usize) {
-        // SAFETY: the caller's; the tiles are configured as long as the value lives.
+        // SAFETY: guaranteed by the caller (see `# Safety`); the tiles are configured while `self` exists.
         unsafe {
             asm!(
                 "tileloadd tmm4, [{rows} + {stride}]",
@@ -165,13 +165,13 @@ impl Tiles for Hardware {
         }
     }
 
-    // Each sum is a chain of its own, and is written while the next one is made.
+    // Each sum tile is a separate dependency chain; its store overlaps with the next chain.
     #[inline(always)]
     unsafe fn held_products(&mut self, products: HeldProducts) {
         let HeldProducts { begin, columns, to, pitch } = products;
         macro_rules! chain {
             ($sum:tt, $columns:expr, $to:expr) => {
-                // SAFETY: the caller's; the tiles are configured as long as the value lives.
+                // SAFETY: guaranteed by the caller (see `# Safety`); the tiles are configured while `self` exists.
                 unsafe {
                     asm!(
                         concat!("tileloadd ", $sum, ", [{begin} + {depth}]"),
@@ -200,11 +200,11 @@ impl Tiles for Hardware {
     }
 
     #[inline(always)]
-    fn products(&mut self, rounds: usize, halves: bool) {
-        /// Four sums, none of which waits for another.
+    fn products(&mut self, rounds: usize, is_bf16: bool) {
+        /// Four independent accumulator tiles.
         macro_rules! chains {
             ($dot:literal) => {
-                // SAFETY: the tiles are configured as long as the value lives, and nothing else is touched.
+                // SAFETY: the tiles are configured while `self` exists; the instructions access no memory.
                 unsafe {
                     asm!(
                         "2:",
@@ -222,7 +222,7 @@ impl Tiles for Hardware {
                 }
             };
         }
-        if halves {
+        if is_bf16 {
             chains!("tdpbf16ps");
         } else {
             chains!("tdpbusd");

@@ -1,17 +1,18 @@
-//! Whether this process may use tiles: the processor has them, the system saves them, and lets us.
+//! Checks whether this process may use AMX tiles: the processor has them, and the operating system saves and permits
+//! them.
 #![expect(unsafe_code, reason = "a system call and an instruction of the processor")]
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Why tiles cannot be used.
+/// Reason why AMX tiles cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TileRefusal {
-    /// The processor has none, or not of bytes and bf16 and of the size that is needed.
+    /// The processor has no tiles, or none with INT8, bf16 and the required size.
     Processor,
-    /// The system does not save them when it switches threads.
+    /// The operating system does not save tiles on context switches.
     System,
-    /// The system refuses them to this process, with this error number.
+    /// The operating system refuses tiles to this process, with this error number.
     Process(i32),
 }
 
@@ -23,23 +24,23 @@ impl fmt::Display for TileRefusal {
         const ENOSYS: i32 = 38;
         match *self {
             Self::Processor => write!(f, "the processor has no AMX for bytes and bf16"),
-            Self::System => write!(f, "the system does not save AMX tiles: Linux does from 5.16 on"),
+            Self::System => write!(f, "the system does not save AMX tiles; Linux 5.16 or newer is required"),
             Self::Process(ENOSPC) => {
                 write!(f, "a thread of this process has a signal stack that is too small for AMX tiles")
             }
             Self::Process(EPERM | ENOSYS | EINVAL) => write!(
                 f,
-                "the system refuses AMX tiles to this process (arch_prctl): seccomp may forbid it, or Linux is older than 5.16"
+                "the system refuses AMX tiles to this process (arch_prctl); seccomp may forbid it, or Linux is older than 5.16"
             ),
             Self::Process(error) => write!(f, "the system refuses AMX tiles to this process (error {error})"),
         }
     }
 }
 
-/// Asks once; a permission holds for all threads of the process.
+/// Requests permission for the tiles, once. The result applies to all threads of the process.
 pub(crate) fn tiles() -> Result<(), TileRefusal> {
-    static ANSWER: OnceLock<Result<(), TileRefusal>> = OnceLock::new();
-    *ANSWER.get_or_init(|| processor().and_then(|()| ask()))
+    static RESULT: OnceLock<Result<(), TileRefusal>> = OnceLock::new();
+    *RESULT.get_or_init(|| processor().and_then(|()| request()))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -48,7 +49,7 @@ fn processor() -> Result<(), TileRefusal> {
 
     #[target_feature(enable = "xsave")]
     fn saved() -> u64 {
-        // SAFETY: whoever calls this saw OSXSAVE.
+        // SAFETY: called only if OSXSAVE is set.
         unsafe { _xgetbv(0) }
     }
     // Leaf 7: AMX-BF16, AMX-TILE and AMX-INT8; leaf 1: OSXSAVE; XCR0: tile configuration and data.
@@ -64,7 +65,7 @@ fn processor() -> Result<(), TileRefusal> {
     if palette.eax >> 16 < 1024 || palette.ebx != (8 << 16 | 64) || palette.ecx & 0xFFFF != 16 {
         return Err(TileRefusal::Processor);
     }
-    // SAFETY: OSXSAVE says that the instruction is there.
+    // SAFETY: OSXSAVE shows that the instruction is available.
     if __cpuid(1).ecx & OSXSAVE == 0 || unsafe { saved() } & SAVED != SAVED {
         return Err(TileRefusal::System);
     }
@@ -76,14 +77,14 @@ fn processor() -> Result<(), TileRefusal> {
     Err(TileRefusal::Processor)
 }
 
-/// Linux gives out the memory for the tiles of a thread only to processes that asked for it.
+/// Requests tile permission from Linux, which allocates tile state only for processes that request it.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn ask() -> Result<(), TileRefusal> {
+fn request() -> Result<(), TileRefusal> {
     const ARCH_PRCTL: i64 = 158;
     const REQUEST_PERMISSION: i64 = 0x1023;
     const TILE_DATA: i64 = 18;
     let result: i64;
-    // SAFETY: the call changes nothing but what this process may do; the kernel keeps all registers but three.
+    // SAFETY: the call changes only the permissions of this process; the kernel preserves all registers but three.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -99,6 +100,6 @@ fn ask() -> Result<(), TileRefusal> {
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn ask() -> Result<(), TileRefusal> {
+fn request() -> Result<(), TileRefusal> {
     Err(TileRefusal::System)
 }

@@ -2,8 +2,8 @@ use super::emulated::Emulated;
 use super::*;
 use half::bf16;
 
-/// The sums of one block after two steps, from what they start from.
-fn run<T: Tiles>(tiles: &mut T, operands: &Operands, halves: bool) -> Vec<u32> {
+/// Returns the sums of one block after two steps on top of the initial values.
+fn run<T: Tiles>(tiles: &mut T, operands: &Operands, is_bf16: bool) -> Vec<u32> {
     let mut sums = operands.begin.clone();
     let at = BlockSums::rows(sums.as_mut_ptr().cast(), SIDE * 4);
     // SAFETY: the operands have two steps of 32 rows and columns, and the sums are 32 × 32.
@@ -16,7 +16,7 @@ fn run<T: Tiles>(tiles: &mut T, operands: &Operands, halves: bool) -> Vec<u32> {
                 columns: [0, 1]
                     .map(|group| operands.columns.as_ptr().wrapping_add((group * 2 + index) * TILE)),
             };
-            if halves { tiles.step_halves(step) } else { tiles.step_bytes(step) }
+            if is_bf16 { tiles.step_bf16(step) } else { tiles.step_int8(step) }
         }
         tiles.store(at);
     }
@@ -30,7 +30,7 @@ struct Operands {
 }
 
 impl Operands {
-    fn bytes() -> Self {
+    fn int8() -> Self {
         let mut state = 5_u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -43,9 +43,9 @@ impl Operands {
         }
     }
 
-    /// bf16 around one, with some that are not normal numbers.
-    fn halves() -> Self {
-        let bytes = Self::bytes();
+    /// bf16 values around one, including some subnormal numbers.
+    fn bf16() -> Self {
+        let bytes = Self::int8();
         let float = |pair: &[u8]| {
             let value = f32::from(pair[0]) / 128.0 - 1.0;
             bf16::from_f32(if pair[1] == 7 { value * 1e-39 } else { value }).to_le_bytes()
@@ -60,8 +60,8 @@ impl Operands {
 }
 
 #[test]
-fn emulated_products_of_bytes_are_those_of_plain_loops() {
-    let operands = Operands::bytes();
+fn emulated_int8_products_match_plain_loops() {
+    let operands = Operands::int8();
     let found = run(&mut Emulated::default(), &operands, false);
     for (index, found) in found.iter().enumerate() {
         let (row, column) = (index / SIDE, index % SIDE);
@@ -76,13 +76,13 @@ fn emulated_products_of_bytes_are_those_of_plain_loops() {
 }
 
 #[test]
-fn the_processor_gives_what_is_emulated_to_the_last_bit() {
+fn amx_and_emulated_tiles_are_bit_identical() {
     #[cfg(target_arch = "x86_64")]
     if permission::tiles().is_ok() {
-        for (operands, halves) in [(Operands::bytes(), false), (Operands::halves(), true)] {
-            // SAFETY: permission was asked.
-            let found = run(&mut unsafe { hardware::Hardware::configured() }, &operands, halves);
-            assert!(found == run(&mut Emulated::default(), &operands, halves), "halves: {halves}");
+        for (operands, is_bf16) in [(Operands::int8(), false), (Operands::bf16(), true)] {
+            // SAFETY: permission succeeded.
+            let found = run(&mut unsafe { hardware::Hardware::configured() }, &operands, is_bf16);
+            assert!(found == run(&mut Emulated::default(), &operands, is_bf16), "is_bf16: {is_bf16}");
         }
         return;
     }
@@ -90,9 +90,9 @@ fn the_processor_gives_what_is_emulated_to_the_last_bit() {
 }
 
 #[test]
-fn products_of_rows_that_are_held_are_those_of_steps() {
-    let operands = Operands::halves();
-    // Four steps of sixteen rows, from contiguous rows, and of two groups of columns.
+fn products_of_held_rows_match_f64_and_amx() {
+    let operands = Operands::bf16();
+    // Four steps of sixteen contiguous rows, and two groups of columns.
     let columns: Vec<u8> = operands.columns.iter().chain(&operands.columns).copied().collect();
     let begin: Vec<f32> = (0..ROWS * 16).map(|index| (index / 16) as f32).collect();
     fn held<T: Tiles>(tiles: &mut T, operands: &Operands, columns: &[u8], begin: &[f32]) -> Vec<f32> {
@@ -103,7 +103,8 @@ fn products_of_rows_that_are_held_are_those_of_steps() {
             to: to.as_mut_ptr(),
             pitch: SIDE * 4,
         };
-        // SAFETY: there are sixteen rows of four steps, as many tiles, and room for the sums.
+        // SAFETY: the operands have sixteen rows of four steps and the matching tiles, and `to` has room for the
+        // sums.
         unsafe {
             tiles.hold(operands.rows.as_ptr(), HELD);
             tiles.held_products(products);
@@ -124,10 +125,10 @@ fn products_of_rows_that_are_held_are_those_of_steps() {
     }
     #[cfg(target_arch = "x86_64")]
     if permission::tiles().is_ok() {
-        // SAFETY: permission was asked.
+        // SAFETY: permission succeeded.
         let mut tiles = unsafe { hardware::Hardware::configured() };
         assert!(held(&mut tiles, &operands, &columns, &begin) == found);
         return;
     }
-    eprintln!("skipped in part: this machine has no AMX");
+    eprintln!("partly skipped: this machine has no AMX");
 }
