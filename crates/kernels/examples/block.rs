@@ -1,7 +1,8 @@
-//! Runs the operators of one block of the 1.3B shape once, for tools that count instructions: `block ROWS THREADS WHAT`,
-//! where WHAT is `all`, `serial` (all but the tasks that threads share) or `nothing`. Weights are zeros.
+//! Runs the operators of one transformer block of the 1.3B model once, for instruction-counting tools: `block ROWS
+//! THREADS WHAT`, where WHAT is `all`, `serial` (everything except the tasks that threads share) or `nothing`. The
+//! weights are zeros.
 //!
-//! `scripts/serial-share.sh` counts the three and says which share is serial.
+//! `scripts/serial-share.sh` counts the instructions of all three and prints the serial share.
 
 use half::bf16;
 use kernels::{
@@ -13,7 +14,7 @@ use std::num::NonZeroUsize;
 const WIDTH: usize = 1536;
 const HIDDEN: usize = 8960;
 
-/// Does no task at all: what is left is the serial part.
+/// Runs no tasks, so that only the serial part remains.
 struct NoTasks(NonZeroUsize);
 
 impl Workers for NoTasks {
@@ -59,7 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "all" => Some(&all[0]),
         "serial" => Some(&all[1]),
         "nothing" => None,
-        _ => return Err(format!("{what} is not all, serial or nothing").into()),
+        _ => return Err(format!("unknown mode {what}; expected all, serial or nothing").into()),
     };
     let kernels = Kernels::best();
     let [qkv, out, up, down] =

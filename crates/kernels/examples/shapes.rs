@@ -1,8 +1,10 @@
-//! Times products and attention of the models' shapes on the two best paths in turn, beside the peaks of the same run:
-//! `shapes [ROWS] [THREADS] [SECONDS] [WORD]`; only lines that contain WORD.
+//! Benchmarks products and attention with the shapes of the models on the two best paths, alternating, relative to
+//! the peaks measured in the same run: `shapes [ROWS] [THREADS] [SECONDS] [WORD]`. Runs only the cases whose name
+//! contains WORD.
 
-mod turns;
+mod comparison;
 
+use comparison::{Aligned, Times, line, noise, paths, quantised};
 use half::bf16;
 use kernels::{
     Attention, Bf16Matrix, Bf16Weights, Columns, Gate, Heads, Int8Matrix, Int8Weights, Kernels, MatrixShape,
@@ -10,7 +12,6 @@ use kernels::{
     ValueProduct,
 };
 use std::num::NonZeroUsize;
-use turns::{Aligned, Times, line, noise, paths, quantised};
 
 /// Inputs and outputs of the layers of the 1.3B, 5B and 14B models.
 const SHAPES: [[usize; 2]; 9] = [
@@ -26,13 +27,13 @@ const SHAPES: [[usize; 2]; 9] = [
 ];
 const GELU_SCALE: RowScale = RowScale { scale: 0.02, zero: 8.0 };
 
-fn halves(count: usize) -> Vec<bf16> {
+fn random_bf16(count: usize) -> Vec<bf16> {
     noise(count).into_iter().map(bf16::from_f32).collect()
 }
 
 struct Bench {
     paths: Vec<Kernels>,
-    /// Of the first path.
+    /// INT8 peak of the first path.
     int8_peak: f64,
     bf16_peak: f64,
     workers: Threads,
@@ -55,9 +56,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bf16_peak = peaks.bf16.unwrap_or(peaks.f32);
     let names: Vec<&str> = paths.iter().map(|path| path.path().name()).collect();
     println!(
-        "{} threads, {rows} rows; {}; peaks of the first: int8 {:.0} GOP/s, bf16 {:.0} GFLOP/s",
+        "{} threads, {rows} rows; {}; peaks of the first path: int8 {:.0} GOP/s, bf16 {:.0} GFLOP/s",
         threads.get(),
-        names.join(" beside "),
+        names.join(" vs. "),
         peaks.int8 / 1e9,
         bf16_peak / 1e9
     );
@@ -72,7 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 impl Bench {
-    fn is_asked(&self, name: &str) -> bool {
+    fn is_selected(&self, name: &str) -> bool {
         name.contains(&self.word)
     }
 
@@ -83,7 +84,7 @@ impl Bench {
         peak: f64,
         mut work: impl FnMut(Kernels) -> Result<(), SizeError>,
     ) -> Result<(), SizeError> {
-        if !self.is_asked(name) {
+        if !self.is_selected(name) {
             return Ok(());
         }
         let mut result = Ok(());
@@ -93,16 +94,16 @@ impl Bench {
             }
         });
         result?;
-        #[expect(clippy::cast_precision_loss, reason = "a count of operations to be shown")]
+        #[expect(clippy::cast_precision_loss, reason = "an operation count for display")]
         let operations = 2.0 * products as f64;
         println!("{}", line(name, &times.shortest(), &times.median(), operations, peak));
         Ok(())
     }
 
     fn int8(&self, [inputs, outputs]: [usize; 2]) -> Result<(), SizeError> {
-        let names =
-            ["int8", "int8, GELU", "int8, residual"].map(|way| format!("{inputs} -> {outputs}, {way}"));
-        if !names.iter().any(|name| self.is_asked(name)) {
+        let names = ["int8", "int8, GELU", "int8, residual"]
+            .map(|epilogue| format!("{inputs} -> {outputs}, {epilogue}"));
+        if !names.iter().any(|name| self.is_selected(name)) {
             return Ok(());
         }
         let (rows, shape) = (self.rows, MatrixShape { outputs, inputs });
@@ -117,9 +118,9 @@ impl Bench {
         let run = |path: Kernels, to: Output<'_>| path.linear_int8(&self.workers, x, weights, &bias, to);
         let mut to = Aligned::new(&vec![bf16::ZERO; rows * outputs]);
         self.time(&names[0], products, self.int8_peak, |path| run(path, Output::Bf16(to.get_mut())))?;
-        let (mut to, mut of_rows) = (Aligned::new(&vec![0; rows * outputs]), scales.clone());
+        let (mut to, mut row_scales) = (Aligned::new(&vec![0; rows * outputs]), scales.clone());
         self.time(&names[1], products, self.int8_peak, |path| {
-            let to = QuantisedRowsMut { quantised: to.get_mut(), scales: &mut of_rows };
+            let to = QuantisedRowsMut { quantised: to.get_mut(), scales: &mut row_scales };
             run(path, Output::GeluQuantised { to, scale: GELU_SCALE })
         })?;
         let mut to = Aligned::new(&vec![0.0; rows * outputs]);
@@ -129,15 +130,15 @@ impl Bench {
     }
 
     fn bf16(&self, [inputs, outputs]: [usize; 2]) -> Result<(), SizeError> {
-        let names =
-            ["bf16", "bf16, GELU", "bf16, residual"].map(|way| format!("{inputs} -> {outputs}, {way}"));
-        if !names.iter().any(|name| self.is_asked(name)) {
+        let names = ["bf16", "bf16, GELU", "bf16, residual"]
+            .map(|epilogue| format!("{inputs} -> {outputs}, {epilogue}"));
+        if !names.iter().any(|name| self.is_selected(name)) {
             return Ok(());
         }
         let (rows, shape) = (self.rows, MatrixShape { outputs, inputs });
-        let packed = Aligned::new(&Bf16Matrix::pack(shape, &halves(shape.elements()))?.packed);
+        let packed = Aligned::new(&Bf16Matrix::pack(shape, &random_bf16(shape.elements()))?.packed);
         let weights = Bf16Weights::new(shape, packed.get())?;
-        let x = Aligned::new(&halves(rows * inputs));
+        let x = Aligned::new(&random_bf16(rows * inputs));
         let bias = noise(outputs);
         let products = rows * inputs * outputs;
         let run =
@@ -154,7 +155,7 @@ impl Bench {
     fn attention(&self) -> Result<(), SizeError> {
         let (rows, heads) = (self.rows, Heads { count: 12, width: 128 });
         let total = heads.total();
-        let projected = Aligned::new(&halves(rows * 3 * total));
+        let projected = Aligned::new(&random_bf16(rows * 3 * total));
         let (angles, gain) = (noise(rows * heads.width / 2), vec![1.2; total]);
         let columns = |index: usize| Columns::new(projected.get(), 3 * total, index * total, total);
         let attention = Attention {

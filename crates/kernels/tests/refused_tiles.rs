@@ -1,7 +1,7 @@
-//! Where the system refuses tiles to a process, its kernels run on the next path.
+//! If the operating system refuses tiles to a process, the kernels use the next path.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
-#![expect(unsafe_code, reason = "a system call that the standard library has no function for")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+#![expect(unsafe_code, reason = "a system call without a function in the standard library")]
 
 use kernels::{
     CpuPath, Int8Matrix, Kernels, MatrixShape, Output, PathError, QuantisedRows, RowScale, Serial,
@@ -9,26 +9,26 @@ use kernels::{
 };
 use std::process::Command;
 
-/// Tells this program that it is the child.
+/// Set in the environment of the child process.
 const CHILD: &str = "KERNELS_TEST_SMALL_SIGNAL_STACK";
 const NO_SPACE: i32 = 28;
 
 #[test]
-fn a_thread_with_a_small_signal_stack_leaves_the_process_on_vectors() {
+fn a_small_signal_stack_disables_tiles() {
     if std::env::var_os(CHILD).is_some() {
-        std::thread::spawn(in_a_small_signal_stack).join().unwrap();
+        std::thread::spawn(run_with_a_small_signal_stack).join().unwrap();
         return;
     }
-    // Permission holds for a whole process, and so does its refusal.
+    // Permission and refusal apply to a whole process.
     let output = Command::new(std::env::current_exe().unwrap()).env(CHILD, "1").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
     if tile_refusal() == Some(TileRefusal::Processor) {
-        eprintln!("skipped in part: this processor has no AMX that could be refused");
+        eprintln!("partly skipped: this processor has no AMX");
     }
 }
 
-fn in_a_small_signal_stack() {
+fn run_with_a_small_signal_stack() {
     /// `stack_t` of Linux.
     #[repr(C)]
     struct Stack {
@@ -37,11 +37,11 @@ fn in_a_small_signal_stack() {
         size: usize,
     }
     const SIGALTSTACK: i64 = 131;
-    // Less than a signal needs that saves tiles.
+    // Smaller than a signal frame with tile state.
     let mut memory = vec![0_u8; 4096];
     let stack = Stack { start: memory.as_mut_ptr(), flags: 0, size: memory.len() };
     let result: i64;
-    // SAFETY: the stack is read, and nothing is written; no signal comes while this thread runs.
+    // SAFETY: the call only reads `stack`; no signal is delivered while this thread runs.
     unsafe {
         std::arch::asm!(
             "syscall",

@@ -1,9 +1,9 @@
-//! What the examples that compare paths share: operands at whole cache lines, and times of paths that take turns.
+//! Shared code of the examples that compare paths: cache-line-aligned operands, and times of alternating paths.
 
 use kernels::{CpuPath, Kernels};
 use std::time::Instant;
 
-/// Numbers in -1..1 that look like nothing in particular.
+/// Pseudo-random numbers in -1..1.
 pub(crate) fn noise(count: usize) -> Vec<f32> {
     let mut state = 0x1234_5678_u32;
     let next = move || {
@@ -19,7 +19,7 @@ pub(crate) fn quantised(count: usize) -> Vec<u8> {
     noise(count).into_iter().map(|value| (value * 60.0 + 128.0) as u8).collect()
 }
 
-/// Numbers that start at a cache line, as tensors and packed files do.
+/// Numbers aligned to a cache line, as in tensors and packed files.
 pub(crate) struct Aligned<T> {
     all: Vec<T>,
     first: usize,
@@ -46,7 +46,7 @@ impl<T: Copy> Aligned<T> {
     }
 }
 
-/// The best path of this machine, and the one below it.
+/// Returns the best path of this machine and the next one.
 pub(crate) fn paths() -> Vec<Kernels> {
     CpuPath::ALL.into_iter().filter_map(|path| Kernels::of(path).ok()).take(2).collect()
 }
@@ -55,7 +55,7 @@ pub(crate) fn paths() -> Vec<Kernels> {
 pub(crate) struct Times(Vec<Vec<f64>>);
 
 impl Times {
-    /// Runs of all paths in turn for `seconds`, and four at least.
+    /// Runs all paths alternately for `seconds`, at least four times each.
     pub(crate) fn take(paths: &[Kernels], seconds: f64, mut work: impl FnMut(Kernels)) -> Self {
         let mut times = vec![Vec::new(); paths.len()];
         let began = Instant::now();
@@ -70,18 +70,19 @@ impl Times {
         Self(times)
     }
 
-    /// The shortest time of each path.
+    /// Returns the shortest time of each path.
     pub(crate) fn shortest(&self) -> Vec<f64> {
         self.0.iter().map(|times| times[0]).collect()
     }
 
-    /// The median time of each path.
+    /// Returns the median time of each path.
     pub(crate) fn median(&self) -> Vec<f64> {
         self.0.iter().map(|times| times[times.len() / 2]).collect()
     }
 }
 
-/// One line: shortest (and median) times, how many times as fast the first path is, and its share of a peak.
+/// Formats one line: shortest (and median) times, the speed-up of the first path over the last, and its share of the
+/// peak.
 pub(crate) fn line(name: &str, shortest: &[f64], median: &[f64], operations: f64, peak: f64) -> String {
     let times = shortest.iter().zip(median);
     let times: String = times.map(|(a, b)| format!("{:9.2} ({:8.2}) ms", a * 1e3, b * 1e3)).collect();
