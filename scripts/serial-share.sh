@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Which share of the instructions of a block's operators no second thread can take over: callgrind counts a whole block, the
-# same without the tasks that threads share, and nothing but the start of the program. Valgrind knows no AVX-512, so it is
-# the path avx2 that is counted.
+# Prints the share of a block's instructions that only one thread can execute. callgrind counts a whole block, the block
+# without the tasks that threads share, and the start of the program alone. Valgrind does not support AVX-512, so the path
+# avx2 is counted.
 #     serial-share.sh [ROWS]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -6,7 +6,7 @@
 `--kernels` names the program `bench-kernels`, `--examples` the folder with the kernels' examples `shapes` and
 `convolution`:
 
-    cargo build --release -p benches && cargo build --release -p kernels --examples
+    cargo build --release -p benches && cargo build --release -p rushes-kernels --examples
 
 Steps are two layers of the 1.3B shape. One process for each path, and PyTorch in this one, are loaded and warmed up
 before the first measurement; then they alternate, one step of each kind per round. Ratios are of the shortest and of
