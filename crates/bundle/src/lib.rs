@@ -29,7 +29,6 @@ mod error;
 pub mod file_digest;
 mod frame_rate;
 pub mod geometry;
-
 pub mod layout;
 pub mod lock;
 pub mod manifest;

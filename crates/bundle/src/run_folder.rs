@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-
 use std::path::{Path, PathBuf};
 
 /// The folder that was replaced; it may still be read.

@@ -5,9 +5,6 @@ mod rows;
 pub(crate) mod tile;
 mod tiled;
 
-pub use epilogue::{Gate, Output, Residual};
-use tile::{Bf16Dot, Dot, Int8Dot, PANEL, Sums, TileInput, floats, multiply};
-
 use crate::Kernels;
 use crate::packing::{Bf16Weights, GROUP, Int8Weights, MatrixShape, STEP, SizeError, check};
 use crate::rows::RowScale;
@@ -16,8 +13,10 @@ use crate::simd::tiles::SIDE;
 use crate::simd::{Operation, Simd};
 use crate::workers::Workers;
 use epilogue::Epilogue;
+pub use epilogue::{Gate, Output, Residual};
 use half::bf16;
 use rows::Rows;
+use tile::{Bf16Dot, Dot, Int8Dot, PANEL, Sums, TileInput, floats, multiply};
 
 /// Approximate rows per task: few enough for many cores, and enough to reuse a panel of weights.
 const TASK_ROWS: usize = 246;

@@ -3,7 +3,6 @@
 //! Only the container is checked, not the streams in it. Files of other formats count as complete.
 
 use super::gapless;
-
 use crate::mp4;
 use crate::sound::RATE;
 use std::fs::File;

@@ -1,9 +1,8 @@
 //! Pictures and audio from any file that GStreamer decodes.
 
 use super::gapless;
-use super::reader::{Kind, Reader};
-
 use super::integrity;
+use super::reader::{Kind, Reader};
 use crate::Error;
 use crate::sound::{CHANNELS, RATE};
 use bundle::geometry::PixelSize;
