@@ -84,12 +84,12 @@ impl Diagnose for Error {
             Self::Engine(error) => error.report(),
             Self::Graph(error) => error.report(),
             Self::Codec(error) => error.report(),
-            Self::Weights { layer, source } => Report::bad_input(
+            Self::Weights { layer, source } => Report::damaged(
                 format!("the weights of {layer} cannot be read"),
                 source.to_string(),
-                "export the checkpoint again",
+                "copy the whole bundle again, or export the checkpoint again",
             ),
-            Self::FileContent { path, why } => Report::bad_input(
+            Self::FileContent { path, why } => Report::damaged(
                 format!("{} cannot be used", path.display()),
                 why.clone(),
                 "remove it and run `rushes calibrate` again",

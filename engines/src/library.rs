@@ -6,6 +6,7 @@
 //! search does not continue.
 
 use crate::LibraryError;
+use bundle::Field;
 use ort::environment::EnvironmentBuilder;
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -29,8 +30,8 @@ const FOLDERS: [&str; 5] = [".", "lib", "../lib", "../onnxruntime", "../../onnxr
 /// The source of an explicit library path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// A flag of the command line.
-    Flag,
+    /// A setting of the caller.
+    Setting,
     /// The environment variable `ORT_DYLIB_PATH`.
     Variable,
 }
@@ -38,7 +39,7 @@ pub enum Origin {
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Flag => "--onnxruntime",
+            Self::Setting => Field::OnnxRuntime.name(),
             Self::Variable => VARIABLE,
         })
     }
@@ -47,8 +48,8 @@ impl std::fmt::Display for Origin {
 /// The locations to search.
 #[derive(Debug, Default)]
 pub(crate) struct SearchPaths {
-    /// From a flag: the library or its folder.
-    pub flag: Option<PathBuf>,
+    /// From a setting: the library or its folder.
+    pub setting: Option<PathBuf>,
     /// From `ORT_DYLIB_PATH`: the library or its folder.
     pub variable: Option<PathBuf>,
     /// The folder of the running program.
@@ -57,10 +58,10 @@ pub(crate) struct SearchPaths {
 
 impl SearchPaths {
     /// The search paths of this process.
-    pub(crate) fn of_process(flag: Option<&Path>) -> Self {
+    pub(crate) fn of_process(setting: Option<&Path>) -> Self {
         let program = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
         let variable = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        Self { flag: flag.map(Path::to_owned), variable, program }
+        Self { setting: setting.map(Path::to_owned), variable, program }
     }
 }
 
@@ -78,7 +79,7 @@ pub(crate) enum Located {
 /// # Errors
 /// A given path is not a library or a folder with one.
 pub(crate) fn locate(paths: &SearchPaths) -> Result<Located, LibraryError> {
-    let given = [(Origin::Flag, &paths.flag), (Origin::Variable, &paths.variable)];
+    let given = [(Origin::Setting, &paths.setting), (Origin::Variable, &paths.variable)];
     for (origin, path) in given {
         if let Some(path) = path {
             let found = if path.is_dir() { library_in(path) } else { path.is_file().then(|| path.clone()) };
@@ -233,16 +234,16 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let program = root.path().join("target/release");
         let file = |name: &str| root.path().join(name).join(NAME);
-        for folder in ["flag", "variable", "target/onnxruntime"] {
+        for folder in ["setting", "variable", "target/onnxruntime"] {
             touch(&file(folder));
         }
         let mut paths = SearchPaths {
-            flag: Some(file("flag")),
+            setting: Some(file("setting")),
             variable: Some(root.path().join("variable")),
             program: Some(program),
         };
-        assert_eq!(locate(&paths).unwrap(), Located::File(file("flag")));
-        paths.flag = None;
+        assert_eq!(locate(&paths).unwrap(), Located::File(file("setting")));
+        paths.setting = None;
         assert_eq!(locate(&paths).unwrap(), Located::File(file("variable")));
         paths.variable = None;
         assert_eq!(locate(&paths).unwrap(), Located::File(file("target/onnxruntime")));
@@ -273,13 +274,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         touch(&root.path().join("variable").join(NAME));
         let paths = SearchPaths {
-            flag: Some("/nowhere/libonnxruntime.so".into()),
+            setting: Some("/nowhere/libonnxruntime.so".into()),
             variable: Some(root.path().join("variable")),
             program: None,
         };
         let error = locate(&paths).unwrap_err();
         assert_eq!(error.report().class, ErrorClass::MissingOnMachine);
-        insta::assert_snapshot!(error, @"ONNX Runtime is not at /nowhere/libonnxruntime.so: --onnxruntime names that path, and it has no libonnxruntime.so (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+        insta::assert_snapshot!(error, @"ONNX Runtime is not at /nowhere/libonnxruntime.so: onnx_runtime names that path, and it has no libonnxruntime.so (get it with `make setup` in the checkout, or name the file with `onnx_runtime`)");
     }
 
     #[test]
@@ -289,7 +290,7 @@ mod tests {
         let paths = SearchPaths { program: Some(program), ..SearchPaths::default() };
         let Located::NotFound { tried } = locate(&paths).unwrap() else { panic!("found in an empty folder") };
         let text = LibraryError::NotFound { tried }.to_string();
-        insta::assert_snapshot!(text.replace(&root.path().display().to_string(), ""), @"ONNX Runtime was not found: looked for /opt/rushes/bin/libonnxruntime.so, /opt/rushes/bin/lib/libonnxruntime.so, /opt/rushes/lib/libonnxruntime.so, /opt/rushes/onnxruntime/libonnxruntime.so, /opt/onnxruntime/libonnxruntime.so (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+        insta::assert_snapshot!(text.replace(&root.path().display().to_string(), ""), @"ONNX Runtime was not found: looked for /opt/rushes/bin/libonnxruntime.so, /opt/rushes/bin/lib/libonnxruntime.so, /opt/rushes/lib/libonnxruntime.so, /opt/rushes/onnxruntime/libonnxruntime.so, /opt/onnxruntime/libonnxruntime.so (get it with `make setup` in the checkout, or name the file with `onnx_runtime`)");
     }
 
     #[test]
@@ -299,6 +300,6 @@ mod tests {
             path: "/usr/lib/libonnxruntime.so".into(),
         });
         assert_eq!(error.report().class, ErrorClass::MissingOnMachine);
-        insta::assert_snapshot!(error, @"ONNX Runtime at /usr/lib/libonnxruntime.so is too old: it is version 1.17.3, and 1.24 or newer is needed (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+        insta::assert_snapshot!(error, @"ONNX Runtime at /usr/lib/libonnxruntime.so is too old: it is version 1.17.3, and 1.24 or newer is needed (get it with `make setup` in the checkout, or name the file with `onnx_runtime`)");
     }
 }

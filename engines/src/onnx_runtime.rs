@@ -69,7 +69,7 @@ impl OnnxRuntime {
 
     fn same_as(&self, explicit: Option<&Path>) -> Result<Self, LibraryError> {
         let Some(explicit) = explicit else { return Ok(self.clone()) };
-        let paths = SearchPaths { flag: Some(explicit.to_owned()), ..SearchPaths::default() };
+        let paths = SearchPaths { setting: Some(explicit.to_owned()), ..SearchPaths::default() };
         let is_same = match library::locate(&paths)? {
             Located::File(path) => path.canonicalize().ok() == self.path().canonicalize().ok(),
             Located::NotFound { .. } => false,

@@ -15,7 +15,7 @@ pub(crate) fn open_error(path: &Path, error: &ort::Error) -> Error {
 
 /// The error for a failed run of `graph`.
 pub(crate) fn run_error(graph: &str, error: &ort::Error) -> Error {
-    explain_run(graph, error.message())
+    explain_run(graph, error.code(), error.message())
 }
 
 fn explain_open(path: &Path, code: ErrorCode, message: &str) -> Error {
@@ -27,14 +27,19 @@ fn explain_open(path: &Path, code: ErrorCode, message: &str) -> Error {
         GraphError::WeightsUnusable { path, why }.into()
     } else if code == ErrorCode::InvalidProtobuf || message.contains("No graph was found in the protobuf") {
         GraphError::Damaged { path, why }.into()
+    } else if code == ErrorCode::NotImplemented || message.contains("Unsupported model IR version") {
+        GraphError::Unsupported { path, why }.into()
     } else {
         GraphError::Refused { path, why }.into()
     }
 }
 
-fn explain_run(graph: &str, message: &str) -> Error {
+fn explain_run(graph: &str, code: ErrorCode, message: &str) -> Error {
     if is_out_of_memory(message) {
         Error::OutOfMemory { graph: graph.into(), requested: requested_bytes(message) }
+    } else if code == ErrorCode::InvalidArgument {
+        // Inputs are checked against the graph before each run.
+        Error::RunRefused { graph: graph.into(), why: without_source_locations(message) }
     } else {
         Error::RunFailed { graph: graph.into(), why: without_source_locations(message) }
     }
@@ -121,13 +126,13 @@ mod tests {
     #[test]
     fn an_out_of_memory_error_has_the_requested_size() {
         let message = "Non-zero status code returned while running ConstantOfShape node. Name:'' Status Message: /src/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of size 4503599627370496\n";
-        insta::assert_snapshot!(explain_run("decoder/next", message), @"the graph decoder/next ran out of memory: 4503599.6 GB could not be allocated (use a smaller --size, fewer --frames or --residency one, or end other programs)");
-        insta::assert_snapshot!(explain_run("decoder/next", "std::bad_alloc"), @"the graph decoder/next ran out of memory: an allocation failed (use a smaller --size, fewer --frames or --residency one, or end other programs)");
+        insta::assert_snapshot!(explain_run("decoder/next", ErrorCode::GenericFailure, message), @"the graph decoder/next ran out of memory: 4503599.6 GB could not be allocated (use a smaller `size`, fewer `frames` or `residency` one, or end other programs)");
+        insta::assert_snapshot!(explain_run("decoder/next", ErrorCode::RuntimeException, "std::bad_alloc"), @"the graph decoder/next ran out of memory: an allocation failed (use a smaller `size`, fewer `frames` or `residency` one, or end other programs)");
     }
 
     #[test]
     fn a_failing_operator_is_named_without_source_locations() {
         let message = "Non-zero status code returned while running Reshape node. Name:'r' Status Message: /src/reshape_helper.cc:45 onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) input_shape_size == size was false.";
-        insta::assert_snapshot!(explain_run("step", message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (export the checkpoint again with this version of rushes, and report it if that does not help)");
+        insta::assert_snapshot!(explain_run("step", ErrorCode::RuntimeException, message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (export the checkpoint again with this version of rushes, and report it if that does not help)");
     }
 }

@@ -1,9 +1,10 @@
 //! Execution providers.
 
 use crate::Error;
+use bundle::Field;
 use bundle::variant::Target;
 
-/// An execution provider: the value of `--ep`.
+/// An execution provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Provider {
     /// The provider that this version chooses: the CPU.
@@ -18,7 +19,7 @@ pub enum Provider {
 }
 
 bundle::named!(
-    Provider, "--ep", "execution provider", "auto" => Auto, "cpu" => Cpu, "cuda" => Cuda, "tensorrt" => TensorRt,
+    Provider, Field::Provider, "execution provider", "auto" => Auto, "cpu" => Cpu, "cuda" => Cuda, "tensorrt" => TensorRt,
 );
 
 impl Provider {
@@ -44,7 +45,7 @@ mod tests {
         for provider in Provider::ALL {
             assert_eq!(provider.to_string().parse::<Provider>().unwrap(), provider);
         }
-        insta::assert_snapshot!("gpu".parse::<Provider>().unwrap_err(), @"--ep cannot be `gpu`: unknown execution provider; expected one of auto, cpu, cuda, tensorrt (use one of these)");
+        insta::assert_snapshot!("gpu".parse::<Provider>().unwrap_err(), @"provider cannot be `gpu`: unknown execution provider; expected one of auto, cpu, cuda, tensorrt (use one of these)");
     }
 
     #[test]
@@ -53,7 +54,7 @@ mod tests {
         assert_eq!(Provider::Cpu.target().unwrap(), Target::Cpu);
         let error = Provider::TensorRt.target().unwrap_err();
         assert_eq!(error.report().class, ErrorClass::BadInput);
-        insta::assert_snapshot!(error, @"--ep tensorrt cannot be used: this version runs graphs on the CPU only; graphs for CUDA can only be exported (use --ep cpu, or leave it out)");
+        insta::assert_snapshot!(error, @"provider tensorrt cannot be used: this version runs graphs on the CPU only; graphs for CUDA can only be exported (use `provider` cpu, or leave it out)");
         assert!(Provider::Cuda.target().is_err());
     }
 }

@@ -4,9 +4,10 @@
 //! stay open for the next clip, or each is closed before the next is opened.
 
 use crate::{Error, Remedy};
+use bundle::Field;
 use bundle::units::ByteCount;
 
-/// The value of `--residency`.
+/// The components to keep in memory, as requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Residency {
     /// All resident if they fit, otherwise one at a time.
@@ -18,7 +19,7 @@ pub enum Residency {
     One,
 }
 
-bundle::named!(Residency, "--residency", "residency", "auto" => Auto, "all" => All, "one" => One);
+bundle::named!(Residency, Field::Residency, "residency", "auto" => Auto, "all" => All, "one" => One);
 
 /// The predicted memory of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,13 +153,13 @@ mod tests {
     fn a_plan_that_does_not_fit_names_a_setting_that_would() {
         let error = plan(Residency::All, &a14b(), ByteCount(80 * GB)).unwrap_err();
         assert_eq!(error.report().class, ErrorClass::DoesNotFit);
-        insta::assert_snapshot!(error, @"147.0 GB are needed and 80.0 GB may be used: the largest parts are the weights of experts/high 57.0 GB, the weights of experts/low 57.0 GB, the weights of text_encoder 22.0 GB (use --residency one, which needs 67.0 GB)");
+        insta::assert_snapshot!(error, @"147.0 GB are needed and 80.0 GB may be used: the largest parts are the weights of experts/high 57.0 GB, the weights of experts/low 57.0 GB, the weights of text_encoder 22.0 GB (use `residency` one, which needs 67.0 GB)");
         for wanted in [Residency::Auto, Residency::One] {
             let activations = plan(wanted, &a14b(), ByteCount(60 * GB)).unwrap_err();
             let weights = plan(wanted, &a14b(), ByteCount(24 * GB)).unwrap_err();
             insta::allow_duplicates! {
-                insta::assert_snapshot!(activations, @"67.0 GB are needed and 60.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (use a smaller --size or fewer --frames, or raise --memory-budget)");
-                insta::assert_snapshot!(weights, @"67.0 GB are needed and 24.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (raise --memory-budget if the machine has more, or use a smaller model)");
+                insta::assert_snapshot!(activations, @"67.0 GB are needed and 60.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (use a smaller `size` or fewer `frames`, or raise `memory_budget`)");
+                insta::assert_snapshot!(weights, @"67.0 GB are needed and 24.0 GB may be used: the largest parts are the weights of experts/low 57.0 GB, the activations of experts/low 10.0 GB (raise `memory_budget` if the machine has more, or use a smaller model)");
             }
         }
     }
@@ -168,7 +169,7 @@ mod tests {
         for residency in Residency::ALL {
             assert_eq!(residency.to_string().parse::<Residency>().unwrap(), residency);
         }
-        insta::assert_snapshot!("both".parse::<Residency>().unwrap_err(), @"--residency cannot be `both`: unknown residency; expected one of auto, all, one (use one of these)");
+        insta::assert_snapshot!("both".parse::<Residency>().unwrap_err(), @"residency cannot be `both`: unknown residency; expected one of auto, all, one (use one of these)");
     }
 
     prop_compose! {

@@ -9,6 +9,7 @@ use crate::model::{
 use crate::weights::scan::{Scan, Verify, scan};
 use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, Transfer, place_converted, place_linked};
 use crate::{Error, defaults, preview_map};
+use bundle::Field;
 use bundle::digest::Digest;
 use bundle::dtype::WeightType;
 use bundle::layout;
@@ -166,7 +167,7 @@ fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
     if request.weights == Some(WeightType::F16) && has_accelerator {
         let rule = "graphs for CUDA and TensorRT compute in the number format of their weights, and values of the text \
                     encoder are out of range for f16";
-        return Err(bundle::Error::value("--weights", "f16", rule, "use bf16, or f32").into());
+        return Err(bundle::Error::value(Field::Weights, "f16", rule, "use bf16, or f32").into());
     }
     Ok(())
 }

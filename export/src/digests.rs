@@ -1,4 +1,4 @@
-//! The digests of a bundle's files: computed on export, and checked in full by `rushes inspect --verify`.
+//! The digests of a bundle's files: computed on export, and checked in full by `rushes inspect` on request.
 
 use crate::Error;
 use crate::checkpoint::header;

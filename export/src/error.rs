@@ -2,7 +2,7 @@
 
 use bundle::dtype::{ElementType, WeightType};
 use bundle::units::ByteCount;
-use bundle::{Diagnose, Report};
+use bundle::{Diagnose, Field, Report};
 use std::path::{Path, PathBuf};
 
 /// An error of an export.
@@ -179,7 +179,7 @@ pub enum Error {
         target: PathBuf,
         /// Size of all files that would be copied.
         bytes: ByteCount,
-        /// The size that is copied without `--copy`.
+        /// The size that is copied without request.
         limit: ByteCount,
         /// The I/O error of the link.
         #[source]
@@ -297,7 +297,7 @@ impl Diagnose for Error {
                 format!("{} lists {tensors} tensors in it", index.display()),
                 "download the missing file into the same folder",
             ),
-            Self::Truncated { path, expected, found } => Report::bad_input(
+            Self::Truncated { path, expected, found } => Report::damaged(
                 format!("{} is truncated", path.display()),
                 format!("it should have at least {expected} bytes and has {found}"),
                 DOWNLOAD_AGAIN,
@@ -312,7 +312,7 @@ impl Diagnose for Error {
                 "wait until the download or copy into that folder has ended, then run the command again",
             ),
             Self::Header { path, why } => {
-                Report::bad_input(format!("{} is damaged", path.display()), why.clone(), DOWNLOAD_AGAIN)
+                Report::damaged(format!("{} is damaged", path.display()), why.clone(), DOWNLOAD_AGAIN)
             }
             Self::DuplicateTensor { name, first, second } => Report::bad_input(
                 format!("the weight {name} is stored twice"),
@@ -339,7 +339,7 @@ impl Diagnose for Error {
                 format!("expected f32, f16 or bf16, found {found}"),
                 "use a checkpoint that is not quantised",
             ),
-            Self::NotFinite { name, path, index, value } => Report::bad_input(
+            Self::NotFinite { name, path, index, value } => Report::damaged(
                 format!("the weight {name} is damaged"),
                 format!("its element {index} in {} is {value}", path.display()),
                 DOWNLOAD_AGAIN,
@@ -347,8 +347,9 @@ impl Diagnose for Error {
             Self::OutOfRange { name, index, value, weights } => Report::bad_input(
                 format!("the weight {name} is out of range for {}", weights.element()),
                 format!("its element {index} is {value:e}"),
-                "use --weights bf16 or --weights f32",
-            ),
+                "use `weights` bf16 or f32",
+            )
+            .about(Field::Weights),
             Self::Numerics { layer } => Report::bad_input(
                 format!("{layer} cannot be quantised"),
                 "its scales and ranges do not match one quantisation scheme",
@@ -356,8 +357,10 @@ impl Diagnose for Error {
             ),
             Self::CopyRefused { path, target, bytes, limit, source } => Report::bad_input(
                 format!("{} cannot be linked into {}", path.display(), target.display()),
-                format!("{source}; a copy would take {bytes}, and more than {limit} requires --copy"),
-                "put the bundle on the file system of the checkpoint, or allow the copy with --copy",
+                format!(
+                    "{source}; a copy would take {bytes}, and more than {limit} is copied on request only"
+                ),
+                "put the bundle on the file system of the checkpoint, or allow the copy with `copy`",
             ),
         }
     }
@@ -380,7 +383,7 @@ mod tests {
             limit: ByteCount(1_000_000_000),
             source: std::io::ErrorKind::CrossesDevices.into(),
         };
-        insta::assert_snapshot!(refused, @"a/model.safetensors cannot be linked into b/weights: cross-device link or rename; a copy would take 57.1 GB, and more than 1.0 GB requires --copy (put the bundle on the file system of the checkpoint, or allow the copy with --copy)");
+        insta::assert_snapshot!(refused, @"a/model.safetensors cannot be linked into b/weights: cross-device link or rename; a copy would take 57.1 GB, and more than 1.0 GB is copied on request only (put the bundle on the file system of the checkpoint, or allow the copy with `copy`)");
         let damaged = Error::NotFinite {
             name: "shared.weight".into(),
             path: "model.safetensors".into(),

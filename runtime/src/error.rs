@@ -1,7 +1,7 @@
 //! Errors of the runtime. Errors of its dependencies are passed through.
 
 use bundle::routing::ExpertName;
-use bundle::{Diagnose, ErrorClass, Report};
+use bundle::{Diagnose, ErrorClass, Field, Report};
 use std::path::PathBuf;
 
 /// An error of generating a clip.
@@ -39,7 +39,7 @@ pub enum Error {
         /// The expert that ran.
         expert: ExpertName,
     },
-    /// The file of `--noise` does not contain the noise of this clip.
+    /// The file of the initial noise does not contain the noise of this clip.
     NoiseFile {
         /// The file.
         path: PathBuf,
@@ -73,7 +73,7 @@ pub enum Error {
         /// Unknowns of each colour.
         unknowns: usize,
     },
-    /// The file of `--trace` cannot be written.
+    /// The trace of a run cannot be written.
     TraceFile {
         /// The file.
         path: PathBuf,
@@ -91,41 +91,42 @@ impl Diagnose for Error {
             Self::Engine(error) => error.report(),
             Self::Prompt(error) => error.report(),
             Self::Callback(error) => error.report(),
-            Self::Vocabulary { tokenizer, encoder } => Report::bad_input(
+            Self::Vocabulary { tokenizer, encoder } => Report::damaged(
                 "the tokenizer does not belong to the text encoder",
                 format!("the tokenizer has {tokenizer} tokens and the encoder {encoder}"),
                 "use the tokenizer that was published with the model and export again",
             ),
-            Self::Rank { tensor, expected, found } => Report::failed(
+            Self::Rank { tensor, expected, found } => Report::bug(
                 format!("`{tensor}` cannot be used"),
-                format!("it has {found} axes and should have {expected}"),
-                "export the checkpoint again with this version of rushes",
+                format!("it has {found} axes and should have {expected}, as in its graph's signature"),
             ),
             Self::NotFinite { step, steps, expert } => Report::failed(
                 format!("the latent is not finite after step {step} of {steps}"),
                 format!("the {expert} expert returned values that are not finite"),
-                "use a lower --guidance, or check the weights with `rushes export` without --no-verify",
+                "use a lower `guidance`, or check the files of the bundle with `rushes inspect` and `verify`",
             ),
             Self::NoiseFile { path, why } => Report::bad_input(
                 format!("the noise in {} cannot be used", path.display()),
                 why.clone(),
                 "give a safetensors file whose tensor `noise` is f32 and has the shape of the clip's latent",
             ),
-            Self::DamagedBundle { path, files, damaged } => Report::bad_input(
+            Self::DamagedBundle { path, files, damaged } => Report::damaged(
                 format!("the bundle {} is damaged in {} of {files} files", path.display(), damaged.len()),
                 damaged.iter().map(|(file, why)| format!("{file}: {why}")).collect::<Vec<_>>().join("; "),
                 "copy these files again, or export the checkpoint again",
             ),
             Self::NoPreviewMap => Report::bad_input(
-                "--preview cannot be rgb",
+                "preview cannot be rgb",
                 "the linear map of previews was not fitted for this bundle's decoder",
-                "fit it once with `rushes calibrate BUNDLE --preview`, or use --preview full",
-            ),
+                "fit it once with `rushes calibrate` and `preview`, or use `preview` full",
+            )
+            .about(Field::Preview),
             Self::NoTinyDecoder => Report::bad_input(
-                "--preview cannot be tiny",
+                "preview cannot be tiny",
                 "this bundle has no tiny decoder",
-                "export again with `--tiny taew2_1.safetensors`, or use --preview rgb or full",
-            ),
+                "export the checkpoint again with `tiny_decoder` taew2_1.safetensors, or use `preview` rgb or full",
+            )
+            .about(Field::Preview),
             Self::FramesOfLatent { latent, frames } => Report::bad_input(
                 "the frames do not match the latent",
                 format!("a latent of shape {latent:?} cannot be decoded to frames of shape {frames:?}"),

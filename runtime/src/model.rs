@@ -1,6 +1,7 @@
 //! A bundle with its run options.
 
 use crate::Error;
+use bundle::Field;
 use bundle::lock::ReadLock;
 use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
@@ -176,8 +177,8 @@ impl Model {
         if tiled && parts.iter().any(|part| self.graph(&Component::Decoder, *part).is_err()) {
             let rule =
                 format!("the {} variant of the decoder decodes whole frames only", self.variant.precision);
-            let fix = "use --tile off, or --precision of an exported variant";
-            return Err(bundle::Error::value("--tile", "used", rule, fix).into());
+            let fix = "decode whole frames with `tile` off, or use the `precision` of an exported variant";
+            return Err(bundle::Error::value(Field::Tile, "used", rule, fix).into());
         }
         Ok(())
     }
@@ -249,10 +250,10 @@ fn choose_variant(
     };
     if options.kernels == Some(KernelLibrary::Rushes) && !manifest.has_rushes_kernels(precision) {
         return Err(Error::Contract(bundle::Error::value(
-            "--kernels",
+            Field::Kernels,
             "rushes",
             format!("the bundle has {precision} graphs for ONNX Runtime kernels only"),
-            "run `rushes quantize` with --scheme int8 or bf16, or leave the flag out",
+            "run `rushes quantize` with `scheme` int8 or bf16, or leave `kernels` out",
         )));
     }
     Ok(Variant { target, precision, kernels: wanted })

@@ -3,6 +3,7 @@
 
 use crate::Error;
 use crate::sampler::Schedule;
+use bundle::Field;
 use bundle::geometry::{FrameCount, LatentShape, PixelSize};
 use bundle::manifest::Manifest;
 use bundle::routing::ExpertName;
@@ -139,7 +140,7 @@ impl GenerationPlan {
     /// Fills in the bundle's defaults and checks every value.
     ///
     /// # Errors
-    /// The first value that is out of range, with the name of its flag.
+    /// The first value that is out of range, by name.
     pub fn new(manifest: &Manifest, request: &GenerateRequest) -> Result<Self, Error> {
         prompt::check(&request.prompt)?;
         let defaults = &manifest.defaults;
@@ -161,7 +162,7 @@ impl GenerationPlan {
         };
         if !(request.noise_scale.is_finite() && request.noise_scale > 0.0) {
             return Err(bundle::Error::value(
-                "--noise-scale",
+                Field::NoiseScale,
                 request.noise_scale,
                 "the factor must be finite and above 0",
                 "use 1, or something like 0.85 for a calmer clip",
@@ -211,13 +212,13 @@ fn frame_count(length: Length, rate: FrameRate) -> Result<FrameCount, Error> {
             let most = FrameCount::MAX as f64;
             if !(1.0..=most).contains(&frames) {
                 return Err(bundle::Error::value(
-                    "--seconds",
+                    Field::Seconds,
                     seconds,
                     format!(
                         "at {rate} frames per second the clip does not have 1 to {} frames",
                         FrameCount::MAX
                     ),
-                    "give a longer or shorter time, or --frames",
+                    "give a longer or shorter time, or a number of `frames`",
                 )
                 .into());
             }

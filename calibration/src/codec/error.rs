@@ -32,7 +32,7 @@ pub enum CodecError {
 impl Diagnose for CodecError {
     fn report(&self) -> Report {
         match self {
-            Self::NotFinite { index, value } => Report::bad_input(
+            Self::NotFinite { index, value } => Report::damaged(
                 "the tensor cannot be quantised",
                 format!("expected finite values, found {value} at index {index}"),
                 "check that the checkpoint is whole, and get it again if it is not",

@@ -1,7 +1,7 @@
 //! Ranges of quantised activations.
 
-use bundle::Error;
 use bundle::quantization::Affine;
+use bundle::{Error, Field};
 use std::fmt;
 use std::str::FromStr;
 
@@ -54,7 +54,7 @@ impl FromStr for RangeMethod {
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|method| method.name() == text).ok_or_else(|| {
             let rule = "unknown range method; expected one of mse, percentile, entropy, extremes";
-            Error::value("--ranges", format!("`{text}`"), rule, "use one of these")
+            Error::value(Field::Ranges, format!("`{text}`"), rule, "use one of these")
         })
     }
 }

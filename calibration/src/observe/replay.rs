@@ -243,7 +243,7 @@ fn replay_steps(
         sample.text.iter().map(|text| Value::from_f32(text.clone().insert_axis(Axis(0)))).collect();
     for (timestep, latent) in sample.timesteps.iter().zip(sample.latents.outer_iter()) {
         let level = Timestep(*timestep);
-        if Component::Expert(routing.name(routing.expert_at(level)).clone()) != *component {
+        if Component::Expert(routing.name(routing.expert_at(level))?.clone()) != *component {
             continue;
         }
         let points = table.bin(component, noise_bin(routing, level));

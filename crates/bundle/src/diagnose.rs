@@ -1,5 +1,7 @@
 //! Error reports: what happened, why, what to do, and the exit code.
 
+use crate::Field;
+use std::borrow::Cow;
 use std::fmt;
 
 /// The class of a failure. It determines the exit code.
@@ -8,8 +10,12 @@ use std::fmt;
 pub enum ErrorClass {
     /// A failure at run time (exit code 1).
     Failed,
+    /// A failure that only a fault of the program explains (exit code 1).
+    Bug,
     /// Wrong usage or bad input (exit code 2).
     BadInput,
+    /// A file that is not what was written: truncated, changed, or unreadable as its format (exit code 2).
+    Damaged,
     /// Not enough memory (exit code 3).
     DoesNotFit,
     /// The machine lacks a library, a plugin or a driver (exit code 4).
@@ -22,8 +28,8 @@ impl ErrorClass {
     /// Returns the process exit code of this class.
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Failed => 1,
-            Self::BadInput => 2,
+            Self::Failed | Self::Bug => 1,
+            Self::BadInput | Self::Damaged => 2,
             Self::DoesNotFit => 3,
             Self::MissingOnMachine => 4,
             Self::Interrupted => 130,
@@ -45,11 +51,14 @@ impl ErrorClass {
 pub struct Report {
     /// The class, which determines the exit code.
     pub class: ErrorClass,
-    /// The failure, with the name of the file, flag or value.
+    /// The setting that the error is about, if it is about one.
+    pub field: Option<Field>,
+    /// The failure, with the name of the file, setting or value. If it begins with a setting, then with the name of
+    /// `field`.
     pub what: String,
     /// The cause, with the expected and the found value.
     pub why: String,
-    /// A suggested fix.
+    /// A suggested fix. Settings in it are names of fields in backquotes.
     pub fix: String,
 }
 
@@ -61,12 +70,27 @@ impl Report {
         why: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Self { class, what: what.into(), why: why.into(), fix: fix.into() }
+        Self { class, field: None, what: what.into(), why: why.into(), fix: fix.into() }
     }
 
     /// Wrong usage or bad input.
     pub fn bad_input(what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::new(ErrorClass::BadInput, what, why, fix)
+    }
+
+    /// A damaged file.
+    pub fn damaged(what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::new(ErrorClass::Damaged, what, why, fix)
+    }
+
+    /// A fault of the program.
+    pub fn bug(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(
+            ErrorClass::Bug,
+            what,
+            why,
+            "this is a fault of rushes, not of the input: report it with this message and the command or request",
+        )
     }
 
     /// A failure at run time.
@@ -77,6 +101,48 @@ impl Report {
     /// Something the machine lacks.
     pub fn missing(what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::new(ErrorClass::MissingOnMachine, what, why, fix)
+    }
+
+    /// The same report, about a setting.
+    #[must_use]
+    pub fn about(mut self, field: Field) -> Self {
+        self.field = Some(field);
+        self
+    }
+
+    /// The same report with other names of settings, such as flags: at the start of what happened and why, and in the
+    /// fix.
+    ///
+    /// ```
+    /// use bundle::{Field, Report};
+    ///
+    /// let report = Report::bad_input("size cannot be 0x0", "it is empty", "give a larger `size`");
+    /// let report = report.about(Field::Size).with_names(|field| match field {
+    ///     Field::Size => "--size",
+    ///     _ => field.name(),
+    /// });
+    /// assert_eq!(report.to_string(), "--size cannot be 0x0: it is empty (give a larger --size)");
+    /// ```
+    #[must_use]
+    pub fn with_names(mut self, name: impl Fn(Field) -> &'static str) -> Self {
+        if let Some(field) = self.field {
+            for text in [&mut self.what, &mut self.why] {
+                if let Some(rest) = text.strip_prefix(field.name()).filter(|rest| rest.starts_with(' ')) {
+                    *text = format!("{}{rest}", name(field));
+                }
+            }
+        }
+        // Text between backquotes is at odd positions.
+        let parts = self.fix.split('`').enumerate().map(|(index, part)| {
+            let field = Field::ALL.into_iter().find(|field| index % 2 == 1 && field.name() == part);
+            match (field, index % 2) {
+                (Some(field), _) => Cow::Borrowed(name(field)),
+                (None, 0) => Cow::Borrowed(part),
+                (None, _) => Cow::Owned(format!("`{part}`")),
+            }
+        });
+        self.fix = parts.collect();
+        self
     }
 }
 

@@ -1,5 +1,6 @@
 //! Number formats of tensors.
 
+use crate::Field;
 use serde::{Deserialize, Serialize};
 
 /// The number format of one tensor.
@@ -56,7 +57,7 @@ pub enum WeightType {
     Bf16,
 }
 
-crate::named!(WeightType, "--weights", "weight type", "f32" => F32, "f16" => F16, "bf16" => Bf16);
+crate::named!(WeightType, Field::Weights, "weight type", "f32" => F32, "f16" => F16, "bf16" => Bf16);
 
 impl WeightType {
     /// Returns the element type of the stored tensors.

@@ -1,7 +1,8 @@
 //! Errors of this crate: values out of range, an invalid `bundle.json`, files that cannot be read or written.
 
 use crate::dtype::ElementType;
-use crate::{Diagnose, ErrorClass, Report};
+use crate::routing::ExpertIndex;
+use crate::{Diagnose, ErrorClass, Field, Report};
 use std::path::{Path, PathBuf};
 
 /// An error about a value, a file or a bundle.
@@ -9,19 +10,19 @@ use std::path::{Path, PathBuf};
 /// Its text is that of its [`Report`]:
 ///
 /// ```
-/// use bundle::{Diagnose, Error, ErrorClass};
+/// use bundle::{Diagnose, Error, ErrorClass, Field};
 ///
-/// let error = Error::value("--steps", 0, "a clip is denoised in 1 to 1000 steps", "use 40");
+/// let error = Error::value(Field::Steps, 0, "a clip is denoised in 1 to 1000 steps", "use 40");
 /// assert_eq!(error.report().class, ErrorClass::BadInput);
-/// assert_eq!(error.to_string(), "--steps cannot be 0: a clip is denoised in 1 to 1000 steps (use 40)");
+/// assert_eq!(error.to_string(), "steps cannot be 0: a clip is denoised in 1 to 1000 steps (use 40)");
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A value that the user gave is out of range or unknown.
     Value {
-        /// The name of the value, as the user gave it (`--size`).
-        name: &'static str,
+        /// The setting.
+        field: Field,
         /// The given value.
         given: String,
         /// The rule that it breaks.
@@ -106,6 +107,20 @@ pub enum Error {
         /// The available variants.
         available: Vec<String>,
     },
+    /// The bundle lacks a component.
+    NoComponent {
+        /// The component.
+        component: String,
+        /// The components of the bundle.
+        available: Vec<String>,
+    },
+    /// A position is outside the routing table.
+    NoExpert {
+        /// The position.
+        index: ExpertIndex,
+        /// Number of experts in the table.
+        experts: usize,
+    },
     /// A graph's inputs or outputs differ from its signature.
     Signature {
         /// The graph.
@@ -133,12 +148,12 @@ impl Error {
 
     /// A value that breaks a rule.
     pub fn value(
-        name: &'static str,
+        field: Field,
         given: impl ToString,
         rule: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Self::Value { name, given: given.to_string(), rule: rule.into(), fix: fix.into() }
+        Self::Value { field, given: given.to_string(), rule: rule.into(), fix: fix.into() }
     }
 
     pub(crate) fn element(graph: &str, tensor: &str, expected: ElementType, found: ElementType) -> Self {
@@ -155,8 +170,9 @@ impl Diagnose for Error {
     fn report(&self) -> Report {
         match self {
             Self::TextFile(error) => error.report(),
-            Self::Value { name, given, rule, fix } => {
-                Report::bad_input(format!("{name} cannot be {given}"), rule.clone(), fix.clone())
+            Self::Value { field, given, rule, fix } => {
+                Report::bad_input(format!("{field} cannot be {given}"), rule.clone(), fix.clone())
+                    .about(*field)
             }
             Self::File { action, path, source } => Report::bad_input(
                 format!("cannot {action} {}", path.display()),
@@ -166,8 +182,9 @@ impl Diagnose for Error {
             Self::Taken { path } => Report::bad_input(
                 format!("{} cannot be created", path.display()),
                 "it already exists and is not empty",
-                "choose another folder with --out, or remove that one",
-            ),
+                "choose another `folder`, or remove that one",
+            )
+            .about(Field::Folder),
             Self::Busy { path, part } => Report::bad_input(
                 format!("{} cannot be written", path.display()),
                 format!("another run is writing there and holds the lock {}", part.display()),
@@ -190,18 +207,18 @@ impl Diagnose for Error {
             Self::NotABundle { path } => Report::bad_input(
                 format!("{} is not a bundle", path.display()),
                 "it has no bundle.json",
-                "make one with `rushes export CHECKPOINT --out BUNDLE`",
+                "make one from a checkpoint with `rushes export` and `folder`",
             ),
-            Self::Manifest { path, why } => Report::bad_input(
+            Self::Manifest { path, why } => Report::damaged(
                 format!("{} is invalid", path.display()),
                 why.clone(),
                 "export the checkpoint again with this version of rushes",
             ),
-            Self::Damaged { path, why } => Report::bad_input(
+            Self::Damaged { path, why } => Report::damaged(
                 format!("{} is damaged", path.display()),
                 why.clone(),
-                "copy the whole bundle again, or export the checkpoint again; `rushes inspect BUNDLE --verify` lists \
-                 every damaged file",
+                "copy the whole bundle again, or export the checkpoint again; `rushes inspect` with `verify` lists every \
+                 damaged file",
             ),
             Self::OutsideWeights { path, found, folder } => Report::bad_input(
                 format!("the weights {} cannot be used", path.display()),
@@ -212,17 +229,26 @@ impl Diagnose for Error {
                 ),
                 "move or copy the file into the bundle in place of the link; a hard link works too",
             ),
-            Self::PreviewMap { path, why } => Report::bad_input(
+            Self::PreviewMap { path, why } => Report::damaged(
                 format!("the preview map {} cannot be used", path.display()),
                 why.clone(),
-                "fit it again with `rushes calibrate BUNDLE --preview`",
+                "fit it again with `rushes calibrate` and `preview`",
             ),
             Self::NoGraph { component, asked, available } => Report::bad_input(
                 format!("the bundle has no {asked} graph of {component}"),
                 format!("it has {}", available.join(", ")),
-                "choose one of these with --precision, or export the checkpoint for that target",
+                "choose one of these with `precision`, or export the checkpoint for that target",
             ),
-            Self::Signature { graph, tensor, expected, found } => Report::bad_input(
+            Self::NoComponent { component, available } => Report::damaged(
+                format!("the bundle has no component {component}"),
+                format!("it has {}", available.join(", ")),
+                "copy the whole bundle again, or export the checkpoint again with this version of rushes",
+            ),
+            Self::NoExpert { index, experts } => Report::bug(
+                format!("the expert at position {} of the routing table cannot be used", index.0),
+                format!("the table has {experts}, counted from 0"),
+            ),
+            Self::Signature { graph, tensor, expected, found } => Report::damaged(
                 format!("the tensor `{tensor}` of the graph {graph} is wrong"),
                 format!("expected {expected}, found {found}"),
                 "export the checkpoint again with this version of rushes",

@@ -1,6 +1,6 @@
 //! Frame rates as exact fractions, such as 24000/1001.
 
-use crate::Error;
+use crate::{Error, Field};
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -44,16 +44,17 @@ impl FrameRate {
     /// # Errors
     /// Returns an error for any other number.
     pub fn try_new(frames_per_second: u32) -> Result<Self, Error> {
-        Self::reduced(frames_per_second.into(), 1).ok_or_else(|| out_of_range("--fps", frames_per_second))
+        Self::reduced(frames_per_second.into(), 1)
+            .ok_or_else(|| out_of_range(Field::FrameRate, frames_per_second))
     }
 
     /// Parses a rate such as `24`, `23.976` or `24000/1001`. Rounded NTSC rates, such as 29.97, become the exact rate.
-    /// `flag` is the flag that the text was given for, used in errors.
+    /// `field` is the setting that the text was given for, used in errors.
     ///
     /// # Errors
     /// Returns an error if the text is not a rate, if the rate is out of range, or, with the nearest valid rate, if the
     /// denominator is above 1001.
-    pub fn parse(flag: &'static str, text: &str) -> Result<Self, Error> {
+    pub fn parse(field: Field, text: &str) -> Result<Self, Error> {
         let text = text.trim();
         let (frames, seconds) = match text.split_once('/') {
             Some((frames, seconds)) => frames.parse().ok().zip(seconds.parse().ok()),
@@ -62,15 +63,15 @@ impl FrameRate {
         .filter(|(_, seconds)| *seconds > 0)
         .ok_or_else(|| {
             let fix = "write it like 24, 23.976 or 24000/1001";
-            Error::value(flag, format!("`{text}`"), "it is not a number of frames per second", fix)
+            Error::value(field, format!("`{text}`"), "it is not a number of frames per second", fix)
         })?;
         if frames < seconds || frames > u64::from(Self::MAX).saturating_mul(seconds) {
-            return Err(out_of_range(flag, text));
+            return Err(out_of_range(field, text));
         }
         Self::reduced(frames, seconds).ok_or_else(|| {
             let rule = format!("its denominator as a fraction is above {}", Self::MAX_DENOMINATOR);
             let fix = format!("the nearest valid rate is {}", nearest(frames, seconds));
-            Error::value(flag, format!("`{text}`"), rule, fix)
+            Error::value(field, format!("`{text}`"), rule, fix)
         })
     }
 
@@ -146,9 +147,9 @@ fn nearest(frames: u64, seconds: u64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-fn out_of_range(flag: &'static str, given: impl fmt::Display) -> Error {
+fn out_of_range(field: Field, given: impl fmt::Display) -> Error {
     let rule = format!("a clip plays at 1 to {} frames per second", FrameRate::MAX);
-    Error::value(flag, given, rule, "use the default by leaving it out")
+    Error::value(field, given, rule, "use the default by leaving it out")
 }
 
 fn greatest_common_divisor(a: u64, b: u64) -> u64 {
@@ -169,7 +170,7 @@ impl FromStr for FrameRate {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::parse("--fps", text)
+        Self::parse(Field::FrameRate, text)
     }
 }
 
@@ -208,7 +209,7 @@ impl Visitor<'_> for AnyRate {
     }
 
     fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<FrameRate, E> {
-        FrameRate::parse("fps", value).map_err(E::custom)
+        FrameRate::parse(Field::FrameRate, value).map_err(E::custom)
     }
 }
 
@@ -252,11 +253,11 @@ mod tests {
     }
 
     #[test]
-    fn invalid_rates_are_refused_with_the_flag_and_a_fix() {
-        let refusal = |text: &str| FrameRate::parse("--output-fps", text).unwrap_err().to_string();
-        insta::assert_snapshot!(refusal("12.34567"), @"--output-fps cannot be `12.34567`: its denominator as a fraction is above 1001 (the nearest valid rate is 12.346)");
-        insta::assert_snapshot!(refusal("99999/5003"), @"--output-fps cannot be `99999/5003`: its denominator as a fraction is above 1001 (the nearest valid rate is 19.988)");
-        insta::assert_snapshot!(refusal("fast"), @"--output-fps cannot be `fast`: it is not a number of frames per second (write it like 24, 23.976 or 24000/1001)");
+    fn invalid_rates_are_refused_with_the_setting_and_a_fix() {
+        let refusal = |text: &str| FrameRate::parse(Field::OutputFrameRate, text).unwrap_err().to_string();
+        insta::assert_snapshot!(refusal("12.34567"), @"output_frame_rate cannot be `12.34567`: its denominator as a fraction is above 1001 (the nearest valid rate is 12.346)");
+        insta::assert_snapshot!(refusal("99999/5003"), @"output_frame_rate cannot be `99999/5003`: its denominator as a fraction is above 1001 (the nearest valid rate is 19.988)");
+        insta::assert_snapshot!(refusal("fast"), @"output_frame_rate cannot be `fast`: it is not a number of frames per second (write it like 24, 23.976 or 24000/1001)");
         for text in ["", ".", ".5", "-1", "24fps", "1e2", "24/0", "0/0", "/", "1/2/3", "nan", "inf", "24,5"] {
             assert!(refusal(text).contains("not a number of frames"), "{text}: {}", refusal(text));
         }

@@ -1,6 +1,6 @@
 //! Frames, pixels, latents and tokens: every rounding rule in one place.
 
-use crate::Error;
+use crate::{Error, Field};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -42,7 +42,7 @@ impl FrameCount {
             Ok(Self(frames))
         } else {
             Err(Error::value(
-                "--frames",
+                Field::Frames,
                 frames,
                 format!("a clip has 1 to {} frames", Self::MAX),
                 "use the default by leaving it out",
@@ -106,7 +106,7 @@ impl std::str::FromStr for PixelSize {
             .and_then(|(width, height)| Some(Self { width: side(width)?, height: side(height)? }))
             .ok_or_else(|| {
                 Error::value(
-                    "--size",
+                    Field::Size,
                     format!("`{text}`"),
                     format!("it takes width and height in pixels, each 1 to {}", Self::MAX_SIDE),
                     "write it like 832x480",
@@ -179,7 +179,7 @@ impl LatentShape {
                 height: size.height.div_ceil(step_h) * step_h,
             };
             let fix = if below == above { format!("use {below}") } else { format!("use {below} or {above}") };
-            return Err(Error::value("--size", size, rule, fix));
+            return Err(Error::value(Field::Size, size, rule, fix));
         }
         Ok(Self {
             channels,
@@ -234,7 +234,7 @@ mod tests {
     fn a_size_that_is_not_a_multiple_is_refused_with_the_two_nearest() {
         let error =
             LatentShape::of_clip(PixelSize { width: 830, height: 480 }, FrameCount(81), 16, WAN.0, WAN.1);
-        insta::assert_snapshot!(error.unwrap_err(), @"--size cannot be 830x480: width and height must be multiples of 16 (use 816x480 or 832x480)");
+        insta::assert_snapshot!(error.unwrap_err(), @"size cannot be 830x480: width and height must be multiples of 16 (use 816x480 or 832x480)");
     }
 
     #[test]

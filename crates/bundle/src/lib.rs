@@ -5,7 +5,7 @@
 //!
 //! | Modules | Contents |
 //! |---|---|
-//! | [`diagnose`] | error reports and exit codes |
+//! | [`diagnose`], [`Field`] | error reports and exit codes, the settings that they name |
 //! | [`units`], [`geometry`], [`dtype`], [`mod@named`] | units, sizes, number formats, enums with names |
 //! | [`spec`], [`routing`], [`variant`] | model hyper-parameters, the expert for each noise level, graph variants |
 //! | [`settings`], [`catalog`] | defaults and their origin, published models |
@@ -26,6 +26,7 @@ pub mod diagnose;
 pub mod digest;
 pub mod dtype;
 mod error;
+mod field;
 pub mod file_digest;
 mod frame_rate;
 pub mod geometry;
@@ -51,3 +52,4 @@ pub mod variant;
 pub use cancel::{Cancel, Interrupt, Watch};
 pub use diagnose::{Diagnose, ErrorClass, Report};
 pub use error::Error;
+pub use field::Field;

@@ -1,7 +1,7 @@
-//! Enums whose values have names in flags and files.
+//! Enums whose values have names in settings and files.
 
-/// Implements `ALL`, `name` and [`Display`](std::fmt::Display) for an enum from a table of names, and, if a flag and a
-/// noun are given, [`FromStr`](std::str::FromStr). Names after `|` are aliases that are only parsed.
+/// Implements `ALL`, `name` and [`Display`](std::fmt::Display) for an enum from a table of names, and, if the [`Field`](crate::Field)
+/// and a noun are given, [`FromStr`](std::str::FromStr). Names after `|` are aliases that are only parsed.
 ///
 /// ```
 /// /// The colour of a screen.
@@ -11,13 +11,13 @@
 ///     Blue,
 /// }
 ///
-/// bundle::named!(Screen, "--key", "key colour", "green" => Green, "blue" => Blue);
+/// bundle::named!(Screen, bundle::Field::KeyColour, "key colour", "green" => Green, "blue" => Blue);
 ///
 /// assert_eq!("blue".parse::<Screen>().unwrap(), Screen::Blue);
 /// assert_eq!(Screen::ALL.map(Screen::name), ["green", "blue"]);
 /// assert_eq!(
 ///     "red".parse::<Screen>().unwrap_err().to_string(),
-///     "--key cannot be `red`: unknown key colour; expected one of green, blue (use one of these)"
+///     "key_colour cannot be `red`: unknown key colour; expected one of green, blue (use one of these)"
 /// );
 /// ```
 #[macro_export]
@@ -27,7 +27,7 @@ macro_rules! named {
             /// Every value, in display order.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
 
-            /// Returns the name used in flags and files.
+            /// Returns the name used in settings and files.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),+ }
             }
@@ -40,7 +40,7 @@ macro_rules! named {
         }
     };
     (
-        $kind:ident, $flag:literal, $noun:literal,
+        $kind:ident, $field:expr, $noun:literal,
         $first:literal $(| $first_alias:literal)* => $first_variant:ident
         $(, $name:literal $(| $alias:literal)* => $variant:ident)* $(,)?
     ) => {
@@ -54,7 +54,7 @@ macro_rules! named {
                     $first $(| $first_alias)* => Ok(Self::$first_variant),
                     $($name $(| $alias)* => Ok(Self::$variant),)*
                     _ => Err($crate::Error::value(
-                        $flag,
+                        $field,
                         ::std::format!("`{text}`"),
                         ::std::concat!(
                             "unknown ", $noun, "; expected one of ", $first $(, ", ", $first_alias)*

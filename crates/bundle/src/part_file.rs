@@ -51,12 +51,12 @@ impl Diagnose for Error {
             Self::Busy { path, part } => Report::bad_input(
                 format!("cannot write {}", path.display()),
                 format!("another run or output is writing {}", part.display()),
-                "wait for it, or choose another name with -o",
+                "wait for it, or choose another `output`",
             ),
             Self::Unwritable { path, why } => Report::bad_input(
                 format!("cannot write {}", path.display()),
                 why.clone(),
-                "choose another path with -o, in a folder that you can write to",
+                "choose another `output`, in a folder that you can write to",
             ),
             Self::Publish { part, path, source } => Report::failed(
                 format!("cannot rename {} to {}", part.display(), path.display()),

@@ -3,11 +3,11 @@
 //! A bundle stores it as `preview/map.json`; a checkpoint may contain it as `preview_map.json`.
 
 use crate::digest::Digest;
-use crate::{Error, atomic};
+use crate::{Error, Field, atomic};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The kind of preview while a clip is denoised: the value of `--preview`.
+/// The kind of preview while a clip is denoised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PreviewKind {
@@ -21,7 +21,7 @@ pub enum PreviewKind {
     Full,
 }
 
-crate::named!(PreviewKind, "--preview", "preview", "off" => Off, "rgb" => Rgb, "tiny" => Tiny, "full" => Full);
+crate::named!(PreviewKind, Field::Preview, "preview", "off" => Off, "rgb" => Rgb, "tiny" => Tiny, "full" => Full);
 
 /// Latent positions that determine one colour: the position and its neighbours, 3x3.
 pub const NEIGHBOURS: usize = 9;
@@ -155,6 +155,6 @@ mod tests {
         for kind in [PreviewKind::Off, PreviewKind::Rgb, PreviewKind::Tiny, PreviewKind::Full] {
             assert_eq!(kind.to_string().parse::<PreviewKind>().unwrap(), kind);
         }
-        insta::assert_snapshot!("fast".parse::<PreviewKind>().unwrap_err(), @"--preview cannot be `fast`: unknown preview; expected one of off, rgb, tiny, full (use one of these)");
+        insta::assert_snapshot!("fast".parse::<PreviewKind>().unwrap_err(), @"preview cannot be `fast`: unknown preview; expected one of off, rgb, tiny, full (use one of these)");
     }
 }

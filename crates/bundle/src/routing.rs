@@ -1,7 +1,7 @@
 //! The routing table: the expert for each noise level.
 
-use crate::Error;
 use crate::units::Timestep;
+use crate::{Error, Field};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -33,7 +33,7 @@ pub struct Route {
 ///
 /// let routing = Routing::pair(Timestep(875.0))?;
 /// assert_eq!(routing.expert_at(Timestep(900.0)), ExpertIndex(0));
-/// assert_eq!(routing.name(routing.expert_at(Timestep(500.0))).0, "low_noise");
+/// assert_eq!(routing.name(routing.expert_at(Timestep(500.0)))?.0, "low_noise");
 /// # Ok::<(), bundle::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ impl Routing {
             Ok(Self(routes))
         } else {
             Err(Error::value(
-                "routing",
+                Field::Routing,
                 format!("{:?}", routes.iter().map(|route| route.from_timestep).collect::<Vec<_>>()),
                 "boundaries must be strictly falling from at most 1000, and the last expert must begin at 0",
                 "export the checkpoint again",
@@ -93,9 +93,13 @@ impl Routing {
         &self.0
     }
 
-    /// Returns the name of an expert; that of the last one if the index is out of range.
-    pub fn name(&self, expert: ExpertIndex) -> &ExpertName {
-        &self.0[expert.0.min(self.0.len() - 1)].expert
+    /// Returns the name of an expert.
+    ///
+    /// # Errors
+    /// Returns an error if the table has no such position.
+    pub fn name(&self, index: ExpertIndex) -> Result<&ExpertName, Error> {
+        let route = self.0.get(index.0);
+        route.map(|route| &route.expert).ok_or(Error::NoExpert { index, experts: self.0.len() })
     }
 }
 
@@ -131,6 +135,16 @@ mod tests {
         assert!(Routing::try_new(vec![route("a", 500.0)]).is_err());
         assert!(Routing::try_new(vec![route("a", 500.0), route("b", 600.0), route("c", 0.0)]).is_err());
         assert!(Routing::try_new(vec![route("a", f32::NAN), route("b", 0.0)]).is_err());
+    }
+
+    #[test]
+    fn a_position_outside_the_table_is_refused() {
+        let routing = Routing::pair(Timestep(875.0)).unwrap();
+        assert_eq!(routing.name(ExpertIndex(1)).unwrap().0, "low_noise");
+        assert!(matches!(
+            routing.name(ExpertIndex(2)).unwrap_err(),
+            Error::NoExpert { index: ExpertIndex(2), experts: 2 }
+        ));
     }
 
     proptest! {

@@ -1,8 +1,8 @@
 //! Default settings of a clip, and the origin of each value.
 
-use crate::Error;
 use crate::geometry::PixelSize;
 use crate::units::{FrameRate, GuidanceScale, Shift};
+use crate::{Error, Field};
 use serde::{Deserialize, Serialize};
 
 /// The update rule that turns velocities into the next latent.
@@ -27,8 +27,8 @@ pub enum ScheduleKind {
     Diffusers,
 }
 
-crate::named!(SolverKind, "--sampler", "sampler", "unipc" => UniPc, "dpmpp" => DpmPp, "euler" => Euler);
-crate::named!(ScheduleKind, "--schedule", "schedule", "official" => Official, "diffusers" => Diffusers);
+crate::named!(SolverKind, Field::Sampler, "sampler", "unipc" => UniPc, "dpmpp" => DpmPp, "euler" => Euler);
+crate::named!(ScheduleKind, Field::Schedule, "schedule", "official" => Official, "diffusers" => Diffusers);
 
 /// The origin of a default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +165,7 @@ pub fn check_steps(steps: usize) -> Result<usize, Error> {
         Ok(steps)
     } else {
         Err(Error::value(
-            "--steps",
+            Field::Steps,
             steps,
             format!("a clip is denoised in 1 to {MAX_STEPS} steps"),
             "use the default by leaving it out",
@@ -182,7 +182,7 @@ pub fn per_expert(scales: &[GuidanceScale], experts: usize) -> Result<Vec<Guidan
         [one] => Ok(vec![*one; experts]),
         all if all.len() == experts => Ok(all.to_vec()),
         other => Err(Error::value(
-            "--guidance",
+            Field::Guidance,
             format!("{} scales", other.len()),
             format!("this model has {experts} expert{}", if experts == 1 { "" } else { "s" }),
             "give one scale for all experts, or one for each",
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused_with_the_list_of_names() {
-        insta::assert_snapshot!("ddim".parse::<SolverKind>().unwrap_err(), @"--sampler cannot be `ddim`: unknown sampler; expected one of unipc, dpmpp, euler (use one of these)");
+        insta::assert_snapshot!("ddim".parse::<SolverKind>().unwrap_err(), @"sampler cannot be `ddim`: unknown sampler; expected one of unipc, dpmpp, euler (use one of these)");
         assert_eq!("official".parse::<ScheduleKind>().unwrap(), ScheduleKind::Official);
     }
 }

@@ -2,7 +2,7 @@
 
 pub use crate::frame_rate::FrameRate;
 
-use crate::Error;
+use crate::{Error, Field};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -34,10 +34,10 @@ impl GuidanceScale {
     pub fn parse_list(text: &str) -> Result<Vec<Self>, Error> {
         let wrong = || {
             Error::value(
-                "--guidance",
+                Field::Guidance,
                 format!("`{text}`"),
                 "it takes one finite number per expert, the noisiest first",
-                "write it like `--guidance 4` or `--guidance 4,3`",
+                "write it like 4 or 4,3",
             )
         };
         text.split(',')
@@ -64,7 +64,7 @@ impl Shift {
             Ok(Self(value))
         } else {
             Err(Error::value(
-                "--shift",
+                Field::Shift,
                 value,
                 "a shift is a finite number above 0",
                 "use the default by leaving it out",
@@ -138,7 +138,7 @@ impl std::str::FromStr for ByteCount {
             )]
             Ok(value) if value.is_finite() && value >= 0.0 && scale > 0.0 => Ok(Self((value * scale) as u64)),
             _ => Err(Error::value(
-                "--memory-budget",
+                Field::MemoryBudget,
                 format!("`{text}`"),
                 "it is not a number of bytes",
                 "write it like 8GB, 500MB or 8GiB",

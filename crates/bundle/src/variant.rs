@@ -1,5 +1,6 @@
 //! Variants of a component's graphs: target, precision and kernels.
 
+use crate::Field;
 use crate::dtype::WeightType;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -76,7 +77,7 @@ pub enum Precision {
 }
 
 crate::named!(
-    Precision, "--precision", "precision",
+    Precision, Field::Precision, "precision",
     "f32" => F32, "f16" => F16, "bf16" => Bf16, "int8" => Int8, "fp8" => Fp8, "int8-weights" => Int8Weights,
 );
 
@@ -103,7 +104,7 @@ pub enum KernelLibrary {
     Rushes,
 }
 
-crate::named!(KernelLibrary, "--kernels", "kernels", "onnxruntime" => OnnxRuntime, "rushes" => Rushes);
+crate::named!(KernelLibrary, Field::Kernels, "kernels", "onnxruntime" => OnnxRuntime, "rushes" => Rushes);
 
 impl KernelLibrary {
     /// Returns true for [`KernelLibrary::OnnxRuntime`], the default, which is omitted in files.
@@ -127,7 +128,7 @@ pub enum Target {
 }
 
 // TensorRT reads plain graphs.
-crate::named!(Target, "--target", "target", "cpu" => Cpu, "cuda" => Cuda, "plain" | "tensorrt" => Plain);
+crate::named!(Target, Field::Target, "target", "cpu" => Cpu, "cuda" => Cuda, "plain" | "tensorrt" => Plain);
 
 impl Target {
     /// Returns the default number format of weights.

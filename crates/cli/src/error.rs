@@ -12,6 +12,17 @@ pub enum Error {
     Media(#[from] media::Error),
     /// A model cannot be recorded, quantised, scored or timed.
     Quality(#[from] quality::Error),
+    /// An argument that only the command line has is out of range or unknown.
+    Argument {
+        /// The flag.
+        flag: &'static str,
+        /// The given value.
+        given: String,
+        /// The rule that it breaks.
+        rule: String,
+        /// Values that are accepted.
+        fix: String,
+    },
     /// The folder of the user's cache is unknown.
     NoCacheFolder,
     /// The program was built without the embedded model, and no bundle was given.
@@ -33,6 +44,9 @@ impl Diagnose for Error {
             Self::Runtime(error) => error.report(),
             Self::Media(error) => error.report(),
             Self::Quality(error) => error.report(),
+            Self::Argument { flag, given, rule, fix } => {
+                Report::bad_input(format!("{flag} cannot be {given}"), rule.clone(), fix.clone())
+            }
             Self::NoCacheFolder => Report::missing(
                 "the embedded model has no cache folder",
                 "neither HOME nor XDG_CACHE_HOME is an absolute path",
@@ -62,6 +76,16 @@ impl Diagnose for Error {
 bundle::display_as_report!(Error);
 
 impl Error {
+    /// An argument that breaks a rule.
+    pub(crate) fn argument(
+        flag: &'static str,
+        given: impl ToString,
+        rule: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self::Argument { flag, given: given.to_string(), rule: rule.into(), fix: fix.into() }
+    }
+
     /// Returns true if the run was interrupted rather than failed.
     pub fn is_cancelled(&self) -> bool {
         self.report().class == ErrorClass::Interrupted

@@ -49,20 +49,19 @@ impl Diagnose for Error {
                 format!("it needs {expected}, but was given {found}"),
                 "check that the config files belong to these weights",
             ),
-            Self::UnknownSymbol { node, symbol } => Report::bad_input(
+            Self::UnknownSymbol { node, symbol } => Report::bug(
                 format!("the graph cannot be built at {node}"),
                 format!("no graph input has the extent `{symbol}`"),
-                "declare an input with that extent",
             ),
             Self::ExternalData { tensor, why } => Report::bad_input(
                 format!("the weight `{tensor}` cannot be used"),
                 why.clone(),
                 "download the checkpoint again",
             ),
-            Self::NotAGraph { path, why } => Report::bad_input(
+            Self::NotAGraph { path, why } => Report::damaged(
                 format!("{} is not an ONNX graph", path.display()),
                 why.clone(),
-                "export the checkpoint again",
+                "copy the whole bundle again, or export the checkpoint again",
             ),
             Self::File(error) => error.report(),
         }

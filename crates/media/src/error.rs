@@ -5,7 +5,7 @@ use super::encoder::H264Encoder;
 use super::plugins::MissingElement;
 use bundle::geometry::PixelSize;
 use bundle::part_file;
-use bundle::{Diagnose, Report};
+use bundle::{Diagnose, ErrorClass, Field, Report};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ pub enum Error {
     },
     /// A file for overlays and audio cannot be used.
     PostProcess {
-        /// The flag.
-        flag: &'static str,
-        /// The value of the flag.
+        /// The setting.
+        field: Field,
+        /// Its value.
         value: String,
         /// The reason.
         why: String,
@@ -37,9 +37,9 @@ pub enum Error {
     },
     /// No decoder is installed for a file for overlays and audio.
     MissingDecoder {
-        /// The flag.
-        flag: &'static str,
-        /// The value of the flag.
+        /// The setting.
+        field: Field,
+        /// Its value.
         value: String,
         /// The format that has no decoder.
         name: String,
@@ -84,7 +84,7 @@ pub enum Error {
     },
     /// This build does not support a feature.
     NotBuilt {
-        /// The output or flag.
+        /// The output or feature.
         what: String,
         /// The cargo feature that enables it.
         feature: &'static str,
@@ -174,10 +174,9 @@ impl Diagnose for Error {
             | Self::NoFont { .. } => self.report_of_machine(),
             Self::File(error) => error.report(),
             Self::Contract(error) => error.report(),
-            Self::Shape { expected, found } => Report::failed(
+            Self::Shape { expected, found } => Report::bug(
                 "the decoder's frames do not match the clip",
                 format!("expected {expected:?} per frame, found {found:?}"),
-                "export the checkpoint again with this version of rushes",
             ),
             Self::FramesMissing { expected, found } => Report::failed(
                 "the clip is incomplete",
@@ -187,26 +186,30 @@ impl Diagnose for Error {
             Self::DiskFull { output } => Report::failed(
                 format!("cannot continue writing {output}"),
                 "its disk is full",
-                "free some space or choose another folder with -o; the frames so far can be played",
+                "free some space or choose an `output` in another folder; the frames so far can be played",
             ),
             Self::Pipeline { output, element, why } => Report::failed(
                 format!("cannot continue writing {output}"),
                 format!("{element} failed: {why}"),
-                "check this machine's encoders with `rushes doctor`, and check that the receiver is running",
+                if output.starts_with("whip:") {
+                    "check that the server is running, and that it accepts the `whip_token`"
+                } else {
+                    "check this machine's encoders with `rushes doctor`, and check that the receiver is running"
+                },
             ),
             Self::Stalled { output, limit } => Report::failed(
                 format!("{output} is stalled"),
                 format!("its pipeline made no progress for {limit:?}"),
-                "check that its disk or reader responds, allow more time with --output-timeout, or choose another -o",
+                "check that its disk or reader responds, allow more time with `output_timeout`, or choose another `output`",
             ),
             Self::OutputsFailed { first, remainder, complete } => {
-                let Report { class, what, why, fix } = first.report();
+                let report = first.report();
                 let complete =
                     complete.as_ref().map_or(String::new(), |names| format!("; complete: {names}"));
-                Report { class, what, why: format!("{why}; {remainder}{complete}"), fix }
+                Report { why: format!("{}; {remainder}{complete}", report.why), ..report }
             }
             Self::Cancelled => Report::new(
-                bundle::ErrorClass::Interrupted,
+                ErrorClass::Interrupted,
                 "stopped while frames were waiting to be written",
                 "the run was interrupted",
                 "run it again",
@@ -244,11 +247,12 @@ impl Error {
                     format!("install it with `sudo apt-get install {}`", packages.join(" ")),
                 )
             }
-            Self::MissingDecoder { flag, value, name, package } => Report::missing(
-                format!("{flag} cannot be {value} on this machine"),
+            Self::MissingDecoder { field, value, name, package } => Report::missing(
+                format!("{field} cannot be {value} on this machine"),
                 format!("GStreamer has no {name}"),
                 format!("install it with `sudo apt-get install {package}`, or give a file of another format"),
-            ),
+            )
+            .about(*field),
             Self::NotBuilt { what, feature } => Report::missing(
                 format!("{what} is not supported by this build"),
                 format!("it was built without the feature `{feature}`"),
@@ -278,47 +282,55 @@ impl Error {
             Self::PreviewFile { path, why } => Report::bad_input(
                 format!("previews cannot be written to {}", path.display()),
                 why.clone(),
-                "name a folder, or a file that ends in .png, where you may write",
-            ),
+                "name a new folder or file that ends in .png as `preview_output`, where you may write",
+            )
+            .about(Field::PreviewOutput),
             Self::OddSize { size } => Report::bad_input(
                 format!("a clip cannot be {size}"),
                 "4:2:0 video requires an even width and height",
-                "choose an even --size",
-            ),
+                "choose an even `size`",
+            )
+            .about(Field::Size),
             Self::DuplicateOutput { output } => Report::bad_input(
                 format!("cannot write {output} twice"),
                 "two outputs of one run are the same file, folder or stream",
-                "give each -o a different name",
-            ),
-            Self::PostProcess { flag, value, why } => Report::bad_input(
-                format!("{flag} cannot be {value}"),
+                "give each `output` a different name",
+            )
+            .about(Field::Output),
+            Self::PostProcess { field, value, why } => Report::bad_input(
+                format!("{field} cannot be {value}"),
                 why.clone(),
                 "give a complete file of a supported format; `ffmpeg -v error -i FILE -f null -` reports damage",
-            ),
+            )
+            .about(*field),
             Self::Caption { caption, why } => Report::bad_input(
                 format!("the caption {caption} cannot be shown"),
                 why.clone(),
-                "make it shorter, show fewer captions at a time, or choose a larger --size",
-            ),
+                "make it shorter, show fewer captions at a time, or choose a larger `size`",
+            )
+            .about(Field::Caption),
             Self::Signing { certificate, why } => Report::bad_input(
                 format!("the clip cannot be signed with {}", certificate.display()),
                 why.clone(),
-                "give a PEM chain and its private key, made for signing content: --sign chain.pem,key.pem",
-            ),
+                "give a PEM chain and its private key, made for signing content: `sign` chain.pem,key.pem",
+            )
+            .about(Field::Sign),
             Self::NothingToSign => Report::bad_input(
                 "no output can be signed",
                 "only .mp4 carries content credentials",
-                "add one with -o, or leave --sign out",
-            ),
+                "add one as `output`, or leave `sign` out",
+            )
+            .about(Field::Sign),
             Self::NoSound => Report::bad_input(
                 "no output can carry the audio",
                 "only .mp4, .webm and .mkv carry audio",
-                "add one of these with -o, or leave --audio out",
-            ),
+                "add one of these as `output`, or leave `audio` out",
+            )
+            .about(Field::Audio),
             _ => Report::bad_input(
                 "standard output is a terminal",
-                "`-o -` writes binary frames",
-                "redirect them to a file or a program, like `rushes generate … -o - | ffplay -`",
+                "the output `-` is a stream of binary frames",
+                "redirect it to a file or a program, such as `ffplay -`",
             ),
         }
     }

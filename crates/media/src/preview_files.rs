@@ -56,7 +56,7 @@ impl PreviewFiles {
     /// The errors of [`Self::create`]. Returns an error if a file with this name exists and is not a preview.
     pub fn create_default(path: &Path, size: PixelSize) -> Result<Self, Error> {
         if path.symlink_metadata().is_ok() && !is_preview(path) {
-            let why = "the file exists and is not a preview; choose another with --preview-out".into();
+            let why = "the file exists and is not a preview".into();
             return Err(Error::PreviewFile { path: path.to_owned(), why });
         }
         Self::create(path, size)

@@ -1,7 +1,7 @@
 //! Output specifications, parsed from a path or an address.
 
-use bundle::Error;
 use bundle::output_path::identity;
+use bundle::{Error, Field};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -147,7 +147,7 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::new(text).ok_or_else(|| {
             Error::value(
-                "--whip-token",
+                Field::WhipToken,
                 "the given text",
                 "it is not a bearer token",
                 "use letters, digits and ASCII punctuation",
@@ -276,7 +276,7 @@ fn whip(url: &str) -> Result<OutputSpec, Error> {
 }
 
 fn refused(text: &str, rule: impl Into<String>, fix: impl Into<String>) -> Error {
-    Error::value("--output", format!("`{text}`"), rule, fix)
+    Error::value(Field::Output, format!("`{text}`"), rule, fix)
 }
 
 fn unknown(text: &str) -> Error {
@@ -394,16 +394,13 @@ mod tests {
             "whip:http://s\u{e9}@h",
         ] {
             let error = text.parse::<OutputSpec>().unwrap_err().to_string();
-            assert!(
-                error.starts_with("--output cannot be `whip:…`: ") && !error.contains("s3cret"),
-                "{error}"
-            );
+            assert!(error.starts_with("output cannot be `whip:…`: ") && !error.contains("s3cret"), "{error}");
         }
     }
 
     #[test]
     fn other_text_is_refused_with_the_valid_forms() {
-        insta::assert_snapshot!(report("clip.avi"), @"--output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://…, whip:https://… or window)");
+        insta::assert_snapshot!(report("clip.avi"), @"output cannot be `clip.avi`: its name does not end in one of .mp4, .webm, .mkv, .gif, .webp, .y4m (name a file like clip.mp4, a folder for PNGs like frames/, `-` for y4m on standard output, hls:FOLDER, rtmp://…, rtsp://…, whip:https://… or window)");
         for text in [
             "",
             "clip",
@@ -416,7 +413,7 @@ mod tests {
             "rtsp://h:x/",
             "ftp://a/b.mp4",
         ] {
-            assert!(report(text).starts_with(&format!("--output cannot be `{text}`: ")), "{}", report(text));
+            assert!(report(text).starts_with(&format!("output cannot be `{text}`: ")), "{}", report(text));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Errors of prompts and tokenizers.
 
 use super::limits::MAX_PROMPT_BYTES;
-use bundle::{Diagnose, Report};
+use bundle::{Diagnose, Field, Report};
 use std::path::PathBuf;
 
 /// Errors of prompts and tokenizers.
@@ -53,29 +53,31 @@ impl Diagnose for Error {
                 "the prompt is empty",
                 "cleaning leaves no text",
                 "describe the video in a sentence or two",
-            ),
+            )
+            .about(Field::Prompt),
             Self::TooLong { bytes } => Report::bad_input(
                 "the prompt is too long",
                 format!("it has {bytes} bytes, and the limit is {MAX_PROMPT_BYTES}"),
                 "shorten it; the model uses at most 512 tokens",
-            ),
-            Self::Unreadable { path, source } => Report::bad_input(
+            )
+            .about(Field::Prompt),
+            Self::Unreadable { path, source } => Report::damaged(
                 format!("cannot read the tokenizer {}", path.display()),
                 source.to_string(),
                 ANOTHER_TOKENIZER,
             ),
-            Self::Broken { path, why } => Report::bad_input(
+            Self::Broken { path, why } => Report::damaged(
                 format!("{} is not a tokenizer", path.display()),
                 why.clone(),
                 ANOTHER_TOKENIZER,
             ),
-            Self::NoEnd { path } => Report::bad_input(
+            Self::NoEnd { path } => Report::damaged(
                 format!("the tokenizer {} does not match this model", path.display()),
                 "it has no token </s>, with which every prompt ends",
                 ANOTHER_TOKENIZER,
             ),
             Self::Encode { why } => {
-                Report::bad_input("the prompt cannot be split into tokens", why.clone(), ANOTHER_TOKENIZER)
+                Report::damaged("the prompt cannot be split into tokens", why.clone(), ANOTHER_TOKENIZER)
             }
         }
     }

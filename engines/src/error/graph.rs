@@ -29,7 +29,14 @@ pub enum GraphError {
         /// ONNX Runtime's message.
         why: String,
     },
-    /// ONNX Runtime can read it but not run it.
+    /// ONNX Runtime lacks an operator of it, or does not read its version of the format.
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// ONNX Runtime's message.
+        why: String,
+    },
+    /// ONNX Runtime can read it, but it is not a valid graph.
     Refused {
         /// The file.
         path: PathBuf,
@@ -51,27 +58,30 @@ impl Diagnose for GraphError {
     fn report(&self) -> Report {
         const EXPORT_AGAIN: &str = "export the checkpoint again with this version of rushes";
         match self {
-            Self::Unreadable { path, source } => Report::bad_input(
+            Self::Unreadable { path, source } => Report::damaged(
                 format!("the graph {} cannot be read", path.display()),
                 source.to_string(),
                 "check that the bundle is whole, or export the checkpoint again",
             ),
-            Self::Damaged { path, why } => Report::bad_input(
-                format!("the graph {} is damaged", path.display()),
-                why.clone(),
-                EXPORT_AGAIN,
-            ),
-            Self::WeightsUnusable { path, why } => Report::bad_input(
+            Self::Damaged { path, why } => {
+                Report::damaged(format!("the graph {} is damaged", path.display()), why.clone(), EXPORT_AGAIN)
+            }
+            Self::WeightsUnusable { path, why } => Report::damaged(
                 format!("the weights of the graph {} cannot be used", path.display()),
                 why.clone(),
                 "copy the bundle whole, weights included, or export the checkpoint again",
             ),
-            Self::Refused { path, why } => Report::bad_input(
+            Self::Unsupported { path, why } => Report::missing(
+                format!("this ONNX Runtime cannot run the graph {}", path.display()),
+                why.clone(),
+                "use the ONNX Runtime that `make setup` in the checkout gets, and name its file with `onnx_runtime`",
+            ),
+            Self::Refused { path, why } => Report::damaged(
                 format!("ONNX Runtime cannot run the graph {}", path.display()),
                 why.clone(),
                 EXPORT_AGAIN,
             ),
-            Self::UnsupportedTensor { graph, tensor, found } => Report::bad_input(
+            Self::UnsupportedTensor { graph, tensor, found } => Report::damaged(
                 format!("the graph {graph} has `{tensor}` of an unsupported type"),
                 format!("its type is {found}"),
                 EXPORT_AGAIN,

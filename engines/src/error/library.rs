@@ -2,7 +2,7 @@
 
 use super::list;
 use crate::library::{OLDEST_VERSION, Origin};
-use bundle::{Diagnose, Report};
+use bundle::{Diagnose, Field, Report};
 use std::path::PathBuf;
 
 /// The reason why ONNX Runtime cannot be loaded.
@@ -56,8 +56,7 @@ pub enum LibraryError {
 
 impl Diagnose for LibraryError {
     fn report(&self) -> Report {
-        const GET_IT: &str =
-            "get it with `make setup` in the checkout, or name the file with --onnxruntime PATH";
+        const GET_IT: &str = "get it with `make setup` in the checkout, or name the file with `onnx_runtime`";
         match self {
             Self::NotFound { tried } => Report::missing(
                 "ONNX Runtime was not found",
@@ -68,7 +67,8 @@ impl Diagnose for LibraryError {
                 format!("ONNX Runtime is not at {}", path.display()),
                 format!("{origin} names that path, and it has no libonnxruntime.so"),
                 GET_IT,
-            ),
+            )
+            .about(Field::OnnxRuntime),
             Self::Unloadable { path, why } => Report::missing(
                 format!("{} cannot be loaded", path.display()),
                 why.clone(),

@@ -10,7 +10,7 @@ pub use tensor::TensorError;
 
 use crate::Provider;
 use bundle::units::ByteCount;
-use bundle::{Diagnose, ErrorClass, Report};
+use bundle::{Diagnose, ErrorClass, Field, Report};
 
 /// An error of loading ONNX Runtime, opening or running a graph, or planning memory.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,13 @@ pub enum Error {
     NoGraphsForProvider {
         /// The provider.
         provider: Provider,
+    },
+    /// ONNX Runtime refuses the inputs of a run.
+    RunRefused {
+        /// The graph.
+        graph: String,
+        /// ONNX Runtime's message.
+        why: String,
     },
     /// An operator failed.
     RunFailed {
@@ -80,21 +87,26 @@ impl Diagnose for Error {
             Self::Contract(error) => error.report(),
             Self::Tensor(error) => error.report(),
             Self::NoGraphsForProvider { provider } => Report::bad_input(
-                format!("--ep {provider} cannot be used"),
+                format!("{} {provider} cannot be used", Field::Provider),
                 "this version runs graphs on the CPU only; graphs for CUDA can only be exported",
-                "use --ep cpu, or leave it out",
-            ),
+                "use `provider` cpu, or leave it out",
+            )
+            .about(Field::Provider),
+            Self::RunRefused { graph, why } => {
+                Report::bug(format!("ONNX Runtime refuses the inputs of the graph {graph}"), why.clone())
+            }
             Self::RunFailed { graph, why } => Report::failed(
                 format!("the graph {graph} failed while running"),
                 why.clone(),
-                "export the checkpoint again with this version of rushes, and report it if that does not help",
+                "check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the bundle's \
+                 model and `size`",
             ),
             Self::OutOfMemory { graph, requested } => Report::new(
                 ErrorClass::DoesNotFit,
                 format!("the graph {graph} ran out of memory"),
                 requested
                     .map_or("an allocation failed".into(), |bytes| format!("{bytes} could not be allocated")),
-                "use a smaller --size, fewer --frames or --residency one, or end other programs",
+                "use a smaller `size`, fewer `frames` or `residency` one, or end other programs",
             ),
             Self::Cancelled { graph } => Report::new(
                 ErrorClass::Interrupted,
@@ -110,12 +122,12 @@ impl Diagnose for Error {
                     list(largest.iter().map(|(name, bytes)| format!("{name} {bytes}")))
                 ),
                 match remedy {
-                    Remedy::OneAtATime(peak) => format!("use --residency one, which needs {peak}"),
+                    Remedy::OneAtATime(peak) => format!("use `residency` one, which needs {peak}"),
                     Remedy::SmallerClip => {
-                        "use a smaller --size or fewer --frames, or raise --memory-budget".into()
+                        "use a smaller `size` or fewer `frames`, or raise `memory_budget`".into()
                     }
                     Remedy::MoreMemory => {
-                        "raise --memory-budget if the machine has more, or use a smaller model".into()
+                        "raise `memory_budget` if the machine has more, or use a smaller model".into()
                     }
                 },
             ),

@@ -64,37 +64,30 @@ pub enum TensorError {
 
 impl Diagnose for TensorError {
     fn report(&self) -> Report {
-        const FIT_INPUTS: &str = "give the graph exactly the inputs of its signature";
         match self {
-            Self::MissingInput { graph, input, given } => Report::failed(
+            Self::MissingInput { graph, input, given } => Report::bug(
                 format!("the graph {graph} lacks an input"),
                 format!("it takes {input}, and was given {}", list(given)),
-                FIT_INPUTS,
             ),
-            Self::UnknownInput { graph, input, known } => Report::failed(
+            Self::UnknownInput { graph, input, known } => Report::bug(
                 format!("the graph {graph} has no input `{input}`"),
                 format!("it has {}", list(known)),
-                FIT_INPUTS,
             ),
-            Self::RepeatedInput { graph, input } => Report::failed(
+            Self::RepeatedInput { graph, input } => Report::bug(
                 format!("the graph {graph} was given `{input}` twice"),
                 "an input takes one tensor",
-                FIT_INPUTS,
             ),
-            Self::WrongInput { graph, input, element, shape } => Report::failed(
+            Self::WrongInput { graph, input, element, shape } => Report::bug(
                 format!("the graph {graph} was given an input of the wrong type or shape"),
                 format!("it takes {input}, and was given {element} {shape:?}"),
-                FIT_INPUTS,
             ),
-            Self::MissingOutput { graph, output, available } => Report::failed(
+            Self::MissingOutput { graph, output, available } => Report::bug(
                 format!("the graph {graph} has no output `{output}` to take"),
                 format!("the remaining outputs are {}", list(available)),
-                "take each output of its signature once",
             ),
-            Self::WrongElement { expected, found } => Report::failed(
+            Self::WrongElement { expected, found } => Report::bug(
                 format!("a tensor cannot be read as {expected}"),
                 format!("its number format is {found}"),
-                "read it in its own number format",
             ),
         }
     }

@@ -83,7 +83,7 @@ fn a_program_without_a_library_nearby_names_every_searched_path_and_uses_the_sys
     let missing = run(folder.path());
     let output = String::from_utf8_lossy(&missing.stdout).replace(&folder.path().display().to_string(), "");
     let message = output.lines().find(|line| line.starts_with("ONNX Runtime")).unwrap_or(&output);
-    insta::assert_snapshot!(message, @"ONNX Runtime was not found: looked for /opt/rushes/bin/libonnxruntime.so, /opt/rushes/bin/lib/libonnxruntime.so, /opt/rushes/lib/libonnxruntime.so, /opt/rushes/onnxruntime/libonnxruntime.so, /opt/onnxruntime/libonnxruntime.so, libonnxruntime.so, libonnxruntime.so.1 (get it with `make setup` in the checkout, or name the file with --onnxruntime PATH)");
+    insta::assert_snapshot!(message, @"ONNX Runtime was not found: looked for /opt/rushes/bin/libonnxruntime.so, /opt/rushes/bin/lib/libonnxruntime.so, /opt/rushes/lib/libonnxruntime.so, /opt/rushes/onnxruntime/libonnxruntime.so, /opt/onnxruntime/libonnxruntime.so, libonnxruntime.so, libonnxruntime.so.1 (get it with `make setup` in the checkout, or name the file with `onnx_runtime`)");
 
     let system = folder.path().join("usr/lib");
     std::fs::create_dir_all(&system).unwrap();

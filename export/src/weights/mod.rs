@@ -69,7 +69,7 @@ impl PlacedWeights {
     }
 }
 
-/// The largest size that is copied without `--copy` if the file system refuses hard links.
+/// The largest size that is copied without request if the file system refuses hard links.
 pub const COPY_LIMIT: ByteCount = ByteCount(1_000_000_000);
 
 /// The destination of a component's weights.

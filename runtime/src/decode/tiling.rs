@@ -3,8 +3,8 @@
 //! A tile has no information beyond its border, so its edges differ from a decode of the whole frame. In an overlap
 //! each tile fades out towards its edge, and the outermost positions are discarded.
 
-use bundle::Error;
 use bundle::geometry::VaeStride;
+use bundle::{Error, Field};
 use ndarray::{Array4, ArrayView4, Axis, Zip, s};
 use std::fmt;
 use std::ops::Range;
@@ -35,7 +35,7 @@ impl TileSide {
             return Ok(Self(positions));
         }
         Err(Error::value(
-            "--tile",
+            Field::Tile,
             positions * stride.space,
             format!("a tile has at least {} pixels in each direction", Self::MIN * stride.space),
             "use 256, or leave it out",
@@ -48,7 +48,7 @@ impl TileSide {
     }
 }
 
-/// The value of `--tile`.
+/// The tiles of a decoder, as requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tiles {
     /// Tiles only if a whole frame does not fit into memory.
@@ -78,7 +78,7 @@ impl FromStr for Tiles {
             "off" => Ok(Self::Off),
             _ => text.parse().ok().map(Self::Pixels).ok_or_else(|| {
                 Error::value(
-                    "--tile",
+                    Field::Tile,
                     format!("`{text}`"),
                     "expected auto, off or a number of pixels",
                     "use auto, off or something like 256",
@@ -258,8 +258,8 @@ mod tests {
         assert_eq!("auto".parse::<Tiles>().unwrap(), Tiles::Auto);
         assert_eq!("256".parse::<Tiles>().unwrap(), Tiles::Pixels(256));
         assert_eq!(Tiles::Off.to_string().parse::<Tiles>().unwrap(), Tiles::Off);
-        insta::assert_snapshot!("small".parse::<Tiles>().unwrap_err(), @"--tile cannot be `small`: expected auto, off or a number of pixels (use auto, off or something like 256)");
+        insta::assert_snapshot!("small".parse::<Tiles>().unwrap_err(), @"tile cannot be `small`: expected auto, off or a number of pixels (use auto, off or something like 256)");
         let stride = VaeStride { time: 4, space: 8 };
-        insta::assert_snapshot!(TileSide::try_new(4, stride).unwrap_err(), @"--tile cannot be 32: a tile has at least 64 pixels in each direction (use 256, or leave it out)");
+        insta::assert_snapshot!(TileSide::try_new(4, stride).unwrap_err(), @"tile cannot be 32: a tile has at least 64 pixels in each direction (use 256, or leave it out)");
     }
 }

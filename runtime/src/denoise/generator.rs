@@ -130,7 +130,7 @@ impl Generator {
             let next = sampler.step(&latent, &velocity);
             let ran = began.elapsed();
             let before = std::mem::replace(&mut latent, next);
-            let name = self.model.manifest().routing.name(expert);
+            let name = self.model.manifest().routing.name(expert)?;
             if !latent.iter().all(|value| value.is_finite()) {
                 return Err(Error::NotFinite { step: step + 1, steps, expert: name.clone() });
             }
@@ -171,7 +171,7 @@ impl Generator {
             std::collections::btree_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
             std::collections::btree_map::Entry::Vacant(entry) => {
                 let manifest = self.model.manifest();
-                let component = Component::Expert(manifest.routing.name(expert).clone());
+                let component = Component::Expert(manifest.routing.name(expert)?.clone());
                 let kernels = self.model.graph(&component, Part::Whole)?.variant.kernels;
                 let contract = step_contract(manifest, kernels);
                 let engine = self.model.engine(&component, Part::Whole, &contract)?;

@@ -177,7 +177,7 @@ fn first_step(model: &Model, case: &Case, reference: &Tensors, tables: RotaryTab
     let timestep = plan.schedule.timesteps()[0];
     let expert = routing.expert_at(timestep);
     let contract = Signature::of_step(&model.manifest().denoiser);
-    let component = Component::Expert(routing.name(expert).clone());
+    let component = Component::Expert(routing.name(expert).unwrap().clone());
     let mut engine = open(model, &component, Part::Whole, &contract);
     let noise = reference.latent("noise");
     let batch = |array: ArrayD<f32>| Value::from_f32(array.insert_axis(Axis(0)));

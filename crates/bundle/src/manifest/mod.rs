@@ -194,9 +194,8 @@ impl Manifest {
     /// # Errors
     /// Returns an error if the bundle lacks it.
     pub fn component(&self, component: &Component) -> Result<&ComponentEntry, Error> {
-        self.components.iter().find(|entry| entry.component == *component).ok_or_else(|| Error::NoGraph {
+        self.components.iter().find(|entry| entry.component == *component).ok_or_else(|| Error::NoComponent {
             component: component.to_string(),
-            asked: "any".into(),
             available: self.components.iter().map(|entry| entry.component.to_string()).collect(),
         })
     }

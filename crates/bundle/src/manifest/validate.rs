@@ -248,7 +248,7 @@ fn defaults(defaults: &Defaults, experts: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the given value and the rule that it breaks, without the name of the flag.
+/// Returns the given value and the rule that it breaks, without the name of the setting.
 fn rule(error: &crate::Error) -> String {
     match error {
         crate::Error::Value { given, rule, .. } => format!("{given} is invalid, {rule}"),

@@ -6,6 +6,7 @@
 pub mod e4m3;
 pub mod layers;
 
+use crate::Field;
 use crate::component::Component;
 use crate::digest::Digest;
 use crate::variant::Precision;
@@ -27,7 +28,7 @@ pub enum Scheme {
 }
 
 crate::named!(
-    Scheme, "--scheme", "scheme", "int8" => Int8, "fp8" => Fp8, "int8-weights" => Int8Weights, "bf16" => Bf16,
+    Scheme, Field::Scheme, "scheme", "int8" => Int8, "fp8" => Fp8, "int8-weights" => Int8Weights, "bf16" => Bf16,
 );
 
 impl Scheme {

@@ -175,7 +175,7 @@ impl FromStr for OutputTimeout {
         let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
         seconds.map(|seconds| Self(Duration::from_secs_f64(seconds))).ok_or_else(|| {
             bundle::Error::value(
-                "--output-timeout",
+                bundle::Field::OutputTimeout,
                 format!("`{text}`"),
                 "expected a number of seconds from 0.1 to 86400",
                 "use 30, or more for a slow network disk",

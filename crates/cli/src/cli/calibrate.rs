@@ -6,6 +6,7 @@ use super::progress::Progress;
 use super::threads::Threads;
 use super::{preview, render};
 use crate::Error;
+use bundle::Field;
 use bundle::manifest::Bundle;
 use bundle::routing::{ExpertIndex, Routing};
 use bundle::settings::MAX_STEPS;
@@ -87,7 +88,7 @@ fn read_prompts(path: &Path) -> Result<Vec<String>, Error> {
     if prompts.is_empty() {
         let rule = "it contains no prompt";
         return Err(
-            bundle::Error::value("--prompts", path.display(), rule, "write one prompt per line").into()
+            bundle::Error::value(Field::Prompts, path.display(), rule, "write one prompt per line").into()
         );
     }
     Ok(prompts)
@@ -101,9 +102,7 @@ fn plans(
     samples: usize,
 ) -> Result<Vec<GenerationPlan>, Error> {
     if samples == 0 {
-        return Err(
-            bundle::Error::value("--samples", 0, "at least one clip is needed", "use 8 or more").into()
-        );
+        return Err(Error::argument("--samples", 0, "at least one clip is needed", "use 8 or more"));
     }
     let plan = |(index, prompt): (usize, &String)| {
         let request = GenerateRequest {
@@ -128,7 +127,7 @@ fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Err
     let steps = plan.schedule.steps();
     if let Some((expert, _)) = plan.expert_steps.iter().find(|(_, steps)| *steps == 0) {
         return Err(bundle::Error::value(
-            "--steps",
+            Field::Steps,
             steps,
             format!("no step is routed to the expert {expert}, so the calibration would not cover it"),
             match enough_steps(plan, routing) {
@@ -141,7 +140,7 @@ fn check_coverage(plans: &[GenerationPlan], routing: &Routing) -> Result<(), Err
     let (_, latent_frames, _, _) = plan.latent.dims();
     if latent_frames < 2 {
         return Err(bundle::Error::value(
-            "--frames",
+            Field::Frames,
             plan.frames.get(),
             "such a clip is one latent frame, and the decoder has another graph for all later ones",
             format!("record clips of {} frames or more", plan.frames_made + 1),
@@ -198,6 +197,6 @@ mod tests {
         std::fs::write(file.path(), "# two\n\na boat\n  a red ball \n").unwrap();
         assert_eq!(read_prompts(file.path()).unwrap(), ["a boat", "a red ball"]);
         std::fs::write(file.path(), "# none\n").unwrap();
-        assert!(read_prompts(file.path()).unwrap_err().to_string().contains("--prompts"));
+        assert!(read_prompts(file.path()).unwrap_err().to_string().contains("prompts cannot be"));
     }
 }

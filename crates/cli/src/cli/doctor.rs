@@ -3,7 +3,7 @@
 use super::global::GlobalArgs;
 use super::render;
 use crate::Error;
-use bundle::{Diagnose, ErrorClass, Report};
+use bundle::{ErrorClass, Report};
 use engines::doctor::{Examination, examine};
 use kernels::{Kernels, TileRefusal};
 use media::{FileFormat, OutputSpec, plugins};
@@ -16,10 +16,10 @@ pub(super) fn run(global: &GlobalArgs) -> Result<ExitCode, Error> {
     let kernels = global.kernels()?;
     let machine = examine(global.onnxruntime.as_deref());
     let video = plugins::survey();
-    let onnx_problem = machine.onnx_runtime.as_ref().err().map(Diagnose::report);
+    let onnx_problem = machine.onnx_runtime.as_ref().err().map(render::report);
     let video_problem = match &video {
-        Ok(survey) => survey.ready(&default_output()).err().map(|error| error.report()),
-        Err(error) => Some(error.report()),
+        Ok(survey) => survey.ready(&default_output()).err().map(|error| render::report(&error)),
+        Err(error) => Some(render::report(error)),
     };
     let problems: Vec<&Report> = onnx_problem.iter().chain(&video_problem).collect();
     let value = as_json(&machine, kernels, video.as_ref().ok(), &problems);

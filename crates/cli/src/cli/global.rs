@@ -32,14 +32,14 @@ pub(super) struct GlobalArgs {
     pub(super) interrupts: Interrupts,
 }
 
-fn cpu_path(name: &str) -> Result<CpuPath, bundle::Error> {
+fn cpu_path(name: &str) -> Result<CpuPath, Error> {
     let path = name.parse::<CpuPath>();
     path.map_err(|error| refused_path(name, &error))
 }
 
-fn refused_path(name: &str, error: &kernels::PathError) -> bundle::Error {
+fn refused_path(name: &str, error: &kernels::PathError) -> Error {
     let fix = "leave it out for the fastest path of this machine; `rushes doctor` names it";
-    bundle::Error::value("--cpu-path", format!("`{name}`"), error.to_string(), fix)
+    Error::argument("--cpu-path", format!("`{name}`"), error.to_string(), fix)
 }
 
 impl GlobalArgs {
@@ -73,6 +73,6 @@ impl GlobalArgs {
     /// Returns an error if this processor lacks the path.
     pub(super) fn kernels(&self) -> Result<Kernels, Error> {
         let Some(path) = self.cpu_path else { return Ok(Kernels::best()) };
-        Ok(Kernels::of(path).map_err(|error| refused_path(path.name(), &error))?)
+        Kernels::of(path).map_err(|error| refused_path(path.name(), &error))
     }
 }

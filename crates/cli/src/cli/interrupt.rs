@@ -5,7 +5,7 @@
 //! 130. A signal that was ignored when the program started, for example by `nohup`, stays ignored.
 
 use super::render::{self, Stream};
-use bundle::{Diagnose, ErrorClass};
+use bundle::ErrorClass;
 use engines::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -69,7 +69,7 @@ impl Interrupts {
                 first = Some(Instant::now());
                 self.cancel.cancel();
             } else if !(is_graceful && is_same) {
-                render::error(stream, as_json, &bundle::Error::Stopped.report());
+                render::error(stream, as_json, &render::report(&bundle::Error::Stopped));
                 // Other threads may be running in libraries, so their destructors are not run.
                 low_level::exit(i32::from(ErrorClass::Interrupted.exit_code()));
             }

@@ -1,6 +1,6 @@
 //! The value of `--logo`: a picture and a corner.
 
-use bundle::Error;
+use bundle::{Error, Field};
 use media::post_process::Corner;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -30,7 +30,7 @@ impl FromStr for Logo {
         found.ok_or_else(|| {
             let rule =
                 "expected FILE@CORNER, where CORNER is top-left, top-right, bottom-left or bottom-right";
-            Error::value("--logo", format!("`{text}`"), rule, "write it like logo.png@bottom-right")
+            Error::value(Field::Logo, format!("`{text}`"), rule, "write it like logo.png@bottom-right")
         })
     }
 }

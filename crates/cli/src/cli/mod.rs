@@ -6,6 +6,7 @@ mod bench;
 mod calibrate;
 mod doctor;
 mod export;
+mod flags;
 mod generate;
 mod global;
 #[cfg(test)]
@@ -87,11 +88,10 @@ fn refuse(error: &clap::Error, stream: Stream, as_json: bool) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<bundle::Error>());
-    let report = match refused {
-        Some(refused) => bundle::Diagnose::report(refused),
-        None => report_of_clap(error),
-    };
+    let source = std::error::Error::source(error);
+    let of_setting = source.and_then(|source| source.downcast_ref::<bundle::Error>()).map(render::report);
+    let of_argument = source.and_then(|source| source.downcast_ref::<Error>()).map(render::report);
+    let report = of_setting.or(of_argument).unwrap_or_else(|| report_of_clap(error));
     render::error(stream, as_json, &report);
     ExitCode::from(report.class.exit_code())
 }

@@ -1,7 +1,7 @@
 //! Values that contain a path, which need not be UTF-8: the bytes of the path are kept.
 
 use super::logo::Logo;
-use bundle::Error;
+use bundle::{Error, Field};
 use media::{OutputSpec, SigningKey};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -21,7 +21,7 @@ pub(super) fn output(value: OsString) -> Result<OutputSpec, Error> {
         OutputSpec::Hls { .. } => OutputSpec::Hls { folder: after(&value, b"hls:") },
         _ => {
             let (rule, fix) = ("an address must be UTF-8", "write the address in UTF-8");
-            return Err(Error::value("--output", format!("`{text}`"), rule, fix));
+            return Err(Error::value(Field::Output, format!("`{text}`"), rule, fix));
         }
     })
 }
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn other_values_that_are_not_utf8_are_refused() {
         for given in [&b"caf\xe9.avi"[..], b"rtmp://caf\xe9/a/b", b"rtsp://h/\xe9", b"whip:http://\xe9"] {
-            assert!(output(os(given)).unwrap_err().to_string().contains("--output"));
+            assert!(output(os(given)).unwrap_err().to_string().contains("output cannot be"));
         }
     }
 }

@@ -4,6 +4,7 @@ use super::logo::Logo;
 use super::os_text;
 use crate::Error;
 use bundle::Error as Refusal;
+use bundle::Field;
 use bundle::units::FrameRate;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -88,12 +89,12 @@ impl PostProcessArgs {
 }
 
 fn output_rate(text: &str) -> Result<FrameRate, Refusal> {
-    FrameRate::parse("--output-fps", text)
+    FrameRate::parse(Field::OutputFrameRate, text)
 }
 
 fn captions(value: &OsStr) -> Result<Vec<Caption>, Refusal> {
     let path = Path::new(value);
-    let refused = |why: String, fix: &str| Refusal::value("--caption", path.display(), why, fix);
+    let refused = |why: String, fix: &str| Refusal::value(Field::Caption, path.display(), why, fix);
     let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
     match extension.as_deref().and_then(OsStr::to_str) {
         Some("srt") => {}
@@ -105,7 +106,7 @@ fn captions(value: &OsStr) -> Result<Vec<Caption>, Refusal> {
             let Some(text) = value.to_str() else {
                 let (rule, fix) =
                     ("a text must be UTF-8", "write it in UTF-8, or give a SubRip file ending in .srt");
-                return Err(Refusal::value("--caption", format!("`{}`", value.display()), rule, fix));
+                return Err(Refusal::value(Field::Caption, format!("`{}`", value.display()), rule, fix));
             };
             return Ok(vec![Caption::always(text)]);
         }

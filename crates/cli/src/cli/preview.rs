@@ -79,7 +79,7 @@ impl PreviewArgs {
         let Some(live) = self.live.clone().map(|live| live.with_token(token)) else { return Ok(None) };
         let refused = |rule: &str| {
             let fix = "use hls:DIR or rtsp://127.0.0.1:8554/clip, and -o for the clip itself";
-            Err(bundle::Error::value("--live", &live, rule, fix).into())
+            Err(Error::argument("--live", &live, rule, fix))
         };
         if !live.is_live() {
             return refused("it cannot be watched while it is written");
@@ -150,7 +150,7 @@ impl PreparedPreviews {
 /// The result of the previews for the text output, if any were skipped or failed.
 pub(super) fn note(report: &PreviewReport) -> Option<String> {
     if let Some(error) = &report.failed {
-        return Some(format!("warning: previews ended early: {error}"));
+        return Some(format!("warning: previews ended early: {}", render::report(error)));
     }
     (report.skipped > 0).then(|| {
         let instead = match report.fallbacks {

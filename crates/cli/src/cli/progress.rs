@@ -1,9 +1,11 @@
 //! Progress of a run on standard error: a bar, or JSON lines.
 
 use super::render;
+use crate::Error;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// The value of `--progress`.
@@ -19,7 +21,18 @@ pub(super) enum ProgressKind {
     None,
 }
 
-bundle::named!(ProgressKind, "--progress", "progress", "auto" => Auto, "bar" => Bar, "json" => Json, "none" => None);
+bundle::named!(ProgressKind, "auto" => Auto, "bar" => Bar, "json" => Json, "none" => None);
+
+impl FromStr for ProgressKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            let rule = format!("unknown progress; expected one of {}", Self::ALL.map(Self::name).join(", "));
+            Error::argument("--progress", format!("`{text}`"), rule, "use one of these")
+        })
+    }
+}
 
 /// Reports the phases of a run, one after the other.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     if args.attention && args.scheme != Scheme::Fp8 {
         let (rule, fix) =
             ("only fp8 quantises the products of attention", "add --scheme fp8, or leave it out");
-        return Err(bundle::Error::value("--attention", args.scheme, rule, fix).into());
+        return Err(Error::argument("--attention", args.scheme, rule, fix));
     }
     let options = QuantizeOptions {
         scheme: args.scheme,

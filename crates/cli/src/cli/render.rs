@@ -1,5 +1,6 @@
 //! Prints results, notices and errors. No other module writes to standard output or standard error.
 
+use super::flags::flag;
 use crate::Error;
 use bundle::{Diagnose, Report};
 use serde_json::{Value, json};
@@ -59,6 +60,7 @@ pub(super) fn error(stream: Stream, as_json: bool, report: &Report) {
         let line = json!({
             "event": "error",
             "class": report.class,
+            "field": report.field,
             "what": report.what,
             "why": report.why,
             "fix": report.fix,
@@ -76,9 +78,9 @@ pub(super) fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The report of an error.
-pub(super) fn report(error: &Error) -> Report {
-    error.report()
+/// The report of an error, which names settings by their flags.
+pub(super) fn report(error: &impl Diagnose) -> Report {
+    error.report().with_names(flag)
 }
 
 /// Prints to standard error. A closed standard error does not stop a run.

@@ -1,7 +1,7 @@
 //! The values of `--seed`.
 
-use bundle::Error;
 use bundle::units::Seed;
+use bundle::{Error, Field};
 use std::hash::{BuildHasher, Hasher};
 use std::str::FromStr;
 
@@ -34,7 +34,7 @@ impl FromStr for SeedChoice {
         }
         let rule = format!("expected a whole number from 0 to {}", u64::MAX);
         let fix = "leave it out, or use -1, for a new seed each time";
-        let refused = |_error| Error::value("--seed", format!("`{text}`"), rule, fix);
+        let refused = |_error| Error::value(Field::Seed, format!("`{text}`"), rule, fix);
         text.parse().map(|seed| Self::Given(Seed(seed))).map_err(refused)
     }
 }
@@ -45,7 +45,7 @@ pub(super) fn first_seed(text: &str) -> Result<u64, Error> {
         let rule = format!("expected a whole number from 0 to {}", u64::MAX);
         let fix =
             "leave it out for 0; it cannot be random, because an interrupted calibration is resumed by its seeds";
-        Error::value("--seed", format!("`{text}`"), rule, fix)
+        Error::value(Field::Seed, format!("`{text}`"), rule, fix)
     })
 }
 
@@ -66,7 +66,7 @@ mod tests {
     fn other_seeds_are_refused_by_name() {
         for wrong in ["-2", "", "1.5", "0x10", "18446744073709551616", "seven", "- 1"] {
             let error = wrong.parse::<SeedChoice>().unwrap_err().to_string();
-            assert!(error.starts_with("--seed cannot be") && error.contains("use -1"), "{error}");
+            assert!(error.starts_with("seed cannot be") && error.contains("use -1"), "{error}");
         }
         assert_eq!(first_seed("3").unwrap(), 3);
         assert!(first_seed("-1").unwrap_err().to_string().contains("resumed by its seeds"));

@@ -1,6 +1,6 @@
 //! The value of `--threads`: the requested number, and the number that is used.
 
-use bundle::Error;
+use crate::Error;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
@@ -37,7 +37,7 @@ impl FromStr for Threads {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let requested = text.parse::<usize>().ok().and_then(NonZeroUsize::new).ok_or_else(|| {
-            Error::value(
+            Error::argument(
                 "--threads",
                 format!("`{text}`"),
                 "expected a whole number from 1 up",

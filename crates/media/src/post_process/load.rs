@@ -5,6 +5,7 @@ use super::integrity;
 use super::reader::{Kind, Reader};
 use crate::Error;
 use crate::sound::{CHANNELS, RATE};
+use bundle::Field;
 use bundle::geometry::PixelSize;
 use bundle::units::FrameRate;
 use gstreamer as gst;
@@ -16,8 +17,8 @@ use std::path::Path;
 ///
 /// # Errors
 /// Returns an error if the file cannot be read or contains no picture.
-pub(super) fn picture(flag: &'static str, path: &Path) -> Result<(Vec<u8>, PixelSize), Error> {
-    let mut reader = Reader::open(Kind::Pictures, flag, path, "videoconvert ! video/x-raw,format=RGBA")?;
+pub(super) fn picture(field: Field, path: &Path) -> Result<(Vec<u8>, PixelSize), Error> {
+    let mut reader = Reader::open(Kind::Pictures, field, path, "videoconvert ! video/x-raw,format=RGBA")?;
     let sample = reader.next()?.ok_or_else(|| reader.error("it contains no picture"))?;
     let side = |pixels: u32| usize::try_from(pixels).unwrap_or(usize::MAX);
     let found = sample.caps().and_then(|caps| gst_video::VideoInfo::from_caps(caps).ok());
@@ -46,19 +47,14 @@ impl BackgroundVideo {
     ///
     /// # Errors
     /// Returns an error if the file cannot be read or contains no picture.
-    pub(super) fn open(
-        flag: &'static str,
-        path: &Path,
-        size: PixelSize,
-        rate: FrameRate,
-    ) -> Result<Self, Error> {
+    pub(super) fn open(field: Field, path: &Path, size: PixelSize, rate: FrameRate) -> Result<Self, Error> {
         let PixelSize { width, height } = size;
         let (frames, seconds) = rate.fraction();
         let wanted = format!(
             "videoconvert ! videoscale add-borders=false ! videorate ! \
              video/x-raw,format=RGB,width={width},height={height},pixel-aspect-ratio=1/1,framerate={frames}/{seconds}"
         );
-        let mut reader = Reader::open(Kind::Pictures, flag, path, &wanted)?;
+        let mut reader = Reader::open(Kind::Pictures, field, path, &wanted)?;
         let first = reader.next()?.and_then(|sample| colours(&sample, size));
         let first = first.ok_or_else(|| reader.error("it contains no picture"))?;
         Ok(Self { reader, size, shown: first, is_first: true, ended: false })
@@ -70,13 +66,13 @@ impl BackgroundVideo {
     /// # Errors
     /// Returns an error if the file is damaged, with the time.
     pub(super) fn check(
-        flag: &'static str,
+        field: Field,
         path: &Path,
         size: PixelSize,
         rate: FrameRate,
         frames: usize,
     ) -> Result<usize, Error> {
-        let mut video = Self::open(flag, path, size, rate)?;
+        let mut video = Self::open(field, path, size, rate)?;
         for number in 0..frames {
             video.next()?;
             if video.ended {
@@ -120,11 +116,11 @@ pub(super) fn colours(sample: &gst::Sample, size: PixelSize) -> Option<Array3<f3
 ///
 /// # Errors
 /// Returns an error if the file cannot be read or contains no audio.
-pub(super) fn samples(flag: &'static str, path: &Path, seconds: f64) -> Result<Vec<i16>, Error> {
+pub(super) fn samples(field: Field, path: &Path, seconds: f64) -> Result<Vec<i16>, Error> {
     let wanted = format!(
         "audioconvert ! audioresample ! audio/x-raw,format=S16LE,rate={RATE},channels={CHANNELS},layout=interleaved"
     );
-    let mut reader = Reader::open(Kind::Sound, flag, path, &wanted)?;
+    let mut reader = Reader::open(Kind::Sound, field, path, &wanted)?;
     let silence = gapless::silence(path).unwrap_or_default();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few minutes at most")]
     let limit = (seconds * RATE as f64).ceil() as usize * CHANNELS + silence.before * CHANNELS;

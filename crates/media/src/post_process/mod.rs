@@ -20,6 +20,7 @@ pub use srt::{Caption, SrtError};
 
 pub use crate::sound::Sound;
 use crate::{ClipFormat, Error};
+use bundle::Field;
 use bundle::units::FrameRate;
 use captions::Captions;
 use load::BackgroundVideo;
@@ -82,17 +83,18 @@ impl PostProcessSpec {
         let mut captions = Captions::open(&self.captions, format)?;
         let mut notes = std::mem::take(&mut captions.notes);
         let logo = self.logo.as_ref().map(|(path, corner)| {
-            let (rgba, size) = load::picture("--logo", path)?;
+            let (rgba, size) = load::picture(Field::Logo, path)?;
             let margin = input.size.height / 30;
             Overlay::in_corner(&rgba, size, input.size, *corner, margin).ok_or_else(|| Error::PostProcess {
-                flag: "--logo",
+                field: Field::Logo,
                 value: path.display().to_string(),
                 why: format!("it is {size}, larger than the clip, which is {}", input.size),
             })
         });
         let key = self.key.as_ref().map(|(colour, path)| {
             if let Some(frames) = input.frames {
-                let pictures = BackgroundVideo::check("--background", path, input.size, input.rate, frames)?;
+                let pictures =
+                    BackgroundVideo::check(Field::Background, path, input.size, input.rate, frames)?;
                 // A single picture is not a video.
                 if (2..frames).contains(&pictures) {
                     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
@@ -101,16 +103,16 @@ impl PostProcessSpec {
                     notes.push(format!("{shown} ends after {seconds:.2} s; its last frame is repeated"));
                 }
             }
-            BackgroundVideo::open("--background", path, input.size, input.rate)
+            BackgroundVideo::open(Field::Background, path, input.size, input.rate)
                 .map(|video| (*colour, None, video))
         });
         let key = key.transpose()?;
         let sound = self.audio.as_ref().zip(frames).map(|(path, frames)| {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let seconds = frames as f64 / rate.per_second();
-            let samples = load::samples("--audio", path, seconds)?;
+            let samples = load::samples(Field::Audio, path, seconds)?;
             Sound::fit(&samples, frames, rate).ok_or_else(|| Error::PostProcess {
-                flag: "--audio",
+                field: Field::Audio,
                 value: path.display().to_string(),
                 why: "it contains no sound".into(),
             })

@@ -1,5 +1,6 @@
 //! Blending of f32 pictures: overlays on a frame, and a frame over a background. Pure.
 
+use bundle::Field;
 use bundle::geometry::PixelSize;
 use ndarray::{Array2, Array3, ArrayView3, Axis, s};
 
@@ -114,7 +115,7 @@ pub enum KeyColour {
     Blue,
 }
 
-bundle::named!(KeyColour, "--key", "key colour", "green" => Green, "blue" => Blue);
+bundle::named!(KeyColour, Field::KeyColour, "key colour", "green" => Green, "blue" => Blue);
 
 /// Replaces the key colour with a background.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,6 +4,7 @@ use super::animation::{self, Animation, Pixels};
 use super::integrity;
 use crate::Error;
 use crate::plugins::{decoder_package, installed};
+use bundle::Field;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::{AppSink, AppSrc};
@@ -56,7 +57,7 @@ pub(super) struct Reader {
     sink: AppSink,
     state: Arc<Mutex<StreamState>>,
     kind: Kind,
-    flag: &'static str,
+    field: Field,
     path: PathBuf,
     /// The end of the last sample.
     position: gst::ClockTime,
@@ -108,8 +109,8 @@ impl Reader {
     ///
     /// # Errors
     /// Returns an error if the file cannot be opened or is truncated.
-    pub(super) fn open(kind: Kind, flag: &'static str, path: &Path, wanted: &str) -> Result<Self, Error> {
-        let refused = |why: String| Error::PostProcess { flag, value: path.display().to_string(), why };
+    pub(super) fn open(kind: Kind, field: Field, path: &Path, wanted: &str) -> Result<Self, Error> {
+        let refused = |why: String| Error::PostProcess { field, value: path.display().to_string(), why };
         if let Some(damage) = integrity::damage(path).map_err(|error| refused(error.to_string()))? {
             return Err(refused(damage));
         }
@@ -138,8 +139,8 @@ impl Reader {
             (_, Err(file)) => file.set_property("location", path),
             (None, Ok(_)) => return Err(refused("its pipeline has no source".into())),
         }
-        let (flag, path) = (flag, path.to_owned());
-        let reader = Self { pipeline, sink, state, kind, flag, path, position: gst::ClockTime::ZERO };
+        let path = path.to_owned();
+        let reader = Self { pipeline, sink, state, kind, field, path, position: gst::ClockTime::ZERO };
         match reader.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(reader),
             Err(_) => Err(reader.error("it cannot be opened")),
@@ -182,7 +183,7 @@ impl Reader {
         let missing = state.missing.iter().find(|(media_type, _)| self.kind.may_be(media_type));
         if let (Some((media_type, name)), false) = (missing, state.found) {
             return Error::MissingDecoder {
-                flag: self.flag,
+                field: self.field,
                 value,
                 name: format!("{name} ({media_type})"),
                 package: decoder_package(media_type),
@@ -199,7 +200,7 @@ impl Reader {
             (Some(message), None) => message.clone(),
             (None, None) => fallback.to_owned(),
         };
-        Error::PostProcess { flag: self.flag, value, why }
+        Error::PostProcess { field: self.field, value, why }
     }
 
     fn state(&self) -> MutexGuard<'_, StreamState> {

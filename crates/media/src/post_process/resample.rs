@@ -1,5 +1,6 @@
 //! Frame rate conversion: each new frame is a copy of the old frame at its time, or a blend of its two neighbours.
 
+use bundle::Field;
 use bundle::units::FrameRate;
 use ndarray::Array3;
 
@@ -12,7 +13,7 @@ pub enum Interpolation {
     Repeat,
 }
 
-bundle::named!(Interpolation, "--output-fps-by", "method", "blend" => Blend, "repeat" => Repeat);
+bundle::named!(Interpolation, Field::Interpolation, "method", "blend" => Blend, "repeat" => Repeat);
 
 impl Interpolation {
     /// The name in the metadata.

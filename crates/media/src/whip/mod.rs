@@ -38,7 +38,7 @@ impl fmt::Display for WhipError {
             Self::Unreachable { why } => write!(f, "the server does not respond: {why}"),
             Self::Token { status, sent: true } => write!(f, "the server refused the token (HTTP {status})"),
             Self::Token { status, sent: false } => {
-                write!(f, "the server requires a token (HTTP {status}); give it with --whip-token")
+                write!(f, "the server requires a token (HTTP {status}), and none was given")
             }
             Self::Refused { status, body } if body.is_empty() => {
                 write!(f, "the server refused the stream (HTTP {status})")

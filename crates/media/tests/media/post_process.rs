@@ -2,6 +2,7 @@
 
 use crate::clip::{claim, finish, format, options};
 use crate::tools::{generated, probe, run, seconds};
+use bundle::Field;
 use bundle::units::FrameRate;
 use media::post_process::{Caption, Corner, Interpolation, KeyColour, PostProcessSpec};
 use media::{ClipFormat, Error, OutputOptions, Outputs, Tags, check_sound};
@@ -73,7 +74,7 @@ fn a_logo_keeps_its_transparency_and_an_unusable_one_is_refused() {
     for path in [note, folder.path().join("absent.png")] {
         let spec = PostProcessSpec { logo: Some((path, Corner::TopLeft)), ..PostProcessSpec::default() };
         let error = spec.open(format("96x60", 16, 1)).unwrap_err();
-        assert!(matches!(error, Error::PostProcess { flag: "--logo", .. }), "{error}");
+        assert!(matches!(error, Error::PostProcess { field: Field::Logo, .. }), "{error}");
     }
 }
 

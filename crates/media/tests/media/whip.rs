@@ -245,7 +245,7 @@ fn a_server_with_a_silent_media_port_fails_the_output() {
 #[test]
 fn the_refusal_of_a_server_is_reported() {
     for (token, status, body, expected) in [
-        (None, "401 Unauthorized", "", "the server requires a token (HTTP 401); give it with --whip-token"),
+        (None, "401 Unauthorized", "", "the server requires a token (HTTP 401), and none was given"),
         (Some(TOKEN), "403 Forbidden", "", "the server refused the token (HTTP 403)"),
         (None, "404 Not Found", "no such room\n", "the server refused the stream (HTTP 404: no such room)"),
         (None, "201 Created", "hello", "the server's answer cannot be used"),

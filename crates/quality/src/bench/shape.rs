@@ -1,11 +1,11 @@
 //! Sizes of timed graphs.
 
-use bundle::Error;
 use bundle::catalog::{wan_denoiser, wan21_vae};
 use bundle::manifest::{Bundle, Component};
 use bundle::routing::ExpertName;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec};
 use bundle::stop::Stop;
+use bundle::{Error, Field};
 use export::synthetic::{self, Sizes};
 use std::path::Path;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ pub enum Shape {
     Large,
 }
 
-bundle::named!(Shape, "--shape", "shape", "1.3b" => Small, "5b" => Medium, "a14b" => Large);
+bundle::named!(Shape, Field::Shape, "shape", "1.3b" => Small, "5b" => Medium, "a14b" => Large);
 
 impl Shape {
     /// Returns the denoiser, optionally with fewer layers. Every layer costs the same.
@@ -109,7 +109,7 @@ impl FromStr for TokenGrid {
     fn from_str(text: &str) -> Result<Self, Error> {
         let refused = || {
             let fix = "give a number like 1950, or frames, rows and columns like 5,15,26";
-            Error::value("--tokens", text, "a step has at least one token", fix)
+            Error::value(Field::Tokens, text, "a step has at least one token", fix)
         };
         match numbers(text).ok_or_else(refused)?[..] {
             [tokens] => {
@@ -134,7 +134,7 @@ impl FromStr for LatentSize {
             Some(&[frames, height, width]) => Ok(Self([frames, height, width])),
             _ => {
                 let rule = "a latent has frames, a height and a width";
-                Err(Error::value("--latent", text, rule, "give three numbers like 3,30,52"))
+                Err(Error::value(Field::Latent, text, rule, "give three numbers like 3,30,52"))
             }
         }
     }
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(grid("5,15,26"), Ok([5, 15, 26]));
         assert_eq!(grid("1950"), Ok([1, 39, 50]));
         assert_eq!(grid("7"), Ok([1, 1, 7]));
-        insta::assert_snapshot!(grid("0").unwrap_err(), @"--tokens cannot be 0: a step has at least one token (give a number like 1950, or frames, rows and columns like 5,15,26)");
+        insta::assert_snapshot!(grid("0").unwrap_err(), @"tokens cannot be 0: a step has at least one token (give a number like 1950, or frames, rows and columns like 5,15,26)");
         assert!(grid("3,4").is_err() && grid("").is_err() && grid("1,2,3,4").is_err());
     }
 

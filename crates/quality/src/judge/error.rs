@@ -42,7 +42,7 @@ impl Diagnose for Error {
             Self::NotEmbedded => Report::bad_input(
                 "no judge is available",
                 "this program was built without the judge of the embedded model",
-                "give a judge with --judge and its prompts with --prompts",
+                "give a judge with `judge` and its prompts with `prompts`",
             ),
             Self::Description { file, why } => Report::bad_input(
                 format!("the judge's description {file} cannot be used"),
@@ -63,7 +63,7 @@ impl Diagnose for Error {
                 ErrorClass::Interrupted,
                 "stopped while scoring",
                 format!("only {done} of {total} clips were read, so there is no score"),
-                "run the same command again, with fewer --prompts if it takes too long",
+                "run the same command again, with fewer `prompts` if it takes too long",
             ),
         }
     }

@@ -4,6 +4,7 @@ use super::clips::{Clip, ClipDistance};
 use super::metrics::difference;
 use super::picture::data_uri;
 use crate::Error;
+use bundle::Field;
 use bundle::manifest::Bundle;
 use bundle::quantization::Scheme;
 use calibration::integer_share::Share;
@@ -30,7 +31,7 @@ pub enum Sensitivity {
     Estimated,
 }
 
-bundle::named!(Sensitivity, "--sensitivity", "sensitivity", "measured" => Measured, "estimated" => Estimated);
+bundle::named!(Sensitivity, Field::Sensitivity, "sensitivity", "measured" => Measured, "estimated" => Estimated);
 
 /// A layer of a variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

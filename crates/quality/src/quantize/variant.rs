@@ -2,6 +2,7 @@
 
 use super::leftovers;
 use crate::Error;
+use bundle::Field;
 use bundle::layout::component_folder;
 use bundle::lock;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
@@ -274,13 +275,13 @@ fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Err
     let refused = match options.scheme {
         _ if Heads::fits(width) || !has_experts => return Ok(()),
         Scheme::Bf16 => bundle::Error::value(
-            "--scheme",
+            Field::Scheme,
             Scheme::Bf16,
             rule(),
-            "use --scheme int8 --kernels onnxruntime, or the exported variant",
+            "use `scheme` int8 with `kernels` onnxruntime, or the exported variant",
         ),
         Scheme::Int8 if options.kernels.contains(&KernelLibrary::Rushes) => {
-            bundle::Error::value("--kernels", KernelLibrary::Rushes, rule(), "use --kernels onnxruntime")
+            bundle::Error::value(Field::Kernels, KernelLibrary::Rushes, rule(), "use `kernels` onnxruntime")
         }
         Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => return Ok(()),
     };

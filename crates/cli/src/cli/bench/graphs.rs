@@ -6,6 +6,7 @@ use crate::cli::global::GlobalArgs;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
+use bundle::Field;
 use bundle::manifest::Bundle;
 use bundle::staging::Scratch;
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
@@ -117,7 +118,7 @@ pub(super) fn text(args: &TextArgs, global: &GlobalArgs) -> Result<ExitCode, Err
     let tokens = args.tokens.get();
     if tokens > bundle::spec::TEXT_ROWS {
         let rule = format!("a prompt has at most {} tokens", bundle::spec::TEXT_ROWS);
-        return Err(bundle::Error::value("--tokens", tokens, rule, "use 512 or fewer").into());
+        return Err(bundle::Error::value(Field::Tokens, tokens, rule, "use 512 or fewer").into());
     }
     let shape = match &args.graph.bundle {
         Some(_) => String::new(),

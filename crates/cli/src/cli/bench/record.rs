@@ -61,7 +61,7 @@ pub(super) struct RecordArgs {
 pub(super) fn run(args: &RecordArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     if args.out.symlink_metadata().is_ok() {
         let fix = "name another file, or remove that one";
-        return Err(bundle::Error::value("--out", args.out.display(), "it already exists", fix).into());
+        return Err(Error::argument("--out", args.out.display(), "it already exists", fix));
     }
     // A path that cannot be written is refused before the measurements.
     let mut part = atomic::create_part(&args.out).map_err(bundle::Error::file("write", &args.out))?;

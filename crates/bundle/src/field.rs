@@ -1,0 +1,182 @@
+//! The settings that errors name.
+
+use serde::{Deserialize, Serialize};
+
+/// A setting that an error is about, or that it advises to change.
+///
+/// Library texts name a setting by its [`name`](Self::name); a program that has other names for them, such as flags,
+/// replaces them with [`Report::with_names`](crate::Report::with_names).
+///
+/// ```
+/// use bundle::Field;
+///
+/// assert_eq!(Field::NoiseScale.name(), "noise_scale");
+/// assert_eq!(serde_json::to_string(&Field::NoiseScale)?, r#""noise_scale""#);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Field {
+    /// The prompt.
+    Prompt,
+    /// Width and height of the clip.
+    Size,
+    /// Number of frames.
+    Frames,
+    /// Length of the clip in seconds.
+    Seconds,
+    /// Frames per second.
+    FrameRate,
+    /// Number of denoising steps.
+    Steps,
+    /// Guidance scales.
+    Guidance,
+    /// Shift of the sigma grid.
+    Shift,
+    /// Sampler.
+    Sampler,
+    /// Sigma schedule.
+    Schedule,
+    /// Seed of the noise.
+    Seed,
+    /// Factor on the initial noise.
+    NoiseScale,
+    /// The table of experts.
+    Routing,
+    /// Precision of the graphs.
+    Precision,
+    /// Library of kernels on the CPU.
+    Kernels,
+    /// Execution provider.
+    Provider,
+    /// Components to keep in memory.
+    Residency,
+    /// Limit of memory use.
+    MemoryBudget,
+    /// Side of the tiles that frames are decoded in.
+    Tile,
+    /// The library of ONNX Runtime.
+    OnnxRuntime,
+    /// Kind of previews.
+    Preview,
+    /// File or folder of previews.
+    PreviewOutput,
+    /// An output of the clip.
+    Output,
+    /// The longest time without progress that an output is given.
+    OutputTimeout,
+    /// Token of a WHIP server.
+    WhipToken,
+    /// Certificate and key that outputs are signed with.
+    Sign,
+    /// Captions.
+    Caption,
+    /// Picture in a corner.
+    Logo,
+    /// Sound.
+    Audio,
+    /// Picture or video in place of the key colour.
+    Background,
+    /// Colour that the background replaces.
+    KeyColour,
+    /// Frame rate of the outputs.
+    OutputFrameRate,
+    /// Method that converts the frame rate.
+    Interpolation,
+    /// Folder to create.
+    Folder,
+    /// Target of exported graphs.
+    Target,
+    /// Number format of exported weights.
+    Weights,
+    /// Copying of weights instead of linking.
+    Copy,
+    /// Tiny decoder for previews.
+    TinyDecoder,
+    /// Reading of every byte of a bundle.
+    Verify,
+    /// Quantisation scheme.
+    Scheme,
+    /// Method that selects ranges of activations.
+    Ranges,
+    /// Source of the error of each layer.
+    Sensitivity,
+    /// Prompts of a calibration or of a judge.
+    Prompts,
+    /// Judge of generated clips.
+    Judge,
+    /// Published shape of a benchmark.
+    Shape,
+    /// Token grid of a benchmark.
+    Tokens,
+    /// Latent of a benchmark.
+    Latent,
+}
+
+crate::named!(
+    Field,
+    "prompt" => Prompt,
+    "size" => Size,
+    "frames" => Frames,
+    "seconds" => Seconds,
+    "frame_rate" => FrameRate,
+    "steps" => Steps,
+    "guidance" => Guidance,
+    "shift" => Shift,
+    "sampler" => Sampler,
+    "schedule" => Schedule,
+    "seed" => Seed,
+    "noise_scale" => NoiseScale,
+    "routing" => Routing,
+    "precision" => Precision,
+    "kernels" => Kernels,
+    "provider" => Provider,
+    "residency" => Residency,
+    "memory_budget" => MemoryBudget,
+    "tile" => Tile,
+    "onnx_runtime" => OnnxRuntime,
+    "preview" => Preview,
+    "preview_output" => PreviewOutput,
+    "output" => Output,
+    "output_timeout" => OutputTimeout,
+    "whip_token" => WhipToken,
+    "sign" => Sign,
+    "caption" => Caption,
+    "logo" => Logo,
+    "audio" => Audio,
+    "background" => Background,
+    "key_colour" => KeyColour,
+    "output_frame_rate" => OutputFrameRate,
+    "interpolation" => Interpolation,
+    "folder" => Folder,
+    "target" => Target,
+    "weights" => Weights,
+    "copy" => Copy,
+    "tiny_decoder" => TinyDecoder,
+    "verify" => Verify,
+    "scheme" => Scheme,
+    "ranges" => Ranges,
+    "sensitivity" => Sensitivity,
+    "prompts" => Prompts,
+    "judge" => Judge,
+    "shape" => Shape,
+    "tokens" => Tokens,
+    "latent" => Latent,
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_those_of_files_and_distinct() {
+        let names: BTreeSet<&str> = Field::ALL.map(Field::name).into();
+        assert_eq!(names.len(), Field::ALL.len());
+        for field in Field::ALL {
+            assert_eq!(serde_json::to_value(field).unwrap(), field.name());
+            assert_eq!(serde_json::from_value::<Field>(field.name().into()).unwrap(), field);
+        }
+    }
+}
