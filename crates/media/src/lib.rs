@@ -16,7 +16,8 @@
 //! * Pipelines: [`encoder`] (encoders and their settings), [`plugins`] (installed elements and Debian packages),
 //!   [`tags`] (AI mark, model, seed), `pipeline` (the elements), `collect` (writers without a GStreamer element),
 //!   `whip` (a feature), `monitor` (bounded queue and stall detection), `mp4` (audio sync, index before the frames).
-//! * Runs: `options`, `clip` (input format and results), `output` (one output), `outputs` (all outputs of a run).
+//! * Runs: `options`, `clip` (input format and results), `output` (one output), `outputs` (all outputs of a run),
+//!   `clip_writer` (outputs, post-processing and live address of one clip), `output_report` (results as JSON).
 //! * [`live`] (one address that always shows a picture), [`preview_files`] (PNGs of a run in progress).
 //!
 //! ```no_run
@@ -40,6 +41,7 @@
 
 mod buffers;
 mod clip;
+mod clip_writer;
 mod collect;
 pub mod encoder;
 mod error;
@@ -50,6 +52,7 @@ mod monitor;
 mod mp4;
 mod options;
 mod output;
+mod output_report;
 mod outputs;
 mod part_folder;
 mod pipe_lock;
@@ -70,10 +73,12 @@ mod whip;
 mod xmp_box;
 
 pub use clip::{ClipFormat, Remainder, WrittenClip};
+pub use clip_writer::{ClipOutcome, ClipSettings, ClipWriter};
 pub use error::Error;
 pub(crate) use folder_lock::make_locked;
 pub use options::OutputOptions;
 pub use output::Output;
+pub use output_report::{FailedOutputReport, OutputReport, OutputResult};
 pub use outputs::{FailedOutput, Outcome, Outputs};
 pub use shared_frame::{PixelLayout, SharedFrame};
 pub use sign::SigningKey;

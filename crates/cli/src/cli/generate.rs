@@ -12,11 +12,10 @@ use crate::Error;
 use bundle::manifest::{Bundle, Component, GraphEntry, Part};
 use bundle::units::{ByteCount, FrameRate, GuidanceScale};
 use bundle::variant::{KernelLibrary, Precision};
-use engines::{WeightMemory, residency};
+use engines::{Cancel, WeightMemory, residency};
 use media::live::LivePublisher;
-use media::post_process::PostProcess;
-use media::{self, ClipFormat, Outcome, OutputOptions, OutputSpec, OutputTarget, Outputs, Remainder, Tags};
-use ndarray::{Array4, ArrayView4, Axis, Slice};
+use media::{ClipFormat, ClipSettings, ClipWriter, OutputReport, OutputTarget, Remainder, Tags};
+use ndarray::Array4;
 use prompt::Cut;
 use runtime::decode::{TileSide, Tiles, Tiling};
 use runtime::footprint::{MemorySettings, footprints};
@@ -48,21 +47,24 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let onnx = global.onnx_runtime()?;
     let token = args.whip_token.as_ref();
     let outputs: Vec<_> = args.output.iter().map(|output| output.clone().with_token(token)).collect();
-    let targets = OutputTarget::claim_all(&outputs)?;
-    if let Some(keys) = args.post_process.signing_key() {
-        media::check_signing(&targets, keys)?;
-    }
-    let live = args.preview.claim_live(&outputs, token)?;
+    let settings = ClipSettings {
+        outputs,
+        post_process: args.post_process.spec()?,
+        sign: args.post_process.signing_key().cloned(),
+        output_timeout: args.output_timeout.0,
+    };
+    let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
+    let tags = Tags {
+        mark: args.post_process.mark(),
+        ..Tags::new(plan.prompt.clone(), &bundle.manifest.model, plan.seed)
+    };
+    let mut writer = ClipWriter::claim(&settings, made, tags, &cancel)?;
+    let live = args.preview.claim_live(&settings.outputs, token)?;
     let pictures = args.preview.claim_pictures(&bundle, plan.size)?;
     // Keeps the claim until the clip is complete; the last preview is written before that.
     let _claimed = pictures.clone();
-    let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
-    let post_process = args.post_process.spec()?.open(made)?;
-    if post_process.sound().is_some() {
-        media::check_sound(&targets)?;
-    }
-    for note in media::notes(&targets, post_process.format()).iter().chain(post_process.notes()) {
-        render::note(note);
+    for note in writer.notes() {
+        render::note(&note);
     }
     let options = ModelOptions {
         precision: args.precision,
@@ -78,41 +80,24 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     if !global.json {
         announce(&plan, &model, weights, tile);
     }
-    let options = OutputOptions {
-        format: post_process.format(),
-        tags: Tags {
-            note: post_process.note().map(str::to_owned),
-            mark: args.post_process.mark(),
-            ..Tags::new(plan.prompt.clone(), &model.manifest().model, plan.seed)
-        },
-        sign: args.post_process.signing_key().cloned(),
-        sound: post_process.sound().cloned(),
-        output_timeout: args.output_timeout.0,
-        cancel: cancel.clone(),
-    };
-    let start = |target| {
-        if let Some(address) = OutputTarget::address(&target).filter(|_| !global.json) {
+    let start = |target: OutputTarget| {
+        if let Some(address) = target.address().filter(|_| !global.json) {
             render::note(&format!("live at {} ({address})", target.spec()));
         }
-        start_live(target, &options, (made.rate, noise.view()), model.manifest().vae.stride().time)
+        writer.start_live(target, noise.view(), model.manifest().vae.stride().time)
     };
     let live = live.map(start).transpose()?;
-    let previews = args.preview.prepare(&model, pictures, live.as_ref().map(LivePublisher::sink))?;
+    let previews = args.preview.prepare(&model, pictures, live)?;
     let preparing = Instant::now();
     let previewer = previews.map(|previews| previews.start(plan.latent, &cancel));
     let mut clip = Clip {
         plan: &plan,
-        targets: &targets,
-        options,
-        post_process,
+        writer,
+        cancel: &cancel,
         progress: Progress::new(args.progress),
-        outputs: None,
-        failures_reported: 0,
         timing: Timing::start(&model, preparing.elapsed()),
         trace,
         previewer,
-        live,
-        decoded: 0,
         seconds: BTreeMap::new(),
     };
     let mut pipeline = Pipeline::new(&model, mode).tiled(tile);
@@ -122,20 +107,6 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
         Ok(()) => clip.finish(&model, (stream, global.json), started),
         Err(error) => Err(clip.stop(error.into())),
     }
-}
-
-/// Starts the live address of a clip at `rate` from `noise`, whose latent frames are `stride` frames each.
-fn start_live(
-    target: OutputTarget,
-    options: &OutputOptions,
-    (rate, noise): (FrameRate, ArrayView4<'_, f32>),
-    stride: usize,
-) -> Result<LivePublisher, Error> {
-    // The frames of one latent frame, at the rate of the output.
-    let ((from, from_seconds), (to, to_seconds)) = (rate.fraction(), options.format.rate.fraction());
-    let frames = stride * to as usize * from_seconds as usize;
-    let stride = frames.div_ceil(from as usize * to_seconds as usize);
-    Ok(LivePublisher::start(target, options, options.format, noise, stride)?)
 }
 
 /// Prints the plan, and what will make it slow.
@@ -228,19 +199,12 @@ fn has_tiles(bundle: &Bundle, precision: Option<Precision>) -> bool {
 /// A clip that is being generated and written.
 struct Clip<'a> {
     plan: &'a GenerationPlan,
-    targets: &'a [OutputTarget],
-    post_process: PostProcess,
-    options: OutputOptions,
+    writer: ClipWriter,
+    cancel: &'a Cancel,
     progress: Progress,
-    outputs: Option<Outputs>,
-    /// The number of failed outputs that were reported.
-    failures_reported: usize,
     timing: Timing,
     trace: Option<Trace>,
     previewer: Option<Previewer>,
-    live: Option<LivePublisher>,
-    /// The number of decoded frames.
-    decoded: usize,
     /// The duration of each finished phase in seconds.
     seconds: BTreeMap<&'static str, f64>,
 }
@@ -295,31 +259,17 @@ impl Clip<'_> {
         if let Some(trace) = &mut self.trace {
             trace.frames(frames);
         }
-        let outputs = match &mut self.outputs {
-            Some(outputs) => outputs,
-            None => self.outputs.insert(Outputs::start(self.targets, &self.options)?),
-        };
-        let wanted = frames.len_of(Axis(0)).min(self.plan.frames.get() - self.decoded);
         self.timing.record_frames();
-        let mut written = Ok(());
-        for frame in frames.slice_axis(Axis(0), Slice::from(..wanted)).outer_iter() {
-            let processed = self.post_process.push(frame.to_owned())?;
-            if let Some(live) = &self.live {
-                live.add_frames(&processed)?;
-            }
-            written = written.and_then(|()| outputs.write_all(processed));
-        }
-        for failed in &outputs.failed()[self.failures_reported..] {
+        let written = self.writer.push(frames.view());
+        for failed in self.writer.newly_failed() {
             self.progress.clear();
             render::note(&format!(
                 "warning: {}; {}; the other outputs continue",
                 failed.error, failed.remainder
             ));
         }
-        self.failures_reported = outputs.failed().len();
         written?;
-        self.decoded += wanted;
-        self.progress.advance(self.decoded, "");
+        self.progress.advance(self.writer.pushed(), "");
         Ok(())
     }
 
@@ -331,34 +281,26 @@ impl Clip<'_> {
     ) -> Result<ExitCode, Error> {
         self.end_phase();
         self.progress.clear();
-        let Some(mut outputs) = self.outputs.take() else {
-            unreachable!("a clip has at least one frame, and its first started the outputs");
-        };
-        let last = self.post_process.finish();
-        if let Some(live) = &self.live {
-            live.add_frames(&last)?;
-        }
-        outputs.write_all(last)?;
-        let first_encoded = outputs.first_encoded();
-        let outcome = outputs.finish();
-        let previews = self.finish_previews();
+        let rate = self.writer.format().rate;
+        let mut outcome = self.writer.finish()?;
+        let previews = finish_previews(self.previewer);
         let first_preview = previews.as_ref().and_then(|report| report.first);
-        let timing = self.timing.value(first_preview, first_encoded, self.plan.schedule.steps());
+        let timing = self.timing.value(first_preview, outcome.first_encoded, self.plan.schedule.steps());
         let trace = self.trace.take().map(Trace::write).transpose()?;
         let total = started.elapsed().as_secs_f64();
         let phases: serde_json::Map<String, serde_json::Value> =
             self.seconds.iter().map(|(phase, seconds)| ((*phase).to_owned(), json!(seconds))).collect();
-        let first = outcome.written.first();
+        let first = outcome.written.first().map(OutputReport::from);
         let value = json!({
             "event": "done",
-            "output": first.map(|clip| output_name(&clip.output)),
-            "outputs": outputs_as_json(&outcome),
+            "output": first.as_ref().map(|clip| &clip.output),
+            "outputs": outcome.results(),
             "trace": trace.as_deref().map(render::path),
-            "frames": self.options.format.frames,
-            "bytes": first.and_then(|clip| clip.bytes),
+            "frames": outcome.frames,
+            "bytes": outcome.bytes(),
             "size": self.plan.size,
-            "fps": fps(self.options.format.rate),
-            "frame_rate": self.options.format.rate.to_string(),
+            "fps": fps(rate),
+            "frame_rate": rate.to_string(),
             "seed": self.plan.seed,
             "steps": self.plan.schedule.steps(),
             "model": model.manifest().model,
@@ -366,23 +308,18 @@ impl Clip<'_> {
             "kernels": model.variant().kernels,
             "preview": previews.as_ref().map(preview::value),
             "seconds": phases,
-            "live": self.live.as_ref().map(LivePublisher::sent),
-            "first_frame_encoded_seconds": first_encoded.map(|at| (at - started).as_secs_f64()),
+            "live": outcome.live.as_ref().map(LivePublisher::sent),
+            "first_frame_encoded_seconds": outcome.first_encoded.map(|at| (at - started).as_secs_f64()),
             "timing": timing,
             "total_seconds": total,
         });
-        let names: Vec<String> = outcome.written.iter().map(|clip| clip.output.to_string()).collect();
-        let text = format!(
-            "{}: {} frames, {total:.1} s in all (seed {})",
-            names.join(", "),
-            self.options.format.frames.unwrap_or_default(),
-            self.plan.seed.0
-        );
-        if !outcome.written.is_empty() {
+        if let Some(names) = outcome.names() {
+            let (frames, seed) = (outcome.frames, self.plan.seed.0);
+            let text = format!("{names}: {frames} frames, {total:.1} s in all (seed {seed})");
             render::result_on(stream, as_json, &value, &text)?;
         }
-        if let Some(live) = self.live.take() {
-            let sent = live.repeat_until(&self.options.cancel)?;
+        if let Some(live) = outcome.live.take() {
+            let sent = live.repeat_until(self.cancel)?;
             let value = json!({"event": "live_ended", "live": sent});
             let text = format!(
                 "live: {} pictures were published, the clip from number {} on",
@@ -390,35 +327,14 @@ impl Clip<'_> {
             );
             render::result_on(stream, as_json, &value, &text)?;
         }
-        match outcome.failed.into_iter().next() {
-            None => Ok(ExitCode::SUCCESS),
-            Some(first) => {
-                let whole = if names.is_empty() { None } else { Some(names.join(", ")) };
-                Err(media::Error::OutputsFailed {
-                    first: first.error,
-                    remainder: first.remainder,
-                    complete: whole,
-                }
-                .into())
-            }
-        }
-    }
-
-    fn finish_previews(&mut self) -> Option<PreviewReport> {
-        let report = self.previewer.take().map(Previewer::finish)?;
-        if let Some(note) = preview::note(&report) {
-            render::note(&note);
-        }
-        Some(report)
+        outcome.error().map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
     }
 
     /// Closes the outputs of a run that was interrupted or failed. Returns the error, with the files that were kept.
-    fn stop(mut self, error: Error) -> Error {
+    fn stop(self, error: Error) -> Error {
         self.progress.clear();
-        self.finish_previews();
-        // Only the first error is reported.
-        let _ = self.live.take().map(LivePublisher::stop);
-        let kept = self.outputs.take().map_or(vec![], Outputs::interrupt);
+        finish_previews(self.previewer);
+        let kept = self.writer.interrupt();
         if !error.is_cancelled() {
             return error;
         }
@@ -437,28 +353,18 @@ impl Clip<'_> {
     }
 }
 
+/// Ends the previews, and notes those that were skipped or failed.
+fn finish_previews(previewer: Option<Previewer>) -> Option<PreviewReport> {
+    let report = previewer.map(Previewer::finish)?;
+    if let Some(note) = preview::note(&report) {
+        render::note(&note);
+    }
+    Some(report)
+}
+
 /// A frame rate as JSON: a whole number, or the nearest floating-point number.
 fn fps(rate: FrameRate) -> serde_json::Value {
     if rate.fraction().1 == 1 { json!(rate) } else { json!(rate.per_second()) }
-}
-
-/// An output as JSON text: the path of a file or folder, or the address.
-fn output_name(output: &OutputSpec) -> String {
-    match output {
-        OutputSpec::Stdout => "-".into(),
-        other => other.to_string(),
-    }
-}
-
-fn outputs_as_json(outcome: &Outcome) -> serde_json::Value {
-    let written = outcome
-        .written
-        .iter()
-        .map(|clip| json!({"output": output_name(&clip.output), "frames": clip.frames, "bytes": clip.bytes}));
-    let failed = outcome.failed.iter().map(|failed| {
-        json!({"output": output_name(&failed.output), "error": failed.error.to_string(), "kept": failed.remainder.to_string()})
-    });
-    written.chain(failed).collect()
 }
 
 fn cut_warning(cut: &Cut) -> String {

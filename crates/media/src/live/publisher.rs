@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// A live output that always shows a picture.
+/// A live output that always shows a picture. Dropping it ends the output.
 ///
 /// ```no_run
 /// use bundle::{Cancel, units::Seed};
@@ -40,7 +40,8 @@ pub struct LivePublisher {
     size: PixelSize,
     /// Frames of the clip per latent frame after the first.
     stride: usize,
-    thread: JoinHandle<Result<Sent, Error>>,
+    /// `None` once it is joined.
+    thread: Option<JoinHandle<Result<Sent, Error>>>,
 }
 
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl LivePublisher {
         let shared = Arc::new(PublisherState { state: Mutex::new(state), changed: Condvar::new() });
         let state = Arc::clone(&shared);
         let thread = std::thread::spawn(move || run(output, &state));
-        Ok(Self { shared, size, stride, thread })
+        Ok(Self { shared, size, stride, thread: Some(thread) })
     }
 
     /// The number of pictures pushed so far.
@@ -129,17 +130,30 @@ impl LivePublisher {
     /// # Errors
     /// Returns the error of an output that failed before.
     pub fn stop(self) -> Result<Sent, Error> {
+        self.end();
+        self.join()
+    }
+
+    fn end(&self) {
         let now = Cancel::new();
         now.cancel();
         self.shared.lock().until = Some(now);
         self.shared.changed.notify_all();
-        self.join()
     }
 
-    fn join(self) -> Result<Sent, Error> {
-        match self.thread.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
+    fn join(mut self) -> Result<Sent, Error> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => unreachable!("a publisher is consumed when its thread is joined"),
+        }
+    }
+}
+
+impl Drop for LivePublisher {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.end();
         }
     }
 }
