@@ -18,7 +18,8 @@
 //!   `whip` (a feature), `monitor` (bounded queue and stall detection), `mp4` (audio sync, index before the frames).
 //! * Runs: `options`, `clip` (input format and results), `output` (one output), `outputs` (all outputs of a run),
 //!   `clip_writer` (outputs, post-processing and live address of one clip), `output_report` (results as JSON).
-//! * [`live`] (one address that always shows a picture), [`preview_files`] (PNGs of a run in progress).
+//! * [`live`] (one address that always shows a picture), [`preview_files`] (PNGs of a run in progress),
+//!   `contact_sheet` (pictures of several clips in one PNG).
 //!
 //! ```no_run
 //! # use media::{ClipFormat, OutputOptions, Outputs, OutputTarget, Tags};
@@ -43,6 +44,7 @@ mod buffers;
 mod clip;
 mod clip_writer;
 mod collect;
+mod contact_sheet;
 pub mod encoder;
 mod error;
 mod folder_lock;
@@ -74,6 +76,7 @@ mod xmp_box;
 
 pub use clip::{ClipFormat, Remainder, WrittenClip};
 pub use clip_writer::{ClipOutcome, ClipSettings, ClipWriter};
+pub use contact_sheet::{ContactSheet, ContactSheetError};
 pub use error::Error;
 pub(crate) use folder_lock::make_locked;
 pub use options::OutputOptions;

@@ -105,7 +105,7 @@ impl PreviewFiles {
         let failed = |why: String| Error::PreviewFile { path: path.clone(), why };
         let pixels = resized(frame, self.size);
         let about = format!("{COMMENT}: step {step} of {steps}");
-        let file = encoded(&pixels, self.size, &about).map_err(|error| failed(error.to_string()))?;
+        let file = encoded(&pixels, self.size, &about, &[]).map_err(|error| failed(error.to_string()))?;
         replace(&path, &file).map_err(|error| failed(error.to_string()))
     }
 }
@@ -137,8 +137,13 @@ fn is_preview(path: &Path) -> bool {
         && head.windows(COMMENT.len()).any(|bytes| bytes == COMMENT.as_bytes())
 }
 
-/// Encodes a PNG with fast compression.
-fn encoded(pixels: &[u8], size: PixelSize, about: &str) -> Result<Vec<u8>, png::EncodingError> {
+/// Encodes a PNG with fast compression. `about` is its comment, and `texts` are further keywords and texts.
+pub(crate) fn encoded(
+    pixels: &[u8],
+    size: PixelSize,
+    about: &str,
+    texts: &[(&str, &str)],
+) -> Result<Vec<u8>, png::EncodingError> {
     let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, side(size.width), side(size.height));
@@ -146,6 +151,9 @@ fn encoded(pixels: &[u8], size: PixelSize, about: &str) -> Result<Vec<u8>, png::
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
     encoder.add_text_chunk("Comment".into(), about.into())?;
+    for (keyword, text) in texts {
+        encoder.add_itxt_chunk((*keyword).into(), (*text).into())?;
+    }
     let mut writer = encoder.write_header()?;
     writer.write_image_data(pixels)?;
     writer.finish()?;
@@ -211,7 +219,7 @@ fn taps(from: usize, to: usize) -> Vec<Tap> {
 }
 
 /// Maps -1..1 to the nearest byte. NaN becomes 0.
-fn byte(value: f32) -> u8 {
+pub(crate) fn byte(value: f32) -> u8 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast saturates")]
     let byte = (value * 127.5 + 128.0) as u8;
     byte

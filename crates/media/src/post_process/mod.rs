@@ -25,9 +25,11 @@ use bundle::units::FrameRate;
 use captions::Captions;
 use load::BackgroundVideo;
 use ndarray::Array3;
-use overlay::{ChromaKey, Overlay};
+use overlay::ChromaKey;
+pub(crate) use overlay::Overlay;
 use resample::Resampler;
 use std::path::PathBuf;
+pub(crate) use text::{check as check_text, draw as draw_text};
 
 /// The settings of post-processing.
 ///

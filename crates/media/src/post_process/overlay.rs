@@ -6,7 +6,7 @@ use ndarray::{Array2, Array3, ArrayView3, Axis, s};
 
 /// A picture with transparency at a position in the frame.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Overlay {
+pub(crate) struct Overlay {
     /// Premultiplied colours `[3,h,w]` in 0..1.
     colours: Array3<f32>,
     /// Alpha `[h,w]` in 0..1.
@@ -70,18 +70,18 @@ impl Overlay {
     }
 
     /// The number of rows.
-    pub(super) fn height(&self) -> usize {
+    pub(crate) fn height(&self) -> usize {
         self.alpha.nrows()
     }
 
     /// Moves the upper edge to another row.
-    pub(super) fn moved_to(mut self, top: usize) -> Self {
+    pub(crate) fn moved_to(mut self, top: usize) -> Self {
         self.at.1 = top;
         self
     }
 
     /// Blends the overlay over a frame `[3,H,W]` in -1..1.
-    pub(super) fn draw(&self, frame: &mut Array3<f32>) {
+    pub(crate) fn draw(&self, frame: &mut Array3<f32>) {
         let ((left, top), (height, width)) = (self.at, self.alpha.dim());
         let mut under = frame.slice_mut(s![.., top..top + height, left..left + width]);
         for (mut under, over) in under.outer_iter_mut().zip(self.colours.outer_iter()) {

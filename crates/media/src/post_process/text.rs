@@ -19,7 +19,7 @@ const MAX_QUOTED_CHARS: usize = 40;
 ///
 /// # Errors
 /// Returns an error with the Debian package of a missing element or font.
-pub(super) fn check(texts: &[&str]) -> Result<(), Error> {
+pub(crate) fn check(texts: &[&str]) -> Result<(), Error> {
     plugins::survey()?;
     if !plugins::installed("textoverlay") {
         let missing = MissingElement { element: "textoverlay", package: "gstreamer1.0-x" };
@@ -61,7 +61,7 @@ fn has_font(code_points: &[String]) -> bool {
 ///
 /// # Errors
 /// Returns an error if the pipeline fails.
-pub(super) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<Overlay>, Error> {
+pub(crate) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<Overlay>, Error> {
     let failed = |why: String| Error::Caption { caption: short(text), why };
     let broken = |error: gst::glib::BoolError| failed(error.to_string());
     // A text that is too high touches the upper edge of the frame, which is detected below.
