@@ -53,6 +53,11 @@ pub enum Error {
         /// The Debian package of a font that has it.
         package: &'static str,
     },
+    /// The record of the clip cannot be written.
+    Record {
+        /// The reason.
+        why: String,
+    },
     /// No output can carry the audio.
     NoSound,
     /// No output can be signed.
@@ -160,6 +165,7 @@ impl Diagnose for Error {
             Self::DuplicateOutput { .. }
             | Self::PostProcess { .. }
             | Self::Caption { .. }
+            | Self::Record { .. }
             | Self::NoSound
             | Self::Terminal
             | Self::PreviewFile { .. }
@@ -321,6 +327,11 @@ impl Error {
                 "add one as `output`, or leave `sign` out",
             )
             .about(Field::Sign),
+            Self::Record { why } => Report::bad_input(
+                "the record that repeats the clip cannot be written",
+                why.clone(),
+                "shorten the prompt, or write the clip without metadata",
+            ),
             Self::NoSound => Report::bad_input(
                 "no output can carry the audio",
                 "only .mp4, .webm and .mkv carry audio",

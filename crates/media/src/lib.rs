@@ -63,6 +63,7 @@ mod playable;
 pub mod plugins;
 pub mod post_process;
 pub mod preview_files;
+mod record_code;
 mod shared_frame;
 mod sign;
 mod sound;

@@ -262,6 +262,7 @@ impl Builder<'_> {
 
     fn collector(&self) -> io::Result<Box<dyn Collector>> {
         let OutputOptions { format, tags, .. } = self.options;
+        let record = tags.encoded_record().map_err(|error| io::Error::other(error.to_string()))?;
         let size = format.size;
         let rgb = RgbLayout { width: size.width, height: size.height };
         let y4m = |target| -> io::Result<Box<dyn Collector>> {
@@ -271,14 +272,21 @@ impl Builder<'_> {
         };
         match (&self.target.spec, &self.target.destination) {
             (OutputSpec::File { format: FileFormat::Gif, .. }, Destination::File(file)) => {
-                Ok(Box::new(GifFile::create(file.open()?, *format, rgb, &tags.comment())?))
+                Ok(Box::new(GifFile::create(
+                    file.open()?,
+                    *format,
+                    rgb,
+                    tags.comment().as_deref(),
+                    record.as_ref(),
+                )?))
             }
             (OutputSpec::File { format: FileFormat::WebP, .. }, Destination::File(file)) => {
                 Ok(Box::new(WebPFile::create(file.open()?, *format, rgb, tags.xmp())?))
             }
             (OutputSpec::Frames { .. }, Destination::Folder(folder)) => {
                 folder.empty()?;
-                Ok(Box::new(PngFolder::new(FolderStore(folder.part().to_owned()), rgb, tags.comment())))
+                let store = FolderStore(folder.part().to_owned());
+                Ok(Box::new(PngFolder::new(store, rgb, tags.comment(), record)))
             }
             (OutputSpec::Hls { .. }, Destination::Playlist(folder)) => {
                 folder.clear()?;
@@ -287,7 +295,7 @@ impl Builder<'_> {
                 Ok(Box::new(HlsWriter::new(store, rate, endless)))
             }
             (OutputSpec::Rtsp { .. }, Destination::Listener(listener)) => {
-                Ok(Box::new(RtspServer::start(listener, &tags.comment())?))
+                Ok(Box::new(RtspServer::start(listener, &tags.comment().unwrap_or_else(|| "-".into()))?))
             }
             #[cfg(feature = "whip")]
             (OutputSpec::Whip { url, token }, _) => Ok(Box::new(WhipSender::start(url, token.as_ref())?)),

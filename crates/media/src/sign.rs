@@ -90,16 +90,17 @@ mod c2pa_edge {
     pub(super) fn sign(keys: &SigningKey, from: &Path, tags: &Tags) -> Result<tempfile::TempPath, Error> {
         let signer = signer(keys)?;
         let agent = json!({"name": "Rushes", "version": env!("CARGO_PKG_VERSION")});
-        let statement = json!({
-            "claim_generator_info": [agent],
-            "title": tags.comment(),
-            "assertions": [{"label": "c2pa.actions", "data": {"actions": [{
-                "action": "c2pa.created",
-                "digitalSourceType": SOURCE_TYPE,
-                "softwareAgent": agent,
-                "description": tags.comment(),
-            }]}}],
+        let mut action = json!({
+            "action": "c2pa.created",
+            "digitalSourceType": SOURCE_TYPE,
+            "softwareAgent": agent,
         });
+        let mut statement = json!({"claim_generator_info": [agent]});
+        if let Some(comment) = tags.comment() {
+            action["description"] = json!(comment);
+            statement["title"] = json!(comment);
+        }
+        statement["assertions"] = json!([{"label": "c2pa.actions", "data": {"actions": [action]}}]);
         let failed = |error: &dyn std::fmt::Display| keys.failed(error);
         let mut signed = bundle::atomic::create_part(from).map_err(|error| failed(&error))?;
         let mut clip = File::open(from).map_err(|error| failed(&error))?;

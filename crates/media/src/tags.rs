@@ -1,5 +1,7 @@
-//! Metadata of clips: the AI mark, the model and the seed.
+//! Metadata of clips: the AI mark, the model, the seed and the record of the run.
 
+use super::Error;
+use super::record_code::EncodedRecord;
 use bundle::units::Seed;
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -9,6 +11,9 @@ pub const AI_MARK: &str = "AI-generated";
 
 /// The IPTC term for generated media.
 pub(super) const SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
+
+/// The XML namespace of the record. A name without an address.
+const NAMESPACE: &str = "urn:x-rushes:clip:1.0/";
 
 /// The longest title, in characters.
 const TITLE_LENGTH: usize = 200;
@@ -20,8 +25,9 @@ const TITLE_LENGTH: usize = 200;
 /// use media::Tags;
 ///
 /// let tags = Tags::new("A cat runs".to_owned(), "Wan2.2-T2V-A14B", Seed(42));
-/// assert!(tags.comment().starts_with("AI-generated: Rushes "));
-/// assert!(tags.comment().ends_with("model Wan2.2-T2V-A14B, seed 42"));
+/// let comment = tags.comment().unwrap();
+/// assert!(comment.starts_with("AI-generated: Rushes "));
+/// assert!(comment.ends_with("model Wan2.2-T2V-A14B, seed 42"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tags {
@@ -35,25 +41,47 @@ pub struct Tags {
     pub note: Option<String>,
     /// True if the clip is marked as AI-generated.
     pub mark: bool,
+    /// False if title, model, seed, note and record are left out. The mark stays.
+    pub metadata: bool,
+    /// Everything that repeats the clip, as JSON. Files carry it, streams and y4m do not.
+    pub record: Option<String>,
 }
 
 impl Tags {
-    /// Tags with the AI mark.
+    /// Tags with the AI mark, without a record.
     pub fn new(title: impl Into<Option<String>>, model: impl Into<String>, seed: Seed) -> Self {
-        Self { title: title.into(), model: model.into(), seed, note: None, mark: true }
+        Self { title: title.into(), model: model.into(), seed, note: None, mark: true, metadata: true, record: None }
     }
 
-    /// The comment: AI mark, program, model, seed and note.
-    pub fn comment(&self) -> String {
+    /// Checks that files can carry the record. Call it before the run: an output whose record does not fit is not
+    /// started.
+    ///
+    /// # Errors
+    /// Returns an error if the record is not JSON or has more than 64 kB in base64.
+    pub fn check_record(&self) -> Result<(), Error> {
+        self.encoded_record().map(drop)
+    }
+
+    /// The record as files carry it.
+    pub(super) fn encoded_record(&self) -> Result<Option<EncodedRecord>, Error> {
+        let record = self.record.as_deref().filter(|_| self.metadata);
+        record.map(EncodedRecord::new).transpose().map_err(|why| Error::Record { why })
+    }
+
+    /// The comment: AI mark, program, model, seed and note. Without metadata, the mark.
+    pub fn comment(&self) -> Option<String> {
+        if !self.metadata {
+            return self.mark.then(|| AI_MARK.to_owned());
+        }
         let version = env!("CARGO_PKG_VERSION");
         let mark = if self.mark { format!("{AI_MARK}: ") } else { String::new() };
         let note = self.note.as_ref().map_or(String::new(), |note| format!(", {note}"));
-        format!("{mark}Rushes {version}, model {}, seed {}{note}", one_line(&self.model), self.seed.0)
+        Some(format!("{mark}Rushes {version}, model {}, seed {}{note}", one_line(&self.model), self.seed.0))
     }
 
     /// The title as one line, truncated with an ellipsis.
     fn short_title(&self) -> Option<String> {
-        let title = one_line(self.title.as_deref()?);
+        let title = one_line(self.title.as_deref().filter(|_| self.metadata)?);
         let mut short: String = title.chars().take(TITLE_LENGTH).collect();
         if short.len() < title.len() {
             short.push('…');
@@ -63,16 +91,20 @@ impl Tags {
 
     /// The comment as one word of letters, digits and `_-+/:.`. The Matroska muxer writes other characters in a way
     /// that only GStreamer reads back.
-    pub fn token(&self) -> String {
+    pub fn token(&self) -> Option<String> {
+        if !self.metadata {
+            return self.comment();
+        }
         let version = env!("CARGO_PKG_VERSION");
         let mark = if self.mark { format!("{AI_MARK}:") } else { String::new() };
         let note = self.note.as_ref().map_or(String::new(), |note| format!(":{note}"));
         let text = format!("{mark}Rushes/{version}:{}:seed_{}{note}", one_line(&self.model), self.seed.0);
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-+/:.".contains(c);
-        text.chars().map(|c| if is_allowed(c) { c } else { '_' }).collect()
+        Some(text.chars().map(|c| if is_allowed(c) { c } else { '_' }).collect())
     }
 
-    /// An XMP packet with the comment, the title and the IPTC source type.
+    /// An XMP packet with the comment, the title, the IPTC source type and the record. A record that does not fit is
+    /// left out, see [`Self::check_record`].
     pub fn xmp(&self) -> String {
         let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         let title = self.short_title().map_or(String::new(), |title| {
@@ -80,6 +112,15 @@ impl Tags {
                 "<dc:title><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt></dc:title>",
                 escaped(&title)
             )
+        });
+        let description = self.comment().map_or(String::new(), |comment| {
+            format!(
+                "<dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt></dc:description>",
+                escaped(&comment)
+            )
+        });
+        let record = self.encoded_record().ok().flatten().map_or(String::new(), |record| {
+            format!("<rushes:job xmlns:rushes=\"{NAMESPACE}\">{}</rushes:job>", record.as_str())
         });
         let source_type = if self.mark {
             format!("Iptc4xmpExt:DigitalSourceType=\"{SOURCE_TYPE}\"")
@@ -92,9 +133,8 @@ impl Tags {
              <rdf:Description rdf:about=\"\" xmlns:dc=\"http://purl.org/dc/elements/1.1/\" \
              xmlns:Iptc4xmpExt=\"http://iptc.org/std/Iptc4xmpExt/2008-02-29/\" \
              {source_type}>\
-             <dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">{}</rdf:li></rdf:Alt></dc:description>{title}\
-             </rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end=\"w\"?>",
-            escaped(&self.comment())
+             {description}{title}{record}\
+             </rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end=\"w\"?>"
         )
     }
 
@@ -104,9 +144,15 @@ impl Tags {
         let version = env!("CARGO_PKG_VERSION");
         setter.set_tag_merge_mode(gst::TagMergeMode::Replace);
         let replace = gst::TagMergeMode::Replace;
+        let comment = match encoding {
+            TagEncoding::Text => self.comment(),
+            TagEncoding::Token => self.token(),
+        };
+        if let Some(comment) = comment {
+            setter.add_tag::<gst::tags::Comment>(&comment.as_str(), replace);
+        }
         match encoding {
             TagEncoding::Text => {
-                setter.add_tag::<gst::tags::Comment>(&self.comment().as_str(), replace);
                 let name = format!("Rushes {version} ({encoder})");
                 setter.add_tag::<gst::tags::Encoder>(&name.as_str(), replace);
                 if let Some(title) = self.short_title() {
@@ -114,9 +160,8 @@ impl Tags {
                 }
             }
             TagEncoding::Token => {
-                setter.add_tag::<gst::tags::Comment>(&self.token().as_str(), replace);
-                setter
-                    .add_tag::<gst::tags::Encoder>(&format!("Rushes/{version}:{encoder}").as_str(), replace);
+                let name = format!("Rushes/{version}:{encoder}");
+                setter.add_tag::<gst::tags::Encoder>(&name.as_str(), replace);
             }
         }
         if self.mark {
@@ -151,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_comment_contains_mark_model_and_seed() {
-        let comment = tags("").comment();
+        let comment = tags("").comment().unwrap();
         assert!(comment.starts_with("AI-generated: Rushes "), "{comment}");
         assert!(comment.ends_with(", model Wan2.2-T2V-A14B, seed 42"), "{comment}");
     }
@@ -159,10 +204,44 @@ mod tests {
     #[test]
     fn the_mark_is_optional_and_the_comment_contains_the_note() {
         let tags = Tags { mark: false, note: Some("24 fps made of 16 by blending".into()), ..tags("") };
-        for text in [tags.comment(), tags.token(), tags.xmp()] {
+        let comment = tags.comment().unwrap();
+        for text in [comment.clone(), tags.token().unwrap(), tags.xmp()] {
             assert!(!text.contains("AI-generated") && !text.contains("trained"), "{text}");
         }
-        assert!(tags.comment().ends_with("seed 42, 24 fps made of 16 by blending"), "{}", tags.comment());
+        assert!(comment.ends_with("seed 42, 24 fps made of 16 by blending"), "{comment}");
+    }
+
+    #[test]
+    fn without_metadata_the_mark_stays() {
+        let plain = Tags {
+            metadata: false,
+            note: Some("a note".into()),
+            record: Some("{}".into()),
+            ..tags("a red fox")
+        };
+        assert_eq!((plain.comment(), plain.token()), (Some(AI_MARK.into()), Some(AI_MARK.into())));
+        assert_eq!(plain.encoded_record().unwrap(), None);
+        let xmp = plain.xmp();
+        assert!(xmp.contains("trainedAlgorithmicMedia"), "{xmp}");
+        for left_out in ["fox", "Wan2.2", "42", "note", "rushes:job", "Rushes"] {
+            assert!(!xmp.contains(left_out), "{left_out} in {xmp}");
+        }
+        let unmarked = Tags { mark: false, ..plain };
+        assert_eq!((unmarked.comment(), unmarked.token()), (None, None));
+        assert!(!unmarked.xmp().contains("trained"));
+    }
+
+    #[test]
+    fn the_record_is_encoded_and_checked() {
+        let record = |json: &str| Tags { record: Some(json.to_owned()), ..tags("") };
+        let xmp = record(r#"{"seed":42}"#).xmp();
+        assert!(xmp.contains(">eyJzZWVkIjo0Mn0</rushes:job>"), "{xmp}");
+        record("{}").check_record().unwrap();
+        let long = record(&format!("\"{}\"", "x".repeat(49_151)));
+        insta::assert_snapshot!(long.check_record().unwrap_err(), @"");
+        let other = record("{");
+        assert!(matches!(other.check_record(), Err(Error::Record { .. })));
+        Tags { metadata: false, ..other }.check_record().unwrap();
     }
 
     #[test]
@@ -170,7 +249,7 @@ mod tests {
         let mut tags = tags("");
         tags.model = "my model; 猫".into();
         let version = env!("CARGO_PKG_VERSION");
-        assert_eq!(tags.token(), format!("AI-generated:Rushes/{version}:my_model___:seed_42"));
+        assert_eq!(tags.token(), Some(format!("AI-generated:Rushes/{version}:my_model___:seed_42")));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::delays::{DelayUnit, Delays};
 use super::{Collector, bytes, rgb_rows};
 use crate::ClipFormat;
 use crate::frames::RgbLayout;
+use crate::record_code::{EncodedRecord, GIF_APPLICATION};
 use gif::{AnyExtension, Encoder, EncodingError, Extension, Frame, Repeat};
 use gstreamer as gst;
 use std::fs::File;
@@ -29,13 +30,22 @@ impl GifFile {
         file: File,
         format: ClipFormat,
         layout: RgbLayout,
-        comment: &str,
+        comment: Option<&str>,
+        record: Option<&EncodedRecord>,
     ) -> io::Result<Self> {
         let mut encoder = Encoder::new(BufWriter::new(file), side(layout.width)?, side(layout.height)?, &[])
             .map_err(io_error)?;
         encoder.set_repeat(Repeat::Infinite).map_err(io_error)?;
-        let lines: Vec<&[u8]> = comment.as_bytes().chunks(255).collect();
-        encoder.write_raw_extension(AnyExtension(Extension::Comment as u8), &lines).map_err(io_error)?;
+        let mut extension = |kind: Extension, blocks: &[&[u8]]| {
+            encoder.write_raw_extension(AnyExtension(kind as u8), blocks).map_err(io_error)
+        };
+        if let Some(comment) = comment {
+            extension(Extension::Comment, &comment.as_bytes().chunks(255).collect::<Vec<_>>())?;
+        }
+        if let Some(record) = record {
+            let blocks = std::iter::once(&GIF_APPLICATION[..]).chain(record.as_str().as_bytes().chunks(255));
+            extension(Extension::Application, &blocks.collect::<Vec<_>>())?;
+        }
         let delays = Delays::new(DelayUnit::GIF, format.rate.fraction(), format.frames);
         Ok(Self { encoder: Some(encoder), layout, delays, taken: 0 })
     }

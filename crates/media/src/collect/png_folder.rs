@@ -1,8 +1,9 @@
-//! A folder of numbered PNGs.
+//! A folder of numbered PNGs. The first contains the record of the clip.
 
 use super::store::{FolderStore, Store};
 use super::{Collector, bytes, rgb_rows};
 use crate::frames::RgbLayout;
+use crate::record_code::{EncodedRecord, KEY};
 use gstreamer as gst;
 use std::io;
 
@@ -11,14 +12,21 @@ use std::io;
 pub(crate) struct PngFolder {
     folder: FolderStore,
     layout: RgbLayout,
-    comment: String,
+    comment: Option<String>,
+    /// Until the first picture is written.
+    record: Option<EncodedRecord>,
     written: usize,
 }
 
 impl PngFolder {
     /// A writer into an existing folder.
-    pub(crate) fn new(folder: FolderStore, layout: RgbLayout, comment: String) -> Self {
-        Self { folder, layout, comment, written: 0 }
+    pub(crate) fn new(
+        folder: FolderStore,
+        layout: RgbLayout,
+        comment: Option<String>,
+        record: Option<EncodedRecord>,
+    ) -> Self {
+        Self { folder, layout, comment, record, written: 0 }
     }
 
     fn encode(&self, picture: &[u8]) -> Result<Vec<u8>, png::EncodingError> {
@@ -30,7 +38,12 @@ impl PngFolder {
         encoder.set_compression(png::Compression::Fast);
         encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
         // `Comment` is a keyword of the PNG standard.
-        encoder.add_itxt_chunk("Comment".into(), self.comment.clone())?;
+        if let Some(comment) = &self.comment {
+            encoder.add_itxt_chunk("Comment".into(), comment.clone())?;
+        }
+        if let Some(record) = &self.record {
+            encoder.add_itxt_chunk(KEY.into(), record.as_str().to_owned())?;
+        }
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&rgb_rows(picture, self.layout))?;
         writer.finish()?;
@@ -41,6 +54,7 @@ impl PngFolder {
 impl Collector for PngFolder {
     fn take(&mut self, buffer: &gst::BufferRef) -> io::Result<()> {
         let file = self.encode(&bytes(buffer)?).map_err(io::Error::other)?;
+        self.record = None;
         self.written += 1;
         self.folder.put(&format!("{:05}.png", self.written), &file)
     }
