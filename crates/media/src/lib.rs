@@ -50,6 +50,7 @@ mod error;
 mod folder_lock;
 pub mod frames;
 pub mod live;
+mod matroska;
 mod monitor;
 mod mp4;
 mod options;

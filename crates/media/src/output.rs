@@ -2,11 +2,13 @@
 
 use super::buffers::{timed, timed_sound};
 use super::collect::{Delays, PLAYLIST};
+use super::matroska;
 use super::monitor::{Halt, PipelineMonitor};
 use super::mp4;
 use super::pipeline::OutputPipeline;
 use super::playable::is_playable;
 use super::plugins::SoundEncoder;
+use super::record_code::{EncodedRecord, KEY};
 use super::shared_frame::{PixelLayout, SharedFrame};
 use super::sound::{RATE, Sound};
 use super::target::Destination;
@@ -36,6 +38,7 @@ pub struct Output {
     monitor: Arc<PipelineMonitor>,
     /// The XMP and the signing key of an mp4.
     tags: Tags,
+    record: Option<EncodedRecord>,
     sign: Option<SigningKey>,
     closed: bool,
 }
@@ -54,7 +57,8 @@ impl Output {
     /// Starts the pipeline of an output.
     ///
     /// # Errors
-    /// Returns an error if a side is odd, if an element does not start, or if a file cannot be opened.
+    /// Returns an error if a side is odd, if the record of the clip does not fit, if an element does not start, or if a
+    /// file cannot be opened.
     pub fn start(target: OutputTarget, options: &OutputOptions) -> Result<Self, Error> {
         Self::with_stages(target, options, vec![])
     }
@@ -69,13 +73,14 @@ impl Output {
         if !(format.size.width.is_multiple_of(2) && format.size.height.is_multiple_of(2)) {
             return Err(Error::OddSize { size: format.size });
         }
+        let record = options.tags.encoded_record()?;
         let OutputPipeline { pipeline, source, sound, layout, monitor } =
             OutputPipeline::build(&target, options, stages)?;
         let sound = sound.zip(options.sound.clone());
         let sound = sound.map(|((source, encoder), sound)| SoundTrack { source, encoder, sound, pushed: 0 });
         let (tags, sign) = (options.tags.clone(), options.sign.clone());
         let output =
-            Self { target, format, pipeline, source, sound, layout, monitor, tags, sign, closed: false };
+            Self { target, format, pipeline, source, sound, layout, monitor, tags, record, sign, closed: false };
         match output.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(output),
             Err(_) => Err(output.error(output.monitor.wait_for_fault())),
@@ -172,7 +177,10 @@ impl Output {
         }
         let bytes = match &self.target.destination {
             Destination::File(file) if self.is_mp4() => Some(self.publish_mp4(file)?),
-            Destination::File(file) => file.publish().map(|()| Some(file.bytes()))?,
+            Destination::File(file) => {
+                self.add_record(file)?;
+                file.publish().map(|()| Some(file.bytes()))?
+            }
             Destination::Folder(folder) => folder.publish().map(|()| Some(folder.bytes()))?,
             Destination::Playlist(folder) => Some(folder.bytes()),
             Destination::Pipe { .. } | Destination::Listener(_) | Destination::Remote => None,
@@ -186,12 +194,27 @@ impl Output {
         matches!(self.target.spec, OutputSpec::File { format: FileFormat::Mp4, .. })
     }
 
-    /// Adds XMP, moves the index before the frames, signs the file and publishes it. Returns its bytes.
+    /// Adds the record to a closed mkv or webm. The collectors of other formats have already written it.
+    fn add_record(&self, file: &PartFile) -> Result<(), Error> {
+        let is_matroska =
+            matches!(self.target.spec, OutputSpec::File { format: FileFormat::Mkv | FileFormat::WebM, .. });
+        let Some(record) = self.record.as_ref().filter(|_| is_matroska) else { return Ok(()) };
+        file.ensure_ours()?;
+        // A copy as mp4 keeps the synopsis, and drops tags that mp4 does not know.
+        let tags = [(KEY, record.as_str()), ("SYNOPSIS", &record.labelled())];
+        if let Err(error) = matroska::add_tags(file.part(), &tags) {
+            tracing::warn!(%error, "{} does not contain the record that repeats it", self.target.spec);
+        }
+        Ok(())
+    }
+
+    /// Adds XMP and the record, moves the index before the frames, signs the file and publishes it. Returns its bytes.
     fn publish_mp4(&self, file: &PartFile) -> Result<u64, Error> {
         file.ensure_ours()?;
         self.align_sound(file);
         let xmp = xmp_box::xmp_box(&self.tags.xmp()).unwrap_or_default();
-        let copy = match mp4::with_index_first(file.part(), &xmp) {
+        let record = self.record.as_ref().map(EncodedRecord::labelled);
+        let copy = match mp4::with_index_first(file.part(), &xmp, record.as_deref()) {
             Ok(copy) => Some(copy),
             Err(error) => {
                 tracing::warn!(%error, "{} keeps its index after its frames", self.target.spec);

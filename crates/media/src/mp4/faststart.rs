@@ -4,6 +4,7 @@
 //! in the other order to a part file, which then replaces the output: at every moment one of them is complete.
 
 use super::boxes::{FileBox, find_all, number, top_level};
+use super::tag_list::add_long_description;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -14,12 +15,16 @@ use tempfile::TempPath;
 const MAX_INDEX_BYTES: u64 = 1 << 28;
 
 /// Copies an mp4 to a temporary file in the same folder, with its index and then the `extra` boxes before its frames.
-/// The copy is flushed to disk.
+/// `long_description` is added to the tags, if the index has any. The copy is flushed to disk.
 ///
 /// # Errors
 /// I/O errors. Returns an error if the boxes are not `ftyp`, frames, `moov` in this order, or if an offset does not
 /// fit.
-pub(crate) fn with_index_first(path: &Path, extra: &[u8]) -> io::Result<TempPath> {
+pub(crate) fn with_index_first(
+    path: &Path,
+    extra: &[u8],
+    long_description: Option<&str>,
+) -> io::Result<TempPath> {
     let mut file = File::open(path)?;
     let order = Order::from_boxes(&top_level(&mut file)?)?;
     let mut read = |found: FileBox| -> io::Result<Vec<u8>> {
@@ -32,6 +37,11 @@ pub(crate) fn with_index_first(path: &Path, extra: &[u8]) -> io::Result<TempPath
         Ok(bytes)
     };
     let (ftyp, mut index) = (read(order.ftyp)?, read(order.index)?);
+    if let Some(text) = long_description
+        && let Err(error) = add_long_description(&mut index, text)
+    {
+        tracing::warn!(%error, "copies of the clip lose its record");
+    }
     let head = (ftyp.len() + index.len() + extra.len()) as u64;
     move_frames(&mut index, order.frames.start, head)?;
 
@@ -139,7 +149,7 @@ mod tests {
         std::fs::write(&path, [before, frames.clone(), index(&tables(start))].concat()).unwrap();
 
         let extra = boxed(b"uuid", b"extra");
-        let moved = with_index_first(&path, &extra).unwrap();
+        let moved = with_index_first(&path, &extra, None).unwrap();
         assert_eq!(moved.parent(), path.parent());
         let start = (kind.len() + index(&tables(0)).len() + extra.len()) as u64 + 8;
         let expected = [kind, index(&tables(start)), extra, frames].concat();
@@ -170,7 +180,7 @@ mod tests {
         ];
         for case in cases {
             std::fs::write(&path, case.concat()).unwrap();
-            assert!(with_index_first(&path, &[]).is_err(), "{case:?}");
+            assert!(with_index_first(&path, &[], None).is_err(), "{case:?}");
             assert_eq!(std::fs::read(&path).unwrap(), case.concat());
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         }
