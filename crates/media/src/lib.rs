@@ -16,6 +16,8 @@
 //! * Pipelines: [`encoder`] (encoders and their settings), [`plugins`] (installed elements and Debian packages),
 //!   [`tags`] (AI mark, model, seed), `pipeline` (the elements), `collect` (writers without a GStreamer element),
 //!   `whip` (a feature), `monitor` (bounded queue and stall detection), `mp4` (audio sync, index before the frames).
+//! * [`clip_record`] (what repeats a clip, read from its file), `record_code` (its encoding), `matroska` (tags that
+//!   GStreamer cannot write).
 //! * Runs: `options`, `clip` (input format and results), `output` (one output), `outputs` (all outputs of a run),
 //!   `clip_writer` (outputs, post-processing and live address of one clip), `output_report` (results as JSON).
 //! * [`live`] (one address that always shows a picture), [`preview_files`] (PNGs of a run in progress),
@@ -42,6 +44,7 @@
 
 mod buffers;
 mod clip;
+pub mod clip_record;
 mod clip_writer;
 mod collect;
 mod contact_sheet;

@@ -52,7 +52,7 @@ impl EncodedRecord {
 pub(crate) fn decode(encoded: &[u8]) -> Result<String, String> {
     let encoded = encoded.trim_ascii();
     if encoded.len() > MAX_BYTES {
-        return Err(format!("it has {} bytes instead of at most {MAX_BYTES}", encoded.len()));
+        return Err(format!("it has more than {MAX_BYTES} bytes"));
     }
     let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|error| format!("it is not base64url: {error}"))?;
     let json = String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8: {}", error.utf8_error()))?;
@@ -88,7 +88,7 @@ mod tests {
         let error = EncodedRecord::new(&json(longest + 1)).unwrap_err();
         assert_eq!(error, "it has 65538 bytes in base64, and a file carries at most 65536");
         let error = decode(format!("{}AA", encoded.as_str()).as_bytes()).unwrap_err();
-        assert_eq!(error, "it has 65538 bytes instead of at most 65536");
+        assert_eq!(error, "it has more than 65536 bytes");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 /// The identifier of a `uuid` box that holds XMP (XMP specification part 3, §1.2.8).
-const XMP: [u8; 16] =
+pub(super) const XMP: [u8; 16] =
     [0xbe, 0x7a, 0xcf, 0xcb, 0x97, 0xa9, 0x42, 0xe8, 0x9c, 0x71, 0x99, 0x94, 0x91, 0xe3, 0xaf, 0xac];
 
 /// Appends a box to a finished mp4. After an error the file is unchanged.

@@ -67,7 +67,7 @@ pub(super) fn find_all(bytes: &[u8], area: Range<usize>, path: &[&Kind]) -> Vec<
 
 /// The type, the size and the header length of the box at the start of `bytes`. Returns `None` unless it ends within
 /// `room`.
-fn parse_header(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)> {
+pub(crate) fn parse_header(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)> {
     let kind = bytes.get(4..8)?.try_into().ok()?;
     let (size, head) = match number(bytes, 0)? {
         0 => (room, 8),
@@ -78,7 +78,7 @@ fn parse_header(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)> {
 }
 
 /// The big-endian `u32` at a position.
-pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
