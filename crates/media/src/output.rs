@@ -79,8 +79,19 @@ impl Output {
         let sound = sound.zip(options.sound.clone());
         let sound = sound.map(|((source, encoder), sound)| SoundTrack { source, encoder, sound, pushed: 0 });
         let (tags, sign) = (options.tags.clone(), options.sign.clone());
-        let output =
-            Self { target, format, pipeline, source, sound, layout, monitor, tags, record, sign, closed: false };
+        let output = Self {
+            target,
+            format,
+            pipeline,
+            source,
+            sound,
+            layout,
+            monitor,
+            tags,
+            record,
+            sign,
+            closed: false,
+        };
         match output.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(output),
             Err(_) => Err(output.error(output.monitor.wait_for_fault())),

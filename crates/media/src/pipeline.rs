@@ -271,15 +271,9 @@ impl Builder<'_> {
             Ok(Box::new(Y4mWriter::new(target, *format, layout)))
         };
         match (&self.target.spec, &self.target.destination) {
-            (OutputSpec::File { format: FileFormat::Gif, .. }, Destination::File(file)) => {
-                Ok(Box::new(GifFile::create(
-                    file.open()?,
-                    *format,
-                    rgb,
-                    tags.comment().as_deref(),
-                    record.as_ref(),
-                )?))
-            }
+            (OutputSpec::File { format: FileFormat::Gif, .. }, Destination::File(file)) => Ok(Box::new(
+                GifFile::create(file.open()?, *format, rgb, tags.comment().as_deref(), record.as_ref())?,
+            )),
             (OutputSpec::File { format: FileFormat::WebP, .. }, Destination::File(file)) => {
                 Ok(Box::new(WebPFile::create(file.open()?, *format, rgb, tags.xmp())?))
             }

@@ -55,7 +55,8 @@ pub(crate) fn decode(encoded: &[u8]) -> Result<String, String> {
         return Err(format!("it has more than {MAX_BYTES} bytes"));
     }
     let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|error| format!("it is not base64url: {error}"))?;
-    let json = String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8: {}", error.utf8_error()))?;
+    let json =
+        String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8: {}", error.utf8_error()))?;
     check_json(&json)?;
     Ok(json)
 }

@@ -50,7 +50,15 @@ pub struct Tags {
 impl Tags {
     /// Tags with the AI mark, without a record.
     pub fn new(title: impl Into<Option<String>>, model: impl Into<String>, seed: Seed) -> Self {
-        Self { title: title.into(), model: model.into(), seed, note: None, mark: true, metadata: true, record: None }
+        Self {
+            title: title.into(),
+            model: model.into(),
+            seed,
+            note: None,
+            mark: true,
+            metadata: true,
+            record: None,
+        }
     }
 
     /// Checks that files can carry the record. Call it before the run: an output whose record does not fit is not
@@ -238,7 +246,7 @@ mod tests {
         assert!(xmp.contains(">eyJzZWVkIjo0Mn0</rushes:job>"), "{xmp}");
         record("{}").check_record().unwrap();
         let long = record(&format!("\"{}\"", "x".repeat(49_151)));
-        insta::assert_snapshot!(long.check_record().unwrap_err(), @"");
+        insta::assert_snapshot!(long.check_record().unwrap_err(), @"the record that repeats the clip cannot be written: it has 65538 bytes in base64, and a file carries at most 65536 (shorten the prompt, or write the clip without metadata)");
         let other = record("{");
         assert!(matches!(other.check_record(), Err(Error::Record { .. })));
         Tags { metadata: false, ..other }.check_record().unwrap();

@@ -57,7 +57,8 @@ impl Findings {
     pub(super) fn program(&mut self, name: &[u8]) {
         // It is shown in a terminal.
         let printable = |byte: &&u8| byte.is_ascii_graphic() || **byte == b' ';
-        let name: String = name.iter().filter(printable).take(MAX_NAME).map(|byte| char::from(*byte)).collect();
+        let name: String =
+            name.iter().filter(printable).take(MAX_NAME).map(|byte| char::from(*byte)).collect();
         self.program = (!name.is_empty()).then_some(name);
     }
 
@@ -85,7 +86,9 @@ impl Findings {
     pub(super) fn absence(&self) -> String {
         let copied = self.program.as_ref().filter(|program| !program.contains("Rushes"));
         match (self.names_rushes, copied) {
-            (true, Some(program)) => format!("rushes made the clip, and {program} left the record out of this copy"),
+            (true, Some(program)) => {
+                format!("rushes made the clip, and {program} left the record out of this copy")
+            }
             (true, None) => "rushes wrote it without its record".into(),
             (false, Some(program)) => {
                 format!("{program} wrote it, and if it is a copy of a clip of rushes, left the record out")
@@ -133,10 +136,10 @@ mod tests {
     fn the_reason_names_the_program_that_left_the_record_out() {
         let absence = |tags: &[(&str, &str)]| findings(tags).absence();
         let comment = ("COMMENTS", "AI-generated:Rushes/0.1.0:mini:seed_7");
-        insta::assert_snapshot!(absence(&[comment, ("ENCODER", "Lavf59.27.100")]), @"");
-        insta::assert_snapshot!(absence(&[("ENCODER", "Rushes/0.1.0:x264enc")]), @"");
-        insta::assert_snapshot!(absence(&[("ENCODER", "\x1b[2JLavf\n59")]), @"");
-        insta::assert_snapshot!(absence(&[]), @"");
-        insta::assert_snapshot!(findings(&[comment]).absence_in_picture(), @"");
+        insta::assert_snapshot!(absence(&[comment, ("ENCODER", "Lavf59.27.100")]), @"rushes made the clip, and Lavf59.27.100 left the record out of this copy");
+        insta::assert_snapshot!(absence(&[("ENCODER", "Rushes/0.1.0:x264enc")]), @"rushes wrote it without its record");
+        insta::assert_snapshot!(absence(&[("ENCODER", "\x1b[2JLavf\n59")]), @"[2JLavf59 wrote it, and if it is a copy of a clip of rushes, left the record out");
+        insta::assert_snapshot!(absence(&[]), @"nothing in it says that rushes wrote it");
+        insta::assert_snapshot!(findings(&[comment]).absence_in_picture(), @"only the first picture that rushes writes to a folder carries it");
     }
 }

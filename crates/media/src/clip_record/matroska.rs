@@ -8,20 +8,27 @@ use std::ops::Range;
 
 pub(super) fn scan<R: Read + Seek>(source: &mut Source<R>, found: &mut Findings) -> io::Result<()> {
     let mut writing_app = vec![];
+    // Until a segment that ends within the file.
+    let mut is_whole = false;
     let mut at = 0;
     while at < source.length() {
         let (header, content) = header_at(source, at)?;
         let end = header.size.and_then(|size| content.checked_add(size));
         at = match (header.id, end) {
             // Its children follow. Those of a live stream, of unknown size, end where the next element begins.
-            (id::SEGMENT, _) | (id::CLUSTER, None) => content,
+            (id::SEGMENT, end) => {
+                is_whole = end.is_none_or(|end| end <= source.length());
+                content
+            }
+            (id::CLUSTER, None) => content,
             (_, Some(end)) if end <= source.length() => end,
             _ => return Err(incomplete(at)),
         };
         match header.id {
             id::TAGS => scan_tags(source, content..at, found)?,
             id::INFO => {
-                for (_, value) in children(source, content..at)?.iter().filter(|child| child.0 == id::WRITING_APP)
+                for (_, value) in
+                    children(source, content..at)?.iter().filter(|child| child.0 == id::WRITING_APP)
                 {
                     writing_app = source.value(value)?;
                 }
@@ -32,10 +39,14 @@ pub(super) fn scan<R: Read + Seek>(source: &mut Source<R>, found: &mut Findings)
     if !found.has_program() {
         found.program(&writing_app);
     }
-    Ok(())
+    if is_whole { Ok(()) } else { Err(incomplete(source.length())) }
 }
 
-fn scan_tags<R: Read + Seek>(source: &mut Source<R>, tags: Range<u64>, found: &mut Findings) -> io::Result<()> {
+fn scan_tags<R: Read + Seek>(
+    source: &mut Source<R>,
+    tags: Range<u64>,
+    found: &mut Findings,
+) -> io::Result<()> {
     for (_, tag) in children(source, tags)?.into_iter().filter(|child| child.0 == id::TAG) {
         for (_, simple) in children(source, tag)?.into_iter().filter(|child| child.0 == id::SIMPLE_TAG) {
             let (mut name, mut text) = (vec![], None);

@@ -1,7 +1,7 @@
 //! The record in an mp4: in XMP, or in the tags of its index.
 
 use super::findings::Findings;
-use super::source::{Source, incomplete};
+use super::source::{Source, damaged, incomplete};
 use super::xmp;
 use crate::mp4::{Kind, parse_header};
 use crate::xmp_box::XMP;
@@ -13,19 +13,25 @@ const MAX_DEPTH: usize = 4;
 
 pub(super) fn scan<R: Read + Seek>(source: &mut Source<R>, found: &mut Findings) -> io::Result<()> {
     let all = 0..source.length();
-    scan_boxes(source, all, MAX_DEPTH, found)
+    if scan_boxes(source, all, MAX_DEPTH, found)? {
+        Ok(())
+    } else {
+        Err(damaged("the file is incomplete: it has no index"))
+    }
 }
 
-/// Scans the boxes of the file or of a box that contains tags.
+/// Scans the boxes of the file or of a box that contains tags. Returns true if one of them is an index.
 fn scan_boxes<R: Read + Seek>(
     source: &mut Source<R>,
     area: Range<u64>,
     depth: usize,
     found: &mut Findings,
-) -> io::Result<()> {
+) -> io::Result<bool> {
+    let mut has_index = false;
     let mut at = area.start;
     while let Some((kind, content)) = next(source, at..area.end)? {
         at = content.end;
+        has_index |= kind == *b"moov";
         match &kind {
             b"uuid" => {
                 let id = source.read_up_to(content.start, XMP.len())?;
@@ -33,7 +39,9 @@ fn scan_boxes<R: Read + Seek>(
                     xmp::scan(source, content.start + XMP.len() as u64..content.end, found)?;
                 }
             }
-            b"moov" | b"udta" if depth > 0 => scan_boxes(source, content, depth - 1, found)?,
+            b"moov" | b"udta" if depth > 0 => {
+                scan_boxes(source, content, depth - 1, found)?;
+            }
             b"meta" if depth > 0 => {
                 // QuickTime has no version and flags before the boxes, ISO has.
                 let head = source.read_up_to(content.start, 8)?;
@@ -45,11 +53,15 @@ fn scan_boxes<R: Read + Seek>(
             _ => {}
         }
     }
-    Ok(())
+    Ok(has_index)
 }
 
 /// Scans the items of a tag list.
-fn scan_tags<R: Read + Seek>(source: &mut Source<R>, list: Range<u64>, found: &mut Findings) -> io::Result<()> {
+fn scan_tags<R: Read + Seek>(
+    source: &mut Source<R>,
+    list: Range<u64>,
+    found: &mut Findings,
+) -> io::Result<()> {
     let mut at = list.start;
     while let Some((kind, item)) = next(source, at..list.end)? {
         at = item.end;

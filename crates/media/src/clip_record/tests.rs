@@ -36,7 +36,8 @@ fn matroska(name: &str, text: &str) -> Vec<u8> {
     let simple = [element(id::TAG_NAME, name.as_bytes()), element(id::TAG_STRING, text.as_bytes())].concat();
     let tag = [element(id::TARGETS, b""), element(id::SIMPLE_TAG, &simple)].concat();
     let info = element(id::INFO, &element(id::WRITING_APP, b"Lavf59.27.100"));
-    let segment = [info, element(id::CLUSTER, b"frames"), element(id::TAGS, &element(id::TAG, &tag))].concat();
+    let segment =
+        [info, element(id::CLUSTER, b"frames"), element(id::TAGS, &element(id::TAG, &tag))].concat();
     [element(id::EBML, b"head"), element(id::SEGMENT, &segment)].concat()
 }
 
@@ -53,7 +54,8 @@ fn webp(xmp: &str) -> Vec<u8> {
         let length = u32::try_from(content.len()).unwrap();
         [&kind[..], &length.to_le_bytes(), content, &vec![0; content.len() % 2]].concat()
     };
-    [&b"RIFF\0\0\0\0WEBP"[..], &chunk(b"VP8X", &[0; 9]), &chunk(b"XMP ", xmp.as_bytes())].concat()
+    let chunks = [&b"WEBP"[..], &chunk(b"VP8X", &[0; 9]), &chunk(b"XMP ", xmp.as_bytes())];
+    chunk(b"RIFF", &chunks.concat())
 }
 
 fn gif(application: &[u8], record: &str) -> Vec<u8> {
@@ -71,7 +73,8 @@ fn gif(application: &[u8], record: &str) -> Vec<u8> {
 fn files() -> Vec<Vec<u8>> {
     let encoded = encoded();
     let text = |flags: &[u8]| [KEY.as_bytes(), flags, encoded.as_str().as_bytes()].concat();
-    let custom = [boxed(b"name", b"\0\0\0\0RUSHES_JOB"), item(b"data", encoded.as_str())[8..].to_vec()].concat();
+    let custom =
+        [boxed(b"name", b"\0\0\0\0RUSHES_JOB"), item(b"data", encoded.as_str())[8..].to_vec()].concat();
     vec![
         mp4(&xmp_box(&packet()).unwrap(), b""),
         mp4(b"", &item(b"ldes", &encoded.labelled())),
@@ -162,15 +165,15 @@ fn the_error_says_what_was_lost() {
         let error = read(&path).unwrap_err().to_string();
         error.replace(&format!("{}/", folder.path().display()), "")
     };
-    insta::assert_snapshot!(error("a.mkv", &matroska("COMMENTS", "AI-generated:Rushes/0.1.0")), @"");
-    insta::assert_snapshot!(error("a.mp4", &mp4(b"", &item(b"\xa9too", "Lavf59.27.100"))), @"");
-    insta::assert_snapshot!(error("a.gif", &gif(b"NETSCAPE2.0", "x")), @"");
-    insta::assert_snapshot!(error("2.png", &png(b"iTXt", b"Comment\0\0\0\0\0AI-generated: Rushes 0.1.0")), @"");
-    insta::assert_snapshot!(error("a.png", &png(b"iTXt", b"RUSHES_JOB\0\x01\0\0\0x\x9c")), @"");
-    insta::assert_snapshot!(error("b.mkv", &matroska(KEY, "eyJh")), @"");
-    insta::assert_snapshot!(error("c.mkv", &matroska(KEY, encoded().as_str())[..60]), @"");
-    insta::assert_snapshot!(error("a.y4m", b"YUV4MPEG2 W16"), @"");
-    insta::assert_snapshot!(error("a.txt", b"text"), @"");
+    insta::assert_snapshot!(error("a.mkv", &matroska("COMMENTS", "AI-generated:Rushes/0.1.0")), @"a.mkv carries no record: rushes made the clip, and Lavf59.27.100 left the record out of this copy (give the file that rushes wrote; `ffmpeg -c copy` to mp4, mkv or webm keeps the record)");
+    insta::assert_snapshot!(error("a.mp4", &mp4(b"", &item(b"\xa9too", "Lavf59.27.100"))), @"a.mp4 carries no record: Lavf59.27.100 wrote it, and if it is a copy of a clip of rushes, left the record out (give the file that rushes wrote; `ffmpeg -c copy` to mp4, mkv or webm keeps the record)");
+    insta::assert_snapshot!(error("a.gif", &gif(b"NETSCAPE2.0", "x")), @"a.gif carries no record: nothing in it says that rushes wrote it (give the file that rushes wrote; `ffmpeg -c copy` to mp4, mkv or webm keeps the record)");
+    insta::assert_snapshot!(error("2.png", &png(b"iTXt", b"Comment\0\0\0\0\0AI-generated: Rushes 0.1.0")), @"2.png carries no record: only the first picture that rushes writes to a folder carries it (give the file that rushes wrote; `ffmpeg -c copy` to mp4, mkv or webm keeps the record)");
+    insta::assert_snapshot!(error("a.png", &png(b"iTXt", b"RUSHES_JOB\0\x01\0\0\0x\x9c")), @"the record of a.png cannot be read: a program has compressed or cut it (give another copy of the clip)");
+    insta::assert_snapshot!(error("b.mkv", &matroska(KEY, "eyJh")), @"the record of b.mkv cannot be read: it is not JSON: EOF while parsing a string at line 1 column 3 (give another copy of the clip)");
+    insta::assert_snapshot!(error("c.mkv", &matroska(KEY, encoded().as_str())[..60]), @"the record of c.mkv cannot be read: the file is damaged or incomplete at byte 28, and no record precedes it (give another copy of the clip)");
+    insta::assert_snapshot!(error("a.y4m", b"YUV4MPEG2 W16"), @"a.y4m carries no record: it is y4m, which has no metadata (give an mp4, mkv, webm, WebP or GIF, or a folder of PNGs, that rushes wrote)");
+    insta::assert_snapshot!(error("a.txt", b"text"), @"a.txt carries no record: it is not mp4, mkv, webm, PNG, WebP or GIF (give an mp4, mkv, webm, WebP or GIF, or a folder of PNGs, that rushes wrote)");
     std::fs::create_dir(folder.path().join("frames")).unwrap();
     let empty = read(&folder.path().join("frames")).unwrap_err();
     assert!(matches!(&empty, Error::Format { why, .. } if why == "the folder has no PNG"), "{empty}");

@@ -26,11 +26,13 @@ pub(super) fn add_long_description(index: &mut Vec<u8>, text: &str) -> io::Resul
 
     let grown = |content: &Range<usize>| {
         let at = content.start.checked_sub(8).ok_or_else(unknown)?;
-        let size = number(index, at).filter(|size| *size as usize == content.len() + 8).ok_or_else(unknown)?;
+        let size =
+            number(index, at).filter(|size| *size as usize == content.len() + 8).ok_or_else(unknown)?;
         let size = u32::try_from(item.len()).ok().and_then(|more| size.checked_add(more));
         Ok((at, size.ok_or_else(|| io::Error::other("its index would have more than 4 GB"))?))
     };
-    let sizes: Vec<_> = [&movie, &user_data, &meta, &list].map(grown).into_iter().collect::<io::Result<_>>()?;
+    let sizes: Vec<_> =
+        [&movie, &user_data, &meta, &list].map(grown).into_iter().collect::<io::Result<_>>()?;
     for (at, size) in sizes {
         index[at..at + 4].copy_from_slice(&size.to_be_bytes());
     }
@@ -68,7 +70,8 @@ mod tests {
     #[test]
     fn other_indexes_are_not_changed() {
         let whole = index(b"", b"");
-        let large_size = [&1_u32.to_be_bytes()[..], b"moov", &(whole.len() as u64 + 8).to_be_bytes(), &whole[8..]];
+        let large_size =
+            [&1_u32.to_be_bytes()[..], b"moov", &(whole.len() as u64 + 8).to_be_bytes(), &whole[8..]];
         let cases = (0..whole.len()).map(|length| whole[..length].to_vec());
         for case in cases.chain([large_size.concat(), boxed(b"moov", b"").unwrap()]) {
             let mut found = case.clone();

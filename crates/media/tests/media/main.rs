@@ -5,6 +5,7 @@ mod animations;
 mod audio_sync;
 mod captions;
 mod clip;
+mod clip_records;
 mod damaged_inputs;
 mod frame_rates;
 mod outputs;

@@ -36,7 +36,8 @@ fn a_signed_mp4_states_that_a_model_made_it_and_plays() {
     let folder = tempfile::tempdir().unwrap();
     let sign = keys(folder.path());
     sign.check().unwrap();
-    let options = OutputOptions { sign: Some(sign), ..options(format("96x64", 16, 12)) };
+    let mut options = OutputOptions { sign: Some(sign), ..options(format("96x64", 16, 12)) };
+    options.tags.record = Some(r#"{"seed":7}"#.into());
     let frame = |n: usize| SharedFrame::new(Array3::from_elem((3, 64, 96), n as f32 / 12.0)).unwrap();
     let targets = claim(folder.path(), &["clip.mp4", "clip.mkv"]);
     let mut outputs = Outputs::start(&targets, &options).unwrap();
@@ -56,6 +57,7 @@ fn a_signed_mp4_states_that_a_model_made_it_and_plays() {
     );
     let probed: serde_json::Value = serde_json::from_slice(&run_silent(&mut ffprobe(&clip))).unwrap();
     assert_eq!(probed["streams"][0]["nb_read_frames"], "12");
+    assert_eq!(media::clip_record::read(&clip).unwrap(), r#"{"seed":7}"#, "the signature covers the record");
     // No part file and no intermediate file is left.
     let names = names(folder.path());
     assert!(!names.iter().any(|name| name.contains(".part") || name.starts_with('.')), "{names:?}");
