@@ -8,7 +8,7 @@
 //! [`residency`] is a pure planner over predicted bytes, [`memory`] reads the memory of the system, [`doctor`] reports
 //! what this machine supports.
 
-mod cpu;
+pub mod cpu;
 pub mod doctor;
 mod engine;
 mod error;

@@ -1,5 +1,6 @@
 //! Errors of the runtime. Errors of its dependencies are passed through.
 
+use crate::denoise::{ChannelMismatch, ForkError, StepError};
 use bundle::routing::ExpertName;
 use bundle::{Diagnose, ErrorClass, Field, Report};
 use std::path::PathBuf;
@@ -30,6 +31,68 @@ pub enum Error {
         /// Axes found.
         found: usize,
     },
+    /// Text states have not the form of the text encoder's output.
+    TextStates {
+        /// Number of rows.
+        rows: usize,
+        /// Number of tokens.
+        tokens: usize,
+    },
+    /// Text states are not as wide as the denoiser's text input.
+    TextWidth {
+        /// Their width.
+        given: usize,
+        /// The width that the denoiser takes.
+        expected: usize,
+    },
+    /// A step needs the text states of the negative prompt, and the conditioning has none.
+    NoNegative {
+        /// The step, from 1.
+        step: usize,
+    },
+    /// The latent and the image latents do not have the input channels of the denoiser.
+    Channels(ChannelMismatch),
+    /// The graphs of this bundle take one noise level for all latent frames.
+    FrameLevels,
+    /// The record or spec of a job cannot be read.
+    Spec {
+        /// The problem.
+        why: String,
+    },
+    /// A snapshot cannot be used.
+    Snapshot {
+        /// The problem.
+        why: String,
+    },
+    /// A snapshot belongs to something else than what it is used with.
+    OtherSnapshot {
+        /// What differs: bundle, settings or text states.
+        what: &'static str,
+        /// The digest in the snapshot.
+        stored: String,
+        /// The digest found.
+        found: String,
+    },
+    /// A job folder has no such snapshot.
+    NoSnapshot {
+        /// The folder.
+        folder: PathBuf,
+        /// The file.
+        name: String,
+    },
+    /// The folder of a job cannot be used.
+    JobFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// The problem.
+        why: String,
+        /// What to do.
+        fix: String,
+    },
+    /// A fork cannot be made.
+    Fork(#[from] ForkError),
+    /// A step does not belong to the state of the clip.
+    Step(#[from] StepError),
     /// The latent is no longer finite.
     NotFinite {
         /// The step, from 1.
@@ -100,6 +163,70 @@ impl Diagnose for Error {
                 format!("`{tensor}` cannot be used"),
                 format!("it has {found} axes and should have {expected}, as in its graph's signature"),
             ),
+            Self::TextStates { rows, tokens } => Report::failed(
+                "the text states cannot be used",
+                format!(
+                    "{rows} rows with {tokens} tokens: 512 rows are needed, and rows after the tokens are zero"
+                ),
+                "pass the states that the text encoder returned",
+            ),
+            Self::TextWidth { given, expected } => Report::bad_input(
+                "the text states do not belong to the denoiser",
+                format!("they are {given} wide, and the denoiser takes {expected}"),
+                "use text encoder and denoiser of one model",
+            ),
+            Self::NoNegative { step } => Report::bad_input(
+                format!("step {step} cannot be guided"),
+                "its guidance scale is not 1, and there are no text states of a negative prompt",
+                "encode the negative prompt too, or use a guidance scale of 1",
+            ),
+            Self::Channels(ChannelMismatch { expected, given }) => Report::bad_input(
+                "the latent does not fit the denoiser",
+                format!("the denoiser takes {expected} channels; given were tensors of shape {given:?}"),
+                "pass a mask and image latents exactly if the model is conditioned on images",
+            ),
+            Self::FrameLevels => Report::bad_input(
+                "latent frames cannot have different noise levels",
+                "the graphs of this bundle take one timestep",
+                "export the checkpoint again with this version of rushes",
+            ),
+            Self::Spec { why } => Report::bad_input(
+                "the settings of the job cannot be read",
+                why.clone(),
+                "use a clip or a job folder of this version of rushes",
+            ),
+            Self::Snapshot { why } => Report::bad_input(
+                "the snapshot cannot be used",
+                why.clone(),
+                "go on from the other snapshot of the job, or start the job again",
+            ),
+            Self::OtherSnapshot { what, stored, found } => Report::bad_input(
+                "the run cannot go on from its snapshot",
+                format!(
+                    "the snapshot belongs to a {what} with the digest {stored}, and this one has {found}"
+                ),
+                "use the bundle and the settings that the run was started with",
+            ),
+            Self::NoSnapshot { folder, name } => Report::bad_input(
+                format!("the job {} cannot go on", folder.display()),
+                format!("it has no {name}: the run ended before that step, or the file was removed"),
+                "go on from another snapshot of the job, or start it again",
+            ),
+            Self::JobFolder { folder, why, fix } => Report::bad_input(
+                format!("{} cannot be used as the folder of a job", folder.display()),
+                why.clone(),
+                fix.clone(),
+            ),
+            Self::Fork(error) => Report::bad_input(
+                "the run cannot go on with these changes",
+                error.to_string(),
+                "leave the change out, or start a new run",
+            ),
+            Self::Step(error) => Report::failed(
+                "a denoising step cannot be made",
+                error.to_string(),
+                "this is an error in rushes; please report it",
+            ),
             Self::NotFinite { step, steps, expert } => Report::failed(
                 format!("the latent is not finite after step {step} of {steps}"),
                 format!("the {expert} expert returned values that are not finite"),
@@ -157,6 +284,12 @@ impl Error {
     /// Returns true if the run was stopped by a request rather than by a failure.
     pub fn is_cancelled(&self) -> bool {
         self.report().class == ErrorClass::Interrupted
+    }
+}
+
+impl From<ChannelMismatch> for Error {
+    fn from(error: ChannelMismatch) -> Self {
+        Self::Channels(error)
     }
 }
 

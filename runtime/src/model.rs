@@ -101,7 +101,7 @@ impl Model {
     /// The bundle has no graphs for the provider, precision or kernels.
     pub fn new(bundle: Bundle, onnx: OnnxRuntime, options: ModelOptions) -> Result<Self, Error> {
         let target = options.provider.target()?;
-        let variant = choose_variant(&bundle.manifest, target, &onnx, &options)?;
+        let variant = choose_variant(&bundle.manifest, target, onnx.kernels().path(), &options)?;
         let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
         let (opening, read_lock) = (Arc::default(), Arc::new(ReadLock::acquire(&bundle.folder)));
         let bundle = Arc::new(bundle);
@@ -131,6 +131,25 @@ impl Model {
     pub fn with_threads(&self, threads: NonZeroUsize) -> Self {
         let engine_options = OpenOptions { threads: Some(threads), ..self.engine_options };
         Self { engine_options, opening: Arc::default(), ..self.clone() }
+    }
+
+    /// The ONNX Runtime that runs the graphs.
+    pub fn onnx_runtime(&self) -> &OnnxRuntime {
+        &self.onnx
+    }
+
+    /// The options that graphs are opened with.
+    pub fn engine_options(&self) -> OpenOptions {
+        self.engine_options
+    }
+
+    /// The variant that runs for a component.
+    ///
+    /// # Errors
+    /// The bundle lacks the component or its graphs.
+    pub fn variant_of(&self, component: &Component) -> Result<Variant, Error> {
+        let part = if *component == Component::Decoder { Part::First } else { Part::Whole };
+        Ok(self.graph(component, part)?.variant)
     }
 
     /// Time that this model and its clones have spent opening graphs and the tokenizer.
@@ -215,10 +234,14 @@ pub fn step_contract(manifest: &Manifest, kernels: KernelLibrary) -> Signature {
     }
 }
 
-fn choose_variant(
+/// The variant of a bundle that runs with these options and the Rushes kernels of `path`, without opening anything.
+///
+/// # Errors
+/// The bundle has no graphs for the options.
+pub fn choose_variant(
     manifest: &Manifest,
     target: Target,
-    onnx: &OnnxRuntime,
+    path: CpuPath,
     options: &ModelOptions,
 ) -> Result<Variant, Error> {
     let pick = |kernels| {
@@ -229,7 +252,7 @@ fn choose_variant(
         }
     };
     // The scalar path of Rushes kernels is slower than ONNX Runtime's vector kernels.
-    let is_fast = onnx.kernels().path() != CpuPath::Scalar;
+    let is_fast = path != CpuPath::Scalar;
     let wanted = match options.kernels {
         Some(asked) => asked,
         None if is_fast || pick(KernelLibrary::OnnxRuntime).is_none() => KernelLibrary::Rushes,

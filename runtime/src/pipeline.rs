@@ -1,62 +1,23 @@
-//! The whole pipeline: text encoder, denoising, decoding.
+//! The open graphs of a model: text encoder, experts, decoder. Jobs run on them, one unit of work at a time.
 
 use crate::Error;
-use crate::decode::{TileSide, VideoDecoder};
-use crate::denoise::{Conditioning, Generator, StepDone};
+use crate::decode::{DecodeRun, TileSide, VideoDecoder};
+use crate::denoise::{Conditioning, Denoising, Generator, StepDone, StepInputs, TextConditioning};
 use crate::model::Model;
 use crate::plan::GenerationPlan;
-use crate::sampler::{Sampler, torch_normal};
-use crate::text_encoder::{TextEncoder, TextStates};
+use crate::sampler::torch_normal;
+use crate::text_encoder::TextEncoder;
+use bundle::geometry::LatentShape;
 use engines::{Cancel, residency};
-use ndarray::Array4;
+use ndarray::{Array4, ArrayView4};
+use std::sync::Arc;
 
-/// An event of a run.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// The text encoder is about to be opened and run.
-    Encoding,
-    /// The prompt and, with guidance, the negative prompt are encoded.
-    Encoded {
-        /// The prompt's states.
-        prompt: &'a TextStates,
-        /// The negative prompt's states.
-        negative: Option<&'a TextStates>,
-    },
-    /// The first step is about to start.
-    Denoising,
-    /// A step is done.
-    Step(StepDone<'a>),
-    /// The decoder is about to start.
-    Decoding,
-    /// A chunk of frames is decoded: `[N,3,H,W]` in -1..1.
-    Frames(&'a Array4<f32>),
-}
-
-/// Generates clips with one model.
+/// The open graphs of a model. Graphs are opened when they are first needed.
+///
+/// With [`residency::Mode::OneAtATime`] a part is closed before another one is opened.
 ///
 /// # Examples
-/// ```no_run
-/// use bundle::units::Seed;
-/// use engines::{Cancel, residency::Mode};
-/// use runtime::model::{Model, ModelOptions};
-/// use runtime::pipeline::{Event, Pipeline, seeded_noise};
-/// use runtime::plan::{GenerateRequest, GenerationPlan};
-/// use std::path::Path;
-///
-/// # fn main() -> Result<(), runtime::Error> {
-/// let model = Model::open(Path::new("bundle"), ModelOptions::default())?;
-/// let request = GenerateRequest::new("a red ball bounces on the beach", Seed(42));
-/// let plan = GenerationPlan::new(model.manifest(), &request)?;
-/// let mut pipeline = Pipeline::new(&model, Mode::OneAtATime);
-/// pipeline.run(&plan, seeded_noise(&plan), &Cancel::new(), &mut |event| {
-///     if let Event::Frames(frames) = event {
-///         println!("{} more frames", frames.shape()[0]);
-///     }
-///     Ok(())
-/// })?;
-/// # Ok(())
-/// # }
-/// ```
+/// [`Job`](crate::job::Job) shows how a clip is generated.
 #[derive(Debug)]
 pub struct Pipeline {
     model: Model,
@@ -64,10 +25,11 @@ pub struct Pipeline {
     encoder: Option<TextEncoder>,
     generator: Generator,
     decoder: VideoDecoder,
+    side: Option<TileSide>,
 }
 
 impl Pipeline {
-    /// Creates a pipeline. Graphs are opened when they are first needed.
+    /// Creates a pipeline. Opens no graph.
     pub fn new(model: &Model, mode: residency::Mode) -> Self {
         Self {
             model: model.clone(),
@@ -75,65 +37,116 @@ impl Pipeline {
             encoder: None,
             generator: Generator::new(model, mode),
             decoder: VideoDecoder::new(model),
+            side: None,
         }
     }
 
     /// Sets the largest tile that frames are decoded in; `None` decodes whole frames.
     pub fn tiled(self, side: Option<TileSide>) -> Self {
-        Self { decoder: self.decoder.tiled(side), ..self }
+        Self { decoder: self.decoder.tiled(side), side, ..self }
     }
 
-    /// Generates the clip of a plan from `noise [C,T,h,w]`. `on_event` receives the frames and all other events.
-    ///
-    /// With [`residency::Mode::OneAtATime`] each part is closed after its phase.
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The largest tile that frames are decoded in.
+    pub fn tile(&self) -> Option<TileSide> {
+        self.side
+    }
+
+    /// Checks that the bundle has every graph that a clip of this shape needs.
     ///
     /// # Errors
-    /// The bundle lacks a graph (found before anything runs), a part fails, the run is cancelled, or `on_event` returns
-    /// an error.
-    pub fn run(
-        &mut self,
-        plan: &GenerationPlan,
-        noise: Array4<f32>,
-        cancel: &Cancel,
-        on_event: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.model.check_parts(self.decoder.is_tiled(plan.latent.height, plan.latent.width))?;
-        on_event(Event::Encoding)?;
-        let (prompt, negative) = self.encode(plan, cancel)?;
-        on_event(Event::Encoded { prompt: &prompt, negative: negative.as_ref() })?;
-
-        on_event(Event::Denoising)?;
-        let text = Conditioning { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
-        let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
-        let latent =
-            self.generator.denoise(noise, text, sampler, cancel, &mut |step| on_event(Event::Step(step)))?;
-
-        if self.mode == residency::Mode::OneAtATime {
-            self.generator.close();
-        }
-        on_event(Event::Decoding)?;
-        self.decoder.decode(latent.view(), cancel, &mut |frames| on_event(Event::Frames(&frames)))
+    /// The first part that is missing.
+    pub fn check(&self, latent: LatentShape) -> Result<(), Error> {
+        self.model.check_parts(self.decoder.is_tiled(latent.height, latent.width))
     }
 
-    fn encode(
+    /// Encodes a prompt and, for guidance, a negative prompt.
+    ///
+    /// # Errors
+    /// The text encoder cannot be opened or fails, or the run is cancelled.
+    pub fn encode(
         &mut self,
-        plan: &GenerationPlan,
+        prompt: &str,
+        negative: Option<&str>,
         cancel: &Cancel,
-    ) -> Result<(TextStates, Option<TextStates>), Error> {
+    ) -> Result<TextConditioning, Error> {
+        if self.closes() {
+            self.generator.close();
+            self.close_decoder();
+        }
         let mut encoder = match self.encoder.take() {
             Some(open) => open,
             None => TextEncoder::open(&self.model)?,
         };
-        let prompt = encoder.encode(&plan.prompt, cancel)?;
-        let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;
-        match self.mode {
-            residency::Mode::AllResident => self.encoder = Some(encoder),
-            residency::Mode::OneAtATime => {
-                drop(encoder);
-                engines::memory::return_freed_memory();
-            }
+        let prompt = Arc::new(encoder.encode(prompt, cancel)?);
+        let negative = negative.map(|negative| encoder.encode(negative, cancel).map(Arc::new)).transpose()?;
+        if self.closes() {
+            drop(encoder);
+            engines::memory::return_freed_memory();
+        } else {
+            self.encoder = Some(encoder);
         }
-        Ok((prompt, negative))
+        Ok(TextConditioning { prompt, negative })
+    }
+
+    /// Prepares the inputs that all steps of a clip share.
+    ///
+    /// # Errors
+    /// The conditioning does not fit the model.
+    pub fn inputs(&self, denoising: &Denoising, conditioning: &Conditioning) -> Result<StepInputs, Error> {
+        self.generator.inputs(denoising, conditioning)
+    }
+
+    /// Makes the next step of a clip; `None` if all are done.
+    ///
+    /// # Errors
+    /// See [`Generator::step`].
+    pub fn step(
+        &mut self,
+        denoising: &mut Denoising,
+        inputs: &StepInputs,
+        cancel: &Cancel,
+    ) -> Result<Option<StepDone>, Error> {
+        if self.closes() {
+            self.close_decoder();
+        }
+        self.generator.step(denoising, inputs, cancel)
+    }
+
+    /// Begins to decode `latent [C,T,h,w]`.
+    pub fn begin_decode(&self, latent: ArrayView4<'_, f32>) -> DecodeRun {
+        self.decoder.begin(latent)
+    }
+
+    /// Decodes the next latent frame, see [`VideoDecoder::decode_next`].
+    ///
+    /// # Errors
+    /// The decoder cannot be opened or fails, or the run is cancelled.
+    pub fn decode_next(
+        &mut self,
+        latent: ArrayView4<'_, f32>,
+        run: &mut DecodeRun,
+        cancel: &Cancel,
+    ) -> Result<Option<Array4<f32>>, Error> {
+        if self.closes() {
+            self.generator.close();
+        }
+        self.decoder.decode_next(latent, run, cancel)
+    }
+
+    /// Returns true if only one part may be open.
+    fn closes(&self) -> bool {
+        self.mode == residency::Mode::OneAtATime
+    }
+
+    fn close_decoder(&mut self) {
+        if self.decoder.close() {
+            engines::memory::return_freed_memory();
+        }
     }
 }
 

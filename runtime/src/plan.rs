@@ -2,6 +2,7 @@
 //! anything is loaded.
 
 use crate::Error;
+use crate::denoise::{DenoiseSettings, Denoising, StepPolicy};
 use crate::sampler::Schedule;
 use bundle::Field;
 use bundle::geometry::{FrameCount, LatentShape, PixelSize};
@@ -9,6 +10,7 @@ use bundle::manifest::Manifest;
 use bundle::routing::ExpertName;
 use bundle::settings::{ScheduleKind, SolverKind, check_steps, per_expert};
 use bundle::units::{FrameRate, GuidanceScale, Seed, Shift};
+use ndarray::Array4;
 use std::fmt;
 
 /// The length of a clip.
@@ -101,6 +103,7 @@ impl GenerateRequest {
 /// # }
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GenerationPlan {
     /// The prompt.
     pub prompt: String,
@@ -197,6 +200,21 @@ impl GenerationPlan {
 }
 
 impl GenerationPlan {
+    /// The state before the first step, from `noise [C,T,h,w]`.
+    ///
+    /// # Errors
+    /// The plan was made for a model with another number of experts.
+    pub fn denoising(&self, manifest: &Manifest, noise: Array4<f32>) -> Result<Denoising, Error> {
+        let settings = DenoiseSettings {
+            routing: manifest.routing.clone(),
+            guidance: self.guidance.clone(),
+            schedule: self.schedule.clone(),
+            solver: self.solver,
+            policy: StepPolicy::ComputeAll,
+        };
+        Ok(Denoising::new(settings, noise, self.seed)?)
+    }
+
     /// Returns true if any step needs the unconditional pass.
     pub fn is_guided(&self) -> bool {
         self.guidance.iter().zip(&self.expert_steps).any(|(scale, (_, steps))| *steps > 0 && scale.applies())

@@ -12,12 +12,39 @@ use prompt::{Cut, PromptTokenizer};
 /// The text conditioning of one prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextStates {
+    rows: Array2<f32>,
+    tokens: usize,
+    cut: Option<Cut>,
+}
+
+impl TextStates {
+    /// Creates text states from `rows [512,D]`: one row for each of `tokens` tokens, then zeros. `cut` is where the
+    /// prompt was truncated.
+    ///
+    /// # Errors
+    /// The number of rows is not 512, or a row after the tokens is not zero.
+    pub fn try_new(rows: Array2<f32>, tokens: usize, cut: Option<Cut>) -> Result<Self, Error> {
+        let is_padding = |row: usize| rows.row(row).iter().all(|value| *value == 0.0);
+        if rows.nrows() != TEXT_ROWS || tokens > TEXT_ROWS || !(tokens..TEXT_ROWS).all(is_padding) {
+            return Err(Error::TextStates { rows: rows.nrows(), tokens });
+        }
+        Ok(Self { rows, tokens, cut })
+    }
+
     /// `[512,D]`: one row per token, then zeros. The denoiser attends to all rows.
-    pub rows: Array2<f32>,
+    pub fn rows(&self) -> &Array2<f32> {
+        &self.rows
+    }
+
     /// Number of rows that are tokens, including the closing `</s>`.
-    pub tokens: usize,
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Where the prompt was truncated, if it had more than 512 tokens.
-    pub cut: Option<Cut>,
+    pub fn cut(&self) -> Option<&Cut> {
+        self.cut.as_ref()
+    }
 }
 
 /// The tokenizer and text encoder of a model.
@@ -30,7 +57,7 @@ pub struct TextStates {
 ///
 /// let mut encoder = TextEncoder::open(model)?;
 /// let states = encoder.encode("a red ball bounces on the beach", &Cancel::new())?;
-/// println!("{} tokens, states {:?}", states.tokens, states.rows.shape());
+/// println!("{} tokens, states {:?}", states.tokens(), states.rows().shape());
 /// # Ok(())
 /// # }
 /// ```
@@ -70,6 +97,6 @@ impl TextEncoder {
         let states = states.view_f32()?;
         let mut rows = Array2::zeros((TEXT_ROWS, self.width));
         rows.slice_mut(s![..tokens, ..]).assign(&states.slice(s![0, .., ..]));
-        Ok(TextStates { rows, tokens, cut: prompt.cut })
+        TextStates::try_new(rows, tokens, prompt.cut)
     }
 }

@@ -83,9 +83,9 @@ impl Trace {
 
     /// Adds the text states of the prompt and, with guidance, of the negative prompt.
     pub fn text(&mut self, prompt: &TextStates, negative: Option<&TextStates>) {
-        self.push("prompt_embeds".into(), prompt.rows.view());
+        self.push("prompt_embeds".into(), prompt.rows().view());
         if let Some(negative) = negative {
-            self.push("negative_prompt_embeds".into(), negative.rows.view());
+            self.push("negative_prompt_embeds".into(), negative.rows().view());
         }
     }
 

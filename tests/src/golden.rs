@@ -4,11 +4,12 @@ use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{GuidanceScale, Seed};
-use engines::{Cancel, OnnxRuntime, residency::Mode};
+use engines::{OnnxRuntime, residency::Mode};
 use export::ExportRequest;
 use ndarray::{Array2, Array4, ArrayD, Axis, concatenate};
+use runtime::job::{Job, JobEvent, JobStart};
 use runtime::model::{Model, ModelOptions};
-use runtime::pipeline::{Event, Pipeline};
+use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -223,18 +224,20 @@ pub fn compute(model: &Model, case: &Case, noise: Array4<f32>) -> Result<Compute
     let plan = GenerationPlan::new(model.manifest(), &case.request())?;
     let mut computed = Computed::default();
     let mut chunks = Vec::new();
-    Pipeline::new(model, Mode::AllResident).run(&plan, noise, &Cancel::new(), &mut |event| {
+    let mut pipeline = Pipeline::new(model, Mode::AllResident);
+    let (mut job, _) = Job::new(&pipeline, JobStart::new(&pipeline, plan, noise)?);
+    job.run(&mut pipeline, &mut |event| {
         match event {
-            Event::Encoded { prompt, negative } => {
-                computed.prompt = prompt.rows.clone();
-                computed.negative = negative.map(|states| states.rows.clone());
+            JobEvent::Encoded(text) => {
+                computed.prompt = text.prompt.rows().clone();
+                computed.negative = text.negative.map(|states| states.rows().clone());
             }
-            Event::Step(step) => {
-                computed.latents.push(step.latent.clone());
-                computed.experts.push(step.expert.0.clone());
+            JobEvent::Step { done, .. } => {
+                computed.latents.push((*done.latent).clone());
+                computed.experts.push(done.expert.0.clone());
             }
-            Event::Frames(frames) => chunks.push(runtime::decode::pictures(frames.view())),
-            Event::Encoding | Event::Denoising | Event::Decoding => {}
+            JobEvent::Frames(frames) => chunks.push(runtime::decode::pictures(frames.view())),
+            _ => {}
         }
         Ok(())
     })?;

@@ -20,6 +20,26 @@ use serde::{Deserialize, Serialize};
 pub enum Field {
     /// The prompt.
     Prompt,
+    /// The job folder that a run goes on from.
+    Resume,
+    /// The snapshot of a job that a run goes on from.
+    ResumeFrom,
+    /// The folder that a job is kept in.
+    JobFolder,
+    /// The number of steps after which a clip ends.
+    StopAfter,
+    /// Share of fresh noise.
+    Variation,
+    /// The clip that another one is like.
+    Like,
+    /// The bundle.
+    Bundle,
+    /// A clip that was made before.
+    Clip,
+    /// Number of takes of an audition.
+    Seeds,
+    /// Steps of a take of an audition.
+    StepsOf,
     /// Width and height of the clip.
     Size,
     /// Number of frames.
@@ -40,6 +60,8 @@ pub enum Field {
     Schedule,
     /// Seed of the noise.
     Seed,
+    /// File of the initial noise.
+    Noise,
     /// Factor on the initial noise.
     NoiseScale,
     /// The table of experts.
@@ -117,6 +139,16 @@ pub enum Field {
 crate::named!(
     Field,
     "prompt" => Prompt,
+    "resume" => Resume,
+    "resume_from" => ResumeFrom,
+    "job_folder" => JobFolder,
+    "stop_after" => StopAfter,
+    "variation" => Variation,
+    "like" => Like,
+    "bundle" => Bundle,
+    "clip" => Clip,
+    "seeds" => Seeds,
+    "steps_of" => StepsOf,
     "size" => Size,
     "frames" => Frames,
     "seconds" => Seconds,
@@ -127,6 +159,7 @@ crate::named!(
     "sampler" => Sampler,
     "schedule" => Schedule,
     "seed" => Seed,
+    "noise" => Noise,
     "noise_scale" => NoiseScale,
     "routing" => Routing,
     "precision" => Precision,

@@ -5,7 +5,6 @@ use runtime::denoise::{Conditioning, Generator};
 use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::seeded_noise;
 use runtime::plan::{GenerateRequest, GenerationPlan};
-use runtime::sampler::Sampler;
 use runtime::text_encoder::TextEncoder;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,10 +16,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut encoder = TextEncoder::open(&model)?;
     let (prompt, negative) =
         (encoder.encode(&plan.prompt, &cancel)?, encoder.encode(&plan.negative, &cancel)?);
-    let text = Conditioning { prompt: &prompt, negative: Some(&negative), scales: &plan.guidance };
+    let conditioning = Conditioning::text(prompt.into(), Some(negative.into()));
+    let denoising = plan.denoising(model.manifest(), seeded_noise(&plan))?;
     let mut generator = Generator::new(&model, engines::residency::Mode::OneAtATime);
-    let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
-    let latent = generator.denoise(seeded_noise(&plan), text, sampler, &cancel, &mut |_| Ok(()))?;
+    let latent = generator.denoise(denoising, &conditioning, &cancel, &mut |_| Ok(()))?;
     VideoDecoder::new(&model).decode(latent.view(), &cancel, &mut |frames| {
         println!("frames {:?}", frames.shape());
         Ok(())

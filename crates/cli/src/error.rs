@@ -23,6 +23,10 @@ pub enum Error {
         /// Values that are accepted.
         fix: String,
     },
+    /// The record of a clip cannot be read.
+    Record(#[from] media::clip_record::Error),
+    /// A contact sheet cannot be made.
+    ContactSheet(#[from] media::ContactSheetError),
     /// The folder of the user's cache is unknown.
     NoCacheFolder,
     /// The program was built without the embedded model, and no bundle was given.
@@ -33,6 +37,8 @@ pub enum Error {
         phase: &'static str,
         /// A sentence about the files that were kept.
         kept: String,
+        /// The folder of the job, if it can go on.
+        job: Option<std::path::PathBuf>,
     },
     /// A result could not be written to standard output.
     Stdout(#[source] std::io::Error),
@@ -47,6 +53,8 @@ impl Diagnose for Error {
             Self::Argument { flag, given, rule, fix } => {
                 Report::bad_input(format!("{flag} cannot be {given}"), rule.clone(), fix.clone())
             }
+            Self::Record(error) => error.report(),
+            Self::ContactSheet(error) => error.report(),
             Self::NoCacheFolder => Report::missing(
                 "the embedded model has no cache folder",
                 "neither HOME nor XDG_CACHE_HOME is an absolute path",
@@ -58,11 +66,14 @@ impl Diagnose for Error {
                 "give a bundle with --bundle (`rushes export` creates one from a checkpoint), or build the program in its repository \
                  with the feature embed-mini, as `make preview` does",
             ),
-            Self::Interrupted { phase, kept } => Report::new(
+            Self::Interrupted { phase, kept, job } => Report::new(
                 ErrorClass::Interrupted,
                 format!("stopped while {phase}"),
                 kept.clone(),
-                "run the same command with the same --seed to get the whole clip",
+                match job {
+                    Some(folder) => format!("go on with `rushes generate --resume {}`", folder.display()),
+                    None => "run the same command with the same --seed to get the whole clip".to_owned(),
+                },
             ),
             Self::Stdout(error) => Report::failed(
                 "the result could not be printed",

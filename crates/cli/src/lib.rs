@@ -2,7 +2,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use rushes::bundle::{Cancel, units::Seed};
 //! use rushes::media::{ClipFormat, OutputOptions, OutputTarget, Outputs, Tags};
-//! use rushes::runtime::{Error, model::Model, pipeline::*, plan::*};
+//! use rushes::runtime::{Error, job::{self, JobEvent}, model::Model, pipeline::*, plan::*};
 //!
 //! let (model, cancel) = (Model::open("a14b".as_ref(), Default::default())?, Cancel::new());
 //! let plan = GenerationPlan::new(model.manifest(), &GenerateRequest::new("Two cats box", Seed(42)))?;
@@ -11,8 +11,8 @@
 //! let targets = OutputTarget::claim_all(&["cats.mp4".parse()?])?;
 //! let mut outputs = Outputs::start(&targets, &OutputOptions::new(format, tags, &cancel))?;
 //! let mut pipeline = Pipeline::new(&model, rushes::engines::residency::Mode::OneAtATime);
-//! pipeline.run(&plan, seeded_noise(&plan), &cancel, &mut |event| match event {
-//!     Event::Frames(frames) => outputs.write(frames.view()).map_err(Error::callback),
+//! job::generate(&mut pipeline, &plan, &cancel, &mut |event| match event {
+//!     JobEvent::Frames(frames) => outputs.write(frames.view()).map_err(Error::callback),
 //!     _ => Ok(()),
 //! })?;
 //! outputs.finish();

@@ -7,11 +7,13 @@ use bundle::preview::LatentToRgb;
 use bundle::units::Seed;
 use engines::{Cancel, residency};
 use ndarray::{Array4, Axis, concatenate};
-use runtime::memory_check;
+use runtime::job::{self, JobEvent};
+use runtime::memory_plan;
 use runtime::model::Model;
-use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::preview::latent_to_rgb::ColourFit;
+use std::sync::Arc;
 
 /// The prompts of the clips: many colours, bright and dark.
 pub const PROMPTS: [&str; 8] = [
@@ -57,13 +59,13 @@ pub fn fit_preview_map(
             ..GenerateRequest::new(*prompt, Seed(clip as u64))
         };
         let plan = GenerationPlan::new(manifest, &request)?;
-        memory_check::residency_mode(manifest, &plan)?;
-        let (mut latent, mut chunks) = (Array4::zeros((0, 0, 0, 0)), Vec::new());
-        pipeline.run(&plan, seeded_noise(&plan), cancel, &mut |event| {
+        memory_plan::residency_mode(manifest, &plan)?;
+        let (mut latent, mut chunks) = (Arc::new(Array4::zeros((0, 0, 0, 0))), Vec::new());
+        job::generate(&mut pipeline, &plan, cancel, &mut |event| {
             match event {
-                Event::Step(step) => latent.clone_from(step.latent),
-                Event::Frames(frames) => chunks.push(frames.clone()),
-                Event::Encoding | Event::Encoded { .. } | Event::Denoising | Event::Decoding => {}
+                JobEvent::Step { done, .. } => latent = done.latent,
+                JobEvent::Frames(frames) => chunks.push(frames),
+                _ => {}
             }
             Ok(())
         })?;

@@ -9,8 +9,8 @@ use runtime::denoise::{Conditioning, Generator, RotaryTables};
 use runtime::model::Model;
 use runtime::pipeline::seeded_noise;
 use runtime::plan::GenerationPlan;
-use runtime::sampler::Sampler;
 use runtime::text_encoder::TextEncoder;
+use std::sync::Arc;
 
 /// Records the clips of `plans` that the set does not have yet. `on_step` is called after every step and may stop the
 /// run.
@@ -42,11 +42,12 @@ pub fn record(
 
         let mut latents = vec![seeded_noise(plan)];
         let mut timesteps = Vec::new();
-        let text = Conditioning { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
-        let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
-        let latent = generator.denoise(latents[0].clone(), text, sampler, cancel, &mut |step| {
+        let (prompt, negative) = (Arc::new(prompt), negative.map(Arc::new));
+        let conditioning = Conditioning::text(Arc::clone(&prompt), negative.clone());
+        let denoising = plan.denoising(model.manifest(), latents[0].clone())?;
+        let latent = generator.denoise(denoising, &conditioning, cancel, &mut |step| {
             timesteps.push(step.timestep.0);
-            latents.push(step.latent.clone());
+            latents.push((*step.latent).clone());
             on_step(index, step.step + 1).map_err(runtime::Error::callback)
         })?;
         latents.pop();
@@ -54,13 +55,12 @@ pub fn record(
         let latents =
             stack(Axis(0), &views).unwrap_or_else(|_| unreachable!("latents of one clip have one shape"));
         let tables = RotaryTables::new(&model.manifest().denoiser, plan.latent);
-        let text = [Some(prompt.rows), negative.map(|negative| negative.rows)];
         let sample = Sample {
             ids,
-            text: text.into_iter().flatten().collect(),
+            text: std::iter::once(&prompt).chain(&negative).map(|states| states.rows().clone()).collect(),
             latents,
             timesteps: Array1::from(timesteps),
-            latent,
+            latent: Arc::unwrap_or_clone(latent),
             cos: tables.cos,
             sin: tables.sin,
         };

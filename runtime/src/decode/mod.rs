@@ -6,5 +6,4 @@ mod video_decoder;
 
 pub use pictures::pictures;
 pub use tiling::{TileSide, Tiles, Tiling};
-pub use video_decoder::VideoDecoder;
-pub use video_decoder::caches_of;
+pub use video_decoder::{DecodeRun, VideoDecoder, caches_of};

@@ -32,6 +32,22 @@ pub struct VideoDecoder {
     open: Vec<(Part, Engine)>,
 }
 
+/// A clip that is being decoded: the position, and the caches of the frames before it.
+#[derive(Debug)]
+pub struct DecodeRun {
+    index: usize,
+    tiling: Option<Tiling>,
+    caches: Caches,
+    tile_caches: Vec<Caches>,
+}
+
+impl DecodeRun {
+    /// The number of latent frames that are decoded.
+    pub fn frames_done(&self) -> usize {
+        self.index
+    }
+}
+
 /// The decoder's caches of previous frames, by input name. They stay in ONNX Runtime's memory.
 type Caches = Vec<(String, Value)>;
 
@@ -87,35 +103,65 @@ impl VideoDecoder {
         cancel: &Cancel,
         on_frames: &mut dyn FnMut(Array4<f32>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (_, count, height, width) = latent.dim();
-        let tiling = self.side.map(|side| Tiling::new(height, width, side));
-        let tiling = tiling.filter(|tiling| tiling.count() > 1);
-        let mut caches = Caches::new();
-        let mut tile_caches = vec![Caches::new(); tiling.as_ref().map_or(0, Tiling::count)];
-        for index in 0..count {
-            let frame = latent.slice_axis(Axis(1), Slice::from(index..index + 1)).insert_axis(Axis(0));
-            let frame = Value::from_f32(frame.to_owned());
-            let (whole, trunk, upsampler) = if index == 0 {
-                (Part::First, Part::TrunkFirst, Part::UpsamplerFirst)
-            } else {
-                (Part::Next, Part::TrunkNext, Part::UpsamplerNext)
-            };
-            let frames = match &tiling {
-                None => step(self.engine(whole)?, WHOLE, &frame, &mut caches, cancel)?,
-                Some(tiling) => {
-                    let features = step(self.engine(trunk)?, TRUNK, &frame, &mut caches, cancel)?;
-                    tiled(self.engine(upsampler)?, features.view(), tiling, &mut tile_caches, cancel)?
-                }
-            };
-            if index == 0 && !self.keeps_first {
-                // Used once per clip, so it is closed.
-                self.open.retain(|(part, _)| {
-                    !matches!(part, Part::First | Part::TrunkFirst | Part::UpsamplerFirst)
-                });
-            }
+        let mut run = self.begin(latent);
+        while let Some(frames) = self.decode_next(latent, &mut run, cancel)? {
             on_frames(frames)?;
         }
         Ok(())
+    }
+
+    /// Begins to decode `latent [C,T,h,w]`. Opens and runs nothing.
+    pub fn begin(&self, latent: ArrayView4<'_, f32>) -> DecodeRun {
+        let (_, _, height, width) = latent.dim();
+        let tiling = self.side.map(|side| Tiling::new(height, width, side));
+        let tiling = tiling.filter(|tiling| tiling.count() > 1);
+        let tile_caches = vec![Caches::new(); tiling.as_ref().map_or(0, Tiling::count)];
+        DecodeRun { index: 0, tiling, caches: Caches::new(), tile_caches }
+    }
+
+    /// Decodes the next latent frame of `latent [C,T,h,w]`, which must be the one that `run` was begun with. Returns
+    /// its frames as in [`Self::decode`], or `None` after the last one.
+    ///
+    /// # Errors
+    /// A graph cannot be opened or fails, or the run is cancelled.
+    pub fn decode_next(
+        &mut self,
+        latent: ArrayView4<'_, f32>,
+        run: &mut DecodeRun,
+        cancel: &Cancel,
+    ) -> Result<Option<Array4<f32>>, Error> {
+        let index = run.index;
+        if index >= latent.len_of(Axis(1)) {
+            return Ok(None);
+        }
+        let frame = latent.slice_axis(Axis(1), Slice::from(index..index + 1)).insert_axis(Axis(0));
+        let frame = Value::from_f32(frame.to_owned());
+        let (whole, trunk, upsampler) = if index == 0 {
+            (Part::First, Part::TrunkFirst, Part::UpsamplerFirst)
+        } else {
+            (Part::Next, Part::TrunkNext, Part::UpsamplerNext)
+        };
+        let frames = match &run.tiling {
+            None => step(self.engine(whole)?, WHOLE, &frame, &mut run.caches, cancel)?,
+            Some(tiling) => {
+                let features = step(self.engine(trunk)?, TRUNK, &frame, &mut run.caches, cancel)?;
+                tiled(self.engine(upsampler)?, features.view(), tiling, &mut run.tile_caches, cancel)?
+            }
+        };
+        if index == 0 && !self.keeps_first {
+            // Used once per clip, so it is closed.
+            self.open
+                .retain(|(part, _)| !matches!(part, Part::First | Part::TrunkFirst | Part::UpsamplerFirst));
+        }
+        run.index += 1;
+        Ok(Some(frames))
+    }
+
+    /// Closes all graphs. Returns true if one was open.
+    pub fn close(&mut self) -> bool {
+        let was_open = !self.open.is_empty();
+        self.open.clear();
+        was_open
     }
 
     /// Returns the engine of a part, opening it if necessary.

@@ -18,7 +18,7 @@ impl TextInput {
     pub fn new(kernels: KernelLibrary, states: &[&TextStates]) -> Self {
         match kernels {
             KernelLibrary::OnnxRuntime => {
-                let rows: Vec<_> = states.iter().map(|states| states.rows.view()).collect();
+                let rows: Vec<_> = states.iter().map(|states| states.rows().view()).collect();
                 let text = stack(Axis(0), &rows)
                     .unwrap_or_else(|_| unreachable!("text states of one model have one shape"));
                 Self { text: Value::from_f32(text), key_bias: None }
@@ -43,14 +43,14 @@ impl TextInput {
 /// logarithm of their number as its bias. Shorter prompts of a batch are padded with rows whose bias is minus infinity,
 /// which gives them no attention.
 fn merged(states: &[&TextStates]) -> (Array3<f32>, Array2<f32>) {
-    let row_count = |states: &TextStates| (states.tokens + 1).min(TEXT_ROWS);
+    let row_count = |states: &TextStates| (states.tokens() + 1).min(TEXT_ROWS);
     let rows = states.iter().map(|states| row_count(states)).max().unwrap_or(1);
-    let width = states.first().map_or(0, |states| states.rows.ncols());
+    let width = states.first().map_or(0, |states| states.rows().ncols());
     let mut text = Array3::zeros((states.len(), rows, width));
     let mut key_bias = Array2::from_elem((states.len(), rows), f32::NEG_INFINITY);
     for (index, states) in states.iter().enumerate() {
-        let tokens = states.tokens.min(TEXT_ROWS);
-        text.slice_mut(s![index, ..tokens, ..]).assign(&states.rows.slice(s![..tokens, ..]));
+        let tokens = states.tokens().min(TEXT_ROWS);
+        text.slice_mut(s![index, ..tokens, ..]).assign(&states.rows().slice(s![..tokens, ..]));
         key_bias.slice_mut(s![index, ..tokens]).fill(0.0);
         if tokens < TEXT_ROWS {
             #[expect(clippy::cast_precision_loss, reason = "at most 512 rows")]
@@ -68,7 +68,7 @@ mod tests {
     fn states(tokens: usize) -> TextStates {
         let mut rows = Array2::zeros((TEXT_ROWS, 3));
         rows.slice_mut(s![..tokens, ..]).fill(2.0);
-        TextStates { rows, tokens, cut: None }
+        TextStates::try_new(rows, tokens, None).unwrap()
     }
 
     #[test]

@@ -5,7 +5,6 @@ use super::renderer::PreviewRenderer;
 use super::slot::Slot;
 use crate::Error;
 use crate::denoise::StepDone;
-use crate::sampler::predicted_clean;
 use bundle::geometry::LatentShape;
 use bundle::preview::PreviewKind;
 use engines::Cancel;
@@ -97,7 +96,7 @@ enum RenderedBy {
 struct Job {
     step: usize,
     steps: usize,
-    clean: Array4<f32>,
+    clean: Arc<Array4<f32>>,
     by: RenderedBy,
     length: PreviewLength,
 }
@@ -221,13 +220,13 @@ impl Previewer {
     }
 
     /// Handles a finished step: renders its preview if the settings and the budget allow it.
-    pub fn step(&mut self, done: &StepDone<'_>) {
+    pub fn step(&mut self, done: &StepDone) {
         self.denoised += done.ran;
         let step = done.step + 1;
         if !step.is_multiple_of(self.settings.every.get()) && step != done.steps {
             return;
         }
-        let frames = done.before.len_of(Axis(1));
+        let frames = done.latent.len_of(Axis(1));
         let (wanted, denoised) = (self.length, self.denoised);
         let mut use_fallback = false;
         let admitted = self.shared.progress(|p| {
@@ -246,7 +245,7 @@ impl Previewer {
                 (RenderedBy::Fallback, self.settings.length)
             }
         };
-        let clean = predicted_clean(done.before.view(), done.velocity.view(), done.sigma);
+        let clean = Arc::clone(&done.clean);
         let older = self.shared.slot.put(Job { step, steps: done.steps, clean, by, length });
         self.skipped += usize::from(older.is_some_and(|older| older.by == RenderedBy::Chosen));
         let is_cheap = self.kind == PreviewKind::Rgb || by == RenderedBy::Fallback;

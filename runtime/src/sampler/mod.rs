@@ -25,6 +25,7 @@ mod reference;
 use bundle::settings::SolverKind;
 use bundle::units::Sigma;
 use ndarray::{Array4, ArrayView4, Zip};
+use std::sync::Arc;
 
 pub use guidance::guide;
 pub use noise::torch_normal;
@@ -43,33 +44,83 @@ pub use solver::Solver;
 /// use bundle::units::{Seed, Shift};
 /// use ndarray::Array4;
 /// use runtime::sampler::{Sampler, Schedule, torch_normal};
+/// use std::sync::Arc;
 ///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let noise = torch_normal(Seed(7), 16 * 2 * 4 * 4);
-/// let mut latent = Array4::from_shape_vec((16, 2, 4, 4), noise)?;
+/// let mut latent = Arc::new(Array4::from_shape_vec((16, 2, 4, 4), noise)?);
 /// let schedule = Schedule::new(SolverKind::UniPc, ScheduleKind::Official, 20, Shift(5.0));
 /// let mut sampler = Sampler::new(schedule.clone(), SolverKind::UniPc);
 /// for sigma in &schedule.sigmas()[..schedule.steps()] {
-///     let velocity = (&latent - 0.5) / sigma.0;
-///     latent = sampler.step(&latent, &velocity);
+///     let velocity = (&*latent - 0.5) / sigma.0;
+///     latent = sampler.step(&latent, &velocity)?;
 /// }
 /// assert!(latent.iter().all(|value| (value - 0.5).abs() < 1e-3));
-/// # Ok::<(), ndarray::ShapeError>(())
+/// # Ok(())
+/// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sampler {
     schedule: Schedule,
-    solver: &'static dyn Solver,
+    solver: SolverKind,
     step_index: usize,
+    history: SolverHistory,
+}
+
+/// What a solver remembers between two steps. All latents are `[C,T,h,w]`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SolverHistory {
+    /// The step that the history begins at. The solver knows no step before it.
+    pub since: usize,
     /// Predicted clean latents, newest first; at most [`solver::HISTORY`].
-    predictions: Vec<Array4<f32>>,
+    pub predictions: Vec<Arc<Array4<f32>>>,
     /// The latent at the start of the last step, after its correction.
-    start: Option<Array4<f32>>,
+    pub start: Option<Arc<Array4<f32>>>,
+}
+
+/// A step that a sampler cannot make.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SamplerError {
+    /// All steps are done.
+    #[error("all {steps} steps are done")]
+    Finished {
+        /// The number of steps.
+        steps: usize,
+    },
+    /// The velocity does not have the shape of the latent.
+    #[error("the latent has shape {latent:?} and the velocity {velocity:?}")]
+    Shape {
+        /// Shape of the latent.
+        latent: Vec<usize>,
+        /// Shape of the velocity.
+        velocity: Vec<usize>,
+    },
 }
 
 impl Sampler {
     /// Creates a sampler before its first step.
     pub fn new(schedule: Schedule, solver: SolverKind) -> Self {
-        Self { schedule, solver: update_rule(solver), step_index: 0, predictions: Vec::new(), start: None }
+        Self { schedule, solver, step_index: 0, history: SolverHistory::default() }
+    }
+
+    /// Creates a sampler before step `step_index`, with the history of the steps before it.
+    ///
+    /// # Errors
+    /// Returns the reason if the parts cannot belong to one run.
+    pub(crate) fn from_parts(
+        schedule: Schedule,
+        solver: SolverKind,
+        step_index: usize,
+        history: SolverHistory,
+    ) -> Result<Self, &'static str> {
+        if step_index > schedule.steps() {
+            return Err("more steps are done than the schedule has");
+        }
+        let known = step_index.checked_sub(history.since).ok_or("the history begins after the last step")?;
+        if history.predictions.len() != known.min(solver::HISTORY) || history.start.is_some() != (known > 0) {
+            return Err("the history has not the length that the number of steps requires");
+        }
+        Ok(Self { schedule, solver, step_index, history })
     }
 
     /// The schedule.
@@ -77,33 +128,63 @@ impl Sampler {
         &self.schedule
     }
 
+    /// The solver.
+    pub fn solver(&self) -> SolverKind {
+        self.solver
+    }
+
+    /// What the solver remembers of the steps before.
+    pub fn history(&self) -> &SolverHistory {
+        &self.history
+    }
+
     /// Index of the next step, from 0; equal to the number of steps once all are done.
     pub fn step_index(&self) -> usize {
         self.step_index
     }
 
+    /// The noise level of the current latent; 0 once all steps are done.
+    pub fn sigma(&self) -> Sigma {
+        self.schedule.sigmas()[self.step_index]
+    }
+
     /// Returns the next latent, from the previous one (initially the noise) and its velocity.
     ///
-    /// After the last step the latent is clean and is returned unchanged.
-    pub fn step(&mut self, latent: &Array4<f32>, velocity: &Array4<f32>) -> Array4<f32> {
-        debug_assert_eq!(latent.dim(), velocity.dim(), "a velocity has the shape of its latent");
-        debug_assert!(self.step_index < self.schedule.steps(), "all steps are done");
-        if self.step_index >= self.schedule.steps() {
-            return latent.clone();
+    /// # Errors
+    /// All steps are done, or the shapes differ. The sampler is unchanged.
+    pub fn step(
+        &mut self,
+        latent: &Arc<Array4<f32>>,
+        velocity: &Array4<f32>,
+    ) -> Result<Arc<Array4<f32>>, SamplerError> {
+        if latent.dim() != velocity.dim() {
+            let [latent, velocity] = [latent.shape().to_vec(), velocity.shape().to_vec()];
+            return Err(SamplerError::Shape { latent, velocity });
         }
+        if self.step_index >= self.schedule.steps() {
+            return Err(SamplerError::Finished { steps: self.schedule.steps() });
+        }
+        let SolverHistory { since, predictions, start } = &mut self.history;
         let sigmas = self.schedule.sigmas();
-        self.predictions.insert(0, predicted_clean(latent.view(), velocity.view(), sigmas[self.step_index]));
-        self.predictions.truncate(solver::HISTORY);
+        let clean = predicted_clean(latent.view(), velocity.view(), sigmas[self.step_index]);
+        predictions.insert(0, Arc::new(clean));
+        predictions.truncate(solver::HISTORY);
 
-        let update = self.solver.update(sigmas, self.step_index);
-        let start = match (&update.correction, &self.start) {
-            (Some(weights), Some(previous)) => solver::combine(weights, previous, &self.predictions),
-            _ => latent.clone(),
+        let update = update_rule(self.solver).update(&sigmas[*since..], self.step_index - *since);
+        let from = match (&update.correction, start.take()) {
+            (Some(weights), Some(previous)) => Arc::new(solver::combine(weights, &previous, predictions)),
+            _ => Arc::clone(latent),
         };
-        let next = solver::combine(&update.advance, &start, &self.predictions);
-        self.start = Some(start);
+        let next = solver::combine(&update.advance, &from, predictions);
+        *start = Some(from);
         self.step_index += 1;
-        next
+        Ok(Arc::new(next))
+    }
+
+    /// Replaces the steps that are left by those of `schedule`, and forgets the history.
+    pub(crate) fn restart(&mut self, schedule: Schedule, solver: SolverKind) {
+        (self.schedule, self.solver) = (schedule, solver);
+        self.history = SolverHistory { since: self.step_index, ..SolverHistory::default() };
     }
 }
 

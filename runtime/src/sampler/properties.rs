@@ -1,10 +1,11 @@
 //! Properties of every solver on every grid.
 
-use super::{Sampler, Schedule};
+use super::{Sampler, SamplerError, Schedule};
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{Shift, Timestep};
 use ndarray::{Array4, Axis, Zip, concatenate};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 fn solvers() -> impl Strategy<Value = SolverKind> {
     prop_oneof![Just(SolverKind::UniPc), Just(SolverKind::DpmPp), Just(SolverKind::Euler)]
@@ -29,13 +30,13 @@ fn run(
     let sigmas: Vec<f32> = schedule.sigmas().iter().map(|sigma| sigma.0).collect();
     let steps = schedule.steps();
     let mut sampler = Sampler::new(schedule, solver);
-    let mut latents = vec![noise];
+    let mut latents = vec![Arc::new(noise)];
     for sigma in sigmas.into_iter().take(steps) {
         let latent = &latents[latents.len() - 1];
-        let next = sampler.step(latent, &field(latent, sigma));
+        let next = sampler.step(latent, &field(latent, sigma)).unwrap();
         latents.push(next);
     }
-    latents
+    latents.into_iter().map(Arc::unwrap_or_clone).collect()
 }
 
 /// A velocity field that is neither linear in the latent nor constant in time.
@@ -136,4 +137,18 @@ fn solvers_of_order_two_are_more_accurate_than_euler() {
             assert!(error(solver, steps) < 0.1 * euler, "{solver}, {steps} steps");
         }
     }
+}
+
+#[test]
+fn a_step_after_the_last_one_is_an_error() {
+    let latent = Arc::new(Array4::zeros((1, 1, 1, 1)));
+    let mut sampler = Sampler::new(
+        Schedule::new(SolverKind::UniPc, ScheduleKind::Official, 1, Shift(5.0)),
+        SolverKind::UniPc,
+    );
+    let other = Array4::zeros((1, 1, 1, 2));
+    assert!(matches!(sampler.step(&latent, &other), Err(SamplerError::Shape { .. })));
+    assert_eq!(sampler.step_index(), 0);
+    sampler.step(&latent, &latent).unwrap();
+    assert_eq!(sampler.step(&latent, &latent), Err(SamplerError::Finished { steps: 1 }));
 }

@@ -7,6 +7,7 @@ use super::{Sampler, Schedule};
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{Shift, Timestep};
 use ndarray::{Array4, arr1};
+use std::sync::Arc;
 
 use ScheduleKind::{Diffusers, Official};
 use SolverKind::{DpmPp, Euler, UniPc};
@@ -18,13 +19,13 @@ const TOLERANCE: f32 = 1e-6;
 fn trajectory(solver: SolverKind, kind: ScheduleKind, steps: usize, shift: f64) -> Vec<[f32; 3]> {
     let channels = |values: [f32; 3]| arr1(&values).into_shape_with_order((3, 1, 1, 1)).unwrap();
     let mut sampler = Sampler::new(Schedule::new(solver, kind, steps, Shift(shift)), solver);
-    let mut latent: Array4<f32> = channels([1.0, -0.5, 0.25]);
+    let mut latent: Arc<Array4<f32>> = Arc::new(channels([1.0, -0.5, 0.25]));
     let direction = channels([1.0, -2.0, 0.25]);
     (0..steps)
         .map(|step| {
             let Timestep(timestep) = sampler.schedule().timesteps()[step];
-            let velocity = &latent * 0.5 + &direction * (timestep / 1000.0);
-            latent = sampler.step(&latent, &velocity);
+            let velocity = &*latent * 0.5 + &direction * (timestep / 1000.0);
+            latent = sampler.step(&latent, &velocity).unwrap();
             assert_eq!(sampler.step_index(), step + 1);
             [latent[[0, 0, 0, 0]], latent[[1, 0, 0, 0]], latent[[2, 0, 0, 0]]]
         })

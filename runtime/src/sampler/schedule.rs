@@ -6,6 +6,7 @@
 
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{Shift, Sigma, Timestep};
+use serde::{Deserialize, Serialize};
 
 /// Timesteps that the denoisers are trained on.
 const TRAIN_STEPS: u16 = 1000;
@@ -17,12 +18,28 @@ const OFFICIAL_SIGMA_MAX: f32 = 0.999;
 const DIFFUSERS_EPSILON: f64 = 1e-6;
 
 /// Noise levels of a run of N steps.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "StoredSchedule")]
 pub struct Schedule {
     /// N+1 values; the last is 0.
     sigmas: Vec<Sigma>,
     /// N values.
     timesteps: Vec<Timestep>,
+}
+
+/// A schedule as it is stored, before it is checked.
+#[derive(Deserialize)]
+struct StoredSchedule {
+    sigmas: Vec<Sigma>,
+    timesteps: Vec<Timestep>,
+}
+
+impl TryFrom<StoredSchedule> for Schedule {
+    type Error = &'static str;
+
+    fn try_from(stored: StoredSchedule) -> Result<Self, &'static str> {
+        Self::from_parts(stored.sigmas, stored.timesteps)
+    }
 }
 
 impl Schedule {
@@ -43,6 +60,59 @@ impl Schedule {
             (ScheduleKind::Diffusers, SolverKind::DpmPp) => Self::truncated(diffusers_dpmpp(steps, shift)),
             (ScheduleKind::Diffusers, SolverKind::Euler) => Self::continuous(diffusers_euler(steps, shift)),
         }
+    }
+
+    /// Creates a schedule from stored values.
+    ///
+    /// # Errors
+    /// Returns the reason if they are not N+1 sigmas in 0..=1 that never rise to a final 0, with N timesteps in 0..=1000.
+    pub fn from_parts(sigmas: Vec<Sigma>, timesteps: Vec<Timestep>) -> Result<Self, &'static str> {
+        if sigmas.len() != timesteps.len() + 1 {
+            return Err("a schedule has one sigma more than timesteps");
+        }
+        if !sigmas.iter().all(|sigma| (0.0..=1.0).contains(&sigma.0)) {
+            return Err("a sigma is not in 0 to 1");
+        }
+        if sigmas.windows(2).any(|pair| pair[0] < pair[1]) || sigmas.last() != Some(&Sigma(0.0)) {
+            return Err("the sigmas do not fall to 0");
+        }
+        let highest = f32::from(TRAIN_STEPS);
+        if !timesteps.iter().all(|timestep| (0.0..=highest).contains(&timestep.0)) {
+            return Err("a timestep is not in 0 to 1000");
+        }
+        Ok(Self { sigmas, timesteps })
+    }
+
+    /// Replaces the steps from `step` on by the part of another grid below the sigma of that step: the sigma itself,
+    /// then every smaller sigma of the grid that `kind` uses for `solver` with `steps` steps and `shift`. The grid of
+    /// the same settings thus continues unchanged.
+    ///
+    /// Returns `None` if no step is left.
+    pub fn continued(
+        &self,
+        step: usize,
+        solver: SolverKind,
+        kind: ScheduleKind,
+        steps: usize,
+        shift: Shift,
+    ) -> Option<Self> {
+        let (from, timestep) = (*self.sigmas.get(step)?, *self.timesteps.get(step)?);
+        let grid = Self::new(solver, kind, steps, shift);
+        let below = grid.sigmas.iter().zip(&grid.timesteps).filter(|(sigma, _)| **sigma < from);
+        let (mut sigmas, mut timesteps) = (self.sigmas[..=step].to_vec(), self.timesteps[..step].to_vec());
+        // The denoiser is given the level that the latent has. Whole timesteps stay whole.
+        let is_whole = timestep.0.fract() == 0.0;
+        timesteps.push(match solver {
+            SolverKind::Euler => Timestep(from.0 * f32::from(TRAIN_STEPS)),
+            _ if is_whole => timestep,
+            _ => Timestep((from.0 * f32::from(TRAIN_STEPS)).trunc()),
+        });
+        for (sigma, timestep) in below {
+            sigmas.push(*sigma);
+            timesteps.push(*timestep);
+        }
+        sigmas.push(Sigma(0.0));
+        Some(Self { sigmas, timesteps })
     }
 
     /// Noise levels: N+1 falling values, the last one 0.

@@ -5,6 +5,7 @@
 
 use bundle::units::Sigma;
 use ndarray::Array4;
+use std::borrow::Borrow;
 use std::fmt;
 
 /// Number of predicted clean latents that a solver uses, including the newest.
@@ -39,11 +40,15 @@ pub trait Solver: fmt::Debug + Send + Sync {
 }
 
 /// Returns the weighted sum of a latent and of predictions (newest first), all `[C,T,h,w]`, summed in f64.
-pub fn combine(weights: &Weights, latent: &Array4<f32>, predictions: &[Array4<f32>]) -> Array4<f32> {
+pub fn combine(
+    weights: &Weights,
+    latent: &Array4<f32>,
+    predictions: &[impl Borrow<Array4<f32>>],
+) -> Array4<f32> {
     let mut sum = latent.mapv(|x| weights.latent * f64::from(x));
     for (weight, prediction) in weights.predictions.iter().zip(predictions) {
         if *weight != 0.0 {
-            sum.zip_mut_with(prediction, |sum, x| *sum += weight * f64::from(*x));
+            sum.zip_mut_with(prediction.borrow(), |sum, x| *sum += weight * f64::from(*x));
         }
     }
     #[expect(clippy::cast_possible_truncation, reason = "latents are f32")]
@@ -130,7 +135,7 @@ mod tests {
     fn missing_predictions_are_not_read() {
         let latent = Array4::from_elem((1, 1, 2, 2), 2.0);
         let weights = Weights { latent: 0.5, predictions: [0.25, 0.0, 0.0] };
-        assert_eq!(combine(&weights, &latent, &[]), Array4::from_elem((1, 1, 2, 2), 1.0));
+        assert_eq!(combine(&weights, &latent, &[] as &[Array4<f32>]), Array4::from_elem((1, 1, 2, 2), 1.0));
         assert_eq!(
             combine(&weights, &latent, std::slice::from_ref(&latent)),
             Array4::from_elem((1, 1, 2, 2), 1.5)

@@ -11,6 +11,7 @@ use runtime::model::Model;
 use runtime::plan::GenerationPlan;
 use runtime::sampler::{Sampler, guide};
 use std::path::Path;
+use std::sync::Arc;
 use tests::compare::{FRAME_BOUND, LATENT_BOUND, TEXT_BOUND, largest_difference, relative_difference};
 use tests::edit;
 use tests::golden::{Case, Computed, Tensors, case, cases, compute, export, folder};
@@ -193,7 +194,8 @@ fn first_step(model: &Model, case: &Case, reference: &Tensors, tables: RotaryTab
     };
     let (unconditional, conditional) = (velocity("negative_prompt_embeds"), velocity("prompt_embeds"));
     let guided = guide(&unconditional, &conditional, plan.guidance[expert.0]);
-    Sampler::new(plan.schedule, plan.solver).step(&noise, &guided)
+    let latent = Sampler::new(plan.schedule, plan.solver).step(&Arc::new(noise), &guided).unwrap();
+    Arc::unwrap_or_clone(latent)
 }
 
 #[test]

@@ -8,8 +8,9 @@ use engines::memory::resident_anonymous;
 use engines::residency::Mode;
 use engines::{Cancel, OnnxRuntime};
 use export::ExportRequest;
+use runtime::job::{self, JobEvent};
 use runtime::model::{Model, ModelOptions};
-use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use std::path::Path;
 use tests::own_process;
@@ -41,15 +42,14 @@ fn memory_at_last_step(model: &Model, mode: Mode) -> u64 {
     assert!(plan.expert_steps.iter().all(|(_, steps)| *steps > 0), "the plan does not cross the boundary");
     let mut at_last_step = 0;
     let mut pipeline = Pipeline::new(model, mode);
-    pipeline
-        .run(&plan, seeded_noise(&plan), &Cancel::new(), &mut |event| {
-            if let Event::Step(step) = event {
-                at_last_step = resident_anonymous().unwrap().0;
-                assert_eq!(step.steps, 4);
-            }
-            Ok(())
-        })
-        .unwrap();
+    job::generate(&mut pipeline, &plan, &Cancel::new(), &mut |event| {
+        if let JobEvent::Step { done, .. } = event {
+            at_last_step = resident_anonymous().unwrap().0;
+            assert_eq!(done.steps, 4);
+        }
+        Ok(())
+    })
+    .unwrap();
     drop(pipeline);
     engines::memory::return_freed_memory();
     at_last_step

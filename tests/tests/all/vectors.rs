@@ -9,6 +9,7 @@ use runtime::sampler::{Sampler, Schedule, torch_normal};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::sync::Arc;
 use tests::golden;
 
 fn vectors<T: DeserializeOwned>(file: &str) -> T {
@@ -71,11 +72,11 @@ fn every_schedule_and_sampler_follows_the_reference() {
         assert_eq!(sigmas, expected.sigmas, "{name}");
         assert_eq!(timesteps, expected.timesteps, "{name}");
         let mut sampler = Sampler::new(schedule, expected.sampler);
-        let mut latent = Array4::from_shape_vec((3, 1, 1, 1), vec![1.0, -0.5, 0.25]).unwrap();
+        let mut latent = Arc::new(Array4::from_shape_vec((3, 1, 1, 1), vec![1.0, -0.5, 0.25]).unwrap());
         // Only the last states of long runs are recorded.
         let unrecorded = expected.steps - expected.states.len();
         for (step, timestep) in timesteps.iter().enumerate() {
-            latent = sampler.step(&latent, &field(&latent, *timestep));
+            latent = sampler.step(&latent, &field(&latent, *timestep)).unwrap();
             let Some(state) = step.checked_sub(unrecorded).map(|recorded| &expected.states[recorded]) else {
                 continue;
             };

@@ -21,6 +21,8 @@ use engines::residency::Residency;
 use media::{OutputSpec, Token};
 use quality::quantize::report::Sensitivity;
 use runtime::decode::Tiles;
+use runtime::job::ResumeFrom;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -39,6 +41,10 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Generate a clip from a prompt
     Generate(Box<GenerateArgs>),
+    /// Make the first steps of several seeds, and show them on a contact sheet
+    Audition(Box<AuditionArgs>),
+    /// Make a clip again, and compare it step by step
+    Verify(VerifyArgs),
     /// Export a checkpoint to a bundle
     Export(ExportArgs),
     /// Record clips and write the ranges of the layers' inputs, or fit the linear map of previews
@@ -57,7 +63,9 @@ impl Command {
     /// The value of `--threads`, for the commands that have it.
     pub(super) fn threads(&self) -> Option<Threads> {
         match self {
-            Self::Generate(args) => args.threads,
+            Self::Generate(args) => args.run.threads,
+            Self::Audition(args) => args.run.threads,
+            Self::Verify(args) => args.threads,
             Self::Calibrate(args) => args.threads,
             Self::Quantize(args) => args.threads,
             Self::Bench(args) => args.threads(),
@@ -70,7 +78,8 @@ impl Command {
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
     /// Description of the clip
-    pub(super) prompt: String,
+    #[arg(required_unless_present_any = ["like", "resume"])]
+    pub(super) prompt: Option<String>,
     /// Use this bundle [default: the embedded model, mini]
     #[arg(long, value_name = "DIR")]
     pub(super) bundle: Option<PathBuf>,
@@ -92,8 +101,33 @@ pub(super) struct GenerateArgs {
     /// Give up an output that makes no progress for this long, in seconds from 0.1 to 86400
     #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
     pub(super) output_timeout: OutputTimeout,
+    /// Do not store the settings of the clip, its title and its seed in the outputs; the AI mark stays
+    #[arg(long, help_heading = "Outputs")]
+    pub(super) no_metadata: bool,
     #[command(flatten)]
     pub(super) post_process: PostProcessArgs,
+    #[command(flatten)]
+    pub(super) settings: ClipArgs,
+    /// Seed of the noise, a whole number; the same seed gives the same clip, and -1 a new seed each time [default: -1]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<SeedChoice>,
+    /// Read the initial noise from the tensor `noise` [C,T,h,w] of a safetensors file, instead of using --seed
+    #[arg(long, value_name = "FILE")]
+    pub(super) noise: Option<PathBuf>,
+    /// Write text states, the latent after each step and the frames to a safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub(super) trace: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+    #[command(flatten)]
+    pub(super) preview: PreviewArgs,
+    #[command(flatten)]
+    pub(super) job: JobArgs,
+}
+
+/// The settings of a clip, besides prompt and seed.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ClipArgs {
     /// Description of what the clip should not show [default: the model's]
     #[arg(long, value_name = "TEXT")]
     pub(super) negative: Option<String>,
@@ -124,16 +158,16 @@ pub(super) struct GenerateArgs {
     /// Sigma schedule: that of the official code (official) or of diffusers (diffusers) [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(super) schedule: Option<ScheduleKind>,
-    /// Seed of the noise, a whole number; the same seed gives the same clip, and -1 a new seed each time [default: -1]
-    #[arg(long, value_name = "N")]
-    pub(super) seed: Option<SeedChoice>,
-    /// Read the initial noise from the tensor `noise` [C,T,h,w] of a safetensors file, instead of using --seed
-    #[arg(long, value_name = "FILE")]
-    pub(super) noise: Option<PathBuf>,
-    /// Write text states, the latent after each step and the frames to a safetensors file
-    #[arg(long, value_name = "FILE")]
-    pub(super) trace: Option<PathBuf>,
-    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: that of the export]
+    /// Factor on the initial noise; 0.85 gives calmer clips [default: 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "F")]
+    pub(super) noise_scale: Option<f32>,
+}
+
+/// How a clip is computed.
+#[derive(Debug, Clone, Args)]
+pub(super) struct RunArgs {
+    /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the first in this order that the
+    /// bundle has, which is that of the export]
     #[arg(long, value_name = "NAME")]
     pub(super) precision: Option<Precision>,
     /// Kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
@@ -154,14 +188,87 @@ pub(super) struct GenerateArgs {
     /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
-    /// Factor on the initial noise; 0.85 gives calmer clips
-    #[arg(long, allow_negative_numbers = true, value_name = "F", default_value_t = 1.0)]
-    pub(super) noise_scale: f32,
     /// Progress on standard error: auto (a bar on a terminal), bar, json or none
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) progress: ProgressKind,
+}
+
+/// Jobs that are repeated, kept, or go on.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Jobs")]
+pub(super) struct JobArgs {
+    /// Repeat a clip from the settings that are stored in it: a file that `rushes generate` wrote, or a folder of
+    /// PNGs. Other arguments override its settings
+    #[arg(long, value_name = "CLIP", conflicts_with = "resume")]
+    pub(super) like: Option<PathBuf>,
+    /// Keep the job in this folder, which is created: after every step the run can go on from there
+    #[arg(long, value_name = "DIR")]
+    pub(super) job_dir: Option<PathBuf>,
+    /// Go on with the job in this folder. Another PROMPT, --negative, --guidance, --steps, --shift, --sampler or
+    /// --schedule changes the steps that are left
+    #[arg(long, value_name = "DIR")]
+    pub(super) resume: Option<PathBuf>,
+    /// Snapshot that --resume goes on from: newest, or boundary (before the first step of the last expert)
+    #[arg(long, value_name = "NAME", default_value = "newest")]
+    pub(super) from: ResumeFrom,
+    /// Make only this many of the steps, and decode the clean latent that the last of them predicted; needs --job-dir
+    /// or --resume, so that the other steps can be made later
+    #[arg(long, value_name = "K")]
+    pub(super) stop_after: Option<usize>,
+    /// With --resume, share of fresh noise from 0 to 1 that is mixed into the latent; --seed is its seed
+    #[arg(long, allow_negative_numbers = true, value_name = "V", requires = "resume")]
+    pub(super) variation: Option<f64>,
+}
+
+/// The arguments of `rushes audition`.
+#[derive(Debug, Args)]
+pub(super) struct AuditionArgs {
+    /// Description of the clip
+    pub(super) prompt: String,
+    /// Use this bundle [default: the embedded model, mini]
+    #[arg(long, value_name = "DIR")]
+    pub(super) bundle: Option<PathBuf>,
+    /// Number of takes, each with a seed of its own
+    #[arg(long, value_name = "N", default_value = "9")]
+    pub(super) seeds: NonZeroUsize,
+    /// Seed of the first take; the others use the numbers after it [default: -1, a new seed each time]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<SeedChoice>,
+    /// Steps that each take makes [default: 8, or fewer if the first expert makes fewer]
+    #[arg(long, value_name = "K")]
+    pub(super) steps_of: Option<usize>,
+    /// Folder of the takes and of the contact sheet, sheet.png
+    #[arg(long, value_name = "DIR", default_value = "audition")]
+    pub(super) out: PathBuf,
     #[command(flatten)]
-    pub(super) preview: PreviewArgs,
+    pub(super) settings: ClipArgs,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+}
+
+/// The arguments of `rushes verify`.
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Clip that `rushes generate` wrote: a file, or a folder of PNGs
+    pub(super) clip: PathBuf,
+    /// Use this bundle [default: the embedded model, mini]
+    #[arg(long, value_name = "DIR")]
+    pub(super) bundle: Option<PathBuf>,
+    /// The file of the initial noise, if the clip was made from one
+    #[arg(long, value_name = "FILE")]
+    pub(super) noise: Option<PathBuf>,
+    /// Components to keep in memory: all, one at a time (one), or all if they fit (auto)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) residency: Residency,
+    /// Limit of memory use, such as 8GB [default: the available memory]
+    #[arg(long, value_name = "BYTES")]
+    pub(super) memory_budget: Option<ByteCount>,
+    /// Number of threads, at most one per core that this process may use [default: as many as made the clip]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
+    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) progress: ProgressKind,
 }
 
 /// The longest time without progress that an output is given.

@@ -17,7 +17,7 @@ use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table;
 use engines::{OpenOptions, WeightMemory, residency};
 use quality::record::record;
-use runtime::memory_check;
+use runtime::memory_plan;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::sampler::Schedule;
@@ -40,7 +40,7 @@ pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode,
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
     // All clips have the same size.
-    plans.first().map(|plan| memory_check::residency_mode(&bundle.manifest, plan)).transpose()?;
+    plans.first().map(|plan| memory_plan::residency_mode(&bundle.manifest, plan)).transpose()?;
     let info = set_info(&bundle, &plans);
     let onnx = global.onnx_runtime()?;
     let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::default() };

@@ -5,6 +5,15 @@ use bundle::Field;
 /// The flag of a setting, or the setting's name if no flag has it.
 pub(super) fn flag(field: Field) -> &'static str {
     match field {
+        Field::Resume => "--resume",
+        Field::ResumeFrom => "--from",
+        Field::JobFolder => "--job-dir",
+        Field::StopAfter => "--stop-after",
+        Field::Variation => "--variation",
+        Field::Like => "--like",
+        Field::Bundle => "--bundle",
+        Field::Seeds => "--seeds",
+        Field::StepsOf => "--steps-of",
         Field::Size => "--size",
         Field::Frames => "--frames",
         Field::Seconds => "--seconds",
@@ -15,6 +24,7 @@ pub(super) fn flag(field: Field) -> &'static str {
         Field::Sampler => "--sampler",
         Field::Schedule => "--schedule",
         Field::Seed => "--seed",
+        Field::Noise => "--noise",
         Field::NoiseScale => "--noise-scale",
         Field::Precision => "--precision",
         Field::Kernels => "--kernels",
@@ -50,7 +60,7 @@ pub(super) fn flag(field: Field) -> &'static str {
         Field::Shape => "--shape",
         Field::Tokens => "--tokens",
         Field::Latent => "--latent",
-        // Without a flag: the prompt is positional, and the routing table is not set by arguments.
+        // Without a flag: prompt and clip are positional, and the routing table is not set by arguments.
         other => other.name(),
     }
 }
@@ -76,7 +86,7 @@ mod tests {
         add_flags(&Cli::command(), &mut known);
         let without: Vec<Field> =
             Field::ALL.into_iter().filter(|field| !flag(*field).starts_with("--")).collect();
-        assert_eq!(without, [Field::Prompt, Field::Routing]);
+        assert_eq!(without, [Field::Prompt, Field::Clip, Field::Routing]);
         let used: BTreeSet<&str> = Field::ALL.map(flag).into();
         assert_eq!(used.len(), Field::ALL.len());
         for flag in Field::ALL.map(flag).into_iter().filter(|flag| flag.starts_with("--")) {

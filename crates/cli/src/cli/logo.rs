@@ -17,14 +17,8 @@ impl FromStr for Logo {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let corners = [
-            ("top-left", Corner::TopLeft),
-            ("top-right", Corner::TopRight),
-            ("bottom-left", Corner::BottomLeft),
-            ("bottom-right", Corner::BottomRight),
-        ];
         let found = text.rsplit_once('@').and_then(|(path, name)| {
-            let (_, corner) = corners.into_iter().find(|(known, _)| *known == name)?;
+            let corner = Corner::ALL.into_iter().find(|corner| corner.name() == name)?;
             (!path.is_empty()).then(|| Self { path: path.into(), corner })
         });
         found.ok_or_else(|| {

@@ -2,6 +2,7 @@
 
 mod args;
 mod arguments;
+mod audition;
 mod bench;
 mod calibrate;
 mod doctor;
@@ -23,7 +24,7 @@ mod quantize;
 mod render;
 mod seed;
 mod threads;
-mod timing;
+mod verify;
 
 use crate::Error;
 use args::{Cli, Command};
@@ -54,6 +55,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args, global, stream),
+        Command::Audition(args) => audition::run(args, global),
+        Command::Verify(args) => verify::run(args, global),
         Command::Export(args) => export::run(args, global),
         Command::Calibrate(args) => calibrate::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),

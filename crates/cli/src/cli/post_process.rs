@@ -1,5 +1,6 @@
 //! The options of `generate` for overlays and audio: captions, logo, sound, chroma key, frame rate, mark.
 
+use super::generate::Given;
 use super::logo::Logo;
 use super::os_text;
 use crate::Error;
@@ -77,6 +78,35 @@ impl PostProcessArgs {
         })
     }
 
+    /// The arguments that were given, by the name of their flag.
+    pub(super) fn given(&self) -> Vec<(&'static str, Given<'_>)> {
+        let mut given = Vec::new();
+        if let Some(caption) = &self.caption {
+            given.push(match caption.to_str() {
+                Some(text) if !is_srt(Path::new(text)) => ("caption", Given::Text(text.to_owned())),
+                _ => ("caption", Given::File(Path::new(caption), String::new())),
+            });
+        }
+        if let Some(Logo { path, corner }) = &self.logo {
+            given.push(("logo", Given::File(path, corner.to_string())));
+        }
+        if let Some(audio) = &self.audio {
+            given.push(("audio", Given::File(audio, String::new())));
+        }
+        if let (Some(key), Some(background)) = (self.key, &self.background) {
+            given.push(("key", Given::Text(key.to_string())));
+            given.push(("background", Given::File(background, String::new())));
+        }
+        if let Some(rate) = self.output_fps {
+            given.push(("output-fps", Given::Text(rate.to_string())));
+            given.push(("output-fps-by", Given::Text(self.output_fps_by.to_string())));
+        }
+        if self.no_mark {
+            given.push(("no-mark", Given::Text(String::new())));
+        }
+        given
+    }
+
     /// The key that outputs are signed with.
     pub(super) fn signing_key(&self) -> Option<&SigningKey> {
         self.sign.as_ref()
@@ -90,6 +120,11 @@ impl PostProcessArgs {
 
 fn output_rate(text: &str) -> Result<FrameRate, Refusal> {
     FrameRate::parse(Field::OutputFrameRate, text)
+}
+
+/// Returns true if captions are read from this file.
+fn is_srt(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("srt"))
 }
 
 fn captions(value: &OsStr) -> Result<Vec<Caption>, Refusal> {

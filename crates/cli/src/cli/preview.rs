@@ -164,18 +164,6 @@ pub(super) fn note(report: &PreviewReport) -> Option<String> {
     })
 }
 
-/// The result of the previews as JSON.
-pub(super) fn value(report: &PreviewReport) -> serde_json::Value {
-    json!({
-        "kind": report.kind,
-        "shown": report.shown,
-        "skipped": report.skipped,
-        "shown_by_map": report.fallbacks,
-        "busy_seconds": report.busy.as_secs_f64(),
-        "failed": report.failed.as_ref().map(ToString::to_string),
-    })
-}
-
 /// The options of `rushes calibrate` for previews.
 #[derive(Debug, Clone, Args)]
 pub(super) struct FitArgs {

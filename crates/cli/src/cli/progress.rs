@@ -108,16 +108,6 @@ impl Progress {
         }
     }
 
-    /// The current phase.
-    pub(super) fn phase(&self) -> &'static str {
-        self.phase
-    }
-
-    /// The time since the phase began.
-    pub(super) fn elapsed(&self) -> Duration {
-        self.began.elapsed()
-    }
-
     /// Removes the bar, so that other lines can be printed.
     pub(super) fn clear(&self) {
         if let Display::Bar(bar) = &self.display {

@@ -20,7 +20,7 @@ use quality::quantize::clips::{Clip, ClipDistance, decode, frames_error, token_c
 use quality::quantize::report::{self, JudgeScores, Quality, Sensitivity};
 use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
-use runtime::memory_check;
+use runtime::memory_plan;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use runtime::text_encoder::TextEncoder;
@@ -66,7 +66,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let plans = prompts.iter().cycle().take(args.clips.max(1)).enumerate().map(plan);
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
     // All clips have the same size.
-    plans.first().map(|plan| memory_check::residency_mode(&quantizer.bundle().manifest, plan)).transpose()?;
+    plans.first().map(|plan| memory_plan::residency_mode(&quantizer.bundle().manifest, plan)).transpose()?;
     let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads.map(Threads::used), plans, &cancel)?;
     let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
     job.quantize_all(&assessor)?;

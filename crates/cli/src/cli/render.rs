@@ -78,6 +78,11 @@ pub(super) fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// A report with the names of flags.
+pub(super) fn named(report: Report) -> Report {
+    report.with_names(flag)
+}
+
 /// The report of an error, which names settings by their flags.
 pub(super) fn report(error: &impl Diagnose) -> Report {
     error.report().with_names(flag)

@@ -106,6 +106,11 @@ pub enum Corner {
     BottomRight,
 }
 
+bundle::named!(
+    Corner,
+    "top-left" => TopLeft, "top-right" => TopRight, "bottom-left" => BottomLeft, "bottom-right" => BottomRight,
+);
+
 /// The key colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyColour {

@@ -44,7 +44,8 @@ fn text_states(width: usize) -> TextStates {
     let rows = Array2::from_shape_fn((TEXT_ROWS, width), |(row, column)| {
         values.get([row, column]).copied().unwrap_or(0.0)
     });
-    TextStates { rows, tokens: TOKENS, cut: None }
+    TextStates::try_new(rows, TOKENS, None)
+        .unwrap_or_else(|_| unreachable!("the rows after the tokens are zeros"))
 }
 
 /// One denoising step of a model's first expert.

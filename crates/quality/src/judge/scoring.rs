@@ -8,8 +8,9 @@ use bundle::units::{GuidanceScale, Seed};
 use engines::{Cancel, residency};
 use ndarray::{Array4, Axis, concatenate};
 use runtime::decode::pictures;
+use runtime::job::{self, JobEvent};
 use runtime::model::Model;
-use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 
 /// Settings of the clips. `None` takes the bundle's default.
@@ -91,8 +92,8 @@ fn clip(
     cancel: &Cancel,
 ) -> Result<Array4<f32>, crate::Error> {
     let mut chunks: Vec<Array4<f32>> = Vec::new();
-    pipeline.run(plan, seeded_noise(plan), cancel, &mut |event| {
-        if let Event::Frames(frames) = event {
+    job::generate(pipeline, plan, cancel, &mut |event| {
+        if let JobEvent::Frames(frames) = event {
             chunks.push(pictures(frames.view()));
         }
         Ok(())

@@ -10,9 +10,9 @@ use runtime::denoise::{Conditioning, Generator};
 use runtime::model::Model;
 use runtime::pipeline::seeded_noise;
 use runtime::plan::GenerationPlan;
-use runtime::sampler::Sampler;
 use runtime::text_encoder::{TextEncoder, TextStates};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// A clip with its intermediate results.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,16 +36,16 @@ pub fn make(model: &Model, plan: &GenerationPlan, cancel: &Cancel) -> Result<Cli
     let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;
     drop(encoder);
     let mut steps = Vec::new();
-    let text = Conditioning { prompt: &prompt, negative: negative.as_ref(), scales: &plan.guidance };
-    let sampler = Sampler::new(plan.schedule.clone(), plan.solver);
+    let text = std::iter::once(prompt.clone()).chain(negative.clone()).collect();
+    let denoising = plan.denoising(model.manifest(), seeded_noise(plan))?;
+    let conditioning = Conditioning::text(prompt.into(), negative.map(Arc::new));
     let mut generator = Generator::new(model, residency::Mode::OneAtATime);
-    let latent = generator.denoise(seeded_noise(plan), text, sampler, cancel, &mut |step| {
-        steps.push((step.expert.0.clone(), step.timestep.0, step.latent.clone()));
+    let latent = generator.denoise(denoising, &conditioning, cancel, &mut |step| {
+        steps.push((step.expert.0.clone(), step.timestep.0, (*step.latent).clone()));
         Ok(())
     })?;
     generator.close();
     let frames = decode(model, &latent, cancel)?;
-    let text = [Some(prompt), negative].into_iter().flatten().collect();
     Ok(Clip { text, steps, frames })
 }
 
@@ -135,6 +135,6 @@ pub fn compare(plan: &GenerationPlan, reference: &Clip, clip: &Clip, decoded: &A
 
 /// Returns the smallest cosine between the states of a token.
 pub fn token_cosine(a: &TextStates, b: &TextStates) -> f64 {
-    let rows = a.rows.outer_iter().zip(b.rows.outer_iter()).take(b.tokens);
+    let rows = a.rows().outer_iter().zip(b.rows().outer_iter()).take(b.tokens());
     rows.map(|(a, b)| cosine(a, b)).fold(1.0, f64::min)
 }

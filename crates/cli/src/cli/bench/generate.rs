@@ -15,9 +15,10 @@ use engines::residency::Mode;
 use engines::{Cancel, Provider, WeightMemory};
 use quality::bench::timing::{BenchCase, alternate, measured};
 use quality::bench::workload::Workload;
-use runtime::memory_check;
+use runtime::job::{self, JobEvent};
+use runtime::memory_plan;
 use runtime::model::{Model, ModelOptions};
-use runtime::pipeline::{Event, Pipeline, seeded_noise};
+use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use serde_json::json;
 use std::num::NonZeroUsize;
@@ -89,8 +90,8 @@ impl Clip {
 impl Workload for Clip {
     fn run(&mut self, cancel: &Cancel, first: &mut dyn FnMut()) -> Result<(), quality::Error> {
         let mut is_first = true;
-        self.pipeline.run(&self.plan, seeded_noise(&self.plan), cancel, &mut |event| {
-            if matches!(event, Event::Frames(_)) && std::mem::take(&mut is_first) {
+        job::generate(&mut self.pipeline, &self.plan, cancel, &mut |event| {
+            if matches!(event, JobEvent::Frames(_)) && std::mem::take(&mut is_first) {
                 first();
             }
             Ok(())
@@ -117,7 +118,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
     };
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let onnx = global.onnx_runtime()?;
-    let mode = memory_check::residency_mode(&bundle.manifest, &plan)?;
+    let mode = memory_plan::residency_mode(&bundle.manifest, &plan)?;
     let precisions = match &args.precision[..] {
         [] => bundle.manifest.precisions(Target::Cpu, KernelLibrary::Rushes),
         asked => asked.to_vec(),

@@ -13,7 +13,7 @@ use engines::{Provider, WeightMemory};
 use quality::judge::score::{AttributeScore, Means, ScoreCard};
 use quality::judge::scoring::{self, QualityRequest};
 use quality::judge::{Judge, JudgeFiles, embedded, prompts};
-use runtime::memory_check;
+use runtime::memory_plan;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::GenerationPlan;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, E
     let onnx = global.onnx_runtime()?;
     let mut judge = Judge::open(&onnx, &judge, args.threads.map(Threads::used))?;
     let plans = scoring::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
-    let mode = memory_check::residency_mode(&bundle.manifest, &plans[0])?;
+    let mode = memory_plan::residency_mode(&bundle.manifest, &plans[0])?;
     let options = ModelOptions {
         precision: args.precision,
         kernels: args.kernels,

@@ -1,0 +1,189 @@
+//! `rushes audition`: makes the first steps of several seeds, and shows them on a contact sheet.
+
+use super::args::AuditionArgs;
+use super::generate::with_settings;
+use super::global::GlobalArgs;
+use super::progress::Progress;
+use super::render;
+use super::seed::SeedChoice;
+use super::threads::Threads;
+use crate::Error;
+use bundle::Field;
+use bundle::manifest::Bundle;
+use bundle::units::Seed;
+use engines::{Cancel, WeightMemory};
+use media::ContactSheet;
+use ndarray::{Array3, Axis};
+use runtime::denoise::TextConditioning;
+use runtime::job::{Job, JobEvent, JobFolder, JobStart};
+use runtime::memory_plan::{MemoryPlan, MemoryRequest};
+use runtime::model::{Model, ModelOptions, choose_variant};
+use runtime::pipeline::{Pipeline, seeded_noise};
+use runtime::plan::{GenerateRequest, GenerationPlan};
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Steps of a take without `--steps-of`.
+const STEPS: usize = 8;
+/// The most takes.
+const MAX_TAKES: usize = 100;
+/// The contact sheet in the folder of the takes.
+const SHEET: &str = "sheet.png";
+
+/// One take.
+struct Take {
+    folder: PathBuf,
+    seed: Seed,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
+    if args.seeds.get() > MAX_TAKES {
+        let rule = format!("an audition has at most {MAX_TAKES} takes");
+        return Err(bundle::Error::value(Field::Seeds, args.seeds, rule, "use 9").into());
+    }
+    let cancel = global.interrupts.cancel();
+    let Seed(first) = args.seed.unwrap_or(SeedChoice::Any).seed();
+    let takes: Vec<Take> = (0..args.seeds.get())
+        .map(|index| Take {
+            folder: args.out.join(format!("take-{}", index + 1)),
+            seed: Seed(first.wrapping_add(index as u64)),
+        })
+        .collect();
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let bundle = Bundle::open(&folder)?;
+    let plan_of = |seed| {
+        let request = with_settings(GenerateRequest::new(args.prompt.clone(), seed), &args.settings)?;
+        Ok::<_, Error>(GenerationPlan::new(&bundle.manifest, &request)?)
+    };
+    let plan = plan_of(Seed(first))?;
+    let steps = steps_of(args.steps_of, &plan)?;
+    let mut options = ModelOptions {
+        precision: args.run.precision,
+        kernels: args.run.kernels,
+        provider: args.run.ep,
+        threads: args.run.threads.map(Threads::used),
+        weights: WeightMemory::Prepacked,
+    };
+    let target = options.provider.target()?;
+    let request = MemoryRequest {
+        tiles: args.run.tile,
+        residency: args.run.residency,
+        budget: args.run.memory_budget,
+        ..MemoryRequest::new(choose_variant(&bundle.manifest, target, global.kernels()?.path(), &options)?)
+    };
+    let memory = MemoryPlan::new(&bundle.manifest, &plan, &request)?;
+    options.weights = memory.weights;
+    let plans = takes.iter().map(|take| plan_of(take.seed)).collect::<Result<Vec<_>, _>>()?;
+    // Loading may set an environment variable, so it comes before GStreamer starts threads.
+    let onnx = global.onnx_runtime()?;
+    let labels: Vec<String> = takes
+        .iter()
+        .enumerate()
+        .map(|(index, take)| format!("take {} · seed {}", index + 1, take.seed.0))
+        .collect();
+    let sheet = ContactSheet::new(&labels, plan.size, NonZeroUsize::MAX)?;
+    let model = Model::new(bundle, onnx, options)?;
+    let mut pipeline = Pipeline::new(&model, memory.mode).tiled(memory.tile);
+    pipeline.check(plan.latent)?;
+    if !global.json {
+        render::note(&format!("{plan}; {} takes of {steps} steps", takes.len()));
+    }
+
+    let mut progress = Progress::new(args.run.progress);
+    let mut text: Option<TextConditioning> = None;
+    let mut estimates = Vec::new();
+    for (index, (take, plan)) in takes.iter().zip(plans).enumerate() {
+        let noise = seeded_noise(&plan);
+        let mut start = JobStart::new(&pipeline, plan, noise)?;
+        start.text.clone_from(&text);
+        let folder = JobFolder::create(&take.folder, &start.spec)?;
+        let (job, events) = Job::new(&pipeline, start);
+        let mut job = job.with_cancel(&cancel).with_folder(folder);
+        while job.denoising().steps_done() < steps {
+            job.advance(&mut pipeline)?;
+            for event in events.try_iter() {
+                match event {
+                    JobEvent::Encoding => progress.begin("text", 1),
+                    JobEvent::Encoded(encoded) => text = Some(encoded),
+                    JobEvent::Denoising { .. } if index == 0 => progress.begin("takes", takes.len() * steps),
+                    JobEvent::Step { done, .. } => {
+                        progress.advance(index * steps + done.step + 1, &done.expert.0)
+                    }
+                    JobEvent::Warning(report) => {
+                        progress.clear();
+                        render::note(&format!("warning: {}", render::named(report)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        job.abandon();
+        estimates.extend(job.denoising().clean_estimate().cloned());
+    }
+    progress.begin("pictures", takes.len());
+    let mut pictures = Vec::new();
+    for estimate in &estimates {
+        pictures.push(first_frame(&mut pipeline, estimate, &cancel)?);
+        progress.advance(pictures.len(), "");
+    }
+    progress.clear();
+    let path = args.out.join(SHEET);
+    let views: Vec<_> = pictures.iter().map(|picture| picture.view()).collect();
+    sheet.write(&path, &views, &[])?;
+    report(args, global, &takes, &path, steps)
+}
+
+/// The number of steps that a take makes.
+fn steps_of(given: Option<usize>, plan: &GenerationPlan) -> Result<usize, Error> {
+    let all = plan.schedule.steps();
+    let of_first_expert = plan.expert_steps.iter().map(|(_, steps)| *steps).find(|steps| *steps > 0);
+    match given {
+        None => Ok(STEPS.min(of_first_expert.unwrap_or(all))),
+        Some(steps) if (1..=all).contains(&steps) => Ok(steps),
+        Some(steps) => {
+            let rule = format!("a take makes 1 to {all} of the {all} steps");
+            Err(bundle::Error::value(Field::StepsOf, steps, rule, "use 8, or leave it out").into())
+        }
+    }
+}
+
+/// Decodes the first frame `[3,H,W]` of a clean latent `[C,T,h,w]`.
+fn first_frame(
+    pipeline: &mut Pipeline,
+    latent: &ndarray::Array4<f32>,
+    cancel: &Cancel,
+) -> Result<Array3<f32>, Error> {
+    let mut run = pipeline.begin_decode(latent.view());
+    let frames = pipeline.decode_next(latent.view(), &mut run, cancel)?;
+    let frames = frames.unwrap_or_else(|| unreachable!("a latent has at least one frame"));
+    Ok(frames.index_axis_move(Axis(0), 0))
+}
+
+fn report(
+    args: &AuditionArgs,
+    global: &GlobalArgs,
+    takes: &[Take],
+    sheet: &Path,
+    steps: usize,
+) -> Result<ExitCode, Error> {
+    let of_take = |take: &Take| json!({"folder": render::path(&take.folder), "seed": take.seed});
+    let value = json!({
+        "event": "auditioned",
+        "sheet": render::path(sheet),
+        "steps": steps,
+        "takes": takes.iter().map(of_take).collect::<Vec<_>>(),
+    });
+    let bundle =
+        args.bundle.as_ref().map_or(String::new(), |bundle| format!(" --bundle {}", bundle.display()));
+    let text = format!(
+        "{}: {} takes after {steps} steps; finish one with `rushes generate --resume {}{bundle}`",
+        sheet.display(),
+        takes.len(),
+        args.out.join("take-N").display()
+    );
+    render::result(global.json, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}

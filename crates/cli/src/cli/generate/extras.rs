@@ -1,0 +1,58 @@
+//! The arguments for post-processing as they are stored in a clip: values, and files by name and digest.
+
+use super::source::input_file;
+use crate::Error;
+use crate::cli::args::GenerateArgs;
+use runtime::job::{Extra, JobSpec};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The arguments that change the frames after the decoder.
+///
+/// # Errors
+/// Returns an error if a file cannot be read.
+pub(super) fn of_arguments(args: &GenerateArgs) -> Result<BTreeMap<String, Extra>, Error> {
+    let given = args.post_process.given();
+    let extra = |(name, value): (&'static str, Given<'_>)| -> Result<(String, Extra), Error> {
+        let extra = match value {
+            Given::Text(text) => Extra::Value(text),
+            Given::File(path, with) => Extra::File { file: input_file(path)?, with },
+        };
+        Ok((name.to_owned(), extra))
+    };
+    given.into_iter().map(extra).collect()
+}
+
+/// An argument for post-processing.
+pub(in crate::cli) enum Given<'a> {
+    /// A text.
+    Text(String),
+    /// A file, and how it is used.
+    File(&'a Path, String),
+}
+
+/// Notes on the post-processing of a clip that the arguments do not repeat.
+///
+/// # Errors
+/// Returns an error if a file cannot be read.
+pub(super) fn missing(args: &GenerateArgs, spec: Option<&JobSpec>) -> Result<Vec<String>, Error> {
+    let Some(spec) = spec else { return Ok(Vec::new()) };
+    let own = of_arguments(args)?;
+    let notes =
+        spec.extras.iter().filter(|(name, extra)| own.get(*name) != Some(*extra)).map(|(name, extra)| {
+            let (before, again) = match extra {
+                Extra::Value(value) => (format!("`{value}`"), format!("--{name} '{value}'")),
+                Extra::File { file, with } => {
+                    let with = if with.is_empty() { String::new() } else { format!("@{with}") };
+                    (format!("the file {}{with}", file.name), format!("--{name} FILE{with}"))
+                }
+            };
+            match own.get(name) {
+                None => {
+                    format!("the clip had --{name} {before}, which is not repeated; {again} would repeat it")
+                }
+                Some(_) => format!("the clip had another --{name}: {before}"),
+            }
+        });
+    Ok(notes.collect())
+}

@@ -1,0 +1,232 @@
+//! A running job, as it is shown to the user and written to the outputs.
+
+use crate::Error;
+use crate::cli::args::GenerateArgs;
+use crate::cli::preview;
+use crate::cli::progress::Progress;
+use crate::cli::render::{self, Stream};
+use bundle::units::FrameRate;
+use media::live::LivePublisher;
+use media::{ClipWriter, OutputReport, Remainder};
+use ndarray::Array4;
+use prompt::Cut;
+use runtime::job::{Job, JobEvent, StoredRecord};
+use runtime::trace::Trace;
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Progress, outputs and trace of a job.
+pub(super) struct Shown {
+    writer: ClipWriter,
+    progress: Progress,
+    trace: Option<Trace>,
+    /// True if the outputs carry the record of the clip.
+    has_record: bool,
+    /// The folder that the job is kept in.
+    folder: Option<PathBuf>,
+}
+
+impl Shown {
+    pub(super) fn new(
+        args: &GenerateArgs,
+        writer: ClipWriter,
+        trace: Option<Trace>,
+        folder: Option<PathBuf>,
+    ) -> Self {
+        let progress = Progress::new(args.run.progress);
+        Self { writer, progress, trace, has_record: !args.no_metadata, folder }
+    }
+
+    /// Shows an event and writes what it carries.
+    ///
+    /// # Errors
+    /// Returns an error if no output can be written, or the run was cancelled.
+    pub(super) fn on_event(&mut self, event: JobEvent, job: &Job) -> Result<(), Error> {
+        match event {
+            JobEvent::Encoding => self.progress.begin("text", 1),
+            JobEvent::Encoded(text) => {
+                self.progress.advance(1, "");
+                for (which, states) in
+                    [("prompt", Some(&text.prompt)), ("negative prompt", text.negative.as_ref())]
+                {
+                    if let Some(cut) = states.and_then(|states| states.cut()) {
+                        self.note(&cut_warning(which, cut));
+                    }
+                }
+                if let Some(trace) = &mut self.trace {
+                    trace.text(&text.prompt, text.negative.as_deref());
+                }
+            }
+            JobEvent::Denoising { done, steps } => {
+                self.progress.begin("denoise", steps);
+                if done > 0 {
+                    self.progress.advance(done, "");
+                }
+            }
+            JobEvent::Step { done, .. } => {
+                self.progress.advance(done.step + 1, &done.expert.0);
+                if let Some(trace) = &mut self.trace {
+                    trace.latent(&done.latent);
+                }
+            }
+            JobEvent::Decoding => {
+                self.progress.begin("decode", job.plan().frames.get());
+                self.set_record(job);
+            }
+            JobEvent::Frames(frames) => self.write(&frames)?,
+            JobEvent::Warning(report) => {
+                self.note(&format!("warning: {}", render::named(report)));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note(&self, text: &str) {
+        self.progress.clear();
+        render::note(text);
+    }
+
+    /// Gives the outputs the record of the clip, which is complete once all steps are done.
+    fn set_record(&mut self, job: &Job) {
+        if !self.has_record {
+            return;
+        }
+        let StoredRecord { json, left_out } = job.record().stored();
+        if let Some(left_out) = left_out {
+            self.note(&format!("warning: {left_out} are too long to be stored in the clip"));
+        }
+        let tags = media::Tags { record: json, ..self.writer.tags().clone() };
+        if !self.writer.set_tags(tags) {
+            tracing::warn!("the outputs have started without the record of the clip");
+        }
+    }
+
+    /// Encodes the requested frames; the trace keeps all.
+    fn write(&mut self, frames: &Array4<f32>) -> Result<(), Error> {
+        if let Some(trace) = &mut self.trace {
+            trace.frames(frames);
+        }
+        let written = self.writer.push(frames.view());
+        for failed in self.writer.newly_failed() {
+            self.progress.clear();
+            render::note(&format!(
+                "warning: {}; {}; the other outputs continue",
+                failed.error, failed.remainder
+            ));
+        }
+        written?;
+        self.progress.advance(self.writer.pushed(), "");
+        Ok(())
+    }
+
+    /// Completes the outputs, and prints the result.
+    ///
+    /// # Errors
+    /// Returns an error if an output or the trace cannot be completed.
+    pub(super) fn finish(
+        self,
+        job: &Job,
+        (stream, as_json): (Stream, bool),
+        started: Instant,
+    ) -> Result<ExitCode, Error> {
+        self.progress.clear();
+        let rate = self.writer.format().rate;
+        let mut outcome = self.writer.finish()?;
+        let report = job.report(outcome.first_encoded);
+        if let Some(note) = job.previews().and_then(preview::note) {
+            render::note(&note);
+        }
+        let trace = self.trace.map(Trace::write).transpose()?;
+        let total = started.elapsed().as_secs_f64();
+        let first = outcome.written.first().map(OutputReport::from);
+        let seed = report.seed;
+        let value = json!({
+            "event": "done",
+            "output": first.as_ref().map(|clip| &clip.output),
+            "outputs": outcome.results(),
+            "trace": trace.as_deref().map(render::path),
+            "frames": outcome.frames,
+            "bytes": outcome.bytes(),
+            "size": job.plan().size,
+            "fps": fps(rate),
+            "frame_rate": rate.to_string(),
+            "seed": seed,
+            "steps": report.steps,
+            "steps_done": report.steps_done,
+            "model": report.model,
+            "precision": report.variant.precision,
+            "kernels": report.variant.kernels,
+            "conditions": report.conditions,
+            "latents": report.latents,
+            "job_dir": self.folder.as_deref().map(render::path),
+            "preview": report.preview,
+            "seconds": report.seconds,
+            "live": outcome.live.as_ref().map(LivePublisher::sent),
+            "first_frame_encoded_seconds": outcome.first_encoded.map(|at| (at - started).as_secs_f64()),
+            "timing": report.timing,
+            "total_seconds": total,
+        });
+        if let Some(names) = outcome.names() {
+            let frames = outcome.frames;
+            let steps = if report.steps_done < report.steps {
+                format!(", after step {} of {}", report.steps_done, report.steps)
+            } else {
+                String::new()
+            };
+            let text = format!("{names}: {frames} frames{steps}, {total:.1} s in all (seed {})", seed.0);
+            render::result_on(stream, as_json, &value, &text)?;
+        }
+        if let Some(live) = outcome.live.take() {
+            let sent = live.repeat_until(job.canceller())?;
+            let value = json!({"event": "live_ended", "live": sent});
+            let text = format!(
+                "live: {} pictures were published, the clip from number {} on",
+                sent.pictures, sent.before_clip
+            );
+            render::result_on(stream, as_json, &value, &text)?;
+        }
+        outcome.error().map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
+    }
+
+    /// Closes the outputs of a run that was interrupted or failed. Returns the error, with the files that were kept.
+    pub(super) fn stop(self, job: &Job, error: Error) -> Error {
+        self.progress.clear();
+        if let Some(note) = job.previews().and_then(preview::note) {
+            render::note(&note);
+        }
+        let kept = self.writer.interrupt();
+        if !error.is_cancelled() {
+            return error;
+        }
+        let phase = match job.phase() {
+            "denoise" => "denoising",
+            "decode" => "decoding",
+            _ => "encoding the text",
+        };
+        let kept: Vec<String> = kept
+            .iter()
+            .filter(|(_, kept)| *kept != Remainder::Nothing)
+            .map(|(_, kept)| kept.to_string())
+            .collect();
+        let kept = if kept.is_empty() { Remainder::Nothing.to_string() } else { kept.join("; ") };
+        Error::Interrupted { phase, kept, job: self.folder }
+    }
+}
+
+/// A frame rate as JSON: a whole number, or the nearest floating-point number.
+fn fps(rate: FrameRate) -> serde_json::Value {
+    if rate.fraction().1 == 1 { json!(rate) } else { json!(rate.per_second()) }
+}
+
+fn cut_warning(which: &str, cut: &Cut) -> String {
+    format!(
+        "warning: the {which} is longer than {} tokens; {} tokens are cut off at the bar: …{} | {}…",
+        bundle::spec::TEXT_ROWS,
+        cut.dropped,
+        cut.before,
+        cut.after
+    )
+}

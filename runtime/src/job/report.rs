@@ -1,0 +1,94 @@
+//! The report of a finished job.
+
+use super::conditions::RunConditions;
+use super::record::LatentDigest;
+use super::timing::JobTimes;
+use crate::preview::PreviewReport;
+use bundle::preview::PreviewKind;
+use bundle::units::Seed;
+use bundle::variant::Variant;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a job did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobReport {
+    /// Name of the model.
+    pub model: String,
+    /// The graphs that ran.
+    pub variant: Variant,
+    /// The device and everything else that decides bits.
+    pub conditions: RunConditions,
+    /// Seed of the noise.
+    pub seed: Seed,
+    /// Steps of the schedule.
+    pub steps: usize,
+    /// Steps that are done; fewer than all if the job was stopped after some.
+    pub steps_done: usize,
+    /// Steps that were done by the job itself; the others were done before it was resumed.
+    pub steps_run: usize,
+    /// Guidance passes that were not computed, because a policy reused or skipped them.
+    pub skipped_passes: usize,
+    /// The digest of the latent after each step.
+    pub latents: Vec<LatentDigest>,
+    /// Duration of each phase in seconds, with the opening of graphs: `text`, `denoise`, `decode`.
+    pub seconds: BTreeMap<String, f64>,
+    /// Times without the opening of graphs.
+    pub timing: JobTimes,
+    /// The previews, if there were any.
+    #[serde(default)]
+    pub preview: Option<PreviewSummary>,
+    /// The outputs. The caller writes the frames, and fills this in.
+    #[serde(default)]
+    pub outputs: Vec<OutputSummary>,
+}
+
+/// The previews of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PreviewSummary {
+    /// The kind.
+    pub kind: PreviewKind,
+    /// Previews that were shown.
+    pub shown: usize,
+    /// Previews that were skipped to keep up with denoising.
+    pub skipped: usize,
+    /// Skipped previews that the linear map showed instead.
+    pub shown_by_map: usize,
+    /// Time spent rendering.
+    pub busy_seconds: f64,
+    /// The error that ended them early.
+    pub failed: Option<String>,
+}
+
+impl PreviewSummary {
+    /// The summary of a report.
+    pub fn new(report: &PreviewReport) -> Self {
+        Self {
+            kind: report.kind,
+            shown: report.shown,
+            skipped: report.skipped,
+            shown_by_map: report.fallbacks,
+            busy_seconds: report.busy.as_secs_f64(),
+            failed: report.failed.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+/// One output of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputSummary {
+    /// Its name: a path or an address without secrets.
+    pub output: String,
+    /// Frames that it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames: Option<usize>,
+    /// Its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What is left of it after a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
+}

@@ -1,0 +1,298 @@
+//! Snapshots as bytes: a safetensors file whose metadata holds the settings as JSON, and a digest over everything.
+//!
+//! | tensor | shape | content |
+//! |---|---|---|
+//! | `latent` | `[C,T,h,w]` f32 | the latent |
+//! | `clean` | `[C,T,h,w]` f32 | the clean latent that the last step predicted; absent before the first step |
+//! | `predictions.0`, … | `[C,T,h,w]` f32 | the solver's history, newest first |
+//! | `start` | `[C,T,h,w]` f32 | the latent at the start of the last step, after its correction |
+//!
+//! The metadata has two keys: `snapshot` (JSON) and `digest` (BLAKE3 over the JSON and every tensor).
+
+use super::conditions::RunConditions;
+use super::record::LatentDigest;
+use crate::Error;
+use crate::denoise::{Denoising, RandomPosition, Snapshot, StepPolicy, StoredDenoising};
+use crate::sampler::{Schedule, SolverHistory};
+use bundle::routing::Routing;
+use bundle::settings::SolverKind;
+use bundle::units::GuidanceScale;
+use ndarray::Array4;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The version of the file that is written.
+pub const SNAPSHOT_VERSION: u32 = 1;
+
+/// What a snapshot belongs to. All must be equal for a run to go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotIdentity {
+    /// Digest of the bundle, see [`ModelIdentity`](super::ModelIdentity).
+    pub bundle: String,
+    /// Digest of the text states.
+    pub text: String,
+    /// Digest of the settings, see [`JobSpec::digest`](super::JobSpec::digest).
+    pub settings: String,
+}
+
+/// A snapshot, with what it belongs to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredSnapshot {
+    /// The state.
+    pub snapshot: Snapshot,
+    /// What it belongs to.
+    pub identity: SnapshotIdentity,
+    /// The conditions of the run that made it.
+    pub conditions: RunConditions,
+    /// The digest of the latent after each step that is done.
+    pub latents: Vec<LatentDigest>,
+}
+
+/// The JSON of a snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    version: u32,
+    steps_done: usize,
+    schedule: Schedule,
+    solver: SolverKind,
+    history_since: usize,
+    predictions: usize,
+    routing: Routing,
+    guidance: Vec<GuidanceScale>,
+    policy: StepPolicy,
+    random: RandomPosition,
+    identity: SnapshotIdentity,
+    conditions: RunConditions,
+    latents: Vec<LatentDigest>,
+}
+
+impl StoredSnapshot {
+    /// The bytes of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let state = self.snapshot.state().stored();
+        let header = Header {
+            version: SNAPSHOT_VERSION,
+            steps_done: state.steps_done,
+            schedule: state.schedule,
+            solver: state.solver,
+            history_since: state.history.since,
+            predictions: state.history.predictions.len(),
+            routing: state.routing,
+            guidance: state.guidance,
+            policy: state.policy,
+            random: state.random,
+            identity: self.identity.clone(),
+            conditions: self.conditions.clone(),
+            latents: self.latents.clone(),
+        };
+        let json = serde_json::to_string(&header).unwrap_or_else(|_| unreachable!("keys are strings"));
+        let mut tensors: Vec<(String, &Array4<f32>)> = vec![("latent".into(), &state.latent)];
+        tensors.extend(state.clean.as_deref().map(|clean| ("clean".into(), clean)));
+        tensors.extend(state.history.start.as_deref().map(|start| ("start".into(), start)));
+        for (index, prediction) in state.history.predictions.iter().enumerate() {
+            tensors.push((format!("predictions.{index}"), prediction));
+        }
+        let tensors: Vec<_> = tensors
+            .into_iter()
+            .map(|(name, values)| {
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                (name, values.shape().to_vec(), bytes)
+            })
+            .collect();
+        let digest = digest(&json, tensors.iter().map(|(name, shape, bytes)| (&**name, &**shape, &**bytes)));
+        let metadata = HashMap::from([("snapshot".to_owned(), json), ("digest".to_owned(), digest)]);
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes)
+                .unwrap_or_else(|_| unreachable!("four bytes for each value"));
+            (name, view)
+        });
+        safetensors::serialize(views, Some(metadata))
+            .unwrap_or_else(|_| unreachable!("tensors in memory are serialised"))
+    }
+
+    /// Reads a snapshot.
+    ///
+    /// # Errors
+    /// The bytes are damaged, are not a snapshot, or are one of another version.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let wrong = |why: String| Error::Snapshot { why };
+        let (_, head) = SafeTensors::read_metadata(bytes).map_err(|error| wrong(error.to_string()))?;
+        let file = SafeTensors::deserialize(bytes).map_err(|error| wrong(error.to_string()))?;
+        let metadata = head.metadata().as_ref();
+        let text = |key: &str| {
+            let found = metadata.and_then(|metadata| metadata.get(key));
+            found.ok_or_else(|| wrong(format!("it has no metadata `{key}`")))
+        };
+        let (json, expected) = (text("snapshot")?, text("digest")?);
+        let mut names = file.names();
+        names.sort_by_key(|name| order(name));
+        let mut tensors = HashMap::new();
+        let mut hashed = Vec::new();
+        for name in names {
+            let view = file.tensor(name).map_err(|error| wrong(error.to_string()))?;
+            hashed.push((name, view.shape().to_vec(), view.data()));
+            tensors.insert(name.to_owned(), array(name, &view).map_err(wrong)?);
+        }
+        let found = digest(json, hashed.iter().map(|(name, shape, data)| (*name, &**shape, *data)));
+        if found != *expected {
+            return Err(wrong("its content does not have the digest that it names".into()));
+        }
+        let header: Header = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
+        if header.version != SNAPSHOT_VERSION {
+            let version = header.version;
+            return Err(wrong(format!(
+                "its version is {version}, and this program reads {SNAPSHOT_VERSION}"
+            )));
+        }
+        let mut take = |name: &str| tensors.remove(name).map(Arc::new);
+        let latent = take("latent").ok_or_else(|| wrong("it has no tensor `latent`".into()))?;
+        let (clean, start) = (take("clean"), take("start"));
+        let predictions =
+            (0..header.predictions).map_while(|index| take(&format!("predictions.{index}"))).collect();
+        if let Some(name) = tensors.keys().next() {
+            return Err(wrong(format!("the tensor `{name}` does not belong to a snapshot")));
+        }
+        let stored = StoredDenoising {
+            routing: header.routing,
+            guidance: header.guidance,
+            policy: header.policy,
+            schedule: header.schedule,
+            solver: header.solver,
+            steps_done: header.steps_done,
+            history: SolverHistory { since: header.history_since, predictions, start },
+            latent,
+            clean,
+            random: header.random,
+        };
+        let state = Denoising::from_stored(stored).map_err(|why| wrong(why.to_owned()))?;
+        if header.latents.len() != header.steps_done {
+            return Err(wrong("it has not one digest for each step".into()));
+        }
+        let snapshot = state.snapshot();
+        let Header { identity, conditions, latents, .. } = header;
+        Ok(Self { snapshot, identity, conditions, latents })
+    }
+}
+
+/// The order in which tensors are hashed.
+fn order(name: &str) -> (usize, String) {
+    let rank = ["latent", "clean", "start"].iter().position(|known| *known == name).unwrap_or(3);
+    (rank, name.to_owned())
+}
+
+/// A digest over the JSON, and name, shape and bytes of each tensor.
+fn digest<'a>(json: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [u8])>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(json.as_bytes());
+    for (name, shape, bytes) in tensors {
+        part(name.as_bytes());
+        shape.iter().for_each(|extent| part(&(*extent as u64).to_le_bytes()));
+        part(bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// A tensor `[C,T,h,w]` f32.
+fn array(name: &str, view: &TensorView<'_>) -> Result<Array4<f32>, String> {
+    let [c, t, h, w] = view.shape() else {
+        return Err(format!("`{name}` has the shape {:?}, and a latent has four axes", view.shape()));
+    };
+    if view.dtype() != Dtype::F32 {
+        return Err(format!("`{name}` is {:?} and should be F32", view.dtype()));
+    }
+    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    Array4::from_shape_vec((*c, *t, *h, *w), values).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::conditions::tests::conditions;
+    use super::*;
+    use crate::denoise::synthetic::{denoising, run, step};
+    use bundle::settings::ScheduleKind;
+    use proptest::prelude::*;
+
+    pub(crate) fn stored(solver: SolverKind, steps: usize, stop: usize) -> StoredSnapshot {
+        let mut state = denoising(solver, ScheduleKind::Official, steps, 1, 700, 3);
+        let mut latents = Vec::new();
+        for _ in 0..stop {
+            step(&mut state);
+            latents.push(LatentDigest::of(state.latent()));
+        }
+        let digest = |letter: &str| letter.repeat(64);
+        let identity = SnapshotIdentity { bundle: digest("a"), text: digest("b"), settings: digest("c") };
+        StoredSnapshot { snapshot: state.snapshot(), identity, conditions: conditions(), latents }
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_survives_as_bytes_at_every_step(
+            solver in 0_usize..3, kind in 0_usize..2, steps in 1_usize..9, stop in 0_usize..9,
+            guidance in 0_usize..3, boundary in 1_u16..1000,
+        ) {
+            let (solver, kind) = (SolverKind::ALL[solver], ScheduleKind::ALL[kind]);
+            let mut state = denoising(solver, kind, steps, guidance, boundary, 5);
+            let whole = run(state.clone());
+            let mut latents = Vec::new();
+            for _ in 0..stop.min(steps) {
+                step(&mut state);
+                latents.push(LatentDigest::of(state.latent()));
+            }
+            let stored = StoredSnapshot { snapshot: state.snapshot(), latents, ..stored(solver, 1, 0) };
+            let read = StoredSnapshot::from_bytes(&stored.to_bytes()).unwrap();
+            prop_assert_eq!(&read, &stored);
+            prop_assert_eq!(run(Denoising::resume(read.snapshot)), whole);
+        }
+
+        #[test]
+        fn a_damaged_snapshot_is_detected(stop in 0_usize..4, at in 0_usize..100_000, bit in 0_u8..8, cut in any::<bool>()) {
+            let mut bytes = stored(SolverKind::UniPc, 5, stop).to_bytes();
+            let at = at % bytes.len();
+            if cut {
+                bytes.truncate(at);
+            } else {
+                bytes[at] ^= 1 << bit;
+            }
+            prop_assert!(StoredSnapshot::from_bytes(&bytes).is_err());
+        }
+    }
+
+    /// Changes the JSON of a snapshot and gives it the right digest.
+    fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Result<StoredSnapshot, Error> {
+        let bytes = stored(SolverKind::UniPc, 5, 3).to_bytes();
+        let (_, head) = SafeTensors::read_metadata(&bytes).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut json: serde_json::Value =
+            serde_json::from_str(&head.metadata().as_ref().unwrap()["snapshot"]).unwrap();
+        edit(&mut json);
+        let json = json.to_string();
+        let mut names = file.names();
+        names.sort_by_key(|name| order(name));
+        let views: Vec<_> = names.iter().map(|name| (*name, file.tensor(name).unwrap())).collect();
+        let digest = digest(&json, views.iter().map(|(name, view)| (*name, view.shape(), view.data())));
+        let metadata = HashMap::from([("snapshot".to_owned(), json), ("digest".to_owned(), digest)]);
+        StoredSnapshot::from_bytes(&safetensors::serialize(views, Some(metadata)).unwrap())
+    }
+
+    #[test]
+    fn a_snapshot_that_contradicts_itself_is_refused() {
+        edited(|_| {}).unwrap();
+        let refused = |edit: fn(&mut serde_json::Value)| edited(edit).unwrap_err().to_string();
+        assert!(refused(|json| json["version"] = 2.into()).contains("version is 2"));
+        assert!(refused(|json| json["steps_done"] = 4.into()).contains("history"));
+        assert!(refused(|json| json["steps_done"] = 9.into()).contains("more steps"));
+        assert!(refused(|json| json["predictions"] = 2.into()).contains("predictions.2"));
+        assert!(refused(|json| json["guidance"] = serde_json::json!([1.0])).contains("guidance"));
+        assert!(refused(|json| json["schedule"]["sigmas"][1] = 1.5.into()).contains("sigma"));
+        assert!(refused(|json| json["latents"] = serde_json::json!([])).contains("digest"));
+        assert!(refused(|json| json["unknown"] = 1.into()).contains("unknown"));
+    }
+}
