@@ -418,6 +418,22 @@ mod tests {
     }
 
     #[test]
+    fn a_dropped_writer_ends_its_live_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let live: OutputSpec = format!("hls:{}", folder.path().join("live").display()).parse().unwrap();
+        let mut clip = claim(&settings(folder.path(), &["a.y4m"]), 4);
+        let target = OutputTarget::claim(&live).unwrap();
+        let previews = clip.start_live(target, Array4::zeros((4, 1, 2, 4)).view(), 4).unwrap();
+        previews.show(frames(1).view(), 1).unwrap();
+        clip.push(frames(2).view()).unwrap();
+        assert!(OutputTarget::claim(&live).is_err(), "the address is in use");
+        drop(clip);
+        // The thread of the address releases its folder when it ends.
+        let mut pauses = (0..3000).map(|_| std::thread::sleep(Duration::from_millis(10)));
+        assert!(pauses.any(|()| OutputTarget::claim(&live).is_ok()), "the address has not ended");
+    }
+
+    #[test]
     fn frames_of_another_shape_are_refused_before_post_processing() {
         let folder = tempfile::tempdir().unwrap();
         let mut clip = claim(&settings(folder.path(), &["a.y4m"]), 4);
