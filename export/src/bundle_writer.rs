@@ -298,6 +298,8 @@ impl GraphWriter<'_> {
                 (Part::TrunkNext, decoder_trunk_graph(vae, Chunk::Next, weights)?),
                 (Part::UpsamplerNext, decoder_upsampler_graph(vae, Chunk::Next, weights)?),
             ],
+            // No checkpoint with an image encoder is supported.
+            Component::ImageEncoder => Vec::new(),
             // A megabyte of weights: nothing is won by computing in less than f32.
             Component::Preview => match tiny_decoder {
                 None => Vec::new(),

@@ -33,7 +33,10 @@ impl BundleWeights {
                 let residual_blocks = manifest.vae.residual_blocks;
                 (Family::Vae { residual_blocks }, inventory::decoder(&manifest.vae))
             }
-            // The tiny decoder is not quantised, so its weights are not read again.
+            // These are not quantised, so their weights are not read again.
+            Component::ImageEncoder => {
+                (Family::Vae { residual_blocks: manifest.vae.residual_blocks }, Vec::new())
+            }
             Component::Preview => (Family::TinyDecoder, Vec::new()),
         };
         let folder = bundle.folder.join(layout::component_folder(&entry.component));

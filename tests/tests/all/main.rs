@@ -16,6 +16,7 @@ mod dashes;
 mod export_places;
 mod format_1;
 mod golden;
+mod image_encoder;
 mod interruption;
 mod kernel_decoder;
 mod kernels;

@@ -202,7 +202,7 @@ impl Manifest {
     }
 
     /// Returns the precisions for which every component has graphs for `target` and `kernels`, see
-    /// [`ComponentEntry::graph`]. The tiny decoder is never quantised and is ignored.
+    /// [`ComponentEntry::graph`]. Components that are never quantised are ignored.
     pub fn precisions(&self, target: Target, kernels: KernelLibrary) -> Vec<Precision> {
         let fits = |graph: &GraphEntry, precision: Precision| {
             (graph.variant.target, graph.variant.precision) == (target, precision)
@@ -211,7 +211,7 @@ impl Manifest {
         Precision::ALL
             .into_iter()
             .filter(|precision| {
-                let mut models = self.components.iter().filter(|entry| entry.component != Component::Preview);
+                let mut models = self.components.iter().filter(|entry| entry.component.is_quantizable());
                 models.all(|entry| entry.graphs.iter().any(|graph| fits(graph, *precision)))
             })
             .collect()
