@@ -21,6 +21,7 @@ mod interruption;
 mod kernel_decoder;
 mod kernels;
 mod live;
+mod merged_weights;
 mod mini;
 mod mini_cache;
 mod module_cycles;

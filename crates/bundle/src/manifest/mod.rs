@@ -60,7 +60,7 @@ pub struct ComponentEntry {
     pub weights: Vec<WeightFile>,
     /// The number format of the weights.
     pub weight_type: WeightType,
-    /// Digest over all its weights.
+    /// Digest over all its weights, as the checkpoint stores them, and over their changes other than conversions.
     pub digest: Digest,
     /// Quantised variants, each with its own weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
