@@ -10,7 +10,7 @@ use export::{Error, ExportReport, ExportRequest, export};
 use ndarray::{Array2, ArrayView2};
 use std::fs;
 use std::path::Path;
-use tests::golden;
+use tests::{edit, golden};
 
 const WEIGHT: &str = "blocks.0.attn1.to_q.weight";
 /// Inputs and outputs of the weight.
@@ -39,8 +39,10 @@ fn exported(
     weights: WeightType,
     merges: Vec<(Component, Merge)>,
 ) -> Result<ExportReport, Error> {
-    let checkpoint = golden::case("moving-clip").checkpoint();
-    let request = ExportRequest { weights: Some(weights), merges, ..ExportRequest::new(&checkpoint, folder) };
+    // A copy, so that the file system of the bundle can link its files.
+    let checkpoint = edit::copy_of(&golden::case("moving-clip").checkpoint());
+    let request =
+        ExportRequest { weights: Some(weights), merges, ..ExportRequest::new(checkpoint.path(), folder) };
     export(&request, &mut |_| ())
 }
 
