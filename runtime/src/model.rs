@@ -168,12 +168,12 @@ impl Model {
     /// The bundle lacks the component or part.
     pub fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
         let entry = self.manifest().component(component)?;
-        // Preview graphs exist only in the exported precision.
         let exported = match component {
-            Component::Preview => {
+            // Their graphs exist only in the exported precision.
+            Component::ImageEncoder | Component::Preview => {
                 entry.graphs.iter().find(|graph| graph.variant.target == self.variant.target)
             }
-            _ => None,
+            Component::TextEncoder | Component::Expert(_) | Component::Decoder => None,
         };
         let precision = exported.map_or(self.variant.precision, |graph| graph.variant.precision);
         Ok(entry.graph(part, Variant { precision, ..self.variant })?)
