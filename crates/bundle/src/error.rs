@@ -240,7 +240,7 @@ impl Diagnose for Error {
                 "choose one of these with `precision`, or export the checkpoint for that target",
             ),
             Self::NoComponent { component, available } => Report::damaged(
-                format!("the bundle has no component {component}"),
+                format!("the bundle lacks {component}"),
                 format!("it has {}", available.join(", ")),
                 "copy the whole bundle again, or export the checkpoint again with this version of rushes",
             ),
