@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_failing_operator_is_named_without_source_locations() {
         let message = "Non-zero status code returned while running Reshape node. Name:'r' Status Message: /src/reshape_helper.cc:45 onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) input_shape_size == size was false.";
-        insta::assert_snapshot!(explain_run("step", ErrorCode::RuntimeException, message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the bundle's model and `size`)");
+        insta::assert_snapshot!(explain_run("step", ErrorCode::RuntimeException, message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and the size of the clip)");
         // An operator may refuse its inputs with the code of refused graph inputs.
         assert!(matches!(explain_run("step", ErrorCode::InvalidArgument, message), Error::RunFailed { .. }));
     }

@@ -82,7 +82,7 @@ fn incompatible_shapes_fail_in_the_run_with_the_operator_named() {
     let five = Value::from_f32(Array2::<f32>::ones((5, 3)));
     let error = add().run(&[("a", &two), ("b", &five)], &Cancel::new()).unwrap_err();
     assert!(matches!(error, Error::RunFailed { .. }), "{error}");
-    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/add.onnx failed while running: Add: axis == 1 || axis == largest was false. Attempting to broadcast an axis by a dimension other than 1. 2 by 5 (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the bundle's model and `size`)");
+    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/add.onnx failed while running: Add: axis == 1 || axis == largest was false. Attempting to broadcast an axis by a dimension other than 1. 2 by 5 (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and the size of the clip)");
 }
 
 #[test]
