@@ -230,7 +230,8 @@ impl Diagnose for Error {
             Self::NotFinite { step, steps, expert } => Report::failed(
                 format!("the latent is not finite after step {step} of {steps}"),
                 format!("the {expert} expert returned values that are not finite"),
-                "use a lower `guidance`, or check the files of the bundle with `rushes inspect` and `verify`",
+                "use a lower `guidance`; if the bundle was exported unverified, export the checkpoint with verification to check \
+                 its weights",
             ),
             Self::NoiseFile { path, why } => Report::bad_input(
                 format!("the noise in {} cannot be used", path.display()),
