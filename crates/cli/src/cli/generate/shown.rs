@@ -114,7 +114,7 @@ impl Shown {
             self.progress.clear();
             render::note(&format!(
                 "warning: {}; {}; the other outputs continue",
-                render::report(&failed.error),
+                render::report(&*failed.error),
                 failed.remainder
             ));
         }
