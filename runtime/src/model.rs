@@ -162,6 +162,14 @@ impl Model {
         self.variant
     }
 
+    /// The variant that runs, with the kernels that its graphs are written for: those of ONNX Runtime if no component
+    /// has graphs for Rushes kernels.
+    pub fn effective_variant(&self) -> Variant {
+        let has_rushes = self.manifest().has_rushes_kernels(self.variant.precision);
+        let kernels = if has_rushes { self.variant.kernels } else { KernelLibrary::OnnxRuntime };
+        Variant { kernels, ..self.variant }
+    }
+
     /// Returns the graph that runs for a part.
     ///
     /// # Errors
