@@ -220,7 +220,7 @@ impl Diagnose for Error {
             Self::Fork(error) => Report::bad_input(
                 "the run cannot go on with these changes",
                 error.to_string(),
-                "leave the change out, or start a new run",
+                "go on from the snapshot at the boundary with `resume_from`, leave the change out, or start a new run",
             ),
             Self::Step(error) => Report::bug("a denoising step cannot be made", error.to_string()),
             Self::NotFinite { step, steps, expert } => Report::failed(

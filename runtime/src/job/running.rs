@@ -13,7 +13,8 @@ use super::timing::{Clock, Mark};
 use crate::Error;
 use crate::decode::DecodeRun;
 use crate::denoise::{
-    Conditioning, Denoising, ForkChanges, GridChange, StepDone, StepInputs, TextConditioning, Variation,
+    Conditioning, Denoising, ForkChanges, ForkError, GridChange, StepDone, StepInputs, TextConditioning,
+    Variation,
 };
 use crate::pipeline::{Pipeline, seeded_noise};
 use crate::plan::GenerationPlan;
@@ -109,6 +110,10 @@ impl JobStart {
         let must_match = text.is_none() && differences.is_empty();
         let expected_text = must_match.then_some(identity.text);
         if let Some(fork) = fork.filter(|fork| !fork.is_empty()) {
+            let steps = snapshot.state().steps();
+            if snapshot.state().steps_done() >= steps {
+                return Err(ForkError::Finished { steps }.into());
+            }
             spec.forks.retain(|known| known.after < snapshot.state().steps_done());
             spec.forks.push(ForkSpec { after: snapshot.state().steps_done(), ..fork });
         }
