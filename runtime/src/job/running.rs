@@ -430,7 +430,11 @@ impl Job {
         let (done, steps) = (self.denoising.steps_done(), self.last_step());
         self.send(JobEvent::Denoising { done, steps });
         self.store_text();
-        self.store(false);
+        // A fork is applied again when the job is resumed, so the state before it is stored, not the one after it.
+        let last_fork = self.next_fork.checked_sub(1).and_then(|last| self.spec.forks.get(last));
+        if last_fork.is_none_or(|fork| fork.after < done) {
+            self.store(self.denoising.is_at_boundary());
+        }
         Ok(Phase::Denoise(Box::new(inputs)))
     }
 
@@ -488,7 +492,9 @@ impl Job {
     }
 
     fn step(&mut self, pipeline: &mut Pipeline, inputs: &StepInputs) -> Result<(), Error> {
+        let skipped = self.denoising.next().map_or(0, |request| request.passes.saved(request.is_guided));
         let Some(done) = pipeline.step(&mut self.denoising, inputs, &self.cancel)? else { return Ok(()) };
+        self.skipped_passes += skipped;
         let digest = LatentDigest::of(&done.latent);
         self.latents.push(digest.clone());
         self.steps_run += 1;
