@@ -75,6 +75,12 @@ pub fn from_bytes(bytes: &[u8]) -> Option<String> {
     decode(bytes).ok()
 }
 
+/// The items of a list, one on each line: lines without the space around them. Empty lines and lines that begin with `#`
+/// are not items.
+pub fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
 /// A decoding error.
 #[derive(Debug, PartialEq)]
 struct Wrong {
@@ -180,6 +186,12 @@ mod tests {
             wrong(1, "contains half a UTF-16 character", Some("UTF-16BE"))
         );
         assert_eq!(decode(b"\xFF\xFE\0\0a\0\0\0"), wrong(1, "begins like UTF-32", Some("UTF-32")));
+    }
+
+    #[test]
+    fn items_are_the_lines_that_are_neither_empty_nor_comments() {
+        let found: Vec<_> = items("# two\n a boat \n\n  # no\n\ta #1 hit\n").collect();
+        assert_eq!(found, ["a boat", "a #1 hit"]);
     }
 
     proptest! {
