@@ -15,6 +15,7 @@ mod damaged_bundles;
 mod dashes;
 mod export_places;
 mod format_1;
+mod fuzz_seeds;
 mod golden;
 mod image_encoder;
 mod interruption;
