@@ -54,7 +54,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 }
 
 /// Removes the parts of terminated processes in a folder and its subfolders. No other run may be writing there.
-pub(crate) fn remove_parts(folder: &Path) {
+pub fn remove_parts(folder: &Path) {
     remove_parts_to(folder, DEPTH);
 }
 

@@ -61,7 +61,21 @@ impl JobFolder {
     pub fn create(folder: &Path, spec: &JobSpec) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(bundle::Error::file("create", folder))?;
         let lock = lock(folder)?;
-        let mut entries = std::fs::read_dir(folder).map_err(bundle::Error::file("read", folder))?;
+        Self::check_new(folder)?;
+        let json = serde_json::to_vec_pretty(spec).unwrap_or_else(|_| unreachable!("keys are strings"));
+        atomic::write_atomic(&folder.join(SPEC), &json)?;
+        Ok(Self { folder: folder.to_owned(), spec: spec.clone(), _lock: lock })
+    }
+
+    /// Checks that a new job can be kept in a folder: it does not exist, or is empty.
+    ///
+    /// # Errors
+    /// The folder holds another job or other files, or cannot be read.
+    pub fn check_new(folder: &Path) -> Result<(), Error> {
+        let mut entries = match std::fs::read_dir(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(bundle::Error::file("read", folder))?,
+        };
         if folder.join(SPEC).exists() {
             let why = "it holds a job already";
             let fix = "go on with `rushes generate --resume`, or choose another folder";
@@ -70,9 +84,7 @@ impl JobFolder {
         if entries.next().is_some() {
             return Err(refused(folder, "it is not empty", "choose another folder, or an empty one"));
         }
-        let json = serde_json::to_vec_pretty(spec).unwrap_or_else(|_| unreachable!("keys are strings"));
-        atomic::write_atomic(&folder.join(SPEC), &json)?;
-        Ok(Self { folder: folder.to_owned(), spec: spec.clone(), _lock: lock })
+        Ok(())
     }
 
     /// Opens the folder of a job.
@@ -90,7 +102,10 @@ impl JobFolder {
             Err(error) => return Err(bundle::Error::file("read", &path)(error).into()),
         };
         let spec = JobSpec::from_json(&json)?;
-        Ok(Self { spec, _lock: lock(folder)?, folder: folder.to_owned() })
+        let lock = lock(folder)?;
+        // Those of a run that was killed.
+        atomic::remove_parts(folder);
+        Ok(Self { spec, _lock: lock, folder: folder.to_owned() })
     }
 
     /// The folder.
@@ -145,10 +160,11 @@ impl JobFolder {
     /// # Errors
     /// The file cannot be written.
     pub fn write_text(&self, text: &TextConditioning) -> Result<(), Error> {
-        let path = self.folder.join(stored_text::file_name(&stored_text::digest(text)));
-        if path.exists() {
+        let digest = stored_text::digest(text);
+        if self.text(&digest).is_some() {
             return Ok(());
         }
+        let path = self.folder.join(stored_text::file_name(&digest));
         Ok(atomic::write_atomic(&path, &stored_text::to_bytes(text))?)
     }
 

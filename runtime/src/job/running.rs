@@ -51,6 +51,8 @@ pub struct JobStart {
     pub text: Option<TextConditioning>,
     /// The digest that text states must have, if they are not known and the run must be bit-equal.
     pub expected_text: Option<String>,
+    /// How many forks of the spec are in the state of the latent.
+    pub forks_applied: usize,
 }
 
 /// A job that was made from a snapshot.
@@ -74,7 +76,8 @@ impl JobStart {
         let model = pipeline.model();
         let spec = JobSpec::new(&plan, model)?;
         let denoising = plan.denoising(model.manifest(), noise)?;
-        Ok(Self { spec, plan, denoising, latents: Vec::new(), text: None, expected_text: None })
+        let (latents, text, expected_text) = (Vec::new(), None, None);
+        Ok(Self { spec, plan, denoising, latents, text, expected_text, forks_applied: 0 })
     }
 
     /// Goes on from a snapshot of a job folder. `fork` are changes after the steps that are done; an empty one changes
@@ -92,7 +95,7 @@ impl JobStart {
         let mut spec = folder.spec().clone();
         let plan = spec.plan(model.manifest())?;
         let found = folder.snapshot(from)?;
-        let StoredSnapshot { snapshot, identity, conditions, latents } = found.snapshot;
+        let StoredSnapshot { snapshot, identity, conditions, latents, forks_applied } = found.snapshot;
         let own = ModelIdentity::of(model)?;
         let other = |what: &'static str, stored: &str, found: &str| {
             let short = |digest: &str| digest.get(..12).unwrap_or(digest).to_owned();
@@ -104,6 +107,10 @@ impl JobStart {
         if identity.settings != spec.digest() {
             return Err(other("settings", &identity.settings, &spec.digest()));
         }
+        if forks_applied > spec.forks.len() {
+            let why = format!("it has {forks_applied} changes, and the job has {}", spec.forks.len());
+            return Err(Error::Snapshot { why });
+        }
         let here = RunConditions::new(model, &plan, pipeline.tile().map(crate::decode::TileSide::get));
         let differences = here.differences(&conditions, true);
         let text = folder.text(&identity.text);
@@ -114,11 +121,11 @@ impl JobStart {
             if snapshot.state().steps_done() >= steps {
                 return Err(ForkError::Finished { steps }.into());
             }
-            spec.forks.retain(|known| known.after < snapshot.state().steps_done());
+            spec.forks.truncate(forks_applied);
             spec.forks.push(ForkSpec { after: snapshot.state().steps_done(), ..fork });
         }
         let denoising = Denoising::resume(snapshot);
-        let start = Self { spec, plan, denoising, latents, text, expected_text };
+        let start = Self { spec, plan, denoising, latents, text, expected_text, forks_applied };
         Ok(Resumed { start, differences, instead_of: found.instead_of })
     }
 
@@ -211,12 +218,11 @@ impl Job {
     /// Creates a job, and the receiver of its events. Runs nothing.
     pub fn new(pipeline: &Pipeline, start: JobStart) -> (Self, Receiver<JobEvent>) {
         let (events, receiver) = channel();
-        let JobStart { spec, plan, denoising, latents, text, expected_text } = start;
+        let JobStart { spec, plan, denoising, latents, text, expected_text, forks_applied } = start;
         let model = pipeline.model();
         let conditions = RunConditions::new(model, &plan, pipeline.tile().map(crate::decode::TileSide::get));
-        let done = denoising.steps_done();
         let job = Self {
-            next_fork: spec.forks.iter().take_while(|fork| fork.after < done).count(),
+            next_fork: forks_applied,
             identity: spec.model.digest.clone(),
             text_digest: text.as_ref().map(stored_text::digest),
             spec,
@@ -311,6 +317,7 @@ impl Job {
             identity,
             conditions: self.conditions.clone(),
             latents: self.latents.clone(),
+            forks_applied: self.next_fork,
         })
     }
 
@@ -430,31 +437,33 @@ impl Job {
         let (done, steps) = (self.denoising.steps_done(), self.last_step());
         self.send(JobEvent::Denoising { done, steps });
         self.store_text();
-        // A fork is applied again when the job is resumed, so the state before it is stored, not the one after it.
-        let last_fork = self.next_fork.checked_sub(1).and_then(|last| self.spec.forks.get(last));
-        if last_fork.is_none_or(|fork| fork.after < done) {
-            self.store(self.denoising.is_at_boundary());
-        }
+        self.store(self.denoising.is_at_boundary());
         Ok(Phase::Denoise(Box::new(inputs)))
     }
 
     fn encode(&mut self, pipeline: &mut Pipeline) -> Result<(), Error> {
         self.begin("text");
         self.send(JobEvent::Encoding);
-        let done = self.denoising.steps_done();
         let applied = self.spec.forks.get(..self.next_fork).unwrap_or_default();
         let (mut prompt, mut negative) = (&*self.spec.prompt, &*self.spec.negative);
-        for fork in applied.iter().filter(|fork| fork.after <= done) {
+        for fork in applied {
             prompt = fork.prompt.as_deref().unwrap_or(prompt);
             negative = fork.negative.as_deref().unwrap_or(negative);
         }
-        let negative = self.denoising.needs_unconditional().then_some(negative);
-        let text = pipeline.encode(prompt, negative, &self.cancel)?;
-        let digest = stored_text::digest(&text);
-        if let Some(expected) = self.expected_text.take().filter(|expected| *expected != digest) {
-            let short = |digest: &str| digest.get(..12).unwrap_or(digest).to_owned();
-            let (stored, found) = (short(&expected), short(&digest));
-            return Err(Error::OtherSnapshot { what: "text states", stored, found });
+        let needed = self.denoising.needs_unconditional().then_some(negative);
+        let mut text = pipeline.encode(prompt, needed, &self.cancel)?;
+        let mut digest = stored_text::digest(&text);
+        if let Some(expected) = self.expected_text.take() {
+            // Only steps that are done may have needed the negative prompt.
+            if digest != expected && needed.is_none() {
+                text = pipeline.encode(prompt, Some(negative), &self.cancel)?;
+                digest = stored_text::digest(&text);
+            }
+            if digest != expected {
+                let short = |digest: &str| digest.get(..12).unwrap_or(digest).to_owned();
+                let (stored, found) = (short(&expected), short(&digest));
+                return Err(Error::OtherSnapshot { what: "text states", stored, found });
+            }
         }
         self.clock.mark(Mark::Encoded);
         (self.text, self.text_digest) = (Some(text.clone()), Some(digest));

@@ -49,6 +49,8 @@ pub struct StoredSnapshot {
     pub conditions: RunConditions,
     /// The digest of the latent after each step that is done.
     pub latents: Vec<LatentDigest>,
+    /// How many forks of the spec are in the state. One that is due after the steps that are done may be or not.
+    pub forks_applied: usize,
 }
 
 /// The JSON of a snapshot.
@@ -68,6 +70,7 @@ struct Header {
     identity: SnapshotIdentity,
     conditions: RunConditions,
     latents: Vec<LatentDigest>,
+    forks_applied: usize,
 }
 
 impl StoredSnapshot {
@@ -88,6 +91,7 @@ impl StoredSnapshot {
             identity: self.identity.clone(),
             conditions: self.conditions.clone(),
             latents: self.latents.clone(),
+            forks_applied: self.forks_applied,
         };
         let json = serde_json::to_string(&header).unwrap_or_else(|_| unreachable!("keys are strings"));
         let mut tensors: Vec<(String, &Array4<f32>)> = vec![("latent".into(), &state.latent)];
@@ -178,8 +182,8 @@ impl StoredSnapshot {
             return Err(wrong("it has not one digest for each step".into()));
         }
         let snapshot = state.snapshot();
-        let Header { identity, conditions, latents, .. } = header;
-        Ok(Self { snapshot, identity, conditions, latents })
+        let Header { identity, conditions, latents, forks_applied, .. } = header;
+        Ok(Self { snapshot, identity, conditions, latents, forks_applied })
     }
 }
 
@@ -234,7 +238,8 @@ pub(crate) mod tests {
         }
         let digest = |letter: &str| letter.repeat(64);
         let identity = SnapshotIdentity { bundle: digest("a"), text: digest("b"), settings: digest("c") };
-        StoredSnapshot { snapshot: state.snapshot(), identity, conditions: conditions(), latents }
+        let (snapshot, conditions) = (state.snapshot(), conditions());
+        StoredSnapshot { snapshot, identity, conditions, latents, forks_applied: 0 }
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //!
 //! A test whose measurement needs a process without other tests runs itself again in one (`tests::own_process`).
 
+mod auditions;
 mod bundle_json;
 mod calibration_inputs;
 mod changing_files;
@@ -19,6 +20,11 @@ mod fuzz_seeds;
 mod golden;
 mod image_encoder;
 mod interruption;
+mod job_bundle;
+mod job_commands;
+mod job_forks;
+mod jobs;
+mod jobs_in_turns;
 mod kernel_decoder;
 mod kernels;
 mod live;
@@ -36,6 +42,7 @@ mod quality;
 mod quantization;
 mod quantize_refusals;
 mod rates;
+mod repeated_clips;
 mod residency;
 mod signals;
 mod standard_output;

@@ -52,6 +52,7 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
             seed: Seed(first.wrapping_add(index as u64)),
         })
         .collect();
+    takes.iter().try_for_each(|take| JobFolder::check_new(&take.folder))?;
     let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan_of = |seed| {

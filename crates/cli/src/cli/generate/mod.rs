@@ -35,6 +35,9 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let cancel = global.interrupts.cancel();
     let source = Source::open(args)?;
     let request = source.request(args)?;
+    if let Some(folder) = &args.job.job_dir {
+        JobFolder::check_new(folder)?;
+    }
     let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
