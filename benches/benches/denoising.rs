@@ -61,6 +61,7 @@ impl Middle {
     fn stored(&self) -> StoredSnapshot {
         let digest = "0123456789abcdef".repeat(4);
         StoredSnapshot {
+            forks_applied: 0,
             snapshot: self.denoising.snapshot(),
             identity: SnapshotIdentity { bundle: digest.clone(), text: digest.clone(), settings: digest },
             conditions: RunConditions {

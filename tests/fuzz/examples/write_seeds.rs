@@ -146,6 +146,7 @@ fn snapshot(solver: SolverKind, done: usize) -> StoredSnapshot {
     }
     let digest = |letter: &str| letter.repeat(64);
     StoredSnapshot {
+        forks_applied: 0,
         snapshot: state.snapshot(),
         identity: SnapshotIdentity { bundle: digest("a"), text: digest("b"), settings: digest("c") },
         conditions: conditions(),
