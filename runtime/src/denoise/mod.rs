@@ -3,7 +3,9 @@
 mod generator;
 mod rope;
 mod text_input;
+mod token_rows;
 
 pub use generator::{BATCHED_TOKENS_MAX, Conditioning, Generator, StepDone};
 pub use rope::RotaryTables;
 pub use text_input::TextInput;
+pub use token_rows::{TokenRows, token_rows};
