@@ -139,6 +139,7 @@ def feeds(sample: dict, routes: list, name: str) -> list[dict]:
         result.append({
             "latent": latent[None],
             "timestep": np.array([timestep], np.float32),
+            "rows": np.zeros(1, np.int64),
             "text": sample["text.0"][None],
             "cos": sample["cos"],
             "sin": sample["sin"],
@@ -168,6 +169,8 @@ def simplify(source: Path, target: Path, given: dict) -> None:
                 nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias"))
         else:
             nodes.append(node)
+    # With the fixed shapes below, the stated shapes of intermediate values are inferred.
+    del graph.value_info[:]
     # Shape inference stops at operators of ONNX Runtime's domain, and values without a type are not quantised.
     for node in nodes:
         if node.op_type == "MultiHeadAttention":

@@ -10,8 +10,10 @@ use graph::{Attention, AttentionRanges, GraphBuilder, Tensor};
 /// The inputs of every block besides the tokens.
 #[derive(Debug)]
 pub(super) struct Conditions {
-    /// Shift, scale and gate of self-attention, then of the feed-forward layer: `[1,6,d]`, f32.
+    /// Shift, scale and gate of self-attention, then of the feed-forward layer, for each timestep: `[R,6,d]`, f32.
     pub(super) modulation: Tensor,
+    /// The timestep of each token, as a row of `modulation`: `[1,M]`, i64. M is 1 if all tokens have the same.
+    pub(super) rows: Tensor,
     /// Text states after their projection, `[B,512,d]`, or `[B,T,d]` if equal rows are merged.
     pub(super) text: Tensor,
     /// Cosines of the rotary embedding, `[L,head/2]`.
@@ -42,9 +44,9 @@ pub(super) fn block(
 
     let (shift, scale, gate) = modulation(g, 0)?;
     let [scale, shift] = weights.smoothed(g, &part("attn1.to_q"), [scale, shift])?;
-    let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
+    let h = g.layer_norm_by_row(x, [&scale, &shift], &conditions.rows, spec.epsilon)?;
     let attended = self_attention(g, spec, weights, &part("attn1"), &h, conditions)?;
-    let gated = g.multiply(&attended, &gate)?;
+    let gated = g.multiply_by_row(&attended, &gate, &conditions.rows)?;
     let x = g.add(x, &gated)?;
 
     let scale = weights.load(g, &part("norm2.weight"), &[d])?;
@@ -56,11 +58,11 @@ pub(super) fn block(
 
     let (shift, scale, gate) = modulation(g, 3)?;
     let [scale, shift] = weights.smoothed(g, &part("ffn.net.0.proj"), [scale, shift])?;
-    let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
+    let h = g.layer_norm_by_row(&x, [&scale, &shift], &conditions.rows, spec.epsilon)?;
     let h = weights.linear(g, &part("ffn.net.0.proj"), &h, [spec.feed_forward, d])?;
     let h = g.gelu_tanh(&h);
     let h = weights.linear(g, &part("ffn.net.2"), &h, [d, spec.feed_forward])?;
-    let gated = g.multiply(&h, &gate)?;
+    let gated = g.multiply_by_row(&h, &gate, &conditions.rows)?;
     Ok(g.add(&x, &gated)?)
 }
 
@@ -141,7 +143,7 @@ fn cross_attention(
     weights.linear(g, &part("to_out.0"), &mixed, [d, d])
 }
 
-/// Returns row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
+/// Returns vector `index` of modulation tables `[R,vectors,d]` f32, as `[R,d]` in the number format `compute`.
 pub(super) fn row(
     g: &mut GraphBuilder,
     table: &Tensor,
@@ -152,7 +154,7 @@ pub(super) fn row(
     Ok(g.cast(&row, compute))
 }
 
-/// Returns `1 +` row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
+/// Returns `1 +` vector `index` of modulation tables `[R,vectors,d]` f32, as `[R,d]` in the number format `compute`.
 pub(super) fn one_plus_row(
     g: &mut GraphBuilder,
     table: &Tensor,
@@ -167,5 +169,5 @@ pub(super) fn one_plus_row(
 
 fn f32_row(g: &mut GraphBuilder, table: &Tensor, index: usize) -> Result<Tensor, Error> {
     let row = g.slice(table, 1, index, index + 1)?;
-    Ok(g.reshape(&row, &[table.from_last(1)])?)
+    Ok(g.reshape(&row, &[table.shape()[0].clone(), table.from_last(1)])?)
 }

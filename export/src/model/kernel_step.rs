@@ -14,7 +14,8 @@ use bundle::dtype::ElementType;
 use bundle::quantization::layers::{FusedLayer, fused};
 use bundle::spec::DenoiserSpec;
 use graph::{
-    Activation, GraphBuilder, HeadAttention, LinearOperands, Model, PackedBf16, PackedInt8, Quantized, Tensor,
+    Activation, GraphBuilder, HeadAttention, LinearOperands, Model, NormVectors, PackedBf16, PackedInt8,
+    Quantized, RowGate, Tensor,
 };
 
 /// Options of a step graph with Rushes kernels.
@@ -88,7 +89,7 @@ impl Block<'_> {
             one_plus_row(g, &table, 1, ElementType::F32)?,
             row(g, &table, 2, ElementType::F32)?,
         );
-        let h = self.norm(g, &x, [scale, shift], qkv)?;
+        let h = self.norm(g, &x, [scale, shift], Some(&conditions.rows), qkv)?;
         let h = self.linear(g, &h, qkv, Activation::None)?;
         let gains = self.gains(g, "attn1")?;
         let h = g.packed_self_attention(
@@ -102,7 +103,7 @@ impl Block<'_> {
 
         let scale = weights.load(g, &part("norm2.weight"), &[d])?;
         let shift = weights.load(g, &part("norm2.bias"), &[d])?;
-        let h = self.norm(g, &x, [scale, shift], query)?;
+        let h = self.norm(g, &x, [scale, shift], None, query)?;
         let q = self.linear(g, &h, query, Activation::None)?;
         let text = self.text_rows(g, key_and_value)?;
         let kv = self.linear(g, &text, key_and_value, Activation::None)?;
@@ -116,7 +117,7 @@ impl Block<'_> {
             one_plus_row(g, &table, 4, ElementType::F32)?,
             row(g, &table, 5, ElementType::F32)?,
         );
-        let h = self.norm(g, &x, [scale, shift], up)?;
+        let h = self.norm(g, &x, [scale, shift], Some(&conditions.rows), up)?;
         let h = self.linear(g, &h, up, Activation::GeluTanh)?;
         let h = self.rows(g, h, Activation::GeluTanh, down)?;
         self.residual(g, &h, down, &x, Some(&gate))
@@ -151,12 +152,14 @@ impl Block<'_> {
         weights.has(&name).then(|| weights.load(g, &name, &layer.shape[1..])).transpose()
     }
 
-    /// A norm, with the smoothing of the next layer folded into its scale and shift.
+    /// A norm, with the smoothing of the next layer folded into its scale and shift: vectors `[d]`, or tables `[R,d]`
+    /// with the rows of the tokens.
     fn norm(
         &self,
         g: &mut GraphBuilder,
         x: &Tensor,
         [mut scale, mut shift]: [Tensor; 2],
+        rows: Option<&Tensor>,
         next: &FusedLayer,
     ) -> Result<Rows, Error> {
         if let Some(factors) = self.input_factors(g, next)? {
@@ -164,9 +167,11 @@ impl Block<'_> {
             shift = g.multiply(&shift, &factors)?;
         }
         let epsilon = self.spec.epsilon;
+        let vectors = [&scale, &shift];
+        let vectors = rows.map_or(NormVectors::Same(vectors), |rows| NormVectors::ByRow(vectors, rows));
         Ok(match self.format(next) {
-            PackedFormat::Int8 => Rows::Int8(g.norm_quantized(x, [&scale, &shift], epsilon)?),
-            PackedFormat::Bf16 => Rows::Bf16(g.norm_bf16(x, [&scale, &shift], epsilon)?),
+            PackedFormat::Int8 => Rows::Int8(g.norm_quantized(x, vectors, epsilon)?),
+            PackedFormat::Bf16 => Rows::Bf16(g.norm_bf16(x, vectors, epsilon)?),
         })
     }
 
@@ -240,6 +245,7 @@ impl Block<'_> {
         stream: &Tensor,
         gate: Option<&Tensor>,
     ) -> Result<Tensor, Error> {
+        let gate = gate.map(|table| RowGate { table, rows: &self.conditions.rows });
         self.with_operands(g, x, layer, |g, operands| g.packed_linear_residual(operands, stream, gate))
     }
 }

@@ -4,6 +4,7 @@ use super::denoiser_block::{Conditions, one_plus_row, row};
 use super::graph_weights::GraphWeights;
 use crate::Error;
 use bundle::dtype::ElementType;
+use bundle::signature::ROWS_INPUT;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use graph::{Dim, GraphBuilder, Tensor};
 
@@ -55,7 +56,10 @@ impl StepStart {
 
         let latent_shape = [batch.clone(), spec.in_channels.into(), frames, height, width];
         let latent = g.input("latent", ElementType::F32, &latent_shape);
-        let timestep = g.input("timestep", ElementType::F32, &[1.into()]);
+        let timesteps = Dim::symbol("R");
+        let timestep = g.input("timestep", ElementType::F32, std::slice::from_ref(&timesteps));
+        let entries = Dim::symbol("M");
+        let rows = g.input(ROWS_INPUT, ElementType::I64, std::slice::from_ref(&entries));
         let text_shape = [batch.clone(), text_rows.clone(), spec.text_width.into()];
         let text = g.input("text", ElementType::F32, &text_shape);
         let key_bias = (text_input == TextInput::Merged)
@@ -78,8 +82,9 @@ impl StepStart {
             let active = g.cast(&active, compute);
             let projected = weights.linear(g, "condition_embedder.time_proj", &active, [6 * d, d])?;
             let projected = g.cast(&projected, ElementType::F32);
-            Ok::<_, Error>(g.reshape(&projected, &[1.into(), 6.into(), d.into()])?)
+            Ok::<_, Error>(g.reshape(&projected, &[timesteps, 6.into(), d.into()])?)
         })?;
+        let rows = g.reshape(&rows, &[1.into(), entries])?;
         let text = g.scoped("text", |g| {
             let text = g.cast(&text, compute);
             let embedder = "condition_embedder.text_embedder";
@@ -88,7 +93,7 @@ impl StepStart {
             weights.linear(g, &format!("{embedder}.linear_2"), &h, [d, d])
         })?;
         let (cos, sin) = (g.cast(&cos, compute), g.cast(&sin, compute));
-        let conditions = Conditions { modulation, text, cos, sin };
+        let conditions = Conditions { modulation, rows, text, cos, sin };
         Ok(Self { x, conditions, key_bias, latent, grid, time })
     }
 
@@ -104,7 +109,7 @@ impl StepStart {
         x: &Tensor,
     ) -> Result<(), Error> {
         let velocity = g.scoped("head", |g| {
-            let patches = head(g, spec, weights, x, &self.time)?;
+            let patches = head(g, spec, weights, x, [&self.time, &self.conditions.rows])?;
             let patches = g.cast(&patches, ElementType::F32);
             unpatchify(g, spec, &patches, &self.latent, &self.grid)
         })?;
@@ -112,7 +117,7 @@ impl StepStart {
     }
 }
 
-/// `timestep [1]` in 0..=1000 to the time embedding `[1,d]`.
+/// `timestep [R]` in 0..=1000 to the time embeddings `[R,d]`.
 ///
 /// Source: sinusoid of `10000^(-i/half)`, cosines first, in f32 as in diffusers.
 fn time_embedding(
@@ -126,7 +131,7 @@ fn time_embedding(
     let frequencies: Vec<f32> =
         (0..half).map(|i| (-(10_000.0_f32.ln()) * i as f32 / half as f32).exp()).collect();
     let frequencies = g.constant("frequencies", &[1, half], &frequencies)?;
-    let timestep = g.reshape(timestep, &[1.into(), 1.into()])?;
+    let timestep = g.reshape(timestep, &[timestep.shape()[0].clone(), 1.into()])?;
     let angles = g.multiply(&timestep, &frequencies)?;
     let (cos, sin) = (g.cos(&angles), g.sin(&angles));
     let sinusoid = g.concat(&[&cos, &sin], 1)?;
@@ -137,21 +142,22 @@ fn time_embedding(
     weights.linear(g, &format!("{embedder}.linear_2"), &h, [d, d])
 }
 
-/// Tokens `[B,L,d]` to the velocities of their patches `[B,L,pt·ph·pw·C]`, channel fastest.
+/// Tokens `[B,L,d]` to the velocities of their patches `[B,L,pt·ph·pw·C]`, channel fastest. `time [R,d]` are the time
+/// embeddings, `rows [1,M]` the map of tokens to them.
 fn head(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
     weights: GraphWeights<'_>,
     x: &Tensor,
-    time: &Tensor,
+    [time, rows]: [&Tensor; 2],
 ) -> Result<Tensor, Error> {
     let d = spec.width();
     let table = weights.in_f32().load(g, "scale_shift_table", &[1, 2, d])?;
-    let time = g.reshape(time, &[1.into(), 1.into(), d.into()])?;
-    let rows = g.add(&table, &time)?;
+    let time = g.reshape(time, &[time.shape()[0].clone(), 1.into(), d.into()])?;
+    let table = g.add(&table, &time)?;
     let compute = weights.lowering().compute;
-    let (shift, scale) = (row(g, &rows, 0, compute)?, one_plus_row(g, &rows, 1, compute)?);
-    let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
+    let (shift, scale) = (row(g, &table, 0, compute)?, one_plus_row(g, &table, 1, compute)?);
+    let h = g.layer_norm_by_row(x, [&scale, &shift], rows, spec.epsilon)?;
     let patch = spec.patch.time * spec.patch.height * spec.patch.width;
     weights.linear(g, "proj_out", &h, [spec.out_channels * patch, d])
 }

@@ -9,6 +9,7 @@ use crate::text_encoder::TextStates;
 use bundle::geometry::{LatentShape, Patch};
 use bundle::manifest::{Component, Part};
 use bundle::routing::{ExpertIndex, ExpertName};
+use bundle::signature::ROWS_INPUT;
 use bundle::spec::DenoiserSpec;
 use bundle::units::{ByteCount, GuidanceScale, Sigma, Timestep};
 use bundle::variant::KernelLibrary;
@@ -303,8 +304,10 @@ fn run(
     cancel: &Cancel,
 ) -> Result<Array5<f32>, Error> {
     let timestep = Value::from_f32(Array1::from_elem(1, timestep.0));
+    let rows = Value::from_i64(Array1::zeros(1));
     let mut inputs =
         vec![("latent", latent), ("timestep", &timestep), ("cos", &rotary.cos), ("sin", &rotary.sin)];
+    inputs.extend(engine.signature().takes_rows().then_some((ROWS_INPUT, &rows)));
     inputs.extend(text.named());
     take_array(&mut engine.run(&inputs, cancel)?, "velocity")
 }
