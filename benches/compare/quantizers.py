@@ -169,8 +169,6 @@ def simplify(source: Path, target: Path, given: dict) -> None:
                 nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias"))
         else:
             nodes.append(node)
-    # With the fixed shapes below, the stated shapes of intermediate values are inferred.
-    del graph.value_info[:]
     # Shape inference stops at operators of ONNX Runtime's domain, and values without a type are not quantised.
     for node in nodes:
         if node.op_type == "MultiHeadAttention":

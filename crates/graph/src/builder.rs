@@ -54,8 +54,6 @@ pub struct GraphBuilder {
     declared: BTreeMap<String, Tensor>,
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
-    /// Intermediate values whose shapes are written to the graph.
-    stated: Vec<Tensor>,
     counts: BTreeMap<String, usize>,
 }
 
@@ -273,20 +271,6 @@ impl GraphBuilder {
         output
     }
 
-    /// Adds a node with one output, whose shape is also written to the graph. A reader cannot infer it, because it
-    /// broadcasts a symbol that may be 1. ONNX Runtime reuses memory only for shapes that it knows to be equal.
-    pub(crate) fn node_of_stated_shape(
-        &mut self,
-        operator: Operator,
-        inputs: &[Option<&Tensor>],
-        element: ElementType,
-        shape: Vec<Dim>,
-    ) -> Tensor {
-        let output = self.node(operator, inputs, element, shape);
-        self.stated.push(output.clone());
-        output
-    }
-
     /// Adds a node with two outputs.
     pub(crate) fn node_of_two(
         &mut self,
@@ -431,7 +415,6 @@ impl GraphBuilder {
         let graph = GraphProto {
             input: self.inputs.iter().map(value).collect(),
             output: self.outputs.iter().map(value).collect(),
-            value_info: self.stated.iter().map(value).collect(),
             node: self.nodes,
             name: self.name,
             initializer: self.initializers,

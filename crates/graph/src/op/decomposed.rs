@@ -125,9 +125,9 @@ impl GraphBuilder {
         self.multiply(&unit, gain)
     }
 
-    /// [`GraphBuilder::layer_norm_by_row`] with gathered `scale` and `shift [1,M,D]`: a norm in f32 without parameters,
-    /// then a product and a sum. TensorRT's norm takes parameters of one row only.
-    pub(super) fn decomposed_modulated_norm(
+    /// [`GraphBuilder::layer_norm_of_tokens`] as a norm without parameters, a product and a sum, in f32. TensorRT's norm
+    /// takes parameters of shape `[D]` only.
+    pub(super) fn decomposed_norm_of_tokens(
         &mut self,
         x: &Tensor,
         [scale, shift]: [&Tensor; 2],
@@ -139,8 +139,8 @@ impl GraphBuilder {
         let wide = self.cast(x, ElementType::F32);
         let unit = self.layer_norm(&wide, &ones, &zeros, epsilon)?;
         let (scale, shift) = (self.cast(scale, ElementType::F32), self.cast(shift, ElementType::F32));
-        let scaled = self.broadcast_over_tokens("Mul", &unit, &scale);
-        let shifted = self.broadcast_over_tokens("Add", &scaled, &shift);
+        let scaled = self.with_vectors("Mul", &unit, &scale);
+        let shifted = self.with_vectors("Add", &scaled, &shift);
         Ok(self.cast(&shifted, x.element()))
     }
 }
