@@ -195,13 +195,8 @@ fn two_blocks_of_the_1_3b_shape() {
     bias[[0, 60]] = 452.0_f32.ln();
     let bias = Value::from_f32(bias);
     let measure = |precision: Precision, kernels: KernelLibrary| {
-        let mut inputs = vec![
-            ("latent", &latent),
-            ("timestep", &timestep),
-            ("rows", &rows),
-            ("cos", &cos),
-            ("sin", &sin),
-        ];
+        let mut inputs =
+            vec![("latent", &latent), ("timestep", &timestep), ("rows", &rows), ("cos", &cos), ("sin", &sin)];
         match kernels {
             KernelLibrary::OnnxRuntime => inputs.push(("text", &all_rows)),
             KernelLibrary::Rushes => inputs.extend([("text", &merged), ("key_bias", &bias)]),

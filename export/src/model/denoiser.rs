@@ -23,7 +23,7 @@ pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Mode
     let start = StepStart::new(g, spec, weights, inputs)?;
     let mut x = start.x.clone();
     for (index, vectors) in of_blocks.iter().enumerate() {
-        let build = |g: &mut GraphBuilder| block(g, spec, weights, index, &x, vectors, &start.conditions);
+        let build = |g: &mut GraphBuilder| block(g, spec, weights, (index, vectors), &x, &start.conditions);
         x = g.scoped(&format!("block.{index}"), build)?;
     }
     start.finish(g, spec, weights, &x)?;

@@ -45,9 +45,8 @@ pub(super) fn block(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
     weights: GraphWeights<'_>,
-    index: usize,
+    (index, [attention, feed_forward]): (usize, &[Vectors; 2]),
     x: &Tensor,
-    [attention, feed_forward]: &[Vectors; 2],
     conditions: &Conditions,
 ) -> Result<Tensor, Error> {
     let d = spec.width();
