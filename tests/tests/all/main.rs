@@ -49,5 +49,6 @@ mod standard_output;
 mod texts;
 mod thread_counts;
 mod tidy;
+mod timestep_rows;
 mod two_runs;
 mod vectors;
