@@ -303,7 +303,7 @@ pub(crate) mod tests {
         assert!(refused(|json| json["guidance"] = serde_json::json!([1.0])).contains("guidance"));
         assert!(refused(|json| json["schedule"]["sigmas"][1] = 1.5.into()).contains("sigma"));
         assert!(refused(|json| json["latents"] = serde_json::json!([])).contains("digest"));
-        assert!(refused(|json| json["guidance"][0] = 1e39.into()).contains("finite"));
+        assert!(refused(|json| json["guidance"][0] = 1e39.into()).contains("out of range"));
         assert!(refused(|json| json["unknown"] = 1.into()).contains("unknown"));
         let newer = |json: &mut serde_json::Value| (json["version"], json["unknown"]) = (2.into(), 1.into());
         assert!(edited(newer).unwrap_err().to_string().contains("version is 2"));
