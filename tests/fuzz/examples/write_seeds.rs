@@ -32,7 +32,7 @@ fn main() {
     let spec = serde_json::to_string(&spec()).unwrap();
     write("job_spec", "forked.json", &spec);
     write("job_spec", "plain.json", serde_json::to_string(&plain_spec()).unwrap());
-    let record = serde_json::to_string(&record()).unwrap();
+    let record = record().stored().json.unwrap();
     write("clip_record", "three-steps.json", &record);
     for (name, bytes) in clip_files(&record) {
         write("clip_file", name, bytes);

@@ -20,7 +20,7 @@ static MANIFEST: LazyLock<Manifest> = LazyLock::new(|| {
 /// A snapshot that was read changes when it is written and read again, or its next step panics.
 pub fn snapshot(bytes: &[u8]) -> bool {
     let is_read = resumed(bytes);
-    seal::sealed(bytes).is_some_and(|sealed| resumed(&sealed)) || is_read
+    seal::snapshot(bytes).is_some_and(|sealed| resumed(&sealed)) || is_read
 }
 
 fn resumed(bytes: &[u8]) -> bool {
@@ -81,12 +81,17 @@ fn planned(spec: &JobSpec) {
     );
 }
 
-/// The record of a clip, as JSON.
+/// The record of a clip, as JSON: it is read as it is, and with the right digest.
 ///
 /// # Panics
 /// A record that was read changes when it is stored and read again.
 pub fn clip_record(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let is_read = repeated(text);
+    seal::record(text).is_some_and(|sealed| repeated(&sealed)) || is_read
+}
+
+fn repeated(text: &str) -> bool {
     let Ok(record) = ClipRecord::from_json(text) else { return false };
     let stored = record.stored();
     // Numbers may be longer than in the text that was read.

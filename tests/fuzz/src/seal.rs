@@ -1,14 +1,17 @@
-//! Digests of snapshots, computed anew. Without them every change of a snapshot is refused by its digest, and nothing
+//! Digests of snapshots and records, computed anew. Without them every change is refused by the digest, and nothing
 //! behind that check is tested.
 
+use bundle::digest::Digest;
+use runtime::job::ClipRecord;
 use safetensors::SafeTensors;
+use serde::Deserialize;
 use std::collections::HashMap;
 
 /// Returns the snapshot with the digest of its content. Returns `None` if it is not a safetensors file with a JSON text.
 ///
 /// The digest is BLAKE3 over parts, each after its length as u64, little-endian: the JSON, then name, extents (as u64)
 /// and bytes of each tensor, `latent`, `clean` and `start` first, others by name.
-pub(crate) fn sealed(bytes: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn snapshot(bytes: &[u8]) -> Option<Vec<u8>> {
     let (_, head) = SafeTensors::read_metadata(bytes).ok()?;
     let json = head.metadata().as_ref()?.get("snapshot")?;
     let mut tensors = SafeTensors::deserialize(bytes).ok()?.tensors();
@@ -27,4 +30,16 @@ pub(crate) fn sealed(bytes: &[u8]) -> Option<Vec<u8>> {
     let digest = hasher.finalize().to_hex().to_string();
     let metadata = HashMap::from([("snapshot".to_owned(), json.clone()), ("digest".to_owned(), digest)]);
     safetensors::serialize(tensors, Some(metadata)).ok()
+}
+
+/// Returns the record of a clip with the digest of its content. Returns `None` if the text has no record.
+pub(crate) fn record(json: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Stored {
+        record: ClipRecord,
+    }
+    let Stored { record } = serde_json::from_str(json).ok()?;
+    let json = serde_json::to_string(&record).ok()?;
+    let digest = Digest::of_parts([json.as_bytes()]);
+    Some(format!(r#"{{"digest":"{}","record":{json}}}"#, digest.short()))
 }
