@@ -149,7 +149,7 @@ pub fn positions(manifest: &Manifest, component: &Component, rows: StepRows) -> 
             many.chain(one).chain(ends).collect()
         }
         Component::Decoder => decoder_positions(&manifest.vae),
-        Component::Preview => BTreeMap::new(),
+        Component::ImageEncoder | Component::Preview => BTreeMap::new(),
     }
 }
 

@@ -81,12 +81,12 @@ mod tests {
         let cos = &Value::from_f32(Array2::zeros((3, 6)));
         assert!(check("step.onnx", &signature(), &[("cos", cos), ("ids", ids)]).is_ok());
 
-        insta::assert_snapshot!(message(&[("ids", ids)]), @"the graph step.onnx lacks an input: it takes cos f32 [L,6], and was given ids (give the graph exactly the inputs of its signature)");
-        insta::assert_snapshot!(message(&[("ids", ids), ("cos", cos), ("sin", cos)]), @"the graph step.onnx has no input `sin`: it has ids, cos (give the graph exactly the inputs of its signature)");
-        insta::assert_snapshot!(message(&[("ids", ids), ("cos", cos), ("ids", ids)]), @"the graph step.onnx was given `ids` twice: an input takes one tensor (give the graph exactly the inputs of its signature)");
-        insta::assert_snapshot!(message(&[("ids", cos), ("cos", cos)]), @"the graph step.onnx was given an input of the wrong type or shape: it takes ids i64 [1,L], and was given f32 [3, 6] (give the graph exactly the inputs of its signature)");
+        insta::assert_snapshot!(message(&[("ids", ids)]), @"the graph step.onnx lacks an input: it takes cos f32 [L,6], and was given ids (this is a fault of rushes, not of the input: report it with this message and the command or request)");
+        insta::assert_snapshot!(message(&[("ids", ids), ("cos", cos), ("sin", cos)]), @"the graph step.onnx has no input `sin`: it has ids, cos (this is a fault of rushes, not of the input: report it with this message and the command or request)");
+        insta::assert_snapshot!(message(&[("ids", ids), ("cos", cos), ("ids", ids)]), @"the graph step.onnx was given `ids` twice: an input takes one tensor (this is a fault of rushes, not of the input: report it with this message and the command or request)");
+        insta::assert_snapshot!(message(&[("ids", cos), ("cos", cos)]), @"the graph step.onnx was given an input of the wrong type or shape: it takes ids i64 [1,L], and was given f32 [3, 6] (this is a fault of rushes, not of the input: report it with this message and the command or request)");
         let wide = &Value::from_f32(Array2::zeros((3, 7)));
-        insta::assert_snapshot!(message(&[("ids", ids), ("cos", wide)]), @"the graph step.onnx was given an input of the wrong type or shape: it takes cos f32 [L,6], and was given f32 [3, 7] (give the graph exactly the inputs of its signature)");
+        insta::assert_snapshot!(message(&[("ids", ids), ("cos", wide)]), @"the graph step.onnx was given an input of the wrong type or shape: it takes cos f32 [L,6], and was given f32 [3, 7] (this is a fault of rushes, not of the input: report it with this message and the command or request)");
         let flat = &Value::from_f32(Array1::zeros(6));
         assert!(message(&[("ids", ids), ("cos", flat)]).contains("f32 [6]"));
     }

@@ -37,8 +37,8 @@ fn explain_open(path: &Path, code: ErrorCode, message: &str) -> Error {
 fn explain_run(graph: &str, code: ErrorCode, message: &str) -> Error {
     if is_out_of_memory(message) {
         Error::OutOfMemory { graph: graph.into(), requested: requested_bytes(message) }
-    } else if code == ErrorCode::InvalidArgument {
-        // Inputs are checked against the graph before each run.
+    } else if code == ErrorCode::InvalidArgument && failing_operator(message).is_none() {
+        // Refused before the first operator, although inputs are checked against the graph before each run.
         Error::RunRefused { graph: graph.into(), why: without_source_locations(message) }
     } else {
         Error::RunFailed { graph: graph.into(), why: without_source_locations(message) }
@@ -96,6 +96,7 @@ fn last_sentence(message: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bundle::{Diagnose, ErrorClass};
 
     fn opened(code: ErrorCode, message: &str) -> String {
         explain_open(Path::new("experts/high/cpu-f32.onnx"), code, message).to_string()
@@ -118,9 +119,11 @@ mod tests {
     #[test]
     fn an_unsupported_graph_is_reported_with_the_reason() {
         let missing = "Could not find an implementation for Add(14) node with name ''";
-        insta::assert_snapshot!(opened(ErrorCode::NotImplemented, missing), @"ONNX Runtime cannot run the graph experts/high/cpu-f32.onnx: Could not find an implementation for Add(14) node with name '' (export the checkpoint again with this version of rushes)");
+        insta::assert_snapshot!(opened(ErrorCode::NotImplemented, missing), @"this ONNX Runtime cannot run the graph experts/high/cpu-f32.onnx: Could not find an implementation for Add(14) node with name '' (use the ONNX Runtime that `make setup` in the checkout gets, and name its file with `onnx_runtime`)");
         let too_new = "Load model from g.onnx failed:/src/onnxruntime/core/graph/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const onnxruntime::logging::Logger&) Unsupported model IR version: 20, max supported IR version: 13";
-        insta::assert_snapshot!(opened(ErrorCode::GenericFailure, too_new), @"ONNX Runtime cannot run the graph experts/high/cpu-f32.onnx: Unsupported model IR version: 20, max supported IR version: 13 (export the checkpoint again with this version of rushes)");
+        insta::assert_snapshot!(opened(ErrorCode::GenericFailure, too_new), @"this ONNX Runtime cannot run the graph experts/high/cpu-f32.onnx: Unsupported model IR version: 20, max supported IR version: 13 (use the ONNX Runtime that `make setup` in the checkout gets, and name its file with `onnx_runtime`)");
+        let invalid = "This is an invalid model. Error: the graph is not acyclic.";
+        insta::assert_snapshot!(opened(ErrorCode::InvalidGraph, invalid), @"ONNX Runtime cannot run the graph experts/high/cpu-f32.onnx: This is an invalid model. Error: the graph is not acyclic (export the checkpoint again with this version of rushes)");
     }
 
     #[test]
@@ -133,6 +136,16 @@ mod tests {
     #[test]
     fn a_failing_operator_is_named_without_source_locations() {
         let message = "Non-zero status code returned while running Reshape node. Name:'r' Status Message: /src/reshape_helper.cc:45 onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) input_shape_size == size was false.";
-        insta::assert_snapshot!(explain_run("step", ErrorCode::RuntimeException, message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (export the checkpoint again with this version of rushes, and report it if that does not help)");
+        insta::assert_snapshot!(explain_run("step", ErrorCode::RuntimeException, message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and the size of the clip)");
+        // An operator may refuse its inputs with the code of refused graph inputs.
+        assert!(matches!(explain_run("step", ErrorCode::InvalidArgument, message), Error::RunFailed { .. }));
+    }
+
+    #[test]
+    fn inputs_that_are_refused_before_the_first_operator_are_a_fault_of_the_program() {
+        let message = "Got invalid dimensions for input: latent for the following indices index: 3 Got: 5 Expected: 4 Please fix either the inputs/outputs or the model.";
+        let error = explain_run("step", ErrorCode::InvalidArgument, message);
+        assert_eq!(error.report().class, ErrorClass::Bug);
+        insta::assert_snapshot!(error, @"ONNX Runtime refuses the inputs of the graph step: Got invalid dimensions for input: latent for the following indices index: 3 Got: 5 Expected: 4 Please fix either the inputs/outputs or the model (this is a fault of rushes, not of the input: report it with this message and the command or request)");
     }
 }

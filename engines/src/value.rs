@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn integers_cannot_be_read_as_floats() {
         let value = Value::from_i64(Array2::<i64>::zeros((1, 4)));
-        insta::assert_snapshot!(value.to_f32().unwrap_err(), @"a tensor cannot be read as f32: its number format is i64 (read it in its own number format)");
+        insta::assert_snapshot!(value.to_f32().unwrap_err(), @"a tensor cannot be read as f32: its number format is i64 (this is a fault of rushes, not of the input: report it with this message and the command or request)");
         assert_eq!(format!("{value:?}"), "Value(i64 [1, 4])");
     }
 }

@@ -6,7 +6,9 @@ use crate::model::{
     Chunk, GraphWeights, Lowering, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph, step_graph,
     text_encoder_graph, tiny_decoder_graph,
 };
+use crate::weights::merge::Merge;
 use crate::weights::scan::{Scan, Verify, scan};
+use crate::weights::transform::Transforms;
 use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, Transfer, place_converted, place_linked};
 use crate::{Error, defaults, preview_map};
 use bundle::Field;
@@ -49,6 +51,9 @@ pub struct ExportRequest {
     pub verify: bool,
     /// A tiny decoder to use in place of the checkpoint's.
     pub tiny_decoder: Option<PathBuf>,
+    /// Low-rank changes that are added to weights, each with the component of its weight. The weights of such a
+    /// component are written, not linked, and its digest and the names of its graphs depend on the changes.
+    pub merges: Vec<(Component, Merge)>,
     /// True to copy weights even if they can be linked, without a size limit.
     pub copy: bool,
     /// Stops the export.
@@ -65,6 +70,7 @@ impl ExportRequest {
             weights: None,
             verify: true,
             tiny_decoder: None,
+            merges: Vec::new(),
             copy: false,
             stop: Stop::new(),
         }
@@ -99,7 +105,7 @@ pub struct ExportReport {
     pub manifest: Manifest,
     /// Size of the weights that are hard-linked to the checkpoint.
     pub linked: ByteCount,
-    /// Size of the weights that were copied or converted.
+    /// Size of the weights that were copied, converted or merged.
     pub written: ByteCount,
 }
 
@@ -187,6 +193,7 @@ fn write_components(
     folder: &Path,
     on_event: &mut dyn FnMut(ExportEvent),
 ) -> Result<Written, Error> {
+    check_merges(request, checkpoint)?;
     let mut all = Written::default();
     let weight_type = request.weights.unwrap_or_else(|| weights_for(&request.targets));
     let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
@@ -194,25 +201,34 @@ fn write_components(
         if request.copy { Transfer::Copy } else { Transfer::Link { copy_limit: Some(COPY_LIMIT) } };
     let destination =
         |component| Destination { bundle: folder, component, transfer, stop: Some(&request.stop) };
+    let transforms: Vec<Transforms> = checkpoint
+        .sources
+        .iter()
+        .map(|source| {
+            let merges = request.merges.iter().filter(|(component, _)| *component == source.component);
+            Transforms::conversion(weight_type).after(merges.map(|(_, merge)| merge.clone()))
+        })
+        .collect();
     // Refused links are reported before the long work.
     let mut linked = Vec::with_capacity(checkpoint.sources.len());
-    for source in &checkpoint.sources {
-        linked.push(place_linked(source, weight_type, destination(&source.component))?);
+    for (source, transforms) in checkpoint.sources.iter().zip(&transforms) {
+        linked.push(place_linked(source, transforms, destination(&source.component))?);
     }
-    for (source, linked) in checkpoint.sources.iter().zip(linked) {
+    for ((source, transforms), linked) in checkpoint.sources.iter().zip(&transforms).zip(linked) {
         let component = &source.component;
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
         let Scan { digest, files: scanned } = scan(&source.shards, verify, &request.stop)?;
+        let digest = transforms.digest(&digest);
         on_event(ExportEvent::Writing { component: component.clone() });
-        let is_unconverted = linked.is_some();
+        let is_unchanged = linked.is_some();
         let placed = match linked {
             Some(placed) => placed,
-            None => place_converted(source, weight_type, destination(component))?,
+            None => place_converted(source, transforms, destination(component))?,
         };
         source.shards.check_unchanged()?;
         for (index, file) in placed.files.iter().enumerate() {
-            if is_unconverted {
+            if is_unchanged {
                 // Without verification, linked files are not read.
                 all.known.insert(file.file.clone(), scanned.get(index).cloned());
             }
@@ -243,6 +259,23 @@ fn write_components(
         });
     }
     Ok(all)
+}
+
+/// Checks that every merge is into a weight that the checkpoint has, and fits its shape.
+fn check_merges(request: &ExportRequest, checkpoint: &Checkpoint) -> Result<(), Error> {
+    for (component, merge) in &request.merges {
+        let refused = |why: String| Error::Merge { weight: merge.weight().to_owned(), why };
+        let mut sources = checkpoint.sources.iter();
+        let source = sources
+            .find(|source| source.component == *component)
+            .ok_or_else(|| refused(format!("the checkpoint does not have {component}")))?;
+        let mut required = source.required.iter();
+        let weight = required
+            .find(|required| required.name == merge.weight())
+            .ok_or_else(|| refused(format!("{component} does not have this weight")))?;
+        merge.check(&weight.shape)?;
+    }
+    Ok(())
 }
 
 /// Returns the number format of weights for all of these targets. The CPU widens 16-bit weights.
@@ -299,6 +332,8 @@ impl GraphWriter<'_> {
                 (Part::TrunkNext, decoder_trunk_graph(vae, Chunk::Next, weights)?),
                 (Part::UpsamplerNext, decoder_upsampler_graph(vae, Chunk::Next, weights)?),
             ],
+            // No checkpoint with an image encoder is supported.
+            Component::ImageEncoder => Vec::new(),
             // A megabyte of weights: nothing is won by computing in less than f32.
             Component::Preview => match tiny_decoder {
                 None => Vec::new(),

@@ -185,6 +185,13 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A low-rank change cannot be merged into a weight.
+    Merge {
+        /// The weight's canonical name.
+        weight: String,
+        /// The problem.
+        why: String,
+    },
     /// A graph cannot be built or written.
     Graph(#[from] graph::Error),
     /// An error of the bundle format.
@@ -354,6 +361,11 @@ impl Diagnose for Error {
                 format!("{layer} cannot be quantised"),
                 "its scales and ranges do not match one quantisation scheme",
                 "run `rushes calibrate` and `rushes quantize` again",
+            ),
+            Self::Merge { weight, why } => Report::bad_input(
+                format!("the change of the weight {weight} cannot be merged"),
+                why.clone(),
+                "use low-rank changes that were trained for this model, or a smaller scale",
             ),
             Self::CopyRefused { path, target, bytes, limit, source } => Report::bad_input(
                 format!("{} cannot be linked into {}", path.display(), target.display()),

@@ -71,7 +71,7 @@ fn write_component(
         Component::TextEncoder => inventory::text_encoder(&sizes.text_encoder),
         Component::Expert(_) => inventory::denoiser(&sizes.denoiser),
         Component::Decoder => inventory::decoder(&sizes.vae),
-        Component::Preview => Vec::new(),
+        Component::ImageEncoder | Component::Preview => Vec::new(),
     };
     let component_folder = layout::component_folder(component);
     let location = format!("{}/random.safetensors", layout::WEIGHTS);
@@ -89,7 +89,7 @@ fn write_component(
             (Part::First, decoder_graph(&sizes.vae, Chunk::First, read)?),
             (Part::Next, decoder_graph(&sizes.vae, Chunk::Next, read)?),
         ],
-        Component::Preview => Vec::new(),
+        Component::ImageEncoder | Component::Preview => Vec::new(),
     };
     let digest = Digest::of_parts([component.to_string().as_bytes()]);
     let variant = Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime);

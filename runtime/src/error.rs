@@ -163,7 +163,7 @@ impl Diagnose for Error {
                 format!("`{tensor}` cannot be used"),
                 format!("it has {found} axes and should have {expected}, as in its graph's signature"),
             ),
-            Self::TextStates { rows, tokens } => Report::failed(
+            Self::TextStates { rows, tokens } => Report::damaged(
                 "the text states cannot be used",
                 format!(
                     "{rows} rows with {tokens} tokens: 512 rows are needed, and rows after the tokens are zero"
@@ -178,7 +178,7 @@ impl Diagnose for Error {
             Self::NoNegative { step } => Report::bad_input(
                 format!("step {step} cannot be guided"),
                 "its guidance scale is not 1, and there are no text states of a negative prompt",
-                "encode the negative prompt too, or use a guidance scale of 1",
+                "encode the negative prompt too, or use a `guidance` of 1",
             ),
             Self::Channels(ChannelMismatch { expected, given }) => Report::bad_input(
                 "the latent does not fit the denoiser",
@@ -190,12 +190,12 @@ impl Diagnose for Error {
                 "the graphs of this bundle take one timestep",
                 "export the checkpoint again with this version of rushes",
             ),
-            Self::Spec { why } => Report::bad_input(
+            Self::Spec { why } => Report::damaged(
                 "the settings of the job cannot be read",
                 why.clone(),
                 "use a clip or a job folder of this version of rushes",
             ),
-            Self::Snapshot { why } => Report::bad_input(
+            Self::Snapshot { why } => Report::damaged(
                 "the snapshot cannot be used",
                 why.clone(),
                 "go on from the other snapshot of the job, or start the job again",
@@ -220,17 +220,14 @@ impl Diagnose for Error {
             Self::Fork(error) => Report::bad_input(
                 "the run cannot go on with these changes",
                 error.to_string(),
-                "leave the change out, or start a new run",
+                "go on from the snapshot at the boundary with `resume_from`, leave the change out, or start a new run",
             ),
-            Self::Step(error) => Report::failed(
-                "a denoising step cannot be made",
-                error.to_string(),
-                "this is an error in rushes; please report it",
-            ),
+            Self::Step(error) => Report::bug("a denoising step cannot be made", error.to_string()),
             Self::NotFinite { step, steps, expert } => Report::failed(
                 format!("the latent is not finite after step {step} of {steps}"),
                 format!("the {expert} expert returned values that are not finite"),
-                "use a lower `guidance`, or check the files of the bundle with `rushes inspect` and `verify`",
+                "use a lower `guidance`; if the bundle was exported unverified, export the checkpoint with verification to check \
+                 its weights",
             ),
             Self::NoiseFile { path, why } => Report::bad_input(
                 format!("the noise in {} cannot be used", path.display()),

@@ -47,7 +47,8 @@ impl MemorySettings {
 /// Returns the memory of each component for a clip, in order of use. The preview decoder is open together with the text
 /// encoder and the experts, so it is counted with each of them.
 ///
-/// Mapped weights that are stored as f32 count as 0: the system may drop their pages and read them again.
+/// Mapped weights that are stored as f32 count as 0: the system may drop their pages and read them again. The activations
+/// of an image encoder are not predicted.
 pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, settings: MemorySettings) -> Vec<Footprint> {
     let MemorySettings { weights, preview, tile, .. } = settings;
     let positions = plan.latent.height * plan.latent.width;
@@ -65,6 +66,8 @@ pub fn footprints(manifest: &Manifest, plan: &GenerationPlan, settings: MemorySe
                     Some(side) => tiled_decoder_peak(&manifest.vae, plan.latent, side),
                     None => decoder_peak(&manifest.vae, positions),
                 },
+                // Only its weights are counted.
+                Component::ImageEncoder => 0,
                 Component::Preview => 0,
             };
             Footprint {

@@ -1,13 +1,13 @@
 //! Text-to-video with Wan2.1 and Wan2.2 models as a library: a prompt in, frames out.
 //!
 //! The pipeline has three parts that can be used separately: [`text_encoder`] (prompt to text states), [`denoise`]
-//! (noise and text states to a clean latent) and [`decode`] (latent to frames, in chunks). [`pipeline`] runs them one
-//! after another. [`model`] is a bundle and its run options; [`plan`] resolves and checks a request before anything is
-//! loaded.
+//! (noise and text states to a clean latent) and [`decode`] (latent to frames, in chunks). [`pipeline`] owns their
+//! open graphs, and a [`job`] runs a clip on them, one unit of work at a time. [`model`] is a bundle and its run
+//! options; [`plan`] resolves and checks a request before anything is loaded.
 //!
 //! Supporting modules: [`sampler`] (schedules, solvers, guidance, noise; pure), [`preview`] (frames during denoising),
-//! [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`memory_check`] (refuses a clip that does
-//! not fit).
+//! [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`memory_plan`] (decides how a clip fits, or
+//! refuses it).
 
 pub mod decode;
 pub mod denoise;

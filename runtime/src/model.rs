@@ -162,18 +162,26 @@ impl Model {
         self.variant
     }
 
+    /// The variant that runs, with the kernels that its graphs are written for: those of ONNX Runtime if no component
+    /// has graphs for Rushes kernels.
+    pub fn effective_variant(&self) -> Variant {
+        let has_rushes = self.manifest().has_rushes_kernels(self.variant.precision);
+        let kernels = if has_rushes { self.variant.kernels } else { KernelLibrary::OnnxRuntime };
+        Variant { kernels, ..self.variant }
+    }
+
     /// Returns the graph that runs for a part.
     ///
     /// # Errors
     /// The bundle lacks the component or part.
     pub fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
         let entry = self.manifest().component(component)?;
-        // Preview graphs exist only in the exported precision.
         let exported = match component {
-            Component::Preview => {
+            // Their graphs exist only in the exported precision.
+            Component::ImageEncoder | Component::Preview => {
                 entry.graphs.iter().find(|graph| graph.variant.target == self.variant.target)
             }
-            _ => None,
+            Component::TextEncoder | Component::Expert(_) | Component::Decoder => None,
         };
         let precision = exported.map_or(self.variant.precision, |graph| graph.variant.precision);
         Ok(entry.graph(part, Variant { precision, ..self.variant })?)

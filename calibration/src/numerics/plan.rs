@@ -53,8 +53,8 @@ impl std::fmt::Debug for dyn WeightSource + '_ {
     }
 }
 
-/// Returns the groups of layers that can be quantised. Each convolution of the decoder is a group; the preview decoder
-/// has none.
+/// Returns the groups of layers that can be quantised. Each convolution of the decoder is a group; components that
+/// are not quantised have none.
 pub fn groups(manifest: &Manifest, component: &Component) -> Vec<LayerGroup> {
     match component {
         Component::TextEncoder => layers::text_encoder(&manifest.text_encoder),
@@ -63,7 +63,7 @@ pub fn groups(manifest: &Manifest, component: &Component) -> Vec<LayerGroup> {
             let alone = |name| LayerGroup { layers: vec![name], input: LayerInput::Activation, block: None };
             layers::decoder(&manifest.vae).into_iter().map(alone).collect()
         }
-        Component::Preview => Vec::new(),
+        Component::ImageEncoder | Component::Preview => Vec::new(),
     }
 }
 

@@ -58,8 +58,7 @@ impl Replay<'_> {
     ) -> Result<Table, Error> {
         let samples = self.set.info.samples.len();
         let components = self.bundle.manifest.components.iter();
-        // The preview decoder is not quantised.
-        let components: Vec<_> = components.filter(|entry| entry.component != Component::Preview).collect();
+        let components: Vec<_> = components.filter(|entry| entry.component.is_quantizable()).collect();
         let total = samples * components.len();
         let (mut table, mut done) = self.resume();
         for (index, entry) in components.iter().enumerate() {
@@ -169,12 +168,12 @@ enum ComponentReplay {
 }
 
 impl ComponentReplay {
-    /// Opens the graphs of a component. Returns `None` for the preview decoder, which is not quantised.
+    /// Opens the graphs of a component. Returns `None` if it is not quantised.
     fn open(replay: &Replay<'_>, component: &Component) -> Result<Option<Self>, Error> {
         let samples = replay.set.info.samples.len().max(1);
         let open = |part, records| OpenGraph::open(replay, component, part, records).map(Box::new);
         Ok(Some(match component {
-            Component::Preview => return Ok(None),
+            Component::ImageEncoder | Component::Preview => return Ok(None),
             Component::TextEncoder => Self::Text(component.clone(), open(Part::Whole, 2 * samples)?),
             Component::Expert(_) => {
                 let steps = if replay.set.has(0) { replay.set.read(0)?.timesteps.len() } else { 1 };

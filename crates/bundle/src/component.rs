@@ -12,10 +12,23 @@ pub enum Component {
     TextEncoder,
     /// A denoiser of the routing table.
     Expert(ExpertName),
+    /// Pictures to the latent that a clip is conditioned on. Optional.
+    ImageEncoder,
     /// Latent to frames.
     Decoder,
     /// Latent to frames, small: for previews.
     Preview,
+}
+
+impl Component {
+    /// Returns true if a quantised variant has graphs for it. The others run in their exported precision in every
+    /// variant.
+    pub fn is_quantizable(&self) -> bool {
+        match self {
+            Self::TextEncoder | Self::Expert(_) | Self::Decoder => true,
+            Self::ImageEncoder | Self::Preview => false,
+        }
+    }
 }
 
 impl fmt::Display for Component {
@@ -23,6 +36,7 @@ impl fmt::Display for Component {
         match self {
             Self::TextEncoder => f.write_str("the text encoder"),
             Self::Expert(name) => write!(f, "the {name} expert"),
+            Self::ImageEncoder => f.write_str("the image encoder"),
             Self::Decoder => f.write_str("the decoder"),
             Self::Preview => f.write_str("the tiny decoder"),
         }
@@ -51,4 +65,25 @@ pub enum Part {
     /// The upsampler of [`Part::Next`].
     #[serde(alias = "rise_next")]
     UpsamplerNext,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_have_these_names_in_bundle_json() {
+        let named = |component: &Component| serde_json::to_string(component).unwrap();
+        let expert = Component::Expert(ExpertName("only".into()));
+        for (component, name) in [
+            (Component::TextEncoder, r#""text_encoder""#),
+            (expert, r#"{"expert":"only"}"#),
+            (Component::ImageEncoder, r#""image_encoder""#),
+            (Component::Decoder, r#""decoder""#),
+            (Component::Preview, r#""preview""#),
+        ] {
+            assert_eq!(named(&component), name);
+            assert_eq!(serde_json::from_str::<Component>(name).unwrap(), component);
+        }
+    }
 }

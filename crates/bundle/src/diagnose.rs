@@ -1,7 +1,6 @@
 //! Error reports: what happened, why, what to do, and the exit code.
 
 use crate::Field;
-use std::borrow::Cow;
 use std::fmt;
 
 /// The class of a failure. It determines the exit code.
@@ -132,16 +131,9 @@ impl Report {
                 }
             }
         }
-        // Text between backquotes is at odd positions.
-        let parts = self.fix.split('`').enumerate().map(|(index, part)| {
-            let field = Field::ALL.into_iter().find(|field| index % 2 == 1 && field.name() == part);
-            match (field, index % 2) {
-                (Some(field), _) => Cow::Borrowed(name(field)),
-                (None, 0) => Cow::Borrowed(part),
-                (None, _) => Cow::Owned(format!("`{part}`")),
-            }
-        });
-        self.fix = parts.collect();
+        for field in Field::ALL {
+            self.fix = self.fix.replace(&format!("`{field}`"), name(field));
+        }
         self
     }
 }

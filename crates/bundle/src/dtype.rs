@@ -60,6 +60,11 @@ pub enum WeightType {
 crate::named!(WeightType, Field::Weights, "weight type", "f32" => F32, "f16" => F16, "bf16" => Bf16);
 
 impl WeightType {
+    /// Returns the weight type that is stored in an element type; none if there is none.
+    pub fn of(element: ElementType) -> Option<Self> {
+        [Self::F32, Self::F16, Self::Bf16].into_iter().find(|weights| weights.element() == element)
+    }
+
     /// Returns the element type of the stored tensors.
     pub fn element(self) -> ElementType {
         match self {

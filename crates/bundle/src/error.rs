@@ -207,7 +207,7 @@ impl Diagnose for Error {
             Self::NotABundle { path } => Report::bad_input(
                 format!("{} is not a bundle", path.display()),
                 "it has no bundle.json",
-                "make one from a checkpoint with `rushes export` and `folder`",
+                "make one from a checkpoint with `rushes export`",
             ),
             Self::Manifest { path, why } => Report::damaged(
                 format!("{} is invalid", path.display()),
@@ -240,13 +240,13 @@ impl Diagnose for Error {
                 "choose one of these with `precision`, or export the checkpoint for that target",
             ),
             Self::NoComponent { component, available } => Report::damaged(
-                format!("the bundle has no component {component}"),
+                format!("the bundle lacks {component}"),
                 format!("it has {}", available.join(", ")),
                 "copy the whole bundle again, or export the checkpoint again with this version of rushes",
             ),
             Self::NoExpert { index, experts } => Report::bug(
                 format!("the expert at position {} of the routing table cannot be used", index.0),
-                format!("the table has {experts}, counted from 0"),
+                format!("the table has {experts} experts, counted from 0"),
             ),
             Self::Signature { graph, tensor, expected, found } => Report::damaged(
                 format!("the tensor `{tensor}` of the graph {graph} is wrong"),

@@ -6,6 +6,7 @@
 //!        text_encoder/cpu-f32.<digest>.onnx            + weights/*.safetensors
 //!        experts/high_noise/cpu-f32.<digest>.onnx      + weights/*.safetensors
 //!        experts/low_noise/cpu-f32.<digest>.onnx       + weights/*.safetensors
+//!        image_encoder/…                               + weights/*.safetensors, with an image encoder
 //!        preview/map.json                              the linear map of previews, once fitted
 //!        decoder/first.cpu-f32.<digest>.onnx
 //!        decoder/next.cpu-f32.<digest>.onnx            + weights/*.safetensors
@@ -33,6 +34,7 @@ pub fn component_folder(component: &Component) -> String {
     match component {
         Component::TextEncoder => "text_encoder".into(),
         Component::Expert(name) => format!("experts/{name}"),
+        Component::ImageEncoder => "image_encoder".into(),
         Component::Decoder => "decoder".into(),
         Component::Preview => "preview".into(),
     }

@@ -61,7 +61,7 @@ impl Routing {
                 Field::Routing,
                 format!("{:?}", routes.iter().map(|route| route.from_timestep).collect::<Vec<_>>()),
                 "boundaries must be strictly falling from at most 1000, and the last expert must begin at 0",
-                "export the checkpoint again",
+                "list the experts from the noisiest down, the last one from 0",
             ))
         }
     }

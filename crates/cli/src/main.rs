@@ -1,5 +1,9 @@
 //! The binary `rushes`.
 
+use rushes::cli::{CommandLine, Interrupts};
+
 fn main() -> std::process::ExitCode {
-    rushes::cli::run(std::env::args_os())
+    let line = CommandLine::new(std::env::args_os());
+    let interrupts = Interrupts::listen(&line);
+    rushes::cli::run(line, interrupts)
 }

@@ -288,7 +288,7 @@ impl Error {
             Self::PreviewFile { path, why } => Report::bad_input(
                 format!("previews cannot be written to {}", path.display()),
                 why.clone(),
-                "name a new folder or file that ends in .png as `preview_output`, where you may write",
+                "give another `preview_output`: a folder, or a file that ends in .png, where you may write",
             )
             .about(Field::PreviewOutput),
             Self::OddSize { size } => Report::bad_input(

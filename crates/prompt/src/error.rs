@@ -42,7 +42,7 @@ pub enum Error {
     },
 }
 
-/// The fix for every unusable tokenizer.
+/// The fix for every tokenizer that can be read and not used.
 const ANOTHER_TOKENIZER: &str =
     "get tokenizer/tokenizer.json of the checkpoint again, then export the checkpoint again";
 
@@ -61,10 +61,10 @@ impl Diagnose for Error {
                 "shorten it; the model uses at most 512 tokens",
             )
             .about(Field::Prompt),
-            Self::Unreadable { path, source } => Report::damaged(
+            Self::Unreadable { path, source } => Report::bad_input(
                 format!("cannot read the tokenizer {}", path.display()),
                 source.to_string(),
-                ANOTHER_TOKENIZER,
+                "check that the bundle is whole and that you may read it",
             ),
             Self::Broken { path, why } => Report::damaged(
                 format!("{} is not a tokenizer", path.display()),

@@ -58,10 +58,10 @@ impl Diagnose for GraphError {
     fn report(&self) -> Report {
         const EXPORT_AGAIN: &str = "export the checkpoint again with this version of rushes";
         match self {
-            Self::Unreadable { path, source } => Report::damaged(
+            Self::Unreadable { path, source } => Report::bad_input(
                 format!("the graph {} cannot be read", path.display()),
                 source.to_string(),
-                "check that the bundle is whole, or export the checkpoint again",
+                "check that the bundle is whole and that you may read it",
             ),
             Self::Damaged { path, why } => {
                 Report::damaged(format!("the graph {} is damaged", path.display()), why.clone(), EXPORT_AGAIN)

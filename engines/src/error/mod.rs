@@ -98,8 +98,8 @@ impl Diagnose for Error {
             Self::RunFailed { graph, why } => Report::failed(
                 format!("the graph {graph} failed while running"),
                 why.clone(),
-                "check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the bundle's \
-                 model and `size`",
+                "check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and \
+                 the size of the clip",
             ),
             Self::OutOfMemory { graph, requested } => Report::new(
                 ErrorClass::DoesNotFit,

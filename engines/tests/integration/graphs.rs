@@ -82,13 +82,13 @@ fn incompatible_shapes_fail_in_the_run_with_the_operator_named() {
     let five = Value::from_f32(Array2::<f32>::ones((5, 3)));
     let error = add().run(&[("a", &two), ("b", &five)], &Cancel::new()).unwrap_err();
     assert!(matches!(error, Error::RunFailed { .. }), "{error}");
-    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/add.onnx failed while running: Add: axis == 1 || axis == largest was false. Attempting to broadcast an axis by a dimension other than 1. 2 by 5 (export the checkpoint again with this version of rushes, and report it if that does not help)");
+    insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/add.onnx failed while running: Add: axis == 1 || axis == largest was false. Attempting to broadcast an axis by a dimension other than 1. 2 by 5 (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and the size of the clip)");
 }
 
 #[test]
 fn a_graph_with_another_signature_is_refused_with_the_tensor_named() {
     let error = open("add", &["a f32 [N,4]", "b f32 [N,3]"], &["sum f32 [N,3]"]).unwrap_err();
-    assert_eq!(error.report().class, ErrorClass::BadInput);
+    assert_eq!(error.report().class, ErrorClass::Damaged);
     insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the tensor `a` of the graph BUNDLE/add.onnx is wrong: expected a f32 [N,4], found a f32 [N,3] (export the checkpoint again with this version of rushes)");
     let error = open("double_precision", &[], &[]).unwrap_err();
     insta::assert_snapshot!(message(&error, graph("add").parent().unwrap()), @"the graph BUNDLE/double_precision.onnx has `a` of an unsupported type: its type is Tensor<f64>(N) (export the checkpoint again with this version of rushes)");
@@ -159,7 +159,7 @@ fn a_truncated_graph_is_damaged_and_a_missing_one_unreadable() {
         fs::write(&path, &whole[..length]).unwrap();
         let error = onnx_runtime().open(&path, &contract, &MAPPED).unwrap_err();
         assert!(matches!(error, Error::Graph(GraphError::Damaged { .. })), "{length} bytes: {error}");
-        assert_eq!(error.report().class, ErrorClass::BadInput);
+        assert_eq!(error.report().class, ErrorClass::Damaged);
     }
 }
 

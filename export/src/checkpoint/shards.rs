@@ -280,21 +280,6 @@ impl Shards {
         self.files.iter().try_for_each(ShardFile::check_unchanged)
     }
 
-    /// Returns the number format of the given weights if all have the same.
-    ///
-    /// # Errors
-    /// [`Error::MissingTensor`].
-    pub fn uniform_element(&self, required: &[Required]) -> Result<Option<ElementType>, Error> {
-        let mut uniform = None;
-        for tensor in required {
-            let element = self.tensor(&tensor.name)?.element;
-            if *uniform.get_or_insert(element) != element {
-                return Ok(None);
-            }
-        }
-        Ok(uniform)
-    }
-
     /// Checks that the required weights exist, are floating-point and have the right shape, and that there are no
     /// others except those whose name begins with one of `unused`.
     ///

@@ -6,6 +6,8 @@
 mod packed_values;
 pub mod source;
 mod values;
+#[cfg(test)]
+mod values_tests;
 pub mod variant;
 
 pub use source::BundleWeights;

@@ -4,9 +4,12 @@ use crate::Error;
 use crate::checkpoint::inventory::{self, Required};
 use crate::checkpoint::names::Family;
 use crate::checkpoint::shards::Shards;
+use crate::weights::converted::{BLOCK, Buffers};
 use crate::weights::number_format::widen;
+use crate::weights::transform::Transforms;
 use bundle::layout;
 use bundle::manifest::{Bundle, Component, ComponentEntry};
+use rayon::prelude::*;
 use std::path::PathBuf;
 
 /// The exported weights of a component.
@@ -33,7 +36,10 @@ impl BundleWeights {
                 let residual_blocks = manifest.vae.residual_blocks;
                 (Family::Vae { residual_blocks }, inventory::decoder(&manifest.vae))
             }
-            // The tiny decoder is not quantised, so its weights are not read again.
+            // These are not quantised, so their weights are not read again.
+            Component::ImageEncoder => {
+                (Family::Vae { residual_blocks: manifest.vae.residual_blocks }, Vec::new())
+            }
             Component::Preview => (Family::TinyDecoder, Vec::new()),
         };
         let folder = bundle.folder.join(layout::component_folder(&entry.component));
@@ -54,5 +60,25 @@ impl BundleWeights {
         let mut values = vec![0.0; tensor.length / tensor.element.bytes()];
         widen(tensor.element, &tensor.read()?, &mut values);
         Ok((tensor.shape.to_vec(), values))
+    }
+
+    /// Reads a weight and changes it. Returns its shape and its new bytes.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such weight, its file was truncated, or a transform does not fit it.
+    pub(super) fn transformed(
+        &self,
+        name: &str,
+        transforms: &Transforms,
+    ) -> Result<(Vec<usize>, Vec<u8>), Error> {
+        let tensor = self.shards.tensor(name)?;
+        let each = transforms.output(name, tensor.element).bytes();
+        let mut bytes = vec![0; tensor.length / tensor.element.bytes() * each];
+        let blocks = bytes.par_chunks_mut(BLOCK * each).enumerate();
+        blocks.try_for_each_init(Buffers::default, |buffers, (block, bytes)| {
+            bytes.copy_from_slice(buffers.transformed(&tensor, block * BLOCK, transforms)?);
+            Ok::<_, Error>(())
+        })?;
+        Ok((tensor.shape.to_vec(), bytes))
     }
 }

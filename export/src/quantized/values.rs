@@ -4,10 +4,11 @@ use super::source::BundleWeights;
 use crate::Error;
 use crate::checkpoint::inventory::Required;
 use crate::weights::new_file::Stored;
-use crate::weights::number_format::narrow;
 use crate::weights::packed::{self, Numbers, PackedFormat, PartWeights};
+use crate::weights::row_quantization::{Adjustment, RowQuantization, as_matrix, rounded};
+use crate::weights::transform::Transforms;
 use crate::weights::{INPUT_FACTORS, SCALES};
-use bundle::dtype::ElementType;
+use bundle::dtype::{ElementType, WeightType};
 use bundle::manifest::Component;
 use bundle::quantization::layers::FusedLayer;
 use bundle::quantization::{ComponentNumerics, LayerNumerics, WeightScales, e4m3};
@@ -193,10 +194,15 @@ impl Planned {
         let layer = |name: &String| (name.clone(), &numerics.layers[name]);
         let rows = self.stored[0].shape.first().copied().unwrap_or(0);
         let one = match &self.content {
-            Content::Rounded(name) => self.rounded(&source.read(name)?.1),
+            Content::Rounded(name) => {
+                let element = self.stored[0].element;
+                let wrong = || Error::WrongType { name: name.clone(), found: element };
+                let transforms = Transforms::conversion(WeightType::of(element).ok_or_else(wrong)?);
+                source.transformed(name, &transforms)?.1
+            }
             Content::TapsFirst(name) => {
                 let (shape, values) = source.read(name)?;
-                self.rounded(&move_taps(&values, &shape))
+                f32_bytes(&move_taps(&values, &shape))
             }
             Content::Quantized(name) => {
                 let (name, numbers) = layer(name);
@@ -227,16 +233,6 @@ impl Planned {
             Content::PackedKernel(name) => return packed_kernel(source, name, layer(name).1),
         };
         Ok(vec![one])
-    }
-
-    fn rounded(&self, values: &[f32]) -> Vec<u8> {
-        let stored = &self.stored[0];
-        let mut bytes = vec![0; stored.bytes()];
-        match stored.element {
-            ElementType::F32 => bytes = f32_bytes(values),
-            element => narrow(element, values, &mut bytes),
-        }
-        bytes
     }
 }
 
@@ -307,11 +303,6 @@ fn integer_bias(bias: f32, unit: f64) -> [u8; 4] {
     ((f64::from(bias) / unit).round_ties_even() as i32).to_le_bytes()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "clamped to -127..=127")]
-fn quantize(value: f32, scale: f32) -> i8 {
-    (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8
-}
-
 /// Returns the shape and the values of a layer's weight before rounding, with its row factors and smoothing.
 fn adjusted(
     source: &BundleWeights,
@@ -319,14 +310,13 @@ fn adjusted(
     numbers: &LayerNumerics,
 ) -> Result<(Vec<usize>, Vec<f32>), Error> {
     let (shape, mut values) = source.read(&format!("{layer}.weight"))?;
-    let columns = values.len() / shape[0].max(1);
-    let divisors = numbers.smoothing.as_ref().map(|smoothing| &smoothing.divisors);
-    values.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, values)| {
-        let factor = numbers.row_factors.as_ref().map_or(1.0, |factors| factors[row]);
-        for (column, value) in values.iter_mut().enumerate() {
-            *value *= factor * divisors.map_or(1.0, |divisors| divisors[column]);
-        }
-    });
+    let adjustment = Adjustment::of(numbers);
+    let matrix = as_matrix(&shape).ok_or_else(|| Error::Numerics { layer: layer.to_owned() })?;
+    let columns = matrix[1].max(1);
+    values
+        .par_chunks_mut(columns)
+        .enumerate()
+        .try_for_each(|(row, values)| adjustment.apply(layer, matrix, row * columns, values))?;
     Ok((shape, values))
 }
 
@@ -337,14 +327,14 @@ fn quantized_rows(
     numbers: &LayerNumerics,
     scales: &[f32],
 ) -> Result<(Vec<usize>, Vec<i8>), Error> {
-    let (shape, values) = adjusted(source, layer, numbers)?;
-    let columns = values.len() / shape[0].max(1);
-    let quantized = values
-        .par_chunks(columns.max(1))
-        .zip(scales)
-        .flat_map_iter(|(row, scale)| row.iter().map(|value| quantize(*value, *scale)))
-        .collect();
-    Ok((shape, quantized))
+    let quantization = RowQuantization {
+        layer: layer.to_owned(),
+        adjustment: Adjustment::of(numbers),
+        scales: scales.to_vec(),
+    };
+    let transforms = Transforms::quantization(quantization);
+    let (shape, bytes) = source.transformed(&format!("{layer}.weight"), &transforms)?;
+    Ok((shape, bytes.into_iter().map(u8::cast_signed).collect()))
 }
 
 /// Returns the quantised values of a layer's weight in the layout of its operator.
@@ -378,7 +368,7 @@ fn quantized(
                 .flat_map_iter(|(row, scales)| {
                     row.chunks(*size).zip(scales).flat_map(|(block, scale)| {
                         // The zero point is 128; a short block is padded with zeros.
-                        let unsigned = |value: &f32| quantize(*value, *scale).cast_unsigned() ^ 0x80;
+                        let unsigned = |value: &f32| rounded(*value, *scale).cast_unsigned() ^ 0x80;
                         block.iter().map(unsigned).chain(std::iter::repeat_n(0x80, size - block.len()))
                     })
                 })

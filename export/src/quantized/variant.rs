@@ -211,6 +211,6 @@ fn build(
                 .map(|(part, chunk)| Ok((part, build(&manifest.vae, chunk, weights)?)))
                 .collect::<Result<_, Error>>()?
         }
-        (Component::Preview, _) => Vec::new(),
+        (Component::ImageEncoder | Component::Preview, _) => Vec::new(),
     })
 }

@@ -1,27 +1,27 @@
-//! Conversion of weights: streamed in parallel into a new safetensors file of another number format.
+//! Weights that are changed: streamed in parallel through their transforms into a new safetensors file.
 
 use super::new_file::{Alignment, Stored, write_new};
-use super::number_format::{element_at, first_non_finite, narrow, widen};
+use super::transform::{Block, Transforms, Workspace};
 use super::{Destination, PlacedWeights, location};
 use crate::Error;
 use crate::checkpoint::inventory::Required;
 use crate::checkpoint::shards::{Shards, StoredTensor};
-use bundle::dtype::{ElementType, WeightType};
+use bundle::dtype::ElementType;
 use rayon::prelude::*;
 
 /// Elements of a block; a thread has three buffers of this size.
-const BLOCK: usize = 1 << 18;
+pub(crate) const BLOCK: usize = 1 << 18;
 
-/// Writes the required weights of a component into a new file, stored as `weights`. Weights that already have this
-/// format are copied. Memory: a few MB per thread.
+/// Writes the required weights of a component into a new file, changed by `transforms`. Weights that they do not change
+/// are copied. Memory: a few MB per thread.
 ///
 /// # Errors
-/// Returns an error if a weight is missing, is not floating-point or is out of range; and I/O errors. Nothing is left
-/// of the file then.
+/// Returns an error if a weight is missing, is not floating-point or is out of range, or if a transform does not fit it;
+/// and I/O errors. Nothing is left of the file then.
 pub fn place(
     shards: &Shards,
     required: &[Required],
-    weights: WeightType,
+    transforms: &Transforms,
     destination: Destination<'_>,
 ) -> Result<PlacedWeights, Error> {
     let mut tensors = required
@@ -35,16 +35,16 @@ pub fn place(
     // In file order.
     tensors.sort_by(|a, b| (a.file.path(), a.offset).cmp(&(b.file.path(), b.offset)));
 
-    let name = format!("{}.safetensors", weights.element());
-    let path = destination.create_folder()?.join(&name);
     let stored: Vec<Stored> = tensors
         .iter()
         .map(|tensor| Stored {
             name: tensor.name.to_owned(),
-            element: weights.element(),
+            element: transforms.output(tensor.name, tensor.element),
             shape: tensor.shape.to_vec(),
         })
         .collect();
+    let name = file_name(&stored);
+    let path = destination.create_folder()?.join(&name);
     let written = write_new(&path, &location(&name), &stored, Alignment::Pages, |file| {
         let blocks: Vec<(usize, usize)> = tensors
             .iter()
@@ -56,52 +56,43 @@ pub fn place(
             .collect();
         blocks.into_par_iter().try_for_each_init(Buffers::default, |buffers, (index, start)| {
             destination.check()?;
-            let bytes = buffers.convert(&tensors[index], start, weights)?;
-            file.write(index, start * weights.element().bytes(), bytes)
+            let bytes = buffers.transformed(&tensors[index], start, transforms)?;
+            file.write(index, start * stored[index].element.bytes(), bytes)
         })
     })?;
     let files = vec![destination.entry(&name, written.bytes)];
     Ok(PlacedWeights { tensors: written.tensors, files, from: shards.folder().to_owned() })
 }
 
+/// Returns the name of the file: the number format of its weights, if they have the same.
+fn file_name(stored: &[Stored]) -> String {
+    let mut elements = stored.iter().map(|tensor| tensor.element);
+    let first = elements.next().filter(|first| elements.all(|element| element == *first));
+    format!("{}.safetensors", first.map_or("mixed".into(), |element| element.to_string()))
+}
+
 /// The buffers of a thread.
-#[derive(Default)]
-struct Buffers {
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
     stored: Vec<u8>,
-    values: Vec<f32>,
-    bytes: Vec<u8>,
+    work: Workspace,
 }
 
 impl Buffers {
-    /// Converts the block of a tensor that begins at element `start`.
-    fn convert(
-        &mut self,
-        tensor: &StoredTensor<'_>,
+    /// Reads the block of a tensor that begins at element `start`, and changes it.
+    pub(crate) fn transformed<'a>(
+        &'a mut self,
+        tensor: &StoredTensor<'a>,
         start: usize,
-        weights: WeightType,
-    ) -> Result<&[u8], Error> {
-        let (from, to) = (tensor.element, weights.element());
-        let elements = (tensor.length / from.bytes() - start).min(BLOCK);
-        self.stored.resize(elements * from.bytes(), 0);
-        tensor.read_at(start * from.bytes(), &mut self.stored)?;
-        let source = self.stored.as_slice();
-        if from == to {
-            return Ok(source);
-        }
-        self.values.resize(elements, 0.0);
-        self.bytes.resize(elements * to.bytes(), 0);
-        widen(from, source, &mut self.values);
-        narrow(to, &self.values, &mut self.bytes);
-        if let Some(index) = first_non_finite(to, &self.bytes) {
-            let value = element_at(from, source, index).unwrap_or(f32::NAN);
-            let (name, index) = (tensor.name.to_owned(), start + index);
-            return Err(if value.is_finite() {
-                Error::OutOfRange { name, index, value, weights }
-            } else {
-                Error::NotFinite { name, path: tensor.file.path().to_owned(), index, value }
-            });
-        }
-        Ok(&self.bytes)
+        transforms: &Transforms,
+    ) -> Result<&'a [u8], Error> {
+        let element = tensor.element;
+        let elements = (tensor.length / element.bytes()).saturating_sub(start).min(BLOCK);
+        self.stored.resize(elements * element.bytes(), 0);
+        tensor.read_at(start * element.bytes(), &mut self.stored)?;
+        let (name, shape, path) = (tensor.name, tensor.shape, tensor.file.path());
+        let block = Block { name, shape, element, start, bytes: &self.stored, path };
+        transforms.apply(block, &mut self.work)
     }
 }
 
@@ -111,10 +102,15 @@ mod tests {
     use crate::checkpoint::names::Family;
     use crate::checkpoint::samples::{bytes_of, write_shard};
     use crate::weights::Transfer;
+    use crate::weights::merge::{Factor, Merge};
+    use crate::weights::number_format::widen;
+    use bundle::dtype::WeightType;
     use bundle::manifest::Component;
     use half::{bf16, f16};
     use proptest::prelude::*;
-    use safetensors::SafeTensors;
+    use safetensors::tensor::TensorView;
+    use safetensors::{Dtype, SafeTensors};
+    use std::path::Path;
 
     fn required(names: &[(&str, &[usize])]) -> Vec<Required> {
         names.iter().map(|(name, shape)| Required { name: (*name).into(), shape: shape.to_vec() }).collect()
@@ -138,7 +134,7 @@ mod tests {
             stop: None,
         };
         let required = required(&[("b.weight", &[values.len()]), ("a.bias", &[1])]);
-        let placed = place(&shards, &required, weights, destination);
+        let placed = place(&shards, &required, &Transforms::conversion(weights), destination);
         let weights: Vec<_> = std::fs::read_dir(bundle.path().join("decoder/weights"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
@@ -200,6 +196,87 @@ mod tests {
         assert!(matches!(&error, Error::NotFinite { index: 0, .. }), "{error}");
     }
 
+    /// Writes a checkpoint whose weights are stored in every format, some in more than one block.
+    fn write_mixed(folder: &Path) -> Vec<Required> {
+        let value = |index: usize| match index % 97 {
+            0 => -0.0,
+            1 => 1e-7,
+            _ => f32::from(u16::try_from(index * 40_503 % 65_521).unwrap()) / 512.0 - 64.0,
+        };
+        let all: [(&str, &[usize], Dtype); 4] = [
+            ("a.weight", &[3, BLOCK / 2], Dtype::F32),
+            ("b.weight", &[5, 7], Dtype::F16),
+            ("c.weight", &[BLOCK + 3, 1], Dtype::BF16),
+            ("d.bias", &[3], Dtype::F32),
+        ];
+        let bytes = all.map(|(_, shape, dtype)| {
+            let values = (0..shape.iter().product()).map(value);
+            match dtype {
+                Dtype::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
+                Dtype::BF16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+                _ => bytes_of(&values.collect::<Vec<_>>()),
+            }
+        });
+        let views = all.iter().zip(&bytes).map(|((name, shape, dtype), bytes)| {
+            (*name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &folder.join("m.safetensors")).unwrap();
+        required(&all.map(|(name, shape, _)| (name, shape)))
+    }
+
+    #[test]
+    fn converted_files_have_these_bytes() {
+        let (folder, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let required = write_mixed(folder.path());
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        let destination = Destination {
+            bundle: bundle.path(),
+            component: &Component::Decoder,
+            transfer: Transfer::Link { copy_limit: None },
+            stop: None,
+        };
+        for (weights, digest) in [
+            (WeightType::F32, "79e50bddee4db92f"),
+            (WeightType::F16, "2d125bc9c4943969"),
+            (WeightType::Bf16, "0f26d5ea58e8a330"),
+        ] {
+            let placed = place(&shards, &required, &Transforms::conversion(weights), destination).unwrap();
+            let file = std::fs::read(bundle.path().join(&placed.files[0].file)).unwrap();
+            assert_eq!(blake3::hash(&file).to_hex()[..16], *digest, "{weights:?}");
+        }
+    }
+
+    #[test]
+    fn a_merge_reaches_every_block_of_its_weight() {
+        let (folder, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let required = write_mixed(folder.path());
+        let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        let destination = Destination {
+            bundle: bundle.path(),
+            component: &Component::Decoder,
+            transfer: Transfer::Link { copy_limit: None },
+            stop: None,
+        };
+        let shape = [3, BLOCK / 2];
+        let down: Vec<f32> = (0..shape[1]).map(|i| f32::from(u16::try_from(i % 1000).unwrap())).collect();
+        let up = Factor { shape: [3, 1], values: [1.0, -2.0, 0.5].into() };
+        let down = Factor { shape: [1, shape[1]], values: down.into() };
+        let merge = Merge::new("a.weight", 0.125, up, down).unwrap();
+        let transforms = Transforms::conversion(WeightType::F32).after([merge.clone()]);
+        let placed = place(&shards, &required, &transforms, destination).unwrap();
+        let file = std::fs::read(bundle.path().join(&placed.files[0].file)).unwrap();
+        let read = SafeTensors::deserialize(&file).unwrap();
+
+        let stored = shards.tensor("a.weight").unwrap().read().unwrap();
+        let mut expected = vec![0.0; 3 * shape[1]];
+        widen(ElementType::F32, &stored, &mut expected);
+        merge.add(&shape, 0, &mut expected).unwrap();
+        assert!(read.tensor("a.weight").unwrap().data() == bytes_of(&expected));
+        assert!(bytes_of(&expected) != stored);
+        let bias = shards.tensor("d.bias").unwrap().read().unwrap();
+        assert_eq!(read.tensor("d.bias").unwrap().data(), bias);
+    }
+
     #[test]
     fn a_missing_weight_is_reported() {
         let folder = tempfile::tempdir().unwrap();
@@ -211,7 +288,9 @@ mod tests {
             transfer: Transfer::Link { copy_limit: None },
             stop: None,
         };
-        let error = place(&shards, &required(&[("z", &[1])]), WeightType::F16, destination).unwrap_err();
+        let error =
+            place(&shards, &required(&[("z", &[1])]), &Transforms::conversion(WeightType::F16), destination)
+                .unwrap_err();
         assert!(matches!(&error, Error::MissingTensor { name, .. } if name == "z"), "{error}");
     }
 

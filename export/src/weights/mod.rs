@@ -1,15 +1,22 @@
 //! Weights: from a checkpoint into a bundle.
 //!
 //! [`scan`] reads every byte once, for the digest and to detect damage. Then the weight files are [`linked`] into the
-//! bundle, or [`converted`] into a new file of another number format. The result is the location of each weight, which
+//! bundle, or [`converted`] into a new file by a list of [`transform`]s. The result is the location of each weight, which
 //! is all that a graph contains. [`packed`] packs linear layers for Rushes kernels. `new_file` writes new files.
+//!
+//! The transforms are the conversion of [`number_format`]s, the [`merge`] of low-rank changes and
+//! [`row_quantization`].
 
 pub mod converted;
 pub mod linked;
+pub mod merge;
 pub(crate) mod new_file;
 pub mod number_format;
 pub mod packed;
+pub mod row_quantization;
+mod row_segments;
 pub mod scan;
+pub mod transform;
 
 use crate::Error;
 use crate::checkpoint::Source;
@@ -20,6 +27,7 @@ use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use transform::Transforms;
 
 /// Suffix of the scales of a quantised weight.
 pub(crate) const SCALES: &str = "weight_scale";
@@ -122,30 +130,35 @@ fn location(name: &str) -> String {
     format!("{}/{name}", layout::WEIGHTS)
 }
 
-/// Links the weights of a component into the bundle if all weights that its graphs read are stored as `weights`.
-/// Returns none if they are not.
+/// Links the weights of a component into the bundle if `transforms` change none of the weights that its graphs read.
+/// Returns none if they change any.
 ///
 /// # Errors
 /// See [`linked::place`].
 pub fn place_linked(
     source: &Source,
-    weights: WeightType,
+    transforms: &Transforms,
     destination: Destination<'_>,
 ) -> Result<Option<PlacedWeights>, Error> {
-    let is_right = source.shards.uniform_element(&source.required)? == Some(weights.element());
-    is_right.then(|| linked::place(&source.shards, destination)).transpose()
+    for required in &source.required {
+        let tensor = source.shards.tensor(&required.name)?;
+        if !transforms.is_identity(tensor.name, tensor.element) {
+            return Ok(None);
+        }
+    }
+    linked::place(&source.shards, destination).map(Some)
 }
 
-/// Converts the weights of a component into the bundle.
+/// Writes the weights of a component into the bundle, changed by `transforms`.
 ///
 /// # Errors
 /// See [`converted::place`].
 pub fn place_converted(
     source: &Source,
-    weights: WeightType,
+    transforms: &Transforms,
     destination: Destination<'_>,
 ) -> Result<PlacedWeights, Error> {
-    converted::place(&source.shards, &source.required, weights, destination)
+    converted::place(&source.shards, &source.required, transforms, destination)
 }
 
 /// Puts the weights of a component into the bundle, stored as `weights`: linked if all weights that its graphs read are
@@ -158,9 +171,10 @@ pub fn place(
     weights: WeightType,
     destination: Destination<'_>,
 ) -> Result<PlacedWeights, Error> {
-    match place_linked(source, weights, destination)? {
+    let transforms = Transforms::conversion(weights);
+    match place_linked(source, &transforms, destination)? {
         Some(placed) => Ok(placed),
-        None => place_converted(source, weights, destination),
+        None => place_converted(source, &transforms, destination),
     }
 }
 

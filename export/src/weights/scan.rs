@@ -1,6 +1,7 @@
 //! The digest of a component's weights and the search for damage, in one parallel pass.
 //!
-//! The digest depends on canonical names, number formats, shapes and contents, not on the distribution over files. It
+//! The digest is that of the stored weights; [`Transforms::digest`](super::transform::Transforms::digest) adds their
+//! changes. It depends on canonical names, number formats, shapes and contents, not on the distribution over files. It
 //! is the BLAKE3 hash over, for every tensor in the order of canonical names: length and bytes of the name, name of the
 //! number format, rank and extents, and the BLAKE3 hash of each [`file_digest::PIECE`] of its bytes. The digests of the
 //! files use the same hashes.

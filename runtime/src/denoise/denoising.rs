@@ -46,6 +46,8 @@ pub struct StepRequest {
     pub timestep: Timestep,
     /// The noise level of the latent.
     pub sigma: Sigma,
+    /// True if the expert's guidance scale is not 1.
+    pub is_guided: bool,
     /// The guidance passes.
     pub passes: Passes,
 }
@@ -159,7 +161,8 @@ impl Denoising {
         let expert = self.routing.expert_at(timestep);
         let is_guided = self.guidance[expert.0].applies();
         let (steps, sigma) = (self.steps(), self.sampler.sigma());
-        Some(StepRequest { step, steps, expert, timestep, sigma, passes: self.policy.passes(is_guided) })
+        let passes = self.policy.passes(is_guided);
+        Some(StepRequest { step, steps, expert, timestep, sigma, is_guided, passes })
     }
 
     /// Makes the step that [`Self::next`] described.

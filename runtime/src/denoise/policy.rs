@@ -23,6 +23,14 @@ pub struct Passes {
     pub unconditional: PassAction,
 }
 
+impl Passes {
+    /// The number of passes that a policy spared: those that are reused or left out although guidance needs them.
+    pub fn saved(self, is_guided: bool) -> usize {
+        let spared = |action| usize::from(action != PassAction::Compute);
+        spared(self.conditional) + if is_guided { spared(self.unconditional) } else { 0 }
+    }
+}
+
 /// Decides what a step computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -55,5 +63,8 @@ mod tests {
         let passes = |is_guided| StepPolicy::ComputeAll.passes(is_guided);
         assert_eq!(passes(true), Passes { conditional: compute, unconditional: compute });
         assert_eq!(passes(false), Passes { conditional: compute, unconditional: PassAction::Skip });
+        assert_eq!((passes(true).saved(true), passes(false).saved(false)), (0, 0));
+        let reused = Passes { conditional: PassAction::Reuse, unconditional: PassAction::Skip };
+        assert_eq!((reused.saved(true), reused.saved(false)), (2, 1));
     }
 }

@@ -3,6 +3,7 @@
 use super::conditions::RunConditions;
 use super::spec::{JobSpec, SPEC_VERSION};
 use crate::Error;
+use bundle::digest::Digest;
 use ndarray::Array4;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,25 @@ pub struct ClipRecord {
     pub latents: Vec<LatentDigest>,
 }
 
+/// A record with a digest of its JSON, which detects a changed character.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    digest: String,
+    record: ClipRecord,
+}
+
+impl Sealed {
+    fn new(record: &ClipRecord) -> Self {
+        Self { digest: Self::digest(record), record: record.clone() }
+    }
+
+    fn digest(record: &ClipRecord) -> String {
+        let json = serde_json::to_vec(record).unwrap_or_else(|_| unreachable!("keys are strings"));
+        Digest::of_parts([&json[..]]).short().to_owned()
+    }
+}
+
 /// A record as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRecord {
@@ -65,7 +85,8 @@ impl ClipRecord {
     /// The record as JSON. If it is too long, the digests are left out, then everything.
     pub fn stored(&self) -> StoredRecord {
         let json = |record: &Self| {
-            let json = serde_json::to_string(record).unwrap_or_else(|_| unreachable!("keys are strings"));
+            let json = serde_json::to_string(&Sealed::new(record))
+                .unwrap_or_else(|_| unreachable!("keys are strings"));
             (json.len() <= RECORD_MAX).then_some(json)
         };
         if let Some(json) = json(self) {
@@ -86,7 +107,11 @@ impl ClipRecord {
         if text.len() > RECORD_MAX {
             return Err(wrong(format!("it has {} bytes, and a record has at most {RECORD_MAX}", text.len())));
         }
-        let record: Self = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let Sealed { digest, record } =
+            serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        if digest != Sealed::digest(&record) {
+            return Err(wrong("it does not have the digest that it names".into()));
+        }
         if record.spec.version != SPEC_VERSION {
             let version = record.spec.version;
             return Err(wrong(format!("its version is {version}, and this program reads {SPEC_VERSION}")));
@@ -116,6 +141,14 @@ mod tests {
         let stored = record(1000).stored();
         assert_eq!(stored.left_out, None);
         assert_eq!(ClipRecord::from_json(&stored.json.unwrap()).unwrap(), record(1000));
+    }
+
+    #[test]
+    fn a_changed_record_is_refused() {
+        let json = record(3).stored().json.unwrap();
+        let changed = json.replace("\"frames\":17", "\"frames\":19");
+        assert_ne!(changed, json);
+        assert!(ClipRecord::from_json(&changed).unwrap_err().to_string().contains("digest"));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::timing::{Clock, Mark};
 use crate::Error;
 use crate::decode::DecodeRun;
 use crate::denoise::{
-    Conditioning, Denoising, ForkChanges, GridChange, StepDone, StepInputs, TextConditioning, Variation,
+    Conditioning, Denoising, ForkChanges, ForkError, GridChange, StepDone, StepInputs, TextConditioning,
+    Variation,
 };
 use crate::pipeline::{Pipeline, seeded_noise};
 use crate::plan::GenerationPlan;
@@ -116,6 +117,10 @@ impl JobStart {
         let must_match = text.is_none() && differences.is_empty();
         let expected_text = must_match.then_some(identity.text);
         if let Some(fork) = fork.filter(|fork| !fork.is_empty()) {
+            let steps = snapshot.state().steps();
+            if snapshot.state().steps_done() >= steps {
+                return Err(ForkError::Finished { steps }.into());
+            }
             spec.forks.truncate(forks_applied);
             spec.forks.push(ForkSpec { after: snapshot.state().steps_done(), ..fork });
         }
@@ -432,7 +437,7 @@ impl Job {
         let (done, steps) = (self.denoising.steps_done(), self.last_step());
         self.send(JobEvent::Denoising { done, steps });
         self.store_text();
-        self.store(false);
+        self.store(self.denoising.is_at_boundary());
         Ok(Phase::Denoise(Box::new(inputs)))
     }
 
@@ -496,7 +501,9 @@ impl Job {
     }
 
     fn step(&mut self, pipeline: &mut Pipeline, inputs: &StepInputs) -> Result<(), Error> {
+        let skipped = self.denoising.next().map_or(0, |request| request.passes.saved(request.is_guided));
         let Some(done) = pipeline.step(&mut self.denoising, inputs, &self.cancel)? else { return Ok(()) };
+        self.skipped_passes += skipped;
         let digest = LatentDigest::of(&done.latent);
         self.latents.push(digest.clone());
         self.steps_run += 1;

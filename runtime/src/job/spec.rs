@@ -180,7 +180,7 @@ impl JobSpec {
         Ok(Self {
             version: SPEC_VERSION,
             model: ModelIdentity::of(model)?,
-            variant: model.variant(),
+            variant: model.effective_variant(),
             prompt: plan.prompt.clone(),
             negative: plan.negative.clone(),
             size: plan.size,

@@ -19,7 +19,7 @@ fn folder_of(component: &Component) -> &'static str {
         Component::TextEncoder => "text_encoder",
         Component::Expert(name) if name.0 == "high_noise" => "transformer",
         Component::Expert(_) => "transformer_2",
-        Component::Decoder => "vae",
+        Component::ImageEncoder | Component::Decoder => "vae",
         Component::Preview => "tiny_decoder",
     }
 }

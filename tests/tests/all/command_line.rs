@@ -260,6 +260,19 @@ fn wrong_values_are_refused_by_name_before_anything_runs() {
 }
 
 #[test]
+fn json_errors_name_the_setting() {
+    for (arguments, field) in [
+        (&["a boat", "--fps", "0"][..], "frame_rate"),
+        (&["a boat", "--noise-scale", "-1"], "noise_scale"),
+        (&["", "--frames", "1"], "prompt"),
+    ] {
+        assert_eq!(refused(arguments, 2)["field"], field, "{arguments:?}");
+    }
+    // Only the command line knows this one.
+    assert!(refused(&["a boat", "--progress", "loud"], 2)["field"].is_null());
+}
+
+#[test]
 fn a_wrong_size_comes_with_the_two_nearest() {
     let error = refused(&["a boat", "--size", "60x32"], 2);
     assert!(text(&error, "fix").contains("48x32") && text(&error, "fix").contains("64x32"), "{error}");

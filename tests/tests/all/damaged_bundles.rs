@@ -171,6 +171,7 @@ fn every_command_refuses_a_damaged_bundle_with_a_fix() {
                 && field(&error, "fix").contains("export the checkpoint again"),
             "{message}"
         );
+        assert_eq!((&error["class"], &error["exit_code"]), (&"damaged".into(), &2.into()), "{message}");
     }
 }
 
@@ -335,7 +336,7 @@ fn a_missing_component_or_graph_is_refused_before_the_first_step() {
     };
     let message =
         without(&|manifest| manifest.components.retain(|entry| entry.component != Component::Decoder));
-    assert!(message.contains("the decoder"), "{message}");
+    assert!(message.contains("lacks the decoder"), "{message}");
     let message = without(&|manifest| manifest.components.remove(1).graphs.clear());
     assert!(message.contains("expert"), "{message}");
     let message = without(&|manifest| {

@@ -248,7 +248,7 @@ fn mini_in_int8_is_small_runs_in_integers_and_gives_nearly_the_same_clip() {
             let (ratio, part) = match entry.component {
                 Component::Expert(_) => (0.30, Part::Whole),
                 Component::Decoder => (0.30, Part::Next),
-                Component::TextEncoder | Component::Preview => continue,
+                Component::TextEncoder | Component::ImageEncoder | Component::Preview => continue,
             };
             let variant = entry.variant(Precision::Int8, kernels).unwrap();
             let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;

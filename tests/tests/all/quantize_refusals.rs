@@ -28,7 +28,7 @@ fn unsupported_head_widths_are_refused_with_an_alternative() {
             (&["--scheme", "int8"][..], "--kernels", "--kernels onnxruntime"),
             (&["--kernels", "rushes"], "--kernels", "--kernels onnxruntime"),
             (&["--kernels", "onnxruntime,rushes"], "--kernels", "--kernels onnxruntime"),
-            (&["--scheme", "bf16"], "--scheme", "--scheme int8 --kernels onnxruntime"),
+            (&["--scheme", "bf16"], "--scheme", "--scheme int8 with --kernels onnxruntime"),
         ] {
             let output = rushes(folder.path())
                 .args(["quantize", "bundle", "--json"])

@@ -148,6 +148,45 @@ fn source_files_have_at_most_600_lines() {
     }
 }
 
+/// Errors of libraries name settings; only the command line has flags.
+#[test]
+fn texts_of_libraries_name_no_flags() {
+    const LIBRARIES: [&str; 9] = [
+        "crates/bundle/src",
+        "crates/graph/src",
+        "crates/media/src",
+        "crates/prompt/src",
+        "crates/quality/src",
+        "calibration/src",
+        "engines/src",
+        "export/src",
+        "runtime/src",
+    ];
+    let is_flag = |word: &str| {
+        let word = word.trim_start_matches(['"', '`', '(']);
+        word == "-o"
+            || word.strip_prefix("--").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+    };
+    let mut checked = 0;
+    for path in files() {
+        let name = path.strip_prefix(root()).unwrap();
+        let is_rust = path.extension().is_some_and(|extension| extension == "rs");
+        if !is_rust || !LIBRARIES.iter().any(|folder| name.starts_with(folder)) {
+            continue;
+        }
+        checked += 1;
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        // Fixes may quote commands of other programs.
+        let lines =
+            code.lines().filter(|line| !line.trim_start().starts_with("//") && !line.contains("`cargo "));
+        for line in lines {
+            assert!(!line.split_whitespace().any(is_flag), "{}: {line}", name.display());
+        }
+    }
+    assert!(checked > 150, "only {checked} files were checked");
+}
+
 #[test]
 fn files_are_small_and_contain_no_unwanted_words() {
     // In two parts, so that this file does not match.

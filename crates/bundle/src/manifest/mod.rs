@@ -60,7 +60,7 @@ pub struct ComponentEntry {
     pub weights: Vec<WeightFile>,
     /// The number format of the weights.
     pub weight_type: WeightType,
-    /// Digest over all its weights.
+    /// Digest over all its weights, as the checkpoint stores them, and over their changes other than conversions.
     pub digest: Digest,
     /// Quantised variants, each with its own weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -201,7 +201,7 @@ impl Manifest {
     }
 
     /// Returns the precisions for which every component has graphs for `target` and `kernels`, see
-    /// [`ComponentEntry::graph`]. The tiny decoder is never quantised and is ignored.
+    /// [`ComponentEntry::graph`]. Components that are never quantised are ignored.
     pub fn precisions(&self, target: Target, kernels: KernelLibrary) -> Vec<Precision> {
         let fits = |graph: &GraphEntry, precision: Precision| {
             (graph.variant.target, graph.variant.precision) == (target, precision)
@@ -210,7 +210,7 @@ impl Manifest {
         Precision::ALL
             .into_iter()
             .filter(|precision| {
-                let mut models = self.components.iter().filter(|entry| entry.component != Component::Preview);
+                let mut models = self.components.iter().filter(|entry| entry.component.is_quantizable());
                 models.all(|entry| entry.graphs.iter().any(|graph| fits(graph, *precision)))
             })
             .collect()

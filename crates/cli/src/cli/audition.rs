@@ -104,7 +104,11 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
         let (job, events) = Job::new(&pipeline, start);
         let mut job = job.with_cancel(&cancel).with_folder(folder);
         while job.denoising().steps_done() < steps {
-            job.advance(&mut pipeline)?;
+            if let Err(error) = job.advance(&mut pipeline) {
+                job.abandon();
+                progress.clear();
+                return Err(stopped(error.into(), index, &take.folder));
+            }
             for event in events.try_iter() {
                 match event {
                     JobEvent::Encoding => progress.begin("text", 1),
@@ -135,6 +139,15 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let views: Vec<_> = pictures.iter().map(|picture| picture.view()).collect();
     sheet.write(&path, &views, &[])?;
     report(args, global, &takes, &path, steps)
+}
+
+/// The error of an audition that ended during a take, with what was kept.
+fn stopped(error: Error, whole: usize, take: &Path) -> Error {
+    if !error.is_cancelled() {
+        return error;
+    }
+    let kept = format!("{whole} takes are whole, and {} can go on", take.display());
+    Error::Interrupted { phase: "making takes", kept, job: Some(take.to_owned()) }
 }
 
 /// The number of steps that a take makes.

@@ -4,6 +4,7 @@
 //! leaves no partial files. Before that, and on a second signal, the process ends immediately. The exit code is always
 //! 130. A signal that was ignored when the program started, for example by `nohup`, stays ignored.
 
+use super::CommandLine;
 use super::render::{self, Stream};
 use bundle::ErrorClass;
 use engines::Cancel;
@@ -19,17 +20,18 @@ const SIGNALS: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
 /// Signals within this time of the first are one request: a terminal that closes sends several.
 const SAME_REQUEST: Duration = Duration::from_millis(300);
 
-/// Receives signals as requests to end.
+/// Receives signals as requests to end. [`Interrupts::default`] receives none, for programs with handlers of their own.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Interrupts {
+pub struct Interrupts {
     cancel: Cancel,
     /// True while the command ends itself on request.
     is_graceful: Arc<AtomicBool>,
 }
 
 impl Interrupts {
-    /// Starts a thread that receives the signals.
-    pub(super) fn listen(stream: Stream, as_json: bool) -> Self {
+    /// Starts a thread that receives the signals of this process.
+    pub fn listen(line: &CommandLine) -> Self {
+        let CommandLine { stream, as_json, .. } = *line;
         let interrupts = Self::default();
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let ignored = ignored(&status);

@@ -31,18 +31,34 @@ use args::{Cli, Command};
 use bundle::Report;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use interrupt::Interrupts;
 use media::OutputSpec;
 use render::Stream;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs one command line; the first argument is the name of the program.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = arguments::prepared(arguments.into_iter().collect());
-    let stream = stream(&arguments);
-    let as_json = arguments.iter().any(|argument| argument == "--json");
-    let interrupts = Interrupts::listen(stream, as_json);
+pub use interrupt::Interrupts;
+
+/// The arguments of a program run, before they are parsed.
+#[derive(Debug, Clone)]
+pub struct CommandLine {
+    arguments: Vec<OsString>,
+    stream: Stream,
+    as_json: bool,
+}
+
+impl CommandLine {
+    /// Takes the arguments; the first is the name of the program.
+    pub fn new(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        let arguments = arguments::prepared(arguments.into_iter().collect());
+        let stream = stream(&arguments);
+        let as_json = arguments.iter().any(|argument| argument == "--json");
+        Self { arguments, stream, as_json }
+    }
+}
+
+/// Runs one command. A request of `interrupts` ends it.
+pub fn run(line: CommandLine, interrupts: Interrupts) -> ExitCode {
+    let CommandLine { arguments, stream, as_json } = line;
     let mut cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error, stream, as_json),

@@ -148,13 +148,15 @@ impl Job<'_> {
     fn kernels_of(&self, component: &Component) -> KernelLibrary {
         match component {
             Component::Expert(_) => self.kernels(),
-            _ => KernelLibrary::OnnxRuntime,
+            Component::TextEncoder | Component::ImageEncoder | Component::Decoder | Component::Preview => {
+                KernelLibrary::OnnxRuntime
+            }
         }
     }
 
     fn quantize_all(&mut self, assessor: &Assessor<'_>) -> Result<(), Error> {
         let components = self.quantizer.bundle().manifest.components.clone();
-        for entry in components.into_iter().filter(|entry| entry.component != Component::Preview) {
+        for entry in components.into_iter().filter(|entry| entry.component.is_quantizable()) {
             if entry.component == Component::Decoder && self.args.sensitivity == Sensitivity::Measured {
                 self.measure_decoder(assessor)?;
             }

@@ -16,22 +16,23 @@ pub(super) fn scan<R: Read + Seek>(source: &mut Source<R>, found: &mut Findings)
     if scan_boxes(source, all, MAX_DEPTH, found)? {
         Ok(())
     } else {
-        Err(damaged("the file is incomplete: it has no index"))
+        Err(damaged("the file is incomplete: its index or its frames are missing"))
     }
 }
 
-/// Scans the boxes of the file or of a box that contains tags. Returns true if one of them is an index.
+/// Scans the boxes of the file or of a box that contains tags. Returns true if there are an index and frames.
 fn scan_boxes<R: Read + Seek>(
     source: &mut Source<R>,
     area: Range<u64>,
     depth: usize,
     found: &mut Findings,
 ) -> io::Result<bool> {
-    let mut has_index = false;
+    let (mut has_index, mut has_frames) = (false, false);
     let mut at = area.start;
     while let Some((kind, content)) = next(source, at..area.end)? {
         at = content.end;
         has_index |= kind == *b"moov";
+        has_frames |= kind == *b"mdat";
         match &kind {
             b"uuid" => {
                 let id = source.read_up_to(content.start, XMP.len())?;
@@ -53,7 +54,7 @@ fn scan_boxes<R: Read + Seek>(
             _ => {}
         }
     }
-    Ok(has_index)
+    Ok(has_index && has_frames)
 }
 
 /// Scans the items of a tag list.

@@ -2,7 +2,6 @@
 
 use super::findings::Findings;
 use super::source::{MAX_VALUE, Source, incomplete};
-use crate::mp4::number;
 use crate::record_code::KEY;
 use std::io::{self, Read, Seek};
 
@@ -18,16 +17,17 @@ pub(super) fn scan<R: Read + Seek>(source: &mut Source<R>, found: &mut Findings)
     let mut at = SIGNATURE;
     loop {
         let head = source.header(at, HEADER)?;
-        let (Some(length), Some(kind)) = (number(&head, 0), head.get(4..8)) else {
+        let Ok([l0, l1, l2, l3, kind @ ..]) = <[u8; HEADER]>::try_from(head) else {
             return Err(incomplete(at));
         };
+        let length = u32::from_be_bytes([l0, l1, l2, l3]);
         let start = at + HEADER as u64;
         let end = start + u64::from(length);
         if end + CHECKSUM > source.length() {
             return Err(incomplete(at));
         }
         let most = (length as usize).min(MAX_TEXT);
-        match kind {
+        match &kind {
             b"iTXt" => international_text(&source.read_up_to(start, most)?, found),
             b"tEXt" => {
                 let content = source.read_up_to(start, most)?;

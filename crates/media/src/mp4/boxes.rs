@@ -78,7 +78,7 @@ pub(crate) fn parse_header(bytes: &[u8], room: u64) -> Option<(Kind, u64, usize)
 }
 
 /// The big-endian `u32` at a position.
-pub(crate) fn number(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 

@@ -6,6 +6,6 @@ mod faststart;
 mod sound;
 mod tag_list;
 
-pub(super) use boxes::{Kind, number, parse_header, top_level};
+pub(super) use boxes::{Kind, parse_header, top_level};
 pub(super) use faststart::with_index_first;
 pub(super) use sound::align;

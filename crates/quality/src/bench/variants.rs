@@ -65,7 +65,7 @@ fn numerics(bundle: &Bundle, entry: &ComponentEntry, scheme: Scheme) -> Componen
         Component::TextEncoder => inventory::text_encoder(&manifest.text_encoder),
         Component::Expert(_) => inventory::denoiser(&manifest.denoiser),
         Component::Decoder => inventory::decoder(&manifest.vae),
-        Component::Preview => Vec::new(),
+        Component::ImageEncoder | Component::Preview => Vec::new(),
     };
     let shapes: BTreeMap<&str, &[usize]> =
         required.iter().map(|weight| (weight.name.as_str(), weight.shape.as_slice())).collect();

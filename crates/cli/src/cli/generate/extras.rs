@@ -41,17 +41,18 @@ pub(super) fn missing(args: &GenerateArgs, spec: Option<&JobSpec>) -> Result<Vec
     let notes =
         spec.extras.iter().filter(|(name, extra)| own.get(*name) != Some(*extra)).map(|(name, extra)| {
             let (before, again) = match extra {
-                Extra::Value(value) => (format!("`{value}`"), format!("--{name} '{value}'")),
+                Extra::Value(value) if value.is_empty() => (String::new(), format!("--{name}")),
+                Extra::Value(value) => (format!(" `{value}`"), format!("--{name} '{value}'")),
                 Extra::File { file, with } => {
                     let with = if with.is_empty() { String::new() } else { format!("@{with}") };
-                    (format!("the file {}{with}", file.name), format!("--{name} FILE{with}"))
+                    (format!(" with the file {}{with}", file.name), format!("--{name} FILE{with}"))
                 }
             };
             match own.get(name) {
                 None => {
-                    format!("the clip had --{name} {before}, which is not repeated; {again} would repeat it")
+                    format!("the clip had --{name}{before}, which is not repeated; {again} would repeat it")
                 }
-                Some(_) => format!("the clip had another --{name}: {before}"),
+                Some(_) => format!("the clip had --{name}{before}, and this one has another"),
             }
         });
     Ok(notes.collect())

@@ -114,7 +114,8 @@ impl Shown {
             self.progress.clear();
             render::note(&format!(
                 "warning: {}; {}; the other outputs continue",
-                failed.error, failed.remainder
+                render::report(&*failed.error),
+                failed.remainder
             ));
         }
         written?;
