@@ -44,7 +44,7 @@ bench: setup
 
 # Cargo builds each package from its archive, with the others' archives as dependencies.
 package: setup
-	$(call timed,package,CARGO_TARGET_DIR=$(target)/package-build cargo package --locked --workspace --exclude tests --exclude benches)
+	$(call timed,package,CARGO_TARGET_DIR=$(target)/package-build cargo package --locked --workspace --exclude tests --exclude benches --exclude fuzz-targets)
 	$(target)/package-build/debug/rushes --version
 
 golden: setup

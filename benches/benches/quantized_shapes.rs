@@ -186,6 +186,7 @@ fn two_blocks_of_the_1_3b_shape() {
     let test = sample(99);
     let latent = Value::from_f32(test.latents.index_axis(Axis(0), 0).to_owned().insert_axis(Axis(0)));
     let timestep = Value::from_f32(Array1::from_elem(1, 600.0_f32));
+    let rows = Value::from_i64(Array1::zeros(1));
     let (cos, sin) = (Value::from_f32(test.cos.clone()), Value::from_f32(test.sin.clone()));
     let all_rows = Value::from_f32(test.text[0].clone().insert_axis(Axis(0)));
     // The 60 rows that are not zero, and one row for all others.
@@ -194,7 +195,8 @@ fn two_blocks_of_the_1_3b_shape() {
     bias[[0, 60]] = 452.0_f32.ln();
     let bias = Value::from_f32(bias);
     let measure = |precision: Precision, kernels: KernelLibrary| {
-        let mut inputs = vec![("latent", &latent), ("timestep", &timestep), ("cos", &cos), ("sin", &sin)];
+        let mut inputs =
+            vec![("latent", &latent), ("timestep", &timestep), ("rows", &rows), ("cos", &cos), ("sin", &sin)];
         match kernels {
             KernelLibrary::OnnxRuntime => inputs.push(("text", &all_rows)),
             KernelLibrary::Rushes => inputs.extend([("text", &merged), ("key_bias", &bias)]),

@@ -139,6 +139,7 @@ def feeds(sample: dict, routes: list, name: str) -> list[dict]:
         result.append({
             "latent": latent[None],
             "timestep": np.array([timestep], np.float32),
+            "rows": np.zeros(1, np.int64),
             "text": sample["text.0"][None],
             "cos": sample["cos"],
             "sin": sample["sin"],

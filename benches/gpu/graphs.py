@@ -119,6 +119,7 @@ def step_inputs(sizes, latent: tuple[int, int, int, int], place: Place) -> dict[
     given = {
         "latent": torch.randn(1, *latent, generator=generator),
         "timestep": torch.tensor([500.0]),
+        "rows": torch.zeros(1, dtype=torch.int64),
         "text": torch.randn(1, 512, text_width(), generator=generator),
         "cos": cos,
         "sin": sin,

@@ -163,6 +163,7 @@ impl Setting {
         let mut inputs = vec![
             ("latent", Value::from_f32(latent)),
             ("timestep", Value::from_f32(Array1::from_elem(1, 500.0_f32))),
+            ("rows", Value::from_i64(Array1::zeros(1))),
             ("cos", Value::from_f32(tables.cos)),
             ("sin", Value::from_f32(tables.sin)),
         ];

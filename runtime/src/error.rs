@@ -102,6 +102,11 @@ pub enum Error {
         /// The expert that ran.
         expert: ExpertName,
     },
+    /// The timesteps of the latent frames of a step do not fit the latent.
+    FrameTimesteps {
+        /// The problem with them.
+        why: String,
+    },
     /// The file of the initial noise does not contain the noise of this clip.
     NoiseFile {
         /// The file.
@@ -228,6 +233,11 @@ impl Diagnose for Error {
                 format!("the {expert} expert returned values that are not finite"),
                 "use a lower `guidance`; if the bundle was exported unverified, export the checkpoint with verification to check \
                  its weights",
+            ),
+            Self::FrameTimesteps { why } => Report::bad_input(
+                "the timesteps of the latent frames cannot be used",
+                why.clone(),
+                "give one timestep from 0 to 1000 for each latent frame",
             ),
             Self::NoiseFile { path, why } => Report::bad_input(
                 format!("the noise in {} cannot be used", path.display()),

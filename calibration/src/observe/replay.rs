@@ -8,7 +8,7 @@ use crate::Error;
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::routing::Routing;
-use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
+use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, ROWS_INPUT};
 use bundle::units::Timestep;
 use bundle::variant::{KernelLibrary, Precision, Variant};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Outputs, Value};
@@ -238,6 +238,7 @@ fn replay_steps(
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let (cos, sin) = (Value::from_f32(sample.cos.clone()), Value::from_f32(sample.sin.clone()));
+    let rows = Value::from_i64(Array1::zeros(1));
     let texts: Vec<Value> =
         sample.text.iter().map(|text| Value::from_f32(text.clone().insert_axis(Axis(0)))).collect();
     for (timestep, latent) in sample.timesteps.iter().zip(sample.latents.outer_iter()) {
@@ -249,8 +250,14 @@ fn replay_steps(
         let latent = Value::from_f32(latent.to_owned().insert_axis(Axis(0)));
         let timestep = Value::from_f32(Array1::from_elem(1, *timestep));
         for text in &texts {
-            let inputs =
-                [("latent", &latent), ("timestep", &timestep), ("text", text), ("cos", &cos), ("sin", &sin)];
+            let mut inputs = vec![
+                ("latent", &latent),
+                ("timestep", &timestep),
+                ("text", text),
+                ("cos", &cos),
+                ("sin", &sin),
+            ];
+            inputs.extend(graph.engine.signature().takes_rows().then_some((ROWS_INPUT, &rows)));
             graph.run(&inputs, points, cancel)?;
         }
     }

@@ -3,7 +3,7 @@
 //! | graph | inputs | outputs |
 //! |---|---|---|
 //! | text encoder | `ids [1,S]` i64 | `states [1,S,D]` |
-//! | denoising step | `latent [B,Cin,F,H,W]`, `timestep [R]`, `text [B,512,D]`, `cos` and `sin [L,head/2]` | `velocity [B,C,F,H,W]` |
+//! | denoising step | `latent [B,Cin,F,H,W]`, `timestep [R]`, `rows [M]` i64, `text [B,512,D]`, `cos` and `sin [L,head/2]` | `velocity [B,C,F,H,W]` |
 //! | denoising step on Rushes kernels | the same with `text [B,T,D]` and `key_bias [B,T]` | `velocity [B,C,F,H,W]` |
 //! | decoder, first | `latent [1,C,1,h,w]` | `frames [1,3,8h,8w]` in -1..1, `next_cache.NN` |
 //! | decoder, next | `latent [1,C,1,h,w]`, `cache.NN` | `frames [4,3,8h,8w]`, `next_cache.NN` |
@@ -19,6 +19,9 @@ use crate::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec, VaeSpec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// The input of a step that maps tokens to timesteps. It is optional in graphs that take one timestep.
+pub const ROWS_INPUT: &str = "rows";
+const TIMESTEP_INPUT: &str = "timestep";
 /// Prefix of the decoder's cache inputs.
 pub const CACHE_INPUT: &str = "cache.";
 /// Prefix of the decoder's cache outputs. The rest of the name is that of the input that takes it in the next call.
@@ -104,7 +107,8 @@ impl Signature {
         Self {
             inputs: vec![
                 video("latent", spec.in_channels),
-                tensor("timestep", ElementType::F32, &[Any("R")]),
+                tensor(TIMESTEP_INPUT, ElementType::F32, &[Any("R")]),
+                tensor(ROWS_INPUT, ElementType::I64, &[Any("M")]),
                 tensor("text", ElementType::F32, &[Any("B"), Of(TEXT_ROWS), Of(spec.text_width)]),
                 tensor("cos", ElementType::F32, &[Any("L"), Of(half)]),
                 tensor("sin", ElementType::F32, &[Any("L"), Of(half)]),
@@ -148,7 +152,13 @@ impl Signature {
         Self { inputs: vec![features(spec)], ..Self::of_decoder(spec) }
     }
 
-    /// Checks that `found` has the tensors of this signature and no others except decoder caches.
+    /// Returns true if a step's graph takes several timesteps, and with them the input [`ROWS_INPUT`].
+    pub fn takes_rows(&self) -> bool {
+        self.inputs.iter().any(|input| input.name == ROWS_INPUT)
+    }
+
+    /// Checks that `found` has the tensors of this signature and no others except decoder caches. [`ROWS_INPUT`] may
+    /// be missing if the graph takes one timestep.
     ///
     /// # Errors
     /// Names the first tensor that is missing, unknown, or of another number format or shape.
@@ -170,6 +180,9 @@ fn check_side(
 ) -> Result<(), Error> {
     for want in expected {
         let Some(have) = found.iter().find(|tensor| tensor.name == want.name) else {
+            if want.name == ROWS_INPUT && takes_one_timestep(found) {
+                continue;
+            }
             return Err(Error::Signature {
                 graph: graph.into(),
                 tensor: want.name.clone(),
@@ -210,6 +223,10 @@ fn check_side(
     }
 }
 
+fn takes_one_timestep(inputs: &[TensorSpec]) -> bool {
+    inputs.iter().any(|input| input.name == TIMESTEP_INPUT && input.shape == [Extent::Fixed(1)])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,13 +256,26 @@ mod tests {
     }
 
     #[test]
+    fn a_graph_of_one_timestep_needs_no_rows() {
+        let mut found = step();
+        assert!(found.takes_rows());
+        found.inputs[1].shape[0] = Extent::Fixed(1);
+        assert!(step().check("step", &found).is_ok());
+        found.inputs.retain(|input| input.name != ROWS_INPUT);
+        assert!(!found.takes_rows());
+        assert!(step().check("step", &found).is_ok());
+        found.inputs[1].shape[0] = Extent::Fixed(2);
+        assert!(step().check("step", &found).unwrap_err().to_string().contains("`rows`"));
+    }
+
+    #[test]
     fn every_difference_is_reported() {
         let break_with = |change: fn(&mut Signature)| {
             let mut found = step();
             change(&mut found);
             step().check("step", &found).unwrap_err().to_string()
         };
-        let message = break_with(|s| s.inputs[2].shape[1] = Extent::Fixed(226));
+        let message = break_with(|s| s.inputs[3].shape[1] = Extent::Fixed(226));
         insta::assert_snapshot!(message, @"the tensor `text` of the graph step is wrong: expected text f32 [B,512,32], found text f32 [B,226,32] (export the checkpoint again with this version of rushes)");
         assert!(break_with(|s| s.inputs[0].element = ElementType::F16).contains("found f16"));
         assert!(
@@ -254,6 +284,10 @@ mod tests {
             })
             .contains("timestep")
         );
+        let message = break_with(|s| {
+            s.inputs.remove(2);
+        });
+        insta::assert_snapshot!(message, @"the tensor `rows` of the graph step is wrong: expected rows i64 [M], found no tensor with this name (export the checkpoint again with this version of rushes)");
         assert!(break_with(|s| s.outputs.push(tensor("extra", ElementType::F32, &[]))).contains("extra"));
     }
 }

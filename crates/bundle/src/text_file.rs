@@ -47,7 +47,7 @@ impl Diagnose for Error {
 
 crate::display_as_report!(Error);
 
-/// Reads a text file. Line ends become `\n`; the byte-order mark is removed.
+/// Reads a text file. Line ends become `\n`; byte-order marks are removed.
 ///
 /// UTF-16 is recognised by its byte-order mark.
 ///
@@ -74,6 +74,15 @@ pub fn read(path: &Path) -> Result<String, crate::Error> {
 pub fn from_bytes(bytes: &[u8]) -> Option<String> {
     decode(bytes).ok()
 }
+
+/// The items of a list, one on each line: lines without the space around them. Empty lines and lines that begin with `#`
+/// are not items.
+pub fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// The byte-order mark as a character.
+const MARK: char = '\u{feff}';
 
 /// A decoding error.
 #[derive(Debug, PartialEq)]
@@ -102,7 +111,8 @@ fn decode(bytes: &[u8]) -> Result<String, Wrong> {
         };
         return Err(Wrong { line: line_of(&text.as_bytes()[..at]), what: "contains a NUL", from });
     }
-    Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
+    // Files that were joined have marks in their middle, and programs that mark a marked file double it.
+    Ok(text.replace(MARK, "").replace("\r\n", "\n").replace('\r', "\n"))
 }
 
 fn utf_8(bytes: &[u8]) -> Result<String, Wrong> {
@@ -159,6 +169,9 @@ mod tests {
         ] {
             assert_eq!(decode(&bytes).unwrap(), TEXT, "{bytes:?}");
         }
+        let joined = [marked(TEXT), marked(&windows)].concat();
+        assert_eq!(decode(&joined).unwrap(), TEXT.repeat(2));
+        assert_eq!(decode(&marked("\u{feff}# two")).unwrap(), "# two");
         assert_eq!(decode(b"").unwrap(), "");
         assert_eq!(decode(b"\xFF\xFE").unwrap(), "");
     }
@@ -182,11 +195,17 @@ mod tests {
         assert_eq!(decode(b"\xFF\xFE\0\0a\0\0\0"), wrong(1, "begins like UTF-32", Some("UTF-32")));
     }
 
+    #[test]
+    fn items_are_the_lines_that_are_neither_empty_nor_comments() {
+        let found: Vec<_> = items("# two\n a boat \n\n  # no\n\ta #1 hit\n").collect();
+        assert_eq!(found, ["a boat", "a #1 hit"]);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_text_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             if let Ok(text) = decode(&bytes) {
-                prop_assert!(!text.contains(['\0', '\r']));
+                prop_assert!(!text.contains(['\0', '\r', MARK]));
             }
         }
     }

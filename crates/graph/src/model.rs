@@ -20,7 +20,12 @@ impl Model {
     /// # Errors
     /// I/O errors, with the path.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        Ok(bundle::atomic::write_atomic(path, &self.proto.encode_to_vec())?)
+        Ok(bundle::atomic::write_atomic(path, &self.to_bytes())?)
+    }
+
+    /// Returns the content of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.proto.encode_to_vec()
     }
 
     /// Reads a graph.
@@ -28,9 +33,16 @@ impl Model {
     /// # Errors
     /// Returns an error if the file cannot be read or is not a graph.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(bundle::Error::file("read", path))?;
+        Self::from_bytes(&std::fs::read(path).map_err(bundle::Error::file("read", path))?, path)
+    }
+
+    /// Reads a graph from the content of its file. `path` is its name in errors.
+    ///
+    /// # Errors
+    /// Returns an error if the bytes are not a graph.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, Error> {
         let not_a_graph = |why: String| Error::NotAGraph { path: path.to_owned(), why };
-        let proto = ModelProto::decode(bytes.as_slice()).map_err(|error| not_a_graph(error.to_string()))?;
+        let proto = ModelProto::decode(bytes).map_err(|error| not_a_graph(error.to_string()))?;
         if proto.graph.is_none() {
             return Err(not_a_graph("it contains no graph".into()));
         }

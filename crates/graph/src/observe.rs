@@ -117,26 +117,27 @@ impl Observed {
 
     /// Returns the weight behind a value, through casts, slices and reshapes.
     fn weight_behind(&self, value: &str) -> Option<String> {
-        let mut value = value;
-        loop {
-            if self.weights.contains(value) {
-                return Some(value.to_owned());
-            }
-            let node = &self.graph.node[*self.producers.get(value)?];
-            if !matches!(node.op_type.as_str(), "Cast" | "Slice" | "Reshape") {
-                return None;
-            }
-            value = node.input.first()?;
-        }
+        let weight = self.behind(value, &["Cast", "Slice", "Reshape"]);
+        self.weights.contains(weight).then(|| weight.to_owned())
     }
 
     /// Returns the value before any reshapes.
     fn origin<'a>(&'a self, value: &'a str) -> &'a str {
-        let reshape = self.producers.get(value).map(|index| &self.graph.node[*index]);
-        match reshape.filter(|node| node.op_type == "Reshape").and_then(|node| node.input.first()) {
-            Some(input) => self.origin(input),
-            None => value,
+        self.behind(value, &["Reshape"])
+    }
+
+    /// Follows the first inputs of nodes of the given operators. In a damaged graph they may form a cycle, which is
+    /// left after as many steps as there are nodes.
+    fn behind<'a>(&'a self, mut value: &'a str, operators: &[&str]) -> &'a str {
+        for _ in &self.graph.node {
+            let node = self.producers.get(value).map(|index| &self.graph.node[*index]);
+            let node = node.filter(|node| operators.contains(&node.op_type.as_str()));
+            match node.and_then(|node| node.input.first()) {
+                Some(input) if !self.weights.contains(value) => value = input,
+                _ => break,
+            }
         }
+        value
     }
 
     /// Adds statistics of a value under `name`. If it is already observed, returns the existing name.
@@ -246,6 +247,23 @@ fn int(name: &str, value: i64) -> AttributeProto {
 mod tests {
     use super::*;
     use crate::{Dim, ExternalData, GraphBuilder};
+
+    #[test]
+    fn a_cycle_of_a_damaged_graph_has_no_weight_behind_it() {
+        let node = |op_type: &str, inputs: &[&str], output: &str| NodeProto {
+            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            op_type: op_type.to_owned(),
+            ..NodeProto::default()
+        };
+        let nodes =
+            vec![node("Reshape", &["b"], "a"), node("Reshape", &["a"], "b"), node("Gemm", &["x", "a"], "y")];
+        let graph = GraphProto { node: nodes, ..GraphProto::default() };
+        let model = Model { proto: crate::proto::ModelProto { graph: Some(graph), ..Default::default() } };
+        let mut observed = Observed::new(model);
+        assert_eq!(observed.weight_uses(), []);
+        observed.observe("a", "a", ChannelAxis::Second, Samples::Elements(2));
+    }
 
     #[test]
     fn layers_that_share_an_input_are_observed_once() {

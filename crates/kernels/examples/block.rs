@@ -7,7 +7,7 @@
 use half::bf16;
 use kernels::{
     Attention, Columns, Gate, Heads, Int8Weights, Kernels, MatrixShape, Norm, Output, QuantisedRows,
-    QuantisedRowsMut, Range, Residual, Rotary, RowScale, Scratch, Threads, ValueProduct, Workers,
+    QuantisedRowsMut, Range, Residual, Rotary, RowScale, Scratch, Threads, TokenRows, ValueProduct, Workers,
 };
 use std::num::NonZeroUsize;
 
@@ -79,7 +79,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let Some(workers) = workers else { return Ok(()) };
     let workers = workers.as_ref();
 
-    let norm = Norm { mul: &ones[..WIDTH], add: &zeros[..WIDTH], epsilon: 1e-6 };
+    let norm = Norm { mul: &ones[..WIDTH], add: &zeros[..WIDTH], rows: TokenRows::ONE, epsilon: 1e-6 };
     kernels.norm_quantise(
         workers,
         &x,

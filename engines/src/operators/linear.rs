@@ -3,14 +3,14 @@
 use super::OperatorContext;
 use super::tensors::{
     Input, SessionThreads, count, infer, input, known_last_extent, optional, output, required_inputs,
-    required_outputs, size_error,
+    required_outputs, size_error, token_rows,
 };
 use half::bf16;
 use kernels::{Bf16Weights, Gate, Int8Weights, MatrixShape, Output, QuantisedRows, Residual, RowScale};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
-use ort::value::TensorElementType::{Bfloat16, Float32, Int8, Int32, Uint8};
+use ort::value::TensorElementType::{Bfloat16, Float32, Int8, Int32, Int64, Uint8};
 
 /// Inputs of an INT8 product: quantised values u8 `[B,L,K]`, their scales and zero points f32 `[B,L,2]`, weights s8
 /// `[N/16,K/4,64]`, their sums i32 `[N]` and scales f32 `[N]`, bias f32 `[N]`.
@@ -20,7 +20,8 @@ const BF16_INPUTS: [ort::value::TensorElementType; 3] = [Bfloat16, Bfloat16, Flo
 
 /// An INT8 product with bf16 output `[B,L,N]`, and GELU if the attribute `gelu` is 1.
 pub(super) struct LinearQ(pub(super) OperatorContext);
-/// An INT8 product, optionally times a gate f32 `[N]`, added in place to the residual stream f32 `[B,L,N]`.
+/// An INT8 product, optionally times a gate f32 `[N]`, added in place to the residual stream f32 `[B,L,N]`. With the
+/// optional input `rows` i64 `[1,M]`, the gate is a table `[R,N]`, and token `l` uses row `rows[l]`, or the only entry.
 pub(super) struct LinearQResidual(pub(super) OperatorContext);
 /// A BF16 product like [`LinearQ`].
 pub(super) struct LinearBf16(pub(super) OperatorContext);
@@ -157,8 +158,9 @@ macro_rules! residual_operator {
             }
 
             fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-                let stream = [OperatorInput::required(Float32), OperatorInput::optional(Float32)];
-                required_inputs($inputs).into_iter().chain(stream)
+                let stream = [OperatorInput::required(Float32)];
+                let gate = [OperatorInput::optional(Float32), OperatorInput::optional(Int64)];
+                required_inputs($inputs).into_iter().chain(stream).chain(gate)
             }
 
             fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -189,8 +191,14 @@ impl Kernel for ResidualKernel {
         let operands = Operands::of(context, self.is_int8)?;
         let stream = input(context, operands.count())?;
         let gate = optional(context, operands.count() + 1)?;
+        let map = optional(context, operands.count() + 2)?;
+        let [_, tokens, outputs] = operands.shape()?;
         let gate = match &gate {
-            Some(gate) => Gate::Each(gate.slice()?),
+            Some(gate) => {
+                let table = gate.slice()?;
+                let rows = token_rows(map.as_ref(), [table.len(), outputs], tokens)?;
+                Gate::ByRow { table, rows }
+            }
             None => Gate::Open,
         };
         let at = stream.address()?;

@@ -2,23 +2,31 @@
 
 use super::OperatorContext;
 use super::tensors::{
-    SessionThreads, attribute, count, infer, input, output, required_inputs, required_outputs, size_error,
+    SessionThreads, attribute, count, infer, input, optional, output, required_inputs, required_outputs,
+    size_error, token_rows,
 };
 use half::bf16;
 use kernels::{Norm, QuantisedRowsMut, Range, RowScale};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput, ShapeInferenceContext,
 };
-use ort::value::TensorElementType::{Bfloat16, Float32, Uint8};
+use ort::value::TensorElementType::{Bfloat16, Float32, Int64, Uint8};
 
 /// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → quantised values u8 `[B,L,D]`, scales and zero points f32 `[B,L,2]`.
+/// With the optional input `rows` i64 `[1,M]`, `mul` and `add` are tables `[R,D]`, and token `l` uses row `rows[l]`, or
+/// the only entry.
 pub(super) struct NormQuant(pub(super) OperatorContext);
-/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → bf16 `[B,L,D]`.
+/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → bf16 `[B,L,D]`. With `rows` as for [`NormQuant`].
 pub(super) struct NormBf16(pub(super) OperatorContext);
 /// `x` f32 `[B,L,K]` → quantised values u8 `[B,L,K]`, scales and zero points f32 `[B,L,2]`.
 pub(super) struct RowQuantF32(pub(super) OperatorContext);
 /// The same for bf16.
 pub(super) struct RowQuantBf16(pub(super) OperatorContext);
+
+/// The inputs of a norm.
+fn norm_inputs() -> impl IntoIterator<Item = OperatorInput> {
+    required_inputs([Float32, Float32, Float32]).into_iter().chain([OperatorInput::optional(Int64)])
+}
 
 /// Infers quantised values and scales from the shape of the first input.
 fn infer_quantized(context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -48,7 +56,7 @@ impl Operator for NormQuant {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required_inputs([Float32, Float32, Float32])
+        norm_inputs()
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -72,7 +80,7 @@ impl Operator for NormBf16 {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        required_inputs([Float32, Float32, Float32])
+        norm_inputs()
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -97,8 +105,11 @@ pub(super) struct NormKernel {
 impl Kernel for NormKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let (x, mul, add) = (input(context, 0)?, input(context, 1)?, input(context, 2)?);
+        let map = optional(context, 3)?;
         let shape: [usize; 3] = x.shape()?;
-        let norm = Norm { mul: mul.slice()?, add: add.slice()?, epsilon: self.epsilon };
+        let (mul, add) = (mul.slice()?, add.slice()?);
+        let rows = token_rows(map.as_ref(), [mul.len(), shape[2]], shape[1])?;
+        let norm = Norm { mul, add, rows, epsilon: self.epsilon };
         let (workers, kernels, x) =
             (SessionThreads { context, shared: &self.shared }, self.shared.kernels, x.slice()?);
         if self.quantizes {

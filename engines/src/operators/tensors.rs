@@ -1,7 +1,7 @@
 //! Access to ONNX Runtime's tensors as slices and to its threads as workers.
 
 use super::OperatorContext;
-use kernels::{SizeError, TaskCounter, Workers};
+use kernels::{SizeError, TaskCounter, TokenRows, Workers};
 use ort::operator::{ComputeContext, KernelContext, OperatorInput, OperatorOutput, ShapeInferenceContext};
 use ort::value::{
     PrimitiveTensorElementType, Shape, SymbolicDimensions, TensorElementType, ValueRef, ValueRefMut,
@@ -66,6 +66,25 @@ impl Input<'_> {
         let sizes: Option<Vec<usize>> = shape.iter().map(|size| usize::try_from(*size).ok()).collect();
         sizes.and_then(|sizes| sizes.try_into().ok()).ok_or_else(|| wrong(shape))
     }
+}
+
+/// Returns the map of tokens to rows of tables `[R,width]` with `elements` elements. Without the optional input `map`,
+/// all tokens use the only row. The map has one entry, or one for each of `tokens` tokens.
+pub(super) fn token_rows<'a>(
+    map: Option<&'a Input<'_>>,
+    [elements, width]: [usize; 2],
+    tokens: usize,
+) -> ort::Result<TokenRows<'a>> {
+    let Some(map) = map else { return Ok(TokenRows::ONE) };
+    let rows = map.slice::<i64>()?;
+    if rows.len() != 1 && rows.len() != tokens {
+        return Err(operator_error(format!(
+            "the map of tokens to rows has {} entries for {tokens} tokens",
+            rows.len()
+        )));
+    }
+    let table = elements.checked_div(width).unwrap_or(0);
+    TokenRows::new(rows, table).map_err(|error| operator_error(error.to_string()))
 }
 
 /// An output of a running operator.

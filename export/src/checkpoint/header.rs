@@ -23,13 +23,15 @@ const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// A tensor of a file with a valid header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HeaderTensor {
+pub struct HeaderTensor {
     /// The stored name.
-    pub(crate) name: String,
-    pub(crate) element: ElementType,
-    pub(crate) shape: Vec<usize>,
+    pub name: String,
+    /// The number format.
+    pub element: ElementType,
+    /// The shape.
+    pub shape: Vec<usize>,
     /// Its bytes in the file.
-    pub(crate) span: Range<usize>,
+    pub span: Range<usize>,
 }
 
 /// Reads the header of an open file of `bytes` bytes and validates it: spans are inside the file, do not overlap, leave
@@ -49,8 +51,12 @@ pub(crate) fn read(path: &Path, file: &File, bytes: u64) -> Result<Vec<HeaderTen
     parse(path, &head, bytes)
 }
 
-/// [`read`] for a file that begins with `head`, which contains the whole header unless the file is truncated.
-fn parse(path: &Path, head: &[u8], bytes: u64) -> Result<Vec<HeaderTensor>, Error> {
+/// Validates the header of a file of `bytes` bytes that begins with `head`, which contains the whole header unless the
+/// file is truncated. Returns the tensors in the order of their spans. `path` is the name of the file in errors.
+///
+/// # Errors
+/// [`Error::Truncated`] if the file ends too early, else [`Error::Header`].
+pub fn parse(path: &Path, head: &[u8], bytes: u64) -> Result<Vec<HeaderTensor>, Error> {
     let truncated =
         |expected: usize| Error::Truncated { path: path.to_owned(), expected: expected as u64, found: bytes };
     let length = head.first_chunk::<8>().ok_or_else(|| truncated(8))?;

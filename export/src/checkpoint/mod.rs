@@ -15,14 +15,14 @@
 //! | Modules | Contents |
 //! |---|---|
 //! | [`names`] | official names to canonical names |
-//! | `listing`, `header`, [`shards`] | weight files |
+//! | `listing`, [`header`], [`shards`] | weight files |
 //! | `json`, `config`, [`scheduler`], `scheduler_keys` | settings |
 //! | [`inventory`] | names and shapes of weights for given settings |
 //! | [`tiny_decoder`] | the tiny decoder, a single file |
 //! | `tokenizer`, `hub` | tokenizer, model names |
 
 mod config;
-pub(crate) mod header;
+pub mod header;
 mod hub;
 pub mod inventory;
 mod json;

@@ -1,8 +1,8 @@
 //! A block of the denoiser: self-attention, cross-attention to the text, feed-forward layer.
 
 use super::graph_weights::GraphWeights;
+use super::modulation::{Modulation, Vectors};
 use crate::Error;
-use bundle::dtype::ElementType;
 use bundle::quantization::AttentionNumerics;
 use bundle::spec::DenoiserSpec;
 use graph::{Attention, AttentionRanges, GraphBuilder, Tensor};
@@ -10,8 +10,6 @@ use graph::{Attention, AttentionRanges, GraphBuilder, Tensor};
 /// The inputs of every block besides the tokens.
 #[derive(Debug)]
 pub(super) struct Conditions {
-    /// Shift, scale and gate of self-attention, then of the feed-forward layer: `[1,6,d]`, f32.
-    pub(super) modulation: Tensor,
     /// Text states after their projection, `[B,512,d]`, or `[B,T,d]` if equal rows are merged.
     pub(super) text: Tensor,
     /// Cosines of the rotary embedding, `[L,head/2]`.
@@ -20,31 +18,43 @@ pub(super) struct Conditions {
     pub(super) sin: Tensor,
 }
 
-/// Builds block `index` over tokens `x [B,L,d]`.
-pub(super) fn block(
+/// Builds the modulation of self-attention and of the feed-forward layer of block `index`, for each token: `[1,M,d]`.
+pub(super) fn token_vectors(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
     weights: GraphWeights<'_>,
     index: usize,
+    modulation: &Modulation,
+) -> Result<[Vectors; 2], Error> {
+    let [attention, feed_forward] = modulation.of_block(g, spec, weights, index)?;
+    let mut of_tokens = |vectors: Vectors, next: &str| {
+        let Vectors { scale, shift, gate } = vectors;
+        let next = format!("blocks.{index}.{next}");
+        let [scale, shift] = weights.smoothed(g, &next, [scale, shift])?;
+        Ok::<_, Error>(Vectors {
+            scale: modulation.of_tokens(g, &scale)?,
+            shift: modulation.of_tokens(g, &shift)?,
+            gate: modulation.of_tokens(g, &gate)?,
+        })
+    };
+    Ok([of_tokens(attention, "attn1.to_q")?, of_tokens(feed_forward, "ffn.net.0.proj")?])
+}
+
+/// Builds block `index` over tokens `x [B,L,d]`, with the modulation of [`token_vectors`].
+pub(super) fn block(
+    g: &mut GraphBuilder,
+    spec: &DenoiserSpec,
+    weights: GraphWeights<'_>,
+    (index, [attention, feed_forward]): (usize, &[Vectors; 2]),
     x: &Tensor,
     conditions: &Conditions,
 ) -> Result<Tensor, Error> {
     let d = spec.width();
     let part = |part: &str| format!("blocks.{index}.{part}");
-    let compute = weights.lowering().compute;
-    let table = weights.in_f32().load(g, &part("scale_shift_table"), &[1, 6, d])?;
-    let table = g.add(&table, &conditions.modulation)?;
-    let modulation = |g: &mut GraphBuilder, first: usize| {
-        let shift = row(g, &table, first, compute)?;
-        let scale = one_plus_row(g, &table, first + 1, compute)?;
-        Ok::<_, Error>((shift, scale, row(g, &table, first + 2, compute)?))
-    };
 
-    let (shift, scale, gate) = modulation(g, 0)?;
-    let [scale, shift] = weights.smoothed(g, &part("attn1.to_q"), [scale, shift])?;
-    let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
+    let h = g.layer_norm_of_tokens(x, [&attention.scale, &attention.shift], spec.epsilon)?;
     let attended = self_attention(g, spec, weights, &part("attn1"), &h, conditions)?;
-    let gated = g.multiply(&attended, &gate)?;
+    let gated = g.multiply_tokens(&attended, &attention.gate)?;
     let x = g.add(x, &gated)?;
 
     let scale = weights.load(g, &part("norm2.weight"), &[d])?;
@@ -54,13 +64,11 @@ pub(super) fn block(
     let attended = cross_attention(g, spec, weights, &part("attn2"), &h, &conditions.text)?;
     let x = g.add(&x, &attended)?;
 
-    let (shift, scale, gate) = modulation(g, 3)?;
-    let [scale, shift] = weights.smoothed(g, &part("ffn.net.0.proj"), [scale, shift])?;
-    let h = g.layer_norm(&x, &scale, &shift, spec.epsilon)?;
+    let h = g.layer_norm_of_tokens(&x, [&feed_forward.scale, &feed_forward.shift], spec.epsilon)?;
     let h = weights.linear(g, &part("ffn.net.0.proj"), &h, [spec.feed_forward, d])?;
     let h = g.gelu_tanh(&h);
     let h = weights.linear(g, &part("ffn.net.2"), &h, [d, spec.feed_forward])?;
-    let gated = g.multiply(&h, &gate)?;
+    let gated = g.multiply_tokens(&h, &feed_forward.gate)?;
     Ok(g.add(&x, &gated)?)
 }
 
@@ -139,33 +147,4 @@ fn cross_attention(
     let v = weights.linear(g, &part("to_v"), text, [d, d])?;
     let mixed = attend(g, spec, weights, name, [&q, &k, &v])?;
     weights.linear(g, &part("to_out.0"), &mixed, [d, d])
-}
-
-/// Returns row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
-pub(super) fn row(
-    g: &mut GraphBuilder,
-    table: &Tensor,
-    index: usize,
-    compute: ElementType,
-) -> Result<Tensor, Error> {
-    let row = f32_row(g, table, index)?;
-    Ok(g.cast(&row, compute))
-}
-
-/// Returns `1 +` row `index` of a modulation table `[1,rows,d]` f32, as `[d]` in the number format `compute`.
-pub(super) fn one_plus_row(
-    g: &mut GraphBuilder,
-    table: &Tensor,
-    index: usize,
-    compute: ElementType,
-) -> Result<Tensor, Error> {
-    let one = g.constant("1.0", &[], &[1.0])?;
-    let row = f32_row(g, table, index)?;
-    let sum = g.add(&row, &one)?;
-    Ok(g.cast(&sum, compute))
-}
-
-fn f32_row(g: &mut GraphBuilder, table: &Tensor, index: usize) -> Result<Tensor, Error> {
-    let row = g.slice(table, 1, index, index + 1)?;
-    Ok(g.reshape(&row, &[table.from_last(1)])?)
 }

@@ -4,9 +4,10 @@
 //! fused with the operators after them, and attention as one node. Equal padding rows of the text are merged: the graph
 //! takes `text [B,T,D]` and `key_bias [B,T]`, the logarithm of the number of merged rows. Small layers are f32.
 
-use super::denoiser_block::{Conditions, one_plus_row, row};
+use super::denoiser_block::Conditions;
 use super::graph_weights::GraphWeights;
-use super::step_ends::{StepStart, TextInput};
+use super::modulation::Vectors;
+use super::step_ends::{StepInputs, StepStart, TextInput};
 use crate::Error;
 use crate::weights::INPUT_FACTORS;
 use crate::weights::packed::{self, PackedFormat};
@@ -14,7 +15,8 @@ use bundle::dtype::ElementType;
 use bundle::quantization::layers::{FusedLayer, fused};
 use bundle::spec::DenoiserSpec;
 use graph::{
-    Activation, GraphBuilder, HeadAttention, LinearOperands, Model, PackedBf16, PackedInt8, Quantized, Tensor,
+    Activation, GraphBuilder, HeadAttention, LinearOperands, Model, NormVectors, PackedBf16, PackedInt8,
+    Quantized, RowGate, Tensor,
 };
 
 /// Options of a step graph with Rushes kernels.
@@ -49,12 +51,21 @@ pub fn kernel_step_graph(spec: &DenoiserSpec, lowering: KernelLowering<'_>) -> R
     let g = &mut graph;
     // Layers without packed weights are computed in f32.
     let lowering = KernelLowering { weights: lowering.weights.in_f32(), ..lowering };
-    let start = StepStart::new(g, spec, lowering.weights, TextInput::Merged)?;
+    let inputs = StepInputs::new(g, spec, lowering.weights, TextInput::Merged)?;
+    let rows = inputs.modulation.rows.clone();
+    let mut of_blocks = Vec::with_capacity(spec.layers);
+    for index in 0..spec.layers {
+        let build = |g: &mut GraphBuilder| inputs.modulation.of_block(g, spec, lowering.weights, index);
+        of_blocks.push(g.scoped(&format!("block.{index}"), build)?);
+    }
+    let start = StepStart::new(g, spec, lowering.weights, inputs)?;
     let Some(key_bias) = &start.key_bias else { unreachable!("merged rows have a bias") };
     let layers = fused(spec);
     let mut x = start.x.clone();
-    for (index, layers) in layers.chunks(layers.len() / spec.layers.max(1)).enumerate() {
-        let block = Block { spec, lowering, index, layers, conditions: &start.conditions, key_bias };
+    let layers = layers.chunks(layers.len() / spec.layers.max(1));
+    for (index, (layers, vectors)) in layers.zip(&of_blocks).enumerate() {
+        let conditions = &start.conditions;
+        let block = Block { spec, lowering, index, layers, vectors, rows: &rows, conditions, key_bias };
         x = g.scoped(&format!("block.{index}"), |g| block.build(g, x))?;
     }
     start.finish(g, spec, lowering.weights, &x)?;
@@ -68,6 +79,10 @@ struct Block<'a> {
     index: usize,
     /// The layers of [`fused`], in the same order.
     layers: &'a [FusedLayer],
+    /// The modulation of self-attention and of the feed-forward layer, `[R,d]`.
+    vectors: &'a [Vectors; 2],
+    /// The timestep of each token, `[1,M]`.
+    rows: &'a Tensor,
     conditions: &'a Conditions,
     key_bias: &'a Tensor,
 }
@@ -80,15 +95,10 @@ impl Block<'_> {
         let [qkv, self_out, query, key_and_value, cross_out, up, down] = self.layers else {
             unreachable!("a block has seven fused layers");
         };
-        let table = weights.load(g, &part("scale_shift_table"), &[1, 6, d])?;
-        let table = g.add(&table, &conditions.modulation)?;
+        let [attention, feed_forward] = self.vectors;
 
-        let (shift, scale, gate) = (
-            row(g, &table, 0, ElementType::F32)?,
-            one_plus_row(g, &table, 1, ElementType::F32)?,
-            row(g, &table, 2, ElementType::F32)?,
-        );
-        let h = self.norm(g, &x, [scale, shift], qkv)?;
+        let vectors = [attention.scale.clone(), attention.shift.clone()];
+        let h = self.norm(g, &x, vectors, Some(self.rows), qkv)?;
         let h = self.linear(g, &h, qkv, Activation::None)?;
         let gains = self.gains(g, "attn1")?;
         let h = g.packed_self_attention(
@@ -98,11 +108,11 @@ impl Block<'_> {
             self.lowering.values_as_bytes && self.format(qkv) == PackedFormat::Int8,
         )?;
         let h = self.rows(g, h, Activation::None, self_out)?;
-        let x = self.residual(g, &h, self_out, &x, Some(&gate))?;
+        let x = self.residual(g, &h, self_out, &x, Some(&attention.gate))?;
 
         let scale = weights.load(g, &part("norm2.weight"), &[d])?;
         let shift = weights.load(g, &part("norm2.bias"), &[d])?;
-        let h = self.norm(g, &x, [scale, shift], query)?;
+        let h = self.norm(g, &x, [scale, shift], None, query)?;
         let q = self.linear(g, &h, query, Activation::None)?;
         let text = self.text_rows(g, key_and_value)?;
         let kv = self.linear(g, &text, key_and_value, Activation::None)?;
@@ -111,15 +121,11 @@ impl Block<'_> {
         let h = self.rows(g, h, Activation::None, cross_out)?;
         let x = self.residual(g, &h, cross_out, &x, None)?;
 
-        let (shift, scale, gate) = (
-            row(g, &table, 3, ElementType::F32)?,
-            one_plus_row(g, &table, 4, ElementType::F32)?,
-            row(g, &table, 5, ElementType::F32)?,
-        );
-        let h = self.norm(g, &x, [scale, shift], up)?;
+        let vectors = [feed_forward.scale.clone(), feed_forward.shift.clone()];
+        let h = self.norm(g, &x, vectors, Some(self.rows), up)?;
         let h = self.linear(g, &h, up, Activation::GeluTanh)?;
         let h = self.rows(g, h, Activation::GeluTanh, down)?;
-        self.residual(g, &h, down, &x, Some(&gate))
+        self.residual(g, &h, down, &x, Some(&feed_forward.gate))
     }
 
     fn gains(&self, g: &mut GraphBuilder, attention: &str) -> Result<[Tensor; 2], Error> {
@@ -151,12 +157,14 @@ impl Block<'_> {
         weights.has(&name).then(|| weights.load(g, &name, &layer.shape[1..])).transpose()
     }
 
-    /// A norm, with the smoothing of the next layer folded into its scale and shift.
+    /// A norm, with the smoothing of the next layer folded into its scale and shift: vectors `[d]`, or tables `[R,d]`
+    /// with the rows of the tokens.
     fn norm(
         &self,
         g: &mut GraphBuilder,
         x: &Tensor,
         [mut scale, mut shift]: [Tensor; 2],
+        rows: Option<&Tensor>,
         next: &FusedLayer,
     ) -> Result<Rows, Error> {
         if let Some(factors) = self.input_factors(g, next)? {
@@ -164,9 +172,11 @@ impl Block<'_> {
             shift = g.multiply(&shift, &factors)?;
         }
         let epsilon = self.spec.epsilon;
+        let vectors = [&scale, &shift];
+        let vectors = rows.map_or(NormVectors::Same(vectors), |rows| NormVectors::ByRow(vectors, rows));
         Ok(match self.format(next) {
-            PackedFormat::Int8 => Rows::Int8(g.norm_quantized(x, [&scale, &shift], epsilon)?),
-            PackedFormat::Bf16 => Rows::Bf16(g.norm_bf16(x, [&scale, &shift], epsilon)?),
+            PackedFormat::Int8 => Rows::Int8(g.norm_quantized(x, vectors, epsilon)?),
+            PackedFormat::Bf16 => Rows::Bf16(g.norm_bf16(x, vectors, epsilon)?),
         })
     }
 
@@ -240,6 +250,7 @@ impl Block<'_> {
         stream: &Tensor,
         gate: Option<&Tensor>,
     ) -> Result<Tensor, Error> {
+        let gate = gate.map(|table| RowGate { table, rows: self.rows });
         self.with_operands(g, x, layer, |g, operands| g.packed_linear_residual(operands, stream, gate))
     }
 }

@@ -13,6 +13,7 @@ mod integer_decoder;
 mod kernel_decoder;
 mod kernel_step;
 mod lowering;
+mod modulation;
 mod quantized_linear;
 mod step_ends;
 mod text_encoder;

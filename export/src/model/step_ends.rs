@@ -1,9 +1,11 @@
 //! The layers before and after the blocks of a step, in every lowering: patches, time, text and velocity.
 
-use super::denoiser_block::{Conditions, one_plus_row, row};
+use super::denoiser_block::Conditions;
 use super::graph_weights::GraphWeights;
+use super::modulation::Modulation;
 use crate::Error;
 use bundle::dtype::ElementType;
+use bundle::signature::ROWS_INPUT;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use graph::{Dim, GraphBuilder, Tensor};
 
@@ -16,21 +18,23 @@ pub(super) enum TextInput {
     Merged,
 }
 
-/// The inputs of the blocks.
-pub(super) struct StepStart {
-    /// Tokens `[B,L,d]`.
-    pub(super) x: Tensor,
-    /// Other inputs of every block.
-    pub(super) conditions: Conditions,
-    /// The bias of merged text rows, `[B,T]`.
-    pub(super) key_bias: Option<Tensor>,
+/// The inputs of a step.
+pub(super) struct StepInputs {
     latent: Tensor,
+    text: Tensor,
+    key_bias: Option<Tensor>,
+    cos: Tensor,
+    sin: Tensor,
+    /// The number of tokens along time, height and width.
     grid: [Dim; 3],
-    time: Tensor,
+    /// The inputs of the modulations.
+    pub(super) modulation: Modulation,
+    /// Scale and shift of the head, `[1,M,d]`.
+    head: [Tensor; 2],
 }
 
-impl StepStart {
-    /// Declares the inputs of a step and builds the layers before its first block.
+impl StepInputs {
+    /// Declares the inputs of a step and builds the time embeddings and the modulation of the head.
     ///
     /// # Errors
     /// Returns an error if a weight is missing or does not match the spec.
@@ -40,7 +44,6 @@ impl StepStart {
         weights: GraphWeights<'_>,
         text_input: TextInput,
     ) -> Result<Self, Error> {
-        let compute = weights.lowering().compute;
         let batch = Dim::symbol("B");
         let text_rows = match text_input {
             TextInput::Whole => TEXT_ROWS.into(),
@@ -51,35 +54,60 @@ impl StepStart {
         let tokens = Dim::product(&grid);
         let [frames, height, width] = [0, 1, 2].map(|axis| grid[axis].times(patch[axis]));
         let half_head = spec.head_width / 2;
-        let d = spec.width();
 
         let latent_shape = [batch.clone(), spec.in_channels.into(), frames, height, width];
         let latent = g.input("latent", ElementType::F32, &latent_shape);
-        let timestep = g.input("timestep", ElementType::F32, &[1.into()]);
+        let timestep = g.input("timestep", ElementType::F32, &[Dim::symbol("R")]);
+        let rows = g.input(ROWS_INPUT, ElementType::I64, &[Dim::symbol("M")]);
         let text_shape = [batch.clone(), text_rows.clone(), spec.text_width.into()];
         let text = g.input("text", ElementType::F32, &text_shape);
         let key_bias = (text_input == TextInput::Merged)
-            .then(|| g.input("key_bias", ElementType::F32, &[batch.clone(), text_rows]));
+            .then(|| g.input("key_bias", ElementType::F32, &[batch, text_rows]));
         let cos = g.input("cos", ElementType::F32, &[tokens.clone(), half_head.into()]);
-        let sin = g.input("sin", ElementType::F32, &[tokens.clone(), half_head.into()]);
+        let sin = g.input("sin", ElementType::F32, &[tokens, half_head.into()]);
 
+        let modulation = Modulation::new(g, spec, weights, [&timestep, &rows])?;
+        let head = g.scoped("head", |g| modulation.of_head(g, spec, weights))?;
+        Ok(Self { latent, text, key_bias, cos, sin, grid, modulation, head })
+    }
+}
+
+/// The inputs of the blocks.
+pub(super) struct StepStart {
+    /// Tokens `[B,L,d]`.
+    pub(super) x: Tensor,
+    /// Other inputs of every block.
+    pub(super) conditions: Conditions,
+    /// The bias of merged text rows, `[B,T]`.
+    pub(super) key_bias: Option<Tensor>,
+    latent: Tensor,
+    grid: [Dim; 3],
+    head: [Tensor; 2],
+}
+
+impl StepStart {
+    /// Builds the layers before the first block. The modulations of all blocks are built before (see [`Modulation`]).
+    ///
+    /// # Errors
+    /// Returns an error if a weight is missing or does not match the spec.
+    pub(super) fn new(
+        g: &mut GraphBuilder,
+        spec: &DenoiserSpec,
+        weights: GraphWeights<'_>,
+        inputs: StepInputs,
+    ) -> Result<Self, Error> {
+        let StepInputs { latent, text, key_bias, cos, sin, grid, head, .. } = inputs;
+        let compute = weights.lowering().compute;
+        let patch = [spec.patch.time, spec.patch.height, spec.patch.width];
+        let d = spec.width();
         let kernel = [d, spec.in_channels, patch[0], patch[1], patch[2]];
         let weight = weights.load(g, "patch_embedding.weight", &kernel)?;
         let bias = weights.load(g, "patch_embedding.bias", &[d])?;
         let narrowed = g.cast(&latent, compute);
         let x = g.patch_convolution(&narrowed, &weight, &bias, &grid)?;
-        let x = g.reshape(&x, &[batch, d.into(), tokens])?;
+        let x = g.reshape(&x, &[latent.shape()[0].clone(), d.into(), Dim::product(&grid)])?;
         let x = g.transpose(&x, &[0, 2, 1])?; // [B,L,d]
 
-        // As in diffusers: time embedding and modulation in f32, the large projection in the format of the arithmetic.
-        let time = g.scoped("time", |g| time_embedding(g, spec, weights.in_f32(), &timestep))?;
-        let modulation = g.scoped("time", |g| {
-            let active = g.silu(&time)?;
-            let active = g.cast(&active, compute);
-            let projected = weights.linear(g, "condition_embedder.time_proj", &active, [6 * d, d])?;
-            let projected = g.cast(&projected, ElementType::F32);
-            Ok::<_, Error>(g.reshape(&projected, &[1.into(), 6.into(), d.into()])?)
-        })?;
         let text = g.scoped("text", |g| {
             let text = g.cast(&text, compute);
             let embedder = "condition_embedder.text_embedder";
@@ -88,8 +116,7 @@ impl StepStart {
             weights.linear(g, &format!("{embedder}.linear_2"), &h, [d, d])
         })?;
         let (cos, sin) = (g.cast(&cos, compute), g.cast(&sin, compute));
-        let conditions = Conditions { modulation, text, cos, sin };
-        Ok(Self { x, conditions, key_bias, latent, grid, time })
+        Ok(Self { x, conditions: Conditions { text, cos, sin }, key_bias, latent, grid, head })
     }
 
     /// Builds the output `velocity` from the tokens `x [B,L,d]` after the last block.
@@ -104,7 +131,7 @@ impl StepStart {
         x: &Tensor,
     ) -> Result<(), Error> {
         let velocity = g.scoped("head", |g| {
-            let patches = head(g, spec, weights, x, &self.time)?;
+            let patches = head(g, spec, weights, x, &self.head)?;
             let patches = g.cast(&patches, ElementType::F32);
             unpatchify(g, spec, &patches, &self.latent, &self.grid)
         })?;
@@ -112,48 +139,18 @@ impl StepStart {
     }
 }
 
-/// `timestep [1]` in 0..=1000 to the time embedding `[1,d]`.
-///
-/// Source: sinusoid of `10000^(-i/half)`, cosines first, in f32 as in diffusers.
-fn time_embedding(
-    g: &mut GraphBuilder,
-    spec: &DenoiserSpec,
-    weights: GraphWeights<'_>,
-    timestep: &Tensor,
-) -> Result<Tensor, Error> {
-    let half = spec.frequency_width / 2;
-    #[expect(clippy::cast_precision_loss, reason = "indices of a few hundred frequencies")]
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| (-(10_000.0_f32.ln()) * i as f32 / half as f32).exp()).collect();
-    let frequencies = g.constant("frequencies", &[1, half], &frequencies)?;
-    let timestep = g.reshape(timestep, &[1.into(), 1.into()])?;
-    let angles = g.multiply(&timestep, &frequencies)?;
-    let (cos, sin) = (g.cos(&angles), g.sin(&angles));
-    let sinusoid = g.concat(&[&cos, &sin], 1)?;
-    let d = spec.width();
-    let embedder = "condition_embedder.time_embedder";
-    let h = weights.linear(g, &format!("{embedder}.linear_1"), &sinusoid, [d, spec.frequency_width])?;
-    let h = g.silu(&h)?;
-    weights.linear(g, &format!("{embedder}.linear_2"), &h, [d, d])
-}
-
-/// Tokens `[B,L,d]` to the velocities of their patches `[B,L,pt·ph·pw·C]`, channel fastest.
+/// Tokens `[B,L,d]` to the velocities of their patches `[B,L,pt·ph·pw·C]`, channel fastest, with the scale and shift of
+/// each token, `[1,M,d]`.
 fn head(
     g: &mut GraphBuilder,
     spec: &DenoiserSpec,
     weights: GraphWeights<'_>,
     x: &Tensor,
-    time: &Tensor,
+    [scale, shift]: &[Tensor; 2],
 ) -> Result<Tensor, Error> {
-    let d = spec.width();
-    let table = weights.in_f32().load(g, "scale_shift_table", &[1, 2, d])?;
-    let time = g.reshape(time, &[1.into(), 1.into(), d.into()])?;
-    let rows = g.add(&table, &time)?;
-    let compute = weights.lowering().compute;
-    let (shift, scale) = (row(g, &rows, 0, compute)?, one_plus_row(g, &rows, 1, compute)?);
-    let h = g.layer_norm(x, &scale, &shift, spec.epsilon)?;
+    let h = g.layer_norm_of_tokens(x, [scale, shift], spec.epsilon)?;
     let patch = spec.patch.time * spec.patch.height * spec.patch.width;
-    weights.linear(g, "proj_out", &h, [spec.out_channels * patch, d])
+    weights.linear(g, "proj_out", &h, [spec.out_channels * patch, spec.width()])
 }
 
 /// Assembles the patches of all tokens to a video with the latent's frames and size.

@@ -312,6 +312,9 @@ impl Denoising {
             random,
         } = stored;
         check_guidance(&guidance, &routing).map_err(|_| "there is not one guidance scale for each expert")?;
+        if !guidance.iter().all(|scale| scale.0.is_finite()) {
+            return Err("a guidance scale is not finite");
+        }
         let others = history.predictions.iter().chain(&history.start).chain(&clean);
         if others.clone().any(|other| other.dim() != latent.dim()) {
             return Err("its latents have different shapes");

@@ -13,6 +13,7 @@ mod step_graph;
 #[cfg(test)]
 pub(crate) mod synthetic;
 mod text_input;
+mod token_rows;
 
 pub use conditioning::{ChannelMismatch, Conditioning, FrameLevels, ImageConditioning, TextConditioning};
 pub(crate) use denoising::StoredDenoising;
@@ -25,3 +26,4 @@ pub use policy::{PassAction, Passes, StepPolicy};
 pub use rope::RotaryTables;
 pub use step_graph::{BATCHED_TOKENS_MAX, GuidanceForm, StepInputs};
 pub use text_input::TextInput;
+pub use token_rows::{TokenRows, token_rows};

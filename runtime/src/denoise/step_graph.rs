@@ -5,10 +5,12 @@ use super::denoising::{StepOutputs, StepRequest};
 use super::policy::PassAction;
 use super::rope::RotaryTables;
 use super::text_input::TextInput;
+use super::token_rows::{TokenRows, token_rows};
 use crate::Error;
 use crate::model::{Model, take_array};
 use bundle::geometry::{LatentShape, Patch};
 use bundle::manifest::{Component, Part};
+use bundle::signature::ROWS_INPUT;
 use bundle::spec::DenoiserSpec;
 use bundle::units::Timestep;
 use bundle::variant::KernelLibrary;
@@ -141,7 +143,8 @@ impl StepInputs {
             _ => (&texts.prompt, 1),
         };
         let latent = Value::from_f32(Array5::zeros((batch, shape.channels, time, height, width)));
-        run(&mut expert.engine, &latent, text, Timestep(0.0), &Rotary::new(spec, shape), cancel).map(drop)
+        let timesteps = StepTimesteps::new(&token_rows(&vec![Timestep(0.0); time], shape, spec.patch)?);
+        run(&mut expert.engine, &latent, text, &timesteps, &Rotary::new(spec, shape), cancel).map(drop)
     }
 
     /// Computes the velocities that a step requests at a latent `[C,T,h,w]`.
@@ -158,9 +161,10 @@ impl StepInputs {
     ) -> Result<StepOutputs, Error> {
         let GuidanceTexts { prompt, negative } = self.texts(expert);
         let input = model_input(latent, self.image.as_ref(), spec.in_channels)?;
-        let timestep = self.timestep(request.timestep)?;
+        let levels = self.levels.timesteps(request.timestep, self.shape.frames);
+        let timesteps = StepTimesteps::new(&token_rows(&levels, self.shape, spec.patch)?);
         let mut run = |latent: &Value, text: &TextInput| {
-            run(&mut expert.engine, latent, text, timestep, &self.rotary, cancel)
+            run(&mut expert.engine, latent, text, &timesteps, &self.rotary, cancel)
         };
         let pick = |batch: &Array5<f32>, index: usize| batch.index_axis(Axis(0), index).to_owned();
         let single = |input: Array4<f32>| Value::from_f32(input.insert_axis(Axis(0)));
@@ -181,14 +185,24 @@ impl StepInputs {
         };
         Ok(StepOutputs { conditional, unconditional })
     }
+}
 
-    /// The timestep input of a step.
-    fn timestep(&self, step: Timestep) -> Result<Timestep, Error> {
-        let levels = self.levels.timesteps(step, self.shape.frames);
-        if levels.iter().any(|level| *level != step) {
-            return Err(Error::FrameLevels);
+/// The timesteps of a step as graph inputs: the distinct ones `[R]`, and the row of each token `[M]`.
+struct StepTimesteps {
+    timesteps: Value,
+    rows: Value,
+    /// The number of distinct timesteps, R.
+    count: usize,
+}
+
+impl StepTimesteps {
+    fn new(rows: &TokenRows) -> Self {
+        let timesteps: Array1<f32> = rows.timesteps.iter().map(|timestep| timestep.0).collect();
+        Self {
+            count: timesteps.len(),
+            timesteps: Value::from_f32(timesteps),
+            rows: Value::from_i64(Array1::from(rows.rows.clone())),
         }
-        Ok(step)
     }
 }
 
@@ -197,13 +211,22 @@ fn run(
     engine: &mut Engine,
     latent: &Value,
     text: &TextInput,
-    timestep: Timestep,
+    timesteps: &StepTimesteps,
     rotary: &Rotary,
     cancel: &Cancel,
 ) -> Result<Array5<f32>, Error> {
-    let timestep = Value::from_f32(Array1::from_elem(1, timestep.0));
-    let mut inputs =
-        vec![("latent", latent), ("timestep", &timestep), ("cos", &rotary.cos), ("sin", &rotary.sin)];
+    let mut inputs = vec![
+        ("latent", latent),
+        ("timestep", &timesteps.timesteps),
+        ("cos", &rotary.cos),
+        ("sin", &rotary.sin),
+    ];
+    // Graphs of earlier exports take one timestep for all tokens.
+    if engine.signature().takes_rows() {
+        inputs.push((ROWS_INPUT, &timesteps.rows));
+    } else if timesteps.count > 1 {
+        return Err(Error::FrameLevels);
+    }
     inputs.extend(text.named());
     take_array(&mut engine.run(&inputs, cancel)?, "velocity")
 }

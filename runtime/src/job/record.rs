@@ -103,19 +103,34 @@ impl ClipRecord {
     /// # Errors
     /// The text is not a record, or one of another version.
     pub fn from_json(text: &str) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            record: Versions,
+        }
+        #[derive(Deserialize)]
+        struct Versions {
+            spec: SpecVersion,
+        }
+        #[derive(Deserialize)]
+        struct SpecVersion {
+            version: u32,
+        }
         let wrong = |why: String| Error::Spec { why };
         if text.len() > RECORD_MAX {
             return Err(wrong(format!("it has {} bytes, and a record has at most {RECORD_MAX}", text.len())));
+        }
+        // A record of another version may have other fields.
+        let Versioned { record: Versions { spec: SpecVersion { version } } } =
+            serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        if version != SPEC_VERSION {
+            return Err(wrong(format!("its version is {version}, and this program reads {SPEC_VERSION}")));
         }
         let Sealed { digest, record } =
             serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
         if digest != Sealed::digest(&record) {
             return Err(wrong("it does not have the digest that it names".into()));
         }
-        if record.spec.version != SPEC_VERSION {
-            let version = record.spec.version;
-            return Err(wrong(format!("its version is {version}, and this program reads {SPEC_VERSION}")));
-        }
+        record.spec.check_numbers().map_err(wrong)?;
         Ok(record)
     }
 }
@@ -161,6 +176,17 @@ mod tests {
         long.spec.prompt = "x".repeat(50_000);
         assert_eq!(long.stored(), StoredRecord { json: None, left_out: Some("the settings of the clip") });
         assert!(ClipRecord::from_json(&" ".repeat(RECORD_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_refused_by_its_version() {
+        let mut json = serde_json::to_value(record(1)).unwrap();
+        json["spec"]["version"] = 2.into();
+        json["spec"]["unknown"] = 1.into();
+        let refused = ClipRecord::from_json(&json.to_string()).unwrap_err().to_string();
+        assert!(refused.contains("version is 2"), "{refused}");
+        json["spec"]["version"] = SPEC_VERSION.into();
+        assert!(ClipRecord::from_json(&json.to_string()).unwrap_err().to_string().contains("unknown"));
     }
 
     #[test]

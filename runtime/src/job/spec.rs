@@ -214,7 +214,20 @@ impl JobSpec {
         if version != SPEC_VERSION {
             return Err(wrong(format!("its version is {version}, and this program reads {SPEC_VERSION}")));
         }
-        serde_json::from_str(text).map_err(|error| wrong(error.to_string()))
+        let spec: Self = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        spec.check_numbers().map_err(wrong)?;
+        Ok(spec)
+    }
+
+    /// Checks that every f32 is finite. JSON has larger numbers, which become infinite and cannot be written again.
+    pub(super) fn check_numbers(&self) -> Result<(), String> {
+        let of_forks = self.forks.iter().flat_map(|fork| fork.guidance.iter().flatten());
+        let is_finite = self.guidance.iter().chain(of_forks).all(|scale| scale.0.is_finite());
+        match (is_finite, self.noise_scale.is_finite()) {
+            (false, _) => Err("a guidance scale in it is not finite".into()),
+            (_, false) => Err("the noise scale in it is not finite".into()),
+            (true, true) => Ok(()),
+        }
     }
 
     /// The request that leads to this spec.
@@ -358,6 +371,8 @@ pub(crate) mod tests {
         assert!(with("version", 2.into()).unwrap_err().contains("version is 2"));
         assert!(with("prompts", "x".into()).unwrap_err().contains("prompts"));
         assert!(with("steps", (-1).into()).is_err());
+        assert!(with("guidance", serde_json::json!([1e39])).unwrap_err().contains("guidance"));
+        assert!(with("noise_scale", 1e39.into()).unwrap_err().contains("noise scale"));
         assert!(JobSpec::from_json("").is_err());
     }
 

@@ -123,6 +123,10 @@ impl StoredSnapshot {
     /// # Errors
     /// The bytes are damaged, are not a snapshot, or are one of another version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
         let wrong = |why: String| Error::Snapshot { why };
         let (_, head) = SafeTensors::read_metadata(bytes).map_err(|error| wrong(error.to_string()))?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| wrong(error.to_string()))?;
@@ -145,13 +149,14 @@ impl StoredSnapshot {
         if found != *expected {
             return Err(wrong("its content does not have the digest that it names".into()));
         }
-        let header: Header = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
-        if header.version != SNAPSHOT_VERSION {
-            let version = header.version;
+        // A snapshot of another version may have other fields.
+        let Version { version } = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
+        if version != SNAPSHOT_VERSION {
             return Err(wrong(format!(
                 "its version is {version}, and this program reads {SNAPSHOT_VERSION}"
             )));
         }
+        let header: Header = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
         let mut take = |name: &str| tensors.remove(name).map(Arc::new);
         let latent = take("latent").ok_or_else(|| wrong("it has no tensor `latent`".into()))?;
         let (clean, start) = (take("clean"), take("start"));
@@ -298,6 +303,9 @@ pub(crate) mod tests {
         assert!(refused(|json| json["guidance"] = serde_json::json!([1.0])).contains("guidance"));
         assert!(refused(|json| json["schedule"]["sigmas"][1] = 1.5.into()).contains("sigma"));
         assert!(refused(|json| json["latents"] = serde_json::json!([])).contains("digest"));
+        assert!(refused(|json| json["guidance"][0] = 1e39.into()).contains("finite"));
         assert!(refused(|json| json["unknown"] = 1.into()).contains("unknown"));
+        let newer = |json: &mut serde_json::Value| (json["version"], json["unknown"]) = (2.into(), 1.into());
+        assert!(edited(newer).unwrap_err().to_string().contains("version is 2"));
     }
 }

@@ -72,7 +72,8 @@ fn a_take_goes_on_with_the_bits_of_a_whole_run() {
     // All steps of a take ran on the first expert.
     let steps = value["steps"].as_u64().unwrap();
     let boundary = path.join("takes/take-2/boundary.safetensors");
-    let text = stderr(&done(path, &["generate", "--resume", "takes/take-2", "--stop-after", "6", "-o", "b.gif"]));
+    let text =
+        stderr(&done(path, &["generate", "--resume", "takes/take-2", "--stop-after", "6", "-o", "b.gif"]));
     assert!(text.contains(&format!("goes on after step {steps} of 6")), "{text}");
     assert!(boundary.exists());
     for (take, seed) in [(2, "41"), (3, "42")] {

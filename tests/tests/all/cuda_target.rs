@@ -10,7 +10,7 @@ use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Outputs, Value, WeightMe
 use export::{ExportReport, ExportRequest};
 use graph::Model;
 use graph::proto::{GraphProto, NodeProto};
-use ndarray::{Array, ArrayD, IxDyn};
+use ndarray::{Array, Array1, ArrayD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tests::compare::largest_difference;
@@ -232,15 +232,19 @@ fn all_targets_give_the_same_results_in_f32() {
     let expert = Component::Expert(manifest.routing.routes()[0].expert.clone());
     let mut step = engines_of_all_targets(&report, &expert, Part::Whole, &Signature::of_step(spec));
     let half = spec.head_width / 2;
-    let inputs = [
-        ("latent", values(&[2, spec.in_channels, 2, 4, 6])),
-        ("timestep", values(&[1])),
-        ("text", values(&[2, 512, spec.text_width])),
-        ("cos", values(&[12, half])),
-        ("sin", values(&[12, half])),
-    ];
-    let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-    compare(&mut step, [&inputs[..]; 3]);
+    // One timestep, then two: one for the first frame and one for the second, each of six tokens.
+    for (timesteps, rows) in [(1, vec![0; 1]), (2, [[0; 6], [1; 6]].concat())] {
+        let inputs = [
+            ("latent", values(&[2, spec.in_channels, 2, 4, 6])),
+            ("timestep", values(&[timesteps])),
+            ("rows", Value::from_i64(Array1::from(rows))),
+            ("text", values(&[2, 512, spec.text_width])),
+            ("cos", values(&[12, half])),
+            ("sin", values(&[12, half])),
+        ];
+        let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+        compare(&mut step, [&inputs[..]; 3]);
+    }
 
     let contract = Signature::of_decoder(&manifest.vae);
     let mut first = engines_of_all_targets(&report, &Component::Decoder, Part::First, &contract);

@@ -185,10 +185,17 @@ fn first_step(model: &Model, case: &Case, reference: &Tensors, tables: RotaryTab
     let (latent, cos, sin) =
         (batch(noise.clone().into_dyn()), Value::from_f32(tables.cos), Value::from_f32(tables.sin));
     let timestep = Value::from_f32(Array1::from_elem(1, timestep.0));
+    let rows = Value::from_i64(Array1::zeros(1));
     let mut velocity = |name: &str| {
         let text = batch(reference.expect(name).clone());
-        let inputs =
-            [("latent", &latent), ("timestep", &timestep), ("text", &text), ("cos", &cos), ("sin", &sin)];
+        let inputs = [
+            ("latent", &latent),
+            ("timestep", &timestep),
+            ("rows", &rows),
+            ("text", &text),
+            ("cos", &cos),
+            ("sin", &sin),
+        ];
         let velocity = engine.run(&inputs, &Cancel::new()).unwrap().take("velocity").unwrap();
         velocity.to_f32().unwrap().remove_axis(Axis(0)).into_dimensionality().unwrap()
     };

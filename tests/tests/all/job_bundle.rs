@@ -64,7 +64,10 @@ pub(super) fn request(prompt: &str, seed: u64) -> GenerateRequest {
 pub(super) fn start(pipeline: &Pipeline, request: &GenerateRequest) -> JobStart {
     let plan = GenerationPlan::new(pipeline.model().manifest(), request).unwrap();
     let steps: Vec<usize> = plan.expert_steps.iter().map(|(_, steps)| *steps).collect();
-    assert!(steps.len() == 2 && steps.iter().all(|steps| *steps > 0), "{steps:?}: the boundary is not crossed");
+    assert!(
+        steps.len() == 2 && steps.iter().all(|steps| *steps > 0),
+        "{steps:?}: the boundary is not crossed"
+    );
     let noise = seeded_noise(&plan);
     JobStart::new(pipeline, plan, noise).unwrap()
 }

@@ -14,8 +14,20 @@ const ALL: usize = 12;
 
 /// A clip whose steps take long enough to be interrupted between them.
 const LONG: [&str; 14] = [
-    "generate", "a boat", "--size", "256x256", "--frames", "5", "--steps", "12", "--guidance", "4,3", "--shift",
-    "5", "--seed", "7",
+    "generate",
+    "a boat",
+    "--size",
+    "256x256",
+    "--frames",
+    "5",
+    "--steps",
+    "12",
+    "--guidance",
+    "4,3",
+    "--shift",
+    "5",
+    "--seed",
+    "7",
 ];
 
 /// A short clip.
@@ -66,7 +78,10 @@ fn a_killed_run_goes_on_in_a_new_process_with_the_same_bits() {
         assert!(!text.contains("bit-equal"), "{text}");
         let on = text.lines().find_map(|line| line.strip_prefix("the job goes on after step "));
         let on: usize = on.unwrap().strip_suffix(" of 12").unwrap().parse().unwrap();
-        assert!(if from == "boundary" { on == boundary } else { (steps - 1..=ALL).contains(&on) }, "{steps}: {text}");
+        assert!(
+            if from == "boundary" { on == boundary } else { (steps - 1..=ALL).contains(&on) },
+            "{steps}: {text}"
+        );
         assert_eq!(latents(&output), expected, "killed after {steps}");
         assert!(std::fs::read(path.join("out.y4m")).unwrap() == whole, "killed after {steps}");
         assert!(names(&path.join("job")).iter().all(|name| !name.contains(".part")));
@@ -83,7 +98,10 @@ fn a_run_that_stops_after_a_step_goes_on_with_the_same_bits() {
     let stopped = generate(path, &["-o", "part.y4m", "--job-dir", "job", "--stop-after", "2"]);
     assert_eq!(latents(&stopped)[..], latents(&whole)[..2]);
     let result = event(&stopped, "done");
-    assert_eq!((&result["steps"], &result["steps_done"], &result["frames"]), (&6.into(), &2.into(), &5.into()));
+    assert_eq!(
+        (&result["steps"], &result["steps_done"], &result["frames"]),
+        (&6.into(), &2.into(), &5.into())
+    );
     let again = done(path, &["generate", "--resume", "job", "--stop-after", "4", "--json", "-o", "more.y4m"]);
     assert_eq!(latents(&again)[..], latents(&whole)[..4]);
     let rest = done(path, &["generate", "--resume", "job", "--json", "-o", "rest.y4m"]);
@@ -231,7 +249,10 @@ fn what_a_run_that_goes_on_cannot_change_is_refused_by_name() {
     // A folder that another run is using.
     let lock = bundle::lock::Locked::folder(&path.join("job")).unwrap();
     let output = run(path, &["generate", "--resume", "job"]);
-    assert!(output.status.code() == Some(2) && stderr(&output).contains("another run is using it"), "{output:?}");
+    assert!(
+        output.status.code() == Some(2) && stderr(&output).contains("another run is using it"),
+        "{output:?}"
+    );
     drop(lock);
     done(path, &["generate", "--resume", "job"]);
 }

@@ -7,7 +7,9 @@ use bundle::units::{GuidanceScale, Seed, Shift};
 use bundle::variant::Precision;
 use engines::residency::Mode;
 use runtime::Error;
-use runtime::job::{ForkSpec, GridSpec, Job, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, VariationSpec};
+use runtime::job::{
+    ForkSpec, GridSpec, Job, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, VariationSpec,
+};
 use runtime::pipeline::Pipeline;
 use std::path::Path;
 

@@ -39,7 +39,12 @@ fn denoised(pipeline: &mut Pipeline, request: &GenerateRequest) -> Whole {
 }
 
 /// The start of a job from a snapshot as bytes.
-fn from_bytes(pipeline: &Pipeline, request: &GenerateRequest, bytes: &[u8], text: &TextConditioning) -> JobStart {
+fn from_bytes(
+    pipeline: &Pipeline,
+    request: &GenerateRequest,
+    bytes: &[u8],
+    text: &TextConditioning,
+) -> JobStart {
     let StoredSnapshot { snapshot, latents, forks_applied, .. } = StoredSnapshot::from_bytes(bytes).unwrap();
     let text = Some(text.clone());
     let denoising = Denoising::resume(snapshot);
@@ -141,8 +146,7 @@ fn stopped_in(folder: &std::path::Path, pipeline: &mut Pipeline, request: &Gener
 
 fn resumed(folder: &std::path::Path, pipeline: &mut Pipeline, from: ResumeFrom) -> (Bits, usize) {
     let folder = JobFolder::open(folder).unwrap();
-    let Resumed { start, differences, instead_of } =
-        JobStart::resume(pipeline, &folder, from, None).unwrap();
+    let Resumed { start, differences, instead_of } = JobStart::resume(pipeline, &folder, from, None).unwrap();
     assert_eq!((differences, instead_of), (Vec::new(), None));
     let done = start.steps_done();
     (finished(pipeline, start), done)

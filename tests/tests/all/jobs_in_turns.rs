@@ -73,9 +73,11 @@ fn names(events: &Receiver<JobEvent>) -> Vec<String> {
 
 #[test]
 fn jobs_in_turns_have_the_bits_of_one_after_the_other() {
-    for (precision, mode) in
-        [(Precision::F32, Mode::AllResident), (Precision::F32, Mode::OneAtATime), (Precision::Int8, Mode::AllResident)]
-    {
+    for (precision, mode) in [
+        (Precision::F32, Mode::AllResident),
+        (Precision::F32, Mode::OneAtATime),
+        (Precision::Int8, Mode::AllResident),
+    ] {
         let model = model(precision);
         let expected = alone(&model, mode);
         assert_ne!(expected[0].latents[0], expected[1].latents[0]);
@@ -139,7 +141,8 @@ fn events_come_in_order_and_a_paused_job_does_nothing() {
     job.pause();
     assert_eq!(job.advance(&mut pipeline).unwrap(), JobState::Ended);
     assert_eq!(names(&events), Vec::<String>::new());
-    let start = ["encoding", "encoded", "denoising 0 of 5", "step 1", "step 2", "paused", "resumed", "step 3"];
+    let start =
+        ["encoding", "encoded", "denoising 0 of 5", "step 1", "step 2", "paused", "resumed", "step 3"];
     assert_eq!(order, start);
 
     let [(mut job, events), _] = begun(&pipeline);

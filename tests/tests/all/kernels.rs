@@ -62,6 +62,7 @@ fn inputs(merged: bool) -> Vec<(&'static str, Value)> {
     let mut inputs = vec![
         ("latent", Value::from_f32(latent)),
         ("timestep", Value::from_f32(Array1::from_elem(1, 700.0_f32))),
+        ("rows", Value::from_i64(Array1::zeros(1))),
         ("cos", Value::from_f32(cos)),
         ("sin", Value::from_f32(sin)),
     ];

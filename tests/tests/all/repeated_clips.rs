@@ -10,7 +10,8 @@ use tests::program::event;
 
 /// A clip in every container that carries a record, and its result.
 fn clips(folder: &Path) -> Output {
-    let outputs = ["-o", "a.mp4", "-o", "a.mkv", "-o", "a.webm", "-o", "frames/", "-o", "a.gif", "-o", "a.y4m"];
+    let outputs =
+        ["-o", "a.mp4", "-o", "a.mkv", "-o", "a.webm", "-o", "frames/", "-o", "a.gif", "-o", "a.y4m"];
     let common = ["generate", "a boat on the lake, 猫", "--seed", "7", "--sampler", "dpmpp", "--json"];
     done(folder, &[&common, &CLIP[..], &outputs].concat())
 }
@@ -36,7 +37,8 @@ fn every_container_repeats_the_clip_also_after_a_copy_by_ffmpeg() {
         ffmpeg(path, &["-i", from, "-c", "copy", to]);
     }
     edit::copy_folder(&path.join("frames"), &path.join("copied"));
-    let clips = ["a.mp4", "a.mkv", "a.webm", "a.gif", "frames", "copied", "c1.mp4", "c2.mkv", "c3.mp4", "c4.webm"];
+    let clips =
+        ["a.mp4", "a.mkv", "a.webm", "a.gif", "frames", "copied", "c1.mp4", "c2.mkv", "c3.mp4", "c4.webm"];
     for clip in clips {
         let verified = done(path, &["verify", clip, "--json"]);
         let value = event(&verified, "verified");
@@ -140,7 +142,10 @@ fn verify_names_the_first_step_that_differs_and_the_likely_reason() {
     let verify = |arguments: &[&str]| run(path, &[&["verify", "edited.mkv"], arguments].concat());
     edited(path, |_| ());
     let output = verify(&[]);
-    assert_eq!((output.status.code(), text(&output).trim()), (Some(0), "the same bits after each of 6 steps"));
+    assert_eq!(
+        (output.status.code(), text(&output).trim()),
+        (Some(0), "the same bits after each of 6 steps")
+    );
 
     edited(path, |record| record["latents"][3] = "0123456789abcdef".into());
     let output = verify(&[]);
@@ -214,7 +219,8 @@ fn a_clip_of_its_first_steps_is_repeated_as_such() {
     let output = done(path, &["verify", "a.mkv"]);
     assert_eq!(text(&output).trim(), "the same bits after each of 2 steps");
     // All steps of it.
-    let whole = done(path, &["generate", "--like", "a.mkv", "--stop-after", "6", "--job-dir", "all", "--json"]);
+    let whole =
+        done(path, &["generate", "--like", "a.mkv", "--stop-after", "6", "--job-dir", "all", "--json"]);
     assert_eq!(latents(&whole).len(), 6);
     assert_eq!(latents(&whole)[..2], latents(&made)[..]);
 }

@@ -189,6 +189,28 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Reads and checks the content of `bundle.json`. `path` is its name in errors.
+    ///
+    /// # Errors
+    /// Returns an error if it is not JSON of this form, or has another format or values out of range.
+    pub fn from_json(text: &[u8], path: &Path) -> Result<Self, Error> {
+        let wrong = |why: String| Error::Manifest { path: path.to_owned(), why };
+        let format = serde_json::from_slice::<serde_json::Value>(text)
+            .map_err(|error| wrong(error.to_string()))?
+            .get("format")
+            .and_then(serde_json::Value::as_u64);
+        if !format
+            .and_then(|format| u32::try_from(format).ok())
+            .is_some_and(|format| READ_FORMATS.contains(&format))
+        {
+            let found = format.map_or("none".into(), |format| format.to_string());
+            return Err(wrong(format!("its format is {found} and this version reads formats 1 to {FORMAT}")));
+        }
+        let manifest: Self = serde_json::from_slice(text).map_err(|error| wrong(error.to_string()))?;
+        validate::check(&manifest).map_err(wrong)?;
+        Ok(manifest)
+    }
+
     /// Returns the entry of a component.
     ///
     /// # Errors
@@ -287,20 +309,7 @@ impl Bundle {
             Err(source) => return Err(Error::File { action: "read", path, source }),
         }
         let text = std::fs::read(&path).map_err(Error::file("read", &path))?;
-        let format = serde_json::from_slice::<serde_json::Value>(&text)
-            .map_err(|error| wrong(error.to_string()))?
-            .get("format")
-            .and_then(serde_json::Value::as_u64);
-        if !format
-            .and_then(|format| u32::try_from(format).ok())
-            .is_some_and(|format| READ_FORMATS.contains(&format))
-        {
-            let found = format.map_or("none".into(), |format| format.to_string());
-            return Err(wrong(format!("its format is {found} and this version reads formats 1 to {FORMAT}")));
-        }
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        validate::check(&manifest).map_err(wrong)?;
-        Ok(Self { folder: folder.to_owned(), manifest })
+        Ok(Self { folder: folder.to_owned(), manifest: Manifest::from_json(&text, &path)? })
     }
 
     /// Returns every file of the bundle, relative to it: graphs, weights and the tokenizer.

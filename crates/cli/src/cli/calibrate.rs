@@ -83,8 +83,7 @@ pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode,
 /// Reads one prompt per line; empty lines and lines that begin with `#` are ignored.
 fn read_prompts(path: &Path) -> Result<Vec<String>, Error> {
     let text = bundle::text_file::read(path)?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let prompts: Vec<String> = lines.map(str::to_owned).collect();
+    let prompts: Vec<String> = bundle::text_file::items(&text).map(str::to_owned).collect();
     if prompts.is_empty() {
         let rule = "it contains no prompt";
         return Err(

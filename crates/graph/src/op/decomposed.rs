@@ -124,4 +124,23 @@ impl GraphBuilder {
         let unit = self.cast(&unit, x.element());
         self.multiply(&unit, gain)
     }
+
+    /// [`GraphBuilder::layer_norm_of_tokens`] as a norm without parameters, a product and a sum, in f32. TensorRT's norm
+    /// takes parameters of shape `[D]` only.
+    pub(super) fn decomposed_norm_of_tokens(
+        &mut self,
+        x: &Tensor,
+        [scale, shift]: [&Tensor; 2],
+        epsilon: f64,
+    ) -> Result<Tensor, Error> {
+        let width = x.from_last(1).fixed().unwrap_or_default();
+        let ones = self.constant(&format!("ones [{width}]"), &[width], &vec![1.0; width])?;
+        let zeros = self.constant(&format!("zeros [{width}]"), &[width], &vec![0.0; width])?;
+        let wide = self.cast(x, ElementType::F32);
+        let unit = self.layer_norm(&wide, &ones, &zeros, epsilon)?;
+        let (scale, shift) = (self.cast(scale, ElementType::F32), self.cast(shift, ElementType::F32));
+        let scaled = self.with_vectors("Mul", &unit, &scale);
+        let shifted = self.with_vectors("Add", &scaled, &shift);
+        Ok(self.cast(&shifted, x.element()))
+    }
 }

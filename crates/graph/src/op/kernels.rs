@@ -3,6 +3,7 @@
 //! Quantised activations are u8 with a scale and a zero point for each row. Weights are packed in the order in which
 //! the matrix products read them.
 
+use super::token_rows::is_table;
 use crate::builder::Operator;
 use crate::{Dim, Error, GraphBuilder, Tensor};
 use bundle::dtype::ElementType;
@@ -105,6 +106,43 @@ impl LinearOperands<'_> {
     }
 }
 
+/// Scale and shift of a norm.
+#[derive(Debug, Clone, Copy)]
+pub enum NormVectors<'a> {
+    /// The same for all tokens, `[D]`.
+    Same([&'a Tensor; 2]),
+    /// Rows of tables `[R,D]`, by a map i64 `[1,M]`: M is 1, or the number of tokens.
+    ByRow([&'a Tensor; 2], &'a Tensor),
+}
+
+/// The gate of a residual: rows of a table `[R,N]`, by a map i64 `[1,M]`.
+#[derive(Debug, Clone, Copy)]
+pub struct RowGate<'a> {
+    /// `[R,N]`.
+    pub table: &'a Tensor,
+    /// `[1,M]`: M is 1, or the number of tokens.
+    pub rows: &'a Tensor,
+}
+
+impl NormVectors<'_> {
+    /// Returns the inputs of the node after `x`.
+    fn inputs(&self) -> Vec<&Tensor> {
+        match self {
+            Self::Same([scale, shift]) => vec![scale, shift],
+            Self::ByRow([scale, shift], rows) => vec![scale, shift, rows],
+        }
+    }
+
+    fn fit(&self, width: &Dim) -> bool {
+        match self {
+            Self::Same(vectors) => vectors.iter().all(|vector| vector.shape() == std::slice::from_ref(width)),
+            Self::ByRow([scale, shift], rows) => {
+                is_table(scale, rows, width) && scale.shape() == shift.shape()
+            }
+        }
+    }
+}
+
 fn narrow(value: f64) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "the format of the attribute")]
     let value = value as f32;
@@ -112,43 +150,45 @@ fn narrow(value: f64) -> f32 {
 }
 
 impl GraphBuilder {
-    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift` (both `[D]`), quantised by row.
+    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift`, quantised by row.
     ///
     /// # Errors
     /// Returns an error if the shapes do not match.
     pub fn norm_quantized(
         &mut self,
         x: &Tensor,
-        [scale, shift]: [&Tensor; 2],
+        vectors: NormVectors<'_>,
         epsilon: f64,
     ) -> Result<Quantized, Error> {
-        self.check_norm("NormQuant", x, [scale, shift])?;
+        let inputs = self.norm_inputs("NormQuant", x, &vectors)?;
         let operator = Operator::rushes("NormQuant").float("epsilon", narrow(epsilon));
-        Ok(self.quantized(operator, &[Some(x), Some(scale), Some(shift)], x.shape()))
+        Ok(self.quantized(operator, &inputs, x.shape()))
     }
 
-    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift` (both `[D]`), to bf16.
+    /// Layer normalisation of `x [B,L,D]`, then `· scale + shift`, to bf16.
     ///
     /// # Errors
     /// Returns an error if the shapes do not match.
-    pub fn norm_bf16(
-        &mut self,
-        x: &Tensor,
-        [scale, shift]: [&Tensor; 2],
-        epsilon: f64,
-    ) -> Result<Tensor, Error> {
-        self.check_norm("NormBf16", x, [scale, shift])?;
+    pub fn norm_bf16(&mut self, x: &Tensor, vectors: NormVectors<'_>, epsilon: f64) -> Result<Tensor, Error> {
+        let inputs = self.norm_inputs("NormBf16", x, &vectors)?;
         let operator = Operator::rushes("NormBf16").float("epsilon", narrow(epsilon));
-        let inputs = [Some(x), Some(scale), Some(shift)];
         Ok(self.node(operator, &inputs, ElementType::Bf16, x.shape().to_vec()))
     }
 
-    fn check_norm(&self, name: &str, x: &Tensor, vectors: [&Tensor; 2]) -> Result<(), Error> {
-        let width = [x.from_last(1)];
-        if x.rank() == 3 && vectors.iter().all(|vector| vector.shape() == width) {
-            return Ok(());
+    /// Returns the inputs of a norm if their shapes match.
+    fn norm_inputs<'t>(
+        &self,
+        name: &str,
+        x: &'t Tensor,
+        vectors: &'t NormVectors<'t>,
+    ) -> Result<Vec<Option<&'t Tensor>>, Error> {
+        let mut inputs = vec![x];
+        inputs.extend(vectors.inputs());
+        if x.rank() == 3 && vectors.fit(&x.from_last(1)) {
+            return Ok(inputs.into_iter().map(Some).collect());
         }
-        Err(self.mismatch(name, "x [B,L,D], a scale and a shift [D]", &[x, vectors[0], vectors[1]]))
+        let expected = "x [B,L,D], and a scale and a shift [D], or [R,D] with rows [1,M]";
+        Err(self.mismatch(name, expected, &inputs))
     }
 
     /// Quantises the rows of `x [B,L,K]`, f32 or bf16: symmetrically with zero point 128, or, after GELU, from the
@@ -199,18 +239,20 @@ impl GraphBuilder {
         &mut self,
         operands: LinearOperands<'_>,
         stream: &Tensor,
-        gate: Option<&Tensor>,
+        gate: Option<RowGate<'_>>,
     ) -> Result<Tensor, Error> {
         let shape = self.linear_shape(operands)?;
-        if stream.shape() != shape || gate.is_some_and(|gate| gate.shape() != &shape[2..]) {
+        let gate_inputs = gate.map(|gate| [gate.table, gate.rows]);
+        if stream.shape() != shape || gate.is_some_and(|gate| !is_table(gate.table, gate.rows, &shape[2])) {
             let mut found = vec![stream];
-            found.extend(gate);
-            return Err(self.mismatch("LinearQResidual", "a stream [B,L,N] and a gate [N]", &found));
+            found.extend(gate_inputs.into_iter().flatten());
+            let expected = "a stream [B,L,N], a table of gates [R,N] and rows [1,M]";
+            return Err(self.mismatch("LinearQResidual", expected, &found));
         }
         let operator = operands.name("LinearQResidual", "LinearBf16Residual");
         let mut inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
         inputs.push(Some(stream));
-        inputs.extend(gate.map(Some));
+        inputs.extend(gate_inputs.into_iter().flatten().map(Some));
         Ok(self.node(operator, &inputs, ElementType::F32, shape))
     }
 

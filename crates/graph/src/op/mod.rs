@@ -10,3 +10,4 @@ mod linear;
 mod normalization;
 pub(crate) mod quantized;
 mod shape;
+mod token_rows;

@@ -24,9 +24,19 @@ impl GraphBuilder {
                 &[x, scale, shift],
             ));
         }
+        Ok(self.layer_norm_node(x, [scale, shift], epsilon))
+    }
+
+    /// Adds a layer norm whose scale and shift broadcast to `x`.
+    pub(super) fn layer_norm_node(
+        &mut self,
+        x: &Tensor,
+        [scale, shift]: [&Tensor; 2],
+        epsilon: f64,
+    ) -> Tensor {
         let norm =
             Operator::new("LayerNormalization").signed_int("axis", -1).float("epsilon", narrow(epsilon));
-        Ok(self.node(norm, &[Some(x), Some(scale), Some(shift)], x.element(), x.shape().to_vec()))
+        self.node(norm, &[Some(x), Some(scale), Some(shift)], x.element(), x.shape().to_vec())
     }
 
     /// `x / sqrt(mean(x²) + ε) · gain` over the last axis; `gain [d]`.

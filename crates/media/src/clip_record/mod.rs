@@ -54,8 +54,16 @@ pub fn read(path: &Path) -> Result<String, Error> {
         return Err(Error::Format { path: path.to_owned(), why: "it is not an ordinary file".into() });
     };
     let opened = File::open(&file).map_err(|source| Error::Unreadable { path: file.clone(), source })?;
-    let path = file;
-    read_from(opened).map_err(|fault| match fault {
+    read_open(opened, &file)
+}
+
+/// Reads the record of an open file. `path` is its name in errors.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_open(input: impl Read + Seek, path: &Path) -> Result<String, Error> {
+    let path = path.to_owned();
+    read_from(input).map_err(|fault| match fault {
         Fault::Io(source) => Error::Unreadable { path, source },
         Fault::Format(why) => Error::Format { path, why },
         Fault::Absent(why) => Error::Absent { path, why },

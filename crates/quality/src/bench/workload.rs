@@ -3,7 +3,7 @@
 use crate::Error;
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, Part};
-use bundle::signature::Signature;
+use bundle::signature::{ROWS_INPUT, Signature};
 use bundle::spec::TEXT_ROWS;
 use engines::{Cancel, Engine, Value};
 use export::synthetic::uniform;
@@ -74,12 +74,15 @@ impl Step {
             width: grid[2] * spec.patch.width,
         };
         let tables = RotaryTables::new(spec, latent);
-        let inputs = vec![
+        let mut inputs = vec![
             ("latent", values(&[1, latent.channels, latent.frames, latent.height, latent.width])),
             ("timestep", Value::from_f32(Array1::from_elem(1, 500.0_f32))),
             ("cos", Value::from_f32(tables.cos)),
             ("sin", Value::from_f32(tables.sin)),
         ];
+        if engine.signature().takes_rows() {
+            inputs.push((ROWS_INPUT, Value::from_i64(Array1::zeros(1))));
+        }
         let text = TextInput::new(kernels, &[&text_states(spec.text_width)]);
         Ok(Self { engine, inputs, text, flops: spec.step_flops(latent.tokens(spec.patch)) })
     }
