@@ -36,8 +36,8 @@ fn generate(folder: &Path, arguments: &[&str]) -> std::process::Output {
     done(folder, &[&common, &CLIP[..], arguments].concat())
 }
 
-/// Starts a run in the folder `job`, and kills it once `steps` steps are done.
-fn killed(folder: &Path, steps: usize) {
+/// Starts a run in the folder `job`, and kills it once `steps` steps are done and it has written `file`.
+fn killed(folder: &Path, steps: usize, file: &str) {
     let mut child = rushes(folder)
         .args(LONG)
         .args(["--job-dir", "job", "--progress", "json", "--bundle"])
@@ -48,7 +48,8 @@ fn killed(folder: &Path, steps: usize) {
         .unwrap();
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
         let Ok(line) = serde_json::from_str::<serde_json::Value>(&line.unwrap()) else { continue };
-        if line["phase"] == "denoise" && line["done"].as_u64().is_some_and(|done| done >= steps as u64) {
+        let is_done = line["done"].as_u64().is_some_and(|done| done >= steps as u64);
+        if line["phase"] == "denoise" && is_done && folder.join("job").join(file).exists() {
             break;
         }
     }
@@ -71,7 +72,7 @@ fn a_killed_run_goes_on_in_a_new_process_with_the_same_bits() {
     for (steps, from) in [(1, "newest"), (boundary + 1, "boundary"), (ALL - 2, "newest")] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        killed(path, steps);
+        killed(path, steps, &format!("{from}.safetensors"));
         // The last step may not have been written yet.
         let output = done(path, &["generate", "--resume", "job", "--from", from, "--json", "-o", "out.y4m"]);
         let text = stderr(&output);

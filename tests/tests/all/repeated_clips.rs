@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use super::job_bundle::{CLIP, done, latents, run, stderr};
+use bundle::units::Seed;
+use runtime::job::{ClipRecord, LatentDigest};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -121,17 +123,34 @@ fn decoded(text: &str) -> Vec<u8> {
     text.as_bytes().chunks(4).flat_map(block).collect()
 }
 
-/// A copy of `a.mkv` with a changed record.
-fn edited(folder: &Path, edit: impl FnOnce(&mut Value)) {
+/// Writes a copy of `a.mkv` with another text as its record.
+fn rewritten(folder: &Path, edit: impl FnOnce(String) -> String) {
     let probed = Command::new("ffprobe")
         .current_dir(folder)
         .args(["-v", "error", "-show_entries", "format_tags=RUSHES_JOB", "-of", "default=nw=1:nk=1", "a.mkv"])
         .output()
         .unwrap();
-    let mut record: Value = serde_json::from_slice(&decoded(text(&probed).trim())).unwrap();
-    edit(&mut record);
-    let tag = format!("RUSHES_JOB={}", encoded(record.to_string().as_bytes()));
+    let record = String::from_utf8(decoded(text(&probed).trim())).unwrap();
+    let tag = format!("RUSHES_JOB={}", encoded(edit(record).as_bytes()));
     ffmpeg(folder, &["-i", "a.mkv", "-c", "copy", "-metadata", &tag, "-metadata", "SYNOPSIS=", "edited.mkv"]);
+}
+
+/// Writes a copy of `a.mkv` with a changed record, which has the right digest.
+fn edited(folder: &Path, edit: impl FnOnce(&mut ClipRecord)) {
+    rewritten(folder, |text| {
+        let mut record = ClipRecord::from_json(&text).unwrap();
+        edit(&mut record);
+        record.stored().json.unwrap()
+    });
+}
+
+/// Writes a copy of `a.mkv` whose record is changed and keeps its digest.
+fn damaged(folder: &Path, edit: impl FnOnce(&mut Value)) {
+    rewritten(folder, |text| {
+        let mut json: Value = serde_json::from_str(&text).unwrap();
+        edit(&mut json["record"]);
+        json.to_string()
+    });
 }
 
 #[test]
@@ -147,7 +166,8 @@ fn verify_names_the_first_step_that_differs_and_the_likely_reason() {
         (Some(0), "the same bits after each of 6 steps")
     );
 
-    edited(path, |record| record["latents"][3] = "0123456789abcdef".into());
+    let other = || LatentDigest("0123456789abcdef".into());
+    edited(path, |record| record.latents[3] = other());
     let output = verify(&[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(text(&output).starts_with("differs from step 4 on"), "{output:?}");
@@ -157,8 +177,8 @@ fn verify_names_the_first_step_that_differs_and_the_likely_reason() {
 
     // Other conditions are the likely reason.
     edited(path, |record| {
-        record["latents"][0] = "0123456789abcdef".into();
-        record["conditions"]["program"] = "0.0.1".into();
+        record.latents[0] = other();
+        record.conditions.program = "0.0.1".into();
     });
     let output = verify(&[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -167,25 +187,30 @@ fn verify_names_the_first_step_that_differs_and_the_likely_reason() {
     assert!(text(&output).contains(&expected), "{output:?}");
 
     // Another seed is another clip, and more digests than steps are not compared for ever.
-    edited(path, |record| record["spec"]["seed"] = 8.into());
+    edited(path, |record| record.spec.seed = Seed(8));
     assert!(text(&verify(&[])).starts_with("differs from step 1 on"));
-    edited(path, |record| record["latents"].as_array_mut().unwrap().push("0123456789abcdef".into()));
+    edited(path, |record| record.latents.push(other()));
     let output = verify(&[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(text(&output).starts_with("differs from step 7 on"), "{output:?}");
 
-    for (edit, why) in [
-        (&(|record: &mut Value| record["spec"]["version"] = 9.into()) as &dyn Fn(&mut Value), "version is 9"),
-        (&|record: &mut Value| record["spec"]["model"]["digest"] = "ab".repeat(32).into(), "was made with"),
-        (&|record: &mut Value| record["spec"]["steps"] = 0.into(), "--steps cannot be 0"),
-        (&|record: &mut Value| record["latents"] = serde_json::json!([]), "no digests"),
-        (&|record: &mut Value| record["unknown"] = 1.into(), "unknown"),
-    ] {
-        edited(path, edit);
+    let refused = |why: &str| {
         let output = verify(&[]);
         assert_eq!(output.status.code(), Some(2), "{why}: {output:?}");
         assert!(stderr(&output).contains(why), "{why}: {output:?}");
-    }
+    };
+    edited(path, |record| record.spec.model.digest = "ab".repeat(32));
+    refused("was made with");
+    edited(path, |record| record.spec.steps = 0);
+    refused("--steps cannot be 0");
+    edited(path, |record| record.latents.clear());
+    refused("no digests");
+    damaged(path, |record| record["spec"]["version"] = 9.into());
+    refused("version is 9");
+    damaged(path, |record| record["unknown"] = 1.into());
+    refused("unknown");
+    damaged(path, |record| record["spec"]["seed"] = 8.into());
+    refused("does not have the digest that it names");
 }
 
 #[test]
