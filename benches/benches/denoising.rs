@@ -62,6 +62,7 @@ impl Middle {
         let digest = "0123456789abcdef".repeat(4);
         StoredSnapshot {
             forks_applied: 0,
+            earlier: Vec::new(),
             snapshot: self.denoising.snapshot(),
             identity: SnapshotIdentity { bundle: digest.clone(), text: digest.clone(), settings: digest },
             conditions: RunConditions {

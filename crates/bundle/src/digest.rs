@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::Path;
 
 /// A BLAKE3 digest of all bytes or of a sample.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +29,16 @@ impl Digest {
             hasher.update(part);
         }
         Self::new(hasher.finalize(), true)
+    }
+
+    /// Returns the digest of every byte of a file, which is read in pieces.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path)?)?;
+        Ok(Self::new(hasher.finalize(), true))
     }
 
     /// Creates a digest from a finished hash.

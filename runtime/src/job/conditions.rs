@@ -53,6 +53,17 @@ impl RunConditions {
         }
     }
 
+    /// What differs from any of several conditions, each text once. `self` are the conditions of this run.
+    pub fn all_differences(&self, others: &[Self], with_tiles: bool) -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        for text in others.iter().flat_map(|other| self.differences(other, with_tiles)) {
+            if !all.contains(&text) {
+                all.push(text);
+            }
+        }
+        all
+    }
+
     /// What differs from other conditions, one text for each, as `threads 4 instead of 2`. `self` are the conditions of
     /// this run. Tiles are left out if only latents are compared.
     pub fn differences(&self, other: &Self, with_tiles: bool) -> Vec<String> {

@@ -48,6 +48,9 @@ pub struct ClipRecord {
     pub spec: JobSpec,
     /// What else decides its bits.
     pub conditions: RunConditions,
+    /// The other conditions under which steps were made, in order, if the run was resumed under other ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<RunConditions>,
     /// The digest of the latent after each step. Empty if they were too many to store.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub latents: Vec<LatentDigest>,
@@ -147,7 +150,12 @@ mod tests {
 
     fn record(steps: usize) -> ClipRecord {
         let digest = LatentDigest("0123456789abcdef".into());
-        ClipRecord { spec: spec(), conditions: conditions(), latents: vec![digest; steps] }
+        ClipRecord {
+            spec: spec(),
+            conditions: conditions(),
+            earlier: Vec::new(),
+            latents: vec![digest; steps],
+        }
     }
 
     #[test]

@@ -2,19 +2,19 @@
 
 use super::conditions::RunConditions;
 use super::event::JobEvent;
-use super::folder::{JobFolder, ResumeFrom};
+use super::folder::JobFolder;
 use super::record::{ClipRecord, LatentDigest};
 use super::report::{JobReport, PreviewSummary};
 use super::snapshot_writer::SnapshotWriter;
-use super::spec::{ForkSpec, JobSpec, ModelIdentity};
+use super::spec::JobSpec;
+use super::start::JobStart;
 use super::stored_snapshot::{SnapshotIdentity, StoredSnapshot};
 use super::stored_text;
 use super::timing::{Clock, Mark};
 use crate::Error;
-use crate::decode::DecodeRun;
+use crate::decode::{DecodeRun, TileSide};
 use crate::denoise::{
-    Conditioning, Denoising, ForkChanges, ForkError, GridChange, StepDone, StepInputs, TextConditioning,
-    Variation,
+    Conditioning, Denoising, ForkChanges, GridChange, StepDone, StepInputs, TextConditioning, Variation,
 };
 use crate::pipeline::{Pipeline, seeded_noise};
 use crate::plan::GenerationPlan;
@@ -34,105 +34,6 @@ pub enum JobState {
     Paused,
     /// There is nothing left to do.
     Ended,
-}
-
-/// The state that a job begins with.
-#[derive(Debug)]
-pub struct JobStart {
-    /// What determines the clip.
-    pub spec: JobSpec,
-    /// The plan of the spec.
-    pub plan: GenerationPlan,
-    /// The state of the latent.
-    pub denoising: Denoising,
-    /// The digest of the latent after each step that is done.
-    pub latents: Vec<LatentDigest>,
-    /// The text states, if they are known.
-    pub text: Option<TextConditioning>,
-    /// The digest that text states must have, if they are not known and the run must be bit-equal.
-    pub expected_text: Option<String>,
-    /// How many forks of the spec are in the state of the latent.
-    pub forks_applied: usize,
-}
-
-/// A job that was made from a snapshot.
-#[derive(Debug)]
-pub struct Resumed {
-    /// The state that it begins with.
-    pub start: JobStart,
-    /// What differs from the conditions of the run before. If there is anything, the clip is not bit-equal to that of
-    /// an uninterrupted run.
-    pub differences: Vec<String>,
-    /// The problem with the newer snapshot in whose place an older one is used.
-    pub instead_of: Option<String>,
-}
-
-impl JobStart {
-    /// A job from `noise [C,T,h,w]`.
-    ///
-    /// # Errors
-    /// The bundle lacks a component, or does not belong to the plan.
-    pub fn new(pipeline: &Pipeline, plan: GenerationPlan, noise: Array4<f32>) -> Result<Self, Error> {
-        let model = pipeline.model();
-        let spec = JobSpec::new(&plan, model)?;
-        let denoising = plan.denoising(model.manifest(), noise)?;
-        let (latents, text, expected_text) = (Vec::new(), None, None);
-        Ok(Self { spec, plan, denoising, latents, text, expected_text, forks_applied: 0 })
-    }
-
-    /// Goes on from a snapshot of a job folder. `fork` are changes after the steps that are done; an empty one changes
-    /// nothing.
-    ///
-    /// # Errors
-    /// The snapshot is missing or damaged, or belongs to another bundle or to other settings.
-    pub fn resume(
-        pipeline: &Pipeline,
-        folder: &JobFolder,
-        from: ResumeFrom,
-        fork: Option<ForkSpec>,
-    ) -> Result<Resumed, Error> {
-        let model = pipeline.model();
-        let mut spec = folder.spec().clone();
-        let plan = spec.plan(model.manifest())?;
-        let found = folder.snapshot(from)?;
-        let StoredSnapshot { snapshot, identity, conditions, latents, forks_applied } = found.snapshot;
-        let own = ModelIdentity::of(model)?;
-        let other = |what: &'static str, stored: &str, found: &str| {
-            let short = |digest: &str| digest.get(..12).unwrap_or(digest).to_owned();
-            Error::OtherSnapshot { what, stored: short(stored), found: short(found) }
-        };
-        if identity.bundle != own.digest {
-            return Err(other("bundle", &identity.bundle, &own.digest));
-        }
-        if identity.settings != spec.digest() {
-            return Err(other("settings", &identity.settings, &spec.digest()));
-        }
-        if forks_applied > spec.forks.len() {
-            let why = format!("it has {forks_applied} changes, and the job has {}", spec.forks.len());
-            return Err(Error::Snapshot { why });
-        }
-        let here = RunConditions::new(model, &plan, pipeline.tile().map(crate::decode::TileSide::get));
-        let differences = here.differences(&conditions, true);
-        let text = folder.text(&identity.text);
-        let must_match = text.is_none() && differences.is_empty();
-        let expected_text = must_match.then_some(identity.text);
-        if let Some(fork) = fork.filter(|fork| !fork.is_empty()) {
-            let steps = snapshot.state().steps();
-            if snapshot.state().steps_done() >= steps {
-                return Err(ForkError::Finished { steps }.into());
-            }
-            spec.forks.truncate(forks_applied);
-            spec.forks.push(ForkSpec { after: snapshot.state().steps_done(), ..fork });
-        }
-        let denoising = Denoising::resume(snapshot);
-        let start = Self { spec, plan, denoising, latents, text, expected_text, forks_applied };
-        Ok(Resumed { start, differences, instead_of: found.instead_of })
-    }
-
-    /// The number of steps that are done.
-    pub fn steps_done(&self) -> usize {
-        self.denoising.steps_done()
-    }
 }
 
 /// One clip, from its spec to its frames. It owns no graphs: several jobs can share one [`Pipeline`], and take turns
@@ -169,6 +70,7 @@ pub struct Job {
     spec: JobSpec,
     plan: GenerationPlan,
     conditions: RunConditions,
+    earlier: Vec<RunConditions>,
     identity: String,
     denoising: Denoising,
     latents: Vec<LatentDigest>,
@@ -218,9 +120,9 @@ impl Job {
     /// Creates a job, and the receiver of its events. Runs nothing.
     pub fn new(pipeline: &Pipeline, start: JobStart) -> (Self, Receiver<JobEvent>) {
         let (events, receiver) = channel();
-        let JobStart { spec, plan, denoising, latents, text, expected_text, forks_applied } = start;
+        let JobStart { spec, plan, denoising, latents, text, expected_text, forks_applied, earlier } = start;
         let model = pipeline.model();
-        let conditions = RunConditions::new(model, &plan, pipeline.tile().map(crate::decode::TileSide::get));
+        let conditions = RunConditions::new(model, &plan, pipeline.tile().map(TileSide::get));
         let job = Self {
             next_fork: forks_applied,
             identity: spec.model.digest.clone(),
@@ -228,6 +130,7 @@ impl Job {
             spec,
             plan,
             conditions,
+            earlier,
             denoising,
             latents,
             text,
@@ -301,6 +204,7 @@ impl Job {
         ClipRecord {
             spec: self.spec.clone(),
             conditions: self.conditions.clone(),
+            earlier: self.earlier.clone(),
             latents: self.latents.clone(),
         }
     }
@@ -316,6 +220,7 @@ impl Job {
             snapshot: self.denoising.snapshot(),
             identity,
             conditions: self.conditions.clone(),
+            earlier: self.earlier.clone(),
             latents: self.latents.clone(),
             forks_applied: self.next_fork,
         })

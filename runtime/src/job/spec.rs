@@ -262,8 +262,8 @@ impl JobSpec {
 }
 
 impl ModelIdentity {
-    /// The identity of the variant that runs: name of the model, and a digest over the digests of the files of every
-    /// component that a clip needs.
+    /// The identity of the variant that runs: name of the model, and a digest over the routing table and the digests of
+    /// the files of every component that a clip needs.
     ///
     /// # Errors
     /// The bundle lacks a component or a graph.
@@ -271,7 +271,9 @@ impl ModelIdentity {
         let manifest = model.manifest();
         let experts = manifest.routing.routes().iter().map(|route| Component::Expert(route.expert.clone()));
         let components = [Component::TextEncoder, Component::Decoder].into_iter().chain(experts);
-        let mut parts: Vec<String> = vec![manifest.model.clone()];
+        let routes =
+            serde_json::to_string(&manifest.routing).unwrap_or_else(|_| unreachable!("a list of routes"));
+        let mut parts: Vec<String> = vec![manifest.model.clone(), routes];
         let mut files: Vec<&str> = vec!["tokenizer.json"];
         for component in components {
             let entry = manifest.component(&component)?;

@@ -47,6 +47,8 @@ pub struct StoredSnapshot {
     pub identity: SnapshotIdentity,
     /// The conditions of the run that made it.
     pub conditions: RunConditions,
+    /// The other conditions under which steps were made, in order.
+    pub earlier: Vec<RunConditions>,
     /// The digest of the latent after each step that is done.
     pub latents: Vec<LatentDigest>,
     /// How many forks of the spec are in the state. One that is due after the steps that are done may be or not.
@@ -69,6 +71,8 @@ struct Header {
     random: RandomPosition,
     identity: SnapshotIdentity,
     conditions: RunConditions,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<RunConditions>,
     latents: Vec<LatentDigest>,
     forks_applied: usize,
 }
@@ -90,6 +94,7 @@ impl StoredSnapshot {
             random: state.random,
             identity: self.identity.clone(),
             conditions: self.conditions.clone(),
+            earlier: self.earlier.clone(),
             latents: self.latents.clone(),
             forks_applied: self.forks_applied,
         };
@@ -182,8 +187,8 @@ impl StoredSnapshot {
             return Err(wrong("it has not one digest for each step".into()));
         }
         let snapshot = state.snapshot();
-        let Header { identity, conditions, latents, forks_applied, .. } = header;
-        Ok(Self { snapshot, identity, conditions, latents, forks_applied })
+        let Header { identity, conditions, earlier, latents, forks_applied, .. } = header;
+        Ok(Self { snapshot, identity, conditions, earlier, latents, forks_applied })
     }
 }
 
@@ -239,7 +244,14 @@ pub(crate) mod tests {
         let digest = |letter: &str| letter.repeat(64);
         let identity = SnapshotIdentity { bundle: digest("a"), text: digest("b"), settings: digest("c") };
         let (snapshot, conditions) = (state.snapshot(), conditions());
-        StoredSnapshot { snapshot, identity, conditions, latents, forks_applied: 0 }
+        StoredSnapshot {
+            snapshot,
+            identity,
+            earlier: vec![conditions.clone()],
+            conditions,
+            latents,
+            forks_applied: 0,
+        }
     }
 
     proptest! {

@@ -122,7 +122,7 @@ fn conditions() -> RunConditions {
 
 fn record() -> ClipRecord {
     let digest = LatentDigest("0123456789abcdef".into());
-    ClipRecord { spec: plain_spec(), conditions: conditions(), latents: vec![digest; 3] }
+    ClipRecord { spec: plain_spec(), conditions: conditions(), earlier: Vec::new(), latents: vec![digest; 3] }
 }
 
 /// A clip on two experts after `done` of five steps.
@@ -150,6 +150,7 @@ fn snapshot(solver: SolverKind, done: usize) -> StoredSnapshot {
         snapshot: state.snapshot(),
         identity: SnapshotIdentity { bundle: digest("a"), text: digest("b"), settings: digest("c") },
         conditions: conditions(),
+        earlier: Vec::new(),
         latents,
     }
 }

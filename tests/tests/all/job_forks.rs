@@ -52,7 +52,9 @@ fn stopped(folder: &Path, pipeline: &mut Pipeline) {
 }
 
 fn resumed(folder: &JobFolder, pipeline: &Pipeline, fork: Option<ForkSpec>) -> JobStart {
-    JobStart::resume(pipeline, folder, ResumeFrom::Newest, fork).unwrap().start
+    JobStart::resume(pipeline, folder, folder.snapshot(ResumeFrom::Newest).unwrap().snapshot, fork)
+        .unwrap()
+        .start
 }
 
 /// The clip of a spec from its beginning, as `rushes generate --like` makes it.

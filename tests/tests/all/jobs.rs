@@ -9,7 +9,8 @@ use bundle::variant::Precision;
 use engines::residency::Mode;
 use runtime::denoise::{Denoising, GuidanceForm, TextConditioning};
 use runtime::job::{
-    Job, JobEvent, JobFolder, JobStart, JobState, LatentDigest, ResumeFrom, Resumed, StoredSnapshot,
+    FoundSnapshot, Job, JobEvent, JobFolder, JobStart, JobState, LatentDigest, ResumeFrom, Resumed,
+    StoredSnapshot,
 };
 use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, Length};
@@ -146,7 +147,8 @@ fn stopped_in(folder: &std::path::Path, pipeline: &mut Pipeline, request: &Gener
 
 fn resumed(folder: &std::path::Path, pipeline: &mut Pipeline, from: ResumeFrom) -> (Bits, usize) {
     let folder = JobFolder::open(folder).unwrap();
-    let Resumed { start, differences, instead_of } = JobStart::resume(pipeline, &folder, from, None).unwrap();
+    let FoundSnapshot { snapshot, instead_of } = folder.snapshot(from).unwrap();
+    let Resumed { start, differences } = JobStart::resume(pipeline, &folder, snapshot, None).unwrap();
     assert_eq!((differences, instead_of), (Vec::new(), None));
     let done = start.steps_done();
     (finished(pipeline, start), done)
@@ -185,7 +187,10 @@ fn a_job_in_a_folder_goes_on_with_the_same_bits_also_without_its_text_states() {
             assert!(!folder.join(".rushes-killed.part").exists());
             // The runs above did not write to the folder; this one does.
             let job_folder = JobFolder::open(&folder).unwrap();
-            let again = JobStart::resume(&pipeline, &job_folder, ResumeFrom::Newest, None).unwrap();
+            let again = {
+                let found = job_folder.snapshot(ResumeFrom::Newest).unwrap();
+                JobStart::resume(&pipeline, &job_folder, found.snapshot, None).unwrap()
+            };
             let (job, _) = Job::new(&pipeline, again.start);
             let mut job = job.with_folder(job_folder);
             job.advance(&mut pipeline).unwrap();

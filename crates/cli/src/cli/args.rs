@@ -209,7 +209,7 @@ pub(super) struct JobArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) resume: Option<PathBuf>,
     /// Snapshot that --resume goes on from: newest, or boundary (before the first step of the last expert)
-    #[arg(long, value_name = "NAME", default_value = "newest")]
+    #[arg(long, value_name = "NAME", default_value = "newest", requires = "resume")]
     pub(super) from: ResumeFrom,
     /// Make only this many of the steps, and decode the clean latent that the last of them predicted; needs --job-dir
     /// or --resume, so that the other steps can be made later

@@ -126,6 +126,12 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
             }
         }
         job.abandon();
+        for event in events.try_iter() {
+            if let JobEvent::Warning(report) = event {
+                progress.clear();
+                render::note(&format!("warning: {}", render::named(report)));
+            }
+        }
         estimates.extend(job.denoising().clean_estimate().cloned());
     }
     progress.begin("pictures", takes.len());

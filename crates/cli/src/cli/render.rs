@@ -40,7 +40,8 @@ pub(super) fn result_on(stream: Stream, as_json: bool, value: &Value, text: &str
 /// Returns an error if standard output is closed.
 pub(super) fn result(as_json: bool, value: &Value, text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
-    let written = if as_json { writeln!(out, "{value}") } else { writeln!(out, "{}", text.trim_end()) };
+    let written =
+        if as_json { writeln!(out, "{value}") } else { writeln!(out, "{}", printable(text.trim_end())) };
     written.and_then(|()| out.flush()).map_err(Error::Stdout)
 }
 
@@ -49,9 +50,14 @@ pub(super) fn line_on_stderr(value: &Value) {
     print_to_stderr(&value.to_string());
 }
 
-/// Prints a notice to standard error.
+/// Prints a notice to standard error. Control characters, which may come from a file, are shown as `�`.
 pub(super) fn note(text: &str) {
-    print_to_stderr(text);
+    print_to_stderr(&printable(text));
+}
+
+/// The text without control characters but line breaks.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 /// Prints an error: three lines of text to standard error, or a JSON line to the stream of results.

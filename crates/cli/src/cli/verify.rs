@@ -90,7 +90,9 @@ pub(super) fn run(args: &VerifyArgs, global: &GlobalArgs) -> Result<ExitCode, Er
         }
     }
     progress.clear();
-    let differences = job.conditions().differences(&record.conditions, false);
+    let mut made_under = record.earlier.clone();
+    made_under.push(record.conditions.clone());
+    let differences = job.conditions().all_differences(&made_under, false);
     let value = json!({
         "event": "verified",
         "clip": render::path(&args.clip),

@@ -31,29 +31,23 @@ pub(in crate::cli) enum Given<'a> {
     File(&'a Path, String),
 }
 
-/// Notes on the post-processing of a clip that the arguments do not repeat.
-///
-/// # Errors
-/// Returns an error if a file cannot be read.
-pub(super) fn missing(args: &GenerateArgs, spec: Option<&JobSpec>) -> Result<Vec<String>, Error> {
-    let Some(spec) = spec else { return Ok(Vec::new()) };
-    let own = of_arguments(args)?;
-    let notes =
-        spec.extras.iter().filter(|(name, extra)| own.get(*name) != Some(*extra)).map(|(name, extra)| {
-            let (before, again) = match extra {
-                Extra::Value(value) if value.is_empty() => (String::new(), format!("--{name}")),
-                Extra::Value(value) => (format!(" `{value}`"), format!("--{name} '{value}'")),
-                Extra::File { file, with } => {
-                    let with = if with.is_empty() { String::new() } else { format!("@{with}") };
-                    (format!(" with the file {}{with}", file.name), format!("--{name} FILE{with}"))
-                }
-            };
-            match own.get(name) {
-                None => {
-                    format!("the clip had --{name}{before}, which is not repeated; {again} would repeat it")
-                }
-                Some(_) => format!("the clip had --{name}{before}, and this one has another"),
+/// Notes on the post-processing of a clip that `own` arguments do not repeat.
+pub(super) fn missing(own: &BTreeMap<String, Extra>, spec: Option<&JobSpec>) -> Vec<String> {
+    let Some(spec) = spec else { return Vec::new() };
+    let differing = spec.extras.iter().filter(|(name, extra)| own.get(*name) != Some(*extra));
+    let notes = differing.map(|(name, extra)| {
+        let (before, again) = match extra {
+            Extra::Value(value) if value.is_empty() => (String::new(), format!("--{name}")),
+            Extra::Value(value) => (format!(" `{value}`"), format!("--{name} with the same value")),
+            Extra::File { file, with } => {
+                let with = if with.is_empty() { String::new() } else { format!("@{with}") };
+                (format!(" with the file {}{with}", file.name), format!("--{name} FILE{with}"))
             }
-        });
-    Ok(notes.collect())
+        };
+        match own.get(name) {
+            None => format!("the clip had --{name}{before}, which is not repeated; {again} would repeat it"),
+            Some(_) => format!("the clip had --{name}{before}, and this one has another"),
+        }
+    });
+    notes.collect()
 }

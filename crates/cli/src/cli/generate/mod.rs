@@ -18,7 +18,7 @@ use bundle::Field;
 use bundle::manifest::Bundle;
 use engines::WeightMemory;
 use media::{ClipFormat, ClipSettings, ClipWriter, OutputTarget, Tags};
-use runtime::job::{Job, JobFolder, JobSpec, JobStart, JobState, Resumed};
+use runtime::job::{FoundSnapshot, Job, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, Resumed};
 use runtime::memory_plan::{MemoryPlan, MemoryRequest};
 use runtime::model::{Model, choose_variant};
 use runtime::pipeline::{Pipeline, scaled_noise, seeded_noise};
@@ -90,8 +90,10 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     if let Some(noise) = noise_file {
         start.spec.noise = Some(noise);
     }
-    start.spec.extras = extras::of_arguments(args)?;
-    let notes = notes.into_iter().chain(extras::missing(args, source.spec())?);
+    if !args.no_metadata || source.spec().is_some() {
+        start.spec.extras = extras::of_arguments(args)?;
+    }
+    let notes = notes.into_iter().chain(extras::missing(&start.spec.extras, source.spec()));
     notes.for_each(|note| render::note(&note));
     check_stop(source.stop_after(args), args, &start)?;
     let stop_after = source.stop_after(args);
@@ -140,6 +142,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
         Ok(()) => shown.finish(&job, (stream, global.json), started),
         Err(error) => {
             job.abandon();
+            shown.warnings(events.try_iter());
             Err(shown.stop(&job, error))
         }
     }
@@ -178,10 +181,12 @@ fn begin(
             Ok(Begun { start, goes_on_in_place: false, notes: notes.into_iter().collect() })
         }
         Source::Resume(folder) => {
-            let fork = source::fork(args, folder.spec(), pipeline.model().manifest())?;
-            let changes = !fork.is_empty();
-            let Resumed { start, differences, instead_of } =
-                JobStart::resume(pipeline, folder, args.job.from, Some(fork))?;
+            let FoundSnapshot { snapshot, instead_of } = folder.snapshot(args.job.from)?;
+            let fork =
+                source::fork(args, folder.spec(), snapshot.forks_applied, pipeline.model().manifest())?;
+            // Going on from an older snapshot in place would replace the newer one.
+            let goes_on_in_place = fork.is_empty() && args.job.from == ResumeFrom::Newest;
+            let Resumed { start, differences } = JobStart::resume(pipeline, folder, snapshot, Some(fork))?;
             let mut notes = Vec::new();
             if let Some(problem) = instead_of {
                 notes.push(format!("warning: an older snapshot is used: {problem}"));
@@ -194,10 +199,13 @@ fn begin(
             }
             let done = start.steps_done();
             notes.push(format!("the job goes on after step {done} of {}", start.denoising.steps()));
-            if changes && args.job.job_dir.is_none() {
-                notes.push("the changed run is not stored; --job-dir would store it".into());
+            if !goes_on_in_place && args.job.job_dir.is_none() {
+                notes.push(
+                    "the job folder stays as it is, and this run is not stored; --job-dir would store it"
+                        .into(),
+                );
             }
-            Ok(Begun { start, goes_on_in_place: !changes, notes })
+            Ok(Begun { start, goes_on_in_place, notes })
         }
     }
 }

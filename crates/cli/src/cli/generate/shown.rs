@@ -84,6 +84,15 @@ impl Shown {
         Ok(())
     }
 
+    /// Shows the warnings among the events of a job that has ended.
+    pub(super) fn warnings(&self, events: impl Iterator<Item = JobEvent>) {
+        for event in events {
+            if let JobEvent::Warning(report) = event {
+                self.note(&format!("warning: {}", render::named(report)));
+            }
+        }
+    }
+
     fn note(&self, text: &str) {
         self.progress.clear();
         render::note(text);
@@ -98,7 +107,9 @@ impl Shown {
         if let Some(left_out) = left_out {
             self.note(&format!("warning: {left_out} are too long to be stored in the clip"));
         }
-        let tags = media::Tags { record: json, ..self.writer.tags().clone() };
+        // A fork may have another prompt.
+        let title = Some(job.spec().prompts_after(usize::MAX).0.to_owned());
+        let tags = media::Tags { title, record: json, ..self.writer.tags().clone() };
         if !self.writer.set_tags(tags) {
             tracing::warn!("the outputs have started without the record of the clip");
         }

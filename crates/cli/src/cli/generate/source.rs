@@ -187,7 +187,7 @@ pub(in crate::cli) fn check_noise(spec: &JobSpec, given: Option<&Path>) -> Resul
         ),
         None => ("the noise of the clip was made from its seed".to_owned(), "leave `noise` out"),
     };
-    Err(bundle::Error::value(Field::Like, "repeated with other noise", rule, fix).into())
+    Err(bundle::Error::value(Field::Noise, "other than that of the clip", rule, fix).into())
 }
 
 /// A file by name and digest.
@@ -195,9 +195,9 @@ pub(in crate::cli) fn check_noise(spec: &JobSpec, given: Option<&Path>) -> Resul
 /// # Errors
 /// Returns an error if the file cannot be read.
 pub(in crate::cli) fn input_file(path: &Path) -> Result<InputFile, Error> {
-    let bytes = std::fs::read(path).map_err(bundle::Error::file("read", path))?;
+    let digest = Digest::of_file(path).map_err(bundle::Error::file("read", path))?.blake3;
     let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(InputFile { name, digest: Digest::of_parts([&bytes[..]]).blake3 })
+    Ok(InputFile { name, digest })
 }
 
 /// Refuses arguments that a run that goes on cannot change.
@@ -228,11 +228,20 @@ fn check_resume(args: &GenerateArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// The fork that the arguments ask for; an empty one if they change nothing.
+/// The fork that the arguments ask for, from a snapshot that contains some of the job's forks; an empty one if they
+/// change nothing.
 ///
 /// # Errors
 /// Returns an error if a value is out of range.
-pub(super) fn fork(args: &GenerateArgs, spec: &JobSpec, manifest: &Manifest) -> Result<ForkSpec, Error> {
+pub(super) fn fork(
+    args: &GenerateArgs,
+    spec: &JobSpec,
+    forks_applied: usize,
+    manifest: &Manifest,
+) -> Result<ForkSpec, Error> {
+    // Changes after the snapshot are dropped by a new one.
+    let mut spec = spec.clone();
+    spec.forks.truncate(forks_applied);
     let (prompt, negative) = spec.prompts_after(usize::MAX);
     let other = |given: &Option<String>, known: &str| given.clone().filter(|given| given != known);
     let experts = manifest.routing.routes().len();
