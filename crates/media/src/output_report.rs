@@ -79,7 +79,7 @@ mod tests {
             OutputResult::Failed((&failed).into()),
         ];
         let text = serde_json::to_string(&results).unwrap();
-        insta::assert_snapshot!(text, @r#"[{"output":"a/clip.mp4","frames":5,"bytes":7},{"output":"-","frames":5,"bytes":null},{"output":"whip:https://host/clip","error":"cannot continue writing it: its disk is full (free some space or choose another folder with -o; the frames so far can be played)","kept":"no frame was written, nothing was kept"}]"#);
+        insta::assert_snapshot!(text, @r#"[{"output":"a/clip.mp4","frames":5,"bytes":7},{"output":"-","frames":5,"bytes":null},{"output":"whip:https://host/clip","error":"cannot continue writing it: its disk is full (free some space or choose an `output` in another folder; the frames so far can be played)","kept":"no frame was written, nothing was kept"}]"#);
         assert_eq!(serde_json::from_str::<Vec<OutputResult>>(&text).unwrap(), results);
     }
 }

@@ -182,12 +182,18 @@ fn begin(
         }
         Source::Resume(folder) => {
             let FoundSnapshot { snapshot, instead_of } = folder.snapshot(args.job.from)?;
-            let fork =
-                source::fork(args, folder.spec(), snapshot.forks_applied, pipeline.model().manifest())?;
+            let applied = snapshot.forks_applied;
+            let fork = source::fork(args, folder.spec(), applied, pipeline.model().manifest())?;
+            let dropped = if fork.is_empty() { 0 } else { folder.spec().forks.len().saturating_sub(applied) };
             // Going on from an older snapshot in place would replace the newer one.
             let goes_on_in_place = fork.is_empty() && args.job.from == ResumeFrom::Newest;
             let Resumed { start, differences } = JobStart::resume(pipeline, folder, snapshot, Some(fork))?;
             let mut notes = Vec::new();
+            if dropped > 0 {
+                notes.push(format!(
+                    "{dropped} earlier changes of the job are after this snapshot, and are replaced"
+                ));
+            }
             if let Some(problem) = instead_of {
                 notes.push(format!("warning: an older snapshot is used: {problem}"));
             }

@@ -7,7 +7,7 @@ use crate::cli::progress::Progress;
 use crate::cli::render::{self, Stream};
 use bundle::units::FrameRate;
 use media::live::LivePublisher;
-use media::{ClipWriter, OutputReport, Remainder};
+use media::{ClipWriter, FailedOutputReport, OutputReport, OutputResult, Remainder};
 use ndarray::Array4;
 use prompt::Cut;
 use runtime::job::{Job, JobEvent, StoredRecord};
@@ -155,10 +155,16 @@ impl Shown {
         let total = started.elapsed().as_secs_f64();
         let first = outcome.written.first().map(OutputReport::from);
         let seed = report.seed;
+        let failed = outcome.failed.iter().map(|failed| {
+            let error = render::report(&*failed.error).to_string();
+            OutputResult::Failed(FailedOutputReport { error, ..FailedOutputReport::from(failed) })
+        });
+        let written = outcome.written.iter().map(|clip| OutputResult::Written(clip.into()));
+        let outputs: Vec<OutputResult> = written.chain(failed).collect();
         let value = json!({
             "event": "done",
             "output": first.as_ref().map(|clip| &clip.output),
-            "outputs": outcome.results(),
+            "outputs": outputs,
             "trace": trace.as_deref().map(render::path),
             "frames": outcome.frames,
             "bytes": outcome.bytes(),
