@@ -78,7 +78,7 @@ impl JobFolder {
         };
         if folder.join(SPEC).exists() {
             let why = "it holds a job already";
-            let fix = "go on with `rushes generate --resume`, or choose another folder";
+            let fix = "go on with it, as `resume`, or choose another folder";
             return Err(refused(folder, why, fix));
         }
         if entries.next().is_some() {
@@ -96,7 +96,7 @@ impl JobFolder {
         let json = match std::fs::read_to_string(&path) {
             Ok(json) => json,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let fix = "give a folder that `rushes generate --job-dir` or `rushes audition` has written";
+                let fix = "give a folder that `rushes audition`, or `rushes generate` with `job_folder`, has written";
                 return Err(refused(folder, "it has no job.json", fix));
             }
             Err(error) => return Err(bundle::Error::file("read", &path)(error).into()),

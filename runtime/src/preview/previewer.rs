@@ -139,30 +139,28 @@ const FIRST_WAIT_DIVISOR: u32 = 10;
 ///
 /// # Examples
 /// ```no_run
-/// # use runtime::{model::Model, pipeline::{Event, Pipeline, seeded_noise}, plan::GenerationPlan, preview::Sink};
+/// # use runtime::{model::Model, pipeline::{Pipeline, seeded_noise}, plan::GenerationPlan, preview::Sink};
 /// # fn run(
 /// #     model: &Model, pipeline: &mut Pipeline, plan: &GenerationPlan, sink: Box<dyn Sink>,
 /// # ) -> Result<(), runtime::Error> {
 /// use bundle::preview::PreviewKind;
 /// use engines::Cancel;
+/// use runtime::job::{Job, JobStart};
 /// use runtime::preview::budget::PreviewLength;
 /// use runtime::preview::{PreviewRenderer, PreviewRenderers, PreviewSettings, Previewer};
 /// use std::num::NonZeroUsize;
+/// use std::time::Duration;
 ///
 /// let Some(chosen) = PreviewRenderer::new(model, PreviewKind::Rgb)? else { return Ok(()) };
 /// let renderers = PreviewRenderers { chosen, fallback: None };
 /// let settings = PreviewSettings { every: NonZeroUsize::MIN, length: PreviewLength::AllFrames };
 /// let cancel = Cancel::new();
-/// let mut previewer = Previewer::start(renderers, plan.latent, settings, vec![sink], &cancel);
-/// pipeline.run(plan, seeded_noise(plan), &cancel, &mut |event| {
-///     match event {
-///         Event::Step(done) => previewer.step(&done),
-///         Event::Decoding => previewer.close(),
-///         _ => {}
-///     }
-///     Ok(())
-/// })?;
-/// println!("{} previews", previewer.finish().shown);
+/// let previewer = Previewer::start(renderers, plan.latent, settings, vec![sink], &cancel);
+/// let start = JobStart::new(pipeline, plan.clone(), seeded_noise(plan))?;
+/// let (job, _events) = Job::new(pipeline, start);
+/// let mut job = job.with_previewer(pipeline, previewer, Duration::ZERO);
+/// job.run(pipeline, &mut |_| Ok(()))?;
+/// println!("{} previews", job.previews().map_or(0, |previews| previews.shown));
 /// # Ok(())
 /// # }
 /// ```

@@ -165,7 +165,7 @@ fn f16_weights_are_refused() {
         ..ExportRequest::new(&checkpoint, &folder.path().join("bundle"))
     };
     let error = export::export(&request, &mut |_| ()).unwrap_err().to_string();
-    assert!(error.contains("--weights cannot be f16") && error.contains("bf16"), "{error}");
+    assert!(error.contains("weights cannot be f16") && error.contains("bf16"), "{error}");
 }
 
 /// Opens the f32 graphs of one part for every target on the CPU.
