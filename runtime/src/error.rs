@@ -153,6 +153,7 @@ pub enum Error {
 }
 
 impl Diagnose for Error {
+    #[expect(clippy::too_many_lines, reason = "one arm per error")]
     fn report(&self) -> Report {
         match self {
             Self::Contract(error) => error.report(),

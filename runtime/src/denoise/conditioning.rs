@@ -92,7 +92,7 @@ pub(super) fn model_input(
     if parts.iter().map(|part| part.len_of(Axis(0))).sum::<usize>() != channels {
         return Err(mismatch());
     }
-    concatenate(Axis(0), &parts).map_err(|_| mismatch())
+    concatenate(Axis(0), &parts).map_err(|_shape| mismatch())
 }
 
 #[cfg(test)]

@@ -311,7 +311,8 @@ impl Denoising {
             clean,
             random,
         } = stored;
-        check_guidance(&guidance, &routing).map_err(|_| "there is not one guidance scale for each expert")?;
+        check_guidance(&guidance, &routing)
+            .map_err(|_given| "there is not one guidance scale for each expert")?;
         let others = history.predictions.iter().chain(&history.start).chain(&clean);
         if others.clone().any(|other| other.dim() != latent.dim()) {
             return Err("its latents have different shapes");

@@ -19,7 +19,7 @@ mod timing;
 pub use conditions::RunConditions;
 pub use event::JobEvent;
 pub use folder::{FoundSnapshot, JobFolder, ResumeFrom};
-pub use record::{ClipRecord, LatentDigest, RECORD_MAX, StoredRecord, first_difference};
+pub use record::{ClipRecord, LatentDigest, RECORD_MAX, StoredRecord};
 pub use report::{JobReport, OutputSummary, PreviewSummary};
 pub use running::{Job, JobState, generate};
 pub use spec::{Extra, ForkSpec, GridSpec, InputFile, JobSpec, ModelIdentity, SPEC_VERSION, VariationSpec};

@@ -137,11 +137,6 @@ impl ClipRecord {
     }
 }
 
-/// Returns the first step, from 0, whose digests differ; `None` if all that both lists have are equal.
-pub fn first_difference(a: &[LatentDigest], b: &[LatentDigest]) -> Option<usize> {
-    a.iter().zip(b).position(|(a, b)| a != b)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::conditions::tests::conditions;
@@ -207,10 +202,5 @@ mod tests {
         assert_ne!(LatentDigest::of(&flat), digest);
         let strided = latent.view().reversed_axes().as_standard_layout().reversed_axes().to_owned();
         assert_eq!(LatentDigest::of(&strided), digest);
-        assert_eq!(first_difference(&[digest.clone()], &[digest.clone(), digest.clone()]), None);
-        assert_eq!(
-            first_difference(&[digest.clone(), digest.clone()], &[digest, LatentDigest("0".into())]),
-            Some(1)
-        );
     }
 }

@@ -275,7 +275,7 @@ fn a_fork_leaves_the_job_untouched_and_is_a_job_of_its_own() {
 
     // The same changes again, without a folder, and stopped on the way.
     let again = fork(&[]);
-    assert!(stderr(&again).contains("the changed run is not stored"), "{again:?}");
+    assert!(stderr(&again).contains("this run is not stored"), "{again:?}");
     assert_eq!(latents(&again), latents(&forked));
     fork(&["--job-dir", "third", "--stop-after", "3"]);
     let rest = done(path, &["generate", "--resume", "third", "--json"]);

@@ -3,6 +3,7 @@
 use super::args::AuditionArgs;
 use super::generate::with_settings;
 use super::global::GlobalArgs;
+use super::memory::plan_memory;
 use super::progress::Progress;
 use super::render;
 use super::seed::SeedChoice;
@@ -10,20 +11,21 @@ use super::threads::Threads;
 use crate::Error;
 use bundle::Field;
 use bundle::manifest::Bundle;
+use bundle::preview::PreviewKind;
 use bundle::units::Seed;
 use engines::{Cancel, WeightMemory};
 use media::ContactSheet;
-use ndarray::{Array3, Axis};
+use ndarray::{Array3, Array4, Axis};
 use runtime::denoise::TextConditioning;
 use runtime::job::{Job, JobEvent, JobFolder, JobStart};
-use runtime::memory_plan::{MemoryPlan, MemoryRequest};
-use runtime::model::{Model, ModelOptions, choose_variant};
+use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::{Pipeline, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Steps of a take without `--steps-of`.
 const STEPS: usize = 8;
@@ -68,15 +70,8 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
         threads: args.run.threads.map(Threads::used),
         weights: WeightMemory::Prepacked,
     };
-    let target = options.provider.target()?;
-    let request = MemoryRequest {
-        tiles: args.run.tile,
-        residency: args.run.residency,
-        budget: args.run.memory_budget,
-        ..MemoryRequest::new(choose_variant(&bundle.manifest, target, global.kernels()?.path(), &options)?)
-    };
-    let memory = MemoryPlan::new(&bundle.manifest, &plan, &request)?;
-    options.weights = memory.weights;
+    let off = PreviewKind::Off;
+    let memory = plan_memory(&args.run, global, &bundle.manifest, &plan, &mut options, off)?;
     let plans = takes.iter().map(|take| plan_of(take.seed)).collect::<Result<Vec<_>, _>>()?;
     // Loading may set an environment variable, so it comes before GStreamer starts threads.
     let onnx = global.onnx_runtime()?;
@@ -94,46 +89,7 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     }
 
     let mut progress = Progress::new(args.run.progress);
-    let mut text: Option<TextConditioning> = None;
-    let mut estimates = Vec::new();
-    for (index, (take, plan)) in takes.iter().zip(plans).enumerate() {
-        let noise = seeded_noise(&plan);
-        let mut start = JobStart::new(&pipeline, plan, noise)?;
-        start.text.clone_from(&text);
-        let folder = JobFolder::create(&take.folder, &start.spec)?;
-        let (job, events) = Job::new(&pipeline, start);
-        let mut job = job.with_cancel(&cancel).with_folder(folder);
-        while job.denoising().steps_done() < steps {
-            if let Err(error) = job.advance(&mut pipeline) {
-                job.abandon();
-                progress.clear();
-                return Err(stopped(error.into(), index, &take.folder));
-            }
-            for event in events.try_iter() {
-                match event {
-                    JobEvent::Encoding => progress.begin("text", 1),
-                    JobEvent::Encoded(encoded) => text = Some(encoded),
-                    JobEvent::Denoising { .. } if index == 0 => progress.begin("takes", takes.len() * steps),
-                    JobEvent::Step { done, .. } => {
-                        progress.advance(index * steps + done.step + 1, &done.expert.0)
-                    }
-                    JobEvent::Warning(report) => {
-                        progress.clear();
-                        render::note(&format!("warning: {}", render::named(report)));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        job.abandon();
-        for event in events.try_iter() {
-            if let JobEvent::Warning(report) = event {
-                progress.clear();
-                render::note(&format!("warning: {}", render::named(report)));
-            }
-        }
-        estimates.extend(job.denoising().clean_estimate().cloned());
-    }
+    let estimates = make_takes(&mut pipeline, &takes, plans, steps, &cancel, &mut progress)?;
     progress.begin("pictures", takes.len());
     let mut pictures = Vec::new();
     for estimate in &estimates {
@@ -145,6 +101,57 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let views: Vec<_> = pictures.iter().map(|picture| picture.view()).collect();
     sheet.write(&path, &views, &[])?;
     report(args, global, &takes, &path, steps)
+}
+
+/// Makes the first `steps` steps of every take, and returns the clean latents that they predict. The text is encoded
+/// once.
+fn make_takes(
+    pipeline: &mut Pipeline,
+    takes: &[Take],
+    plans: Vec<GenerationPlan>,
+    steps: usize,
+    cancel: &Cancel,
+    progress: &mut Progress,
+) -> Result<Vec<Arc<Array4<f32>>>, Error> {
+    let mut text: Option<TextConditioning> = None;
+    let mut estimates = Vec::new();
+    for (index, (take, plan)) in takes.iter().zip(plans).enumerate() {
+        let noise = seeded_noise(&plan);
+        let mut start = JobStart::new(pipeline, plan, noise)?;
+        start.text.clone_from(&text);
+        let folder = JobFolder::create(&take.folder, &start.spec)?;
+        let (job, events) = Job::new(pipeline, start);
+        let mut job = job.with_cancel(cancel).with_folder(folder);
+        let mut ended = Ok(());
+        while ended.is_ok() && job.denoising().steps_done() < steps {
+            ended = job.advance(pipeline).map(drop);
+            if ended.is_err() || job.denoising().steps_done() == steps {
+                // Waits for the snapshots, and may warn of them.
+                job.abandon();
+            }
+            for event in events.try_iter() {
+                match event {
+                    JobEvent::Encoding => progress.begin("text", 1),
+                    JobEvent::Encoded(encoded) => text = Some(encoded),
+                    JobEvent::Denoising { .. } if index == 0 => progress.begin("takes", takes.len() * steps),
+                    JobEvent::Step { done, .. } => {
+                        progress.advance(index * steps + done.step + 1, &done.expert.0);
+                    }
+                    JobEvent::Warning(report) => {
+                        progress.clear();
+                        render::note(&format!("warning: {}", render::named(report)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if let Err(error) = ended {
+            progress.clear();
+            return Err(stopped(error.into(), index, &take.folder));
+        }
+        estimates.extend(job.denoising().clean_estimate().cloned());
+    }
+    Ok(estimates)
 }
 
 /// The error of an audition that ended during a take, with what was kept.
@@ -171,11 +178,7 @@ fn steps_of(given: Option<usize>, plan: &GenerationPlan) -> Result<usize, Error>
 }
 
 /// Decodes the first frame `[3,H,W]` of a clean latent `[C,T,h,w]`.
-fn first_frame(
-    pipeline: &mut Pipeline,
-    latent: &ndarray::Array4<f32>,
-    cancel: &Cancel,
-) -> Result<Array3<f32>, Error> {
+fn first_frame(pipeline: &mut Pipeline, latent: &Array4<f32>, cancel: &Cancel) -> Result<Array3<f32>, Error> {
     let mut run = pipeline.begin_decode(latent.view());
     let frames = pipeline.decode_next(latent.view(), &mut run, cancel)?;
     let frames = frames.unwrap_or_else(|| unreachable!("a latent has at least one frame"));

@@ -15,6 +15,7 @@ mod help;
 mod inspect;
 mod interrupt;
 mod logo;
+mod memory;
 mod os_text;
 mod post_process;
 mod preview;

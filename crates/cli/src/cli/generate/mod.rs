@@ -12,21 +12,25 @@ pub(super) use source::{check_noise, record_of, with_settings};
 
 use super::args::GenerateArgs;
 use super::global::GlobalArgs;
+use super::memory::plan_memory;
 use super::render::{self, Stream};
 use crate::Error;
 use bundle::Field;
 use bundle::manifest::Bundle;
-use engines::WeightMemory;
+use engines::{Cancel, WeightMemory};
 use media::{ClipFormat, ClipSettings, ClipWriter, OutputTarget, Tags};
-use runtime::job::{FoundSnapshot, Job, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, Resumed};
-use runtime::memory_plan::{MemoryPlan, MemoryRequest};
-use runtime::model::{Model, choose_variant};
+use runtime::job::{
+    FoundSnapshot, Job, JobEvent, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, Resumed,
+};
+use runtime::memory_plan::MemoryPlan;
+use runtime::model::Model;
 use runtime::pipeline::{Pipeline, scaled_noise, seeded_noise};
 use runtime::plan::GenerationPlan;
 use runtime::trace::{Trace, read_noise};
 use shown::Shown;
 use source::Source;
 use std::process::ExitCode;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 /// Runs the command. Bad input is refused before a graph is opened.
@@ -42,16 +46,8 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let bundle = Bundle::open(&folder)?;
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let mut options = source.model_options(args);
-    let target = options.provider.target()?;
-    let memory = MemoryRequest {
-        variant: choose_variant(&bundle.manifest, target, global.kernels()?.path(), &options)?,
-        preview: args.preview.kind(&bundle)?,
-        tiles: args.run.tile,
-        residency: args.run.residency,
-        budget: args.run.memory_budget,
-    };
-    let memory = MemoryPlan::new(&bundle.manifest, &plan, &memory)?;
-    options.weights = memory.weights;
+    let kind = args.preview.kind(&bundle)?;
+    let memory = plan_memory(&args.run, global, &bundle.manifest, &plan, &mut options, kind)?;
     let noise_file = source.noise(args.noise.as_deref())?;
     let noise = match &args.noise {
         Some(path) => scaled_noise(read_noise(path, plan.latent)?, &plan),
@@ -60,22 +56,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     // Loading may set an environment variable, so it comes before GStreamer starts threads.
     let onnx = global.onnx_runtime()?;
-    let token = args.whip_token.as_ref();
-    let outputs: Vec<_> = args.output.iter().map(|output| output.clone().with_token(token)).collect();
-    let settings = ClipSettings {
-        outputs,
-        post_process: args.post_process.spec()?,
-        sign: args.post_process.signing_key().cloned(),
-        output_timeout: args.output_timeout.0,
-    };
-    let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
-    let tags = Tags {
-        mark: args.post_process.mark(),
-        metadata: !args.no_metadata,
-        ..Tags::new(plan.prompt.clone(), &bundle.manifest.model, plan.seed)
-    };
-    let mut writer = ClipWriter::claim(&settings, made, tags, &cancel)?;
-    let live = args.preview.claim_live(&settings.outputs, token)?;
+    let (mut writer, live) = claim(args, &bundle, &plan, &cancel)?;
     let pictures = args.preview.claim_pictures(&bundle, plan.size)?;
     // Keeps the claim until the clip is complete; the last preview is written before that.
     let _claimed = pictures.clone();
@@ -86,17 +67,10 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let mut pipeline = Pipeline::new(&model, memory.mode).tiled(memory.tile);
     pipeline.check(plan.latent)?;
 
-    let Begun { mut start, goes_on_in_place, notes } = begin(&source, args, &pipeline, plan, noise)?;
-    if let Some(noise) = noise_file {
-        start.spec.noise = Some(noise);
-    }
-    if !args.no_metadata || source.spec().is_some() {
-        start.spec.extras = extras::of_arguments(args)?;
-    }
-    let notes = notes.into_iter().chain(extras::missing(&start.spec.extras, source.spec()));
-    notes.for_each(|note| render::note(&note));
-    check_stop(source.stop_after(args), args, &start)?;
+    let Begun { mut start, goes_on_in_place } = begin(&source, args, &pipeline, plan, noise)?;
+    start.spec.noise = noise_file.or(start.spec.noise);
     let stop_after = source.stop_after(args);
+    check_stop(stop_after, args, &start)?;
     let folder = match (source, &args.job.job_dir) {
         (_, Some(path)) => {
             Some(JobFolder::create(path, &JobSpec { stop_after: None, ..start.spec.clone() })?)
@@ -128,17 +102,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
         job = job.with_folder(folder);
     }
     let mut shown = Shown::new(args, writer, trace, is_kept);
-    let outcome = loop {
-        let state = job.advance(&mut pipeline);
-        let handled = events.try_iter().try_for_each(|event| shown.on_event(event, &job));
-        match (state, handled) {
-            (Err(error), _) => break Err(error.into()),
-            (_, Err(error)) => break Err(error),
-            (Ok(JobState::Working), Ok(())) => {}
-            (Ok(JobState::Paused | JobState::Ended), Ok(())) => break Ok(()),
-        }
-    };
-    match outcome {
+    match advance_to_end(&mut job, &mut pipeline, &events, &mut shown) {
         Ok(()) => shown.finish(&job, (stream, global.json), started),
         Err(error) => {
             job.abandon();
@@ -148,15 +112,58 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     }
 }
 
+/// Claims the outputs and the live address of a clip.
+fn claim(
+    args: &GenerateArgs,
+    bundle: &Bundle,
+    plan: &GenerationPlan,
+    cancel: &Cancel,
+) -> Result<(ClipWriter, Option<OutputTarget>), Error> {
+    let token = args.whip_token.as_ref();
+    let outputs: Vec<_> = args.output.iter().map(|output| output.clone().with_token(token)).collect();
+    let settings = ClipSettings {
+        outputs,
+        post_process: args.post_process.spec()?,
+        sign: args.post_process.signing_key().cloned(),
+        output_timeout: args.output_timeout.0,
+    };
+    let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
+    let tags = Tags {
+        mark: args.post_process.mark(),
+        metadata: !args.no_metadata,
+        ..Tags::new(plan.prompt.clone(), &bundle.manifest.model, plan.seed)
+    };
+    let writer = ClipWriter::claim(&settings, made, tags, cancel)?;
+    let live = args.preview.claim_live(&settings.outputs, token)?;
+    Ok((writer, live))
+}
+
+/// Runs the job, and shows and writes what it reports after every unit of work.
+fn advance_to_end(
+    job: &mut Job,
+    pipeline: &mut Pipeline,
+    events: &Receiver<JobEvent>,
+    shown: &mut Shown,
+) -> Result<(), Error> {
+    loop {
+        let state = job.advance(pipeline);
+        let handled = events.try_iter().try_for_each(|event| shown.on_event(event, job));
+        let state = state?;
+        handled?;
+        if state != JobState::Working {
+            return Ok(());
+        }
+    }
+}
+
 /// A job that is about to start.
 struct Begun {
     start: JobStart,
     /// True if the job goes on in the folder that it was resumed from.
     goes_on_in_place: bool,
-    notes: Vec<String>,
 }
 
-/// The state that the job begins with.
+/// The state that the job begins with. Prints what the user should know about it.
 fn begin(
     source: &Source,
     args: &GenerateArgs,
@@ -164,11 +171,9 @@ fn begin(
     plan: GenerationPlan,
     noise: ndarray::Array4<f32>,
 ) -> Result<Begun, Error> {
-    match source {
-        Source::Arguments => {
-            let start = JobStart::new(pipeline, plan, noise)?;
-            Ok(Begun { start, goes_on_in_place: false, notes: Vec::new() })
-        }
+    let mut notes = Vec::new();
+    let mut begun = match source {
+        Source::Arguments => Begun { start: JobStart::new(pipeline, plan, noise)?, goes_on_in_place: false },
         Source::Like(record) => {
             let mut start = JobStart::new(pipeline, plan, noise)?;
             let steps = start.plan.schedule.steps();
@@ -176,9 +181,9 @@ fn begin(
                 let rule = format!("the clip was changed after step {}", fork.after);
                 return Err(bundle::Error::value(Field::Steps, steps, rule, "leave it out").into());
             }
-            let notes = source.note_on_bundle(&start.spec.model);
+            notes.extend(source.note_on_bundle(&start.spec.model));
             start.spec.forks.clone_from(&record.spec.forks);
-            Ok(Begun { start, goes_on_in_place: false, notes: notes.into_iter().collect() })
+            Begun { start, goes_on_in_place: false }
         }
         Source::Resume(folder) => {
             let FoundSnapshot { snapshot, instead_of } = folder.snapshot(args.job.from)?;
@@ -188,7 +193,6 @@ fn begin(
             // Going on from an older snapshot in place would replace the newer one.
             let goes_on_in_place = fork.is_empty() && args.job.from == ResumeFrom::Newest;
             let Resumed { start, differences } = JobStart::resume(pipeline, folder, snapshot, Some(fork))?;
-            let mut notes = Vec::new();
             if dropped > 0 {
                 notes.push(format!(
                     "{dropped} earlier changes of the job are after this snapshot, and are replaced"
@@ -211,9 +215,16 @@ fn begin(
                         .into(),
                 );
             }
-            Ok(Begun { start, goes_on_in_place, notes })
+            Begun { start, goes_on_in_place }
         }
+    };
+    let extras = &mut begun.start.spec.extras;
+    if !args.no_metadata || source.spec().is_some() {
+        *extras = extras::of_arguments(args)?;
     }
+    notes.extend(extras::missing(extras, source.spec()));
+    notes.iter().for_each(|note| render::note(note));
+    Ok(begun)
 }
 
 /// Checks the number of steps after which the clip ends.
