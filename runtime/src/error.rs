@@ -208,10 +208,8 @@ impl Diagnose for Error {
             ),
             Self::OtherSnapshot { what, stored, found } => Report::bad_input(
                 "the run cannot go on from its snapshot",
-                format!(
-                    "the snapshot belongs to a {what} with the digest {stored}, and this one has {found}"
-                ),
-                "use the bundle and the settings that the run was started with",
+                format!("the digest of the {what} was {stored}, and it is {found} here"),
+                "use the `bundle` and the settings that the run was started with",
             ),
             Self::NoSnapshot { folder, name } => Report::bad_input(
                 format!("the job {} cannot go on", folder.display()),

@@ -37,8 +37,8 @@ pub enum Error {
         phase: &'static str,
         /// A sentence about the files that were kept.
         kept: String,
-        /// The folder of the job, if it can go on.
-        job: Option<std::path::PathBuf>,
+        /// The command that goes on with the job, if it is kept.
+        go_on: Option<String>,
     },
     /// A result could not be written to standard output.
     Stdout(#[source] std::io::Error),
@@ -66,12 +66,12 @@ impl Diagnose for Error {
                 "give a bundle with --bundle (`rushes export` creates one from a checkpoint), or build the program in its repository \
                  with the feature embed-mini, as `make preview` does",
             ),
-            Self::Interrupted { phase, kept, job } => Report::new(
+            Self::Interrupted { phase, kept, go_on } => Report::new(
                 ErrorClass::Interrupted,
                 format!("stopped while {phase}"),
                 kept.clone(),
-                match job {
-                    Some(folder) => format!("go on with `rushes generate --resume {}`", folder.display()),
+                match go_on {
+                    Some(command) => format!("go on with `{command}`"),
                     None => "run the same command with the same --seed to get the whole clip".to_owned(),
                 },
             ),

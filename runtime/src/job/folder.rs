@@ -118,6 +118,11 @@ impl JobFolder {
         &self.spec
     }
 
+    /// Returns true if a snapshot was stored. A run that ended before its first step has none.
+    pub fn has_snapshot(&self) -> bool {
+        [NEWEST, SYNCED].iter().any(|name| self.folder.join(name).exists())
+    }
+
     /// Reads a snapshot. If the newest one is damaged, the last one that is certainly on disk is used.
     ///
     /// # Errors

@@ -82,6 +82,8 @@ pub struct Job {
     steps_run: usize,
     skipped_passes: usize,
     is_paused: bool,
+    /// True after the warning that a snapshot cannot be written.
+    has_warned: bool,
     cancel: Cancel,
     events: Sender<JobEvent>,
     folder: Option<(JobFolder, SnapshotWriter)>,
@@ -139,6 +141,7 @@ impl Job {
             steps_run: 0,
             skipped_passes: 0,
             is_paused: false,
+            has_warned: false,
             cancel: Cancel::new(),
             events,
             folder: None,
@@ -436,7 +439,10 @@ impl Job {
         let Some(snapshot) = self.folder.is_some().then(|| self.snapshot()).flatten() else { return };
         let Some((_, writer)) = &mut self.folder else { return };
         writer.write(snapshot, is_boundary);
-        if let Some(error) = writer.take_error() {
+        // A full disk fails again at every step; one warning is enough.
+        if let Some(error) = writer.take_error()
+            && !std::mem::replace(&mut self.has_warned, true)
+        {
             self.send(JobEvent::Warning(error.report()));
         }
     }

@@ -11,6 +11,7 @@ use bundle::units::{FrameRate, GuidanceScale, Seed, Shift};
 use bundle::variant::Variant;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// The version of [`JobSpec`] that is written.
 pub const SPEC_VERSION: u32 = 1;
@@ -138,6 +139,30 @@ pub struct ForkSpec {
     /// Fresh noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variation: Option<VariationSpec>,
+}
+
+impl fmt::Display for ForkSpec {
+    /// Names the changes, as "after step 9: guidance 5, 5".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut changes = Vec::new();
+        if self.prompt.is_some() {
+            changes.push("another prompt".to_owned());
+        }
+        if self.negative.is_some() {
+            changes.push("another negative prompt".to_owned());
+        }
+        if let Some(scales) = &self.guidance {
+            let scales: Vec<String> = scales.iter().map(|scale| scale.0.to_string()).collect();
+            changes.push(format!("guidance {}", scales.join(", ")));
+        }
+        if let Some(GridSpec { sampler, schedule, steps, shift }) = self.grid {
+            changes.push(format!("the rest of {steps} steps of {sampler} ({schedule}, shift {})", shift.0));
+        }
+        if let Some(VariationSpec { strength, seed }) = self.variation {
+            changes.push(format!("{strength} of fresh noise from seed {}", seed.0));
+        }
+        write!(f, "after step {}: {}", self.after, changes.join("; "))
+    }
 }
 
 impl ForkSpec {
@@ -371,6 +396,11 @@ pub(crate) mod tests {
         assert_eq!(JobSpec { extras: BTreeMap::new(), stop_after: None, ..spec() }.digest(), digest);
         assert_ne!(JobSpec { seed: Seed(1), ..spec() }.digest(), digest);
         assert_ne!(JobSpec { forks: Vec::new(), ..spec() }.digest(), digest);
+    }
+
+    #[test]
+    fn a_fork_names_its_changes() {
+        insta::assert_snapshot!(spec().forks[0], @"after step 3: another prompt; guidance 1, 2; the rest of 4 steps of euler (diffusers, shift 5); 0.25 of fresh noise from seed 9");
     }
 
     #[test]

@@ -56,6 +56,21 @@ impl JobStart {
         Ok(Self { spec, plan, denoising, latents, text, expected_text, forks_applied: 0, earlier })
     }
 
+    /// Begins a job again whose run ended before its first step, from `noise [C,T,h,w]`.
+    ///
+    /// # Errors
+    /// The job belongs to another bundle, or a value is out of range.
+    pub fn again(pipeline: &Pipeline, folder: &JobFolder, noise: Array4<f32>) -> Result<Self, Error> {
+        let spec = folder.spec().clone();
+        let plan = spec.plan(pipeline.model().manifest())?;
+        let start = Self::new(pipeline, plan, noise)?;
+        let (stored, found) = (&spec.model.digest, &start.spec.model.digest);
+        if stored != found {
+            return Err(Error::OtherSnapshot { what: "bundle", stored: short(stored), found: short(found) });
+        }
+        Ok(Self { spec, ..start })
+    }
+
     /// Goes on from a snapshot of a job folder, see [`JobFolder::snapshot`]. `fork` are changes after the steps that are
     /// done; an empty one changes nothing.
     ///
@@ -72,9 +87,10 @@ impl JobStart {
         let plan = spec.plan(model.manifest())?;
         let StoredSnapshot { snapshot, identity, conditions, mut earlier, latents, forks_applied } = found;
         let own = ModelIdentity::of(model)?;
-        let other = |what: &'static str, stored: &str, found: &str| {
-            let short = |digest: &str| digest.get(..12).unwrap_or(digest).to_owned();
-            Error::OtherSnapshot { what, stored: short(stored), found: short(found) }
+        let other = |what: &'static str, stored: &str, found: &str| Error::OtherSnapshot {
+            what,
+            stored: short(stored),
+            found: short(found),
         };
         if identity.bundle != own.digest {
             return Err(other("bundle", &identity.bundle, &own.digest));
@@ -111,4 +127,9 @@ impl JobStart {
     pub fn steps_done(&self) -> usize {
         self.denoising.steps_done()
     }
+}
+
+/// The first digits of a digest, for messages.
+fn short(digest: &str) -> String {
+    digest.get(..12).unwrap_or(digest).to_owned()
 }

@@ -22,7 +22,6 @@ use media::{OutputSpec, Token};
 use quality::quantize::report::Sensitivity;
 use runtime::decode::Tiles;
 use runtime::job::ResumeFrom;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -230,7 +229,7 @@ pub(super) struct AuditionArgs {
     pub(super) bundle: Option<PathBuf>,
     /// Number of takes, each with a seed of its own
     #[arg(long, value_name = "N", default_value = "9")]
-    pub(super) seeds: NonZeroUsize,
+    pub(super) seeds: usize,
     /// Seed of the first take; the others use the numbers after it [default: -1, a new seed each time]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<SeedChoice>,

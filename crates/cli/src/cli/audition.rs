@@ -9,10 +9,10 @@ use super::render;
 use super::seed::SeedChoice;
 use super::threads::Threads;
 use crate::Error;
-use bundle::Field;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
 use bundle::units::Seed;
+use bundle::{Diagnose, Field};
 use engines::{Cancel, WeightMemory};
 use media::ContactSheet;
 use ndarray::{Array3, Array4, Axis};
@@ -42,19 +42,30 @@ struct Take {
 
 /// Runs the command.
 pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
-    if args.seeds.get() > MAX_TAKES {
-        let rule = format!("an audition has at most {MAX_TAKES} takes");
+    if !(1..=MAX_TAKES).contains(&args.seeds) {
+        let rule = format!("an audition has 1 to {MAX_TAKES} takes");
         return Err(bundle::Error::value(Field::Seeds, args.seeds, rule, "use 9").into());
     }
     let cancel = global.interrupts.cancel();
     let Seed(first) = args.seed.unwrap_or(SeedChoice::Any).seed();
-    let takes: Vec<Take> = (0..args.seeds.get())
+    let takes: Vec<Take> = (0..args.seeds)
         .map(|index| Take {
             folder: args.out.join(format!("take-{}", index + 1)),
             seed: Seed(first.wrapping_add(index as u64)),
         })
         .collect();
-    takes.iter().try_for_each(|take| JobFolder::check_new(&take.folder))?;
+    for take in &takes {
+        JobFolder::check_new(&take.folder).map_err(|error| {
+            let rule = error.report().why;
+            let fix = "choose another `folder`, or finish a take with `rushes generate` and `resume`";
+            bundle::Error::value(
+                Field::Folder,
+                args.out.display(),
+                format!("{}: {rule}", take.folder.display()),
+                fix,
+            )
+        })?;
+    }
     let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan_of = |seed| {
@@ -159,8 +170,9 @@ fn stopped(error: Error, whole: usize, take: &Path) -> Error {
     if !error.is_cancelled() {
         return error;
     }
+    let go_on = format!("rushes generate --resume {}", take.display());
     let kept = format!("{whole} takes are whole, and {} can go on", take.display());
-    Error::Interrupted { phase: "making takes", kept, job: Some(take.to_owned()) }
+    Error::Interrupted { phase: "making takes", kept, go_on: Some(go_on) }
 }
 
 /// The number of steps that a take makes.
@@ -172,7 +184,8 @@ fn steps_of(given: Option<usize>, plan: &GenerationPlan) -> Result<usize, Error>
         Some(steps) if (1..=all).contains(&steps) => Ok(steps),
         Some(steps) => {
             let rule = format!("a take makes 1 to {all} of the {all} steps");
-            Err(bundle::Error::value(Field::StepsOf, steps, rule, "use 8, or leave it out").into())
+            let fix = format!("use {}, or leave it out", STEPS.min(all));
+            Err(bundle::Error::value(Field::StepsOf, steps, rule, fix).into())
         }
     }
 }

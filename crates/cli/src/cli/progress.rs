@@ -40,6 +40,8 @@ pub(super) struct Progress {
     display: Display,
     phase: &'static str,
     began: Instant,
+    /// Parts that were done before the phase began.
+    before: usize,
     done: usize,
     total: usize,
 }
@@ -67,17 +69,23 @@ impl Progress {
             ProgressKind::Bar => bar(),
             ProgressKind::Json => Display::Json,
         };
-        Self { display, phase: "start", began: Instant::now(), done: 0, total: 0 }
+        Self { display, phase: "start", began: Instant::now(), before: 0, done: 0, total: 0 }
     }
 
     /// Begins a phase of `total` parts.
     pub(super) fn begin(&mut self, phase: &'static str, total: usize) {
-        (self.phase, self.began, self.done, self.total) = (phase, Instant::now(), 0, total);
+        self.begin_after(phase, 0, total);
+    }
+
+    /// Begins a phase of `total` parts of which `done` were done before.
+    pub(super) fn begin_after(&mut self, phase: &'static str, done: usize, total: usize) {
+        (self.phase, self.began) = (phase, Instant::now());
+        (self.before, self.done, self.total) = (done, done, total);
         match &self.display {
             Display::Nothing => {}
             Display::Bar(bar) => {
                 bar.set_length(total as u64);
-                bar.set_position(0);
+                bar.set_position(done as u64);
                 bar.set_prefix(phase);
                 bar.set_message("");
             }
@@ -116,7 +124,7 @@ impl Progress {
     }
 
     fn time_left(&self) -> Option<Duration> {
-        let done = u32::try_from(self.done).ok().filter(|done| *done > 0)?;
+        let done = u32::try_from(self.done.saturating_sub(self.before)).ok().filter(|done| *done > 0)?;
         let left = u32::try_from(self.total.saturating_sub(self.done)).ok()?;
         Some(self.began.elapsed() / done * left)
     }

@@ -84,12 +84,16 @@ impl Findings {
 
     /// The reason why a file has no record.
     pub(super) fn absence(&self) -> String {
-        let copied = self.program.as_ref().filter(|program| !program.contains("Rushes"));
+        // The muxer of GStreamer is that of rushes.
+        let is_own = |program: &str| program.contains("Rushes") || program.contains("GStreamer");
+        let copied = self.program.as_ref().filter(|program| !is_own(program));
         match (self.names_rushes, copied) {
             (true, Some(program)) => {
                 format!("rushes made the clip, and {program} left the record out of this copy")
             }
-            (true, None) => "rushes wrote it without its record".into(),
+            (true, None) => {
+                "rushes wrote it without its record, or was stopped before it was complete".into()
+            }
             (false, Some(program)) => {
                 format!("{program} wrote it, and if it is a copy of a clip of rushes, left the record out")
             }
@@ -137,7 +141,8 @@ mod tests {
         let absence = |tags: &[(&str, &str)]| findings(tags).absence();
         let comment = ("COMMENTS", "AI-generated:Rushes/0.1.0:mini:seed_7");
         insta::assert_snapshot!(absence(&[comment, ("ENCODER", "Lavf59.27.100")]), @"rushes made the clip, and Lavf59.27.100 left the record out of this copy");
-        insta::assert_snapshot!(absence(&[("ENCODER", "Rushes/0.1.0:x264enc")]), @"rushes wrote it without its record");
+        insta::assert_snapshot!(absence(&[("ENCODER", "Rushes/0.1.0:x264enc")]), @"rushes wrote it without its record, or was stopped before it was complete");
+        insta::assert_snapshot!(absence(&[comment, ("ENCODER", "GStreamer Matroska muxer")]), @"rushes wrote it without its record, or was stopped before it was complete");
         insta::assert_snapshot!(absence(&[("ENCODER", "\x1b[2JLavf\n59")]), @"[2JLavf59 wrote it, and if it is a copy of a clip of rushes, left the record out");
         insta::assert_snapshot!(absence(&[]), @"nothing in it says that rushes wrote it");
         insta::assert_snapshot!(findings(&[comment]).absence_in_picture(), @"only the first picture that rushes writes to a folder carries it");

@@ -18,7 +18,7 @@ use crate::Error;
 use bundle::Field;
 use bundle::manifest::Bundle;
 use engines::{Cancel, WeightMemory};
-use media::{ClipFormat, ClipSettings, ClipWriter, OutputTarget, Tags};
+use media::{ClipFormat, ClipSettings, ClipWriter, OutputSpec, OutputTarget, Tags};
 use runtime::job::{
     FoundSnapshot, Job, JobEvent, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, Resumed,
 };
@@ -27,8 +27,9 @@ use runtime::model::Model;
 use runtime::pipeline::{Pipeline, scaled_noise, seeded_noise};
 use runtime::plan::GenerationPlan;
 use runtime::trace::{Trace, read_noise};
-use shown::Shown;
+use shown::{KeptJob, Shown};
 use source::Source;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -40,7 +41,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let source = Source::open(args)?;
     let request = source.request(args)?;
     if let Some(folder) = &args.job.job_dir {
-        JobFolder::check_new(folder)?;
+        check_job_dir(folder, args)?;
     }
     let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
@@ -81,6 +82,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     if !global.json {
         announce(&start, &model, &memory);
     }
+    let again = again(args, folder.as_ref());
     let show_live = |target: OutputTarget| {
         if let Some(address) = target.address().filter(|_| !global.json) {
             render::note(&format!("live at {} ({address})", target.spec()));
@@ -92,7 +94,6 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let preparing = Instant::now();
     let previewer = previews.map(|previews| previews.start(start.plan.latent, &cancel));
     let prepared = preparing.elapsed();
-    let is_kept = folder.as_ref().map(|folder| folder.path().to_owned());
     let (job, events) = Job::new(&pipeline, start);
     let mut job = job.with_cancel(&cancel).stop_after(stop_after);
     if let Some(previewer) = previewer {
@@ -101,7 +102,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     if let Some(folder) = folder {
         job = job.with_folder(folder);
     }
-    let mut shown = Shown::new(args, writer, trace, is_kept);
+    let mut shown = Shown::new(args, writer, trace, again);
     match advance_to_end(&mut job, &mut pipeline, &events, &mut shown) {
         Ok(()) => shown.finish(&job, (stream, global.json), started),
         Err(error) => {
@@ -110,6 +111,26 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
             Err(shown.stop(&job, error))
         }
     }
+}
+
+/// Refuses a folder that cannot become that of a new job.
+fn check_job_dir(folder: &Path, args: &GenerateArgs) -> Result<(), Error> {
+    let refused = |rule: &str| {
+        let fix = "give another `job_folder`";
+        Err(bundle::Error::value(Field::JobFolder, folder.display(), rule, fix).into())
+    };
+    let is_same = |other: &Path| {
+        let resolved = |path: &Path| std::path::absolute(path).ok();
+        resolved(folder).is_some_and(|own| resolved(other) == Some(own))
+    };
+    if args.job.resume.as_deref().is_some_and(is_same) {
+        return refused("it is the folder of the job that the run goes on from");
+    }
+    let target = OutputSpec::Frames { folder: folder.to_owned() };
+    if args.output.iter().any(|output| output.is_same_destination(&target)) {
+        return refused("an output of the clip is written there");
+    }
+    Ok(JobFolder::check_new(folder)?)
 }
 
 /// Claims the outputs and the live address of a clip.
@@ -182,8 +203,18 @@ fn begin(
                 return Err(bundle::Error::value(Field::Steps, steps, rule, "leave it out").into());
             }
             notes.extend(source.note_on_bundle(&start.spec.model));
-            start.spec.forks.clone_from(&record.spec.forks);
+            start.spec.forks = source::forks_left(&record.spec.forks, args, &mut notes);
             Begun { start, goes_on_in_place: false }
+        }
+        Source::Resume(folder) if args.job.from == ResumeFrom::Newest && !folder.has_snapshot() => {
+            let mut start = JobStart::again(pipeline, folder, noise)?;
+            let fork = source::fork(args, folder.spec(), 0, pipeline.model().manifest())?;
+            let goes_on_in_place = fork.is_empty();
+            if !goes_on_in_place {
+                start.spec.forks = vec![fork];
+            }
+            notes.push("the job had not made its first step, and starts again".into());
+            Begun { start, goes_on_in_place }
         }
         Source::Resume(folder) => {
             let FoundSnapshot { snapshot, instead_of } = folder.snapshot(args.job.from)?;
@@ -203,7 +234,7 @@ fn begin(
             }
             if !differences.is_empty() {
                 notes.push(format!(
-                    "the clip will not be bit-equal to one without interruption: {}",
+                    "the clip may not be bit-equal to one without interruption: {}",
                     differences.join(", ")
                 ));
             }
@@ -243,9 +274,26 @@ fn check_stop(stop: Option<usize>, args: &GenerateArgs, start: &JobStart) -> Res
     Ok(())
 }
 
-/// Prints the plan, and what will make it slow.
+/// The command that goes on with a job that is kept in a folder.
+fn again(args: &GenerateArgs, folder: Option<&JobFolder>) -> Option<KeptJob> {
+    let folder = folder?.path().to_owned();
+    let quoted = |path: &Path| {
+        let text = path.display().to_string();
+        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c));
+        if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let bundle = args.bundle.as_ref().map(|bundle| format!(" --bundle {}", quoted(bundle)));
+    let outputs: String =
+        args.output.iter().map(|output| format!(" -o {}", quoted(output.to_string().as_ref()))).collect();
+    let command =
+        format!("rushes generate --resume {}{}{outputs}", quoted(&folder), bundle.unwrap_or_default());
+    Some(KeptJob { folder, command })
+}
+
+/// Prints the plan, its changes on the way, and what will make it slow.
 fn announce(start: &JobStart, model: &Model, memory: &MemoryPlan) {
     render::note(&start.plan.to_string());
+    start.spec.forks.iter().for_each(|fork| render::note(&fork.to_string()));
     if let Some(side) = memory.tile {
         let pixels = side.get() * model.manifest().vae.stride().space;
         render::note(&format!("frames are decoded in tiles of {pixels} pixels, which is slower"));

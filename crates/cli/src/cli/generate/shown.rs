@@ -24,8 +24,17 @@ pub(super) struct Shown {
     trace: Option<Trace>,
     /// True if the outputs carry the record of the clip.
     has_record: bool,
-    /// The folder that the job is kept in.
-    folder: Option<PathBuf>,
+    /// How the job can go on, if it is kept in a folder.
+    job: Option<KeptJob>,
+}
+
+/// A job that is kept in a folder.
+#[derive(Debug)]
+pub(super) struct KeptJob {
+    /// The folder.
+    pub(super) folder: PathBuf,
+    /// The command that goes on with it.
+    pub(super) command: String,
 }
 
 impl Shown {
@@ -33,10 +42,10 @@ impl Shown {
         args: &GenerateArgs,
         writer: ClipWriter,
         trace: Option<Trace>,
-        folder: Option<PathBuf>,
+        job: Option<KeptJob>,
     ) -> Self {
         let progress = Progress::new(args.run.progress);
-        Self { writer, progress, trace, has_record: !args.no_metadata, folder }
+        Self { writer, progress, trace, has_record: !args.no_metadata, job }
     }
 
     /// Shows an event and writes what it carries.
@@ -60,10 +69,7 @@ impl Shown {
                 }
             }
             JobEvent::Denoising { done, steps } => {
-                self.progress.begin("denoise", steps);
-                if done > 0 {
-                    self.progress.advance(done, "");
-                }
+                self.progress.begin_after("denoise", done, steps);
             }
             JobEvent::Step { done, .. } => {
                 self.progress.advance(done.step + 1, &done.expert.0);
@@ -179,7 +185,8 @@ impl Shown {
             "kernels": report.variant.kernels,
             "conditions": report.conditions,
             "latents": report.latents,
-            "job_dir": self.folder.as_deref().map(render::path),
+            "forks": job.spec().forks,
+            "job_dir": self.job.as_ref().map(|job| render::path(&job.folder)),
             "preview": report.preview,
             "seconds": report.seconds,
             "live": outcome.live.as_ref().map(LivePublisher::sent),
@@ -229,8 +236,13 @@ impl Shown {
             .filter(|(_, kept)| *kept != Remainder::Nothing)
             .map(|(_, kept)| kept.to_string())
             .collect();
-        let kept = if kept.is_empty() { Remainder::Nothing.to_string() } else { kept.join("; ") };
-        Error::Interrupted { phase, kept, job: self.folder }
+        let kept = match (&self.job, kept.is_empty()) {
+            (None, true) => Remainder::Nothing.to_string(),
+            (None, false) => kept.join("; "),
+            (Some(job), true) => format!("the job is kept in {}", job.folder.display()),
+            (Some(job), false) => format!("{}; the job is kept in {}", kept.join("; "), job.folder.display()),
+        };
+        Error::Interrupted { phase, kept, go_on: self.job.map(|job| job.command) }
     }
 }
 

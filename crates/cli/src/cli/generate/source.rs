@@ -216,7 +216,7 @@ fn check_resume(args: &GenerateArgs) -> Result<(), Error> {
     for (field, given) in fixed {
         if let Some(given) = given {
             let rule = "it is fixed when a run goes on";
-            let fix = "leave it out, or start a new run; prompts, `guidance`, `steps`, `shift` and `sampler` can change";
+            let fix = "leave it out, or start a new run; prompts, `guidance`, `steps`, `shift`, `sampler` and `schedule` can change";
             return Err(bundle::Error::value(field, given, rule, fix).into());
         }
     }
@@ -283,6 +283,32 @@ pub(super) fn fork(
         grid: changes_grid.then_some(grid),
         variation: strength.map(|strength| VariationSpec { strength, seed: variation_seed(args) }),
     })
+}
+
+/// The changes on the way of a clip that the arguments do not override.
+pub(super) fn forks_left(forks: &[ForkSpec], args: &GenerateArgs, notes: &mut Vec<String>) -> Vec<ForkSpec> {
+    let settings = &args.settings;
+    let has_grid = settings.steps.is_some()
+        || settings.shift.is_some()
+        || settings.sampler.is_some()
+        || settings.schedule.is_some();
+    let mut left = Vec::new();
+    for fork in forks {
+        let kept = ForkSpec {
+            prompt: fork.prompt.clone().filter(|_| args.prompt.is_none()),
+            negative: fork.negative.clone().filter(|_| settings.negative.is_none()),
+            guidance: fork.guidance.clone().filter(|_| settings.guidance.is_none()),
+            grid: fork.grid.filter(|_| !has_grid),
+            ..fork.clone()
+        };
+        if kept != *fork {
+            notes.push(format!("the arguments replace what the clip changed {fork}"));
+        }
+        if !kept.is_empty() {
+            left.push(kept);
+        }
+    }
+    left
 }
 
 /// The seed of fresh noise.
