@@ -344,8 +344,11 @@ impl Job {
         self.begin("denoise");
         let (done, steps) = (self.denoising.steps_done(), self.last_step());
         self.send(JobEvent::Denoising { done, steps });
-        self.store_text();
-        self.store(self.denoising.is_at_boundary());
+        // A job that is resumed after its last step has stored everything.
+        if done < steps {
+            self.store_text();
+            self.store(self.denoising.is_at_boundary());
+        }
         Ok(Phase::Denoise(Box::new(inputs)))
     }
 
