@@ -344,9 +344,9 @@ impl Job {
         self.begin("denoise");
         let (done, steps) = (self.denoising.steps_done(), self.last_step());
         self.send(JobEvent::Denoising { done, steps });
-        // A job that is resumed after its last step has stored everything.
+        self.store_text();
+        // A job that is resumed after its last step has stored its snapshots.
         if done < steps {
-            self.store_text();
             self.store(self.denoising.is_at_boundary());
         }
         Ok(Phase::Denoise(Box::new(inputs)))

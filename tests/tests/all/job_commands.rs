@@ -234,7 +234,7 @@ const REFUSED: [(&[&str], &str); 17] = [
     (&["--steps", "0"], "--steps cannot be 0"),
     (&["--shift", "-1"], "--shift cannot be -1"),
     (&["--guidance", "1,2,3"], "--guidance cannot be 3 scales"),
-    (&["--job-dir", "job"], "it holds a job already"),
+    (&["--job-dir", "job"], "the job that the run goes on from"),
     (&["--job-dir", "full"], "it is not empty"),
 ];
 
