@@ -355,12 +355,7 @@ impl Job {
     fn encode(&mut self, pipeline: &mut Pipeline) -> Result<(), Error> {
         self.begin("text");
         self.send(JobEvent::Encoding);
-        let applied = self.spec.forks.get(..self.next_fork).unwrap_or_default();
-        let (mut prompt, mut negative) = (&*self.spec.prompt, &*self.spec.negative);
-        for fork in applied {
-            prompt = fork.prompt.as_deref().unwrap_or(prompt);
-            negative = fork.negative.as_deref().unwrap_or(negative);
-        }
+        let (prompt, negative) = self.spec.prompts_of_forks(self.next_fork);
         let needed = self.denoising.needs_unconditional().then_some(negative);
         let mut text = pipeline.encode(prompt, needed, &self.cancel)?;
         let mut digest = stored_text::digest(&text);

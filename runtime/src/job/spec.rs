@@ -277,8 +277,13 @@ impl JobSpec {
 
     /// The prompts that apply once `done` steps are made.
     pub fn prompts_after(&self, done: usize) -> (&str, &str) {
+        self.prompts_of_forks(self.forks.iter().take_while(|fork| fork.after <= done).count())
+    }
+
+    /// The prompts that apply after the first `count` forks.
+    pub(super) fn prompts_of_forks(&self, count: usize) -> (&str, &str) {
         let mut prompts = (&*self.prompt, &*self.negative);
-        for fork in self.forks.iter().filter(|fork| fork.after <= done) {
+        for fork in self.forks.iter().take(count) {
             prompts.0 = fork.prompt.as_deref().unwrap_or(prompts.0);
             prompts.1 = fork.negative.as_deref().unwrap_or(prompts.1);
         }

@@ -108,7 +108,8 @@ impl StoredSnapshot {
         let tensors: Vec<_> = tensors
             .into_iter()
             .map(|(name, values)| {
-                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                let mut bytes = Vec::with_capacity(4 * values.len());
+                values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
                 (name, values.shape().to_vec(), bytes)
             })
             .collect();

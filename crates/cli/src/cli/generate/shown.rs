@@ -7,10 +7,10 @@ use crate::cli::progress::Progress;
 use crate::cli::render::{self, Stream};
 use bundle::units::FrameRate;
 use media::live::LivePublisher;
-use media::{ClipWriter, FailedOutputReport, OutputReport, OutputResult, Remainder};
+use media::{ClipOutcome, ClipWriter, FailedOutputReport, OutputReport, Remainder};
 use ndarray::Array4;
 use prompt::Cut;
-use runtime::job::{Job, JobEvent, StoredRecord};
+use runtime::job::{Job, JobEvent, OutputSummary, StoredRecord};
 use runtime::trace::Trace;
 use serde_json::json;
 use std::path::PathBuf;
@@ -153,24 +153,19 @@ impl Shown {
         self.progress.clear();
         let rate = self.writer.format().rate;
         let mut outcome = self.writer.finish()?;
-        let report = job.report(outcome.first_encoded);
+        let mut report = job.report(outcome.first_encoded);
+        report.outputs = summaries(&outcome);
         if let Some(note) = job.previews().and_then(preview::note) {
             render::note(&note);
         }
         let trace = self.trace.map(Trace::write).transpose()?;
         let total = started.elapsed().as_secs_f64();
-        let first = outcome.written.first().map(OutputReport::from);
+        let first = outcome.written.first().and(report.outputs.first());
         let seed = report.seed;
-        let failed = outcome.failed.iter().map(|failed| {
-            let error = render::report(&*failed.error).to_string();
-            OutputResult::Failed(FailedOutputReport { error, ..FailedOutputReport::from(failed) })
-        });
-        let written = outcome.written.iter().map(|clip| OutputResult::Written(clip.into()));
-        let outputs: Vec<OutputResult> = written.chain(failed).collect();
         let value = json!({
             "event": "done",
             "output": first.as_ref().map(|clip| &clip.output),
-            "outputs": outputs,
+            "outputs": report.outputs,
             "trace": trace.as_deref().map(render::path),
             "frames": outcome.frames,
             "bytes": outcome.bytes(),
@@ -244,6 +239,20 @@ impl Shown {
         };
         Error::Interrupted { phase, kept, go_on: self.job.map(|job| job.command) }
     }
+}
+
+/// The outputs for the report, complete ones first. Errors name flags.
+fn summaries(outcome: &ClipOutcome) -> Vec<OutputSummary> {
+    let written = outcome.written.iter().map(|clip| {
+        let OutputReport { output, frames, bytes } = clip.into();
+        OutputSummary { output, frames: Some(frames), bytes, error: None, kept: None }
+    });
+    let failed = outcome.failed.iter().map(|failed| {
+        let FailedOutputReport { output, kept, .. } = failed.into();
+        let error = Some(render::report(&*failed.error).to_string());
+        OutputSummary { output, frames: None, bytes: None, error, kept: Some(kept) }
+    });
+    written.chain(failed).collect()
 }
 
 /// A frame rate as JSON: a whole number, or the nearest floating-point number.
