@@ -2,24 +2,37 @@
 
 target := $(or $(CARGO_TARGET_DIR),target)
 prompt := A red ball bounces on the beach
+# The execution provider of `make preview`, such as openvino or cuda:1. TensorRT is used with the libraries of CUDA.
+EP :=
+provider := $(filter-out auto cpu,$(patsubst tensorrt,cuda,$(firstword $(subst :, ,$(EP)))))
+# WebGPU computes on a software driver where the set-up has found no GPU.
+webgpu_environment := $(abspath $(target))/providers/webgpu/env.sh
+software_driver = $(if $(filter webgpu,$(provider)),test ! -e $(webgpu_environment) || . $(webgpu_environment); )
+# Clippy and all tests have the same features, so that nothing is built twice.
+cargo_features := --features rushes/whip
 
-.PHONY: help setup preview test test-long bench package golden
+.PHONY: help setup preview test test-long test-providers bench bench-gpu package golden
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make preview   installs what is missing, builds, and writes preview.mp4'
-	@echo 'make test      installs what is missing and runs everything that CI runs'
+	@echo 'make preview EP=openvino   does it with an execution provider, which is installed too: see docs/devices.md'
+	@echo 'make test      installs what is missing and runs all tests but those of execution providers'
 	@echo 'make test-long also runs the long forms of the tests, which make test skips'
+	@echo 'make test-providers runs the tests that need execution providers; with SMOKE=1 only the short ones, and with'
+	@echo '               REQUIRE=openvino,webgpu those providers must be there'
 	@echo 'make bench     times the three graphs of a model on this machine'
+	@echo 'make bench-gpu times CUDA and TensorRT on an NVIDIA GPU, in 15 minutes (ARGS=...)'
 	@echo 'make package   packages every crate and builds each, the program too, from its archive'
 	@echo 'make golden    regenerates the golden files with diffusers (large download)'
 
 setup:
 	@scripts/setup.sh
 
-preview: setup
+preview:
+	@scripts/setup.sh $(provider)
 	cargo build --locked --release --package rushes --bin rushes --features embed-mini
-	$(target)/release/rushes generate "$(prompt)" -o preview.mp4
+	$(software_driver)$(target)/release/rushes generate "$(prompt)" -o preview.mp4 $(if $(EP),--ep $(EP))
 
 # Runs a command and prints how many seconds it took: $(call timed,NAME,COMMAND).
 define timed
@@ -30,17 +43,27 @@ endef
 test:
 	@scripts/setup.sh tests
 	$(call timed,format,cargo fmt --all --check)
-	$(call timed,clippy,cargo clippy --locked --workspace --all-targets --features rushes/whip -- -D warnings)
-	$(call timed,docs,RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features rushes/whip)
-	$(call timed,tests,cargo test --locked --workspace --features rushes/whip)
+	$(call timed,clippy,cargo clippy --locked --workspace --all-targets $(cargo_features) -- -D warnings)
+	$(call timed,clippy of provider tests,cargo clippy --locked --workspace --test providers $(cargo_features) -- -D warnings)
+	$(call timed,docs,RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps $(cargo_features))
+	$(call timed,tests,cargo test --locked --workspace $(cargo_features))
 
 # Also runs the ignored tests: the long forms of tests that `make test` runs with a small sample.
 test-long:
 	@scripts/setup.sh tests
-	$(call timed,all tests,cargo test --locked --workspace --features rushes/whip -- --include-ignored)
+	$(call timed,all tests,cargo test --locked --workspace $(cargo_features) -- --include-ignored)
+
+# Providers that are not installed are skipped with the reason, unless REQUIRE names them.
+test-providers:
+	$(call timed,provider tests,REQUIRE=$(REQUIRE) SMOKE=$(SMOKE) scripts/test-providers.sh $(cargo_features))
 
 bench: setup
 	cargo bench --locked --package benches
+
+# On a machine with an NVIDIA GPU. The building is not part of the minutes.
+bench-gpu: setup
+	cargo build --locked --release --package rushes --bin rushes --features embed-mini
+	python3 benches/gpu/run.py --rushes $(target)/release/rushes $(ARGS)
 
 # Cargo builds each package from its archive, with the others' archives as dependencies.
 package: setup

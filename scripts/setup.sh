@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Installs what is missing to build and run Rushes on Debian 12. Prints nothing if everything is installed.
 #
-#   scripts/setup.sh          what `make preview` needs
-#   scripts/setup.sh tests    also what `make test` needs
+#   scripts/setup.sh            what `make preview` needs
+#   scripts/setup.sh tests      also what `make test` needs
+#   scripts/setup.sh PROVIDER   also an execution provider: openvino, cuda, tensorrt-rtx or webgpu
 #
 # System packages come from apt. The ONNX Runtime library comes from its Python wheel, through the configured pip index.
-# It is stored with its licence in target/onnxruntime of the checkout. pip stores nothing elsewhere.
+# It is stored with its licence in target/onnxruntime of the checkout, execution providers in target/providers. pip
+# stores nothing elsewhere. Tests need the provider OpenVINO on Intel processors, and the parser of TensorRT for RTX,
+# which is proprietary: RUSHES_SKIP_PROPRIETARY=1 skips such software.
 set -euo pipefail
 
 # The version to download, and the SHA-256 of the wheel and of the library in it, per architecture.
@@ -28,6 +31,8 @@ oldest_gstreamer=1.22
 
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
+# shellcheck source=scripts/providers.sh
+source scripts/providers.sh
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 # fail WHAT WHY FIX
@@ -55,7 +60,8 @@ missing_packages() {
         echo pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
         echo gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
     fi
-    library_is_there || has_pip || echo python3-venv
+    { library_is_there && [[ $1 == run ]]; } || has_pip || echo python3-venv
+    [[ $1 != webgpu ]] || missing_for_webgpu
     [[ $1 == tests ]] || return 0
     { have ffmpeg && have ffprobe; } || echo ffmpeg
     # Decodes H.264 and AAC, with the libraries of ffmpeg.
@@ -106,26 +112,33 @@ pip_command() {
     fi
 }
 
+# download_wheel PACKAGE VERSION SHA256 FOLDER: unpacks the wheel of a package into an empty FOLDER.
+download_wheel() {
+    local package=$1 version=$2 sha256=$3 fetched=$4 python
+    say "downloading $package $version"
+    rm -rf "$fetched"
+    mkdir -p "$fetched"
+    python=$(pip_command)
+    # Always the wheel for Python 3.11: only libraries in it are used, and its hash is known.
+    "$python" -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps --dest "$fetched" \
+        --only-binary=:all: --implementation cp --python-version 3.11 \
+        --platform "manylinux_2_27_$machine" --platform "manylinux_2_28_$machine" \
+        --platform "manylinux2014_$machine" "$package==$version" >&2 ||
+        fail "pip could not download $package $version" "see its message above" \
+            "check the network and pip's settings (pip config list) and run this again"
+    local wheel=("$fetched"/*.whl)
+    has_sha256 "${wheel[0]}" "$sha256" || fail "${wheel[0]##*/} does not match the published file" \
+        "expected SHA-256 $sha256, found $(sha256sum "${wheel[0]}" | cut -d' ' -f1)" \
+        "check the package index of pip"
+    python3 -m zipfile -e "${wheel[0]}" "$fetched"
+}
+
 install_onnxruntime() {
     library_is_there && return
     [[ -n $wheel_sha256 ]] || fail "no ONNX Runtime for $machine" "its wheels are for x86_64 and aarch64" \
         "build $library yourself and set ORT_DYLIB_PATH to its path"
-    say "downloading ONNX Runtime $onnxruntime"
-    local folder=$target/onnxruntime fetched=$target/onnxruntime.part python
-    rm -rf "$fetched"
-    mkdir -p "$fetched"
-    python=$(pip_command)
-    # Always the wheel for Python 3.11: only the library in it is used, and its hash is known.
-    "$python" -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps --dest "$fetched" \
-        --only-binary=:all: --implementation cp --python-version 3.11 \
-        --platform "manylinux_2_27_$machine" --platform "manylinux_2_28_$machine" "onnxruntime==$onnxruntime" >&2 ||
-        fail "pip could not download onnxruntime $onnxruntime" "see its message above" \
-            "check the network and pip's settings (pip config list) and run this again"
-    local wheel=("$fetched"/*.whl)
-    has_sha256 "${wheel[0]}" "$wheel_sha256" || fail "${wheel[0]##*/} does not match the published file" \
-        "expected SHA-256 $wheel_sha256, found $(sha256sum "${wheel[0]}" | cut -d' ' -f1)" \
-        "check the package index of pip"
-    python3 -m zipfile -e "${wheel[0]}" "$fetched"
+    local folder=$target/onnxruntime fetched=$target/onnxruntime.part
+    download_wheel onnxruntime "$onnxruntime" "$wheel_sha256" "$fetched"
     mkdir -p "$folder"
     mv "$fetched"/onnxruntime/{LICENSE,ThirdPartyNotices.txt} "$folder/"
     mv "$fetched/onnxruntime/capi/$library" "$folder/"
@@ -146,11 +159,30 @@ check_rust() {
 }
 
 purpose=${1:-run}
-[[ $purpose == run || $purpose == tests ]] || {
-    printf 'usage: scripts/setup.sh [tests]\n' >&2
+case $purpose in
+run | tests) ;;
+openvino | cuda | tensorrt-rtx | webgpu)
+    [[ $machine == x86_64 ]] || fail "$purpose cannot be installed" "its wheels are for x86_64, and this is $machine" \
+        "build it yourself, and put its libraries into $target/providers/$purpose"
+    ;;
+*)
+    printf 'usage: scripts/setup.sh [tests | openvino | cuda | tensorrt-rtx | webgpu]\n' >&2
     exit 2
-}
+    ;;
+esac
 have python3 || fail "python3 is not installed" "it unpacks the ONNX Runtime library" "run: apt-get install python3"
 check_rust "$purpose"
 install_packages "$purpose"
 install_onnxruntime
+case $purpose in
+tests)
+    if [[ $machine == x86_64 ]]; then
+        ! is_intel || install_openvino
+        install_tensorrt_rtx_bindings
+    fi
+    ;;
+openvino) install_openvino ;;
+cuda) install_cuda ;;
+tensorrt-rtx) install_tensorrt_rtx ;;
+webgpu) install_webgpu ;;
+esac

@@ -67,8 +67,9 @@ impl Middle {
             identity: SnapshotIdentity { bundle: digest.clone(), text: digest.clone(), settings: digest },
             conditions: RunConditions {
                 program: "0.1.0".into(),
-                provider: "cpu".into(),
+                devices: "cpu".into(),
                 onnx_runtime: "1.31.1".into(),
+                accelerators: Vec::new(),
                 processor: "none".into(),
                 cpu_path: "scalar".into(),
                 threads: 1,

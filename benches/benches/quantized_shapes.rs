@@ -28,7 +28,7 @@ use test_support::Random;
 use tests::golden;
 use tests::synthetic::{self, Values};
 
-const OPTIONS: OpenOptions = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
+const OPTIONS: OpenOptions = OpenOptions::cpu(None, WeightMemory::Prepacked);
 
 fn normal<D: Dimension, S: ShapeBuilder<Dim = D>>(shape: S, seed: u64) -> Array<f32, D> {
     let mut random = Random::new(seed);

@@ -10,7 +10,7 @@ Three measurements, with random weights on both sides:
   text    layers of umT5-XXL (width 4096, 64 heads x 64, ffn 10240)
 
 `--ours` names the program `rushes`, which is run as `PATH bench step|decode|text ... --runs 1 --json`, in all
-precisions or in those of `--precisions`, steps with ONNX Runtime kernels and with Rushes kernels. `--kernels` names
+precisions or in those of `--precisions`, steps with ONNX Runtime kernels and with Rushes kernels; `--ep openvino` adds rows on that device. `--kernels` names
 `bench-kernels`, which adds ONNX Runtime's INT8 products with scales that are computed at run time. Times contain no
 loading and no warm-up on either side. A long comparison can be split into several calls, each of which alternates all
 kinds: `--json` writes the times of a call, `--join` joins them.
@@ -82,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ours", help="path of the program `rushes`; without it only PyTorch is timed")
     parser.add_argument("--kernels", help="path of the program `bench-kernels`, for dynamic INT8 products")
     parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="join files of --json, without timing")
+    parser.add_argument("--ep", help="also time the graphs on these devices, such as openvino")
     parser.add_argument("--precisions", help="precisions of rushes, such as f32,int8; all by default")
     parser.add_argument("--what", type=names(["step", "decode", "text"]), default="step,decode,text")
     parser.add_argument("--dtypes", type=names(list(DTYPES)), default="f32,bf16", help="PyTorch dtypes of step, text")
@@ -128,7 +129,8 @@ def compare(what: str, arguments: argparse.Namespace) -> dict:
             started = time.perf_counter()
             command_line = [arguments.ours, "bench", *command, "--threads", str(arguments.threads), "--runs", "1", "--json"]
             precisions = ["--precision", arguments.precisions] if arguments.precisions else []
-            add_rushes(result, run_rushes(command_line + precisions)[-1])
+            devices = ["--ep", arguments.ep] if arguments.ep else []
+            add_rushes(result, run_rushes(command_line + precisions + devices)[-1])
             waited += time.perf_counter() - started
         if arguments.kernels and what == "step":
             started = time.perf_counter()
@@ -244,6 +246,8 @@ def add_rushes(result: dict, answer: dict) -> None:
         precision = of_precision["precision"]
         if of_precision["kernels"] != "onnxruntime":
             precision += f", {of_precision['kernels']}"
+        elif of_precision["device"] != "cpu":
+            precision += f", {of_precision['device']}"
         result.setdefault("ours", {}).setdefault(precision, []).extend(of_precision["seconds"])
         if of_precision["first_frame_ms"] is not None:
             first_frames = result.setdefault("ours_first_frame", {}).setdefault(precision, [])

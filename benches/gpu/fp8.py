@@ -1,14 +1,24 @@
+#!/usr/bin/env python3
 """Compares one product by every route to E4M3 that ONNX Runtime has without TensorRT with bf16.
+
+    fp8.py [--tiny]        prints a line of JSON; --tiny is small, and on the CPU
 
 The operators are documented only by their schemas, so the error message of a failing route is reported.
 """
 
-import numpy as np
-import onnxruntime
-import torch
-from onnx import TensorProto, helper
+import argparse
+import json
 
-import graphs
+try:
+    import numpy as np
+    import onnxruntime
+    import torch
+    from onnx import TensorProto, helper
+
+    import checkpoint
+    import graphs
+except ImportError as error:
+    raise SystemExit(f"the routes are not compared: {error.name} is not installed for this Python") from None
 
 E4M3_MAX = 448.0
 BLOCK = 128
@@ -151,3 +161,17 @@ def dequantized(x: torch.Tensor, weight: torch.Tensor):
         helper.make_node("MatMul", ["x_values", "w_values"], ["product"]),
     ]
     return model_of(nodes, initializers, *x.shape, len(weight))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true")
+    is_tiny = parser.parse_args().tiny
+    if not is_tiny and not torch.cuda.is_available():
+        raise SystemExit(f"torch {torch.__version__} finds no GPU")
+    place, sizes = (graphs.Place.cpu(), checkpoint.TINY) if is_tiny else (graphs.Place.gpu(), checkpoint.A14B)
+    print(json.dumps({"routes": routes(place, sizes)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,8 @@
-//! Models with random weights for criterion, made by the same code as those of `rushes bench`, and variants of a step.
+//! Models with random weights for criterion, made by the same code as those of `rushes bench`, variants of a step, and
+//! queues of clips.
 
+pub mod queue;
+pub mod queue_store;
 pub mod step_kinds;
 
 use bundle::spec::DenoiserSpec;
@@ -26,7 +29,7 @@ impl RandomModel {
         let bundle = random_bundle(folder.path(), subject, &bundle::stop::Stop::new())
             .expect("disk space for random weights");
         let onnx = OnnxRuntime::load(None).unwrap_or_else(|error| panic!("{error}"));
-        let model = Model::new(bundle, onnx, ModelOptions::default()).expect("graphs for the CPU");
+        let model = Model::new(bundle, onnx, ModelOptions::of_variant(None)).expect("graphs for the CPU");
         Self { model, _folder: folder }
     }
 

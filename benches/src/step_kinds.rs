@@ -187,7 +187,7 @@ impl Step {
     pub fn run(&mut self) -> Outcome<Vec<f32>> {
         let inputs: Vec<_> = self.inputs.iter().map(|(name, value)| (*name, value)).collect();
         let velocity = self.engine.run(&inputs, &Cancel::new())?.take("velocity")?;
-        Ok(velocity.view_f32()?.iter().copied().collect())
+        Ok(velocity.to_f32()?.into_iter().collect())
     }
 }
 
@@ -210,7 +210,7 @@ fn with_dynamic_int8(mut model: Model, folder: &Path) -> Outcome<Model> {
         File::open(folder.join(value("location").ok_or("a location")?))?.read_exact_at(&mut bytes, start)?;
         let floats: Vec<f32> =
             bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let (quantized, scales) = quantise_outputs(MatrixShape { outputs, inputs }, &floats)?;
+        let (quantized, scales) = quantise_outputs(MatrixShape::new(outputs, inputs)?, &floats)?;
         let transposed: Vec<u8> = (0..outputs * inputs)
             .map(|i| quantized[i % outputs * inputs + i / outputs].cast_unsigned())
             .collect();

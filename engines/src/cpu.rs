@@ -67,6 +67,14 @@ impl Cpu {
         Self::from_cpuinfo(&text, threads)
     }
 
+    /// Its name with the family and model numbers, where they are known.
+    pub fn full_name(&self) -> String {
+        match &self.family {
+            Some(family) => format!("{}, {family}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
     fn from_cpuinfo(text: &str, threads: usize) -> Self {
         let value = |name: &str| {
             let (_, value) =
@@ -107,8 +115,11 @@ mod tests {
     #[test]
     fn family_and_model_are_optional() {
         let text = "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9B14\n";
-        assert_eq!(Cpu::from_cpuinfo(text, 2).family.as_deref(), Some("family 25 model 17"));
-        assert_eq!(Cpu::from_cpuinfo("Features : fp\n", 2).family, None);
+        let cpu = Cpu::from_cpuinfo(text, 2);
+        assert_eq!(cpu.family.as_deref(), Some("family 25 model 17"));
+        assert_eq!(cpu.full_name(), "AMD EPYC 9B14, family 25 model 17");
+        let cpu = Cpu::from_cpuinfo("Features : fp\n", 2);
+        assert_eq!((cpu.full_name(), cpu.family), ("unknown".into(), None));
     }
 
     #[test]

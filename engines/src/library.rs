@@ -1,6 +1,7 @@
 //! Finds and loads the ONNX Runtime library.
 //!
-//! Search order: the path from the user, the path in `ORT_DYLIB_PATH`, folders next to the running program (a package
+//! Search order: the path from the user, the path in `ORT_DYLIB_PATH`, the folder of CUDA if a build for GPUs is wanted,
+//! folders next to the running program (a package
 //! installs the library next to the program or into `lib`; `make setup` puts it into `target/onnxruntime`, one or two
 //! levels above the programs that cargo builds), the system's loader. A given path that does not exist is an error; the
 //! search does not continue.
@@ -52,6 +53,8 @@ pub(crate) struct SearchPaths {
     pub setting: Option<PathBuf>,
     /// From `ORT_DYLIB_PATH`: the library or its folder.
     pub variable: Option<PathBuf>,
+    /// Folders that come before those of the program.
+    pub preferred: Vec<PathBuf>,
     /// The folder of the running program.
     pub program: Option<PathBuf>,
 }
@@ -61,7 +64,15 @@ impl SearchPaths {
     pub(crate) fn of_process(setting: Option<&Path>) -> Self {
         let program = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
         let variable = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        Self { setting: setting.map(Path::to_owned), variable, program }
+        Self { setting: setting.map(Path::to_owned), variable, preferred: Vec::new(), program }
+    }
+
+    /// The folder that the library is in if a path was given.
+    pub(crate) fn given(&self) -> Option<PathBuf> {
+        let path = self.setting.as_ref().or(self.variable.as_ref())?;
+        // ONNX Runtime resolves links before it looks for its providers.
+        let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+        if path.is_dir() { Some(path) } else { path.parent().map(Path::to_owned) }
     }
 }
 
@@ -90,6 +101,9 @@ pub(crate) fn locate(paths: &SearchPaths) -> Result<Located, LibraryError> {
         }
     }
     let mut tried = Vec::new();
+    if let Some(file) = paths.preferred.iter().find_map(|folder| library_in(folder)) {
+        return Ok(Located::File(file));
+    }
     for folder in paths.program.iter().flat_map(|program| FOLDERS.map(|folder| joined(program, folder))) {
         match library_in(&folder) {
             Some(file) => return Ok(Located::File(file)),
@@ -100,7 +114,7 @@ pub(crate) fn locate(paths: &SearchPaths) -> Result<Located, LibraryError> {
 }
 
 /// Joins `folder` to `program` and resolves leading `..`, for readable messages.
-fn joined(program: &Path, folder: &str) -> PathBuf {
+pub(crate) fn joined(program: &Path, folder: &str) -> PathBuf {
     let mut path = program.to_owned();
     for part in folder.split('/').filter(|part| *part != ".") {
         if part == ".." {
@@ -234,18 +248,21 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let program = root.path().join("target/release");
         let file = |name: &str| root.path().join(name).join(NAME);
-        for folder in ["setting", "variable", "target/onnxruntime"] {
+        for folder in ["setting", "variable", "target/onnxruntime", "target/providers/cuda"] {
             touch(&file(folder));
         }
         let mut paths = SearchPaths {
             setting: Some(file("setting")),
             variable: Some(root.path().join("variable")),
+            preferred: vec![root.path().join("nowhere"), root.path().join("target/providers/cuda")],
             program: Some(program),
         };
         assert_eq!(locate(&paths).unwrap(), Located::File(file("setting")));
         paths.setting = None;
         assert_eq!(locate(&paths).unwrap(), Located::File(file("variable")));
         paths.variable = None;
+        assert_eq!(locate(&paths).unwrap(), Located::File(file("target/providers/cuda")));
+        paths.preferred.clear();
         assert_eq!(locate(&paths).unwrap(), Located::File(file("target/onnxruntime")));
     }
 
@@ -276,7 +293,7 @@ mod tests {
         let paths = SearchPaths {
             setting: Some("/nowhere/libonnxruntime.so".into()),
             variable: Some(root.path().join("variable")),
-            program: None,
+            ..SearchPaths::default()
         };
         let error = locate(&paths).unwrap_err();
         assert_eq!(error.report().class, ErrorClass::MissingOnMachine);

@@ -40,6 +40,34 @@ pub fn return_freed_memory() {
     }
 }
 
+/// The largest remainder of a block that ONNX Runtime's pool does not split off if the block is less than twice the
+/// request (`max_dead_bytes_per_chunk`).
+const LARGEST_REMAINDER: u64 = 128 << 20;
+
+/// Returns the size to reserve in ONNX Runtime's pool for `bytes` of activations: with room to split the last block.
+/// Memory that is reserved and not used is not resident.
+pub fn reserved_pool(bytes: ByteCount) -> ByteCount {
+    bytes + ByteCount(bytes.0.min(LARGEST_REMAINDER))
+}
+
+/// Blocks of at least this many bytes are mapped one by one and returned to the system when they are freed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const MAPPED_BLOCK: libc::c_int = 1 << 20;
+
+/// Makes the allocator return large blocks to the system when they are freed.
+///
+/// By default glibc raises the size from which it does so with every large block that is freed, up to 32 MiB. Weights
+/// that several threads rearranged while a graph was opened then stay in the heaps of those threads, which
+/// [`return_freed_memory`] does not trim. Only glibc needs it.
+pub fn return_large_blocks() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[expect(unsafe_code, reason = "a call into the C library")]
+    // SAFETY: mallopt takes the allocator's lock, and any value is valid for this parameter.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BLOCK);
+    }
+}
+
 /// The minimum over the machine and its control groups.
 fn limited(machine: Memory, limits: &[Memory]) -> Memory {
     limits.iter().fold(machine, |least, limit| Memory {

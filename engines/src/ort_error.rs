@@ -3,26 +3,38 @@
 //! Most failures of the library differ only in their text, so the text is matched. Unrecognised messages are passed on
 //! without their source locations.
 
-use crate::{Error, GraphError};
-use bundle::units::ByteCount;
+use crate::out_of_memory::out_of_memory;
+use crate::{Device, Error, GraphError, ProviderError};
 use ort::ErrorCode;
 use std::path::Path;
 
-/// The error for a graph at `path` that could not be opened.
-pub(crate) fn open_error(path: &Path, error: &ort::Error) -> Error {
-    explain_open(path, error.code(), error.message())
+/// The error for a graph at `path` that could not be opened on `device`.
+pub(crate) fn open_error(path: &Path, device: Device, error: &ort::Error) -> Error {
+    explain_open(path, device, error.code(), error.message())
 }
 
-/// The error for a failed run of `graph`.
-pub(crate) fn run_error(graph: &str, error: &ort::Error) -> Error {
-    explain_run(graph, error.code(), error.message())
+/// The error for a failed run of `graph` on `device`.
+pub(crate) fn run_error(graph: &str, device: Device, error: &ort::Error) -> Error {
+    explain_run(graph, device, error.code(), error.message())
 }
 
-fn explain_open(path: &Path, code: ErrorCode, message: &str) -> Error {
+/// The text of any other error, without source locations.
+pub(crate) fn text(error: &ort::Error) -> String {
+    without_source_locations(error.message())
+}
+
+/// Returns true for the text of `cudaErrorNoDevice`.
+pub(crate) fn says_no_device(message: &str) -> bool {
+    message.contains("CUDA failure 100:") || message.contains("no CUDA-capable device")
+}
+
+fn explain_open(path: &Path, device: Device, code: ErrorCode, message: &str) -> Error {
     let path = path.to_owned();
     let why = without_source_locations(message);
-    if is_out_of_memory(message) {
-        Error::OutOfMemory { graph: path.display().to_string(), requested: requested_bytes(message) }
+    if let Some(error) = out_of_memory(&path.display().to_string(), device, message) {
+        error
+    } else if device.provider().is_of_nvidia() && says_no_device(message) {
+        ProviderError::no_nvidia_device(device.provider()).into()
     } else if message.contains("External data") || message.contains("External initializer") {
         GraphError::WeightsUnusable { path, why }.into()
     } else if code == ErrorCode::InvalidProtobuf || message.contains("No graph was found in the protobuf") {
@@ -34,25 +46,15 @@ fn explain_open(path: &Path, code: ErrorCode, message: &str) -> Error {
     }
 }
 
-fn explain_run(graph: &str, code: ErrorCode, message: &str) -> Error {
-    if is_out_of_memory(message) {
-        Error::OutOfMemory { graph: graph.into(), requested: requested_bytes(message) }
+fn explain_run(graph: &str, device: Device, code: ErrorCode, message: &str) -> Error {
+    if let Some(error) = out_of_memory(graph, device, message) {
+        error
     } else if code == ErrorCode::InvalidArgument && failing_operator(message).is_none() {
         // Refused before the first operator, although inputs are checked against the graph before each run.
         Error::RunRefused { graph: graph.into(), why: without_source_locations(message) }
     } else {
         Error::RunFailed { graph: graph.into(), why: without_source_locations(message) }
     }
-}
-
-fn is_out_of_memory(message: &str) -> bool {
-    ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|text| message.contains(text))
-}
-
-fn requested_bytes(message: &str) -> Option<ByteCount> {
-    let (_, rest) = message.split_once("requested buffer of size ")?;
-    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
-    digits.parse().ok().map(ByteCount)
 }
 
 /// Returns a message without locations in the library's source code, prefixed with the failing operator.
@@ -99,7 +101,7 @@ mod tests {
     use bundle::{Diagnose, ErrorClass};
 
     fn opened(code: ErrorCode, message: &str) -> String {
-        explain_open(Path::new("experts/high/cpu-f32.onnx"), code, message).to_string()
+        explain_open(Path::new("experts/high/cpu-f32.onnx"), Device::CPU, code, message).to_string()
     }
 
     #[test]
@@ -127,24 +129,35 @@ mod tests {
     }
 
     #[test]
-    fn an_out_of_memory_error_has_the_requested_size() {
-        let message = "Non-zero status code returned while running ConstantOfShape node. Name:'' Status Message: /src/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of size 4503599627370496\n";
-        insta::assert_snapshot!(explain_run("decoder/next", ErrorCode::GenericFailure, message), @"the graph decoder/next ran out of memory: 4503599.6 GB could not be allocated (use a smaller `size`, fewer `frames` or `residency` one, or end other programs)");
-        insta::assert_snapshot!(explain_run("decoder/next", ErrorCode::RuntimeException, "std::bad_alloc"), @"the graph decoder/next ran out of memory: an allocation failed (use a smaller `size`, fewer `frames` or `residency` one, or end other programs)");
+    fn failed_allocations_are_recognised_when_opening_and_running() {
+        let device: Device = "tensorrt:1".parse().unwrap();
+        let message = "Non-zero status code returned while running MatMul node. Name:'m' Status Message: /src/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of size 1024";
+        for error in [
+            explain_open(Path::new("step"), device, ErrorCode::RuntimeException, message),
+            explain_run("step", device, ErrorCode::InvalidArgument, message),
+        ] {
+            assert_eq!(error.report().class, ErrorClass::DoesNotFit);
+            assert!(
+                matches!(&error, Error::OutOfMemory { graph, device: on, .. } if graph == "step" && *on == device)
+            );
+        }
     }
 
     #[test]
     fn a_failing_operator_is_named_without_source_locations() {
         let message = "Non-zero status code returned while running Reshape node. Name:'r' Status Message: /src/reshape_helper.cc:45 onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) input_shape_size == size was false.";
-        insta::assert_snapshot!(explain_run("step", ErrorCode::RuntimeException, message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and the size of the clip)");
+        insta::assert_snapshot!(explain_run("step", Device::CPU, ErrorCode::RuntimeException, message), @"the graph step failed while running: Reshape `r`: input_shape_size == size was false (check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and the size of the clip)");
         // An operator may refuse its inputs with the code of refused graph inputs.
-        assert!(matches!(explain_run("step", ErrorCode::InvalidArgument, message), Error::RunFailed { .. }));
+        assert!(matches!(
+            explain_run("step", Device::CPU, ErrorCode::InvalidArgument, message),
+            Error::RunFailed { .. }
+        ));
     }
 
     #[test]
     fn inputs_that_are_refused_before_the_first_operator_are_a_fault_of_the_program() {
         let message = "Got invalid dimensions for input: latent for the following indices index: 3 Got: 5 Expected: 4 Please fix either the inputs/outputs or the model.";
-        let error = explain_run("step", ErrorCode::InvalidArgument, message);
+        let error = explain_run("step", Device::CPU, ErrorCode::InvalidArgument, message);
         assert_eq!(error.report().class, ErrorClass::Bug);
         insta::assert_snapshot!(error, @"ONNX Runtime refuses the inputs of the graph step: Got invalid dimensions for input: latent for the following indices index: 3 Got: 5 Expected: 4 Please fix either the inputs/outputs or the model (this is a fault of rushes, not of the input: report it with this message and the command or request)");
     }

@@ -1,6 +1,6 @@
 //! Writes a bundle: weights, graphs, and `bundle.json` last.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Source};
 use crate::digests::{self, Known};
 use crate::model::{
     Chunk, GraphWeights, Lowering, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph, step_graph,
@@ -8,6 +8,7 @@ use crate::model::{
 };
 use crate::weights::merge::Merge;
 use crate::weights::scan::{Scan, Verify, scan};
+use crate::weights::stored_formats::StoredFormats;
 use crate::weights::transform::Transforms;
 use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, Transfer, place_converted, place_linked};
 use crate::{Error, defaults, preview_map};
@@ -45,7 +46,11 @@ pub struct ExportRequest {
     pub out: PathBuf,
     /// The targets to write graphs for.
     pub targets: Vec<Target>,
-    /// The number format of weights. None selects that of the targets, and 16 bits if they differ.
+    /// The number format that all weights are converted to. If it is none, weights for the CPU keep the format of the
+    /// checkpoint, for each component of its own, so that they can be linked; if a target is an accelerator, all are
+    /// bf16.
+    ///
+    /// A component that is stored in several formats is converted to f32, and so is one with [merges](Self::merges).
     pub weights: Option<WeightType>,
     /// True to read every weight, for its digest and to find values that are not finite.
     pub verify: bool,
@@ -86,6 +91,15 @@ pub enum ExportEvent {
         component: Component,
         /// The size of the weights.
         bytes: ByteCount,
+    },
+    /// The weights of a component are stored in several number formats and are converted to one that holds all values.
+    MixedFormats {
+        /// The component.
+        component: Component,
+        /// The formats in the checkpoint.
+        stored: Vec<WeightType>,
+        /// The format in the bundle.
+        weights: WeightType,
     },
     /// The checkpoint's preview map was fitted for another decoder and is omitted.
     ForeignPreviewMap,
@@ -195,7 +209,10 @@ fn write_components(
 ) -> Result<Written, Error> {
     check_merges(request, checkpoint)?;
     let mut all = Written::default();
-    let weight_type = request.weights.unwrap_or_else(|| weights_for(&request.targets));
+    let mut formats = Vec::with_capacity(checkpoint.sources.len());
+    for source in &checkpoint.sources {
+        formats.push(weight_format(request, source, on_event)?);
+    }
     let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
     let transfer =
         if request.copy { Transfer::Copy } else { Transfer::Link { copy_limit: Some(COPY_LIMIT) } };
@@ -204,9 +221,10 @@ fn write_components(
     let transforms: Vec<Transforms> = checkpoint
         .sources
         .iter()
-        .map(|source| {
+        .zip(&formats)
+        .map(|(source, format)| {
             let merges = request.merges.iter().filter(|(component, _)| *component == source.component);
-            Transforms::conversion(weight_type).after(merges.map(|(_, merge)| merge.clone()))
+            Transforms::conversion(*format).after(merges.map(|(_, merge)| merge.clone()))
         })
         .collect();
     // Refused links are reported before the long work.
@@ -214,7 +232,8 @@ fn write_components(
     for (source, transforms) in checkpoint.sources.iter().zip(&transforms) {
         linked.push(place_linked(source, transforms, destination(&source.component))?);
     }
-    for ((source, transforms), linked) in checkpoint.sources.iter().zip(&transforms).zip(linked) {
+    let sources = checkpoint.sources.iter().zip(&transforms).zip(formats);
+    for (((source, transforms), weight_type), linked) in sources.zip(linked) {
         let component = &source.component;
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
@@ -278,10 +297,34 @@ fn check_merges(request: &ExportRequest, checkpoint: &Checkpoint) -> Result<(), 
     Ok(())
 }
 
-/// Returns the number format of weights for all of these targets. The CPU widens 16-bit weights.
-fn weights_for(targets: &[Target]) -> WeightType {
-    let wanted = targets.iter().map(|target| target.weights());
-    wanted.min_by_key(|weights| weights.element().bytes()).unwrap_or(WeightType::F32)
+/// Returns the number format of a component's weights in the bundle.
+fn weight_format(
+    request: &ExportRequest,
+    source: &Source,
+    on_event: &mut dyn FnMut(ExportEvent),
+) -> Result<WeightType, Error> {
+    let asked = request.weights.or_else(|| accelerator_format(&request.targets));
+    if let Some(format) = asked {
+        return Ok(format);
+    }
+    // A sum with low-rank changes needs more digits than its parts.
+    if request.merges.iter().any(|(component, _)| *component == source.component) {
+        return Ok(WeightType::F32);
+    }
+    let stored = StoredFormats::of(source)?;
+    let weights = stored.common();
+    if let formats @ [_, _, ..] = stored.formats() {
+        let (component, stored) = (source.component.clone(), formats.to_vec());
+        on_event(ExportEvent::MixedFormats { component, stored, weights });
+    }
+    Ok(weights)
+}
+
+/// Returns the number format in which accelerators compute, if one is a target. The targets share their weights; the
+/// CPU widens them.
+fn accelerator_format(targets: &[Target]) -> Option<WeightType> {
+    let accelerators = targets.iter().filter(|target| **target != Target::Cpu);
+    accelerators.map(|target| target.weights()).min_by_key(|weights| weights.element().bytes())
 }
 
 /// Returns true if a file in the bundle is hard-linked.
@@ -312,7 +355,7 @@ impl GraphWriter<'_> {
             .map(|(part, model)| {
                 let file = layout::graph_file(self.component, part, variant, self.digest);
                 model.write(&self.folder.join(&file))?;
-                Ok(GraphEntry { part, variant, file })
+                Ok(GraphEntry { part, variant, file, batch_invariant: None })
             })
             .collect()
     }

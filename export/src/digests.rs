@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::checkpoint::header;
+use crate::file_data::{DataRanges, hash_of_zeros};
 use bundle::file_digest::{self, FileDigest, of_pieces, pieces};
 use bundle::layout;
 use bundle::manifest::{Bundle, Manifest};
@@ -47,7 +48,7 @@ fn digest(path: &Path, known: Option<&Option<String>>) -> Result<FileDigest, Err
     Ok(FileDigest { bytes: ByteCount(bytes), sampled, whole })
 }
 
-/// Computes the digest over every byte of a file, see [`of_pieces`].
+/// Computes the digest over every byte of a file, see [`of_pieces`]. Pieces that are holes are not read.
 fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
     let is_weights = path.extension().is_some_and(|extension| extension == "safetensors");
     let parts = if is_weights {
@@ -56,8 +57,13 @@ fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
         once(0..bytes).collect()
     };
     let pieces: Vec<Range<u64>> = pieces(parts).collect();
+    let data = DataRanges::of(file, bytes);
     let hash = |buffer: &mut Vec<u8>, piece: &Range<u64>| {
-        buffer.resize(usize::try_from(piece.end - piece.start).unwrap_or_default(), 0);
+        let length = usize::try_from(piece.end - piece.start).unwrap_or_default();
+        if data.is_hole(piece) {
+            return Ok(hash_of_zeros(length));
+        }
+        buffer.resize(length, 0);
         file.read_exact_at(buffer, piece.start).map(|()| blake3::hash(buffer))
     };
     let hashes = pieces.par_iter().map_init(Vec::new, hash).collect::<Result<Vec<_>, _>>();
@@ -122,10 +128,11 @@ mod tests {
         write_shard(&path, &tensors);
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
         let scanned = scan(&shards, Verify::Whole, &bundle::stop::Stop::new()).unwrap();
-        let read = || {
-            let file = File::open(&path).unwrap();
-            whole(&path, &file, file.metadata().unwrap().len()).unwrap()
+        let read_at = |path: &Path| {
+            let file = File::open(path).unwrap();
+            whole(path, &file, file.metadata().unwrap().len()).unwrap()
         };
+        let read = || read_at(&path);
         assert_eq!(scanned.files, [read()]);
         assert!(scan(&shards, Verify::Beginnings, &bundle::stop::Stop::new()).unwrap().files.is_empty());
         // A change in the first or last piece changes the digest.
@@ -137,5 +144,10 @@ mod tests {
             write_shard(&path, &tensors);
         }
         assert_eq!(scanned.files, [read()]);
+        // Zeros and a hole of the same length.
+        let (zeros, hole) = (folder.path().join("zeros"), folder.path().join("hole"));
+        std::fs::write(&zeros, vec![0; 3 * file_digest::PIECE + 5]).unwrap();
+        File::create(&hole).unwrap().set_len(3 * file_digest::PIECE as u64 + 5).unwrap();
+        assert_eq!(read_at(&zeros), read_at(&hole));
     }
 }

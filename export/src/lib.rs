@@ -7,7 +7,7 @@
 //! | [`model`] | the graphs |
 //! | [`defaults`] | default settings |
 //! | [`preview_map`] | the linear map of previews |
-//! | [`digests`] | digests of files |
+//! | [`digests`], `file_data` | digests of files, without reading holes |
 //! | [`export`] | puts the bundle together |
 //! | [`quantized`] | quantised variants of an existing bundle |
 //! | [`synthetic`] | bundles of random weights, for benchmarks |
@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod defaults;
 pub mod digests;
 mod error;
+mod file_data;
 pub mod model;
 mod pointer;
 pub mod preview_map;

@@ -2,10 +2,13 @@
 
 use crate::Error;
 use crate::checkpoint::inventory::{self, Required};
-use crate::model::{Chunk, GraphWeights, decoder_graph, step_graph, text_encoder_graph};
+use crate::model::{
+    Chunk, GraphWeights, Lowering, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph, step_graph,
+    text_encoder_graph,
+};
 use crate::weights::{ExternalTensor, PlacedWeights};
 use bundle::digest::Digest;
-use bundle::dtype::{ElementType, WeightType};
+use bundle::dtype::WeightType;
 use bundle::layout;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::routing::Routing;
@@ -13,7 +16,8 @@ use bundle::settings::Defaults;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
-use bundle::variant::{KernelLibrary, Precision, Variant};
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
+use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -38,13 +42,32 @@ pub struct Sizes {
     pub vae: VaeSpec,
 }
 
-/// Writes a bundle of the given components, f32, for the CPU, with random weights. It has no tokenizer and no
-/// `bundle.json`.
+/// The target of a bundle, and the number format of its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// The target of its graphs.
+    pub target: Target,
+    /// The number format of its weights.
+    pub weights: WeightType,
+}
+
+impl Form {
+    /// f32 for the CPU.
+    pub const CPU: Self = Self { target: Target::Cpu, weights: WeightType::F32 };
+}
+
+/// Writes a bundle of the given components with random weights. It has no tokenizer and no `bundle.json`.
 ///
 /// # Errors
 /// I/O errors, and an error if a stop was requested.
-pub fn write(folder: &Path, sizes: &Sizes, components: &[Component], stop: &Stop) -> Result<Bundle, Error> {
-    let entries = components.iter().map(|component| write_component(folder, sizes, component, stop));
+pub fn write(
+    folder: &Path,
+    sizes: &Sizes,
+    components: &[Component],
+    form: Form,
+    stop: &Stop,
+) -> Result<Bundle, Error> {
+    let entries = components.iter().map(|component| write_component(folder, sizes, component, form, stop));
     let manifest = Manifest {
         format: manifest::FORMAT,
         rushes: env!("CARGO_PKG_VERSION").into(),
@@ -65,6 +88,7 @@ fn write_component(
     folder: &Path,
     sizes: &Sizes,
     component: &Component,
+    form: Form,
     stop: &Stop,
 ) -> Result<ComponentEntry, Error> {
     let required = match component {
@@ -78,32 +102,37 @@ fn write_component(
     let weights = folder.join(&component_folder).join(layout::WEIGHTS);
     std::fs::create_dir_all(&weights).map_err(Error::file("create", &weights))?;
     let path = folder.join(&component_folder).join(&location);
-    let (tensors, bytes) = write_weights(&path, &location, &required, stop)?;
+    let (tensors, bytes) = write_weights(&path, &location, &required, form.weights, stop)?;
     let files = vec![WeightFile { file: format!("{component_folder}/{location}"), bytes: ByteCount(bytes) }];
     let placed = PlacedWeights { tensors, files, from: weights };
-    let read = GraphWeights::new(&placed);
+    let read = GraphWeights::new(&placed).lowered(Lowering::new(form.target, form.weights));
     let models = match component {
         Component::TextEncoder => vec![(Part::Whole, text_encoder_graph(&sizes.text_encoder, read)?)],
         Component::Expert(_) => vec![(Part::Whole, step_graph(&sizes.denoiser, read)?)],
         Component::Decoder => vec![
             (Part::First, decoder_graph(&sizes.vae, Chunk::First, read)?),
             (Part::Next, decoder_graph(&sizes.vae, Chunk::Next, read)?),
+            (Part::TrunkFirst, decoder_trunk_graph(&sizes.vae, Chunk::First, read)?),
+            (Part::UpsamplerFirst, decoder_upsampler_graph(&sizes.vae, Chunk::First, read)?),
+            (Part::TrunkNext, decoder_trunk_graph(&sizes.vae, Chunk::Next, read)?),
+            (Part::UpsamplerNext, decoder_upsampler_graph(&sizes.vae, Chunk::Next, read)?),
         ],
         Component::ImageEncoder | Component::Preview => Vec::new(),
     };
     let digest = Digest::of_parts([component.to_string().as_bytes()]);
-    let variant = Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime);
+    let precision = Precision::from(form.weights);
+    let variant = Variant { target: form.target, precision, kernels: KernelLibrary::OnnxRuntime };
     let mut graphs = Vec::new();
     for (part, model) in models {
         let file = layout::graph_file(component, part, variant, &digest);
         model.write(&folder.join(&file))?;
-        graphs.push(GraphEntry { part, variant, file });
+        graphs.push(GraphEntry { part, variant, file, batch_invariant: None });
     }
     Ok(ComponentEntry {
         component: component.clone(),
         graphs,
         weights: placed.files,
-        weight_type: WeightType::F32,
+        weight_type: form.weights,
         digest,
         variants: Vec::new(),
     })
@@ -114,18 +143,23 @@ fn write_weights(
     path: &Path,
     location: &str,
     required: &[Required],
+    weights: WeightType,
     stop: &Stop,
 ) -> Result<(BTreeMap<String, ExternalTensor>, u64), Error> {
     let count = |weight: &Required| weight.shape.iter().product::<usize>();
-    let bytes_of = |weight: &Required| count(weight) * ElementType::F32.bytes();
+    let bytes_of = |weight: &Required| count(weight) * weights.element().bytes();
+    let dtype = match weights {
+        WeightType::F32 => Dtype::F32,
+        WeightType::F16 => Dtype::F16,
+        WeightType::Bf16 => Dtype::BF16,
+    };
     let mut end = 0;
     let entries: Vec<(String, TensorInfo)> = required
         .iter()
         .map(|weight| {
             let begin = end;
             end += bytes_of(weight);
-            let info =
-                TensorInfo { dtype: Dtype::F32, shape: weight.shape.clone(), data_offsets: (begin, end) };
+            let info = TensorInfo { dtype, shape: weight.shape.clone(), data_offsets: (begin, end) };
             (weight.name.clone(), info)
         })
         .collect();
@@ -145,13 +179,14 @@ fn write_weights(
         for block in (0..count(weight)).step_by(BLOCK) {
             stop.check()?;
             let values = BLOCK.min(count(weight) - block);
-            file.write_all(&random(centre(&weight.name), seed, block, values)).map_err(io())?;
+            let values = random(centre(&weight.name), seed, block, values);
+            file.write_all(&narrowed(values, weights)).map_err(io())?;
         }
         let tensor = ExternalTensor {
             location: location.to_owned(),
             offset,
             length: bytes_of(weight) as u64,
-            element: ElementType::F32,
+            element: weights.element(),
             shape: weight.shape.clone(),
         };
         offset += tensor.length;
@@ -190,6 +225,16 @@ fn random(centre: f32, seed: u64, block: usize, count: usize) -> Vec<u8> {
     bytes
 }
 
+/// Converts f32 values to another number format.
+fn narrowed(values: Vec<u8>, weights: WeightType) -> Vec<u8> {
+    let floats = values.as_chunks::<4>().0.par_iter().map(|bytes| f32::from_le_bytes(*bytes));
+    match weights {
+        WeightType::F32 => values,
+        WeightType::F16 => floats.flat_map_iter(|value| f16::from_f32(value).to_le_bytes()).collect(),
+        WeightType::Bf16 => floats.flat_map_iter(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,7 +266,8 @@ mod tests {
         };
         let sizes = Sizes { text_encoder, denoiser, vae: bundle::catalog::wan21_vae() };
         let expert = Component::Expert(ExpertName("only".into()));
-        let bundle = write(folder.path(), &sizes, std::slice::from_ref(&expert), &Stop::new()).unwrap();
+        let components = std::slice::from_ref(&expert);
+        let bundle = write(folder.path(), &sizes, components, Form::CPU, &Stop::new()).unwrap();
         let entry = bundle.manifest.component(&expert).unwrap();
         let file = folder.path().join(&entry.weights[0].file);
         assert_eq!(std::fs::metadata(&file).unwrap().len(), entry.weights[0].bytes.0);
@@ -234,5 +280,20 @@ mod tests {
         assert!(folder.path().join(&entry.graphs[0].file).is_file());
         let gain = shards.tensor("blocks.0.norm2.weight").unwrap();
         assert!(gain.read().unwrap().as_chunks().0.iter().all(|b| f32::from_le_bytes(*b) > 0.9));
+
+        let narrow = tempfile::tempdir().unwrap();
+        let form = Form { target: Target::Plain, weights: WeightType::Bf16 };
+        let bundle = write(narrow.path(), &sizes, components, form, &Stop::new()).unwrap();
+        let entry = bundle.manifest.component(&expert).unwrap();
+        let variant = entry.graphs[0].variant;
+        assert_eq!((variant.target, variant.precision), (Target::Plain, Precision::Bf16));
+        let file = narrow.path().join(&entry.weights[0].file);
+        assert_eq!(std::fs::metadata(&file).unwrap().len(), entry.weights[0].bytes.0);
+        let shards = Shards::open(file.parent().unwrap(), Family::Denoiser).unwrap();
+        let stored = shards.tensor("blocks.0.ffn.net.2.weight").unwrap().read().unwrap();
+        let wide = values;
+        let found = stored.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32());
+        let largest = found.zip(&wide).map(|(found, wide)| (found - wide).abs()).fold(0.0, f32::max);
+        assert!(stored.len() == 2 * wide.len() && largest < 2e-4, "{largest}");
     }
 }

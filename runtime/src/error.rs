@@ -1,8 +1,10 @@
 //! Errors of the runtime. Errors of its dependencies are passed through.
 
 use crate::denoise::{ChannelMismatch, ForkError, StepError};
+use crate::scheduler::SchedulerError;
 use bundle::routing::ExpertName;
 use bundle::{Diagnose, ErrorClass, Field, Report};
+use engines::Device;
 use std::path::PathBuf;
 
 /// An error of generating a clip.
@@ -13,8 +15,24 @@ pub enum Error {
     Contract(#[from] bundle::Error),
     /// A graph cannot be opened or run.
     Engine(#[from] engines::Error),
+    /// A graph has no compiled engine.
+    NoEngine {
+        /// The error, which names the graph and the device.
+        source: Box<engines::Error>,
+        /// The command that compiles it.
+        command: String,
+    },
     /// A prompt or a tokenizer cannot be used.
     Prompt(#[from] prompt::Error),
+    /// The scheduler refuses a job or an event.
+    Scheduler(#[from] SchedulerError),
+    /// A command of the scheduler contradicts the state of the driver.
+    Driver {
+        /// The command.
+        what: String,
+        /// The contradiction.
+        why: String,
+    },
     /// The tokenizer has more tokens than the text encoder.
     Vocabulary {
         /// Size of the tokenizer's vocabulary.
@@ -30,6 +48,15 @@ pub enum Error {
         expected: usize,
         /// Axes found.
         found: usize,
+    },
+    /// A graph returned a tensor whose shape does not follow from its inputs.
+    OutputShape {
+        /// The tensor.
+        output: String,
+        /// The shape that follows from the inputs.
+        expected: Vec<usize>,
+        /// The shape found.
+        found: Vec<usize>,
     },
     /// Text states have not the form of the text encoder's output.
     TextStates {
@@ -80,6 +107,17 @@ pub enum Error {
         /// The file.
         name: String,
     },
+    /// A job folder has no whole snapshot after this many steps.
+    NoStep {
+        /// The folder.
+        folder: PathBuf,
+        /// The steps.
+        steps: usize,
+        /// The problem with the snapshot that it has.
+        damage: Option<String>,
+        /// The steps after which it has snapshots.
+        others: Vec<usize>,
+    },
     /// The folder of a job cannot be used.
     JobFolder {
         /// The folder.
@@ -101,6 +139,13 @@ pub enum Error {
         steps: usize,
         /// The expert that ran.
         expert: ExpertName,
+    },
+    /// The decoder returned frames that are not finite.
+    FramesNotFinite {
+        /// The latent frame that was decoded, from 1.
+        chunk: usize,
+        /// Latent frames of the clip.
+        chunks: usize,
     },
     /// The timesteps of the latent frames of a step do not fit the latent.
     FrameTimesteps {
@@ -148,6 +193,18 @@ pub enum Error {
         /// The problem with it.
         why: String,
     },
+    /// A guidance pass failed on one of the two devices of its expert.
+    OnDevice {
+        /// The device.
+        device: Device,
+        /// The failure.
+        source: Box<Error>,
+    },
+    /// The thread of a guidance pass cannot be started.
+    NoThread {
+        /// The problem.
+        why: String,
+    },
     /// A callback of the caller failed and ended the run.
     Callback(Box<dyn Diagnose + Send + Sync>),
 }
@@ -158,8 +215,22 @@ impl Diagnose for Error {
         match self {
             Self::Contract(error) => error.report(),
             Self::Engine(error) => error.report(),
+            Self::NoEngine { source, command } => {
+                Report { fix: format!("compile it with `{command}`"), ..source.report() }
+            }
             Self::Prompt(error) => error.report(),
+            Self::Scheduler(error) => error.report(),
+            Self::Driver { what, why } => Report::bug(what, why),
             Self::Callback(error) => error.report(),
+            Self::OnDevice { device, source } => {
+                let report = source.report();
+                Report { what: format!("{} on {device}", report.what), ..report }
+            }
+            Self::NoThread { why } => Report::failed(
+                "a guidance pass cannot be started",
+                why.clone(),
+                "end other programs, raise the limit of threads, or `place` each expert on one device",
+            ),
             Self::Vocabulary { tokenizer, encoder } => Report::damaged(
                 "the tokenizer does not belong to the text encoder",
                 format!("the tokenizer has {tokenizer} tokens and the encoder {encoder}"),
@@ -168,6 +239,11 @@ impl Diagnose for Error {
             Self::Rank { tensor, expected, found } => Report::bug(
                 format!("`{tensor}` cannot be used"),
                 format!("it has {found} axes and should have {expected}, as in its graph's signature"),
+            ),
+            Self::OutputShape { output, expected, found } => Report::failed(
+                format!("a graph returned `{output}` with the wrong shape"),
+                format!("it is {found:?}, and {expected:?} was expected"),
+                "check the bundle with `rushes inspect` and `verify`; if it is whole, report this message",
             ),
             Self::TextStates { rows, tokens } => Report::damaged(
                 "the text states cannot be used",
@@ -216,6 +292,21 @@ impl Diagnose for Error {
                 format!("it has no {name}: the run ended before that step, or the file was removed"),
                 "go on from another snapshot of the job, or start it again",
             ),
+            Self::NoStep { folder, steps, damage, others } => {
+                let others: Vec<String> = others.iter().map(usize::to_string).collect();
+                let fix = match &others[..] {
+                    [] => "start the job again, and keep this step with `keep_steps`".to_owned(),
+                    others => format!(
+                        "go on after one of the steps {}, or start the job again and keep this step with `keep_steps`",
+                        others.join(", ")
+                    ),
+                };
+                let what = format!("the job {} cannot go on after step {steps}", folder.display());
+                match damage {
+                    Some(why) => Report::damaged(what, why.clone(), fix),
+                    None => Report::bad_input(what, "it has no snapshot of that step", fix),
+                }
+            }
             Self::JobFolder { folder, why, fix } => Report::bad_input(
                 format!("{} cannot be used as the folder of a job", folder.display()),
                 why.clone(),
@@ -232,6 +323,12 @@ impl Diagnose for Error {
                 format!("the {expert} expert returned values that are not finite"),
                 "use a lower `guidance`; if the bundle was exported unverified, export the checkpoint with verification to check \
                  its weights",
+            ),
+            Self::FramesNotFinite { chunk, chunks } => Report::failed(
+                format!("the frames of latent frame {chunk} of {chunks} are not finite"),
+                "the decoder returned values that are not finite",
+                "decode again with another `precision` or `kernels`; if the bundle was exported unverified, export the \
+                 checkpoint with verification to check its weights",
             ),
             Self::FrameTimesteps { why } => Report::bad_input(
                 "the timesteps of the latent frames cannot be used",
@@ -285,6 +382,17 @@ impl Error {
     /// Wraps the error of a callback, which ends the run like any other error.
     pub fn callback(error: impl Diagnose + Send + Sync + 'static) -> Self {
         Self::Callback(Box::new(error))
+    }
+
+    /// The same error, with the device on which it happened. Those that name a device or are a request to stop stay as they
+    /// are.
+    pub(crate) fn on_device(self, device: Device) -> Self {
+        use engines::Error as Engine;
+        match self {
+            Self::Engine(Engine::OutOfMemory { .. } | Engine::NoRoom { .. }) => self,
+            other if other.is_cancelled() => other,
+            other => Self::OnDevice { device, source: Box::new(other) },
+        }
     }
 
     /// Returns true if the run was stopped by a request rather than by a failure.

@@ -7,20 +7,29 @@
 //!
 //! Supporting modules: [`sampler`] (schedules, solvers, guidance, noise; pure), [`preview`] (frames during denoising),
 //! [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`memory_plan`] (decides how a clip fits, or
-//! refuses it).
+//! refuses it), [`estimate`] (predicted time).
 
 pub mod decode;
 pub mod denoise;
+pub mod driver;
+pub mod engine_builds;
+mod engine_command;
 mod error;
+pub mod estimate;
 pub mod footprint;
 pub mod job;
 pub mod memory_plan;
 pub mod model;
+mod model_options;
 pub mod pipeline;
 pub mod plan;
 pub mod preview;
 pub mod sampler;
+pub mod scheduler;
+pub mod simulation;
+mod text_cache;
 pub mod text_encoder;
+mod tiling;
 pub mod trace;
 
 pub use error::Error;

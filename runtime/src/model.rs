@@ -1,78 +1,35 @@
 //! A bundle with its run options.
 
+pub use crate::model_options::{ModelOptions, choose_variant};
+
 use crate::Error;
+use crate::engine_command::EngineCommand;
+use crate::footprint::SessionSettings;
 use bundle::Field;
+use bundle::digest::Digest;
+use bundle::file_digest::FileDigest;
+use bundle::geometry::LatentShape;
 use bundle::lock::ReadLock;
-use bundle::manifest::{Bundle, Component, GraphEntry, Manifest, Part};
+use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part};
+use bundle::routing::ExpertName;
 use bundle::signature::Signature;
-use bundle::variant::{KernelLibrary, Precision, Target, Variant};
-use engines::{Engine, OnnxRuntime, OpenOptions, Outputs, Provider, WeightMemory};
-use kernels::CpuPath;
+use bundle::units::ByteCount;
+use bundle::variant::{KernelLibrary, Variant};
+use engines::residency::{MemoryNeed, Residency};
+use engines::sessions::{Lease, Purpose, SessionKey, SessionRequest, Sessions};
+use engines::{
+    Cancel, Compilation, Device, Engine, EngineShape, FirstUse, GraphContent, GraphSource, NodePlacement,
+    OnnxRuntime, OpenOptions, Outputs, Placement, PlacementRequest, Provider, ProviderError,
+};
 use ndarray::{Array, Dimension};
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Options for running the graphs of a bundle.
-///
-/// # Examples
-/// ```
-/// use bundle::variant::{KernelLibrary, Precision};
-/// use engines::WeightMemory;
-/// use runtime::model::ModelOptions;
-/// use std::num::NonZeroUsize;
-///
-/// let options = ModelOptions {
-///     precision: Some(Precision::Int8),
-///     kernels: Some(KernelLibrary::Rushes),
-///     threads: NonZeroUsize::new(4),
-///     weights: WeightMemory::Mapped,
-///     ..ModelOptions::default()
-/// };
-/// # assert_ne!(options, ModelOptions::default());
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ModelOptions {
-    /// Precision of the variant; `None` selects the first of [`Precision::ALL`] that the bundle has, the exported one.
-    pub precision: Option<Precision>,
-    /// Kernels on the CPU; `None` selects Rushes kernels if the bundle has graphs for them and they are fast on this
-    /// processor.
-    pub kernels: Option<KernelLibrary>,
-    /// Execution provider.
-    pub provider: Provider,
-    /// Threads of one graph; `None` uses every core.
-    pub threads: Option<NonZeroUsize>,
-    /// The location of weights: copied into memory, which makes steps faster, or mapped from the file.
-    pub weights: WeightMemory,
-}
-
-impl Default for ModelOptions {
-    /// The bundle's first variant on the CPU, with every core and weights in memory.
-    fn default() -> Self {
-        Self {
-            precision: None,
-            kernels: None,
-            provider: Provider::Auto,
-            threads: None,
-            weights: WeightMemory::Prepacked,
-        }
-    }
-}
-
-impl ModelOptions {
-    /// The default options for `variant` on the CPU; `None` selects the bundle's first precision.
-    pub fn of_variant(variant: Option<Variant>) -> Self {
-        Self {
-            precision: variant.map(|variant| variant.precision),
-            kernels: variant.map(|variant| variant.kernels),
-            ..Self::default()
-        }
-    }
-}
-
-/// A bundle, an ONNX Runtime and the run options. Cheap to clone. Graphs are opened by the parts of the pipeline.
+/// A bundle, the sessions that its graphs are opened in, and the run options. Cheap to clone. The parts of the pipeline
+/// borrow sessions.
 ///
 /// # Examples
 /// ```no_run
@@ -86,26 +43,74 @@ impl ModelOptions {
 #[derive(Debug, Clone)]
 pub struct Model {
     bundle: Arc<Bundle>,
-    onnx: OnnxRuntime,
+    folder: Arc<Path>,
+    digest: Arc<str>,
+    sessions: Sessions,
     variant: Variant,
+    placement: Arc<Placement>,
     engine_options: OpenOptions,
+    purpose: Purpose,
     opening: Arc<AtomicU64>,
+    placed: Arc<Mutex<Vec<PlacedGraph>>>,
     /// Keeps other processes from removing files of the bundle.
     _read_lock: Arc<ReadLock>,
 }
 
 impl Model {
-    /// Creates a model from an open bundle.
+    /// Creates a model from an open bundle, with sessions of its own that may use the memory that is available.
     ///
     /// # Errors
-    /// The bundle has no graphs for the provider, precision or kernels.
+    /// The bundle has no graphs for the device, precision or kernels.
     pub fn new(bundle: Bundle, onnx: OnnxRuntime, options: ModelOptions) -> Result<Self, Error> {
-        let target = options.provider.target()?;
-        let variant = choose_variant(&bundle.manifest, target, onnx.kernels().path(), &options)?;
-        let engine_options = OpenOptions { threads: options.threads, weights: options.weights };
-        let (opening, read_lock) = (Arc::default(), Arc::new(ReadLock::acquire(&bundle.folder)));
-        let bundle = Arc::new(bundle);
-        Ok(Self { bundle, onnx, variant, engine_options, opening, _read_lock: read_lock })
+        Self::with_sessions(bundle, &Sessions::in_available_memory(onnx, Residency::Auto), options)
+    }
+
+    /// Creates a model from an open bundle whose graphs are opened in `sessions`.
+    ///
+    /// # Errors
+    /// The bundle has no graphs for the device, precision or kernels.
+    pub fn with_sessions(bundle: Bundle, sessions: &Sessions, options: ModelOptions) -> Result<Self, Error> {
+        let has_graphs = |target| !bundle.manifest.precisions(target, KernelLibrary::Rushes).is_empty();
+        let best = || sessions.backend().best_device(&has_graphs).device;
+        let device = options.device.device().unwrap_or_else(best);
+        let target = sessions.backend().target(device)?;
+        let path = sessions.backend().info().cpu_path;
+        let variant = choose_variant(&bundle.manifest, target, path, &options)?;
+        let read_lock = Arc::new(ReadLock::acquire(&bundle.folder));
+        Ok(Self {
+            folder: bundle.folder.as_path().into(),
+            digest: digest_of(&bundle.manifest).into(),
+            bundle: Arc::new(bundle),
+            sessions: sessions.clone(),
+            variant,
+            placement: Arc::new(Placement::on(device)),
+            engine_options: OpenOptions {
+                device,
+                cpu_nodes: options.cpu_nodes,
+                ..OpenOptions::cpu(options.threads, options.weights)
+            },
+            purpose: Purpose::Clip,
+            opening: Arc::default(),
+            placed: Arc::default(),
+            _read_lock: read_lock,
+        })
+    }
+
+    /// Places components on devices. The others stay on the device of the options.
+    ///
+    /// # Errors
+    /// The bundle lacks a component, or no graphs can run on a device.
+    pub fn placed(self, request: &PlacementRequest) -> Result<Self, Error> {
+        let placement = Placement::new(self.manifest(), self.engine_options.device, request)?;
+        for device in placement.devices() {
+            self.sessions.backend().target(device)?;
+        }
+        Ok(Self { placement: Arc::new(placement), ..self })
+    }
+
+    /// The device of each component.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Opens the bundle in `folder` and loads ONNX Runtime from its default locations.
@@ -115,6 +120,11 @@ impl Model {
     pub fn open(folder: &Path, options: ModelOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
         Self::new(bundle, OnnxRuntime::load(None)?, options)
+    }
+
+    /// A digest of `bundle.json`, which has the digests of the files: another bundle may be written to the same folder.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The content of `bundle.json`.
@@ -127,18 +137,51 @@ impl Model {
         &self.bundle
     }
 
-    /// Returns the same model with another number of threads and a [`Self::time_opening`] of its own.
-    pub fn with_threads(&self, threads: NonZeroUsize) -> Self {
-        let engine_options = OpenOptions { threads: Some(threads), ..self.engine_options };
-        Self { engine_options, opening: Arc::default(), ..self.clone() }
+    /// Returns the same model for previews: its sessions are its own, run on one thread, because denoising needs the
+    /// others, and have a [`Self::time_opening`] of their own.
+    pub fn for_previews(&self) -> Self {
+        let engine_options = OpenOptions { threads: Some(NonZeroUsize::MIN), ..self.engine_options };
+        Self { engine_options, purpose: Purpose::Preview, opening: Arc::default(), ..self.clone() }
     }
 
-    /// The ONNX Runtime that runs the graphs.
-    pub fn onnx_runtime(&self) -> &OnnxRuntime {
-        &self.onnx
+    /// On which providers the nodes of the graphs ran that this model and its clones have borrowed. Graphs on the CPU are
+    /// not in it: all their nodes run there.
+    pub fn placed_graphs(&self) -> Vec<PlacedGraph> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The options that graphs are opened with.
+    /// The owner of the open graphs.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// The options that a graph of a component is opened with on a device, for clips of a shape.
+    pub(crate) fn open_options(
+        &self,
+        device: Device,
+        entry: &ComponentEntry,
+        graph: &GraphEntry,
+        shape: Option<EngineShape>,
+    ) -> OpenOptions {
+        let options = OpenOptions { device, ..self.engine_options };
+        match device.provider().compilation() {
+            _ if device.provider() == Provider::Cpu => options,
+            Compilation::None => OpenOptions { precision: graph.variant.precision, ..options },
+            compilation => OpenOptions {
+                precision: graph.variant.precision,
+                content: content_of(self.manifest(), entry, graph),
+                shape: shape.filter(|_| compilation == Compilation::FixedShape),
+                first_use: if entry.weights_of(graph.variant) < FIRST_USE_WEIGHTS {
+                    FirstUse::Compile
+                } else {
+                    FirstUse::Refuse
+                },
+                ..options
+            },
+        }
+    }
+
+    /// The options that the graphs are opened with, on the device of components that are not placed elsewhere.
     pub fn engine_options(&self) -> OpenOptions {
         self.engine_options
     }
@@ -148,8 +191,16 @@ impl Model {
     /// # Errors
     /// The bundle lacks the component or its graphs.
     pub fn variant_of(&self, component: &Component) -> Result<Variant, Error> {
+        self.variant_on(self.placement.device_of(component), component)
+    }
+
+    /// As [`Self::variant_of`], on one of the devices of a component.
+    ///
+    /// # Errors
+    /// The bundle lacks the component or its graphs.
+    pub fn variant_on(&self, device: Device, component: &Component) -> Result<Variant, Error> {
         let part = if *component == Component::Decoder { Part::First } else { Part::Whole };
-        Ok(self.graph(component, part)?.variant)
+        Ok(self.graph_on(device, component, part)?.variant)
     }
 
     /// Time that this model and its clones have spent opening graphs and the tokenizer.
@@ -170,21 +221,24 @@ impl Model {
         Variant { kernels, ..self.variant }
     }
 
-    /// Returns the graph that runs for a part.
+    /// Returns the graph that runs for a part. Its precision may differ from that of [`Self::variant`], see
+    /// [`Manifest::precision_of`].
     ///
     /// # Errors
     /// The bundle lacks the component or part.
     pub fn graph(&self, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
+        self.graph_on(self.placement.device_of(component), component, part)
+    }
+
+    /// As [`Self::graph`], on one of the devices of a component.
+    ///
+    /// # Errors
+    /// The bundle lacks the component or part.
+    pub fn graph_on(&self, device: Device, component: &Component, part: Part) -> Result<&GraphEntry, Error> {
         let entry = self.manifest().component(component)?;
-        let exported = match component {
-            // Their graphs exist only in the exported precision.
-            Component::ImageEncoder | Component::Preview => {
-                entry.graphs.iter().find(|graph| graph.variant.target == self.variant.target)
-            }
-            Component::TextEncoder | Component::Expert(_) | Component::Decoder => None,
-        };
-        let precision = exported.map_or(self.variant.precision, |graph| graph.variant.precision);
-        Ok(entry.graph(part, Variant { precision, ..self.variant })?)
+        let target = self.sessions.backend().target(device)?;
+        let precision = self.manifest().precision_of(entry, self.variant.precision);
+        Ok(entry.graph(part, Variant { target, precision, ..self.variant })?)
     }
 
     /// Checks that the bundle has every graph of a clip, so that a missing decoder is an error before denoising.
@@ -198,7 +252,9 @@ impl Model {
         let decoder = [Part::First, Part::Next].map(|part| (Component::Decoder, part));
         let whole = std::iter::once((Component::TextEncoder, Part::Whole)).chain(experts).chain(decoder);
         for (component, part) in whole {
-            self.graph(&component, part)?;
+            for device in self.placement.devices_of(&component) {
+                self.graph_on(device, &component, part)?;
+            }
         }
         let parts = [Part::TrunkFirst, Part::UpsamplerFirst, Part::TrunkNext, Part::UpsamplerNext];
         if tiled && parts.iter().any(|part| self.graph(&Component::Decoder, *part).is_err()) {
@@ -210,28 +266,261 @@ impl Model {
         Ok(())
     }
 
-    /// Opens one graph and checks it against its signature.
-    pub fn engine(&self, component: &Component, part: Part, contract: &Signature) -> Result<Engine, Error> {
-        let graph = self.graph(component, part)?;
-        // ONNX Runtime maps the weights; reading beyond the end of a mapped file kills the process (SIGBUS).
+    /// What memory predictions need to know about the sessions of a component.
+    ///
+    /// # Errors
+    /// No graphs can run on the device of the component.
+    pub fn session_settings(&self, component: &Component) -> Result<SessionSettings, Error> {
+        self.session_settings_on(self.placement.device_of(component))
+    }
+
+    /// As [`Self::session_settings`], on a device.
+    ///
+    /// # Errors
+    /// No graphs can run on the device.
+    pub fn session_settings_on(&self, device: Device) -> Result<SessionSettings, Error> {
+        let OpenOptions { threads, weights, .. } = self.engine_options;
+        let target = self.sessions.backend().target(device)?;
+        let (provider, variant) = (device.provider(), Some(Variant { target, ..self.variant }));
+        Ok(SessionSettings { provider, variant, weights, threads })
+    }
+
+    /// Borrows the session of a graph, which is opened if necessary.
+    ///
+    /// # Errors
+    /// The bundle lacks the graph, the graph cannot be opened or does not fit the memory, or the run is cancelled.
+    pub fn lend(&self, graph: &GraphUse<'_>, cancel: &Cancel) -> Result<Lease, Error> {
+        let device = self.placement.device_of(graph.component);
+        let lease = self.lend_on(device, graph, cancel)?;
+        self.add_opening(lease.opening().unwrap_or_default());
+        Ok(lease)
+    }
+
+    /// As [`Self::lend`], on one of the devices of a component, without adding to [`Self::time_opening`].
+    pub(crate) fn lend_on(
+        &self,
+        device: Device,
+        graph: &GraphUse<'_>,
+        cancel: &Cancel,
+    ) -> Result<Lease, Error> {
+        let GraphUse { component, part, contract, need, shape } = *graph;
         let entry = self.manifest().component(component)?;
-        for file in entry.weight_files() {
+        let graph = self.graph_on(device, component, part)?;
+        let key = SessionKey {
+            bundle: Arc::clone(&self.folder),
+            digest: Arc::clone(&self.digest),
+            component: component.clone(),
+            part,
+            variant: graph.variant,
+            options: self.open_options(device, entry, graph, shape),
+            purpose: self.purpose,
+        };
+        if !self.sessions.is_open(&key) {
+            self.check_weight_files(component)?;
+        }
+        let path = self.bundle.path(&graph.file);
+        let stage = self.stage(component, part);
+        let request = SessionRequest { key, graph: &path, contract, need, stage };
+        let lease = self.sessions.lend(&request, cancel);
+        let lease = lease.map_err(|error| self.with_command(error, device, shape))?;
+        if let Some(nodes) = lease.nodes() {
+            let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_it = |graph: &PlacedGraph| {
+                (&graph.component, graph.part, graph.device) == (component, part, device)
+            };
+            if !placed.iter().any(is_it) {
+                placed.push(PlacedGraph { component: component.clone(), part, device, nodes: nodes.clone() });
+            }
+        }
+        Ok(lease)
+    }
+
+    /// An error with the command that builds the engine, if that is what is missing on a device.
+    pub(crate) fn with_command(
+        &self,
+        error: engines::Error,
+        device: Device,
+        shape: Option<EngineShape>,
+    ) -> Error {
+        if !matches!(error, engines::Error::Provider(ProviderError::NoEngine { .. })) {
+            return error.into();
+        }
+        let chosen = self.manifest().precisions(device.target(), KernelLibrary::Rushes);
+        let command = EngineCommand {
+            bundle: &self.folder,
+            device,
+            precision: Some(self.variant.precision).filter(|own| chosen.first() != Some(own)),
+            shape: shape.filter(|_| device.provider().compilation() == Compilation::FixedShape),
+            stride: self.manifest().vae.stride(),
+        };
+        Error::NoEngine { command: command.text(), source: Box::new(error) }
+    }
+
+    /// Closes the sessions of a component on a device, unless they are lent. Returns how many were closed.
+    pub fn close_idle(&self, component: &Component, device: Device) -> usize {
+        self.sessions.close_idle_where(|key| self.is_of(key, component, device))
+    }
+
+    /// The measured memory of the sessions of a component on a device, all together; `None` if there are none, or one
+    /// of them was not measured.
+    pub fn measured_memory(&self, component: &Component, device: Device) -> Option<ByteCount> {
+        let usage = self.sessions.usage();
+        let on_device = usage.iter().filter(|usage| usage.device == device.memory());
+        let own = on_device.flat_map(|usage| &usage.sessions);
+        let own = own.filter(|session| self.is_of(&session.key, component, device));
+        let bytes: Vec<ByteCount> = own.map(|session| session.measured.held()).collect();
+        let is_measured = !bytes.is_empty() && bytes.iter().all(|bytes| bytes.0 > 0);
+        is_measured.then(|| bytes.into_iter().sum())
+    }
+
+    /// Returns true if this model lends the session for a component on a device.
+    fn is_of(&self, key: &SessionKey, component: &Component, device: Device) -> bool {
+        let OpenOptions { threads, weights, .. } = self.engine_options;
+        let variant = || self.graph_on(device, component, key.part).map(|graph| graph.variant);
+        let (options, own) = (&key.options, (device, threads, weights));
+        (&*key.bundle, &*key.digest, &key.component, key.purpose)
+            == (&*self.folder, &*self.digest, component, self.purpose)
+            && (options.device, options.threads, options.weights) == own
+            && variant().is_ok_and(|variant| variant == key.variant)
+    }
+
+    /// Opens one graph outside the sessions, for tools that measure a graph alone. Its memory is not counted.
+    ///
+    /// # Errors
+    /// The bundle lacks the graph, or it cannot be opened.
+    pub fn open_alone(
+        &self,
+        component: &Component,
+        part: Part,
+        contract: &Signature,
+    ) -> Result<Engine, Error> {
+        self.open_alone_for(component, part, contract, None)
+    }
+
+    /// As [`Self::open_alone`], for clips of a shape, which devices need whose engines run one shape.
+    ///
+    /// # Errors
+    /// The bundle lacks the graph, or it cannot be opened.
+    pub fn open_alone_for(
+        &self,
+        component: &Component,
+        part: Part,
+        contract: &Signature,
+        shape: Option<EngineShape>,
+    ) -> Result<Engine, Error> {
+        let graph = self.graph(component, part)?;
+        let path = self.bundle.path(&graph.file);
+        self.check_weight_files(component)?;
+        let source = GraphSource::File(&path);
+        let device = self.placement.device_of(component);
+        let mut options = self.open_options(device, self.manifest().component(component)?, graph, shape);
+        if device.provider().compilation() == Compilation::FixedShape {
+            options.first_use = FirstUse::InMemory;
+        }
+        let open = || Engine::open(self.sessions.backend(), source, contract, &options);
+        Ok(self.measure_opening(open)?)
+    }
+
+    /// Checks that the weights have the length that they were written with. ONNX Runtime maps them, and reading beyond
+    /// the end of a mapped file kills the process (SIGBUS).
+    fn check_weight_files(&self, component: &Component) -> Result<(), Error> {
+        for file in self.manifest().component(component)?.weight_files() {
             self.bundle.check_length(&file.file)?;
         }
-        let opened = self.measure_opening(|| {
-            self.onnx.open(&self.bundle.path(&graph.file), contract, &self.engine_options)
-        });
-        Ok(opened?)
+        Ok(())
+    }
+
+    /// The place of a graph in the order in which a clip uses its graphs.
+    fn stage(&self, component: &Component, part: Part) -> u32 {
+        let routes = self.manifest().routing.routes();
+        let experts = routes.len();
+        let expert =
+            |name: &ExpertName| routes.iter().position(|route| route.expert == *name).unwrap_or(experts);
+        let is_first = matches!(part, Part::First | Part::TrunkFirst | Part::UpsamplerFirst);
+        let stage = match (self.purpose, component) {
+            // Previews are used between the steps of every expert.
+            (Purpose::Preview, _) => 2,
+            (Purpose::Clip, Component::TextEncoder) => 0,
+            (Purpose::Clip, Component::ImageEncoder) => 1,
+            (Purpose::Clip, Component::Expert(name)) => 2 + expert(name),
+            (Purpose::Clip, Component::Decoder | Component::Preview) => 3 + experts + usize::from(!is_first),
+        };
+        u32::try_from(stage).unwrap_or(u32::MAX)
     }
 
     /// Runs `work` and adds its duration to [`Self::time_opening`].
     pub fn measure_opening<T>(&self, work: impl FnOnce() -> T) -> T {
         let began = Instant::now();
         let done = work();
-        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.opening.fetch_add(took, Ordering::Relaxed);
+        self.add_opening(began.elapsed());
         done
     }
+
+    /// Adds to [`Self::time_opening`].
+    pub(crate) fn add_opening(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.opening.fetch_add(took, Ordering::Relaxed);
+    }
+}
+
+/// Graphs with fewer bytes of weights are compiled when they are first opened, on devices whose engines run every shape.
+const FIRST_USE_WEIGHTS: ByteCount = ByteCount(1_000_000_000);
+
+/// On which providers the nodes of a graph run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedGraph {
+    /// The component.
+    pub component: Component,
+    /// The graph of the component.
+    pub part: Part,
+    /// The device.
+    pub device: Device,
+    /// Where its nodes run.
+    pub nodes: NodePlacement,
+}
+
+/// A graph of a component, and what it is used for.
+#[derive(Debug, Clone, Copy)]
+pub struct GraphUse<'a> {
+    /// The component.
+    pub component: &'a Component,
+    /// The graph of the component.
+    pub part: Part,
+    /// The signature that the graph must have.
+    pub contract: &'a Signature,
+    /// The predicted memory of its session for this use.
+    pub need: MemoryNeed,
+    /// The shape of the clip; `None` for graphs that do not depend on it.
+    pub shape: Option<EngineShape>,
+}
+
+/// The shape of a latent, for engines that run one shape, with calls of `batch` prompts.
+pub fn engine_shape(latent: LatentShape, batch: usize) -> EngineShape {
+    let narrow = |extent: usize| u32::try_from(extent).unwrap_or(u32::MAX);
+    EngineShape {
+        frames: narrow(latent.frames),
+        height: narrow(latent.height),
+        width: narrow(latent.width),
+        batch: narrow(batch),
+    }
+}
+
+/// A digest of a graph and of the weights that it reads; `None` for bundles without digests.
+pub fn content_of(manifest: &Manifest, entry: &ComponentEntry, graph: &GraphEntry) -> Option<GraphContent> {
+    let weights = entry.weight_files().map(|weights| &weights.file);
+    let mut parts = vec![entry.digest.blake3.clone()];
+    for file in std::iter::once(&graph.file).chain(weights) {
+        let FileDigest { bytes, sampled, whole } = manifest.digests.get(file)?;
+        parts.push(format!("{file} {} {sampled} {}", bytes.0, whole.as_deref().unwrap_or_default()));
+    }
+    let hash = Digest::of_parts(parts.iter().map(String::as_bytes)).bytes()?;
+    Some(GraphContent(hash))
+}
+
+/// A digest of everything that a manifest states.
+fn digest_of(manifest: &Manifest) -> String {
+    let json = serde_json::to_vec(manifest).unwrap_or_else(|_| unreachable!("it was read from JSON"));
+    Digest::of_parts([&*json]).blake3
 }
 
 /// The signature of a step's graph for these kernels.
@@ -240,54 +529,6 @@ pub fn step_contract(manifest: &Manifest, kernels: KernelLibrary) -> Signature {
         KernelLibrary::OnnxRuntime => Signature::of_step(&manifest.denoiser),
         KernelLibrary::Rushes => Signature::of_step_with_key_bias(&manifest.denoiser),
     }
-}
-
-/// The variant of a bundle that runs with these options and the Rushes kernels of `path`, without opening anything.
-///
-/// # Errors
-/// The bundle has no graphs for the options.
-pub fn choose_variant(
-    manifest: &Manifest,
-    target: Target,
-    path: CpuPath,
-    options: &ModelOptions,
-) -> Result<Variant, Error> {
-    let pick = |kernels| {
-        let available = manifest.precisions(target, kernels);
-        match options.precision {
-            Some(asked) => available.into_iter().find(|precision| *precision == asked),
-            None => available.first().copied(),
-        }
-    };
-    // The scalar path of Rushes kernels is slower than ONNX Runtime's vector kernels.
-    let is_fast = path != CpuPath::Scalar;
-    let wanted = match options.kernels {
-        Some(asked) => asked,
-        None if is_fast || pick(KernelLibrary::OnnxRuntime).is_none() => KernelLibrary::Rushes,
-        None => KernelLibrary::OnnxRuntime,
-    };
-    let Some(precision) = pick(wanted) else {
-        let asked = options.precision.map_or(target.to_string(), |asked| format!("{target} {asked}"));
-        let available = manifest.precisions(target, KernelLibrary::Rushes);
-        return Err(Error::Contract(bundle::Error::NoGraph {
-            component: "the whole model".into(),
-            asked: if wanted == KernelLibrary::OnnxRuntime {
-                format!("{asked} in ONNX Runtime kernels")
-            } else {
-                asked
-            },
-            available: available.iter().map(|precision| format!("{target} {precision}")).collect(),
-        }));
-    };
-    if options.kernels == Some(KernelLibrary::Rushes) && !manifest.has_rushes_kernels(precision) {
-        return Err(Error::Contract(bundle::Error::value(
-            Field::Kernels,
-            "rushes",
-            format!("the bundle has {precision} graphs for ONNX Runtime kernels only"),
-            "run `rushes quantize` with `scheme` int8 or bf16, or leave `kernels` out",
-        )));
-    }
-    Ok(Variant { target, precision, kernels: wanted })
 }
 
 /// Copies the f32 output `name`, with a known number of axes, out of ONNX Runtime's memory.
@@ -301,4 +542,15 @@ pub fn take_array<D: Dimension>(outputs: &mut Outputs, name: &str) -> Result<Arr
         return Err(Error::Rank { tensor: name.to_owned(), expected: D::NDIM.unwrap_or(found), found });
     };
     Ok(array)
+}
+
+/// Checks the shape of an output whose signature leaves extents open.
+///
+/// # Errors
+/// The shape is not the expected one.
+pub(crate) fn check_shape(output: &str, found: &[usize], expected: &[usize]) -> Result<(), Error> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::OutputShape { output: output.to_owned(), expected: expected.to_vec(), found: found.to_vec() })
 }

@@ -1,4 +1,4 @@
-//! The open graphs of a model: text encoder, experts, decoder. Jobs run on them, one unit of work at a time.
+//! The parts of a model at work: text encoder, experts, decoder. Jobs run on them, one unit of work at a time.
 
 use crate::Error;
 use crate::decode::{DecodeRun, TileSide, VideoDecoder};
@@ -6,23 +6,23 @@ use crate::denoise::{Conditioning, Denoising, Generator, StepDone, StepInputs, T
 use crate::model::Model;
 use crate::plan::GenerationPlan;
 use crate::sampler::torch_normal;
-use crate::text_encoder::TextEncoder;
+use crate::text_cache::TextCache;
+use crate::text_encoder::{TextEncoder, TextStates};
 use bundle::geometry::LatentShape;
-use engines::{Cancel, residency};
-use ndarray::{Array4, ArrayView4};
+use engines::Cancel;
+use ndarray::{Array3, Array4, ArrayView4, Axis};
 use std::sync::Arc;
 
-/// The open graphs of a model. Graphs are opened when they are first needed.
-///
-/// With [`residency::Mode::OneAtATime`] a part is closed before another one is opened.
+/// The parts of a model. Every unit of work borrows a session of the model's [`Sessions`](engines::sessions::Sessions);
+/// text states of recent prompts are kept. The next clip of the process opens and encodes only what is not there.
 ///
 /// # Examples
 /// [`Job`](crate::job::Job) shows how a clip is generated.
 #[derive(Debug)]
 pub struct Pipeline {
     model: Model,
-    mode: residency::Mode,
     encoder: Option<TextEncoder>,
+    texts: TextCache,
     generator: Generator,
     decoder: VideoDecoder,
     side: Option<TileSide>,
@@ -30,12 +30,12 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Creates a pipeline. Opens no graph.
-    pub fn new(model: &Model, mode: residency::Mode) -> Self {
+    pub fn new(model: &Model) -> Self {
         Self {
             model: model.clone(),
-            mode,
             encoder: None,
-            generator: Generator::new(model, mode),
+            texts: TextCache::default(),
+            generator: Generator::new(model),
             decoder: VideoDecoder::new(model),
             side: None,
         }
@@ -74,23 +74,22 @@ impl Pipeline {
         negative: Option<&str>,
         cancel: &Cancel,
     ) -> Result<TextConditioning, Error> {
-        if self.closes() {
-            self.generator.close();
-            self.close_decoder();
-        }
-        let mut encoder = match self.encoder.take() {
-            Some(open) => open,
-            None => TextEncoder::open(&self.model)?,
-        };
-        let prompt = Arc::new(encoder.encode(prompt, cancel)?);
-        let negative = negative.map(|negative| encoder.encode(negative, cancel).map(Arc::new)).transpose()?;
-        if self.closes() {
-            drop(encoder);
-            engines::memory::return_freed_memory();
-        } else {
-            self.encoder = Some(encoder);
-        }
+        let prompt = self.text_states(prompt, cancel)?;
+        let negative = negative.map(|negative| self.text_states(negative, cancel)).transpose()?;
         Ok(TextConditioning { prompt, negative })
+    }
+
+    fn text_states(&mut self, text: &str, cancel: &Cancel) -> Result<Arc<TextStates>, Error> {
+        if let Some(states) = self.texts.get(text) {
+            return Ok(states);
+        }
+        let encoder = match &self.encoder {
+            Some(open) => open,
+            None => self.encoder.insert(TextEncoder::open(&self.model)?),
+        };
+        let states = Arc::new(encoder.encode(text, cancel)?);
+        self.texts.insert(text, &states);
+        Ok(states)
     }
 
     /// Prepares the inputs that all steps of a clip share.
@@ -106,14 +105,11 @@ impl Pipeline {
     /// # Errors
     /// See [`Generator::step`].
     pub fn step(
-        &mut self,
+        &self,
         denoising: &mut Denoising,
         inputs: &StepInputs,
         cancel: &Cancel,
     ) -> Result<Option<StepDone>, Error> {
-        if self.closes() {
-            self.close_decoder();
-        }
         self.generator.step(denoising, inputs, cancel)
     }
 
@@ -127,26 +123,23 @@ impl Pipeline {
     /// # Errors
     /// The decoder cannot be opened or fails, or the run is cancelled.
     pub fn decode_next(
-        &mut self,
+        &self,
         latent: ArrayView4<'_, f32>,
         run: &mut DecodeRun,
         cancel: &Cancel,
     ) -> Result<Option<Array4<f32>>, Error> {
-        if self.closes() {
-            self.generator.close();
-        }
         self.decoder.decode_next(latent, run, cancel)
     }
 
-    /// Returns true if only one part may be open.
-    fn closes(&self) -> bool {
-        self.mode == residency::Mode::OneAtATime
-    }
-
-    fn close_decoder(&mut self) {
-        if self.decoder.close() {
-            engines::memory::return_freed_memory();
-        }
+    /// Decodes the first frame `[3,H,W]` of `latent [C,T,h,w]`: the picture of a take is that of its clean estimate.
+    ///
+    /// # Errors
+    /// The decoder cannot be opened or fails, or the run is cancelled.
+    pub fn first_frame(&self, latent: ArrayView4<'_, f32>, cancel: &Cancel) -> Result<Array3<f32>, Error> {
+        let mut run = self.begin_decode(latent);
+        let frames = self.decode_next(latent, &mut run, cancel)?;
+        let frames = frames.unwrap_or_else(|| unreachable!("a latent has at least one frame"));
+        Ok(frames.index_axis_move(Axis(0), 0))
     }
 }
 

@@ -11,10 +11,12 @@ use bundle::routing::ExpertName;
 use bundle::settings::{ScheduleKind, SolverKind, check_steps, per_expert};
 use bundle::units::{FrameRate, GuidanceScale, Seed, Shift};
 use ndarray::Array4;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The length of a clip.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Length {
     /// Number of frames.
     Frames(usize),
@@ -37,7 +39,8 @@ pub enum Length {
 /// };
 /// assert_eq!(request.steps, None);
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GenerateRequest {
     /// The prompt.
     pub prompt: String,

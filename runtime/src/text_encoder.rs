@@ -1,11 +1,13 @@
 //! Prompt to text states: the first part of the pipeline.
 
 use crate::Error;
-use crate::model::Model;
+use crate::footprint::text_encoder_need;
+use crate::model::{GraphUse, Model, check_shape};
 use bundle::manifest::{Component, Part};
 use bundle::signature::Signature;
 use bundle::spec::TEXT_ROWS;
-use engines::{Cancel, Engine, Value};
+use engines::sessions::Lease;
+use engines::{Cancel, Value};
 use ndarray::{Array2, s};
 use prompt::{Cut, PromptTokenizer};
 
@@ -55,7 +57,7 @@ impl TextStates {
 /// use engines::Cancel;
 /// use runtime::text_encoder::TextEncoder;
 ///
-/// let mut encoder = TextEncoder::open(model)?;
+/// let encoder = TextEncoder::open(model)?;
 /// let states = encoder.encode("a red ball bounces on the beach", &Cancel::new())?;
 /// println!("{} tokens, states {:?}", states.tokens(), states.rows().shape());
 /// # Ok(())
@@ -64,39 +66,57 @@ impl TextStates {
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: PromptTokenizer,
-    engine: Engine,
-    width: usize,
+    model: Model,
 }
 
 impl TextEncoder {
-    /// Opens the tokenizer and the graph.
+    /// Opens the tokenizer. The graph is opened when it is first needed.
     ///
     /// # Errors
-    /// The tokenizer or graph cannot be opened, or the tokenizer has more tokens than the graph.
+    /// The tokenizer cannot be opened, or has more tokens than the graph.
     pub fn open(model: &Model) -> Result<Self, Error> {
         let spec = &model.manifest().text_encoder;
         let tokenizer = model.measure_opening(|| PromptTokenizer::open(&model.bundle().tokenizer()))?;
         if tokenizer.vocabulary() > spec.vocabulary {
             return Err(Error::Vocabulary { tokenizer: tokenizer.vocabulary(), encoder: spec.vocabulary });
         }
-        let engine = model.engine(&Component::TextEncoder, Part::Whole, &Signature::of_text_encoder(spec))?;
-        Ok(Self { tokenizer, engine, width: spec.width })
+        Ok(Self { tokenizer, model: model.clone() })
+    }
+
+    /// Opens the graph of a model, unless it is open.
+    ///
+    /// # Errors
+    /// The graph cannot be opened, or `cancel` is requested.
+    pub fn prepare(model: &Model, cancel: &Cancel) -> Result<(), Error> {
+        lend(model, cancel).map(drop)
     }
 
     /// Encodes a prompt, or the empty text.
     ///
     /// # Errors
-    /// The run fails or is cancelled.
-    pub fn encode(&mut self, text: &str, cancel: &Cancel) -> Result<TextStates, Error> {
+    /// The graph cannot be opened, the run fails or is cancelled.
+    pub fn encode(&self, text: &str, cancel: &Cancel) -> Result<TextStates, Error> {
         let prompt = self.tokenizer.encode(&prompt::clean(text))?;
         let tokens = prompt.ids.len();
         let ids = Array2::from_shape_vec((1, tokens), prompt.ids)
             .unwrap_or_else(|_| unreachable!("one row of as many ids"));
-        let mut outputs = self.engine.run(&[("ids", &Value::from_i64(ids))], cancel)?;
-        let states = outputs.take("states")?;
-        let states = states.view_f32()?;
-        let mut rows = Array2::zeros((TEXT_ROWS, self.width));
+        let mut encoder = lend(&self.model, cancel)?;
+        let mut outputs = encoder.run(&[("ids", &Value::from_i64(ids))], cancel)?;
+        let states = outputs.take("states")?.to_f32()?;
+        let width = self.model.manifest().text_encoder.width;
+        check_shape("states", states.shape(), &[1, tokens, width])?;
+        let mut rows = Array2::zeros((TEXT_ROWS, width));
         rows.slice_mut(s![..tokens, ..]).assign(&states.slice(s![0, .., ..]));
         TextStates::try_new(rows, tokens, prompt.cut)
     }
+}
+
+/// Borrows the session of a model's text encoder.
+fn lend(model: &Model, cancel: &Cancel) -> Result<Lease, Error> {
+    let manifest = model.manifest();
+    let contract = Signature::of_text_encoder(&manifest.text_encoder);
+    // For the longest prompt, so that the next prompt needs no more.
+    let need = text_encoder_need(manifest, model.session_settings(&Component::TextEncoder)?, TEXT_ROWS);
+    let component = &Component::TextEncoder;
+    model.lend(&GraphUse { component, part: Part::Whole, contract: &contract, need, shape: None }, cancel)
 }

@@ -4,7 +4,7 @@ use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{GuidanceScale, Seed};
-use engines::{OnnxRuntime, residency::Mode};
+use engines::OnnxRuntime;
 use export::ExportRequest;
 use ndarray::{Array2, Array4, ArrayD, Axis, concatenate};
 use runtime::job::{Job, JobEvent, JobStart};
@@ -224,7 +224,7 @@ pub fn compute(model: &Model, case: &Case, noise: Array4<f32>) -> Result<Compute
     let plan = GenerationPlan::new(model.manifest(), &case.request())?;
     let mut computed = Computed::default();
     let mut chunks = Vec::new();
-    let mut pipeline = Pipeline::new(model, Mode::AllResident);
+    let mut pipeline = Pipeline::new(model);
     let (mut job, _) = Job::new(&pipeline, JobStart::new(&pipeline, plan, noise)?);
     job.run(&mut pipeline, &mut |event| {
         match event {

@@ -79,7 +79,7 @@ pub fn bundle(
             let variant = Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime);
             let file = bundle::layout::graph_file(component, part, variant, &digest);
             model.write(&folder.join(&file)).expect("a file");
-            GraphEntry { part, variant, file }
+            GraphEntry { part, variant, file, batch_invariant: None }
         })
         .collect();
     let entry = ComponentEntry {

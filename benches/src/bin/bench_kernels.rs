@@ -30,7 +30,7 @@ struct Arguments {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let Arguments { layers, grid, threads, runs, kinds, kernels, turns } = parse()?;
-    let options = OpenOptions { threads: Some(threads), weights: WeightMemory::Prepacked };
+    let options = OpenOptions::cpu(Some(threads), WeightMemory::Prepacked);
     let peaks = kernels.peaks(threads);
     let onnx = OnnxRuntime::load(None)?.with_kernels(kernels);
     let machine = serde_json::json!({

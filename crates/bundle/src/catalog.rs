@@ -3,7 +3,7 @@
 use crate::geometry::{Patch, PixelSize};
 use crate::routing::Routing;
 use crate::settings::{Recommended, ScheduleKind, SolverKind};
-use crate::spec::{DenoiserSpec, VaeSpec};
+use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
 use crate::units::FrameRate;
 
 /// The negative prompt that Wan is published with.
@@ -192,6 +192,21 @@ pub fn wan_denoiser(heads: usize, layers: usize, feed_forward: usize) -> Denoise
         patch: Patch { time: 1, height: 2, width: 2 },
         text_width: 4096,
         frequency_width: 256,
+        epsilon: 1e-6,
+    }
+}
+
+/// The text encoder that the Wan models share, umT5-XXL.
+pub fn umt5_xxl() -> TextEncoderSpec {
+    TextEncoderSpec {
+        vocabulary: 256_384,
+        width: 4096,
+        heads: 64,
+        head_width: 64,
+        feed_forward: 10_240,
+        layers: 24,
+        buckets: 32,
+        max_distance: 128,
         epsilon: 1e-6,
     }
 }

@@ -4,7 +4,7 @@ use crate::Field;
 use std::fmt;
 
 /// The class of a failure. It determines the exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorClass {
     /// A failure at run time (exit code 1).
@@ -46,7 +46,7 @@ impl ErrorClass {
 /// assert_eq!(report.class.exit_code(), 2);
 /// assert_eq!(report.to_string(), "cannot read clip.y4m: it is empty (give another file)");
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// The class, which determines the exit code.
     pub class: ErrorClass,
@@ -167,6 +167,12 @@ impl fmt::Display for Report {
 pub trait Diagnose: std::error::Error {
     /// Returns the report that is shown to the user.
     fn report(&self) -> Report;
+}
+
+impl<E: Diagnose> From<E> for Report {
+    fn from(error: E) -> Self {
+        error.report()
+    }
 }
 
 /// Implements [`std::fmt::Display`] for an error with the text of its [`Diagnose::report`].

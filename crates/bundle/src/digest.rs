@@ -21,6 +21,11 @@ impl Digest {
         self.blake3.get(..12).unwrap_or(&self.blake3)
     }
 
+    /// The bytes of the hash; `None` if it is not 64 hexadecimal digits.
+    pub fn bytes(&self) -> Option<[u8; 32]> {
+        blake3::Hash::from_hex(&self.blake3).ok().map(|hash| *hash.as_bytes())
+    }
+
     /// Returns the digest of a list of byte strings, each preceded by its length.
     pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = blake3::Hasher::new();

@@ -72,6 +72,12 @@ pub enum Field {
     Kernels,
     /// Execution provider.
     Provider,
+    /// Devices of components.
+    Place,
+    /// The two devices of every expert.
+    GuidanceDevices,
+    /// Nodes that may run on the CPU beside an accelerator.
+    CpuNodes,
     /// Components to keep in memory.
     Residency,
     /// Limit of memory use.
@@ -80,6 +86,8 @@ pub enum Field {
     Tile,
     /// The library of ONNX Runtime.
     OnnxRuntime,
+    /// The folder with the libraries of execution providers.
+    ProviderFolder,
     /// Kind of previews.
     Preview,
     /// File or folder of previews.
@@ -134,6 +142,24 @@ pub enum Field {
     Tokens,
     /// Latent of a benchmark.
     Latent,
+    /// Jobs of a simulation, with the times of their arrival.
+    Arrivals,
+    /// Costs of a simulation: times, memory and devices.
+    Costs,
+    /// Order in which jobs are worked on.
+    Order,
+    /// The folder of queued jobs.
+    Store,
+    /// Disk space that the store of jobs may use.
+    StoreBudget,
+    /// Steps of a job whose snapshots are kept.
+    KeepSteps,
+    /// The step of a job that another one goes on from.
+    FromStep,
+    /// How soon a job is wanted.
+    Priority,
+    /// The time after which a job is past its deadline.
+    Deadline,
 }
 
 crate::named!(
@@ -165,10 +191,14 @@ crate::named!(
     "precision" => Precision,
     "kernels" => Kernels,
     "provider" => Provider,
+    "place" => Place,
+    "guidance_devices" => GuidanceDevices,
+    "cpu_nodes" => CpuNodes,
     "residency" => Residency,
     "memory_budget" => MemoryBudget,
     "tile" => Tile,
     "onnx_runtime" => OnnxRuntime,
+    "provider_folder" => ProviderFolder,
     "preview" => Preview,
     "preview_output" => PreviewOutput,
     "output" => Output,
@@ -196,6 +226,15 @@ crate::named!(
     "shape" => Shape,
     "tokens" => Tokens,
     "latent" => Latent,
+    "arrivals" => Arrivals,
+    "costs" => Costs,
+    "order" => Order,
+    "store" => Store,
+    "store_budget" => StoreBudget,
+    "keep_steps" => KeepSteps,
+    "from_step" => FromStep,
+    "priority" => Priority,
+    "deadline" => Deadline,
 );
 
 #[cfg(test)]

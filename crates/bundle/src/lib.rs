@@ -48,6 +48,7 @@ pub mod stop;
 pub mod text_file;
 pub mod units;
 pub mod variant;
+pub mod work;
 
 pub use cancel::{Cancel, Interrupt, Watch};
 pub use diagnose::{Diagnose, ErrorClass, Report};

@@ -7,6 +7,7 @@ use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Attempts to lock a path that is replaced while it is being locked.
 const ATTEMPTS: usize = 100;
@@ -96,7 +97,7 @@ impl Locked {
     fn take(path: &Path, open: impl Fn() -> Result<File, Refusal>) -> Result<Self, Refusal> {
         for _ in 0..ATTEMPTS {
             let locked = Self { path: path.to_owned(), handle: open()? };
-            if try_exclusive(&locked.handle) == Attempt::Busy {
+            if !is_free_soon(&locked.handle) {
                 return Err(Refusal::Busy);
             }
             if locked.is_current() {
@@ -120,6 +121,21 @@ impl Locked {
     pub fn is_current(&self) -> bool {
         is_current(&self.handle, &self.path)
     }
+}
+
+/// Locks a file, and waits a moment if it is locked. Returns false if it stays locked.
+///
+/// A process that is being started has copies of all open files of the one that starts it, and with them its locks, until
+/// the new program runs.
+fn is_free_soon(handle: &File) -> bool {
+    const TRIES: usize = 10;
+    const PAUSE: Duration = Duration::from_millis(20);
+    (0..TRIES).any(|attempt| {
+        if attempt > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        try_exclusive(handle) != Attempt::Busy
+    })
 }
 
 /// A shared lock on a bundle that is being read. Nothing is removed from a bundle before its last read lock is

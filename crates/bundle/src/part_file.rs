@@ -56,7 +56,7 @@ impl Diagnose for Error {
             Self::Unwritable { path, why } => Report::bad_input(
                 format!("cannot write {}", path.display()),
                 why.clone(),
-                "choose another `output`, in a folder that you can write to",
+                "create its folder, or choose another `output`, in a folder that you can write to",
             ),
             Self::Publish { part, path, source } => Report::failed(
                 format!("cannot rename {} to {}", part.display(), path.display()),

@@ -1,6 +1,7 @@
 //! Hyper-parameters of the models.
 
 use crate::geometry::{Patch, VaeStride};
+use crate::work::Work;
 use serde::{Deserialize, Serialize};
 
 /// Rows of text states that a denoiser attends to: tokens first, then zeros.
@@ -69,16 +70,28 @@ impl DenoiserSpec {
         [self.head_width - 2 * space, space, space]
     }
 
-    /// Returns the floating-point operations of one step over `tokens` tokens (multiply and add count as two).
+    /// Returns the operations of one forward pass over `tokens` tokens: every matrix product, including those of the text.
     ///
-    /// Counts every matrix product of one forward pass, including text projections.
-    pub fn step_flops(&self, tokens: usize) -> f64 {
+    /// With L tokens, T = [`TEXT_ROWS`], width d and feed-forward width f, a block has the products
+    /// `L·(12d² + 4d·f) + 4T·d²`: queries, keys, values and output of self-attention (8d²) and queries and output of
+    /// cross-attention (4d²), the two layers of the feed-forward layer, and keys and values of the text. Its attention has
+    /// `4L²·d` (self) and `4L·T·d` (cross).
+    pub fn step_work(&self, tokens: usize) -> Work {
         let [l, d, f, t] = [tokens, self.width(), self.feed_forward, TEXT_ROWS].map(as_f64);
         let patch = as_f64(self.patch.time * self.patch.height * self.patch.width);
-        let block = l * (12.0 * d * d + 4.0 * d * f) + 4.0 * l * l * d + 4.0 * l * t * d + 4.0 * t * d * d;
-        as_f64(self.layers) * block
-            + 2.0 * l * d * patch * as_f64(self.in_channels + self.out_channels)
-            + 2.0 * t * (as_f64(self.text_width) * d + d * d)
+        let block = Work {
+            products: l * (12.0 * d * d + 4.0 * d * f) + 4.0 * t * d * d,
+            attention: 4.0 * l * l * d + 4.0 * l * t * d,
+            convolutions: 0.0,
+        };
+        let ends = 2.0 * l * d * patch * as_f64(self.in_channels + self.out_channels)
+            + 2.0 * t * (as_f64(self.text_width) * d + d * d);
+        block * as_f64(self.layers) + Work { products: ends, ..Work::default() }
+    }
+
+    /// Returns the floating-point operations of one forward pass over `tokens` tokens (multiply and add count as two).
+    pub fn step_flops(&self, tokens: usize) -> f64 {
+        self.step_work(tokens).total()
     }
 }
 
@@ -121,13 +134,21 @@ impl VaeSpec {
 }
 
 impl TextEncoderSpec {
-    /// Returns the floating-point operations of encoding `tokens` tokens (multiply and add count as two).
-    ///
-    /// Counts every matrix product of one forward pass.
-    pub fn flops(&self, tokens: usize) -> f64 {
+    /// Returns the operations of encoding `tokens` tokens: every matrix product of one forward pass.
+    pub fn work(&self, tokens: usize) -> Work {
         let inner = self.heads * self.head_width;
         let [s, d, n, f] = [tokens, self.width, inner, self.feed_forward].map(as_f64);
-        as_f64(self.layers) * (2.0 * s * (4.0 * d * n + 3.0 * d * f) + 4.0 * s * s * n)
+        let layer = Work {
+            products: 2.0 * s * (4.0 * d * n + 3.0 * d * f),
+            attention: 4.0 * s * s * n,
+            convolutions: 0.0,
+        };
+        layer * as_f64(self.layers)
+    }
+
+    /// Returns the floating-point operations of encoding `tokens` tokens (multiply and add count as two).
+    pub fn flops(&self, tokens: usize) -> f64 {
+        self.work(tokens).total()
     }
 }
 
@@ -135,16 +156,26 @@ impl VaeSpec {
     /// Returns the floating-point operations of decoding the first latent frame, of `height x width` (multiply and add
     /// count as two). Only the newest tap of each causal convolution has an input.
     pub fn first_frame_flops(&self, height: usize, width: usize) -> f64 {
-        self.decoder_flops(as_f64(height * width), false)
+        self.first_frame_work(height, width).total()
     }
 
     /// Returns the floating-point operations of decoding a later latent frame.
     pub fn next_frames_flops(&self, height: usize, width: usize) -> f64 {
-        self.decoder_flops(as_f64(height * width), true)
+        self.next_frames_work(height, width).total()
     }
 
-    /// Counts every convolution of the decoder and its attention.
-    fn decoder_flops(&self, latent_positions: f64, later: bool) -> f64 {
+    /// Returns the operations of decoding the first latent frame, of `height x width`.
+    pub fn first_frame_work(&self, height: usize, width: usize) -> Work {
+        self.decoder_work(as_f64(height * width), false)
+    }
+
+    /// Returns the operations of decoding a later latent frame, of `height x width`.
+    pub fn next_frames_work(&self, height: usize, width: usize) -> Work {
+        self.decoder_work(as_f64(height * width), true)
+    }
+
+    /// Counts every convolution of the decoder, also those of one position, and its attention.
+    fn decoder_work(&self, latent_positions: f64, later: bool) -> Work {
         let taps = if later { 3.0 } else { 1.0 };
         let product = |out: usize, channels: usize| 2.0 * as_f64(out) * as_f64(channels);
         let causal = |out: usize, channels: usize| 9.0 * taps * product(out, channels);
@@ -155,29 +186,29 @@ impl VaeSpec {
         let widths: Vec<usize> = self.multipliers.iter().rev().map(|times| times * self.base).collect();
         let mut channels = widths.first().copied().unwrap_or(self.base);
         let mut positions = latent_positions;
-        let mut flops = positions
+        let attention = 4.0 * positions * positions * as_f64(channels);
+        let mut convolutions = positions
             * (product(self.latent_channels, self.latent_channels)
                 + causal(channels, self.latent_channels)
                 + 2.0 * residual(channels, channels)
-                + 4.0 * product(channels, channels)
-                + 4.0 * positions * as_f64(channels));
+                + 4.0 * product(channels, channels));
         let doubles_time: Vec<bool> = self.temporal_downsample.iter().rev().copied().collect();
         for (level, width) in widths.iter().copied().enumerate() {
             for _ in 0..=self.residual_blocks {
-                flops += positions * residual(width, channels);
+                convolutions += positions * residual(width, channels);
                 channels = width;
             }
             if let Some(doubles_time) = doubles_time.get(level) {
                 if *doubles_time && later {
-                    flops += positions * 3.0 * product(2 * channels, channels);
+                    convolutions += positions * 3.0 * product(2 * channels, channels);
                     positions *= 2.0;
                 }
                 positions *= 4.0;
-                flops += positions * 9.0 * product(channels / 2, channels);
+                convolutions += positions * 9.0 * product(channels / 2, channels);
                 channels /= 2;
             }
         }
-        flops + positions * causal(3, channels)
+        Work { products: 0.0, attention, convolutions: convolutions + positions * causal(3, channels) }
     }
 }
 
@@ -223,6 +254,47 @@ mod tests {
     fn a_step_of_a14b_at_720p_takes_6_52_petaflop() {
         let flops = wan_denoiser(40, 40, 13824).step_flops(75_600);
         assert!((flops / 6.52e15 - 1.0).abs() < 0.005, "{flops:e}");
+    }
+
+    /// The numbers of the published cost model: PFLOP of the linear layers, of self-attention and of cross-attention.
+    #[test]
+    fn attention_is_53_percent_of_a_step_of_a14b_at_480p_and_72_at_720p() {
+        let spec = wan_denoiser(40, 40, 13824);
+        for (tokens, products, attention, share) in
+            [(32_760, 7.83e14, 8.79e14 + 1.37e13, 0.53), (75_600, 1.81e15, 4.68e15 + 3.17e13, 0.72)]
+        {
+            let work = spec.step_work(tokens);
+            assert!((work.products / products - 1.0).abs() < 0.01, "{work:?}");
+            assert!((work.attention / attention - 1.0).abs() < 0.005, "{work:?}");
+            assert!((work.attention / work.total() - share).abs() < 0.005, "{work:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_of_one_small_layer_is_that_of_its_products_counted_by_hand() {
+        // Width 4, feed-forward 8, 3 tokens, 16 channels in and out, 2x2 positions for each token, text width 4096.
+        let spec = DenoiserSpec { head_width: 4, ..wan_denoiser(1, 1, 8) };
+        let work = spec.step_work(3);
+        let block = 3.0 * (12.0 * 16.0 + 4.0 * 4.0 * 8.0) + 4.0 * 512.0 * 16.0;
+        let ends = 2.0 * 3.0 * 4.0 * 4.0 * 32.0 + 2.0 * 512.0 * (4096.0 * 4.0 + 16.0);
+        assert_eq!(work.products, block + ends);
+        assert_eq!(work.attention, 4.0 * 9.0 * 4.0 + 4.0 * 3.0 * 512.0 * 4.0);
+        assert_eq!(work.convolutions, 0.0);
+    }
+
+    #[test]
+    fn the_text_encoder_of_512_tokens_takes_4_8_teraflop() {
+        let work = crate::catalog::umt5_xxl().work(512);
+        assert!((work.total() / 4.8e12 - 1.0).abs() < 0.02, "{work:?}");
+    }
+
+    /// 13.6 TFLOP for a latent frame of 832x480 and 31.5 for one of 1280x720, by an independent count.
+    #[test]
+    fn a_later_latent_frame_takes_13_6_teraflop_at_480p_and_31_5_at_720p() {
+        for (height, width, published) in [(60, 104, 13.6e12), (90, 160, 31.5e12)] {
+            let work = wan21_vae().next_frames_work(height, width);
+            assert!((work.total() / published - 1.0).abs() < 0.02, "{work:?}");
+        }
     }
 
     #[test]

@@ -120,29 +120,36 @@ impl std::str::FromStr for ByteCount {
         let lower = text.trim().to_ascii_lowercase();
         let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim();
         let unit = lower[digits.len()..].trim();
-        let scale = match unit {
-            "" | "b" => 1.0,
-            "k" | "kb" => 1e3,
-            "m" | "mb" => 1e6,
-            "g" | "gb" => 1e9,
-            "ki" | "kib" => 1024.0,
-            "mi" | "mib" => 1024.0 * 1024.0,
-            "gi" | "gib" => 1024.0 * 1024.0 * 1024.0,
-            _ => -1.0,
+        let refused = || {
+            Error::value(
+                Field::MemoryBudget,
+                format!("`{text}`"),
+                "it is not a number of bytes",
+                "write it like 8GB, 500MB or 8GiB",
+            )
         };
+        let scale: u32 = match unit {
+            "" | "b" => 1,
+            "k" | "kb" => 1000,
+            "m" | "mb" => 1_000_000,
+            "g" | "gb" => 1_000_000_000,
+            "ki" | "kib" => 1 << 10,
+            "mi" | "mib" => 1 << 20,
+            "gi" | "gib" => 1 << 30,
+            _ => return Err(refused()),
+        };
+        // A whole number is exact; one with a fraction is not beyond 2^53.
+        if let Ok(whole) = digits.parse::<u64>() {
+            return Ok(Self(whole.saturating_mul(scale.into())));
+        }
         match digits.parse::<f64>() {
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
                 reason = "positive, whole bytes"
             )]
-            Ok(value) if value.is_finite() && value >= 0.0 && scale > 0.0 => Ok(Self((value * scale) as u64)),
-            _ => Err(Error::value(
-                Field::MemoryBudget,
-                format!("`{text}`"),
-                "it is not a number of bytes",
-                "write it like 8GB, 500MB or 8GiB",
-            )),
+            Ok(value) if value.is_finite() && value >= 0.0 => Ok(Self((value * f64::from(scale)) as u64)),
+            _ => Err(refused()),
         }
     }
 }

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     request.length = Some(Length::Frames(frames));
     let plan = GenerationPlan::new(model.manifest(), &request)?;
     let latent = seeded_noise(&plan);
-    let mut decoder = VideoDecoder::new(&model);
+    let decoder = VideoDecoder::new(&model);
     decoder.decode(latent.view(), &cancel, &mut |_| Ok(()))?;
     let path = std::env::temp_dir().join(format!("rushes-decode-{}.mp4", std::process::id()));
     let spec: media::OutputSpec = path.to_str().ok_or("the temporary folder is not UTF-8")?.parse()?;

@@ -13,12 +13,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let request = GenerateRequest::new("A red ball bounces on the beach", bundle::units::Seed(42));
     let plan = GenerationPlan::new(model.manifest(), &request)?;
 
-    let mut encoder = TextEncoder::open(&model)?;
+    let encoder = TextEncoder::open(&model)?;
     let (prompt, negative) =
         (encoder.encode(&plan.prompt, &cancel)?, encoder.encode(&plan.negative, &cancel)?);
     let conditioning = Conditioning::text(prompt.into(), Some(negative.into()));
     let denoising = plan.denoising(model.manifest(), seeded_noise(&plan))?;
-    let mut generator = Generator::new(&model, engines::residency::Mode::OneAtATime);
+    let generator = Generator::new(&model);
     let latent = generator.denoise(denoising, &conditioning, &cancel, &mut |_| Ok(()))?;
     VideoDecoder::new(&model).decode(latent.view(), &cancel, &mut |frames| {
         println!("frames {:?}", frames.shape());

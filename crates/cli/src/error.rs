@@ -27,8 +27,25 @@ pub enum Error {
     Record(#[from] media::clip_record::Error),
     /// A contact sheet cannot be made.
     ContactSheet(#[from] media::ContactSheetError),
+    /// A queue of jobs cannot be used.
+    Jobs(#[from] jobs::Error),
+    /// The process that makes the jobs refused an order.
+    Order {
+        /// The job.
+        id: runtime::scheduler::JobId,
+        /// The reason.
+        why: String,
+        /// The command that shows the job.
+        look: String,
+    },
     /// The folder of the user's cache is unknown.
     NoCacheFolder,
+    /// The folder of the user's data is unknown.
+    NoDataFolder,
+    /// There is no folder for compiled engines.
+    NoEngineFolder,
+    /// An error that another process has reported.
+    Reported(Box<Report>),
     /// The program was built without the embedded model, and no bundle was given.
     NoEmbeddedModel,
     /// The user interrupted the run.
@@ -55,11 +72,28 @@ impl Diagnose for Error {
             }
             Self::Record(error) => error.report(),
             Self::ContactSheet(error) => error.report(),
+            Self::Jobs(error) => error.report(),
+            Self::Order { id, why, look } => Report::bad_input(
+                format!("the order for {id} was not carried out"),
+                why.clone(),
+                format!("look at it with `{look}`"),
+            ),
+            Self::NoDataFolder => Report::missing(
+                "the queue has no folder",
+                "neither HOME nor XDG_DATA_HOME is an absolute path",
+                "give a folder with --store",
+            ),
             Self::NoCacheFolder => Report::missing(
                 "the embedded model has no cache folder",
                 "neither HOME nor XDG_CACHE_HOME is an absolute path",
                 "give a folder with --cache-dir, or a bundle with --bundle",
             ),
+            Self::NoEngineFolder => Report::missing(
+                "there is no folder for compiled engines",
+                "neither HOME nor XDG_CACHE_HOME is an absolute path",
+                "give a folder with --cache-dir",
+            ),
+            Self::Reported(report) => (**report).clone(),
             Self::NoEmbeddedModel => Report::bad_input(
                 "there is no model to run",
                 "this program was built without the embedded model, and no bundle was given",

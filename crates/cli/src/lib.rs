@@ -10,7 +10,7 @@
 //! let tags = Tags::new(plan.prompt.clone(), &model.manifest().model, plan.seed);
 //! let targets = OutputTarget::claim_all(&["cats.mp4".parse()?])?;
 //! let mut outputs = Outputs::start(&targets, &OutputOptions::new(format, tags, &cancel))?;
-//! let mut pipeline = Pipeline::new(&model, rushes::engines::residency::Mode::OneAtATime);
+//! let mut pipeline = Pipeline::new(&model);
 //! job::generate(&mut pipeline, &plan, &cancel, &mut |event| match event {
 //!     JobEvent::Frames(frames) => outputs.write(frames.view()).map_err(Error::callback),
 //!     _ => Ok(()),
@@ -35,6 +35,7 @@
 //! | [`engines`] | ONNX Runtime, execution providers, memory and residency |
 //! | [`runtime`] | the pipeline: plan, text encoder, sampler, decoder, previews |
 //! | [`media`] | outputs, overlays, audio and live addresses, on GStreamer |
+//! | [`jobs`] | a queue of clips that survives its process |
 //! | [`calibration`] | ranges of the layers' inputs, and quantised values |
 //! | [`quality`] | recording, quantising, scoring and benchmarks |
 //! | [`mini`] | the embedded model |
@@ -49,6 +50,7 @@ pub use calibration;
 pub use engines;
 pub use error::Error;
 pub use export;
+pub use jobs;
 pub use media;
 pub use prompt;
 pub use quality;

@@ -1,8 +1,68 @@
 //! The embedded model *mini*, which is exported to the user's cache on first use.
 
 use crate::Error;
+use bundle::Field;
+use bundle::dtype::WeightType;
 use bundle::stop::Stop;
+use bundle::variant::{Precision, Target};
 use std::path::{Path, PathBuf};
+
+/// The form in which the embedded model is exported. Every form has graphs for the CPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MiniForm {
+    /// The other targets, in order and each once.
+    accelerators: Vec<Target>,
+    /// The number format of the weights, and of the arithmetic on accelerators.
+    weights: WeightType,
+}
+
+impl MiniForm {
+    /// For the CPU, with weights in f32. The checkpoint is in f16 to keep the program small; f32 weights open faster and
+    /// can be mapped.
+    pub fn cpu() -> Self {
+        Self { accelerators: Vec::new(), weights: WeightType::F32 }
+    }
+
+    /// With graphs for these targets. For the CPU alone the precision is not looked at: other precisions there are
+    /// variants that `rushes quantize` adds to the bundle.
+    ///
+    /// # Errors
+    /// Returns an error if the model is not exported in this precision for an accelerator.
+    pub fn new(
+        targets: impl IntoIterator<Item = Target>,
+        precision: Precision,
+    ) -> Result<Self, bundle::Error> {
+        let mut accelerators: Vec<Target> =
+            targets.into_iter().filter(|target| *target != Target::Cpu).collect();
+        if accelerators.is_empty() {
+            return Ok(Self::cpu());
+        }
+        accelerators.sort_unstable();
+        accelerators.dedup();
+        let weights = match precision {
+            Precision::F32 => WeightType::F32,
+            Precision::Bf16 => WeightType::Bf16,
+            Precision::F16 | Precision::Int8 | Precision::Fp8 | Precision::Int8Weights => {
+                return Err(bundle::Error::value(
+                    Field::Precision,
+                    format!("`{precision}`"),
+                    "the embedded model has graphs for accelerators in f32 and bf16 only",
+                    "use f32 or bf16, or export models/mini/checkpoint of the repository and give it as `bundle`",
+                ));
+            }
+        };
+        Ok(Self { accelerators, weights })
+    }
+
+    /// The end of the name of the bundle's folder, such as `-plain-bf16`; empty for the CPU alone.
+    fn suffix(&self) -> String {
+        if self.accelerators.is_empty() {
+            return String::new();
+        }
+        let targets: Vec<&str> = self.accelerators.iter().map(|target| target.name()).collect();
+        format!("-{}-{}", targets.join("-"), self.weights)
+    }
+}
 
 /// A notice to the user while the embedded model is prepared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +89,7 @@ impl std::fmt::Display for MiniEvent {
     }
 }
 
-/// Returns the folder of the embedded model's bundle. The model is exported if the bundle is absent or damaged.
+/// Returns the folder of the embedded model's bundle for the CPU. The model is exported if the bundle is absent or damaged.
 ///
 /// `cache` replaces the folder `rushes` in the user's cache.
 ///
@@ -37,23 +97,26 @@ impl std::fmt::Display for MiniEvent {
 /// Returns an error if there is no cache folder, if it cannot be written, or if the program was built without the
 /// model.
 pub fn bundle_folder(cache: Option<&Path>) -> Result<PathBuf, Error> {
-    prepare(cache, &Stop::new(), &mut |_| ())
+    prepare(cache, &MiniForm::cpu(), &Stop::new(), &mut |_| ())
 }
 
-/// [`bundle_folder`] with events, and with a way to stop it.
+/// [`bundle_folder`] for any form, with events, and with a way to stop it.
 ///
 /// # Errors
 /// See [`bundle_folder`]; also returns an error if `stop` is requested.
 pub fn prepare(
     cache: Option<&Path>,
+    form: &MiniForm,
     stop: &Stop,
     on_event: &mut dyn FnMut(MiniEvent),
 ) -> Result<PathBuf, Error> {
-    let cache = match cache {
-        Some(cache) => cache.to_owned(),
-        None => user_cache().ok_or(Error::NoCacheFolder)?.join("rushes"),
-    };
-    embedded::bundle_in(&cache, stop, on_event)
+    let cache = cache_folder(cache).ok_or(Error::NoCacheFolder)?;
+    embedded::bundle_in(&cache, form, stop, on_event)
+}
+
+/// The folder of generated files: `given`, or `rushes` in the user's cache; `None` if that is not known.
+pub(crate) fn cache_folder(given: Option<&Path>) -> Option<PathBuf> {
+    given.map(Path::to_owned).or_else(|| Some(user_cache()?.join("rushes")))
 }
 
 /// The user's cache folder, by the XDG base directory specification.
@@ -64,13 +127,14 @@ fn user_cache() -> Option<PathBuf> {
 
 #[cfg(feature = "embed-mini")]
 mod embedded {
-    use super::MiniEvent;
+    use super::{MiniEvent, MiniForm};
     use crate::Error;
     use bundle::digest::Digest;
     use bundle::layout;
     use bundle::manifest::{Bundle, FORMAT};
     use bundle::staging::Staging;
     use bundle::stop::Stop;
+    use bundle::variant::Target;
     use export::ExportRequest;
     use include_dir::{Dir, include_dir};
     use rayon::prelude::*;
@@ -87,11 +151,13 @@ mod embedded {
 
     pub(super) fn bundle_in(
         cache: &Path,
+        form: &MiniForm,
         stop: &Stop,
         on_event: &mut dyn FnMut(MiniEvent),
     ) -> Result<PathBuf, Error> {
-        // The name depends on the checkpoint, the bundle format and the version of the exporter.
-        let name = format!("mini-{}-v{}-{FORMAT}", digest().short(), env!("CARGO_PKG_VERSION"));
+        // The name depends on the checkpoint, the bundle format, the version of the exporter and the form.
+        let (short, version) = (digest().short().to_owned(), env!("CARGO_PKG_VERSION"));
+        let name = format!("mini-{short}-v{version}-{FORMAT}{}", form.suffix());
         let folder = cache.join(name);
         let mut is_waiting = false;
         let staging = loop {
@@ -120,7 +186,12 @@ mod embedded {
         // The model is named after this folder.
         let checkpoint = staging.scratch()?.join("mini");
         write(&checkpoint)?;
-        let request = ExportRequest { stop: stop.clone(), ..ExportRequest::new(&checkpoint, &folder) };
+        let request = ExportRequest {
+            targets: [Target::Cpu].into_iter().chain(form.accelerators.iter().copied()).collect(),
+            weights: Some(form.weights),
+            stop: stop.clone(),
+            ..ExportRequest::new(&checkpoint, &folder)
+        };
         let staged = staging.folder();
         export::export_into(&request, &staged, &mut |_| ())?;
         write_digests(&staged)?;
@@ -189,16 +260,47 @@ mod embedded {
 
 #[cfg(not(feature = "embed-mini"))]
 mod embedded {
-    use super::MiniEvent;
+    use super::{MiniEvent, MiniForm};
     use crate::Error;
     use bundle::stop::Stop;
     use std::path::{Path, PathBuf};
 
     pub(super) fn bundle_in(
         _cache: &Path,
+        _form: &MiniForm,
         _stop: &Stop,
         _on_event: &mut dyn FnMut(MiniEvent),
     ) -> Result<PathBuf, Error> {
         Err(Error::NoEmbeddedModel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn suffix(targets: &[Target], precision: Precision) -> String {
+        MiniForm::new(targets.iter().copied(), precision).unwrap().suffix()
+    }
+
+    #[test]
+    fn the_form_is_part_of_the_name_of_the_folder() {
+        assert_eq!(suffix(&[], Precision::F32), "");
+        assert_eq!(suffix(&[Target::Cpu], Precision::Int8), "");
+        assert_eq!(suffix(&[Target::Cpu, Target::Plain], Precision::F32), "-plain-f32");
+        assert_eq!(suffix(&[Target::Plain], Precision::Bf16), "-plain-bf16");
+        assert_eq!(suffix(&[Target::Cuda, Target::Cpu], Precision::Bf16), "-cuda-bf16");
+        assert_eq!(
+            suffix(&[Target::Plain, Target::Cuda, Target::Plain], Precision::Bf16),
+            "-cuda-plain-bf16"
+        );
+    }
+
+    #[test]
+    fn precisions_that_accelerators_do_not_get_are_refused_by_name() {
+        for precision in [Precision::F16, Precision::Int8, Precision::Fp8, Precision::Int8Weights] {
+            let error = MiniForm::new([Target::Plain], precision).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{precision}`")) && error.contains("f32 and bf16"), "{error}");
+        }
     }
 }

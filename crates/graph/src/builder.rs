@@ -1,27 +1,14 @@
 //! Creates nodes and checks the shapes of their inputs.
 
+mod finish;
+
 use crate::dim::show;
+use crate::domain::{MICROSOFT, RUSHES};
 use crate::model::data_type;
-use crate::proto::{
-    AttributeProto, AttributeType, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto,
-    OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
-    ValueInfoProto,
-};
-use crate::{Dim, Error, ExternalData, Model, Tensor};
+use crate::proto::{AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto};
+use crate::{Dim, Error, ExternalData, Tensor};
 use bundle::dtype::ElementType;
 use std::collections::BTreeMap;
-
-/// Version of the standard operators: 23 is the first with `RMSNormalization`; ONNX Runtime 1.31 reads up to 26.
-const OPSET: i64 = 23;
-/// Version of the standard operators in plain graphs.
-const PLAIN_OPSET: i64 = 21;
-/// Version of the format; ONNX Runtime 1.31 reads up to 13.
-const IR_VERSION: i64 = 11;
-/// Domain of the operators of ONNX Runtime.
-pub(crate) const MICROSOFT: &str = "com.microsoft";
-
-/// Domain of the operators that the crate `kernels` computes.
-pub(crate) const RUSHES: &str = "rushes";
 
 /// Builds one graph. Node names contain their scope, for readable errors and profiles.
 ///
@@ -39,7 +26,7 @@ pub(crate) const RUSHES: &str = "rushes";
 /// assert!(graph.add(&x, &wrong).is_err());
 ///
 /// graph.output("y", &sum)?;
-/// let model = graph.finish();
+/// let model = graph.finish()?;
 /// assert_eq!(model.signature().outputs[0].name, "y");
 /// # Ok::<(), graph::Error>(())
 /// ```
@@ -47,6 +34,7 @@ pub(crate) const RUSHES: &str = "rushes";
 pub struct GraphBuilder {
     name: String,
     is_plain: bool,
+    is_for_cuda: bool,
     scopes: Vec<String>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
@@ -124,10 +112,21 @@ impl GraphBuilder {
         Self { name: name.into(), ..Self::default() }
     }
 
-    /// Creates an empty graph of standard operators, version 21 at most. Fused operators are decomposed; TensorRT fuses
-    /// them again.
+    /// Creates an empty graph of standard operators, of version 21, or 22 if a convolution is in bf16. Fused operators
+    /// are decomposed; TensorRT fuses them again.
     pub fn plain(name: &str) -> Self {
         Self { is_plain: true, ..Self::new(name) }
+    }
+
+    /// Creates an empty graph for the CUDA provider. It has a fused attention, but no operators whose CUDA kernels end
+    /// before version 23 of ONNX's operators.
+    pub fn cuda(name: &str) -> Self {
+        Self { is_for_cuda: true, ..Self::new(name) }
+    }
+
+    /// Returns true if the graph is for the CUDA provider.
+    pub(crate) fn is_for_cuda(&self) -> bool {
+        self.is_for_cuda
     }
 
     /// Returns true if the graph uses standard operators only.
@@ -308,7 +307,10 @@ impl GraphBuilder {
         output
     }
 
+    /// Adds a node. Inputs that are left out at the end are not written: TensorRT's parser refuses empty names there.
     fn push(&mut self, name: String, operator: Operator, inputs: &[Option<&Tensor>], outputs: &[Tensor]) {
+        let given = inputs.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let inputs = inputs.get(..given).unwrap_or_default();
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|input| input.map_or(String::new(), |t| t.name().into())).collect(),
             output: outputs.iter().map(|output| output.name().into()).collect(),
@@ -398,54 +400,6 @@ impl GraphBuilder {
 
     fn integer_node(&mut self, op_type: &'static str, a: &Tensor, b: &Tensor) -> Tensor {
         self.node(Operator::new(op_type), &[Some(a), Some(b)], ElementType::I64, vec![Dim::from(1)])
-    }
-
-    /// Finishes the graph.
-    pub fn finish(self) -> Model {
-        let value = |tensor: &Tensor| ValueInfoProto {
-            name: tensor.name().into(),
-            r#type: Some(TypeProto {
-                tensor_type: Some(TensorTypeProto {
-                    elem_type: data_type(tensor.element()),
-                    shape: Some(TensorShapeProto { dim: tensor.shape().iter().map(dimension).collect() }),
-                }),
-            }),
-        };
-        let needs_rushes = self.nodes.iter().any(|node| node.domain == RUSHES);
-        let graph = GraphProto {
-            input: self.inputs.iter().map(value).collect(),
-            output: self.outputs.iter().map(value).collect(),
-            node: self.nodes,
-            name: self.name,
-            initializer: self.initializers,
-        };
-        let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
-        let mut opsets = if self.is_plain {
-            vec![opset("", PLAIN_OPSET)]
-        } else {
-            vec![opset("", OPSET), opset(MICROSOFT, 1)]
-        };
-        if needs_rushes {
-            opsets.push(opset(RUSHES, 1));
-        }
-        Model {
-            proto: ModelProto {
-                ir_version: IR_VERSION,
-                producer_name: "rushes".into(),
-                producer_version: env!("CARGO_PKG_VERSION").into(),
-                graph: Some(graph),
-                opset_import: opsets,
-            },
-        }
-    }
-}
-
-fn dimension(dim: &Dim) -> DimensionProto {
-    DimensionProto {
-        value: Some(match dim.fixed() {
-            Some(size) => DimensionValue::DimValue(signed(size)),
-            None => DimensionValue::DimParam(dim.to_string()),
-        }),
     }
 }
 

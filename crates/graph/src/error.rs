@@ -16,6 +16,22 @@ pub enum Error {
         /// Names, formats and shapes of the given operands.
         found: String,
     },
+    /// A node of a finished graph breaks the rules of its operator.
+    Node {
+        /// The node, with its scope.
+        node: String,
+        /// The rule.
+        why: String,
+    },
+    /// An output is declared in another number format than it is computed in.
+    OutputFormat {
+        /// The output.
+        output: String,
+        /// Its declared format.
+        declared: String,
+        /// The format that it is computed in.
+        computed: String,
+    },
     /// A dimension is used that no graph input has.
     UnknownSymbol {
         /// The node that needs it.
@@ -48,6 +64,13 @@ impl Diagnose for Error {
                 format!("the graph cannot be built at {node}"),
                 format!("it needs {expected}, but was given {found}"),
                 "check that the config files belong to these weights",
+            ),
+            Self::Node { node, why } => {
+                Report::bug(format!("the graph cannot be built at `{node}`"), why.clone())
+            }
+            Self::OutputFormat { output, declared, computed } => Report::bug(
+                format!("the output `{output}` of the graph cannot be {declared}"),
+                format!("it is computed in {computed}"),
             ),
             Self::UnknownSymbol { node, symbol } => Report::bug(
                 format!("the graph cannot be built at {node}"),

@@ -5,14 +5,19 @@
 //! contains their location, not their bytes. This crate does not use ONNX Runtime.
 
 mod builder;
+mod check;
 mod dim;
+mod domain;
 mod dump;
 mod error;
 mod external;
+mod formats;
 mod model;
 pub mod observe;
 mod op;
+mod opset;
 pub mod proto;
+pub mod providers;
 mod tensor;
 
 pub use builder::GraphBuilder;

@@ -276,7 +276,7 @@ mod tests {
             let y = g.linear(&x, &weight, None).unwrap();
             g.output(&format!("y{index}"), &y).unwrap();
         }
-        let mut observed = Observed::new(g.finish());
+        let mut observed = Observed::new(g.finish().unwrap());
         let uses = observed.weight_uses();
         assert_eq!(uses.iter().map(|u| u.weight.as_str()).collect::<Vec<_>>(), ["a.weight", "b.weight"]);
         let rank = ChannelAxis::Last { rank: 2 };

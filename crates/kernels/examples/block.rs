@@ -4,6 +4,8 @@
 //!
 //! `scripts/serial-share.sh` counts the instructions of all three and prints the serial share.
 
+#![expect(unsafe_code, reason = "workers promise to run each task at most once")]
+
 use half::bf16;
 use kernels::{
     Attention, Columns, Gate, Heads, Int8Weights, Kernels, MatrixShape, Norm, Output, QuantisedRows,
@@ -17,7 +19,8 @@ const HIDDEN: usize = 8960;
 /// Runs no tasks, so that only the serial part remains.
 struct NoTasks(NonZeroUsize);
 
-impl Workers for NoTasks {
+// SAFETY: no task is called.
+unsafe impl Workers for NoTasks {
     fn run(&self, _: usize, _: &(dyn Fn(usize) + Sync)) {}
 
     fn threads(&self) -> NonZeroUsize {
@@ -34,14 +37,14 @@ struct Zeros {
 }
 
 impl Zeros {
-    fn new(outputs: usize, inputs: usize) -> Self {
-        let shape = MatrixShape { outputs, inputs };
-        Self {
+    fn new(outputs: usize, inputs: usize) -> Result<Self, kernels::SizeError> {
+        let shape = MatrixShape::new(outputs, inputs)?;
+        Ok(Self {
             shape,
             packed: vec![0; shape.packed_int8()],
             sums: vec![0; outputs],
             scales: vec![1.0; outputs],
-        }
+        })
     }
 
     fn view(&self) -> Result<Int8Weights<'_>, kernels::SizeError> {
@@ -63,8 +66,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => return Err(format!("unknown mode {what}; expected all, serial or nothing").into()),
     };
     let kernels = Kernels::best();
-    let [qkv, out, up, down] =
-        [[3 * WIDTH, WIDTH], [WIDTH, WIDTH], [HIDDEN, WIDTH], [WIDTH, HIDDEN]].map(|[n, k]| Zeros::new(n, k));
+    let (qkv, out) = (Zeros::new(3 * WIDTH, WIDTH)?, Zeros::new(WIDTH, WIDTH)?);
+    let (up, down) = (Zeros::new(HIDDEN, WIDTH)?, Zeros::new(WIDTH, HIDDEN)?);
     let mut stream = vec![0.0; rows * WIDTH];
     let x = vec![0.0; rows * WIDTH];
     let (ones, zeros) = (vec![1.0; 3 * WIDTH], vec![0.0; HIDDEN]);
@@ -96,7 +99,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     let columns = |index: usize| Columns::new(&projected, 3 * WIDTH, index * WIDTH, WIDTH);
     let attention = Attention {
-        heads: Heads { count: 12, width: 128 },
+        heads: Heads::new(12, 128)?,
         queries: columns(0)?,
         keys: columns(1)?,
         values: columns(2)?,

@@ -106,10 +106,10 @@ impl Bench {
         if !names.iter().any(|name| self.is_selected(name)) {
             return Ok(());
         }
-        let (rows, shape) = (self.rows, MatrixShape { outputs, inputs });
+        let (rows, shape) = (self.rows, MatrixShape::new(outputs, inputs)?);
         let matrix = Int8Matrix::quantise(shape, &noise(shape.elements()))?;
-        let packed = Aligned::new(&matrix.packed);
-        let weights = Int8Weights::new(shape, packed.get(), &matrix.sums, &matrix.scales)?;
+        let packed = Aligned::new(matrix.packed());
+        let weights = Int8Weights::new(shape, packed.get(), matrix.sums(), matrix.scales())?;
         let (x, scales) =
             (Aligned::new(&quantised(rows * inputs)), vec![RowScale { scale: 0.01, zero: 128.0 }; rows]);
         let x = QuantisedRows::new(x.get(), &scales)?;
@@ -135,8 +135,8 @@ impl Bench {
         if !names.iter().any(|name| self.is_selected(name)) {
             return Ok(());
         }
-        let (rows, shape) = (self.rows, MatrixShape { outputs, inputs });
-        let packed = Aligned::new(&Bf16Matrix::pack(shape, &random_bf16(shape.elements()))?.packed);
+        let (rows, shape) = (self.rows, MatrixShape::new(outputs, inputs)?);
+        let packed = Aligned::new(Bf16Matrix::pack(shape, &random_bf16(shape.elements()))?.packed());
         let weights = Bf16Weights::new(shape, packed.get())?;
         let x = Aligned::new(&random_bf16(rows * inputs));
         let bias = noise(outputs);
@@ -153,10 +153,10 @@ impl Bench {
     }
 
     fn attention(&self) -> Result<(), SizeError> {
-        let (rows, heads) = (self.rows, Heads { count: 12, width: 128 });
+        let (rows, heads) = (self.rows, Heads::new(12, 128)?);
         let total = heads.total();
         let projected = Aligned::new(&random_bf16(rows * 3 * total));
-        let (angles, gain) = (noise(rows * heads.width / 2), vec![1.2; total]);
+        let (angles, gain) = (noise(rows * heads.width() / 2), vec![1.2; total]);
         let columns = |index: usize| Columns::new(projected.get(), 3 * total, index * total, total);
         let attention = Attention {
             heads,

@@ -3,7 +3,7 @@
 //! A denoising step with several timesteps has one vector of a modulation per timestep: a table `[R,D]`. A token uses
 //! the row of its timestep.
 
-use crate::packing::{SizeError, check};
+use crate::size::{SizeError, check};
 
 /// The row of a table `[R,D]` that each token uses.
 #[derive(Debug, Clone, Copy)]

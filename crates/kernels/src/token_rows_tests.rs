@@ -24,7 +24,7 @@ fn a_map_repeats_over_the_pictures_of_a_batch() {
     let map = TokenRows::new(&[0, 1, 1], 2).unwrap();
     assert_eq!([0, 1, 2, 3, 4, 5].map(|token| map.of(token)), [0, 1, 1, 0, 1, 1]);
     assert!(map.check(6).is_ok() && map.check(0).is_ok());
-    assert_eq!(map.check(4).unwrap_err().what, "rows of the tokens");
+    assert_eq!(map.check(4).unwrap_err().what(), "rows of the tokens");
     assert!(TokenRows::new(&[0, 0, 0], 1).unwrap().check(4).is_ok());
 }
 
@@ -56,7 +56,7 @@ impl Case {
         let mut random = Random::new((tokens * 31 + width * 7 + table) as u64);
         let mut values =
             |count: usize| -> Vec<f32> { (0..count).map(|_| random.next_normal()).collect::<Vec<_>>() };
-        let shape = MatrixShape { outputs: width, inputs: width };
+        let shape = MatrixShape::new(width, width).unwrap();
         let weights = values(shape.elements());
         let halves: Vec<bf16> = weights.iter().map(|weight| bf16::from_f32(*weight)).collect();
         Self {
@@ -169,14 +169,14 @@ fn tables_and_maps_of_wrong_lengths_are_errors() {
         let quantised = kernels.norm_quantise(&Serial, &case.x, norm, to).unwrap_err();
         let mut normed = vec![bf16::ZERO; tokens * width];
         let normed = kernels.norm_bf16(&Serial, &case.x, norm, &mut normed).unwrap_err();
-        assert_eq!(quantised.what, normed.what);
-        quantised.what
+        assert_eq!(quantised.what(), normed.what());
+        quantised.what()
     };
     let gate = |gate: Gate<'_>| {
         let mut to = case.x.clone();
         let halves = vec![bf16::ONE; tokens * width];
         let to = Output::Residual(Residual { to: &mut to, stream: None, gate });
-        kernels.linear_bf16(&Serial, &halves, case.bf16_matrix.view(), &case.bias, to).unwrap_err().what
+        kernels.linear_bf16(&Serial, &halves, case.bf16_matrix.view(), &case.bias, to).unwrap_err().what()
     };
     let short = TokenRows::new(&[0, 1, 2, 0], 3).unwrap();
     assert_eq!(norm(Norm { mul, add, rows: short, epsilon: 1e-6 }), "rows of the tokens");
@@ -187,4 +187,22 @@ fn tables_and_maps_of_wrong_lengths_are_errors() {
     assert_eq!(norm(Norm { mul: &mul[..2 * width - 1], add: add_of_two, rows: map, epsilon: 1e-6 }), "mul");
     assert_eq!(gate(Gate::ByRow { table: mul, rows: map }), "gate");
     assert_eq!(gate(Gate::ByRow { table: &mul[..width], rows: map }), "gate");
+}
+
+#[test]
+fn tables_whose_size_wraps_are_refused() {
+    let rows = TokenRows::new(&[0, 1], 1 << 62).unwrap();
+    let gate = Gate::ByRow { table: &[], rows };
+    let residual = Residual { to: &mut [0.0; 32], stream: None, gate };
+    let matrix = Bf16Matrix::pack(MatrixShape::new(16, 1).unwrap(), &[bf16::ONE; 16]).unwrap();
+    let x = [bf16::ONE; 2];
+    let refused =
+        Kernels::best().linear_bf16(&Serial, &x, matrix.view(), &[0.0; 16], Output::Residual(residual));
+    assert_eq!(refused, Err(SizeError::TooLarge { what: "gate" }));
+    let norm = Norm { mul: &[], add: &[], rows, epsilon: 1e-6 };
+    let (mut quantised, mut scales) = ([0; 32], [RowScale { scale: 0.0, zero: 0.0 }; 2]);
+    let to = QuantisedRowsMut { quantised: &mut quantised, scales: &mut scales };
+    let refused = Kernels::best().norm_quantise(&Serial, &[0.0; 32], norm, to);
+    assert_eq!(refused, Err(SizeError::TooLarge { what: "mul" }));
+    assert!(Kernels::best().norm_bf16(&Serial, &[0.0; 32], norm, &mut [bf16::ZERO; 32]).is_err());
 }

@@ -63,12 +63,12 @@ fn run_with_a_small_signal_stack() {
         let refused = Kernels::of(CpuPath::Amx).unwrap_err();
         assert_eq!(refused, PathError::NoTiles { why, best: best.path() });
     }
-    let (rows, shape) = (40, MatrixShape { outputs: 16, inputs: 64 });
+    let (rows, shape) = (40, MatrixShape::new(16, 64).unwrap());
     let matrix = Int8Matrix::pack(shape, &[1; 16 * 64], &[1.0; 16]).unwrap();
     let scales = vec![RowScale { scale: 1.0, zero: 0.0 }; rows];
-    let quantised = vec![2; rows * shape.inputs];
-    let mut sums = vec![0.0; rows * shape.outputs];
+    let quantised = vec![2; rows * shape.inputs()];
+    let mut sums = vec![0.0; rows * shape.outputs()];
     let x = QuantisedRows::new(&quantised, &scales).unwrap();
     best.linear_int8(&Serial, x, matrix.view(), &[0.0; 16], Output::F32(&mut sums)).unwrap();
-    assert_eq!(sums, vec![128.0; rows * shape.outputs]);
+    assert_eq!(sums, vec![128.0; rows * shape.outputs()]);
 }

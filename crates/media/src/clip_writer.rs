@@ -116,12 +116,19 @@ impl ClipWriter {
         })
     }
 
-    /// Notes for the user: differences between outputs and the clip, captions that were shrunk or are not shown, a
-    /// background that is too short.
+    /// Notes for the user: differences between outputs and the clip, streams without the AI mark, captions that were
+    /// shrunk or are not shown, a background that is too short.
     pub fn notes(&self) -> Vec<String> {
         let mut all = notes(&self.targets, self.format());
+        let outputs = self.targets.iter().map(OutputTarget::spec);
+        all.extend(outputs.filter(|_| self.options.tags.mark).filter_map(note_of_mark));
         all.extend_from_slice(self.post_process.notes());
         all
+    }
+
+    /// The note for a live address that does not carry the AI mark.
+    pub fn note_of_live(&self, address: &OutputSpec) -> Option<String> {
+        if self.options.tags.mark { note_of_mark(address) } else { None }
     }
 
     /// The format of the clip in its outputs. Another rate changes the number of frames.
@@ -280,6 +287,13 @@ impl ClipOutcome {
     }
 }
 
+/// A note for the user if an output does not carry the AI mark although its viewers may take the clip for a recording.
+fn note_of_mark(output: &OutputSpec) -> Option<String> {
+    let note =
+        || format!("{output} does not carry the AI mark; say where you publish it that it is AI-generated");
+    output.loses_mark().then(note)
+}
+
 /// The number of frames at rate `to` that are shown as long as `frames` at rate `from`, rounded up.
 fn frames_at_rate(frames: usize, from: FrameRate, to: FrameRate) -> usize {
     let ((from, from_seconds), (to, to_seconds)) = (from.fraction(), to.fraction());
@@ -431,6 +445,18 @@ mod tests {
         // The thread of the address releases its folder when it ends.
         let mut pauses = (0..3000).map(|_| std::thread::sleep(Duration::from_millis(10)));
         assert!(pauses.any(|()| OutputTarget::claim(&live).is_ok()), "the address has not ended");
+    }
+
+    #[test]
+    fn streams_without_the_mark_are_named_in_a_note() {
+        let note = |spec: &str| note_of_mark(&spec.parse().unwrap());
+        for stream in ["rtmp://127.0.0.1/live/a", "whip:http://127.0.0.1/a"] {
+            let note = note(stream).unwrap();
+            assert!(note.contains("127.0.0.1") && note.contains("AI mark"), "{note}");
+        }
+        for other in ["a.mp4", "a.y4m", "-", "frames/", "hls:live", "rtsp://127.0.0.1/a", "window"] {
+            assert_eq!(note(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl Error {
                 Report::missing(
                     format!("{output} cannot be written on this machine"),
                     format!("GStreamer has no H.264 encoder, none of {}", known.join(", ")),
-                    format!("install one with `sudo apt-get install {}`", H264Encoder::ALL[0].package()),
+                    format!("install one with `sudo apt-get install {}`", H264Encoder::X264.package()),
                 )
             }
             Self::NoFont { character, package } => Report::missing(

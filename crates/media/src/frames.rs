@@ -7,6 +7,7 @@
 //! Each chroma sample is the mean of 2x2 pixels, sited in their centre (`chroma_sample_loc_type` 1). Every sample is
 //! rounded once, from f32.
 
+use crate::Error;
 use ndarray::ArrayView3;
 use rayon::prelude::*;
 
@@ -27,10 +28,12 @@ pub struct I420Layout {
 }
 
 impl I420Layout {
-    /// Returns `None` unless both sides are even and positive.
+    /// Returns `None` unless both sides are even and positive, and the picture fits in memory.
     pub fn new(width: usize, height: usize) -> Option<Self> {
         let even = |side: usize| side > 0 && side.is_multiple_of(2);
-        (even(width) && even(height)).then_some(Self { width, height })
+        // Luma takes no more, and chroma less.
+        let fits = fits([width, height, 2]);
+        (even(width) && even(height) && fits).then_some(Self { width, height })
     }
 
     /// The planes of luma, Cb and Cr: the first byte, the stride, the bytes of a row without padding, the number of
@@ -59,12 +62,13 @@ impl I420Layout {
 
     /// Converts a frame `[3,H,W]` in -1..1 to I420.
     ///
-    /// # Panics
-    /// Panics if the frame has another size than the layout.
-    pub fn convert(self, frame: ArrayView3<'_, f32>) -> Vec<u8> {
-        assert_eq!(frame.dim(), (3, self.height, self.width), "a frame has the size of its layout");
+    /// # Errors
+    /// Returns an error if the frame has another shape than the layout.
+    pub fn convert(self, frame: ArrayView3<'_, f32>) -> Result<Vec<u8>, Error> {
+        check_shape(frame, [3, self.height, self.width])?;
         let frame = frame.as_standard_layout();
-        let samples = frame.as_slice().unwrap_or_else(|| unreachable!("the standard layout is contiguous"));
+        // The standard layout is contiguous.
+        let samples = frame.as_slice().unwrap_or_default();
         let plane = self.height * self.width;
         let colours: [&[f32]; 3] = std::array::from_fn(|c| &samples[c * plane..(c + 1) * plane]);
 
@@ -82,20 +86,38 @@ impl I420Layout {
                 luma_row(row(1), lower);
                 chroma_row(row(0), row(1), cb, cr);
             });
-        picture
+        Ok(picture)
     }
 }
 
 /// The memory layout of an RGB picture: rows padded to 4 bytes, the default of GStreamer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RgbLayout {
-    /// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
+    width: usize,
+    height: usize,
 }
 
 impl RgbLayout {
+    /// Returns `None` unless both sides are positive and the picture fits in memory.
+    pub fn new(width: usize, height: usize) -> Option<Self> {
+        (width > 0 && height > 0 && fits([width, height, 6])).then_some(Self { width, height })
+    }
+
+    /// Columns.
+    pub fn width(self) -> usize {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(self) -> usize {
+        self.height
+    }
+
+    /// Bytes of one picture.
+    pub fn bytes(self) -> usize {
+        self.height * self.stride()
+    }
+
     /// Bytes of a row with padding.
     pub fn stride(self) -> usize {
         (3 * self.width).next_multiple_of(4)
@@ -103,18 +125,31 @@ impl RgbLayout {
 
     /// Converts a frame `[3,H,W]` in -1..1 to RGB bytes, each rounded once.
     ///
-    /// # Panics
-    /// Panics if the frame has another size than the layout.
-    pub fn convert(self, frame: ArrayView3<'_, f32>) -> Vec<u8> {
-        assert_eq!(frame.dim(), (3, self.height, self.width), "a frame has the size of its layout");
-        let mut picture = vec![0; self.height * self.stride()];
+    /// # Errors
+    /// Returns an error if the frame has another shape than the layout.
+    pub fn convert(self, frame: ArrayView3<'_, f32>) -> Result<Vec<u8>, Error> {
+        check_shape(frame, [3, self.height, self.width])?;
+        let mut picture = vec![0; self.bytes()];
         picture.par_chunks_exact_mut(self.stride()).enumerate().for_each(|(y, row)| {
             for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().take(self.width).enumerate() {
                 *pixel = std::array::from_fn(|c| nearest((limit(frame[[c, y, x]]) * 0.5 + 0.5) * 255.0));
             }
         });
-        picture
+        Ok(picture)
     }
+}
+
+/// Returns true if a picture of these extents, with rows padded to 4 bytes, fits in the address space.
+fn fits(extents: [usize; 3]) -> bool {
+    // The padding adds at most 3 bytes to a row of at least one.
+    let bytes = extents.iter().chain([&4]).try_fold(1_usize, |bytes, extent| bytes.checked_mul(*extent));
+    bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
+}
+
+/// Checks the shape of a frame.
+pub(super) fn check_shape(frame: ArrayView3<'_, f32>, expected: [usize; 3]) -> Result<(), Error> {
+    let found: [usize; 3] = frame.dim().into();
+    if found == expected { Ok(()) } else { Err(Error::Shape { expected, found }) }
 }
 
 /// Clamps a sample to -1..1. NaN becomes -1.
@@ -170,7 +205,7 @@ mod tests {
     /// Luma, Cb and Cr of a 2x2 picture of one colour in -1..1.
     fn samples_of(colour: [f32; 3]) -> [u8; 3] {
         let frame = Array3::from_shape_fn((3, 2, 2), |(c, _, _)| colour[c]);
-        let picture = I420Layout::new(2, 2).unwrap().convert(frame.view());
+        let picture = I420Layout::new(2, 2).unwrap().convert(frame.view()).unwrap();
         assert_eq!(picture[0], picture[5]);
         [picture[0], picture[8], picture[12]]
     }
@@ -202,7 +237,7 @@ mod tests {
     fn chroma_is_the_mean_of_the_four_pixels_it_covers() {
         let mut frame = Array3::from_elem((3, 2, 4), -1.0);
         frame.slice_mut(ndarray::s![.., 1, 0]).assign(&arr1(&[1.0, -1.0, -1.0]));
-        let picture = I420Layout::new(4, 2).unwrap().convert(frame.view());
+        let picture = I420Layout::new(4, 2).unwrap().convert(frame.view()).unwrap();
         assert_eq!(picture[..8], [16, 16, 16, 16, 63, 16, 16, 16]);
         // A quarter of red's chroma on the left, none on the right; the padding stays 0.
         assert_eq!(picture[8..], [122, 128, 0, 0, 156, 128, 0, 0]);
@@ -215,7 +250,7 @@ mod tests {
             1 => f32::NAN,
             _ => (2 * y + x) as f32 / 127.5 - 1.0,
         });
-        let picture = RgbLayout { width: 2, height: 2 }.convert(frame.view());
+        let picture = RgbLayout::new(2, 2).unwrap().convert(frame.view()).unwrap();
         assert_eq!(picture, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 3, 0, 0]);
     }
 
@@ -242,6 +277,29 @@ mod tests {
         }
         assert_eq!(I420Layout::new(15, 16), None);
         assert_eq!(I420Layout::new(16, 0), None);
+    }
+
+    #[test]
+    fn frames_of_another_shape_are_errors() {
+        let (i420, rgb) = (I420Layout::new(4, 2).unwrap(), RgbLayout::new(4, 2).unwrap());
+        for shape in [(3, 2, 2), (3, 4, 4), (1, 2, 4), (4, 2, 4), (3, 0, 0), (0, 2, 4)] {
+            let frame = Array3::zeros(shape);
+            for error in [i420.convert(frame.view()).unwrap_err(), rgb.convert(frame.view()).unwrap_err()] {
+                let Error::Shape { expected: [3, 2, 4], found } = error else { panic!("{error}") };
+                assert_eq!(found, <[usize; 3]>::from(shape));
+            }
+        }
+    }
+
+    #[test]
+    fn pictures_that_no_memory_could_hold_have_no_layout() {
+        let huge = usize::MAX - 1;
+        for (width, height) in [(huge, 2), (2, huge), (huge, huge), (1 << 32, 1 << 32), (1 << 62, 4), (0, 0)]
+        {
+            assert_eq!(I420Layout::new(width, height), None, "{width}x{height}");
+            assert_eq!(RgbLayout::new(width, height), None, "{width}x{height}");
+        }
+        assert_eq!((RgbLayout::new(0, 2), RgbLayout::new(2, 0)), (None, None));
     }
 
     #[test]
@@ -282,7 +340,8 @@ mod tests {
             let frame = Array3::from_shape_vec((3, 4, 6), samples).unwrap();
             let strided = frame.view().permuted_axes([2, 1, 0]).as_standard_layout().into_owned();
             let layout = I420Layout::new(6, 4).unwrap();
-            prop_assert_eq!(layout.convert(strided.view().permuted_axes([2, 1, 0])), layout.convert(frame.view()));
+            let strided = layout.convert(strided.view().permuted_axes([2, 1, 0])).unwrap();
+            prop_assert_eq!(strided, layout.convert(frame.view()).unwrap());
         }
     }
 }

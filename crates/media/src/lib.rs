@@ -15,13 +15,13 @@
 //! * [`post_process`]: captions, logo, chroma key, another rate, audio.
 //! * Pipelines: [`encoder`] (encoders and their settings), [`plugins`] (installed elements and Debian packages),
 //!   [`tags`] (AI mark, model, seed), `pipeline` (the elements), `collect` (writers without a GStreamer element),
-//!   `whip` (a feature), `monitor` (bounded queue and stall detection), `mp4` (audio sync, index before the frames).
+//!   `whip` (a feature), `monitor` (bounded queue and stall detection), `stopping` (a bounded stop), `mp4` (audio sync, index before the frames).
 //! * [`clip_record`] (what repeats a clip, read from its file), `record_code` (its encoding), `matroska` (tags that
 //!   GStreamer cannot write).
 //! * Runs: `options`, `clip` (input format and results), `output` (one output), `outputs` (all outputs of a run),
 //!   `clip_writer` (outputs, post-processing and live address of one clip), `output_report` (results as JSON).
 //! * [`live`] (one address that always shows a picture), [`preview_files`] (PNGs of a run in progress),
-//!   `contact_sheet` (pictures of several clips in one PNG).
+//!   `contact_sheet` (pictures of several clips in one PNG), [`still`] (one picture).
 //!
 //! ```no_run
 //! # use media::{ClipFormat, OutputOptions, Outputs, OutputTarget, Tags};
@@ -73,6 +73,8 @@ mod sign;
 mod sound;
 mod spec;
 mod standard_output;
+pub mod still;
+mod stopping;
 pub mod tags;
 mod target;
 #[cfg(feature = "whip")]
@@ -93,3 +95,7 @@ pub use sign::SigningKey;
 pub use spec::{FileFormat, OutputSpec, Token};
 pub use tags::Tags;
 pub use target::{OutputTarget, check_signing, check_sound, notes};
+
+#[cfg(test)]
+#[path = "stalled_threads_tests.rs"]
+mod stalled_threads;

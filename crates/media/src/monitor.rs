@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 /// The most frames that are queued before the encoder.
 pub(super) const QUEUE: usize = 4;
 
-/// A timeout is split into this many intervals, all of which must pass without progress. A process that was suspended
+/// A timeout is split into at least this many intervals, all of which must pass without progress. A process that was suspended
 /// (Ctrl-Z, a closed lid) then loses one interval, not the whole timeout.
 const INTERVALS: u32 = 50;
+
+/// The longest interval, at which a wait checks whether the run was cancelled.
+const LONGEST_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The longest time without progress after the run was cancelled.
 const CANCELLED_TIMEOUT: Duration = Duration::from_secs(5);
@@ -171,6 +174,13 @@ impl PipelineMonitor {
         self.wait(|progress| progress.ended).map(drop)
     }
 
+    /// Waits until the end of the stream has passed a pipeline that has failed, at most for `limit`.
+    pub(super) fn wait_for_close(&self, limit: Duration) {
+        let ended = |progress: &mut Progress| !progress.ended;
+        let waited = self.moved.wait_timeout_while(self.progress(), limit, ended);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Waits for the error message of a pipeline that has failed.
     pub(super) fn wait_for_fault(&self) -> Halt {
         self.wait(|_| false).map_or_else(|halt| halt, |_| Halt::Stalled)
@@ -187,7 +197,7 @@ impl PipelineMonitor {
                 return Ok(progress);
             }
             let before = progress.movements;
-            let one = self.limit / INTERVALS;
+            let one = (self.limit / INTERVALS).min(LONGEST_INTERVAL);
             let (after, waited) =
                 self.moved.wait_timeout(progress, one).unwrap_or_else(PoisonError::into_inner);
             progress = after;

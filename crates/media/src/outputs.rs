@@ -1,6 +1,7 @@
 //! All outputs of one run. Each frame is converted once and pushed to every output that has not failed.
 
 use super::{Error, Output, OutputOptions, OutputSpec, OutputTarget, Remainder, SharedFrame, WrittenClip};
+use bundle::geometry::PixelSize;
 use ndarray::{Array3, ArrayView4};
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,8 +95,11 @@ impl Outputs {
                 break;
             }
             let (channels, height, width) = colours.dim();
-            let frame = SharedFrame::new(colours)
-                .ok_or(Error::Shape { expected: [3, height, width], found: [channels, height, width] })?;
+            let refused = match channels {
+                3 => Error::OddSize { size: PixelSize { width, height } },
+                _ => Error::Shape { expected: [3, height, width], found: [channels, height, width] },
+            };
+            let frame = SharedFrame::new(colours).ok_or(refused)?;
             self.push(&frame)?;
             self.missing = self.missing.map(|missing| missing - 1);
         }

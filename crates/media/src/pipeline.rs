@@ -5,7 +5,7 @@ use super::collect::{
     self, Collector, FolderStore, GifFile, HlsWriter, Pace, PngFolder, RtspServer, Unit, WebPFile,
 };
 use super::collect::{Y4mTarget, Y4mWriter};
-use super::encoder::{Purpose, vp9_settings};
+use super::encoder::{H264Encoder, Purpose, vp9_settings};
 use super::frames::{I420Layout, RgbLayout};
 use super::monitor::{Fault, PipelineMonitor};
 use super::plugins::{SoundEncoder, sound_encoder};
@@ -16,6 +16,7 @@ use super::target::Destination;
 #[cfg(feature = "whip")]
 use super::whip::WhipSender;
 use super::{ClipFormat, Error, FileFormat, OutputOptions, OutputSpec, OutputTarget};
+use bundle::Cancel;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
@@ -42,6 +43,8 @@ pub(super) struct OutputPipeline {
     pub(super) layout: PixelLayout,
     /// The progress of the pipeline.
     pub(super) monitor: Arc<PipelineMonitor>,
+    /// Ends the waits of the collector. Requested before a pipeline that has failed or stalled is stopped.
+    pub(super) closing: Cancel,
 }
 
 /// The elements after the stages.
@@ -63,7 +66,8 @@ impl OutputPipeline {
     ) -> Result<Self, Error> {
         let layout = layout(&target.spec);
         let monitor = PipelineMonitor::new(options.output_timeout, &options.cancel);
-        let builder = Builder { target, options, monitor: &monitor };
+        let closing = Cancel::new();
+        let builder = Builder { target, options, monitor: &monitor, closing: &closing };
         let source = builder.source(layout)?;
         let tail = builder.tail()?;
 
@@ -89,7 +93,7 @@ impl OutputPipeline {
             Some(muxer) if options.sound.is_some() => builder.add_sound(&pipeline, muxer)?,
             _ => None,
         };
-        Ok(Self { pipeline, source, sound, layout, monitor })
+        Ok(Self { pipeline, source, sound, layout, monitor, closing })
     }
 }
 
@@ -107,6 +111,7 @@ struct Builder<'a> {
     target: &'a OutputTarget,
     options: &'a OutputOptions,
     monitor: &'a Arc<PipelineMonitor>,
+    closing: &'a Cancel,
 }
 
 impl Builder<'_> {
@@ -238,8 +243,8 @@ impl Builder<'_> {
     fn rtmp(&self, url: &str) -> Result<Tail, Error> {
         let mut elements = self.h264(Purpose::Live)?;
         let encoder = name_of(&elements);
-        // openh264enc already has a parser.
-        if self.target.encoder.is_some_and(|encoder| encoder.parser().is_none()) {
+        // All but x264enc already have a parser.
+        if self.encoder()?.parser().is_none() {
             elements.push(self.element("h264parse", &[])?);
         }
         let muxer = self.element("flvmux", &[("streamable", "true".into())])?;
@@ -264,7 +269,8 @@ impl Builder<'_> {
         let OutputOptions { format, tags, .. } = self.options;
         let record = tags.encoded_record().map_err(|error| io::Error::other(error.to_string()))?;
         let size = format.size;
-        let rgb = RgbLayout { width: size.width, height: size.height };
+        let rgb = RgbLayout::new(size.width, size.height)
+            .ok_or_else(|| io::Error::other(format!("a picture cannot be {size}")))?;
         let y4m = |target| -> io::Result<Box<dyn Collector>> {
             let layout = I420Layout::new(size.width, size.height)
                 .ok_or_else(|| io::Error::other("the sides of the picture are not even"))?;
@@ -292,20 +298,45 @@ impl Builder<'_> {
                 Ok(Box::new(RtspServer::start(listener, &tags.comment().unwrap_or_else(|| "-".into()))?))
             }
             #[cfg(feature = "whip")]
-            (OutputSpec::Whip { url, token }, _) => Ok(Box::new(WhipSender::start(url, token.as_ref())?)),
-            (OutputSpec::File { path, .. }, Destination::Pipe { .. }) => y4m(Y4mTarget::Pipe(path.clone())),
+            (OutputSpec::Whip { url, token }, _) => {
+                Ok(Box::new(WhipSender::start(url, token.as_ref(), self.closing)?))
+            }
+            (OutputSpec::File { path, .. }, Destination::Pipe { .. }) => {
+                y4m(Y4mTarget::Pipe(path.clone(), self.closing.clone()))
+            }
             (_, Destination::File(file)) => y4m(Y4mTarget::File(file.open()?)),
-            _ => y4m(Y4mTarget::Stdout),
+            _ => y4m(Y4mTarget::Stdout(self.closing.clone())),
         }
     }
 
-    /// The H.264 encoder with its settings, and its parser.
+    /// The H.264 encoder for the size of the clip. WHIP has those that make its profile everywhere.
+    fn encoder(&self) -> Result<H264Encoder, Error> {
+        let only_software = matches!(self.target.spec, OutputSpec::Whip { .. });
+        let size = self.options.format.size;
+        match (H264Encoder::choose(&self.target.encoders, size, only_software), self.target.encoders.first())
+        {
+            (Some(encoder), _) => Ok(encoder),
+            (None, Some(first)) => Err(self.failed(
+                first.element(),
+                &format!(
+                    "it cannot be used for this output in {size}, and no other H.264 encoder is installed"
+                ),
+            )),
+            (None, None) => Err(Error::NoEncoder { output: self.target.spec.to_string() }),
+        }
+    }
+
+    /// The H.264 encoder with its settings, what converts frames for it, and its parser.
     fn h264(&self, purpose: Purpose) -> Result<Vec<gst::Element>, Error> {
-        let Some(encoder) = self.target.encoder else {
-            return Err(Error::NoEncoder { output: self.target.spec.to_string() });
-        };
-        let mut elements =
-            vec![self.element(encoder.element(), &encoder.settings(self.options.format.rate, purpose))?];
+        let encoder = self.encoder()?;
+        let mut elements = Vec::new();
+        if let Some(converter) = encoder.converter() {
+            let layout = self.element("capsfilter", &[])?;
+            layout.set_property("caps", gst::Caps::builder("video/x-raw").field("format", "NV12").build());
+            elements.extend([self.element(converter, &[])?, layout]);
+        }
+        let settings = encoder.settings(self.options.format.rate, purpose);
+        elements.push(self.element(encoder.element(), &settings)?);
         if let Some(parser) = encoder.parser() {
             elements.push(self.element(parser, &[])?);
         }
@@ -315,10 +346,13 @@ impl Builder<'_> {
     fn element(&self, name: &str, settings: &[(&str, String)]) -> Result<gst::Element, Error> {
         let element = gst::ElementFactory::make(name).build().map_err(|error| self.failed(name, &error))?;
         for (setting, value) in settings {
-            if element.find_property(setting).is_none() {
+            let Some(property) = element.find_property(setting) else {
                 return Err(self.failed(name, &format!("it has no property {setting}")));
-            }
-            element.set_property_from_str(setting, value);
+            };
+            let value = gst::glib::Value::deserialize_with_pspec(value, &property).map_err(|error| {
+                self.failed(name, &format!("its property {setting} cannot be {value}: {error}"))
+            })?;
+            element.set_property_from_value(setting, &value);
         }
         Ok(element)
     }
@@ -339,7 +373,9 @@ impl Builder<'_> {
     }
 }
 
-fn name_of(encoder: &[gst::Element]) -> String {
-    let factory = encoder.first().and_then(|element| element.factory());
-    factory.map_or_else(String::new, |factory| factory.name().to_string())
+/// The name of the encoder among the elements up to its parser.
+fn name_of(elements: &[gst::Element]) -> String {
+    let mut factories = elements.iter().filter_map(|element| element.factory());
+    let encoder = factories.find(|factory| factory.has_type(gst::ElementFactoryType::ENCODER));
+    encoder.map_or_else(String::new, |factory| factory.name().to_string())
 }

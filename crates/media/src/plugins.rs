@@ -1,7 +1,8 @@
 //! Installed GStreamer elements, and the Debian packages of missing ones.
 
-use super::encoder::H264Encoder;
+use super::encoder::{H264Encoder, Purpose};
 use super::{Error, FileFormat, OutputSpec};
+use bundle::units::FrameRate;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 
@@ -113,16 +114,16 @@ pub(super) fn decoder_package(media_type: &str) -> &'static str {
 pub struct Survey {
     /// Version of the GStreamer library, like `GStreamer 1.22.0`.
     pub version: String,
-    /// The H.264 encoder, if one is installed.
-    pub encoder: Option<H264Encoder>,
+    /// The H.264 encoders that can be used, best first.
+    pub encoders: Vec<H264Encoder>,
 }
 
 impl Survey {
-    /// Checks that an output can be written. Returns its H.264 encoder, if it needs one.
+    /// Checks that an output can be written. Returns the H.264 encoders, best first, if it needs one.
     ///
     /// # Errors
     /// Returns an error with the missing elements and their packages.
-    pub fn ready(&self, spec: &OutputSpec) -> Result<Option<H264Encoder>, Error> {
+    pub fn ready(&self, spec: &OutputSpec) -> Result<Vec<H264Encoder>, Error> {
         self.ready_with(spec, installed)
     }
 
@@ -130,14 +131,15 @@ impl Survey {
         &self,
         spec: &OutputSpec,
         installed: impl Fn(&str) -> bool,
-    ) -> Result<Option<H264Encoder>, Error> {
+    ) -> Result<Vec<H264Encoder>, Error> {
         let elements = missing(elements(spec), installed);
         if !elements.is_empty() {
             return Err(Error::MissingElements { output: spec.to_string(), elements });
         }
-        match self.encoder {
-            None if needs_h264(spec) => Err(Error::NoEncoder { output: spec.to_string() }),
-            encoder => Ok(encoder.filter(|_| needs_h264(spec))),
+        match &self.encoders {
+            _ if !needs_h264(spec) => Ok(Vec::new()),
+            none if none.is_empty() => Err(Error::NoEncoder { output: spec.to_string() }),
+            encoders => Ok(encoders.clone()),
         }
     }
 }
@@ -148,7 +150,34 @@ impl Survey {
 /// Returns an error if GStreamer cannot be initialized.
 pub fn survey() -> Result<Survey, Error> {
     gst::init().map_err(|error| Error::NoGStreamer { why: error.to_string() })?;
-    Ok(Survey { version: gst::version_string().to_string(), encoder: H264Encoder::choose(installed) })
+    let ranks = std::env::var(RANKS).unwrap_or_default();
+    let mut encoders = H264Encoder::installed(installed);
+    encoders.retain(|encoder| !is_hidden(&ranks, encoder.element()) && accepts_its_settings(*encoder));
+    Ok(Survey { version: gst::version_string().to_string(), encoders })
+}
+
+/// GStreamer's variable with ranks of elements, such as `nvcudah264enc:NONE,vah264enc:NONE`.
+const RANKS: &str = "GST_PLUGIN_FEATURE_RANK";
+
+/// Returns true if the variable gives an element the lowest rank: then it is not used.
+fn is_hidden(ranks: &str, element: &str) -> bool {
+    // The last entry counts.
+    let mut ranks = ranks.split(',').rev().filter_map(|entry| entry.split_once(':'));
+    let rank = ranks.find(|(name, _)| name.trim() == element);
+    rank.is_some_and(|(_, rank)| rank.trim() == "0" || rank.trim().eq_ignore_ascii_case("none"))
+}
+
+/// Returns false for an encoder of hardware whose device lacks a setting that is needed.
+fn accepts_its_settings(encoder: H264Encoder) -> bool {
+    if !encoder.is_hardware() {
+        return true;
+    }
+    let Ok(element) = gst::ElementFactory::make(encoder.element()).build() else { return false };
+    let settings = encoder.settings(FrameRate::WAN, Purpose::File);
+    settings.iter().all(|(name, value)| {
+        let property = element.find_property(name);
+        property.is_some_and(|property| gst::glib::Value::deserialize_with_pspec(value, &property).is_ok())
+    })
 }
 
 /// Returns true if an element is installed and its library can be loaded.
@@ -171,16 +200,17 @@ fn missing(
 mod tests {
     use super::*;
 
-    fn ready(spec: &str, elements: &[&str]) -> Result<Option<H264Encoder>, Error> {
+    fn ready(spec: &str, elements: &[&str]) -> Result<Vec<H264Encoder>, Error> {
         let installed = |element: &str| elements.contains(&element);
-        let survey = Survey { version: "GStreamer 1.22.0".into(), encoder: H264Encoder::choose(installed) };
+        let survey =
+            Survey { version: "GStreamer 1.22.0".into(), encoders: H264Encoder::installed(installed) };
         survey.ready_with(&spec.parse().unwrap(), installed)
     }
 
     #[test]
     fn missing_elements_are_reported_with_their_packages() {
         insta::assert_snapshot!(ready("a.mp4", &["appsink", "filesink", "x264enc"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no appsrc, mp4mux (install it with `sudo apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-good`)");
-        insta::assert_snapshot!(ready("a.mp4", &["appsrc", "appsink", "mp4mux", "filesink"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no H.264 encoder, none of x264enc, openh264enc (install one with `sudo apt-get install gstreamer1.0-plugins-ugly`)");
+        insta::assert_snapshot!(ready("a.mp4", &["appsrc", "appsink", "mp4mux", "filesink"]).unwrap_err(), @"a.mp4 cannot be written on this machine: GStreamer has no H.264 encoder, none of nvcudah264enc, vah264enc, vaapih264enc, x264enc, openh264enc (install one with `sudo apt-get install gstreamer1.0-plugins-ugly`)");
         insta::assert_snapshot!(
             ready("rtmp://a/b/c", &["appsrc", "appsink", "flvmux", "x264enc"]).unwrap_err(),
             @"rtmp://a/b/c cannot be written on this machine: GStreamer has no h264parse, rtmp2sink (install it with `sudo apt-get install gstreamer1.0-plugins-bad`)"
@@ -190,11 +220,27 @@ mod tests {
     #[test]
     fn only_h264_outputs_need_an_h264_encoder() {
         let all = ["appsrc", "appsink", "mp4mux", "filesink", "vp9enc", "webmmux"];
-        assert_eq!(ready("a.webm", &all).unwrap(), None);
-        assert_eq!(ready("a.gif", &all).unwrap(), None);
+        assert_eq!(ready("a.webm", &all).unwrap(), []);
+        assert_eq!(ready("a.gif", &all).unwrap(), []);
         assert!(ready("a.mp4", &all).is_err());
         let with_encoder = [&all[..], &["x264enc"]].concat();
-        assert_eq!(ready("a.mp4", &with_encoder).unwrap(), Some(H264Encoder::X264));
-        assert_eq!(ready("a.webm", &with_encoder).unwrap(), None);
+        assert_eq!(ready("a.mp4", &with_encoder).unwrap(), [H264Encoder::X264]);
+        assert_eq!(ready("a.webm", &with_encoder).unwrap(), []);
+    }
+
+    #[test]
+    fn elements_with_the_lowest_rank_are_hidden() {
+        let ranks = "nvcudah264enc:NONE, vah264enc : none,x264enc:0,openh264enc:PRIMARY,vaapih264enc:MAX,vaapih264enc:NONE";
+        for (element, hidden) in [
+            ("nvcudah264enc", true),
+            ("vah264enc", true),
+            ("x264enc", true),
+            ("openh264enc", false),
+            ("vaapih264enc", true),
+            ("nvh264enc", false),
+        ] {
+            assert_eq!(is_hidden(ranks, element), hidden, "{element}");
+        }
+        assert!(!is_hidden("", "x264enc") && !is_hidden("x264enc", "x264enc"));
     }
 }

@@ -99,11 +99,11 @@ impl PreviewFiles {
     /// Writes the preview `[3,h,w]` in -1..1 of step `step` of `steps`, counted from 1.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be written.
+    /// Returns an error if the frame is not `[3,h,w]`, or if the file cannot be written.
     pub fn write(&self, step: usize, steps: usize, frame: ArrayView3<'_, f32>) -> Result<(), Error> {
         let path = self.path_of(step, steps);
         let failed = |why: String| Error::PreviewFile { path: path.clone(), why };
-        let pixels = resized(frame, self.size);
+        let pixels = resized(frame, self.size)?;
         let about = format!("{COMMENT}: step {step} of {steps}");
         let file = encoded(&pixels, self.size, &about, &[]).map_err(|error| failed(error.to_string()))?;
         replace(&path, &file).map_err(|error| failed(error.to_string()))
@@ -161,16 +161,27 @@ pub(crate) fn encoded(
 }
 
 /// Resizes a frame `[3,h,w]` in -1..1 and converts it to 8-bit RGB.
-pub fn resized(frame: ArrayView3<'_, f32>, size: PixelSize) -> Vec<u8> {
-    let colours = resized_colours(frame, size);
-    colours.permuted_axes([1, 2, 0]).iter().copied().map(byte).collect()
+///
+/// # Errors
+/// The errors of [`resized_colours`].
+pub fn resized(frame: ArrayView3<'_, f32>, size: PixelSize) -> Result<Vec<u8>, Error> {
+    let colours = resized_colours(frame, size)?;
+    Ok(colours.permuted_axes([1, 2, 0]).iter().copied().map(byte).collect())
 }
 
 /// Resizes a frame `[3,h,w]` to `[3,H,W]`: bilinear, with aligned pixel centres.
-pub fn resized_colours(frame: ArrayView3<'_, f32>, size: PixelSize) -> Array3<f32> {
-    let (_, height, width) = frame.dim();
+///
+/// # Errors
+/// Returns an error if the frame has not three channels or no pixels, or if no memory could hold the result.
+pub fn resized_colours(frame: ArrayView3<'_, f32>, size: PixelSize) -> Result<Array3<f32>, Error> {
+    let (channels, height, width) = frame.dim();
+    let fits = size.width <= PixelSize::MAX_SIDE && size.height <= PixelSize::MAX_SIDE;
+    if channels != 3 || height == 0 || width == 0 || !fits {
+        let (expected, found) = ([3, size.height, size.width], [channels, height, width]);
+        return Err(Error::Shape { expected, found });
+    }
     if (width, height) == (size.width, size.height) {
-        return frame.to_owned();
+        return Ok(frame.to_owned());
     }
     let (rows, columns) = (taps(height, size.height), taps(width, size.width));
     let mut resized = Array3::zeros((3, size.height, size.width));
@@ -186,7 +197,7 @@ pub fn resized_colours(frame: ArrayView3<'_, f32>, size: PixelSize) -> Array3<f3
             }
         }
     }
-    resized
+    Ok(resized)
 }
 
 /// Two neighbouring samples and the weight of the second.
@@ -335,11 +346,21 @@ mod tests {
     #[test]
     fn resizing_keeps_levels_and_does_nothing_at_the_same_size() {
         let ramp = Array3::from_shape_fn((3, 1, 2), |(_, _, x)| x as f32 * 2.0 - 1.0);
-        let row: Vec<u8> = resized(ramp.view(), SIZE).chunks(3).map(|pixel| pixel[0]).collect();
+        let row: Vec<u8> = resized(ramp.view(), SIZE).unwrap().chunks(3).map(|pixel| pixel[0]).collect();
         assert_eq!(row, [0, 64, 191, 255, 0, 64, 191, 255]);
-        let same = resized(ramp.view(), PixelSize { width: 2, height: 1 });
+        let same = resized(ramp.view(), PixelSize { width: 2, height: 1 }).unwrap();
         assert_eq!(same, [0, 0, 0, 255, 255, 255]);
         let beyond = Array3::from_shape_fn((3, 1, 1), |(c, _, _)| [7.0, -7.0, f32::NAN][c]);
-        assert_eq!(resized(beyond.view(), PixelSize { width: 1, height: 1 }), [255, 0, 0]);
+        assert_eq!(resized(beyond.view(), PixelSize { width: 1, height: 1 }).unwrap(), [255, 0, 0]);
+    }
+
+    #[test]
+    fn frames_without_pixels_or_with_other_channels_are_errors() {
+        for shape in [(3, 0, 2), (3, 2, 0), (0, 2, 2), (1, 1, 2), (4, 2, 4)] {
+            let refused = resized(Array3::zeros(shape).view(), SIZE);
+            assert!(matches!(refused, Err(Error::Shape { expected: [3, 2, 4], .. })), "{shape:?}");
+        }
+        let huge = PixelSize { width: usize::MAX, height: 2 };
+        assert!(matches!(resized(frame(0.0).view(), huge), Err(Error::Shape { .. })));
     }
 }

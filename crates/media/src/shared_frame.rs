@@ -30,7 +30,7 @@ struct Samples {
 }
 
 impl SharedFrame {
-    /// A frame `[3,H,W]` in -1..1. Returns `None` if a side is odd.
+    /// A frame `[3,H,W]` in -1..1. Returns `None` if a side is odd or zero, or if there are not three channels.
     pub fn new(colours: Array3<f32>) -> Option<Self> {
         let (channels, height, width) = colours.dim();
         let video = I420Layout::new(width, height).filter(|_| channels == 3)?;
@@ -63,11 +63,13 @@ impl SharedFrame {
             return Some(buffer.copy());
         }
         let colours = colours.as_ref()?.view();
-        let convert = || match layout {
+        // The size was taken from the colours.
+        let samples = match layout {
             PixelLayout::I420 => video.convert(colours),
-            PixelLayout::Rgb => RgbLayout { width: *width, height: *height }.convert(colours),
+            PixelLayout::Rgb => RgbLayout::new(*width, *height)?.convert(colours),
         };
-        Some(converted.get_or_init(|| gst::Buffer::from_slice(convert())).copy())
+        let samples = samples.ok()?;
+        Some(converted.get_or_init(|| gst::Buffer::from_slice(samples)).copy())
     }
 }
 

@@ -5,7 +5,8 @@ use bundle::Field;
 use std::path::{Path, PathBuf};
 
 /// A certificate chain and its private key, both as PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SigningKey {
     /// The certificate chain, leaf first.
     pub certificate: PathBuf,

@@ -73,7 +73,9 @@ impl FileFormat {
 /// assert!(error.to_string().contains(".mp4, .webm, .mkv"));
 /// # Ok::<(), bundle::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// In files it is the text that a user writes; the token of a `whip:` address is not written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum OutputSpec {
     /// A file. The extension selects the format.
     File {
@@ -162,6 +164,12 @@ const RTSP_PORT: &str = "8554";
 const STANDARD_OUTPUT_PATHS: [&str; 3] = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
 impl OutputSpec {
+    /// Returns true for a stream to a server whose protocol has no place for the AI mark. GStreamer writes only the title
+    /// into the metadata of RTMP, and WHIP has no metadata.
+    pub fn loses_mark(&self) -> bool {
+        matches!(self, Self::Rtmp { .. } | Self::Whip { .. })
+    }
+
     /// Returns true if viewers watch the output while it is written, so that it is paced in real time.
     pub fn is_live(&self) -> bool {
         match self {
@@ -195,6 +203,19 @@ impl OutputSpec {
             Self::Whip { url, token: None } => Self::Whip { url, token: token.cloned() },
             other => other,
         }
+    }
+}
+
+impl TryFrom<String> for OutputSpec {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<OutputSpec> for String {
+    fn from(output: OutputSpec) -> Self {
+        output.to_string()
     }
 }
 

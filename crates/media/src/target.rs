@@ -20,8 +20,8 @@ use std::sync::Arc;
 pub struct OutputTarget {
     pub(super) spec: OutputSpec,
     pub(super) destination: Destination,
-    /// The encoder, if the output has H.264 in it.
-    pub(super) encoder: Option<H264Encoder>,
+    /// The encoders that can be used, best first, if the output has H.264 in it.
+    pub(super) encoders: Vec<H264Encoder>,
 }
 
 /// The resource that a target holds.
@@ -52,7 +52,7 @@ impl OutputTarget {
         if matches!(spec, OutputSpec::Whip { .. }) && !cfg!(feature = "whip") {
             return Err(Error::NotBuilt { what: spec.to_string(), feature: "whip" });
         }
-        let encoder = survey()?.ready(spec)?;
+        let encoders = survey()?.ready(spec)?;
         let destination = match spec {
             OutputSpec::File { path, format: FileFormat::Y4m } if is_pipe(path) => {
                 Destination::Pipe { _lock: Arc::new(PipeLock::lock(path)?) }
@@ -69,7 +69,7 @@ impl OutputTarget {
             OutputSpec::Window => open_screen(spec).map(|()| Destination::Remote)?,
             _ => Destination::Remote,
         };
-        Ok(Self { spec: spec.clone(), destination, encoder })
+        Ok(Self { spec: spec.clone(), destination, encoders })
     }
 
     /// Claims each of several outputs.

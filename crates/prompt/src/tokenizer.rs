@@ -54,6 +54,16 @@ pub struct Cut {
     pub after: String,
 }
 
+impl Cut {
+    /// The warning for the user. `which` names the prompt.
+    pub fn warning(&self, which: &str) -> String {
+        format!(
+            "the {which} is longer than {} tokens; {} tokens are cut off at the bar: …{} | {}…",
+            TEXT_ROWS, self.dropped, self.before, self.after
+        )
+    }
+}
+
 impl PromptTokenizer {
     /// Opens a `tokenizer.json`. Truncation and padding settings of the file are ignored.
     ///

@@ -5,10 +5,10 @@ use bundle::geometry::PixelSize;
 use bundle::manifest::Component;
 use bundle::preview::LatentToRgb;
 use bundle::units::Seed;
-use engines::{Cancel, residency};
+use engines::{Cancel, MemoryBudgets};
 use ndarray::{Array4, Axis, concatenate};
 use runtime::job::{self, JobEvent};
-use runtime::memory_plan;
+use runtime::memory_plan::{MemoryPlan, MemoryRequest};
 use runtime::model::Model;
 use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
@@ -34,13 +34,13 @@ const STEPS: usize = 10;
 const FRAMES: usize = 17;
 
 /// Generates `clips` clips of `size`, by default the bundle's, and fits the map to them. `on_clip` is called before
-/// each clip.
+/// each clip. `budgets` limits the memory.
 ///
 /// # Errors
 /// A clip does not fit into memory, the pipeline fails, or the run is cancelled.
 pub fn fit_preview_map(
     model: &Model,
-    mode: residency::Mode,
+    budgets: &MemoryBudgets,
     clips: usize,
     size: Option<PixelSize>,
     cancel: &Cancel,
@@ -48,7 +48,7 @@ pub fn fit_preview_map(
 ) -> Result<LatentToRgb, Error> {
     let manifest = model.manifest();
     let mut fit = ColourFit::new(manifest.vae.latent_channels);
-    let mut pipeline = Pipeline::new(model, mode);
+    let mut pipeline = Pipeline::new(model);
     for (clip, prompt) in PROMPTS.iter().cycle().take(clips).enumerate() {
         on_clip(clip + 1, prompt);
         let steps = manifest.defaults.steps.value.min(STEPS);
@@ -59,7 +59,8 @@ pub fn fit_preview_map(
             ..GenerateRequest::new(*prompt, Seed(clip as u64))
         };
         let plan = GenerationPlan::new(manifest, &request)?;
-        memory_plan::residency_mode(manifest, &plan)?;
+        let memory = MemoryRequest { budgets: budgets.clone(), ..MemoryRequest::new(model.variant()) };
+        MemoryPlan::new(manifest, &plan, &memory.measured())?;
         let (mut latent, mut chunks) = (Arc::new(Array4::zeros((0, 0, 0, 0))), Vec::new());
         job::generate(&mut pipeline, &plan, cancel, &mut |event| {
             match event {

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use calibration::observe::set::{CalibrationSet, Sample};
-use engines::{Cancel, residency};
+use engines::Cancel;
 use ndarray::{Array1, Axis, stack};
 use prompt::PromptTokenizer;
 use runtime::denoise::{Conditioning, Generator, RotaryTables};
@@ -19,7 +19,6 @@ use std::sync::Arc;
 /// The pipeline fails, the run is cancelled, the set cannot be written, or `on_step` returns an error.
 pub fn record(
     model: &Model,
-    mode: residency::Mode,
     plans: &[GenerationPlan],
     set: &CalibrationSet,
     cancel: &Cancel,
@@ -27,18 +26,16 @@ pub fn record(
 ) -> Result<(), Error> {
     model.check_parts(false)?;
     let tokenizer = PromptTokenizer::open(&model.bundle().tokenizer())?;
-    let mut generator = Generator::new(model, mode);
+    let generator = Generator::new(model);
+    let encoder = TextEncoder::open(model)?;
     for (index, plan) in plans.iter().enumerate().filter(|(index, _)| !set.has(*index)) {
         let mut ids = Vec::new();
         let texts = [Some(&plan.prompt), plan.is_guided().then_some(&plan.negative)];
         for text in texts.into_iter().flatten() {
             ids.push(Array1::from(tokenizer.encode(&prompt::clean(text))?.ids));
         }
-        // Opened for each clip and closed before the expert opens, which needs the memory.
-        let mut encoder = TextEncoder::open(model)?;
         let prompt = encoder.encode(&plan.prompt, cancel)?;
         let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;
-        drop(encoder);
 
         let mut latents = vec![seeded_noise(plan)];
         let mut timesteps = Vec::new();

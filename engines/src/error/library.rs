@@ -52,6 +52,16 @@ pub enum LibraryError {
         /// The library's message.
         why: String,
     },
+    /// The library offers no device of its CPU provider.
+    NoCpuDevice {
+        /// The providers of the devices that it offers.
+        found: Vec<String>,
+    },
+    /// The library offers several devices as those of its CPU provider.
+    SeveralCpuDevices {
+        /// Their number.
+        count: usize,
+    },
 }
 
 impl Diagnose for LibraryError {
@@ -93,6 +103,16 @@ impl Diagnose for LibraryError {
                 "ONNX Runtime does not start",
                 why.clone(),
                 "use the version that `make setup` in the checkout gets",
+            ),
+            Self::NoCpuDevice { found } => Report::missing(
+                "ONNX Runtime offers no CPU device",
+                format!("CPUExecutionProvider is not among the providers of its devices: {}", list(found)),
+                "use the ONNX Runtime that `make setup` in the checkout gets, and name its file with `onnx_runtime`",
+            ),
+            Self::SeveralCpuDevices { count } => Report::missing(
+                "ONNX Runtime offers more than one CPU device",
+                format!("{count} devices are named CPUExecutionProvider, and a graph runs on one"),
+                "remove plug-ins that use this name, and use the ONNX Runtime that `make setup` in the checkout gets",
             ),
         }
     }

@@ -2,15 +2,17 @@
 
 mod graph;
 mod library;
+mod provider;
 mod tensor;
 
 pub use graph::GraphError;
 pub use library::LibraryError;
+pub use provider::ProviderError;
 pub use tensor::TensorError;
 
-use crate::Provider;
+use crate::{Device, PlacementRequest};
 use bundle::units::ByteCount;
-use bundle::{Diagnose, ErrorClass, Field, Report};
+use bundle::{Diagnose, ErrorClass, Report};
 
 /// An error of loading ONNX Runtime, opening or running a graph, or planning memory.
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +26,8 @@ pub enum Error {
     Contract(#[from] bundle::Error),
     /// The tensors of a run do not match its graph.
     Tensor(#[from] TensorError),
-    /// This version cannot run graphs on the provider.
-    NoGraphsForProvider {
-        /// The provider.
-        provider: Provider,
-    },
+    /// A device cannot be used.
+    Provider(#[from] ProviderError),
     /// ONNX Runtime refuses the inputs of a run.
     RunRefused {
         /// The graph.
@@ -47,16 +46,40 @@ pub enum Error {
     OutOfMemory {
         /// The graph.
         graph: String,
+        /// The device whose memory is short. A graph on another device may also run out of the memory of the CPU.
+        device: Device,
         /// Size of the failed allocation, if known.
         requested: Option<ByteCount>,
+    },
+    /// A session does not fit the memory budget of its device.
+    NoRoom {
+        /// The component.
+        component: String,
+        /// The device.
+        device: Device,
+        /// What the session needs.
+        needed: ByteCount,
+        /// The memory that may be used.
+        budget: ByteCount,
+        /// What other sessions use.
+        charged: ByteCount,
+        /// The part of it that belongs to results of closed sessions.
+        held: ByteCount,
+    },
+    /// A thread asks for a session while it has one.
+    SecondLease {
+        /// The component.
+        component: String,
     },
     /// The run was cancelled.
     Cancelled {
         /// The graph.
         graph: String,
     },
-    /// The plan needs more memory than the budget.
+    /// The plan needs more memory of a device than its budget.
     DoesNotFit {
+        /// The device.
+        device: Device,
         /// The predicted peak.
         needed: ByteCount,
         /// The memory that may be used.
@@ -69,13 +92,15 @@ pub enum Error {
 }
 
 /// A change that would make a plan fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
     /// Keep one component in memory at a time, with this peak.
     OneAtATime(ByteCount),
+    /// Place a component on another device, which has room for it.
+    Place(PlacementRequest),
     /// A smaller frame size or fewer frames: the weights fit, the activations do not.
     SmallerClip,
-    /// More memory: the weights of a single component are too large.
+    /// More memory: the weights of a single component are too large for the device.
     MoreMemory,
 }
 
@@ -86,12 +111,7 @@ impl Diagnose for Error {
             Self::Graph(error) => error.report(),
             Self::Contract(error) => error.report(),
             Self::Tensor(error) => error.report(),
-            Self::NoGraphsForProvider { provider } => Report::bad_input(
-                format!("{} {provider} cannot be used", Field::Provider),
-                "this version runs graphs on the CPU only; graphs for CUDA can only be exported",
-                "use `provider` cpu, or leave it out",
-            )
-            .about(Field::Provider),
+            Self::Provider(error) => error.report(),
             Self::RunRefused { graph, why } => {
                 Report::bug(format!("ONNX Runtime refuses the inputs of the graph {graph}"), why.clone())
             }
@@ -101,12 +121,29 @@ impl Diagnose for Error {
                 "check the bundle with `rushes inspect` and `verify`; if it is whole, report this message with the model and \
                  the size of the clip",
             ),
-            Self::OutOfMemory { graph, requested } => Report::new(
+            Self::OutOfMemory { graph, device, requested } => Report::new(
                 ErrorClass::DoesNotFit,
-                format!("the graph {graph} ran out of memory"),
+                format!("the graph {graph} ran out of memory on {device}"),
                 requested
                     .map_or("an allocation failed".into(), |bytes| format!("{bytes} could not be allocated")),
-                "use a smaller `size`, fewer `frames` or `residency` one, or end other programs",
+                format!(
+                    "use a smaller `size`, fewer `frames` or `residency` one, or end other programs{}",
+                    if *device == Device::CPU { String::new() } else { format!(" that use {device}") }
+                ),
+            ),
+            Self::NoRoom { component, device, needed, budget, charged, held } => Report::new(
+                ErrorClass::DoesNotFit,
+                format!("{component} needs {needed} on {device}, and {budget} may be used"),
+                match (charged.0, held.0) {
+                    (0, _) => "nothing else is open there".into(),
+                    (_, 0) => format!("{charged} are in use by what cannot be closed"),
+                    _ => format!("{charged} are in use, {held} of them by results that are not written yet"),
+                },
+                "use a smaller `size` or fewer `frames`, or raise `memory_budget`",
+            ),
+            Self::SecondLease { component } => Report::bug(
+                format!("{component} cannot be used"),
+                "the thread has another session, and may have one at a time",
             ),
             Self::Cancelled { graph } => Report::new(
                 ErrorClass::Interrupted,
@@ -114,20 +151,21 @@ impl Diagnose for Error {
                 "it was cancelled",
                 "run the command again",
             ),
-            Self::DoesNotFit { needed, budget, largest, remedy } => Report::new(
+            Self::DoesNotFit { device, needed, budget, largest, remedy } => Report::new(
                 ErrorClass::DoesNotFit,
-                format!("{needed} are needed and {budget} may be used"),
+                format!("{needed} are needed on {device} and {budget} may be used"),
                 format!(
                     "the largest parts are {}",
                     list(largest.iter().map(|(name, bytes)| format!("{name} {bytes}")))
                 ),
                 match remedy {
                     Remedy::OneAtATime(peak) => format!("use `residency` one, which needs {peak}"),
+                    Remedy::Place(request) => format!("use `place` {request}, where it fits"),
                     Remedy::SmallerClip => {
                         "use a smaller `size` or fewer `frames`, or raise `memory_budget`".into()
                     }
                     Remedy::MoreMemory => {
-                        "raise `memory_budget` if the machine has more, or use a smaller model".into()
+                        "raise `memory_budget` if the device has more, or use a smaller model".into()
                     }
                 },
             ),

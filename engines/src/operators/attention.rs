@@ -3,7 +3,7 @@
 use super::OperatorContext;
 use super::tensors::{
     Input, SessionThreads, attribute, count, infer, input, known_last_extent, operator_error, output,
-    required_inputs, required_outputs, size_error,
+    product, required_inputs, required_outputs, size_error,
 };
 use half::bf16;
 use kernels::{Attention, Columns, Heads, Rotary, Scratch, ValueProduct};
@@ -29,7 +29,7 @@ struct AttentionSettings {
 impl AttentionSettings {
     fn heads(&self, total: usize) -> ort::Result<Heads> {
         match total.checked_div(self.heads) {
-            Some(width) if width * self.heads == total => Ok(Heads { count: self.heads, width }),
+            Some(width) if width * self.heads == total => Heads::new(self.heads, width).map_err(size_error),
             _ => Err(operator_error(format!("{} heads do not divide a width of {total}", self.heads))),
         }
     }
@@ -94,13 +94,18 @@ impl Kernel for SelfAttentionKernel {
         let [qkv, query_gain, key_gain, cos, sin] = &inputs;
         let [batch, rows, wide] = qkv.shape()?;
         let total = wide / 3;
+        if total * 3 != wide {
+            return Err(operator_error(format!(
+                "queries, keys and values have {wide} columns, not three times as many as one of them"
+            )));
+        }
         let heads = self.0.heads(total)?;
+        let [of_inputs, of_outputs] =
+            [product("qkv", &[rows, wide])?, product("the result", &[rows, total])?];
         let mut to = output(context, 0, &[batch, rows, total])?;
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
         let qkv = qkv.slice::<bf16>()?;
-        for (qkv, to) in
-            qkv.chunks_exact((rows * wide).max(1)).zip(to.chunks_exact_mut((rows * total).max(1)))
-        {
+        for (qkv, to) in qkv.chunks_exact(of_inputs.max(1)).zip(to.chunks_exact_mut(of_outputs.max(1))) {
             let columns = |index| Columns::new(qkv, wide, index * total, total).map_err(size_error);
             let attention = Attention {
                 heads,
@@ -160,14 +165,26 @@ impl Kernel for CrossAttentionKernel {
             input(context, 4)?,
         ];
         let [q, text, query_gain, key_gain, bias] = &inputs;
-        let ([batch, rows, total], [_, keys, wide]) = (q.shape()?, text.shape::<3>()?);
+        let ([batch, rows, total], [texts, keys, wide]) = (q.shape()?, text.shape::<3>()?);
         let heads = self.0.heads(total)?;
+        if total.checked_mul(2) != Some(wide) {
+            return Err(operator_error(format!(
+                "keys and values have {wide} columns for queries of {total}"
+            )));
+        }
+        let bias_shape = bias.shape::<2>()?;
+        if texts != batch || bias_shape != [batch, keys] {
+            return Err(operator_error(format!(
+                "queries are a batch of {batch}, the text is a batch of {texts} with {keys} keys, and the bias is {bias_shape:?}"
+            )));
+        }
+        let of_queries = product("q", &[rows, total])?.max(1);
+        let of_text = product("the text", &[keys, wide])?.max(1);
         let mut to = output(context, 0, &[batch, rows, total])?;
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;
         let (q, text, bias) = (q.slice::<bf16>()?, text.slice::<bf16>()?, bias.slice::<f32>()?);
-        let query_batches =
-            q.chunks_exact((rows * total).max(1)).zip(to.chunks_exact_mut((rows * total).max(1)));
-        let text_batches = text.chunks_exact((keys * wide).max(1)).zip(bias.chunks_exact(keys.max(1)));
+        let query_batches = q.chunks_exact(of_queries).zip(to.chunks_exact_mut(of_queries));
+        let text_batches = text.chunks_exact(of_text).zip(bias.chunks_exact(keys.max(1)));
         for ((q, to), (text, bias)) in query_batches.zip(text_batches) {
             let attention = Attention {
                 heads,

@@ -78,18 +78,20 @@ impl Kernel for ConvolutionKernel {
         let (history, residual) = (optional(context, 5)?, optional(context, 6)?);
         let [frames, height, width, wide] = quantized.shape()?;
         let [taps, outputs] = sums.shape()?;
-        let channels = wide / (1 + usize::from(self.transform.splits_frames));
+        let parts = 1 + usize::from(self.transform.splits_frames);
+        if !wide.is_multiple_of(parts) {
+            return Err(operator_error(format!("{wide} channels cannot be split into two frames")));
+        }
+        let channels = wide / parts;
         let extent = [frames, height, width];
-        let [t, h, w] = Convolution::result(extent, self.transform);
+        let [t, h, w] = Convolution::result(extent, self.transform).map_err(size_error)?;
+        let shape = KernelShape::new(outputs, channels, taps, self.side).map_err(size_error)?;
+        let kernel =
+            KernelView::new(shape, packed.slice()?, sums.slice()?, scales.slice()?).map_err(size_error)?;
         let mut to = output(context, 0, &[t, h, w, outputs])?;
         let (_, to) = to.try_extract_tensor_mut::<f32>()?;
         let convolution = Convolution {
-            kernel: KernelView {
-                shape: KernelShape { outputs, channels, taps, side: self.side },
-                packed: packed.slice()?,
-                sums: sums.slice()?,
-                scales: scales.slice()?,
-            },
+            kernel,
             bias: bias.slice()?,
             input: self.input,
             frames: quantized.slice()?,
@@ -145,7 +147,10 @@ pub(super) struct NormKernel {
 impl Kernel for NormKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let (x, gain) = (input(context, 0)?, input(context, 1)?);
-        let shape: [usize; 4] = x.shape()?;
+        let (shape, [channels]) = (x.shape::<4>()?, gain.shape()?);
+        if shape[3] != channels {
+            return Err(operator_error(format!("the gain has {channels} values for {} channels", shape[3])));
+        }
         let mut to = output(context, 0, &shape)?;
         let (_, to) = to.try_extract_tensor_mut::<u8>()?;
         let norm = ChannelNorm { gain: gain.slice()?, epsilon: self.epsilon, activates: self.activates };

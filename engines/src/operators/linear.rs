@@ -66,7 +66,7 @@ impl<'a> Operands<'a> {
         match self {
             Self::Int8([quantized, scales, packed, sums, output_scales, bias]) => {
                 let [_, _, inputs] = quantized.shape()?;
-                let shape = MatrixShape { outputs, inputs };
+                let shape = MatrixShape::new(outputs, inputs).map_err(size_error)?;
                 let scales = RowScale::rows(scales.slice()?).map_err(size_error)?;
                 let x = QuantisedRows::new(quantized.slice()?, scales).map_err(size_error)?;
                 let weights = Int8Weights::new(shape, packed.slice()?, sums.slice()?, output_scales.slice()?);
@@ -76,8 +76,8 @@ impl<'a> Operands<'a> {
             }
             Self::Bf16([x, packed, bias]) => {
                 let [_, _, inputs] = x.shape()?;
-                let weights =
-                    Bf16Weights::new(MatrixShape { outputs, inputs }, packed.slice()?).map_err(size_error)?;
+                let shape = MatrixShape::new(outputs, inputs).map_err(size_error)?;
+                let weights = Bf16Weights::new(shape, packed.slice()?).map_err(size_error)?;
                 kernels.linear_bf16(workers, x.slice()?, weights, bias.slice()?, to).map_err(size_error)
             }
         }

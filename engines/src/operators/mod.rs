@@ -1,18 +1,20 @@
 //! The operators of the domain `rushes`: wrappers that run Rushes kernels on ONNX Runtime's buffers and threads.
 //!
 //! The computations are in the crate `kernels`. Every operator implements `infer_shape`, without which ONNX Runtime
-//! does not reuse memory.
+//! does not reuse memory. ONNX Runtime checks no shapes: the kernels refuse lengths that do not match the extents.
 
 mod attention;
 mod frames;
 mod linear;
 mod rows;
 mod tensors;
+mod unwinding;
 
 use kernels::{Kernels, Scratch};
 use ort::operator::OperatorDomain;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
+use unwinding::Caught;
 
 /// The name of the domain in graphs.
 const DOMAIN: &str = "rushes";
@@ -33,16 +35,19 @@ pub(crate) fn domain(kernels: Kernels, threads: NonZeroUsize) -> ort::Result<Ope
     let shared = OperatorContext { kernels, threads, scratch: Arc::default() };
     let with = || shared.clone();
     OperatorDomain::new(DOMAIN)?
-        .add(rows::NormQuant(with()))?
-        .add(rows::NormBf16(with()))?
-        .add(rows::RowQuantF32(with()))?
-        .add(rows::RowQuantBf16(with()))?
-        .add(linear::LinearQ(with()))?
-        .add(linear::LinearQResidual(with()))?
-        .add(linear::LinearBf16(with()))?
-        .add(linear::LinearBf16Residual(with()))?
-        .add(attention::SelfAttention(with()))?
-        .add(attention::CrossAttention(with()))?
-        .add(frames::ChannelNormQuant(with()))?
-        .add(frames::CausalConvolution(with()))
+        .add(Caught(rows::NormQuant(with())))?
+        .add(Caught(rows::NormBf16(with())))?
+        .add(Caught(rows::RowQuantF32(with())))?
+        .add(Caught(rows::RowQuantBf16(with())))?
+        .add(Caught(linear::LinearQ(with())))?
+        .add(Caught(linear::LinearQResidual(with())))?
+        .add(Caught(linear::LinearBf16(with())))?
+        .add(Caught(linear::LinearBf16Residual(with())))?
+        .add(Caught(attention::SelfAttention(with())))?
+        .add(Caught(attention::CrossAttention(with())))?
+        .add(Caught(frames::ChannelNormQuant(with())))?
+        .add(Caught(frames::CausalConvolution(with())))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Access to ONNX Runtime's tensors as slices and to its threads as workers.
 
 use super::OperatorContext;
+use super::unwinding::TaskPanic;
 use kernels::{SizeError, TaskCounter, TokenRows, Workers};
 use ort::operator::{ComputeContext, KernelContext, OperatorInput, OperatorOutput, ShapeInferenceContext};
 use ort::value::{
@@ -30,6 +31,12 @@ pub(super) fn required_outputs<const N: usize>(types: [TensorElementType; N]) ->
 pub(super) struct Input<'a> {
     value: ValueRef<'a>,
     index: usize,
+}
+
+/// Returns the product of extents.
+pub(super) fn product(what: &str, extents: &[usize]) -> ort::Result<usize> {
+    let product = extents.iter().try_fold(1_usize, |product, extent| product.checked_mul(*extent));
+    product.ok_or_else(|| operator_error(format!("the extents {extents:?} of {what} are too large")))
 }
 
 /// Returns input `index`, which is required.
@@ -75,7 +82,10 @@ pub(super) fn token_rows<'a>(
     [elements, width]: [usize; 2],
     tokens: usize,
 ) -> ort::Result<TokenRows<'a>> {
-    let Some(map) = map else { return Ok(TokenRows::ONE) };
+    let wrong = || operator_error(format!("a table has {elements} values, which are not rows of {width}"));
+    let Some(map) = map else {
+        return if elements == width { Ok(TokenRows::ONE) } else { Err(wrong()) };
+    };
     let rows = map.slice::<i64>()?;
     if rows.len() != 1 && rows.len() != tokens {
         return Err(operator_error(format!(
@@ -84,6 +94,9 @@ pub(super) fn token_rows<'a>(
         )));
     }
     let table = elements.checked_div(width).unwrap_or(0);
+    if table * width != elements {
+        return Err(wrong());
+    }
     TokenRows::new(rows, table).map_err(|error| operator_error(error.to_string()))
 }
 
@@ -93,9 +106,10 @@ pub(super) fn output<'a>(
     index: usize,
     shape: &[usize],
 ) -> ort::Result<ValueRefMut<'a>> {
-    // Tensors are far smaller than the largest i64.
-    let shape: Vec<i64> = shape.iter().map(|size| i64::try_from(*size).unwrap_or(i64::MAX)).collect();
-    context.output(index, shape)?.ok_or_else(|| operator_error(format!("output {index} is not used")))
+    let sizes: Option<Vec<i64>> = shape.iter().map(|size| i64::try_from(*size).ok()).collect();
+    let sizes =
+        sizes.ok_or_else(|| operator_error(format!("the shape {shape:?} of output {index} is too large")))?;
+    context.output(index, sizes)?.ok_or_else(|| operator_error(format!("output {index} is not used")))
 }
 
 /// ONNX Runtime's threads for one run of an operator.
@@ -104,18 +118,24 @@ pub(super) struct SessionThreads<'a> {
     pub(super) shared: &'a OperatorContext,
 }
 
-impl Workers for SessionThreads<'_> {
+// SAFETY: the counter hands out each index once. `par_for` returns when its calls have returned, and panics of tasks
+// are kept until then.
+#[expect(unsafe_code, reason = "workers promise to run each task at most once")]
+unsafe impl Workers for SessionThreads<'_> {
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let threads = self.shared.threads.get().min(tasks);
         let counter = TaskCounter::new(tasks);
+        let panics = TaskPanic::default();
+        let task = |index| panics.catch(|| task(index));
         if threads > 1 {
-            let dispatched = self.context.par_for(threads, threads, |_| counter.work(task));
+            let dispatched = self.context.par_for(threads, threads, |_| counter.work(&task));
             if let Err(error) = dispatched {
                 tracing::warn!(%error, "ONNX Runtime provided no threads; the operator runs on one");
             }
         }
         // Does the remaining tasks: all of them if there are no other threads.
-        counter.work(task);
+        counter.work(&task);
+        panics.resume();
     }
 
     fn threads(&self) -> NonZeroUsize {

@@ -9,6 +9,15 @@ from onnx import TensorProto, checker, helper, save
 
 HERE = Path(__file__).parent
 F32, I64 = TensorProto.FLOAT, TensorProto.INT64
+# The formats of tensors that are neither f32 nor i64, by the names of inputs and outputs.
+FORMATS = {
+    "f16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "i8": TensorProto.INT8,
+    "u8": TensorProto.UINT8,
+    "f8e4m3": TensorProto.FLOAT8E4M3FN,
+    "bool": TensorProto.BOOL,
+}
 # Wide enough for 200 MB of weights, and not aligned, as tensors in a safetensors file.
 WIDE_SHAPE, WIDE_OFFSET = (5120, 10240), 73
 
@@ -29,8 +38,13 @@ def external(name, shape, offset):
 
 def write(name, nodes, inputs, outputs, initializers=()):
     graph = helper.make_graph(nodes, name, inputs, outputs, list(initializers))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in initializers):
+    opsets = [helper.make_opsetid("", 21)]
+    has_own_operators = any(node.domain == "rushes" for node in nodes)
+    if has_own_operators:
+        opsets.append(helper.make_opsetid("rushes", 1))
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    is_external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in initializers)
+    if not is_external and not has_own_operators:
         checker.check_model(model, full_check=True)
     path = HERE / f"{name}.onnx"
     save(model, path)
@@ -65,6 +79,17 @@ write(
     [
         helper.make_node("Add", ["latent", "cache.00"], ["next_cache.00"]),
         helper.make_node("Neg", ["next_cache.00"], ["frames"]),
+    ],
+    [value("latent", F32, ["N"]), value("cache.00", F32, ["N"])],
+    [value("frames", F32, ["N"]), value("next_cache.00", F32, ["N"])],
+)
+
+# A cache that is read after the next one is written.
+write(
+    "late_read",
+    [
+        helper.make_node("Add", ["latent", "cache.00"], ["next_cache.00"]),
+        helper.make_node("Mul", ["next_cache.00", "cache.00"], ["frames"]),
     ],
     [value("latent", F32, ["N"]), value("cache.00", F32, ["N"])],
     [value("frames", F32, ["N"]), value("next_cache.00", F32, ["N"])],
@@ -120,4 +145,41 @@ write(
     [value("x", F32, ["N", WIDE_SHAPE[1]])],
     [value("y", F32, ["N", WIDE_SHAPE[0]])],
     [external("weight", WIDE_SHAPE, WIDE_OFFSET)],
+)
+
+# Every format from f32, each as an output that is an input, and back.
+write(
+    "formats_from_f32",
+    [helper.make_node("Cast", ["x"], [name], to=format) for name, format in FORMATS.items()],
+    [value("x", F32, ["N"])],
+    [value(name, format, ["N"]) for name, format in FORMATS.items()],
+)
+write(
+    "formats_passed",
+    [helper.make_node("Not", ["bool"], ["inverted"])],
+    [value(name, format, ["N"]) for name, format in FORMATS.items()],
+    [value("inverted", TensorProto.BOOL, ["N"])]
+    + [value(name, format, ["N"]) for name, format in FORMATS.items()],
+)
+write(
+    "formats_to_f32",
+    [helper.make_node("Cast", [name], [f"{name}.f32"], to=F32) for name in FORMATS],
+    [value(name, format, ["N"]) for name, format in FORMATS.items()],
+    [value(f"{name}.f32", F32, ["N"]) for name in FORMATS],
+)
+
+# Products whose bits depend on the order of sums, without and with an operator of Rushes.
+PRODUCTS = [
+    helper.make_node("MatMul", ["x", "weight"], ["product"]),
+    helper.make_node("Tanh", ["product"], ["squashed"]),
+    helper.make_node("MatMul", ["squashed", "weight"], ["again"]),
+    helper.make_node("Softmax", ["again"], ["y"], axis=-1),
+]
+PRODUCT_INPUTS = [value("x", F32, [1, "N", 64]), value("weight", F32, [64, 64])]
+write("products", PRODUCTS, PRODUCT_INPUTS, [value("y", F32, [1, "N", 64])])
+write(
+    "quantised_products",
+    PRODUCTS + [helper.make_node("RowQuant", ["y"], ["values", "scales"], domain="rushes", asymmetric=1)],
+    PRODUCT_INPUTS,
+    [value("values", TensorProto.UINT8, [1, "N", 64]), value("scales", F32, [1, "N", 2])],
 )

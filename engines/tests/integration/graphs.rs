@@ -3,12 +3,13 @@
 use crate::support::{copied, graph, onnx_runtime, signature};
 use bundle::{Diagnose, ErrorClass};
 use engines::{Cancel, Engine, Error, GraphError, OpenOptions, TensorError, Value, WeightMemory};
+use half::{bf16, f16};
 use ndarray::{Array1, Array2, arr0, array};
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-const MAPPED: OpenOptions = OpenOptions { threads: None, weights: WeightMemory::Mapped };
+const MAPPED: OpenOptions = OpenOptions::cpu(None, WeightMemory::Mapped);
 
 /// Opens a graph of `tests/data` with this signature.
 fn open(name: &str, inputs: &[&str], outputs: &[&str]) -> Result<Engine, Error> {
@@ -52,7 +53,7 @@ fn the_signature_is_read_from_the_graph() {
 fn the_result_does_not_depend_on_the_number_of_threads() {
     let contract = signature(&["a f32 [N,3]", "b f32 [N,3]"], &["sum f32 [N,3]"]);
     for threads in [1, 2, 3].map(NonZeroUsize::new) {
-        let options = OpenOptions { threads, weights: WeightMemory::Prepacked };
+        let options = OpenOptions::cpu(threads, WeightMemory::Prepacked);
         let mut engine = onnx_runtime().open(&graph("add"), &contract, &options).unwrap();
         let ones = Value::from_f32(Array2::<f32>::ones((7, 3)));
         let sum = engine.run(&[("a", &ones), ("b", &ones)], &Cancel::new()).unwrap().take("sum").unwrap();
@@ -133,6 +134,44 @@ fn an_output_that_is_an_input_keeps_it_alive() {
     drop(passthrough);
     let other = Value::from_f32(Array1::<f32>::from_elem(50_000, -1.0));
     assert_eq!(output.view_f32().unwrap()[[49_999]], 49_999f32, "{other:?}");
+}
+
+#[test]
+fn tensors_of_every_format_pass_through_graphs_and_are_kept_alive() {
+    const FORMATS: [&str; 6] =
+        ["f16 f16 [N]", "bf16 bf16 [N]", "i8 i8 [N]", "u8 u8 [N]", "f8e4m3 f8e4m3 [N]", "bool bool [N]"];
+    let as_f32 = FORMATS.map(|text| format!("{}.f32 f32 [N]", text.split(' ').next().unwrap_or_default()));
+    let as_f32: Vec<&str> = as_f32.iter().map(|text| &**text).collect();
+    let passed = [&["inverted bool [N]"], &FORMATS[..]].concat();
+    let mut from_f32 = open("formats_from_f32", &["x f32 [N]"], &FORMATS).unwrap();
+    let mut pass = open("formats_passed", &FORMATS, &passed).unwrap();
+    let mut to_f32 = open("formats_to_f32", &FORMATS, &as_f32).unwrap();
+
+    let bits = Array1::from_iter((0..30_000u16).map(|index| f32::from(index % 2)));
+    let run = |engine: &mut Engine, values: &[(String, Value)]| -> Vec<(String, Value)> {
+        let inputs: Vec<(&str, &Value)> = values.iter().map(|(name, value)| (&**name, value)).collect();
+        engine.run(&inputs, &Cancel::new()).unwrap().into_iter().collect()
+    };
+    let mut values = run(&mut from_f32, &[("x".into(), Value::from_f32(bits.clone()))]);
+    // Those that arrays can have are given as arrays, which ONNX Runtime does not own.
+    for (name, value) in &mut values {
+        match &**name {
+            "f16" => *value = Value::from_array(bits.mapv(f16::from_f32)),
+            "bf16" => *value = Value::from_array(bits.mapv(bf16::from_f32)),
+            "i8" => *value = Value::from_array(bits.mapv(|bit| bit as i8)),
+            "u8" => *value = Value::from_array(bits.mapv(|bit| bit as u8)),
+            _ => {}
+        }
+    }
+    let mut passed = run(&mut pass, &values);
+    passed.retain(|(name, _)| name != "inverted");
+    drop((values, from_f32, pass));
+    let other = Value::from_f32(Array1::<f32>::from_elem(60_000, -1.0));
+    let read = run(&mut to_f32, &passed);
+    assert_eq!(read.len(), 6);
+    for (name, value) in read {
+        assert_eq!(value.to_f32().unwrap(), bits.clone().into_dyn(), "{name} {other:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::support::{in_own_process, onnx_runtime};
 use bundle::{Diagnose, ErrorClass};
-use engines::{LibraryError, OnnxRuntime};
+use engines::{LibraryError, LoadRequest, OnnxRuntime};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -45,7 +45,7 @@ fn load_wrong_libraries_then_the_right_one() {
     let another = OnnxRuntime::load(Some(&text)).unwrap_err();
     assert!(matches!(another, LibraryError::AnotherIsLoaded { .. }), "{another}");
 
-    let examination = engines::doctor::examine(None);
+    let examination = engines::doctor::examine(&LoadRequest::new(None));
     assert_eq!(examination.onnx_runtime.unwrap().version(), loaded.version());
     assert!(examination.cpu.threads >= 1);
 }

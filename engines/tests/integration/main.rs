@@ -8,4 +8,5 @@
 mod graphs;
 mod library;
 mod memory;
+mod sessions;
 mod support;

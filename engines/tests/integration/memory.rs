@@ -30,9 +30,8 @@ fn measure_mapped_and_prepacked_weights() {
     let contract = signature(&["x f32 [N,10240]"], &["y f32 [N,5120]"]);
     let x = Value::from_f32(Array2::<f32>::ones((16, 10240)));
     let runtime = onnx_runtime();
-    let open = |weights| -> Engine {
-        runtime.open(&path, &contract, &OpenOptions { threads: None, weights }).unwrap()
-    };
+    let open =
+        |weights| -> Engine { runtime.open(&path, &contract, &OpenOptions::cpu(None, weights)).unwrap() };
     let run = |engine: &mut Engine| engine.run(&[("x", &x)], &Cancel::new()).unwrap().take("y").unwrap();
     // Allocations that happen once per process are not measured.
     drop(run(&mut open(WeightMemory::Mapped)));
@@ -53,7 +52,7 @@ fn measure_mapped_and_prepacked_weights() {
 
     // The memory pool is returned too, once its last output is dropped.
     let contract = signature(&["shape i64 [2]"], &["filled f32 [A,B]"]);
-    let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
+    let options = OpenOptions::cpu(None, WeightMemory::Mapped);
     let mut filler = runtime.open(&graph("fill"), &contract, &options).unwrap();
     let mut fill = |rows: i64, columns: i64| {
         let shape = Value::from_i64(array![rows, columns]);

@@ -32,11 +32,9 @@ fn tensor(text: &str) -> TensorSpec {
     let mut words = text.splitn(3, ' ');
     let mut word = || words.next().unwrap_or_else(|| panic!("`{text}` is not a tensor"));
     let name = word().into();
-    let element = match word() {
-        "f32" => ElementType::F32,
-        "i64" => ElementType::I64,
-        other => panic!("unknown number format {other}"),
-    };
+    let format = word();
+    let element = ElementType::ALL.into_iter().find(|element| element.name() == format);
+    let element = element.unwrap_or_else(|| panic!("unknown number format {format}"));
     let extents = word().trim_matches(['[', ']']);
     let shape = extents
         .split(',')

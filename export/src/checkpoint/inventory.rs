@@ -137,7 +137,7 @@ fn residual_block(all: &mut Inventory, block: &str, input: usize, output: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bundle::catalog::{wan_denoiser, wan21_vae};
+    use bundle::catalog::{umt5_xxl, wan_denoiser, wan21_vae};
     use std::collections::BTreeMap;
 
     fn parameters(all: &[Required]) -> usize {
@@ -146,17 +146,7 @@ mod tests {
 
     #[test]
     fn the_text_encoder_has_the_published_number_of_parameters() {
-        let spec = TextEncoderSpec {
-            vocabulary: 256_384,
-            width: 4096,
-            heads: 64,
-            head_width: 64,
-            feed_forward: 10_240,
-            layers: 24,
-            buckets: 32,
-            max_distance: 128,
-            epsilon: 1e-6,
-        };
+        let spec = umt5_xxl();
         let all = text_encoder(&spec);
         assert_eq!((all.len(), parameters(&all)), (242, 5_680_910_336));
     }

@@ -86,8 +86,8 @@ fn graphs_for_onnx_runtime_in_floating_point_are_stable() {
     insta::assert_snapshot!(text, @"
     cpu first: c42f02306ca4 5cf8201c107f f517cbfca5e0
     cpu next: 6f6b5be3184d 2b1b2acdde8f 53d008bc91b2
-    cuda first: e835252dd371 a5cb6ebfc197 242637a0f6dd
-    cuda next: acd7931a7713 ba2dd15f7a30 2248d884ce3f
+    cuda first: fdea7dc5e2ce bdf5471a3a6e 518650238dd1
+    cuda next: ece4cd18c56b 456a17e3c4ef 872a08786c24
     ");
 }
 
@@ -154,9 +154,9 @@ fn graphs_for_rushes_kernels_are_stable() {
         });
     }
     insta::assert_snapshot!(text, @"
-    0 left out, first: 6131bd2d209c
-    0 left out, next: 3918a8eac2c4
-    6 left out, first: d620600174db
-    6 left out, next: f5c14fb5fd1b
+    0 left out, first: 378b5da162e5
+    0 left out, next: c0aec9481fb4
+    6 left out, first: ac5071fae0ce
+    6 left out, next: 3d0c564bad32
     ");
 }

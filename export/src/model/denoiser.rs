@@ -27,5 +27,5 @@ pub fn step_graph(spec: &DenoiserSpec, weights: GraphWeights<'_>) -> Result<Mode
         x = g.scoped(&format!("block.{index}"), build)?;
     }
     start.finish(g, spec, weights, &x)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }

@@ -20,7 +20,7 @@ pub fn decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'_>) ->
         Chunk::Next => "decoder_next",
     });
     decoder::build(&mut FloatOperators { g: &mut graph, weights, caches: Caches::new(chunk) }, spec)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 /// Builds the part of [`decoder_graph`] at latent resolution, up to the features.
@@ -38,7 +38,7 @@ pub fn decoder_trunk_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<'
     let features = decoder::trunk(&mut operators, spec)?;
     let features = graph.cast(&features, ElementType::F32);
     graph.output("features", &features)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 /// Builds the part of [`decoder_graph`] from the features to frames.
@@ -59,7 +59,7 @@ pub fn decoder_upsampler_graph(
     let features = graph.cast(&features, weights.lowering().compute);
     let mut operators = FloatOperators { g: &mut graph, weights, caches: Caches::new(chunk) };
     decoder::upsampler(&mut operators, spec, &features)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 struct FloatOperators<'a> {

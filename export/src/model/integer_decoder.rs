@@ -32,7 +32,7 @@ pub fn integer_decoder_graph(
         Chunk::Next => "decoder_next",
     });
     decoder::build(&mut IntegerOperators { g: &mut graph, weights, caches: Caches::new(chunk) }, spec)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 /// The input of a convolution: quantised values and their range, or f32 without a range.

@@ -27,7 +27,7 @@ pub fn kernel_decoder_graph(spec: &VaeSpec, chunk: Chunk, weights: GraphWeights<
         Chunk::Next => "decoder_next",
     });
     decoder::build(&mut KernelOperators { g: &mut graph, weights, caches: Caches::new(chunk) }, spec)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 /// The input of a convolution: quantised values and their range, or f32 without a range.

@@ -69,7 +69,7 @@ pub fn kernel_step_graph(spec: &DenoiserSpec, lowering: KernelLowering<'_>) -> R
         x = g.scoped(&format!("block.{index}"), |g| block.build(g, x))?;
     }
     start.finish(g, spec, lowering.weights, &x)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 /// A block of the denoiser.

@@ -30,6 +30,10 @@ impl Lowering {
 
     /// Creates an empty graph.
     pub(super) fn builder(self, name: &str) -> GraphBuilder {
-        if self.is_plain { GraphBuilder::plain(name) } else { GraphBuilder::new(name) }
+        match (self.is_plain, self.is_for_accelerators) {
+            (true, _) => GraphBuilder::plain(name),
+            (false, true) => GraphBuilder::cuda(name),
+            (false, false) => GraphBuilder::new(name),
+        }
     }
 }

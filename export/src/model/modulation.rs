@@ -18,7 +18,7 @@ pub(super) struct Modulation {
     time: Tensor,
     /// Shift, scale and gate of self-attention, then of the feed-forward layer, for each timestep: `[R,6,d]`, f32.
     projected: Tensor,
-    /// The timestep of each token: `[1,M]`, i64. M is 1 if all tokens have the same.
+    /// The timestep of each token: `[1,M]`, or `[M]` in plain graphs, i64. M is 1 if all tokens have the same.
     pub(super) rows: Tensor,
 }
 
@@ -55,7 +55,12 @@ impl Modulation {
             let projected = weights.linear(g, "condition_embedder.time_proj", &active, [6 * d, d])?;
             let projected = g.cast(&projected, ElementType::F32);
             let projected = g.reshape(&projected, &[timestep.shape()[0].clone(), 6.into(), d.into()])?;
-            let rows = g.reshape(rows, &[1.into(), rows.shape()[0].clone()])?;
+            // WebGPU has no kernel that reshapes integers, and would take them from the CPU in each run.
+            let rows = if g.is_plain() {
+                rows.clone()
+            } else {
+                g.reshape(rows, &[1.into(), rows.shape()[0].clone()])?
+            };
             Ok(Self { time, projected, rows })
         })
     }
@@ -108,7 +113,14 @@ impl Modulation {
     /// # Errors
     /// None for a tensor of this graph.
     pub(super) fn of_tokens(&self, g: &mut GraphBuilder, vectors: &Tensor) -> Result<Tensor, Error> {
-        Ok(g.gather(vectors, &self.rows)?)
+        let gathered = g.gather(vectors, &self.rows)?;
+        match gathered.shape() {
+            [tokens, width] => {
+                let shape = [1.into(), tokens.clone(), width.clone()];
+                Ok(g.reshape(&gathered, &shape)?)
+            }
+            _ => Ok(gathered),
+        }
     }
 }
 
@@ -128,7 +140,7 @@ fn time_embedding(
     let frequencies = g.constant("frequencies", &[1, half], &frequencies)?;
     let timestep = g.reshape(timestep, &[timestep.shape()[0].clone(), 1.into()])?;
     let angles = g.multiply(&timestep, &frequencies)?;
-    let (cos, sin) = (g.cos(&angles), g.sin(&angles));
+    let [cos, sin] = g.cos_and_sin(&angles)?;
     let sinusoid = g.concat(&[&cos, &sin], 1)?;
     let d = spec.width();
     let embedder = "condition_embedder.time_embedder";

@@ -31,7 +31,7 @@ pub fn text_encoder_graph(spec: &TextEncoderSpec, weights: GraphWeights<'_>) -> 
     let states = g.rms_norm(&x, &gain, spec.epsilon)?;
     let states = g.cast(&states, ElementType::F32);
     g.output("states", &states)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 fn encoder_layer(

@@ -38,7 +38,7 @@ pub fn tiny_decoder_graph(
     let x = decoder.g.reshape(&latent, &[1.into(), z.into(), height, width])?;
     let frames = decoder.decode(spec, &x)?;
     graph.output("frames", &frames)?;
-    Ok(graph.finish())
+    Ok(graph.finish()?)
 }
 
 struct TinyDecoder<'a> {

@@ -89,12 +89,13 @@ fn variant(
     }
 }
 
-/// Adds the exported graphs as graphs of the variant.
+/// Adds the exported graphs of the scheme's targets as graphs of the variant.
 fn share_exported(entry: &mut ComponentEntry, request: &VariantRequest<'_>) {
     let (precision, base) = (request.scheme.precision(), Precision::from(entry.weight_type));
     if precision != base {
+        let targets = targets(request.scheme);
         let is_exported =
-            |graph: &&GraphEntry| (graph.variant.precision, graph.variant.target) == (base, Target::Cpu);
+            |graph: &&GraphEntry| graph.variant.precision == base && targets.contains(&graph.variant.target);
         let shared: Vec<GraphEntry> = entry
             .graphs
             .iter()
@@ -134,7 +135,7 @@ fn lower(
             let variant = Variant { target: *target, precision, kernels };
             let file = layout::graph_file(&entry.component, part, variant, &digest);
             model.write(&bundle.folder.join(&file))?;
-            graphs.push(GraphEntry { part, variant, file });
+            graphs.push(GraphEntry { part, variant, file, batch_invariant: None });
         }
     }
     Ok((graphs, WeightFile { file: format!("{folder}/{location}"), bytes: ByteCount(bytes) }))

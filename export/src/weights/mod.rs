@@ -1,6 +1,7 @@
 //! Weights: from a checkpoint into a bundle.
 //!
-//! [`scan`] reads every byte once, for the digest and to detect damage. Then the weight files are [`linked`] into the
+//! [`scan`] reads every byte once, for the digest and to detect damage, and [`stored_formats`] lists the number formats
+//! of a component, which it keeps by default. Then the weight files are [`linked`] into the
 //! bundle, or [`converted`] into a new file by a list of [`transform`]s. The result is the location of each weight, which
 //! is all that a graph contains. [`packed`] packs linear layers for Rushes kernels. `new_file` writes new files.
 //!
@@ -16,6 +17,7 @@ pub mod packed;
 pub mod row_quantization;
 mod row_segments;
 pub mod scan;
+pub mod stored_formats;
 pub mod transform;
 
 use crate::Error;

@@ -10,7 +10,7 @@ use bundle::dtype::ElementType;
 use bundle::layout;
 use bundle::quantization::layers::FusedLayer;
 use half::bf16;
-use kernels::{Bf16Matrix, Int8Kernel, Int8Matrix, KernelShape, MatrixShape};
+use kernels::{Bf16Matrix, Int8Kernel, Int8Matrix, KernelShape, MatrixShape, SizeError};
 use rayon::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -42,14 +42,21 @@ pub(crate) enum Numbers {
     Quantized { values: Vec<i8>, scales: Vec<f32> },
 }
 
+/// Returns the number of outputs of all parts of a fused layer, and the number of inputs.
+fn extents(layer: &FusedLayer) -> [usize; 2] {
+    // A product that is too large is refused by `matrix`.
+    [layer.parts.len().saturating_mul(layer.shape[0]), layer.shape[1]]
+}
+
 /// Returns the extents of a fused layer.
-fn matrix(layer: &FusedLayer) -> MatrixShape {
-    MatrixShape { outputs: layer.parts.len() * layer.shape[0], inputs: layer.shape[1] }
+fn matrix(layer: &FusedLayer) -> Result<MatrixShape, SizeError> {
+    let [outputs, inputs] = extents(layer);
+    MatrixShape::new(outputs, inputs)
 }
 
 /// Returns the tensors of a fused layer: `NAME.packed`, `NAME.bias`, and for int8 `NAME.sums` and `NAME.scales`.
 pub(crate) fn stored(layer: &FusedLayer, format: PackedFormat) -> Vec<Stored> {
-    let MatrixShape { outputs, inputs } = matrix(layer);
+    let [outputs, inputs] = extents(layer);
     let tensor =
         |suffix: &str, element, shape| Stored { name: format!("{}.{suffix}", layer.name), element, shape };
     let groups = outputs.div_ceil(kernels::GROUP);
@@ -77,9 +84,10 @@ pub(crate) fn packed(
     part: impl Fn(&str) -> Result<PartWeights, Error>,
 ) -> Result<Vec<Vec<u8>>, Error> {
     let [outputs, inputs] = layer.shape;
-    let shape = MatrixShape { outputs, inputs };
     let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-    let damaged = |error: kernels::SizeError| Error::header(Path::new(&layer.name), error.to_string());
+    let damaged = |error: SizeError| Error::header(Path::new(&layer.name), error.to_string());
+    let shape = MatrixShape::new(outputs, inputs).map_err(damaged)?;
+    let all_parts = matrix(layer).map_err(damaged)?;
     let parts: Vec<PartWeights> = layer.parts.iter().map(|name| part(name)).collect::<Result<_, _>>()?;
     let bias = floats(&parts.iter().flat_map(|part| part.bias.iter().copied()).collect::<Vec<f32>>());
     match format {
@@ -93,16 +101,16 @@ pub(crate) fn packed(
                 all.extend(values);
                 all_scales.extend(scales);
             }
-            let matrix = Int8Matrix::pack(matrix(layer), &all, &all_scales).map_err(damaged)?;
+            let matrix = Int8Matrix::pack(all_parts, &all, &all_scales).map_err(damaged)?;
             Ok(vec![
-                matrix.packed.iter().map(|value| value.cast_unsigned()).collect(),
-                matrix.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect(),
-                floats(&matrix.scales),
+                matrix.packed().iter().map(|value| value.cast_unsigned()).collect(),
+                matrix.sums().iter().flat_map(|sum| sum.to_le_bytes()).collect(),
+                floats(matrix.scales()),
                 bias,
             ])
         }
         PackedFormat::Bf16 => {
-            let mut all = Vec::with_capacity(matrix(layer).elements());
+            let mut all = Vec::with_capacity(all_parts.elements());
             for part in parts {
                 match part.numbers {
                     Numbers::Floats(floats) => all.extend(floats.into_iter().map(bf16::from_f32)),
@@ -114,8 +122,8 @@ pub(crate) fn packed(
                     }
                 }
             }
-            let matrix = Bf16Matrix::pack(matrix(layer), &all).map_err(damaged)?;
-            Ok(vec![matrix.packed.iter().flat_map(|value| value.to_le_bytes()).collect(), bias])
+            let matrix = Bf16Matrix::pack(all_parts, &all).map_err(damaged)?;
+            Ok(vec![matrix.packed().iter().flat_map(|value| value.to_le_bytes()).collect(), bias])
         }
     }
 }
@@ -128,18 +136,20 @@ pub(crate) fn kernel_shape(weight: &[usize]) -> Option<KernelShape> {
         [outputs, channels, height, width] => (outputs, channels, 1, height, width),
         _ => return None,
     };
-    let is_supported = height == width && [1, 3].contains(&height) && [1, 3].contains(&taps);
-    (is_supported && channels % 4 == 0).then_some(KernelShape { outputs, channels, taps, side: height })
+    if height != width {
+        return None;
+    }
+    KernelShape::new(outputs, channels, taps, height).ok()
 }
 
 /// Returns the tensors of a convolution: `NAME.packed`, `NAME.sums`, `NAME.scales` and `NAME.bias`.
 pub(crate) fn stored_kernel(layer: &str, weight: &[usize]) -> Option<Vec<Stored>> {
     let shape = kernel_shape(weight)?;
-    let MatrixShape { outputs, inputs } = shape.matrix();
+    let (outputs, inputs) = (shape.outputs(), shape.matrix().inputs());
     let tensor = |suffix: &str, element, shape| Stored { name: format!("{layer}.{suffix}"), element, shape };
     Some(vec![
         tensor("packed", ElementType::I8, vec![outputs.div_ceil(kernels::GROUP), inputs.div_ceil(4), 64]),
-        tensor("sums", ElementType::I32, vec![shape.taps, outputs]),
+        tensor("sums", ElementType::I32, vec![shape.taps(), outputs]),
         tensor("scales", ElementType::F32, vec![outputs]),
         tensor("bias", ElementType::F32, vec![outputs]),
     ])
@@ -162,9 +172,9 @@ pub(crate) fn packed_kernel(
     let kernel = Int8Kernel::pack(shape, values, scales).map_err(|error| damaged(error.to_string()))?;
     let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     Ok(vec![
-        kernel.packed.iter().map(|value| value.cast_unsigned()).collect(),
-        kernel.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect(),
-        floats(&kernel.scales),
+        kernel.packed().iter().map(|value| value.cast_unsigned()).collect(),
+        kernel.sums().iter().flat_map(|sum| sum.to_le_bytes()).collect(),
+        floats(kernel.scales()),
         floats(bias),
     ])
 }

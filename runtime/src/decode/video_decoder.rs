@@ -1,14 +1,17 @@
 //! Streaming decode: the first latent frame, then each later one with the caches of the previous one.
 
-use super::tiling::{TileSide, Tiling};
 use crate::Error;
-use crate::model::{Model, take_array};
+use crate::footprint::decoder_need;
+use crate::model::{GraphUse, Model, check_shape, engine_shape, take_array};
+use crate::tiling::{TileSide, Tiling};
+use bundle::geometry::{LatentShape, VaeStride};
 use bundle::manifest::{Component, Part};
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT, Signature};
-use engines::{Cancel, Engine, Outputs, Value};
+use engines::sessions::Lease;
+use engines::{Cancel, Outputs, Value};
 use ndarray::{Array4, ArrayView4, Axis, Slice};
 
-/// A decoder of a model. Graphs are opened when they are first needed.
+/// A decoder of a model. Every call borrows the session of a graph, which is opened when it is first needed.
 ///
 /// # Examples
 /// ```no_run
@@ -28,8 +31,6 @@ pub struct VideoDecoder {
     model: Model,
     component: Component,
     side: Option<TileSide>,
-    keeps_first: bool,
-    open: Vec<(Part, Engine)>,
 }
 
 /// A clip that is being decoded: the position, and the caches of the frames before it.
@@ -59,7 +60,7 @@ impl VideoDecoder {
 
     /// Creates a decoder from a component: the decoder itself or the tiny decoder of previews. Opens no graph.
     pub fn for_component(model: &Model, component: Component) -> Self {
-        Self { model: model.clone(), component, side: None, keeps_first: false, open: Vec::new() }
+        Self { model: model.clone(), component, side: None }
     }
 
     /// Sets the largest tile that frames are decoded in; `None` decodes whole frames.
@@ -75,30 +76,13 @@ impl VideoDecoder {
         self.side.is_some_and(|side| Tiling::new(height, width, side).count() > 1)
     }
 
-    /// Opens the graph for first latent frames and keeps it open between calls of [`Self::decode`].
-    ///
-    /// # Errors
-    /// The graph cannot be opened.
-    pub fn open_first(&mut self) -> Result<(), Error> {
-        self.keeps_first = true;
-        self.engine(Part::First).map(|_| ())
-    }
-
-    /// Opens the graph for later latent frames.
-    ///
-    /// # Errors
-    /// The graph cannot be opened.
-    pub fn open_next(&mut self) -> Result<(), Error> {
-        self.engine(Part::Next).map(|_| ())
-    }
-
     /// Decodes `latent [C,T,h,w]` (model scale). `on_frames` receives each chunk when it is decoded: `[N,3,8h,8w]` in
     /// -1..1, with one frame for the first latent frame and the VAE's temporal stride for each later one.
     ///
     /// # Errors
-    /// A graph cannot be opened or fails, the run is cancelled, or `on_frames` returns an error.
+    /// A graph cannot be opened or fails, frames are not finite, the run is cancelled, or `on_frames` returns an error.
     pub fn decode(
-        &mut self,
+        &self,
         latent: ArrayView4<'_, f32>,
         cancel: &Cancel,
         on_frames: &mut dyn FnMut(Array4<f32>) -> Result<(), Error>,
@@ -108,6 +92,21 @@ impl VideoDecoder {
             on_frames(frames)?;
         }
         Ok(())
+    }
+
+    /// Opens the sessions for latents of a shape, unless they are open.
+    ///
+    /// # Errors
+    /// A graph cannot be opened, or `cancel` is requested.
+    pub fn prepare(&self, latent: LatentShape, cancel: &Cancel) -> Result<(), Error> {
+        let (first, next): (&[Part], &[Part]) = if self.is_tiled(latent.height, latent.width) {
+            (&[Part::TrunkFirst, Part::UpsamplerFirst], &[Part::TrunkNext, Part::UpsamplerNext])
+        } else {
+            (&[Part::First], &[Part::Next])
+        };
+        let next = if latent.frames > 1 { next } else { &[] };
+        // Each session is returned before the next one is borrowed.
+        first.iter().chain(next).try_for_each(|part| self.lend(*part, latent, cancel).map(drop))
     }
 
     /// Begins to decode `latent [C,T,h,w]`. Opens and runs nothing.
@@ -123,9 +122,9 @@ impl VideoDecoder {
     /// its frames as in [`Self::decode`], or `None` after the last one.
     ///
     /// # Errors
-    /// A graph cannot be opened or fails, or the run is cancelled.
+    /// A graph cannot be opened or fails, the frames are not finite, or the run is cancelled.
     pub fn decode_next(
-        &mut self,
+        &self,
         latent: ArrayView4<'_, f32>,
         run: &mut DecodeRun,
         cancel: &Cancel,
@@ -141,46 +140,68 @@ impl VideoDecoder {
         } else {
             (Part::Next, Part::TrunkNext, Part::UpsamplerNext)
         };
+        let (channels, frames, height, width) = latent.dim();
+        let shape = LatentShape { channels, frames, height, width };
+        let vae = &self.model.manifest().vae;
+        let VaeStride { time, space } = vae.stride();
+        let chunk = Chunk { frames: if index == 0 { 1 } else { time }, scale: space };
         let frames = match &run.tiling {
-            None => step(self.engine(whole)?, WHOLE, &frame, &mut run.caches, cancel)?,
+            None => {
+                let mut session = self.lend(whole, shape, cancel)?;
+                let expected = chunk.shape(height, width);
+                step(&mut session, WHOLE, &frame, expected, &mut run.caches, cancel)?
+            }
             Some(tiling) => {
-                let features = step(self.engine(trunk)?, TRUNK, &frame, &mut run.caches, cancel)?;
-                tiled(self.engine(upsampler)?, features.view(), tiling, &mut run.tile_caches, cancel)?
+                // Each session is returned before the next one is borrowed.
+                let mut session = self.lend(trunk, shape, cancel)?;
+                let expected = [1, vae.deepest_width(), height, width];
+                let features = step(&mut session, TRUNK, &frame, expected, &mut run.caches, cancel)?;
+                drop(session);
+                let mut upsampler = self.lend(upsampler, shape, cancel)?;
+                tiled(&mut upsampler, features.view(), tiling, chunk, &mut run.tile_caches, cancel)?
             }
         };
-        if index == 0 && !self.keeps_first {
-            // Used once per clip, so it is closed.
-            self.open
-                .retain(|(part, _)| !matches!(part, Part::First | Part::TrunkFirst | Part::UpsamplerFirst));
+        if !is_finite(&frames) {
+            return Err(Error::FramesNotFinite { chunk: index + 1, chunks: shape.frames });
         }
         run.index += 1;
         Ok(Some(frames))
     }
 
-    /// Closes all graphs. Returns true if one was open.
-    pub fn close(&mut self) -> bool {
-        let was_open = !self.open.is_empty();
-        self.open.clear();
-        was_open
-    }
-
-    /// Returns the engine of a part, opening it if necessary.
-    fn engine(&mut self, part: Part) -> Result<&mut Engine, Error> {
-        let index = match self.open.iter().position(|(open, _)| *open == part) {
-            Some(index) => index,
-            None => {
-                let vae = &self.model.manifest().vae;
-                let contract = match part {
-                    Part::TrunkFirst | Part::TrunkNext => Signature::of_decoder_trunk(vae),
-                    Part::UpsamplerFirst | Part::UpsamplerNext => Signature::of_decoder_upsampler(vae),
-                    Part::Whole | Part::First | Part::Next => Signature::of_decoder(vae),
-                };
-                self.open.push((part, self.model.engine(&self.component, part, &contract)?));
-                self.open.len() - 1
-            }
+    /// Borrows the session of a part, for latents of `shape`.
+    fn lend(&self, part: Part, shape: LatentShape, cancel: &Cancel) -> Result<Lease, Error> {
+        let manifest = self.model.manifest();
+        let vae = &manifest.vae;
+        let contract = match part {
+            Part::TrunkFirst | Part::TrunkNext => Signature::of_decoder_trunk(vae),
+            Part::UpsamplerFirst | Part::UpsamplerNext => Signature::of_decoder_upsampler(vae),
+            Part::Whole | Part::First | Part::Next => Signature::of_decoder(vae),
         };
-        Ok(&mut self.open[index].1)
+        let settings = self.model.session_settings(&self.component)?;
+        let need = decoder_need(manifest, &self.component, part, settings, shape, self.side);
+        let (component, shape) = (&self.component, Some(engine_shape(shape, 1)));
+        self.model.lend(&GraphUse { component, part, contract: &contract, need, shape }, cancel)
     }
+}
+
+/// The frames of one latent frame.
+#[derive(Debug, Clone, Copy)]
+struct Chunk {
+    frames: usize,
+    /// Pixels per latent position, in each direction.
+    scale: usize,
+}
+
+impl Chunk {
+    /// The shape of the frames of `height x width` latent positions.
+    fn shape(self, height: usize, width: usize) -> [usize; 4] {
+        [self.frames, 3, height * self.scale, width * self.scale]
+    }
+}
+
+/// Returns true if all values are finite. The loop has no early return, so that it can be vectorised.
+fn is_finite(frames: &Array4<f32>) -> bool {
+    frames.fold(true, |all, value| all & value.is_finite())
 }
 
 /// The names of a graph's main input and output.
@@ -194,41 +215,40 @@ const WHOLE: TensorNames = TensorNames { input: "latent", output: "frames" };
 const TRUNK: TensorNames = TensorNames { input: "latent", output: "features" };
 const UPSAMPLER: TensorNames = TensorNames { input: "features", output: "frames" };
 
-/// Runs a graph on one latent frame and replaces the caches.
+/// Runs a graph on one latent frame and replaces the caches. Its output must have the shape `expected`.
 fn step(
-    engine: &mut Engine,
+    session: &mut Lease,
     names: TensorNames,
     input: &Value,
+    expected: [usize; 4],
     caches: &mut Caches,
     cancel: &Cancel,
 ) -> Result<Array4<f32>, Error> {
     let mut inputs = vec![(names.input, input)];
     inputs.extend(caches.iter().map(|(name, cache)| (name.as_str(), cache)));
-    let mut outputs = engine.run(&inputs, cancel)?;
-    let made = take_array(&mut outputs, names.output)?;
+    let mut outputs = session.run(&inputs, cancel)?;
+    let made: Array4<f32> = take_array(&mut outputs, names.output)?;
+    check_shape(names.output, made.shape(), &expected)?;
     *caches = caches_of(outputs);
     Ok(made)
 }
 
 /// Decodes `features [1,C,h,w]` to frames `[N,3,H,W]`, tile by tile. Each tile has its own caches.
 fn tiled(
-    engine: &mut Engine,
+    session: &mut Lease,
     features: ArrayView4<'_, f32>,
     tiling: &Tiling,
+    chunk: Chunk,
     caches: &mut [Caches],
     cancel: &Cancel,
 ) -> Result<Array4<f32>, Error> {
-    let mut picture = Array4::zeros((0, 0, 0, 0));
+    let (_, _, height, width) = features.dim();
+    let mut picture = Array4::zeros(chunk.shape(height, width));
     for (tile, caches) in tiling.tiles().zip(caches) {
         let part = tiling.cut(&features, tile);
-        let frames = step(engine, UPSAMPLER, &Value::from_f32(part.to_owned()), caches, cancel)?;
-        let (count, colours, tile_height, _) = frames.dim();
-        let scale = tile_height / part.len_of(Axis(2));
-        if picture.is_empty() {
-            let (_, _, height, width) = features.dim();
-            picture = Array4::zeros((count, colours, height * scale, width * scale));
-        }
-        tiling.add(&mut picture, &frames.view(), tile, scale);
+        let expected = chunk.shape(part.len_of(Axis(2)), part.len_of(Axis(3)));
+        let frames = step(session, UPSAMPLER, &Value::from_f32(part.to_owned()), expected, caches, cancel)?;
+        tiling.add(&mut picture, &frames.view(), tile, chunk.scale);
     }
     Ok(picture)
 }

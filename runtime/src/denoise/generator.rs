@@ -2,21 +2,25 @@
 
 use super::conditioning::Conditioning;
 use super::denoising::{Denoising, StepError, StepOutputs, StepRequest};
-use super::step_graph::{OpenExpert, StepInputs};
+use super::pass_pair::run_both;
+use super::step_graph::{OpenExpert, Pass, StepInputs};
 use crate::Error;
-use crate::model::{Model, step_contract};
+use crate::footprint::step_need;
+use crate::model::{GraphUse, Model, engine_shape, step_contract};
+use crate::text_encoder::TextStates;
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, Part};
-use bundle::routing::{ExpertIndex, ExpertName};
+use bundle::routing::ExpertName;
+use bundle::spec::TEXT_ROWS;
 use bundle::units::{ByteCount, Sigma, Timestep};
-use engines::{Cancel, residency};
-use ndarray::Array4;
-use std::collections::BTreeMap;
+use engines::{Cancel, Device, Provider};
+use ndarray::{Array2, Array4, ArrayView4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// An expert with at most this many bytes of weights is run on one token when it is opened. A graph's first run
-/// allocates memory from the system, which costs half a step of a small expert and is negligible for a large one.
+/// allocates memory from the system, which costs half a step of a small expert and is negligible for a large one. Other
+/// providers than the CPU's and CUDA's prepare a graph for each shape of its inputs, so one token prepares nothing.
 const WARM_UP_WEIGHTS_MAX: ByteCount = ByteCount(256 << 20);
 
 /// The result of a step. Latents are `[C,T,h,w]`, model scale.
@@ -40,17 +44,18 @@ pub struct StepDone {
     pub ran: Duration,
 }
 
-/// Runs the experts of a model. Each is opened when a step first needs it.
+/// Runs the experts of a model. Each step borrows the session of its expert, which is opened when a step first needs it.
+/// A guided step of an expert on a pair of devices borrows one on each.
 ///
 /// # Examples
 /// ```no_run
 /// # use runtime::{model::Model, plan::GenerationPlan, text_encoder::TextStates};
 /// # fn denoise(model: &Model, plan: &GenerationPlan, prompt: TextStates) -> Result<(), runtime::Error> {
-/// use engines::{Cancel, residency::Mode};
+/// use engines::Cancel;
 /// use runtime::denoise::{Conditioning, Generator};
 /// use runtime::pipeline::seeded_noise;
 ///
-/// let mut generator = Generator::new(model, Mode::OneAtATime);
+/// let generator = Generator::new(model);
 /// let denoising = plan.denoising(model.manifest(), seeded_noise(plan))?;
 /// let conditioning = Conditioning::text(prompt.into(), None);
 /// let latent = generator.denoise(denoising, &conditioning, &Cancel::new(), &mut |done| {
@@ -64,15 +69,12 @@ pub struct StepDone {
 #[derive(Debug)]
 pub struct Generator {
     model: Model,
-    mode: residency::Mode,
-    open: BTreeMap<ExpertIndex, OpenExpert>,
 }
 
 impl Generator {
-    /// Creates a generator. Opens no graph. With [`residency::Mode::OneAtATime`] an expert is closed before the next
-    /// one is opened.
-    pub fn new(model: &Model, mode: residency::Mode) -> Self {
-        Self { model: model.clone(), mode, open: BTreeMap::new() }
+    /// Creates a generator. Opens no graph.
+    pub fn new(model: &Model) -> Self {
+        Self { model: model.clone() }
     }
 
     /// Makes all steps that are left and returns the clean latent. `on_step` is called after every step.
@@ -81,7 +83,7 @@ impl Generator {
     /// The conditioning does not fit the model, an expert cannot be opened or fails, the run is cancelled, the latent is
     /// no longer finite, or `on_step` returns an error.
     pub fn denoise(
-        &mut self,
+        &self,
         mut denoising: Denoising,
         conditioning: &Conditioning,
         cancel: &Cancel,
@@ -103,13 +105,35 @@ impl Generator {
         StepInputs::new(&self.model, LatentShape { channels, frames, height, width }, conditioning)
     }
 
+    /// Opens the session of an expert on a device, unless it is open, for the steps of clips of a shape.
+    ///
+    /// # Errors
+    /// The expert cannot be opened, or `cancel` is requested.
+    pub fn prepare(
+        &self,
+        expert: &Component,
+        device: Device,
+        latent: LatentShape,
+        is_guided: bool,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
+        let width = self.model.manifest().denoiser.text_width;
+        let blank = Arc::new(TextStates::try_new(Array2::zeros((TEXT_ROWS, width)), 1, None)?);
+        let conditioning = Conditioning::text(Arc::clone(&blank), is_guided.then_some(blank));
+        let inputs = StepInputs::new(&self.model, latent, &conditioning)?;
+        let (session, opening) = self.lend(expert, &inputs, device, cancel)?;
+        drop(session);
+        self.model.add_opening(opening);
+        Ok(())
+    }
+
     /// Makes the next step; `None` if all are done.
     ///
     /// # Errors
     /// The expert cannot be opened or fails, the run is cancelled, or the latent is no longer finite. The state is that
     /// before the step.
     pub fn step(
-        &mut self,
+        &self,
         denoising: &mut Denoising,
         inputs: &StepInputs,
         cancel: &Cancel,
@@ -117,68 +141,138 @@ impl Generator {
         let Some(request) = denoising.next() else { return Ok(None) };
         let StepRequest { step, steps, expert: index, timestep, sigma, .. } = request;
         let expert = denoising.routing().name(index)?.clone();
-        self.open(index, &expert, inputs, cancel)?;
+        let component = Component::Expert(expert.clone());
+        let placement = self.model.placement();
+        let (first, second) = (placement.device_of(&component), placement.pair_of(&component));
+        let is_guided = inputs.is_guided(&request)?;
+        let work = StepWork {
+            expert: &expert,
+            component: &component,
+            inputs,
+            request: &request,
+            latent: denoising.latent().view(),
+        };
+        let done = match second.filter(|_| is_guided) {
+            None => self.on_one_device(&work, first, cancel)?,
+            Some(second) => self.on_pair(&work, [first, second], cancel)?,
+        };
         let began = Instant::now();
-        let outputs = self.run(&request, denoising, inputs, cancel)?;
-        denoising.advance(outputs).map_err(|error| match error {
-            StepError::NotFinite { .. } => Error::NotFinite { step: step + 1, steps, expert: expert.clone() },
+        denoising.advance(done.outputs).map_err(|error| match error {
+            StepError::NotFinite { .. } => not_finite(&request, &expert),
             other => other.into(),
         })?;
-        let ran = began.elapsed();
+        let ran = done.ran + began.elapsed();
         let latent = Arc::clone(denoising.latent());
         let clean = denoising.clean_estimate().map_or_else(|| Arc::clone(&latent), Arc::clone);
         Ok(Some(StepDone { step, steps, expert, sigma, timestep, latent, clean, ran }))
     }
 
-    /// Closes all experts and returns their memory to the system.
-    pub fn close(&mut self) {
-        if !self.open.is_empty() {
-            self.open.clear();
-            engines::memory::return_freed_memory();
-        }
-    }
-
-    /// Computes the velocities of a step on its expert, which is open.
-    fn run(
-        &mut self,
-        request: &StepRequest,
-        denoising: &Denoising,
-        inputs: &StepInputs,
+    /// Makes all passes of a step on one device.
+    fn on_one_device(
+        &self,
+        work: &StepWork<'_>,
+        device: Device,
         cancel: &Cancel,
-    ) -> Result<StepOutputs, Error> {
-        let expert = self
-            .open
-            .get_mut(&request.expert)
-            .unwrap_or_else(|| unreachable!("the expert of a step is opened before it runs"));
+    ) -> Result<PassesDone, Error> {
+        let (mut expert, opening) = self.lend(work.component, work.inputs, device, cancel)?;
+        self.model.add_opening(opening);
+        let began = Instant::now();
         let spec = &self.model.manifest().denoiser;
-        inputs.velocities(expert, spec, denoising.latent().view(), request, cancel)
+        let outputs = work.inputs.velocities(&mut expert, spec, work.latent, work.request, cancel)?;
+        drop(expert);
+        Ok(PassesDone { outputs, ran: began.elapsed() })
     }
 
-    /// Opens an expert if it is not open. Other experts are closed first if only one may be resident.
-    fn open(
-        &mut self,
-        index: ExpertIndex,
-        name: &ExpertName,
-        inputs: &StepInputs,
+    /// Makes the conditional pass on the first device and the unconditional one on the second, at the same time.
+    fn on_pair(
+        &self,
+        work: &StepWork<'_>,
+        devices: [Device; 2],
         cancel: &Cancel,
-    ) -> Result<(), Error> {
-        if self.mode == residency::Mode::OneAtATime && self.open.keys().any(|open| *open != index) {
-            self.open.retain(|open, _| *open == index);
-            engines::memory::return_freed_memory();
-        }
-        if self.open.contains_key(&index) {
-            return Ok(());
-        }
+    ) -> Result<PassesDone, Error> {
+        let StepWork { inputs, request, latent, .. } = *work;
+        let began = Instant::now();
+        let values = inputs.values(&self.model.manifest().denoiser, latent, request, 1)?;
+        let prepared = began.elapsed();
+        let pass = |device: Device, pass: Pass, cancel: &Cancel| {
+            let (mut expert, opening) = self.lend(work.component, work.inputs, device, cancel)?;
+            let began = Instant::now();
+            let velocity = inputs.velocity(&mut expert, &values, pass, cancel)?;
+            drop(expert);
+            if velocity.iter().all(|value| value.is_finite()) {
+                Ok((velocity, opening, began.elapsed()))
+            } else {
+                Err(not_finite(request, work.expert))
+            }
+        };
+        let [first, second] = devices;
+        let conditional = |cancel: &Cancel| pass(first, Pass::Conditional, cancel);
+        let unconditional = |cancel: &Cancel| pass(second, Pass::Unconditional, cancel);
+        let [conditional, unconditional] = run_both(devices, cancel, conditional, unconditional)?;
+        // They were opened at the same time.
+        self.model.add_opening(conditional.1.max(unconditional.1));
+        Ok(PassesDone {
+            ran: prepared + conditional.2.max(unconditional.2),
+            outputs: StepOutputs { conditional: conditional.0, unconditional: Some(unconditional.0) },
+        })
+    }
+
+    /// Borrows the session of an expert on a device. Returns how long it took to open it.
+    fn lend(
+        &self,
+        component: &Component,
+        inputs: &StepInputs,
+        device: Device,
+        cancel: &Cancel,
+    ) -> Result<(OpenExpert, Duration), Error> {
         let manifest = self.model.manifest();
-        let component = Component::Expert(name.clone());
-        let kernels = self.model.graph(&component, Part::Whole)?.variant.kernels;
+        let kernels = self.model.graph_on(device, component, Part::Whole)?.variant.kernels;
         let contract = step_contract(manifest, kernels);
-        let engine = self.model.engine(&component, Part::Whole, &contract)?;
-        let mut expert = OpenExpert { engine, kernels };
-        if manifest.component(&component)?.weight_bytes() <= WARM_UP_WEIGHTS_MAX {
-            self.model.measure_opening(|| inputs.warm_up(&mut expert, &manifest.denoiser, cancel))?;
+        let shape = inputs.shape(kernels, &manifest.denoiser);
+        let need = step_need(manifest, component, self.model.session_settings_on(device)?, shape);
+        let graph = GraphUse {
+            component,
+            part: Part::Whole,
+            contract: &contract,
+            need,
+            shape: Some(engine_shape(inputs.latent(), shape.batch)),
+        };
+        let session = self.model.lend_on(device, &graph, cancel)?;
+        let opening = session.opening();
+        let mut expert = OpenExpert { session, kernels };
+        let Some(opening) = opening else { return Ok((expert, Duration::ZERO)) };
+        let began = Instant::now();
+        let is_small = manifest.component(component)?.weight_bytes() <= WARM_UP_WEIGHTS_MAX;
+        if is_small && matches!(device.provider(), Provider::Cpu | Provider::Cuda) {
+            inputs.warm_up(&mut expert, &manifest.denoiser, cancel)?;
         }
-        self.open.insert(index, expert);
-        Ok(())
+        Ok((expert, opening + began.elapsed()))
     }
 }
+
+/// The passes of a step that are to be made.
+#[derive(Clone, Copy)]
+struct StepWork<'a> {
+    expert: &'a ExpertName,
+    /// Its component.
+    component: &'a Component,
+    inputs: &'a StepInputs,
+    request: &'a StepRequest,
+    /// `[C,T,h,w]`.
+    latent: ArrayView4<'a, f32>,
+}
+
+/// The passes of a step that are made.
+struct PassesDone {
+    outputs: StepOutputs,
+    /// How long they ran, without the time to open the expert.
+    ran: Duration,
+}
+
+fn not_finite(request: &StepRequest, expert: &ExpertName) -> Error {
+    Error::NotFinite { step: request.step + 1, steps: request.steps, expert: expert.clone() }
+}
+
+#[cfg(test)]
+#[path = "generator_tests.rs"]
+mod tests;

@@ -7,6 +7,7 @@ mod conditioning;
 mod denoising;
 mod fork;
 mod generator;
+mod pass_pair;
 mod policy;
 mod rope;
 mod step_graph;

@@ -7,14 +7,16 @@ use super::rope::RotaryTables;
 use super::text_input::TextInput;
 use super::token_rows::{TokenRows, token_rows};
 use crate::Error;
-use crate::model::{Model, take_array};
+use crate::footprint::StepShape;
+use crate::model::{Model, check_shape, take_array};
 use bundle::geometry::{LatentShape, Patch};
 use bundle::manifest::{Component, Part};
 use bundle::signature::ROWS_INPUT;
-use bundle::spec::DenoiserSpec;
+use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use bundle::units::Timestep;
 use bundle::variant::KernelLibrary;
-use engines::{Cancel, Engine, Value};
+use engines::sessions::Lease;
+use engines::{Cancel, Placement, Value};
 use ndarray::{Array1, Array4, Array5, ArrayView4, Axis, stack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,13 +25,14 @@ use std::collections::BTreeMap;
 /// batch needs more memory and saves no time.
 pub const BATCHED_TOKENS_MAX: usize = 2048;
 
-/// How the two guidance passes of a step run. It decides bits: a batch of two rounds differently.
+/// How the two guidance passes of a step run. It decides bits: a batch of two rounds differently. It is the same for all
+/// experts of a clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuidanceForm {
     /// One call with a batch of two.
     OneCall,
-    /// Two calls.
+    /// Two calls, one after another or, with an expert on a pair of devices, at the same time.
     TwoCalls,
 }
 
@@ -37,17 +40,35 @@ bundle::named!(GuidanceForm, "one call" => OneCall, "two calls" => TwoCalls);
 
 impl GuidanceForm {
     /// The form for latents of this many tokens.
-    pub fn of_tokens(tokens: usize) -> Self {
-        if tokens > BATCHED_TOKENS_MAX { Self::TwoCalls } else { Self::OneCall }
+    pub fn of(tokens: usize, placement: &Placement) -> Self {
+        let is_separate = tokens > BATCHED_TOKENS_MAX || placement.has_pairs();
+        if is_separate { Self::TwoCalls } else { Self::OneCall }
+    }
+
+    /// The number of prompts in one call of a step that makes both passes.
+    pub fn batch(self) -> usize {
+        match self {
+            Self::OneCall => 2,
+            Self::TwoCalls => 1,
+        }
     }
 }
 
-/// An open expert.
+/// The session of an expert, on loan for a step.
 #[derive(Debug)]
 pub(super) struct OpenExpert {
-    pub(super) engine: Engine,
+    pub(super) session: Lease,
     /// The kernels of its graph, which decide the text inputs.
     pub(super) kernels: KernelLibrary,
+}
+
+/// One of the two guidance passes of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// The pass with the prompt.
+    Conditional,
+    /// The pass with the negative prompt.
+    Unconditional,
 }
 
 /// The inputs that are the same for all steps of a clip.
@@ -87,7 +108,7 @@ struct GuidanceTexts {
 enum NegativePass {
     /// In one batch with the first pass: text states of the prompt and the negative prompt.
     Batched(TextInput),
-    /// After the first pass: text states of the negative prompt.
+    /// In a call of its own: text states of the negative prompt.
     Separate(TextInput),
 }
 
@@ -107,25 +128,60 @@ impl StepInputs {
                 return Err(Error::TextWidth { given, expected: width });
             }
         }
-        let form = GuidanceForm::of_tokens(shape.tokens(manifest.denoiser.patch));
+        let form = GuidanceForm::of(shape.tokens(manifest.denoiser.patch), model.placement());
         let mut texts = BTreeMap::new();
         for route in manifest.routing.routes() {
-            let kernels = model.graph(&Component::Expert(route.expert.clone()), Part::Whole)?.variant.kernels;
-            let negative = negative.map(|negative| match form {
-                GuidanceForm::TwoCalls => NegativePass::Separate(TextInput::new(kernels, &[negative])),
-                GuidanceForm::OneCall => NegativePass::Batched(TextInput::new(kernels, &[prompt, negative])),
-            });
-            texts.insert(kernels, GuidanceTexts { prompt: TextInput::new(kernels, &[prompt]), negative });
+            let expert = Component::Expert(route.expert.clone());
+            for device in model.placement().devices_of(&expert) {
+                let kernels = model.graph_on(device, &expert, Part::Whole)?.variant.kernels;
+                let negative = negative.map(|negative| match form {
+                    GuidanceForm::TwoCalls => NegativePass::Separate(TextInput::new(kernels, &[negative])),
+                    GuidanceForm::OneCall => {
+                        NegativePass::Batched(TextInput::new(kernels, &[prompt, negative]))
+                    }
+                });
+                texts.insert(kernels, GuidanceTexts { prompt: TextInput::new(kernels, &[prompt]), negative });
+            }
         }
         let rotary = Rotary::new(&manifest.denoiser, shape);
         Ok(Self { texts, rotary, image: image.clone(), levels: *levels, shape })
+    }
+
+    /// The sizes of the inputs of one call, with as many rows of text as the longest prompt has: the next clip then needs
+    /// no more memory.
+    pub(super) fn shape(&self, kernels: KernelLibrary, spec: &DenoiserSpec) -> StepShape {
+        let negative = self.texts.get(&kernels).and_then(|texts| texts.negative.as_ref());
+        let tokens = self.shape.tokens(spec.patch);
+        StepShape {
+            tokens,
+            batch: if matches!(negative, Some(NegativePass::Batched(_))) { 2 } else { 1 },
+            text_rows: TEXT_ROWS,
+            timestep_rows: if self.levels == FrameLevels::Equal { 1 } else { tokens },
+        }
+    }
+
+    /// The shape of the latents.
+    pub(super) fn latent(&self) -> LatentShape {
+        self.shape
+    }
+
+    /// Returns true if the step has an unconditional pass.
+    ///
+    /// # Errors
+    /// It has one, and the conditioning has no negative prompt.
+    pub(super) fn is_guided(&self, request: &StepRequest) -> Result<bool, Error> {
+        let is_guided = request.passes.unconditional == PassAction::Compute;
+        if is_guided && self.texts.values().any(|texts| texts.negative.is_none()) {
+            return Err(Error::NoNegative { step: request.step + 1 });
+        }
+        Ok(is_guided)
     }
 
     /// The text inputs for an expert.
     fn texts(&self, expert: &OpenExpert) -> &GuidanceTexts {
         self.texts
             .get(&expert.kernels)
-            .unwrap_or_else(|| unreachable!("every expert is in the routing, and `new` adds its kernels"))
+            .unwrap_or_else(|| unreachable!("`new` adds the kernels of every expert on each of its devices"))
     }
 
     /// Runs an expert on one token, with the text of the clip.
@@ -144,10 +200,56 @@ impl StepInputs {
         };
         let latent = Value::from_f32(Array5::zeros((batch, shape.channels, time, height, width)));
         let timesteps = StepTimesteps::new(&token_rows(&vec![Timestep(0.0); time], shape, spec.patch)?);
-        run(&mut expert.engine, &latent, text, &timesteps, &Rotary::new(spec, shape), cancel).map(drop)
+        run(&mut expert.session, &latent, text, &timesteps, &Rotary::new(spec, shape), cancel).map(drop)
     }
 
-    /// Computes the velocities that a step requests at a latent `[C,T,h,w]`.
+    /// The inputs of a step at a latent `[C,T,h,w]` that do not depend on the pass, for a call of `batch` passes.
+    ///
+    /// # Errors
+    /// The conditioning does not fit the latent.
+    pub(super) fn values(
+        &self,
+        spec: &DenoiserSpec,
+        latent: ArrayView4<'_, f32>,
+        request: &StepRequest,
+        batch: usize,
+    ) -> Result<StepValues, Error> {
+        let input = model_input(latent, self.image.as_ref(), spec.in_channels)?;
+        let levels = self.levels.timesteps(request.timestep, self.shape.frames);
+        let timesteps = StepTimesteps::new(&token_rows(&levels, self.shape, spec.patch)?);
+        let latent = match batch {
+            1 => input.insert_axis(Axis(0)),
+            _ => stack(Axis(0), &vec![input.view(); batch])
+                .unwrap_or_else(|_| unreachable!("all have the same shape")),
+        };
+        Ok(StepValues { latent: Value::from_f32(latent), timesteps })
+    }
+
+    /// Computes the velocity `[C,T,h,w]` of one pass, in a call of its own.
+    ///
+    /// # Errors
+    /// The expert fails, or the run is cancelled.
+    pub(super) fn velocity(
+        &self,
+        expert: &mut OpenExpert,
+        values: &StepValues,
+        pass: Pass,
+        cancel: &Cancel,
+    ) -> Result<Array4<f32>, Error> {
+        let GuidanceTexts { prompt, negative } = self.texts(expert);
+        let text = match (pass, negative) {
+            (Pass::Conditional, _) => prompt,
+            (Pass::Unconditional, Some(NegativePass::Separate(negative))) => negative,
+            (Pass::Unconditional, Some(NegativePass::Batched(_)) | None) => {
+                unreachable!("the step is guided, and its form is two calls")
+            }
+        };
+        let StepValues { latent, timesteps } = values;
+        let velocities = run(&mut expert.session, latent, text, timesteps, &self.rotary, cancel)?;
+        Ok(velocities.index_axis_move(Axis(0), 0))
+    }
+
+    /// Computes the velocities that a step requests at a latent `[C,T,h,w]`, on one device.
     ///
     /// # Errors
     /// The expert fails, the run is cancelled, or the conditioning lacks what the step requests.
@@ -159,32 +261,28 @@ impl StepInputs {
         request: &StepRequest,
         cancel: &Cancel,
     ) -> Result<StepOutputs, Error> {
-        let GuidanceTexts { prompt, negative } = self.texts(expert);
-        let input = model_input(latent, self.image.as_ref(), spec.in_channels)?;
-        let levels = self.levels.timesteps(request.timestep, self.shape.frames);
-        let timesteps = StepTimesteps::new(&token_rows(&levels, self.shape, spec.patch)?);
-        let mut run = |latent: &Value, text: &TextInput| {
-            run(&mut expert.engine, latent, text, &timesteps, &self.rotary, cancel)
-        };
-        let pick = |batch: &Array5<f32>, index: usize| batch.index_axis(Axis(0), index).to_owned();
-        let single = |input: Array4<f32>| Value::from_f32(input.insert_axis(Axis(0)));
-        let is_guided = request.passes.unconditional == PassAction::Compute;
-        let (conditional, unconditional) = match negative {
-            _ if !is_guided => (pick(&run(&single(input), prompt)?, 0), None),
-            None => return Err(Error::NoNegative { step: request.step + 1 }),
-            Some(NegativePass::Batched(both)) => {
-                let pair = stack(Axis(0), &[input.view(), input.view()])
-                    .unwrap_or_else(|_| unreachable!("both have the same shape"));
-                let velocities = run(&Value::from_f32(pair), both)?;
-                (pick(&velocities, 0), Some(pick(&velocities, 1)))
-            }
-            Some(NegativePass::Separate(negative)) => {
-                let input = single(input);
-                (pick(&run(&input, prompt)?, 0), Some(pick(&run(&input, negative)?, 0)))
-            }
-        };
+        let is_guided = self.is_guided(request)?;
+        let values = |batch| self.values(spec, latent, request, batch);
+        if let Some(NegativePass::Batched(both)) = &self.texts(expert).negative
+            && is_guided
+        {
+            let StepValues { latent, timesteps } = values(2)?;
+            let pair = run(&mut expert.session, &latent, both, &timesteps, &self.rotary, cancel)?;
+            let pick = |index: usize| pair.index_axis(Axis(0), index).to_owned();
+            return Ok(StepOutputs { conditional: pick(0), unconditional: Some(pick(1)) });
+        }
+        let values = values(1)?;
+        let conditional = self.velocity(expert, &values, Pass::Conditional, cancel)?;
+        let unconditional =
+            is_guided.then(|| self.velocity(expert, &values, Pass::Unconditional, cancel)).transpose()?;
         Ok(StepOutputs { conditional, unconditional })
     }
+}
+
+/// The inputs of a step that do not depend on the pass: latents `[B,C,T,h,w]` and timesteps.
+pub(super) struct StepValues {
+    latent: Value,
+    timesteps: StepTimesteps,
 }
 
 /// The timesteps of a step as graph inputs: the distinct ones `[R]`, and the row of each token `[M]`.
@@ -208,7 +306,7 @@ impl StepTimesteps {
 
 /// Runs an expert: the velocities `[B,C,T,h,w]` at a batch of latents.
 fn run(
-    engine: &mut Engine,
+    session: &mut Lease,
     latent: &Value,
     text: &TextInput,
     timesteps: &StepTimesteps,
@@ -222,11 +320,16 @@ fn run(
         ("sin", &rotary.sin),
     ];
     // Graphs of earlier exports take one timestep for all tokens.
-    if engine.signature().takes_rows() {
+    if session.signature().takes_rows() {
         inputs.push((ROWS_INPUT, &timesteps.rows));
     } else if timesteps.count > 1 {
         return Err(Error::FrameLevels);
     }
     inputs.extend(text.named());
-    take_array(&mut engine.run(&inputs, cancel)?, "velocity")
+    let velocity: Array5<f32> = take_array(&mut session.run(&inputs, cancel)?, "velocity")?;
+    let mut expected = latent.shape().to_vec();
+    // The output has no channels for images. Its signature fixes their number.
+    expected[1] = velocity.len_of(Axis(1));
+    check_shape("velocity", velocity.shape(), &expected)?;
+    Ok(velocity)
 }

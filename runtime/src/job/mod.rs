@@ -4,25 +4,40 @@
 //! [`JobFolder`] and [`StoredSnapshot`] (how it survives), [`ClipRecord`] (what is stored in the clip), [`JobReport`].
 
 mod conditions;
+mod disk;
 mod event;
+#[cfg(test)]
+mod fake_disk;
 mod folder;
+mod keep_steps;
+mod origin;
+#[cfg(test)]
+mod power_cut_tests;
 mod record;
 mod report;
+mod resume_from;
 mod running;
+mod snapshot_files;
 mod snapshot_writer;
 mod spec;
 mod start;
+mod storage;
 mod stored_snapshot;
 mod stored_text;
 mod timing;
+mod work;
 
-pub use conditions::RunConditions;
+pub use conditions::{AcceleratorConditions, RunConditions};
 pub use event::JobEvent;
-pub use folder::{FoundSnapshot, JobFolder, ResumeFrom};
+pub use folder::{FoundSnapshot, JobFolder};
+pub use keep_steps::KeepSteps;
 pub use record::{ClipRecord, LatentDigest, RECORD_MAX, StoredRecord};
-pub use report::{JobReport, OutputSummary, PreviewSummary};
+pub use report::{DeviceMemory, JobReport, NodesOfGraph, OutputSummary, PreviewSummary, SessionMemory};
+pub use resume_from::ResumeFrom;
 pub use running::{Job, JobState, generate};
+pub use snapshot_writer::Storing;
 pub use spec::{Extra, ForkSpec, GridSpec, InputFile, JobSpec, ModelIdentity, SPEC_VERSION, VariationSpec};
 pub use start::{JobStart, Resumed};
 pub use stored_snapshot::{SNAPSHOT_VERSION, SnapshotIdentity, StoredSnapshot};
 pub use timing::JobTimes;
+pub use work::{NextUnit, experts_left};

@@ -3,10 +3,13 @@
 use super::conditions::RunConditions;
 use super::record::LatentDigest;
 use super::timing::JobTimes;
+use crate::model::{Model, PlacedGraph};
 use crate::preview::PreviewReport;
+use bundle::manifest::{Component, Part};
 use bundle::preview::PreviewKind;
-use bundle::units::Seed;
+use bundle::units::{ByteCount, Seed};
 use bundle::variant::Variant;
+use engines::sessions::{SessionUsage, Sessions};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -38,9 +41,92 @@ pub struct JobReport {
     /// The previews, if there were any.
     #[serde(default)]
     pub preview: Option<PreviewSummary>,
+    /// The memory of each device that the sessions used.
+    #[serde(default)]
+    pub memory: Vec<DeviceMemory>,
+    /// On which providers the nodes of the graphs on accelerators run. Those of graphs on the CPU all run there.
+    #[serde(default)]
+    pub nodes: Vec<NodesOfGraph>,
     /// The outputs. The caller writes the frames, and fills this in.
     #[serde(default)]
     pub outputs: Vec<OutputSummary>,
+}
+
+/// On which providers the nodes of a graph run, as ONNX Runtime reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodesOfGraph {
+    /// The component.
+    pub component: Component,
+    /// The graph of the component.
+    pub part: Part,
+    /// The device.
+    pub device: String,
+    /// The number of nodes by ONNX Runtime's name of their provider.
+    pub nodes: BTreeMap<String, usize>,
+    /// Nodes on the CPU beside the accelerator, by operator.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub on_cpu: BTreeMap<String, usize>,
+}
+
+impl NodesOfGraph {
+    /// The graphs that a model has borrowed, without those on the CPU.
+    pub(super) fn of(model: &Model) -> Vec<Self> {
+        let graph = |PlacedGraph { component, part, device, nodes }| Self {
+            component,
+            part,
+            device: device.to_string(),
+            on_cpu: nodes.on_cpu(),
+            nodes: nodes.nodes,
+        };
+        model.placed_graphs().into_iter().map(graph).collect()
+    }
+}
+
+/// The memory of a device, as counted by the sessions. Sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMemory {
+    /// The device.
+    pub device: String,
+    /// The memory that may be used.
+    pub budget: ByteCount,
+    /// The most that was charged for open sessions.
+    pub peak: ByteCount,
+    /// The sessions that are open at the end.
+    pub sessions: Vec<SessionMemory>,
+}
+
+/// The memory of an open session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionMemory {
+    /// The component.
+    pub component: Component,
+    /// The graph of the component.
+    pub part: Part,
+    /// Predicted weights and activations.
+    pub predicted: ByteCount,
+    /// The same, measured; 0 if it could not be measured.
+    pub measured: ByteCount,
+}
+
+impl DeviceMemory {
+    /// The memory of every device that sessions used.
+    pub(super) fn of(sessions: &Sessions) -> Vec<Self> {
+        let session = |session: SessionUsage| SessionMemory {
+            component: session.key.component,
+            part: session.key.part,
+            predicted: session.predicted.held(),
+            measured: session.measured.held(),
+        };
+        let usage = sessions.usage().into_iter();
+        usage
+            .map(|usage| Self {
+                device: usage.device.to_string(),
+                budget: usage.budget,
+                peak: usage.peak,
+                sessions: usage.sessions.into_iter().map(session).collect(),
+            })
+            .collect()
+    }
 }
 
 /// The previews of a job.

@@ -307,14 +307,20 @@ impl ModelIdentity {
         let mut files: Vec<&str> = vec!["tokenizer.json"];
         for component in components {
             let entry = manifest.component(&component)?;
-            let variant = model.variant_of(&component)?;
             parts.extend([component.to_string(), entry.digest.blake3.clone()]);
-            files.extend(
-                entry.graphs.iter().filter(|graph| graph.variant == variant).map(|graph| &*graph.file),
-            );
-            let quantised = entry.variant(variant.precision, variant.kernels);
-            let weights = quantised.map_or(&entry.weights, |quantised| &quantised.weights);
-            files.extend(weights.iter().map(|weights| &*weights.file));
+            // The devices of a pair may run different graphs.
+            let devices = model.placement().devices_of(&component);
+            let mut variants =
+                devices.map(|device| model.variant_on(device, &component)).collect::<Result<Vec<_>, _>>()?;
+            variants.dedup();
+            for variant in variants {
+                files.extend(
+                    entry.graphs.iter().filter(|graph| graph.variant == variant).map(|graph| &*graph.file),
+                );
+                let quantised = entry.variant(variant.precision, variant.kernels);
+                let weights = quantised.map_or(&entry.weights, |quantised| &quantised.weights);
+                files.extend(weights.iter().map(|weights| &*weights.file));
+            }
         }
         for file in files {
             let digest = manifest.digests.get(file).map_or("", |digest| &*digest.sampled);

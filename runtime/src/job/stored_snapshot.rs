@@ -21,7 +21,11 @@ use ndarray::Array4;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
+
+/// The most bytes of a header that are read. That of 10,000 steps is shorter.
+const MAX_HEADER: u64 = 16 << 20;
 
 /// The version of the file that is written.
 pub const SNAPSHOT_VERSION: u32 = 1;
@@ -78,6 +82,11 @@ struct Header {
 }
 
 impl StoredSnapshot {
+    /// The number of steps that are done.
+    pub fn steps_done(&self) -> usize {
+        self.snapshot.state().steps_done()
+    }
+
     /// The bytes of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let state = self.snapshot.state().stored();
@@ -108,8 +117,13 @@ impl StoredSnapshot {
         let tensors: Vec<_> = tensors
             .into_iter()
             .map(|(name, values)| {
-                let mut bytes = Vec::with_capacity(4 * values.len());
-                values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+                let mut bytes = vec![0; 4 * values.len()];
+                // Latents are large, and contiguous as they come from the solver.
+                let standard = values.as_standard_layout();
+                let own = standard.as_slice().unwrap_or_else(|| unreachable!("it is in standard layout"));
+                for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(own) {
+                    *bytes = value.to_le_bytes();
+                }
                 (name, values.shape().to_vec(), bytes)
             })
             .collect();
@@ -191,6 +205,27 @@ impl StoredSnapshot {
         let Header { identity, conditions, earlier, latents, forks_applied, .. } = header;
         Ok(Self { snapshot, identity, conditions, earlier, latents, forks_applied })
     }
+}
+
+/// The number of steps that are done in the snapshot in a file, by its header alone. `None` if it has none.
+pub(super) fn steps_of(file: &mut impl Read) -> Option<usize> {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(rename = "__metadata__")]
+        metadata: HashMap<String, String>,
+    }
+    #[derive(Deserialize)]
+    struct Steps {
+        steps_done: usize,
+    }
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    let mut json = Vec::new();
+    file.take(length.min(MAX_HEADER)).read_to_end(&mut json).ok()?;
+    let Head { metadata } = serde_json::from_slice(&json).ok()?;
+    let Steps { steps_done } = serde_json::from_str(metadata.get("snapshot")?).ok()?;
+    Some(steps_done)
 }
 
 /// The order in which tensors are hashed.

@@ -2,6 +2,7 @@
 
 use crate::model::Model;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// A moment of a job, and the time spent opening graphs until then.
@@ -32,6 +33,8 @@ pub(super) struct Clock {
     prepared: Duration,
     began: Moment,
     marks: Vec<(Mark, Moment)>,
+    /// When each phase began.
+    phases: Vec<(&'static str, Instant)>,
     steps: Duration,
     step_count: u32,
 }
@@ -63,8 +66,36 @@ impl Clock {
     /// Starts the clock, after `prepared` of loading.
     pub(super) fn start(model: &Model, prepared: Duration) -> Self {
         let began = Moment { at: Instant::now(), opening: model.time_opening() };
-        let (marks, steps) = (Vec::new(), Duration::ZERO);
-        Self { model: model.clone(), prepared, began, marks, steps, step_count: 0 }
+        let (marks, phases, steps) = (Vec::new(), Vec::new(), Duration::ZERO);
+        Self { model: model.clone(), prepared, began, marks, phases, steps, step_count: 0 }
+    }
+
+    /// Begins a phase, unless the job is in it.
+    pub(super) fn begin(&mut self, phase: &'static str) {
+        if self.phases.last().is_none_or(|(last, _)| *last != phase) {
+            self.phases.push((phase, Instant::now()));
+        }
+    }
+
+    /// The last phase that began.
+    pub(super) fn phase(&self) -> Option<&'static str> {
+        self.phases.last().map(|(phase, _)| *phase)
+    }
+
+    /// The duration of each phase until now, in seconds, with the opening of graphs.
+    pub(super) fn phases(&self) -> BTreeMap<String, f64> {
+        let now = Instant::now();
+        let mut seconds = BTreeMap::new();
+        for (index, (phase, began)) in self.phases.iter().enumerate() {
+            let ended = self.phases.get(index + 1).map_or(now, |(_, next)| *next);
+            *seconds.entry((*phase).to_owned()).or_insert(0.0) += (ended - *began).as_secs_f64();
+        }
+        seconds
+    }
+
+    /// The model whose opening of graphs is not counted.
+    pub(super) fn model(&self) -> &Model {
+        &self.model
     }
 
     fn now(&self) -> Moment {

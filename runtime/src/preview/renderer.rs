@@ -10,7 +10,6 @@ use bundle::manifest::Component;
 use bundle::preview::{LatentToRgb, PreviewKind};
 use engines::Cancel;
 use ndarray::{Array4, ArrayView4, Axis, Slice, concatenate};
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 /// Longest side, in latent positions, of the crop that a decoder is timed on.
@@ -31,10 +30,7 @@ enum Method {
 
 impl Method {
     fn decoder(model: &Model, component: Component) -> Self {
-        Self::Decoder(Box::new(VideoDecoder::for_component(
-            &model.with_threads(NonZeroUsize::MIN),
-            component,
-        )))
+        Self::Decoder(Box::new(VideoDecoder::for_component(&model.for_previews(), component)))
     }
 }
 
@@ -76,26 +72,25 @@ impl PreviewRenderer {
     /// # Errors
     /// A graph cannot be opened or fails, or the run is cancelled.
     pub fn open(
-        &mut self,
+        &self,
         shape: LatentShape,
         length: PreviewLength,
         cancel: &Cancel,
     ) -> Result<Duration, Error> {
-        let Method::Decoder(decoder) = &mut self.method else { return Ok(Duration::ZERO) };
-        decoder.open_first()?;
-        if length == PreviewLength::AllFrames {
-            decoder.open_next()?;
-        }
+        let Method::Decoder(decoder) = &self.method else { return Ok(Duration::ZERO) };
         let (height, width) = (shape.height.min(PROBE), shape.width.min(PROBE));
-        let part = Array4::zeros((shape.channels, 1, height, width));
-        let mut run = || {
+        let run = |frames: usize| {
+            let part = Array4::zeros((shape.channels, frames, height, width));
             let began = Instant::now();
             decoder.decode(part.view(), cancel, &mut |_| Ok(()))?;
             Ok::<_, Error>(began.elapsed())
         };
-        run()?;
+        run(match length {
+            PreviewLength::FirstFrame => 1,
+            PreviewLength::AllFrames => shape.frames.min(2),
+        })?;
         let positions = |height: usize, width: usize| u32::try_from(height * width).unwrap_or(u32::MAX);
-        Ok(run()?.saturating_mul(positions(shape.height, shape.width)) / positions(height, width).max(1))
+        Ok(run(1)?.saturating_mul(positions(shape.height, shape.width)) / positions(height, width).max(1))
     }
 
     /// Renders a clean latent `[C,T,h,w]` to frames `[N,3,H,W]` in -1..1 or slightly beyond. The linear map renders one
@@ -104,7 +99,7 @@ impl PreviewRenderer {
     /// # Errors
     /// A graph fails, or the run is cancelled.
     pub fn render(
-        &mut self,
+        &self,
         latent: ArrayView4<'_, f32>,
         length: PreviewLength,
         cancel: &Cancel,
@@ -113,7 +108,7 @@ impl PreviewRenderer {
             PreviewLength::FirstFrame => latent.slice_axis(Axis(1), Slice::from(..1)),
             PreviewLength::AllFrames => latent.view(),
         };
-        match &mut self.method {
+        match &self.method {
             Method::Map(map) => Ok(colours(map, shown)),
             Method::Decoder(decoder) => {
                 let mut chunks = Vec::new();

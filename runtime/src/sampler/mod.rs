@@ -30,7 +30,7 @@ use std::sync::Arc;
 pub use guidance::guide;
 pub use noise::torch_normal;
 pub use schedule::Schedule;
-pub use solver::Solver;
+pub use solver::{HISTORY, Solver};
 
 /// Moves a latent from noise to clean, one velocity at a time.
 ///
@@ -117,7 +117,7 @@ impl Sampler {
             return Err("more steps are done than the schedule has");
         }
         let known = step_index.checked_sub(history.since).ok_or("the history begins after the last step")?;
-        if history.predictions.len() != known.min(solver::HISTORY) || history.start.is_some() != (known > 0) {
+        if history.predictions.len() != known.min(HISTORY) || history.start.is_some() != (known > 0) {
             return Err("the history has not the length that the number of steps requires");
         }
         Ok(Self { schedule, solver, step_index, history })
@@ -168,7 +168,7 @@ impl Sampler {
         let sigmas = self.schedule.sigmas();
         let clean = predicted_clean(latent.view(), velocity.view(), sigmas[self.step_index]);
         predictions.insert(0, Arc::new(clean));
-        predictions.truncate(solver::HISTORY);
+        predictions.truncate(HISTORY);
 
         let update = update_rule(self.solver).update(&sigmas[*since..], self.step_index - *since);
         let from = match (&update.correction, start.take()) {

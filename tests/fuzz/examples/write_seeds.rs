@@ -109,8 +109,9 @@ fn spec() -> JobSpec {
 fn conditions() -> RunConditions {
     RunConditions {
         program: "0.1.0".into(),
-        provider: "cpu".into(),
+        devices: "cpu".into(),
         onnx_runtime: "1.31.1".into(),
+        accelerators: Vec::new(),
         processor: "AMD EPYC 9B14, family 25 model 17".into(),
         cpu_path: "avx512-vnni".into(),
         threads: 2,
@@ -166,7 +167,7 @@ fn onnx() -> Vec<u8> {
         graph.attention(Attention { heads: 2, scale: 0.5 }, &hidden, &hidden, &hidden, None).unwrap();
     let y = graph.silu(&attended).unwrap();
     graph.output("y", &y).unwrap();
-    graph.finish().to_bytes()
+    graph.finish().unwrap().to_bytes()
 }
 
 /// The manifest of a tiny checkpoint with two experts, without digests of files.

@@ -8,7 +8,7 @@ use bundle::units::{ByteCount, Seed};
 use engines::WeightMemory;
 use engines::residency::{self, Residency};
 use runtime::decode::TileSide;
-use runtime::footprint::{MemorySettings, footprints};
+use runtime::memory_plan::{MemorySettings, footprints};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use serde_json::{Value, json};
 use std::fs;
@@ -316,9 +316,9 @@ fn open_and_plan(bundle: &Path) -> Result<(), String> {
                 let needed = footprints(
                     &bundle.manifest,
                     &plan,
-                    MemorySettings { preview, tile, ..MemorySettings::plain(weights) },
+                    &MemorySettings { preview, tile, ..MemorySettings::plain(weights) },
                 );
-                let _ = residency::plan(Residency::Auto, &needed, ByteCount(1 << 34));
+                let _ = residency::plan(Residency::Auto, &needed, |_| Some(ByteCount(1 << 34)));
             }
         }
     }

@@ -143,13 +143,18 @@ fn an_export_never_overwrites() {
 }
 
 #[test]
-fn f32_weights_are_linked_and_others_converted() {
-    for (case, linked) in [(SHARDED, true), ("five-latent-frames", false)] {
+fn weights_are_linked_in_any_format_and_converted_on_request() {
+    for case in [SHARDED, "five-latent-frames", "wide-text-heads"] {
         let copy = edit::copy_of(&golden::case(case).checkpoint());
-        let output = export(copy.path());
-        let exported = event(&output, "exported");
-        assert_eq!(exported["written_bytes"] == 0, linked, "{case}: {exported}");
-        assert_eq!(exported["linked_bytes"] == 0, !linked, "{case}: {exported}");
+        let exported = event(&export(copy.path()), "exported");
+        assert_eq!(exported["written_bytes"], 0, "{case}: {exported}");
+        let format = exported["weights"]["text_encoder"].as_str().unwrap().to_owned();
+        assert_eq!(exported["weights"]["decoder"], format.as_str(), "{case}: {exported}");
+        let other = if format == "bf16" { "f32" } else { "bf16" };
+        let arguments = ["export", ".", "--out", "other", "--weights", other, "--json"];
+        let converted = event(&rushes(copy.path()).args(arguments).output().unwrap(), "exported");
+        assert_eq!(converted["linked_bytes"], 0, "{case}: {converted}");
+        assert_eq!(converted["weights"]["text_encoder"], other, "{case}: {converted}");
     }
 }
 

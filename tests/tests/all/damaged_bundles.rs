@@ -2,6 +2,7 @@
 //! runs, and `rushes inspect --verify` names all such files.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use bundle::dtype::WeightType;
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::Scheme;
 use bundle::variant::{KernelLibrary, Precision};
@@ -30,7 +31,10 @@ struct SharedBundle {
 static SHARED: LazyLock<SharedBundle> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
-    let request = export::ExportRequest::new(&golden::case(CASE).checkpoint(), &bundle);
+    let request = export::ExportRequest {
+        weights: Some(WeightType::F32),
+        ..export::ExportRequest::new(&golden::case(CASE).checkpoint(), &bundle)
+    };
     export::export(&request, &mut |_| ()).unwrap();
     let mut quantizer =
         Quantizer::open(&bundle, Path::new("none"), QuantizeOptions::new(Scheme::Bf16)).unwrap();

@@ -167,7 +167,7 @@ fn a_gain_that_is_2_per_cent_off_is_detected() {
 fn open(model: &Model, component: &Component, part: Part, contract: &Signature) -> Engine {
     let entry = model.manifest().component(component).unwrap();
     let graph = entry.graphs.iter().find(|graph| graph.part == part).unwrap();
-    let options = OpenOptions { threads: None, weights: WeightMemory::Mapped };
+    let options = OpenOptions::cpu(None, WeightMemory::Mapped);
     OnnxRuntime::load(None).unwrap().open(&model.bundle().path(&graph.file), contract, &options).unwrap()
 }
 

@@ -6,6 +6,8 @@ use bundle::manifest::Bundle;
 use bundle::units::{GuidanceScale, Seed};
 use bundle::variant::Precision;
 use engines::OnnxRuntime;
+use engines::residency::Residency;
+use engines::sessions::Sessions;
 use ndarray::Array4;
 use runtime::job::{Job, JobEvent, JobStart, JobState, LatentDigest};
 use runtime::model::{Model, ModelOptions};
@@ -45,8 +47,14 @@ pub(super) const STEPS: usize = 5;
 
 /// The shared bundle in a precision.
 pub(super) fn model(precision: Precision) -> Model {
+    model_with(precision, Residency::Auto)
+}
+
+/// The shared bundle in a precision, with sessions of its own.
+pub(super) fn model_with(precision: Precision, residency: Residency) -> Model {
     let options = ModelOptions { precision: Some(precision), ..ModelOptions::default() };
-    Model::new(Bundle::open(&BUNDLE.1).unwrap(), OnnxRuntime::load(None).unwrap(), options).unwrap()
+    let sessions = Sessions::in_available_memory(OnnxRuntime::load(None).unwrap(), residency);
+    Model::with_sessions(Bundle::open(&BUNDLE.1).unwrap(), &sessions, options).unwrap()
 }
 
 /// A small clip of [`STEPS`] steps that crosses the boundary.

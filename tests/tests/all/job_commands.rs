@@ -217,6 +217,42 @@ fn a_damaged_snapshot_is_replaced_by_the_other_one() {
     assert_eq!(latents(&rest), latents(&whole));
 }
 
+#[test]
+fn a_step_that_was_kept_is_gone_on_from_by_its_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let whole = generate(path, &["--job-dir", "job", "--keep-steps", "1,5"]);
+    for steps in [1, 5] {
+        let file = format!("step-{steps:05}.safetensors");
+        assert!(path.join("job").join(&file).exists(), "{:?}", names(&path.join("job")));
+        let number = steps.to_string();
+        let output = done(path, &["generate", "--resume", "job", "--from", &number, "--json"]);
+        assert!(stderr(&output).contains(&format!("goes on after step {steps} of 6")), "{output:?}");
+        assert_eq!(latents(&output), latents(&whole));
+    }
+    let before = contents(path);
+    for (arguments, expected) in [
+        (&["generate", "--resume", "job", "--from", "2"][..], "go on after one of the steps 1, "),
+        (&["generate", "fox", "--job-dir", "new", "--keep-steps", "51"], "--keep-steps cannot be 51"),
+        (&["generate", "fox", "--keep-steps", "1"], "--keep-steps cannot be used"),
+        (&["generate", "fox", "--job-dir", "new", "--keep-steps", "some"], "write it like 10,20"),
+    ] {
+        let output = run(path, arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(stderr(&output).contains(expected), "{arguments:?}: {output:?}");
+        assert!(contents(path) == before, "{arguments:?} changed {:?}", names(path));
+    }
+    let kept = path.join("job/step-00001.safetensors");
+    std::fs::remove_file(&kept).unwrap();
+    std::fs::write(&kept, "damaged").unwrap();
+    let output = run(path, &["generate", "--resume", "job", "--from", "1"]);
+    let text = stderr(&output);
+    assert!(text.contains("step-00001.safetensors") && text.contains("5, 6"), "{text}");
+    generate(path, &["--job-dir", "all", "--keep-steps", "all"]);
+    let kept = names(&path.join("all")).iter().filter(|name| name.starts_with("step-")).count();
+    assert_eq!(kept, 6);
+}
+
 /// The arguments that a run that goes on cannot change, and values that are out of range.
 const REFUSED: [(&[&str], &str); 17] = [
     (&["--size", "64x64"], "--size cannot be 64x64"),

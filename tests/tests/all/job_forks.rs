@@ -5,10 +5,9 @@ use super::job_bundle::{Bits, STEPS, contents, finished, model, request, start};
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{GuidanceScale, Seed, Shift};
 use bundle::variant::Precision;
-use engines::residency::Mode;
 use runtime::Error;
 use runtime::job::{
-    ForkSpec, GridSpec, Job, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, VariationSpec,
+    ForkSpec, GridSpec, Job, JobFolder, JobSpec, JobStart, JobState, KeepSteps, ResumeFrom, VariationSpec,
 };
 use runtime::pipeline::Pipeline;
 use std::path::Path;
@@ -71,7 +70,7 @@ fn replayed(pipeline: &mut Pipeline, spec: &JobSpec) -> Bits {
 #[test]
 fn a_fork_has_the_bits_of_its_spec_and_goes_on_after_every_unit() {
     for precision in [Precision::F32, Precision::Int8] {
-        let mut pipeline = Pipeline::new(&model(precision), Mode::AllResident);
+        let mut pipeline = Pipeline::new(&model(precision));
         let begun = start(&pipeline, &request("a boat", 7));
         let plain = finished(&mut pipeline, begun);
         let parent = tempfile::tempdir().unwrap();
@@ -115,7 +114,7 @@ fn a_fork_has_the_bits_of_its_spec_and_goes_on_after_every_unit() {
 
 #[test]
 fn a_fork_of_a_fork_has_the_bits_of_its_spec() {
-    let mut pipeline = Pipeline::new(&model(Precision::F32), Mode::AllResident);
+    let mut pipeline = Pipeline::new(&model(Precision::F32));
     let parent = tempfile::tempdir().unwrap();
     let (base, second) = (parent.path().join("base"), parent.path().join("second"));
     stopped(&base, &mut pipeline);
@@ -137,8 +136,43 @@ fn a_fork_of_a_fork_has_the_bits_of_its_spec() {
 }
 
 #[test]
+fn a_fork_from_an_origin_has_the_bits_of_one_from_the_job() {
+    let mut pipeline = Pipeline::new(&model(Precision::F32));
+    let parent = tempfile::tempdir().unwrap();
+    let at = |name: &str| parent.path().join(name);
+    let begun = start(&pipeline, &request("a boat", 7));
+    let folder = JobFolder::create(&at("job"), &begun.spec).unwrap();
+    let (job, _events) = Job::new(&pipeline, begun);
+    let mut job = job.with_folder(folder).keep_steps(KeepSteps::All);
+    while job.denoising().steps_done() < STEPS - 1 {
+        job.advance(&mut pipeline).unwrap();
+    }
+    // Step n is written before step n + 2 begins.
+    let from: Vec<usize> = (1..STEPS - 1).collect();
+    for steps in &from {
+        JobFolder::make_origin(&at("job"), *steps, &at(&format!("origin-{steps}"))).unwrap();
+    }
+    job.abandon();
+    drop(job);
+    let folder = JobFolder::open(&at("job")).unwrap();
+    assert_eq!(folder.kept_steps()[..from.len()], from);
+    for (name, fork) in forks() {
+        for steps in &from {
+            let snapshot = folder.snapshot(ResumeFrom::Step(*steps)).unwrap().snapshot;
+            let expected = JobStart::resume(&pipeline, &folder, snapshot, Some(fork.clone())).unwrap().start;
+            let origin = JobFolder::open(&at(&format!("origin-{steps}"))).unwrap();
+            let found = resumed(&origin, &pipeline, Some(fork.clone()));
+            assert_eq!(found.spec, expected.spec, "{name} after {steps}");
+            assert!(found.text.is_some());
+            let expected = finished(&mut pipeline, expected);
+            assert!(finished(&mut pipeline, found) == expected, "{name} after {steps}");
+        }
+    }
+}
+
+#[test]
 fn forks_that_cannot_be_made_are_refused() {
-    let mut pipeline = Pipeline::new(&model(Precision::F32), Mode::AllResident);
+    let mut pipeline = Pipeline::new(&model(Precision::F32));
     let parent = tempfile::tempdir().unwrap();
     let base = parent.path().join("base");
     stopped(&base, &mut pipeline);

@@ -6,7 +6,6 @@ use bundle::geometry::PixelSize;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::GuidanceScale;
 use bundle::variant::Precision;
-use engines::residency::Mode;
 use runtime::denoise::{Denoising, GuidanceForm, TextConditioning};
 use runtime::job::{
     FoundSnapshot, Job, JobEvent, JobFolder, JobStart, JobState, LatentDigest, ResumeFrom, Resumed,
@@ -75,7 +74,7 @@ fn scales(scales: [f32; 2]) -> Option<Vec<GuidanceScale>> {
 #[test]
 fn every_sampler_schedule_and_guidance_goes_on_from_every_step_with_the_same_bits() {
     for precision in [Precision::F32, Precision::Int8] {
-        let mut pipeline = Pipeline::new(&model(precision), Mode::AllResident);
+        let mut pipeline = Pipeline::new(&model(precision));
         assert_eq!(pipeline.model().variant().precision, precision);
         let mut different = std::collections::BTreeSet::new();
         for solver in SolverKind::ALL {
@@ -107,7 +106,7 @@ fn guidance_in_two_calls_goes_on_with_the_same_bits() {
         steps: Some(3),
         ..request("a boat", 7)
     };
-    let mut pipeline = Pipeline::new(&model(Precision::F32), Mode::AllResident);
+    let mut pipeline = Pipeline::new(&model(Precision::F32));
     let whole = goes_on_from_every_step(&mut pipeline, &request);
     assert_eq!(whole.form, GuidanceForm::TwoCalls);
 }
@@ -116,14 +115,15 @@ fn guidance_in_two_calls_goes_on_with_the_same_bits() {
 fn the_frames_are_those_of_a_run_that_never_stopped() {
     for (precision, solver) in [(Precision::F32, SolverKind::UniPc), (Precision::Int8, SolverKind::DpmPp)] {
         let model = model(precision);
-        let mut pipeline = Pipeline::new(&model, Mode::AllResident);
+        let mut pipeline = Pipeline::new(&model);
         let request = GenerateRequest { sampler: Some(solver), ..request("a boat", 7) };
         let start = start(&pipeline, &request);
         let expected = finished(&mut pipeline, start);
         let whole = denoised(&mut pipeline, &request);
         for bytes in &whole.snapshots {
             // New graphs each time, as in a new process.
-            let mut pipeline = Pipeline::new(&model, Mode::OneAtATime);
+            model.sessions().close_idle();
+            let mut pipeline = Pipeline::new(&model);
             let start = from_bytes(&pipeline, &request, bytes, &whole.text);
             assert!(finished(&mut pipeline, start) == expected);
         }
@@ -156,7 +156,7 @@ fn resumed(folder: &std::path::Path, pipeline: &mut Pipeline, from: ResumeFrom) 
 
 #[test]
 fn a_job_in_a_folder_goes_on_with_the_same_bits_also_without_its_text_states() {
-    let mut pipeline = Pipeline::new(&model(Precision::F32), Mode::AllResident);
+    let mut pipeline = Pipeline::new(&model(Precision::F32));
     // Only the high-noise expert needs the negative prompt.
     let request = GenerateRequest { guidance: scales([4.0, 1.0]), ..request("a boat", 7) };
     let begun = start(&pipeline, &request);

@@ -1,14 +1,14 @@
 //! Jobs that take turns in one pipeline do not affect each other.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use super::job_bundle::{BUNDLE, Bits, STEPS, bits, finished, model, request, start};
+use super::job_bundle::{BUNDLE, Bits, STEPS, bits, finished, model, model_with, request, start};
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
 use bundle::settings::SolverKind;
 use bundle::units::GuidanceScale;
 use bundle::variant::Precision;
 use engines::OnnxRuntime;
-use engines::residency::Mode;
+use engines::residency::Residency;
 use runtime::Error;
 use runtime::job::{Job, JobEvent, JobStart, JobState};
 use runtime::model::{Model, ModelOptions};
@@ -33,9 +33,9 @@ fn requests() -> [GenerateRequest; 2] {
 }
 
 /// The bits of each clip, made alone.
-fn alone(model: &Model, mode: Mode) -> [Bits; 2] {
+fn alone(model: &Model) -> [Bits; 2] {
     requests().map(|request| {
-        let mut pipeline = Pipeline::new(model, mode);
+        let mut pipeline = Pipeline::new(model);
         let start = start(&pipeline, &request);
         finished(&mut pipeline, start)
     })
@@ -73,15 +73,15 @@ fn names(events: &Receiver<JobEvent>) -> Vec<String> {
 
 #[test]
 fn jobs_in_turns_have_the_bits_of_one_after_the_other() {
-    for (precision, mode) in [
-        (Precision::F32, Mode::AllResident),
-        (Precision::F32, Mode::OneAtATime),
-        (Precision::Int8, Mode::AllResident),
+    for (precision, residency) in [
+        (Precision::F32, Residency::Auto),
+        (Precision::F32, Residency::One),
+        (Precision::Int8, Residency::All),
     ] {
-        let model = model(precision);
-        let expected = alone(&model, mode);
+        let model = model_with(precision, residency);
+        let expected = alone(&model);
         assert_ne!(expected[0].latents[0], expected[1].latents[0]);
-        let mut pipeline = Pipeline::new(&model, mode);
+        let mut pipeline = Pipeline::new(&model);
         let mut jobs = begun(&pipeline);
         let mut ended = [false; 2];
         while ended != [true; 2] {
@@ -90,17 +90,17 @@ fn jobs_in_turns_have_the_bits_of_one_after_the_other() {
             }
         }
         let found = jobs.map(|(job, events)| bits(&job, &events));
-        assert!(found == expected, "{precision} {mode:?}");
+        assert!(found == expected, "{precision} {residency}");
     }
 }
 
 #[test]
 fn a_cancelled_job_leaves_the_other_untouched() {
     let model = model(Precision::F32);
-    let expected = alone(&model, Mode::AllResident);
+    let expected = alone(&model);
     // In the text, while denoising, while decoding.
     for units in [0, 3, STEPS + 2] {
-        let mut pipeline = Pipeline::new(&model, Mode::AllResident);
+        let mut pipeline = Pipeline::new(&model);
         let [(mut first, events_of_first), (mut second, events)] = begun(&pipeline);
         for _ in 0..units {
             assert_eq!(first.advance(&mut pipeline).unwrap(), JobState::Working);
@@ -118,8 +118,8 @@ fn a_cancelled_job_leaves_the_other_untouched() {
 #[test]
 fn events_come_in_order_and_a_paused_job_does_nothing() {
     let model = model(Precision::F32);
-    let [expected, _] = alone(&model, Mode::AllResident);
-    let mut pipeline = Pipeline::new(&model, Mode::AllResident);
+    let [expected, _] = alone(&model);
+    let mut pipeline = Pipeline::new(&model);
     let [(mut job, events), _] = begun(&pipeline);
     for _ in 0..3 {
         job.advance(&mut pipeline).unwrap();
@@ -162,8 +162,8 @@ fn events_come_in_order_and_a_paused_job_does_nothing() {
 #[test]
 fn values_that_are_not_finite_end_one_job_alone() {
     let model = model(Precision::F32);
-    let [expected, _] = alone(&model, Mode::AllResident);
-    let mut pipeline = Pipeline::new(&model, Mode::AllResident);
+    let [expected, _] = alone(&model);
+    let mut pipeline = Pipeline::new(&model);
     let [(mut good, events), _] = begun(&pipeline);
     let plan = GenerationPlan::new(model.manifest(), &requests()[1]).unwrap();
     let mut noise = seeded_noise(&plan);
@@ -202,16 +202,16 @@ fn missing_files_end_one_job_alone() {
     edit::copy_folder(&BUNDLE.1, &copy);
     let options = ModelOptions { precision: Some(Precision::F32), ..ModelOptions::default() };
     let model = Model::new(Bundle::open(&copy).unwrap(), OnnxRuntime::load(None).unwrap(), options).unwrap();
-    let mode = Mode::OneAtATime;
-    let expected = alone(&model, mode);
+    let expected = alone(&model);
     for component in ["text_encoder", "experts", "decoder"] {
-        let mut pipeline = Pipeline::new(&model, mode);
+        let mut pipeline = Pipeline::new(&model);
         let [(mut first, events_of_first), (mut second, events)] = begun(&pipeline);
         // The second job is past the text, and before the last expert and the decoder.
         second.advance(&mut pipeline).unwrap();
         if component != "text_encoder" {
             first.advance(&mut pipeline).unwrap();
         }
+        model.sessions().close_idle();
         let removed = files(&copy.join(component));
         assert!(removed.len() >= 2, "{removed:?}");
         let aside = |path: &Path| path.with_extension("aside");

@@ -75,7 +75,7 @@ fn bundle(folder: &Path) -> Bundle {
 }
 
 fn options(threads: usize) -> OpenOptions {
-    OpenOptions { threads: NonZeroUsize::new(threads), weights: WeightMemory::Mapped }
+    OpenOptions::cpu(NonZeroUsize::new(threads), WeightMemory::Mapped)
 }
 
 /// Decodes three latent frames to `[t,3,H,W]`.

@@ -99,7 +99,7 @@ impl TestStep {
     fn run(&self, model: &graph::Model, contract: &Signature, kernels: Kernels, threads: usize) -> Vec<f32> {
         let path = self.folder.path().join("step.onnx");
         model.write(&path).unwrap();
-        let options = OpenOptions { threads: NonZeroUsize::new(threads), weights: WeightMemory::Mapped };
+        let options = OpenOptions::cpu(NonZeroUsize::new(threads), WeightMemory::Mapped);
         let onnx = OnnxRuntime::load(None).unwrap().with_kernels(kernels);
         let mut engine = onnx.open(&path, contract, &options).unwrap();
         let merged = contract.inputs.iter().any(|input| input.name == "key_bias");

@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::lock::ReadLock;
+use bundle::manifest::Bundle;
 use bundle::stop::Stop;
-use rushes::mini::{self, MiniEvent};
+use bundle::variant::{KernelLibrary, Precision, Target};
+use rushes::mini::{self, MiniEvent, MiniForm};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +14,8 @@ use tests::program::path;
 
 fn prepare(cache: &Path) -> (PathBuf, Vec<MiniEvent>) {
     let mut events = Vec::new();
-    let folder = mini::prepare(Some(cache), &Stop::new(), &mut |event| events.push(event)).unwrap();
+    let folder =
+        mini::prepare(Some(cache), &MiniForm::cpu(), &Stop::new(), &mut |event| events.push(event)).unwrap();
     (folder, events)
 }
 
@@ -56,7 +59,8 @@ fn concurrent_first_runs_all_succeed() {
         let output = run.wait_with_output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
-    assert_eq!(names(&folder.path().join("cache")).len(), 1);
+    let models = names(&folder.path().join("cache")).into_iter().filter(|name| name.starts_with("mini-"));
+    assert_eq!(models.count(), 1);
 }
 
 /// Replaces a file by a copy with other bytes in the middle. Files that were linked to it do not change.
@@ -141,11 +145,39 @@ fn files_that_are_added_later_are_not_damage() {
 }
 
 #[test]
+fn each_form_has_a_folder_with_graphs_for_its_targets_and_the_cpu() {
+    let cache = tempfile::tempdir().unwrap();
+    let (cpu, _) = prepare(cache.path());
+    let of_cpu = cpu.file_name().unwrap().to_string_lossy().into_owned();
+    for (target, precision, end) in [
+        (Target::Plain, Precision::F32, "-plain-f32"),
+        (Target::Plain, Precision::Bf16, "-plain-bf16"),
+        (Target::Cuda, Precision::Bf16, "-cuda-bf16"),
+    ] {
+        let form = MiniForm::new([target, Target::Cpu], precision).unwrap();
+        let folder = mini::prepare(Some(cache.path()), &form, &Stop::new(), &mut |_| ()).unwrap();
+        assert_eq!(folder.file_name().unwrap().to_string_lossy(), format!("{of_cpu}{end}"));
+        let manifest = Bundle::open(&folder).unwrap().manifest;
+        for target in [target, Target::Cpu] {
+            assert_eq!(
+                manifest.precisions(target, KernelLibrary::OnnxRuntime),
+                [precision],
+                "{end}: {target}"
+            );
+        }
+    }
+    assert_eq!(names(cache.path()).len(), 4);
+    let variant = Bundle::open(&cpu).unwrap().manifest.precisions(Target::Plain, KernelLibrary::OnnxRuntime);
+    assert!(variant.is_empty(), "the form for the CPU has graphs for the CPU only");
+}
+
+#[test]
 fn a_stop_leaves_an_empty_cache() {
     let cache = tempfile::tempdir().unwrap();
     let stop = Stop::new();
     stop.request();
-    let error = mini::prepare(Some(&cache.path().join("a/b")), &stop, &mut |_| ()).unwrap_err();
+    let error =
+        mini::prepare(Some(&cache.path().join("a/b")), &MiniForm::cpu(), &stop, &mut |_| ()).unwrap_err();
     assert!(error.is_cancelled(), "{error}");
     assert_eq!(names(cache.path()), Vec::<String>::new());
 }

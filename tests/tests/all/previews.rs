@@ -50,7 +50,7 @@ fn open_tiny(name: &str, folder: &Path) -> (Engine, Engine) {
     let [first, next] = [(Chunk::First, "first.onnx"), (Chunk::Next, "next.onnx")].map(|(chunk, file)| {
         let path = folder.join("preview").join(file);
         tiny_decoder_graph(&spec, chunk, GraphWeights::new(&placed)).unwrap().write(&path).unwrap();
-        let options = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
+        let options = OpenOptions::cpu(None, WeightMemory::Prepacked);
         onnx.open(&path, &signature_of(&spec), &options).unwrap()
     });
     (first, next)
@@ -397,14 +397,19 @@ fn tiles_join_without_a_seam() {
 #[test]
 fn tiles_are_used_if_memory_is_short_and_reported() {
     let folder = tempfile::tempdir().unwrap();
-    let run = |arguments: &[&str]| {
+    let command = |command: &str, arguments: &[&str]| {
         rushes(folder.path())
-            .args(["generate", "a boat", "--seed", "5", "--size", "256x128", "--frames", "1", "--steps", "1"])
-            .arg("--bundle")
+            .args([command, "a boat", "--size", "256x256", "--frames", "5", "--steps", "1"])
+            .args(["--residency", "one", "--bundle"])
             .arg(&SHARED.bundle)
             .args(arguments)
             .output()
             .unwrap()
+    };
+    let run = |arguments: &[&str]| command("generate", arguments);
+    let needed = |tile: &str| {
+        let plan = event(&command("plan", &["--tile", tile, "--json"]), "plan");
+        plan["devices"][0]["needed"].as_u64().unwrap()
     };
     let note = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("in tiles of");
     let refused = |arguments: &[&str]| run(arguments).status.code();
@@ -412,8 +417,11 @@ fn tiles_are_used_if_memory_is_short_and_reported() {
     assert!(whole.status.success() && !note(&whole), "{whole:?}");
     let asked = run(&["--tile", "128"]);
     assert!(asked.status.success() && note(&asked), "{asked:?}");
-    let short = run(&["--memory-budget", "50MB"]);
+    let (in_tiles, whole) = (needed("128"), needed("off"));
+    assert!(in_tiles < whole, "{in_tiles} {whole}");
+    let budget = ((in_tiles + whole) / 2).to_string();
+    let short = run(&["--memory-budget", &budget]);
     assert!(short.status.success() && note(&short), "{short:?}");
-    assert_eq!(refused(&["--memory-budget", "50MB", "--tile", "off"]), Some(3));
+    assert_eq!(refused(&["--memory-budget", &budget, "--tile", "off"]), Some(3));
     assert_eq!(refused(&["--tile", "32"]), Some(2));
 }

@@ -61,7 +61,7 @@ fn write_judge(folder: &Path) {
         g.output(name, &scores).unwrap();
         described.insert(name.into(), json!({"values": values, "accuracy": 0.75}));
     }
-    g.finish().write(&folder.join("judge.onnx")).unwrap();
+    g.finish().unwrap().write(&folder.join("judge.onnx")).unwrap();
     fs::write(folder.join("judge.json"), json!({ "attributes": described }).to_string()).unwrap();
 }
 

@@ -1,6 +1,7 @@
 //! Calibration and quantised variants of small models and of the embedded model.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use bundle::dtype::WeightType;
 use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
 use bundle::quantization::Scheme;
 use bundle::stop::Stop;
@@ -11,7 +12,7 @@ use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table::Table;
 use calibration::tensorrt_rules::broken_rules;
-use engines::{Cancel, OnnxRuntime, OpenOptions, WeightMemory, residency};
+use engines::{Cancel, OnnxRuntime, OpenOptions, WeightMemory};
 use export::ExportRequest;
 use export::quantized::{VariantRequest, write_variant};
 use graph::Model;
@@ -27,7 +28,7 @@ use tests::golden;
 use tests::program::{event, rushes};
 use tests::synthetic::{self, Values};
 
-const OPTIONS: OpenOptions = OpenOptions { threads: None, weights: WeightMemory::Prepacked };
+const OPTIONS: OpenOptions = OpenOptions::cpu(None, WeightMemory::Prepacked);
 
 fn succeeded(output: Output) -> Output {
     assert!(output.status.success(), "{output:?}");
@@ -72,8 +73,7 @@ fn recorded(folder: &Path) -> (golden::Exported, CalibrationSet) {
         samples: plans.iter().map(|plan| (plan.prompt.clone(), plan.seed.0)).collect(),
     };
     let set = CalibrationSet::begin(folder, info).unwrap();
-    let mode = residency::Mode::OneAtATime;
-    record(&exported.model, mode, &plans, &set, &Cancel::new(), &mut |_, _| Ok(())).unwrap();
+    record(&exported.model, &plans, &set, &Cancel::new(), &mut |_, _| Ok(())).unwrap();
     (exported, set)
 }
 
@@ -178,7 +178,7 @@ fn an_interrupted_quantisation_does_not_change_the_bundle() {
     Bundle::open(&bundle.folder).unwrap();
 }
 
-/// Mini, exported and calibrated with two clips in `FOLDER/bundle`.
+/// Mini, exported in f32 and calibrated with two clips in `FOLDER/bundle`.
 struct Mini(tempfile::TempDir);
 
 impl Mini {
@@ -186,7 +186,10 @@ impl Mini {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
         let path = folder.path().join("bundle");
-        export::export(&ExportRequest::new(&checkpoint, &path), &mut |_| ()).unwrap();
+        // As the embedded model: the checkpoint is in f16.
+        let weights = Some(WeightType::F32);
+        let request = ExportRequest { weights, ..ExportRequest::new(&checkpoint, &path) };
+        export::export(&request, &mut |_| ()).unwrap();
         std::fs::write(folder.path().join("prompts"), "A red ball bounces on the beach\nA blue square\n")
             .unwrap();
         let mini = Self(folder);

@@ -123,7 +123,7 @@ impl Weights {
             Kind::OnnxRuntime => Signature::of_step(&spec()),
             Kind::Rushes(_) => Signature::of_step_with_key_bias(&spec()),
         };
-        let options = OpenOptions { threads: NonZeroUsize::new(1), weights: WeightMemory::Mapped };
+        let options = OpenOptions::cpu(NonZeroUsize::new(1), WeightMemory::Mapped);
         Step { engine: OnnxRuntime::load(None).unwrap().open(path, &contract, &options).unwrap(), kind }
     }
 }

@@ -1,8 +1,11 @@
 //! `bundle.json`: the contents of a bundle.
 
+mod batch_invariance;
+mod precisions;
 pub mod validate;
 
 pub use crate::component::{Component, Part};
+pub use batch_invariance::{BatchConditions, BatchInvariance};
 
 use crate::digest::Digest;
 use crate::dtype::WeightType;
@@ -13,7 +16,7 @@ use crate::routing::Routing;
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
-use crate::variant::{KernelLibrary, Precision, Target, Variant};
+use crate::variant::{KernelLibrary, Precision, Variant};
 use crate::{Error, atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +41,9 @@ pub struct GraphEntry {
     pub variant: Variant,
     /// Path relative to the bundle.
     pub file: String,
+    /// Whether a step gives the same bits in a batch of two; none if it was not compared, or is no step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_invariant: Option<BatchInvariance>,
 }
 
 /// One file of weights.
@@ -58,7 +64,7 @@ pub struct ComponentEntry {
     pub graphs: Vec<GraphEntry>,
     /// Weight files that its graphs read.
     pub weights: Vec<WeightFile>,
-    /// The number format of the weights.
+    /// The number format of the exported weights, which may differ between components.
     pub weight_type: WeightType,
     /// Digest over all its weights, as the checkpoint stores them, and over their changes other than conversions.
     pub digest: Digest,
@@ -101,6 +107,11 @@ impl ComponentEntry {
         preferred(self.variants.iter().filter(fits), kernels, |variant| variant.kernels)
     }
 
+    /// Returns the precision of its exported graphs.
+    pub fn exported_precision(&self) -> Precision {
+        Precision::from(self.weight_type)
+    }
+
     /// Returns all weight files, including those of its variants.
     pub fn weight_files(&self) -> impl Iterator<Item = &WeightFile> {
         self.weights.iter().chain(self.variants.iter().flat_map(|variant| &variant.weights))
@@ -109,6 +120,12 @@ impl ComponentEntry {
     /// Returns the size of its exported weights on disk.
     pub fn weight_bytes(&self) -> ByteCount {
         self.weights.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Returns the size of the weights that the graphs of a variant read.
+    pub fn weights_of(&self, variant: Variant) -> ByteCount {
+        let own = self.variant(variant.precision, variant.kernels);
+        own.map_or_else(|| self.weight_bytes(), QuantizedVariant::weight_bytes)
     }
 
     /// Returns the graph of a part in a variant. With [`KernelLibrary::Rushes`], the graph for ONNX Runtime kernels is
@@ -220,22 +237,6 @@ impl Manifest {
             component: component.to_string(),
             available: self.components.iter().map(|entry| entry.component.to_string()).collect(),
         })
-    }
-
-    /// Returns the precisions for which every component has graphs for `target` and `kernels`, see
-    /// [`ComponentEntry::graph`]. Components that are never quantised are ignored.
-    pub fn precisions(&self, target: Target, kernels: KernelLibrary) -> Vec<Precision> {
-        let fits = |graph: &GraphEntry, precision: Precision| {
-            (graph.variant.target, graph.variant.precision) == (target, precision)
-                && graph.variant.kernels <= kernels
-        };
-        Precision::ALL
-            .into_iter()
-            .filter(|precision| {
-                let mut models = self.components.iter().filter(|entry| entry.component.is_quantizable());
-                models.all(|entry| entry.graphs.iter().any(|graph| fits(graph, *precision)))
-            })
-            .collect()
     }
 
     /// Returns every graph and weight file, relative to the bundle.

@@ -296,6 +296,17 @@ fn files(entry: &ComponentEntry) -> Result<(), String> {
     digest("components.digest", &entry.digest)?;
     let folder = layout::component_folder(&entry.component);
     let weights = entry.weight_files().map(|weights| ("weights.file", &weights.file));
+    for graph in &entry.graphs {
+        if let Some(found) = &graph.batch_invariant {
+            within("graphs.batch_invariant.on.threads", found.on.threads, MAX_EXTENT)?;
+            if !matches!(entry.component, Component::Expert(_)) {
+                return Err(format!(
+                    "`graphs.batch_invariant` is set for {}, which is no expert",
+                    entry.component
+                ));
+            }
+        }
+    }
     for (field, file) in entry.graphs.iter().map(|graph| ("graphs.file", &graph.file)).chain(weights) {
         path(field, file)?;
         if !Path::new(file).starts_with(&folder) {

@@ -1,6 +1,8 @@
 //! The arguments of every command, parsed into types.
 
+use super::devices::{BudgetArgs, DeviceArgs, MemoryArgs};
 use super::global::GlobalArgs;
+use super::gpu::GpuChoice;
 use super::os_text;
 use super::post_process::PostProcessArgs;
 use super::preview::{FitArgs, PreviewArgs};
@@ -9,19 +11,18 @@ use super::seed::{SeedChoice, first_seed};
 use super::threads::Threads;
 use bundle::dtype::WeightType;
 use bundle::geometry::PixelSize;
+use bundle::preview::PreviewKind;
 use bundle::quantization::Scheme;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{ByteCount, FrameRate};
+use bundle::units::FrameRate;
 use bundle::variant::{KernelLibrary, Precision, Target};
 use calibration::numerics::range::RangeMethod;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use engines::Provider;
-use engines::residency::Residency;
 use media::{OutputSpec, Token};
 use quality::quantize::report::Sensitivity;
 use runtime::decode::Tiles;
-use runtime::job::ResumeFrom;
+use runtime::job::{KeepSteps, ResumeFrom};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(super) enum Command {
     Generate(Box<GenerateArgs>),
     /// Make the first steps of several seeds, and show them on a contact sheet
     Audition(Box<AuditionArgs>),
+    /// Print how a clip would be made and how much memory it needs on each device, without making it
+    Plan(Box<PlanArgs>),
     /// Make a clip again, and compare it step by step
     Verify(VerifyArgs),
     /// Export a checkpoint to a bundle
@@ -52,6 +55,14 @@ pub(super) enum Command {
     Quantize(QuantizeArgs),
     /// Print the contents of a bundle
     Inspect(InspectArgs),
+    /// Compile the graphs of a bundle for a device that needs it: openvino, tensorrt or tensorrt-rtx
+    Build(Box<super::build::BuildArgs>),
+    /// List and remove compiled engines
+    Engines(super::engines::EnginesArgs),
+    /// Keep clips in a queue that survives its processes, and make them in waves of experts
+    Jobs(Box<super::jobs::JobsArgs>),
+    /// Run the scheduler on paper: jobs and costs in, a table and a picture of the devices out
+    Simulate(super::simulate::SimulateArgs),
     /// Measure a model or this machine
     Bench(super::bench::BenchArgs),
     /// Print what this machine can run, and what it lacks
@@ -62,13 +73,16 @@ impl Command {
     /// The value of `--threads`, for the commands that have it.
     pub(super) fn threads(&self) -> Option<Threads> {
         match self {
-            Self::Generate(args) => args.run.threads,
-            Self::Audition(args) => args.run.threads,
+            Self::Generate(args) => args.run.compute.threads,
+            Self::Audition(args) => args.run.compute.threads,
+            Self::Plan(args) => args.compute.threads,
             Self::Verify(args) => args.threads,
             Self::Calibrate(args) => args.threads,
             Self::Quantize(args) => args.threads,
             Self::Bench(args) => args.threads(),
-            Self::Export(_) | Self::Inspect(_) | Self::Doctor => None,
+            Self::Jobs(args) => args.threads(),
+            Self::Build(args) => args.threads,
+            Self::Engines(_) | Self::Export(_) | Self::Inspect(_) | Self::Simulate(_) | Self::Doctor => None,
         }
     }
 }
@@ -97,22 +111,12 @@ pub(super) struct GenerateArgs {
     /// Bearer token for a whip: output whose address has none
     #[arg(long, value_name = "TOKEN", help_heading = "Outputs")]
     pub(super) whip_token: Option<Token>,
-    /// Give up an output that makes no progress for this long, in seconds from 0.1 to 86400
-    #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
-    pub(super) output_timeout: OutputTimeout,
-    /// Do not store the settings of the clip, its title and its seed in the outputs; the AI mark stays
-    #[arg(long, help_heading = "Outputs")]
-    pub(super) no_metadata: bool,
     #[command(flatten)]
-    pub(super) post_process: PostProcessArgs,
+    pub(super) writing: WritingArgs,
     #[command(flatten)]
     pub(super) settings: ClipArgs,
-    /// Seed of the noise, a whole number; the same seed gives the same clip, and -1 a new seed each time [default: -1]
-    #[arg(long, value_name = "N")]
-    pub(super) seed: Option<SeedChoice>,
-    /// Read the initial noise from the tensor `noise` [C,T,h,w] of a safetensors file, instead of using --seed
-    #[arg(long, value_name = "FILE")]
-    pub(super) noise: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) noise: NoiseArgs,
     /// Write text states, the latent after each step and the frames to a safetensors file
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
@@ -122,6 +126,30 @@ pub(super) struct GenerateArgs {
     pub(super) preview: PreviewArgs,
     #[command(flatten)]
     pub(super) job: JobArgs,
+}
+
+/// How outputs are written.
+#[derive(Debug, Args)]
+pub(super) struct WritingArgs {
+    /// Give up an output that makes no progress for this long, in seconds from 0.1 to 86400
+    #[arg(long, value_name = "S", default_value = "30", help_heading = "Outputs")]
+    pub(super) output_timeout: OutputTimeout,
+    /// Do not store the settings of the clip, its title and its seed in the outputs; the AI mark stays
+    #[arg(long, help_heading = "Outputs")]
+    pub(super) no_metadata: bool,
+    #[command(flatten)]
+    pub(super) post_process: PostProcessArgs,
+}
+
+/// The noise that a clip begins with.
+#[derive(Debug, Clone, Args)]
+pub(super) struct NoiseArgs {
+    /// Seed of the noise, a whole number; the same seed gives the same clip, and -1 a new seed each time [default: -1]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<SeedChoice>,
+    /// Read the initial noise from the tensor `noise` [C,T,h,w] of a safetensors file, instead of using --seed
+    #[arg(id = "noise", long = "noise", value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
 }
 
 /// The settings of a clip, besides prompt and seed.
@@ -162,9 +190,36 @@ pub(super) struct ClipArgs {
     pub(super) noise_scale: Option<f32>,
 }
 
-/// How a clip is computed.
+/// How a clip is computed, and how its progress is shown.
 #[derive(Debug, Clone, Args)]
 pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) compute: ComputeArgs,
+    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) progress: ProgressKind,
+}
+
+/// How a clip is computed.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ComputeArgs {
+    #[command(flatten)]
+    pub(super) variant: VariantArgs,
+    #[command(flatten)]
+    pub(super) devices: DeviceArgs,
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+    /// Decode in tiles: only if memory is short (auto), off, or the side of a tile in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = Tiles::Auto)]
+    pub(super) tile: Tiles,
+    /// Number of threads, at most one per core that this process may use [default: one per core]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub(super) threads: Option<Threads>,
+}
+
+/// The graphs that run.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct VariantArgs {
     /// Precision of the graphs: f32, f16, bf16, int8, fp8 or int8-weights [default: the first in this order that the
     /// bundle has, which is that of the export]
     #[arg(long, value_name = "NAME")]
@@ -172,24 +227,6 @@ pub(super) struct RunArgs {
     /// Kernels on the CPU: rushes or onnxruntime [default: rushes where the variant has them]
     #[arg(long, value_name = "NAME")]
     pub(super) kernels: Option<KernelLibrary>,
-    /// Execution provider: auto, cpu, cuda or tensorrt
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) ep: Provider,
-    /// Components to keep in memory: all, one at a time (one), or all if they fit (auto)
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) residency: Residency,
-    /// Limit of memory use, such as 8GB [default: the available memory]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) memory_budget: Option<ByteCount>,
-    /// Decode in tiles: only if memory is short (auto), off, or the side of a tile in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = Tiles::Auto)]
-    pub(super) tile: Tiles,
-    /// Number of threads, at most one per core that this process may use [default: one per core]
-    #[arg(long, allow_negative_numbers = true, value_name = "N")]
-    pub(super) threads: Option<Threads>,
-    /// Progress on standard error: auto (a bar on a terminal), bar, json or none
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) progress: ProgressKind,
 }
 
 /// Jobs that are repeated, kept, or go on.
@@ -207,7 +244,12 @@ pub(super) struct JobArgs {
     /// --schedule changes the steps that are left
     #[arg(long, value_name = "DIR")]
     pub(super) resume: Option<PathBuf>,
-    /// Snapshot that --resume goes on from: newest, or boundary (before the first step of the last expert)
+    /// Keep the snapshots after these steps, such as 10,20, or all; the newest one and the one before the first step of
+    /// the last expert are always kept. Needs --job-dir or --resume
+    #[arg(long, value_name = "STEPS")]
+    pub(super) keep_steps: Option<KeepSteps>,
+    /// Snapshot that --resume goes on from: newest, boundary (before the first step of the last expert), or a number of
+    /// steps (see --keep-steps)
     #[arg(long, value_name = "NAME", default_value = "newest", requires = "resume")]
     pub(super) from: ResumeFrom,
     /// Make only this many of the steps, and decode the clean latent that the last of them predicted; needs --job-dir
@@ -245,6 +287,32 @@ pub(super) struct AuditionArgs {
     pub(super) run: RunArgs,
 }
 
+/// The arguments of `rushes plan`.
+#[derive(Debug, Args)]
+pub(super) struct PlanArgs {
+    /// Description of the clip, or the folder of a bundle, which is then used
+    #[arg(value_name = "PROMPT|BUNDLE")]
+    pub(super) prompt: Option<String>,
+    /// Use this bundle [default: the embedded model, mini]
+    #[arg(long, value_name = "DIR")]
+    pub(super) bundle: Option<PathBuf>,
+    /// Predict the time for this GPU, such as h200 or cuda:1=l40s, which need not be in this machine. May be given more
+    /// than once [default: the GPUs of this machine]
+    #[arg(long, value_name = "[DEVICE=]NAME")]
+    pub(super) gpu: Vec<GpuChoice>,
+    /// Plan a clip with the settings that are stored in another one: a file that `rushes generate` wrote, or a folder
+    /// of PNGs. Other arguments override its settings
+    #[arg(long, value_name = "CLIP")]
+    pub(super) like: Option<PathBuf>,
+    /// Kind of previews to count the memory of: off, rgb, tiny or full
+    #[arg(long, value_name = "NAME", default_value_t = PreviewKind::Off)]
+    pub(super) preview: PreviewKind,
+    #[command(flatten)]
+    pub(super) settings: ClipArgs,
+    #[command(flatten)]
+    pub(super) compute: ComputeArgs,
+}
+
 /// The arguments of `rushes verify`.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -256,12 +324,8 @@ pub(super) struct VerifyArgs {
     /// The file of the initial noise, if the clip was made from one
     #[arg(long, value_name = "FILE")]
     pub(super) noise: Option<PathBuf>,
-    /// Components to keep in memory: all, one at a time (one), or all if they fit (auto)
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) residency: Residency,
-    /// Limit of memory use, such as 8GB [default: the available memory]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) memory_budget: Option<ByteCount>,
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
     /// Number of threads, at most one per core that this process may use [default: as many as made the clip]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
@@ -302,7 +366,8 @@ pub(super) struct ExportArgs {
     /// be given more than once
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub(super) target: Vec<Target>,
-    /// Number format of the stored weights: f32, f16 or bf16 [default: f32 if cpu is the only target, else bf16]
+    /// Convert all weights to f32, f16 or bf16 [default: each component keeps the format of the checkpoint if cpu is
+    /// the only target; else bf16]
     #[arg(long, value_name = "NAME")]
     pub(super) weights: Option<WeightType>,
     /// Tiny decoder for previews, in the layout of taew2_1 or taew2_2 [default: the checkpoint's, if it has one]
@@ -342,6 +407,8 @@ pub(super) struct CalibrateArgs {
     /// Seed of the first clip; each later clip uses the next number
     #[arg(long, value_name = "N", default_value = "0", value_parser = first_seed)]
     pub(super) seed: u64,
+    #[command(flatten)]
+    pub(super) budget: BudgetArgs,
     /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
@@ -387,6 +454,8 @@ pub(super) struct QuantizeArgs {
     /// Score clips of both variants with mini's judge; takes minutes
     #[arg(long)]
     pub(super) judge: bool,
+    #[command(flatten)]
+    pub(super) budget: BudgetArgs,
     /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,

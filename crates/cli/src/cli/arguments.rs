@@ -51,6 +51,22 @@ pub(super) fn prepared(arguments: Vec<OsString>) -> Vec<OsString> {
     prepared
 }
 
+/// The command that prepared arguments name, with the commands below it.
+pub(super) fn command_of(prepared: &[OsString]) -> Command {
+    let mut root = Cli::command();
+    root.build();
+    let mut command = &root;
+    let mut arguments = prepared.iter().skip(1).peekable();
+    while let Some(argument) = arguments.next().filter(|argument| *argument != "--") {
+        if flag_without_value(command, argument).is_some() {
+            arguments.next_if(|next| !begins_with_dash(next));
+        } else if let Some(found) = command.find_subcommand(argument) {
+            command = found;
+        }
+    }
+    command.clone()
+}
+
 /// The values of `--output`, even if other arguments are wrong.
 pub(super) fn outputs(prepared: &[OsString]) -> Vec<String> {
     let mut found = Vec::new();

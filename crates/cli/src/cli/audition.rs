@@ -1,24 +1,25 @@
 //! `rushes audition`: makes the first steps of several seeds, and shows them on a contact sheet.
 
 use super::args::AuditionArgs;
-use super::generate::with_settings;
+use super::generate::{model_options, with_settings};
 use super::global::GlobalArgs;
-use super::memory::plan_memory;
+use super::memory::{plan_memory, sessions};
+use super::mini_form::mini_form;
 use super::progress::Progress;
 use super::render;
 use super::seed::SeedChoice;
-use super::threads::Threads;
 use crate::Error;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
 use bundle::units::Seed;
 use bundle::{Diagnose, Field};
-use engines::{Cancel, WeightMemory};
+use engines::Cancel;
 use media::ContactSheet;
-use ndarray::{Array3, Array4, Axis};
+use ndarray::Array4;
 use runtime::denoise::TextConditioning;
+use runtime::engine_builds::check_engines;
 use runtime::job::{Job, JobEvent, JobFolder, JobStart};
-use runtime::model::{Model, ModelOptions};
+use runtime::model::Model;
 use runtime::pipeline::{Pipeline, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use serde_json::json;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 /// Steps of a take without `--steps-of`.
 const STEPS: usize = 8;
 /// The most takes.
-const MAX_TAKES: usize = 100;
+pub(super) const MAX_TAKES: usize = 100;
 /// The contact sheet in the folder of the takes.
 const SHEET: &str = "sheet.png";
 
@@ -66,7 +67,9 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
             )
         })?;
     }
-    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let mut options = model_options(&args.run.compute, None);
+    let form = || mini_form(&args.run.compute.devices, global, options.precision);
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan_of = |seed| {
         let request = with_settings(GenerateRequest::new(args.prompt.clone(), seed), &args.settings)?;
@@ -74,27 +77,27 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     };
     let plan = plan_of(Seed(first))?;
     let steps = steps_of(args.steps_of, &plan)?;
-    let mut options = ModelOptions {
-        precision: args.run.precision,
-        kernels: args.run.kernels,
-        provider: args.run.ep,
-        threads: args.run.threads.map(Threads::used),
-        weights: WeightMemory::Prepacked,
-    };
     let off = PreviewKind::Off;
-    let memory = plan_memory(&args.run, global, &bundle.manifest, &plan, &mut options, off)?;
+    let memory = plan_memory(&args.run.compute, global, &bundle.manifest, &plan, &mut options, off)?;
     let plans = takes.iter().map(|take| plan_of(take.seed)).collect::<Result<Vec<_>, _>>()?;
     // Loading may set an environment variable, so it comes before GStreamer starts threads.
-    let onnx = global.onnx_runtime()?;
+    if let Some(note) = args.run.compute.devices.note(&bundle.manifest, global).filter(|_| !global.json) {
+        render::note(&note);
+    }
+    let devices = args.run.compute.devices.placement(&bundle.manifest, global)?.devices();
+    let onnx = global.onnx_runtime_for(devices)?;
     let labels: Vec<String> = takes
         .iter()
         .enumerate()
         .map(|(index, take)| format!("take {} · seed {}", index + 1, take.seed.0))
         .collect();
     let sheet = ContactSheet::new(&labels, plan.size, NonZeroUsize::MAX)?;
-    let model = Model::new(bundle, onnx, options)?;
-    let mut pipeline = Pipeline::new(&model, memory.mode).tiled(memory.tile);
+    let sessions = sessions(onnx, &memory, args.run.compute.memory.residency);
+    let model = Model::with_sessions(bundle, &sessions, options)?;
+    let model = model.placed(&args.run.compute.devices.request()?)?;
+    let mut pipeline = Pipeline::new(&model).tiled(memory.tile);
     pipeline.check(plan.latent)?;
+    check_engines(pipeline.model(), &plan)?;
     if !global.json {
         render::note(&format!("{plan}; {} takes of {steps} steps", takes.len()));
     }
@@ -104,7 +107,7 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     progress.begin("pictures", takes.len());
     let mut pictures = Vec::new();
     for estimate in &estimates {
-        pictures.push(first_frame(&mut pipeline, estimate, &cancel)?);
+        pictures.push(pipeline.first_frame(estimate.view(), &cancel)?);
         progress.advance(pictures.len(), "");
     }
     progress.clear();
@@ -176,7 +179,10 @@ fn stopped(error: Error, whole: usize, take: &Path) -> Error {
 }
 
 /// The number of steps that a take makes.
-fn steps_of(given: Option<usize>, plan: &GenerationPlan) -> Result<usize, Error> {
+///
+/// # Errors
+/// Returns an error if the clip does not have as many.
+pub(super) fn steps_of(given: Option<usize>, plan: &GenerationPlan) -> Result<usize, Error> {
     let all = plan.schedule.steps();
     let of_first_expert = plan.expert_steps.iter().map(|(_, steps)| *steps).find(|steps| *steps > 0);
     match given {
@@ -188,14 +194,6 @@ fn steps_of(given: Option<usize>, plan: &GenerationPlan) -> Result<usize, Error>
             Err(bundle::Error::value(Field::StepsOf, steps, rule, fix).into())
         }
     }
-}
-
-/// Decodes the first frame `[3,H,W]` of a clean latent `[C,T,h,w]`.
-fn first_frame(pipeline: &mut Pipeline, latent: &Array4<f32>, cancel: &Cancel) -> Result<Array3<f32>, Error> {
-    let mut run = pipeline.begin_decode(latent.view());
-    let frames = pipeline.decode_next(latent.view(), &mut run, cancel)?;
-    let frames = frames.unwrap_or_else(|| unreachable!("a latent has at least one frame"));
-    Ok(frames.index_axis_move(Axis(0), 0))
 }
 
 fn report(

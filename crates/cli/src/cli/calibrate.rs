@@ -2,6 +2,7 @@
 
 use super::args::CalibrateArgs;
 use super::global::GlobalArgs;
+use super::memory::plan_measured;
 use super::progress::Progress;
 use super::threads::Threads;
 use super::{preview, render};
@@ -12,25 +13,28 @@ use bundle::routing::{ExpertIndex, Routing};
 use bundle::settings::MAX_STEPS;
 use bundle::staging::WriteLock;
 use bundle::units::Seed;
+use bundle::variant::Target;
 use calibration::observe::replay::Replay;
 use calibration::observe::set::{CalibrationSet, SetInfo, weight_digests};
 use calibration::observe::table;
-use engines::{OpenOptions, WeightMemory, residency};
+use engines::residency::Residency;
+use engines::sessions::Sessions;
+use engines::{OpenOptions, WeightMemory};
 use quality::record::record;
-use runtime::memory_plan;
-use runtime::model::{Model, ModelOptions};
+use runtime::model::{Model, ModelOptions, choose_variant};
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
 use runtime::sampler::Schedule;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Runs the command.
 pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let Some(prompts) = &args.prompts else {
-        return preview::fit(&args.bundle, &args.preview, args.size, global);
+        return preview::fit(&args.bundle, &args.preview, args.size, &args.budget, global);
     };
     let started = Instant::now();
     let bundle = Bundle::open(&args.bundle)?;
@@ -39,24 +43,29 @@ pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode,
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
+    let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::of_variant(None) };
+    let path = global.kernels()?.path();
+    let variant = choose_variant(&bundle.manifest, Target::Cpu, path, &options)?;
     // All clips have the same size.
-    plans.first().map(|plan| memory_plan::residency_mode(&bundle.manifest, plan)).transpose()?;
+    if let Some(plan) = plans.first() {
+        plan_measured(&args.budget, &bundle.manifest, plan, variant)?;
+    }
     let info = set_info(&bundle, &plans);
     let onnx = global.onnx_runtime()?;
-    let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::default() };
-    let model = Model::new(bundle.clone(), onnx.clone(), options)?;
+    let sessions = Sessions::new(Arc::new(onnx.clone()), args.budget.budgets_of_cpu()?, Residency::One);
+    let model = Model::with_sessions(bundle.clone(), &sessions, options)?;
     let set = CalibrationSet::begin(&bundle.folder, info)?;
 
     let mut progress = Progress::new(args.progress);
     let steps = plans.first().map_or(1, |plan| plan.schedule.steps());
     progress.begin("record", steps * plans.len());
-    record(&model, residency::Mode::OneAtATime, &plans, &set, &cancel, &mut |sample, step| {
+    record(&model, &plans, &set, &cancel, &mut |sample, step| {
         progress.advance(sample * steps + step, "");
         Ok(())
     })?;
+    sessions.close_idle();
     progress.begin("observe", plans.len() * bundle.manifest.components.len());
-    let engine_options =
-        OpenOptions { threads: args.threads.map(Threads::used), weights: WeightMemory::Prepacked };
+    let engine_options = OpenOptions::cpu(args.threads.map(Threads::used), WeightMemory::Prepacked);
     let replay = Replay { bundle: &bundle, set: &set, onnx: &onnx, options: engine_options };
     let table = replay.run(&cancel, &mut |unit| {
         progress.advance(unit.done, "");

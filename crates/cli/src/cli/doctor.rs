@@ -4,7 +4,9 @@ use super::global::GlobalArgs;
 use super::render;
 use crate::Error;
 use bundle::{ErrorClass, Report};
+use engines::Provider;
 use engines::doctor::{Examination, examine};
+use engines::providers::DeviceFacts;
 use kernels::{Kernels, TileRefusal};
 use media::{FileFormat, OutputSpec, plugins};
 use serde_json::{Value, json};
@@ -14,7 +16,7 @@ use std::process::ExitCode;
 /// Runs the command. The exit code is 4 if something that `generate` needs is missing.
 pub(super) fn run(global: &GlobalArgs) -> Result<ExitCode, Error> {
     let kernels = global.kernels()?;
-    let machine = examine(global.onnxruntime.as_deref());
+    let machine = examine(&global.load_request());
     let video = plugins::survey();
     let onnx_problem = machine.onnx_runtime.as_ref().err().map(render::report);
     let video_problem = match &video {
@@ -63,6 +65,9 @@ fn as_json(
             "bf16_products": kernels.has_bf16(),
             "amx_refused": refused_tiles(),
         },
+        "devices": machine.devices().iter().map(device_as_json).collect::<Vec<_>>(),
+        "providers": machine.accelerators.iter().map(provider_as_json).collect::<Vec<_>>(),
+        "nvidia_driver": machine.nvidia_driver.as_ref().ok().map(|(major, minor)| json!({"cuda": format!("{major}.{minor}")})),
         "memory": machine.memory.as_ref().map(|memory| json!({"total": memory.total, "available": memory.available})),
         "onnx_runtime": onnx.map(|onnx| json!({
             "path": render::path(onnx.path()),
@@ -71,10 +76,42 @@ fn as_json(
         })),
         "gstreamer": video.map(|video| json!({
             "version": video.version,
-            "h264_encoder": video.encoder.map(|encoder| encoder.element()),
+            "h264_encoders": video.encoders.iter().map(|encoder| encoder.element()).collect::<Vec<_>>(),
         })),
         "problems": problems,
     })
+}
+
+fn device_as_json(facts: &DeviceFacts) -> Value {
+    json!({
+        "device": facts.device.to_string(),
+        "name": facts.name,
+        "architecture": facts.architecture,
+        "memory": facts.memory,
+        "provider_version": facts.version,
+    })
+}
+
+fn provider_as_json((provider, found): &(Provider, Result<Vec<DeviceFacts>, engines::Error>)) -> Value {
+    json!({
+        "provider": provider.name(),
+        "usable": found.as_ref().is_ok_and(|devices| !devices.is_empty()),
+        "missing": found.as_ref().err().map(render::report),
+    })
+}
+
+/// A device on one line, such as `cuda:0: NVIDIA H200, sm90, 150 GB; version 1.31.1`.
+fn device_as_text(facts: &DeviceFacts) -> String {
+    let memory = facts.memory.map(|memory| memory.to_string());
+    let parts = [Some(facts.name.clone()), Some(facts.architecture.clone()), memory];
+    let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+    let version = facts.version.as_ref().map_or_else(String::new, |version| format!("; version {version}"));
+    format!("{}: {}{version}", facts.device, parts.join(", "))
+}
+
+/// What a provider lacks, on one line.
+fn refusal(report: &Report) -> String {
+    format!("{}: {} ({})", report.what, report.why, report.fix)
 }
 
 fn as_text(
@@ -101,6 +138,19 @@ fn as_text(
     if let Some(why) = refused_tiles() {
         line("", format!("amx is not used: {why}"));
     }
+    for (index, device) in machine.devices().iter().enumerate() {
+        line(if index == 0 { "devices" } else { "" }, device_as_text(device));
+    }
+    if let Ok((major, minor)) = machine.nvidia_driver {
+        line("", format!("the NVIDIA driver supports CUDA {major}.{minor}"));
+    }
+    for (provider, found) in &machine.accelerators {
+        match found {
+            Ok(devices) if devices.is_empty() => line("", format!("{provider}: no device")),
+            Ok(_) => {}
+            Err(error) => line("", refusal(&render::report(error))),
+        }
+    }
     if let Some(memory) = &machine.memory {
         line("memory", format!("{}, {} free", memory.total, memory.available));
     }
@@ -110,8 +160,9 @@ fn as_text(
     }
     if let Some(video) = video {
         line("gstreamer", video.version.clone());
-        let encoder = video.encoder.map_or("none", |encoder| encoder.element());
-        line("", format!("H.264 encoder: {encoder}"));
+        let encoders: Vec<&str> = video.encoders.iter().map(|encoder| encoder.element()).collect();
+        let encoders = if encoders.is_empty() { "none".to_owned() } else { encoders.join(", ") };
+        line("", format!("H.264 encoders: {encoders}"));
     }
     for problem in problems {
         line("missing", problem.what.clone());

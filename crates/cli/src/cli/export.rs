@@ -34,6 +34,7 @@ pub(super) fn run(args: &ExportArgs, global: &GlobalArgs) -> Result<ExitCode, Er
         "model": report.manifest.model,
         "linked_bytes": report.linked,
         "written_bytes": report.written,
+        "weights": inspect::weight_formats(&report.manifest),
         "defaults": report.manifest.defaults,
         "seconds": seconds,
     });
@@ -54,6 +55,13 @@ pub(super) fn run(args: &ExportArgs, global: &GlobalArgs) -> Result<ExitCode, Er
 fn describe(event: &ExportEvent) -> String {
     match event {
         ExportEvent::Reading { component, bytes } => format!("{component}: reading {bytes}"),
+        ExportEvent::MixedFormats { component, stored, weights } => {
+            let stored: Vec<String> = stored.iter().map(|format| format.element().to_string()).collect();
+            let (stored, weights) = (stored.join(" and "), weights.element());
+            format!(
+                "{component}: its weights are stored in {stored}, and are written in {weights}, which holds all"
+            )
+        }
         ExportEvent::ForeignPreviewMap => {
             "warning: preview_map.json was fitted for another decoder and is not exported; \
              fit it again with `rushes calibrate BUNDLE --preview`"

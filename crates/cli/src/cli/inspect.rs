@@ -4,7 +4,8 @@ use super::args::InspectArgs;
 use super::global::GlobalArgs;
 use super::render;
 use crate::Error;
-use bundle::layout;
+use bundle::dtype::ElementType;
+use bundle::layout::{self, component_folder};
 use bundle::manifest::{Bundle, ComponentEntry, Manifest};
 use bundle::settings::Defaults;
 use bundle::units::ByteCount;
@@ -155,6 +156,9 @@ pub(super) fn describe(manifest: &Manifest) -> String {
     for route in routing.routes() {
         line(format!("expert        {} from timestep {}", route.expert, route.from_timestep));
     }
+    if let Some(formats) = different_formats(manifest) {
+        line(format!("exported      {formats}"));
+    }
     line(String::new());
     line(describe_defaults(defaults));
     for entry in &manifest.components {
@@ -168,12 +172,31 @@ pub(super) fn describe(manifest: &Manifest) -> String {
         ));
         for graph in &entry.graphs {
             line(format!("  graph   {}", graph.file));
+            if let Some(found) = &graph.batch_invariant {
+                let bits = if found.equal { "the same bits" } else { "other bits" };
+                line(format!("          {bits} in a batch of two ({})", found.on));
+            }
         }
         for weights in &entry.weights {
             line(format!("  weights {} ({})", weights.file, weights.bytes));
         }
     }
     text
+}
+
+/// The precision of the exported variant, and the components that were exported in another; none if there are none.
+fn different_formats(manifest: &Manifest) -> Option<String> {
+    let exported = manifest.exported_precision();
+    let others = manifest.components.iter().filter(|entry| entry.exported_precision() != exported);
+    let others: Vec<String> =
+        others.map(|entry| format!("{} in {}", entry.component, entry.exported_precision())).collect();
+    (!others.is_empty()).then(|| format!("{exported}, {}", others.join(", ")))
+}
+
+/// The number format of each component's exported weights, by its folder.
+pub(super) fn weight_formats(manifest: &Manifest) -> BTreeMap<String, ElementType> {
+    let format = |entry: &ComponentEntry| (component_folder(&entry.component), entry.weight_type.element());
+    manifest.components.iter().map(format).collect()
 }
 
 /// Every default with its origin, one per line, and the notes about them.

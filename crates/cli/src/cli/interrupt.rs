@@ -6,13 +6,13 @@
 
 use super::CommandLine;
 use super::render::{self, Stream};
-use bundle::ErrorClass;
+use bundle::{ErrorClass, Report};
 use engines::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The signals that ask the program to end.
@@ -26,6 +26,8 @@ pub struct Interrupts {
     cancel: Cancel,
     /// True while the command ends itself on request.
     is_graceful: Arc<AtomicBool>,
+    /// What a second signal leaves, if that is not nothing.
+    left: Arc<OnceLock<Report>>,
 }
 
 impl Interrupts {
@@ -53,6 +55,18 @@ impl Interrupts {
         self.cancel.clone()
     }
 
+    /// As [`Self::cancel`]. A second signal ends the process with this report, which says what is left.
+    pub(super) fn cancel_leaving(&self, left: Report) -> Cancel {
+        // One command runs in a process.
+        let _ = self.left.set(left);
+        self.cancel()
+    }
+
+    /// What a signal reports that ends the process immediately.
+    fn at_once(&self) -> Report {
+        self.left.get().cloned().unwrap_or_else(|| render::report(&bundle::Error::Stopped))
+    }
+
     /// From now on a signal ends the process immediately, because there is nothing left to clean up.
     ///
     /// # Errors
@@ -71,7 +85,7 @@ impl Interrupts {
                 first = Some(Instant::now());
                 self.cancel.cancel();
             } else if !(is_graceful && is_same) {
-                render::error(stream, as_json, &render::report(&bundle::Error::Stopped));
+                render::error(stream, as_json, &self.at_once());
                 // Other threads may be running in libraries, so their destructors are not run.
                 low_level::exit(i32::from(ErrorClass::Interrupted.exit_code()));
             }
@@ -106,6 +120,20 @@ mod tests {
         interrupts.handle([SIGINT].into_iter(), Stream::Output, false);
         assert!(cancel.is_cancelled());
         assert!(interrupts.end_immediately().is_err());
+    }
+
+    #[test]
+    fn a_second_signal_reports_what_is_left() {
+        let interrupts = Interrupts::default();
+        interrupts.cancel();
+        assert!(interrupts.at_once().why.contains("nothing incomplete was kept"));
+        interrupts.cancel_leaving(Report::new(
+            ErrorClass::Interrupted,
+            "stopped",
+            "the job is stored",
+            "go on",
+        ));
+        assert_eq!(interrupts.at_once().why, "the job is stored");
     }
 
     #[test]

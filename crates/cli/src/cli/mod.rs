@@ -4,19 +4,28 @@ mod args;
 mod arguments;
 mod audition;
 mod bench;
+mod build;
 mod calibrate;
+mod clip_time;
+mod cpu_peaks;
+mod devices;
 mod doctor;
+mod engines;
 mod export;
 mod flags;
 mod generate;
 mod global;
+mod gpu;
 #[cfg(test)]
 mod help;
 mod inspect;
 mod interrupt;
+mod jobs;
 mod logo;
 mod memory;
+mod mini_form;
 mod os_text;
+mod plan;
 mod post_process;
 mod preview;
 mod preview_sinks;
@@ -24,12 +33,13 @@ mod progress;
 mod quantize;
 mod render;
 mod seed;
+mod simulate;
 mod threads;
 mod verify;
 
 use crate::Error;
 use args::{Cli, Command};
-use bundle::Report;
+use bundle::{ErrorClass, Report};
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use media::OutputSpec;
@@ -62,7 +72,7 @@ pub fn run(line: CommandLine, interrupts: Interrupts) -> ExitCode {
     let CommandLine { arguments, stream, as_json } = line;
     let mut cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error, stream, as_json),
+        Err(error) => return refuse(&error, &arguments, stream, as_json),
     };
     cli.global.interrupts = interrupts;
     start_log();
@@ -70,15 +80,23 @@ pub fn run(line: CommandLine, interrupts: Interrupts) -> ExitCode {
     if let Some(note) = cli.command.threads().and_then(threads::Threads::note) {
         render::note(&note);
     }
+    if let Err(error) = global.check() {
+        return fail(&error, stream, global.json);
+    }
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args, global, stream),
         Command::Audition(args) => audition::run(args, global),
+        Command::Plan(args) => plan::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Export(args) => export::run(args, global),
         Command::Calibrate(args) => calibrate::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Inspect(args) => inspect::run(args, global),
+        Command::Jobs(args) => jobs::run(args, global),
+        Command::Simulate(args) => simulate::run(args, global),
         Command::Bench(args) => bench::run(args, global),
+        Command::Build(args) => build::run(args, global),
+        Command::Engines(args) => engines::run(args, global),
         Command::Doctor => doctor::run(global),
     };
     match result {
@@ -102,11 +120,20 @@ fn fail(error: &Error, stream: Stream, as_json: bool) -> ExitCode {
 }
 
 /// Reports arguments that clap or a value parser refused. clap also returns `--help` and `--version` as errors.
-fn refuse(error: &clap::Error, stream: Stream, as_json: bool) -> ExitCode {
+fn refuse(error: &clap::Error, arguments: &[OsString], stream: Stream, as_json: bool) -> ExitCode {
     if !error.use_stderr() {
         // Fails only if the pipe of the help text is closed.
         let _ = error.print();
         return ExitCode::SUCCESS;
+    }
+    if is_without_command(error) {
+        let mut command = arguments::command_of(arguments);
+        if as_json {
+            render::error(stream, true, &command_is_missing(&command));
+        } else {
+            render::note(command.render_help().to_string().trim_end());
+        }
+        return ExitCode::from(ErrorClass::BadInput.exit_code());
     }
     let source = std::error::Error::source(error);
     let of_setting = source.and_then(|source| source.downcast_ref::<bundle::Error>()).map(render::report);
@@ -114,6 +141,23 @@ fn refuse(error: &clap::Error, stream: Stream, as_json: bool) -> ExitCode {
     let report = of_setting.or(of_argument).unwrap_or_else(|| report_of_clap(error));
     render::error(stream, as_json, &report);
     ExitCode::from(report.class.exit_code())
+}
+
+/// Returns true if the name of a command ended where one of its own commands was expected.
+fn is_without_command(error: &clap::Error) -> bool {
+    matches!(error.kind(), ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)
+}
+
+/// The report of a command that was called without one of its own commands.
+fn command_is_missing(command: &clap::Command) -> Report {
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let names: Vec<&str> =
+        command.get_subcommands().map(clap::Command::get_name).filter(|name| *name != "help").collect();
+    Report::bad_input(
+        format!("`{name}` was called without a command"),
+        format!("its commands are {}", names.join(", ")),
+        format!("see `{name} --help`"),
+    )
 }
 
 /// clap's message as a report: its first sentence, the rest, and a hint.
@@ -146,4 +190,31 @@ fn start_log() {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
     // Fails only if a log was started before, for example by a test that runs two commands.
     let _ = log.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_without_its_own_command_is_answered_with_its_help() {
+        for (given, usage) in [
+            (&["rushes"][..], "Usage: rushes [OPTIONS] <COMMAND>"),
+            (&["rushes", "jobs"], "Usage: rushes jobs [OPTIONS] <COMMAND>"),
+            (&["rushes", "bench"], "Usage: rushes bench [OPTIONS] <COMMAND>"),
+            (&["rushes", "--json", "jobs"], "Usage: rushes jobs [OPTIONS] <COMMAND>"),
+            // The value of a flag is no command.
+            (&["rushes", "jobs", "--store", "list"], "Usage: rushes jobs [OPTIONS] <COMMAND>"),
+        ] {
+            let arguments = arguments::prepared(given.iter().map(Into::into).collect());
+            let error = Cli::try_parse_from(&arguments).unwrap_err();
+            assert!(is_without_command(&error), "{given:?}: {:?}", error.kind());
+            let help = arguments::command_of(&arguments).render_help().to_string();
+            assert!(help.contains(usage), "{given:?}: {help}");
+        }
+        let error = Cli::try_parse_from(["rushes", "jobs", "submit"]).unwrap_err();
+        assert!(!is_without_command(&error));
+        let bench = arguments::command_of(&["rushes".into(), "bench".into()]);
+        insta::assert_snapshot!(command_is_missing(&bench), @"`rushes bench` was called without a command: its commands are peaks, step, decode, text, batches, generate, record, quality (see `rushes bench --help`)");
+    }
 }

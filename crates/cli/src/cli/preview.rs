@@ -1,5 +1,6 @@
 //! The options of previews, and the fit of the linear map.
 
+use super::devices::BudgetArgs;
 use super::global::GlobalArgs;
 use super::preview_sinks::{Live, Pictures};
 use super::{os_text, render};
@@ -11,7 +12,9 @@ use bundle::preview::PreviewKind;
 use bundle::staging::WriteLock;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use engines::{Cancel, residency};
+use engines::Cancel;
+use engines::residency::Residency;
+use engines::sessions::Sessions;
 use media::live::LiveSink;
 use media::preview_files::PreviewFiles;
 use media::{OutputSpec, OutputTarget, Token};
@@ -23,6 +26,7 @@ use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The file of previews without `--preview-out`.
@@ -180,22 +184,24 @@ pub(super) fn fit(
     folder: &Path,
     args: &FitArgs,
     size: Option<PixelSize>,
+    budget: &BudgetArgs,
     global: &GlobalArgs,
 ) -> Result<ExitCode, Error> {
     let started = Instant::now();
+    let budgets = budget.budgets_of_cpu()?;
     let bundle = Bundle::open(folder)?;
     let cancel = global.interrupts.cancel();
     let _lock = WriteLock::acquire(&bundle.folder)?;
     let onnx = global.onnx_runtime()?;
     let path = bundle.path(layout::PREVIEW_MAP);
-    let model = Model::new(bundle, onnx, ModelOptions::default())?;
+    let sessions = Sessions::new(Arc::new(onnx), budgets.clone(), Residency::One);
+    let model = Model::with_sessions(bundle, &sessions, ModelOptions::of_variant(None))?;
     let mut on_clip = |clip: usize, prompt: &str| {
         if !global.json {
             render::note(&format!("clip {clip} of {}: {prompt}", args.clips));
         }
     };
-    let mode = residency::Mode::OneAtATime;
-    let map = fit_preview_map(&model, mode, args.clips, size, &cancel, &mut on_clip)?;
+    let map = fit_preview_map(&model, &budgets, args.clips, size, &cancel, &mut on_clip)?;
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(bundle::Error::file("create", parent))?;
     }

@@ -2,6 +2,7 @@
 
 use super::args::QuantizeArgs;
 use super::global::GlobalArgs;
+use super::memory::plan_measured;
 use super::render;
 use super::threads::Threads;
 use crate::Error;
@@ -9,10 +10,12 @@ use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::{ComponentNumerics, Scheme};
 use bundle::units::Seed;
-use bundle::variant::{KernelLibrary, Precision, Variant};
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use calibration::numerics::plan::groups;
 use calibration::observe::table;
-use engines::{Cancel, OnnxRuntime, residency};
+use engines::residency::Residency;
+use engines::sessions::Sessions;
+use engines::{Cancel, MemoryBudgets, OnnxRuntime};
 use quality::judge;
 use quality::judge::{Judge, embedded, scoring};
 use quality::quantize::assess::{Assessor, by_noise, component_quality};
@@ -20,13 +23,13 @@ use quality::quantize::clips::{Clip, ClipDistance, decode, frames_error, token_c
 use quality::quantize::report::{self, JudgeScores, Quality, Sensitivity};
 use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
-use runtime::memory_plan;
-use runtime::model::{Model, ModelOptions};
+use runtime::model::{Model, ModelOptions, choose_variant};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use runtime::text_encoder::TextEncoder;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The least cosine between the text states of the quantised and the original encoder.
@@ -65,10 +68,18 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     };
     let plans = prompts.iter().cycle().take(args.clips.max(1)).enumerate().map(plan);
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
-    // All clips have the same size.
-    plans.first().map(|plan| memory_plan::residency_mode(&quantizer.bundle().manifest, plan)).transpose()?;
-    let assessor = Assessor::new(quantizer.bundle(), &onnx, args.threads.map(Threads::used), plans, &cancel)?;
-    let mut job = Job { quantizer, onnx: &onnx, args, cancel: &cancel, errors: BTreeMap::new() };
+    // All clips have the same size. The exported variant needs the most memory.
+    if let Some(plan) = plans.first() {
+        let manifest = &quantizer.bundle().manifest;
+        let options = ModelOptions::of_variant(None);
+        let variant = choose_variant(manifest, Target::Cpu, onnx.kernels().path(), &options)?;
+        plan_measured(&args.budget, manifest, plan, variant)?;
+    }
+    let budgets = args.budget.budgets_of_cpu()?;
+    let threads = args.threads.map(Threads::used);
+    let assessor = Assessor::new(quantizer.bundle(), &onnx, &budgets, threads, plans, &cancel)?;
+    let errors = BTreeMap::new();
+    let mut job = Job { quantizer, onnx: &onnx, budgets: &budgets, args, cancel: &cancel, errors };
     job.quantize_all(&assessor)?;
     let assessed = job.within_budget(&assessor)?;
     let distances: Vec<ClipDistance> = assessed.iter().map(|(distance, _)| distance.clone()).collect();
@@ -119,6 +130,7 @@ fn describe(quality: &Quality, args: &QuantizeArgs, seconds: f64) -> String {
 struct Job<'a> {
     quantizer: Quantizer,
     onnx: &'a OnnxRuntime,
+    budgets: &'a MemoryBudgets,
     args: &'a QuantizeArgs,
     cancel: &'a Cancel,
     /// The error that quantising each layer alone adds to its output, by component.
@@ -217,7 +229,8 @@ impl Job<'_> {
     fn open(&self, bundle: &Bundle, variant: Option<Variant>) -> Result<Model, Error> {
         let threads = self.args.threads.map(Threads::used);
         let options = ModelOptions { threads, ..ModelOptions::of_variant(variant) };
-        Ok(Model::new(bundle.clone(), self.onnx.clone(), options)?)
+        let sessions = Sessions::new(Arc::new(self.onnx.clone()), self.budgets.clone(), Residency::Auto);
+        Ok(Model::with_sessions(bundle.clone(), &sessions, options)?)
     }
 
     /// Keeps the original text encoder in the variant if the quantised one is too far from it.
@@ -230,8 +243,8 @@ impl Job<'_> {
         // The other components are not quantised yet, so only this one can be opened.
         let mut encoder_only = bundle.clone();
         encoder_only.manifest.components.retain(|entry| entry.component == Component::TextEncoder);
-        let mut reference = TextEncoder::open(&self.open(&encoder_only, None)?)?;
-        let mut quantized = TextEncoder::open(
+        let reference = TextEncoder::open(&self.open(&encoder_only, None)?)?;
+        let quantized = TextEncoder::open(
             &self.open(&encoder_only, Some(Variant::cpu(self.precision(), KernelLibrary::OnnxRuntime)))?,
         )?;
         let mut worst = 1.0_f64;
@@ -334,8 +347,7 @@ impl Job<'_> {
             let request = scoring::QualityRequest::default();
             let plans = scoring::plans(model.manifest(), &prompts, judge.clip_shape(), &request)?;
             let clips = (prompts.as_slice(), plans.as_slice());
-            let mode = residency::Mode::AllResident;
-            let card = scoring::score(&model, mode, &mut judge, clips, self.cancel, &mut |_| Ok(()))?;
+            let card = scoring::score(&model, &mut judge, clips, self.cancel, &mut |_| Ok(()))?;
             Ok(card.means().all.unwrap_or_default())
         };
         Ok(JudgeScores {

@@ -84,6 +84,14 @@ pub(super) fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// A path as a word of a shell command.
+pub(super) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain =
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c));
+    if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// A report with the names of flags.
 pub(super) fn named(report: Report) -> Report {
     report.with_names(flag)

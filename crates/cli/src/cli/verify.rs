@@ -3,13 +3,15 @@
 use super::args::VerifyArgs;
 use super::generate::{check_noise, record_of};
 use super::global::GlobalArgs;
+use super::memory::sessions;
 use super::progress::Progress;
 use super::render;
 use super::threads::Threads;
 use crate::Error;
+use crate::mini::MiniForm;
 use bundle::Field;
 use bundle::manifest::Bundle;
-use engines::{Provider, WeightMemory};
+use engines::{Device, DeviceChoice, WeightMemory};
 use kernels::{CpuPath, Kernels};
 use runtime::decode::Tiles;
 use runtime::job::{ClipRecord, Job, JobEvent, JobStart, ModelIdentity, RunConditions};
@@ -33,7 +35,9 @@ pub(super) fn run(args: &VerifyArgs, global: &GlobalArgs) -> Result<ExitCode, Er
         return Err(bundle::Error::value(Field::Clip, "verified", rule, fix).into());
     }
     let cancel = global.interrupts.cancel();
-    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let variant = record.spec.variant;
+    let form = || Ok(MiniForm::new([variant.target], variant.precision)?);
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan = record.spec.plan(&bundle.manifest)?;
     check_noise(&record.spec, args.noise.as_deref())?;
@@ -44,22 +48,25 @@ pub(super) fn run(args: &VerifyArgs, global: &GlobalArgs) -> Result<ExitCode, Er
     let request = MemoryRequest {
         // Nothing is decoded.
         tiles: Tiles::Off,
-        residency: args.residency,
-        budget: args.memory_budget,
+        weights: record.conditions.mapped_weights.then_some(WeightMemory::Mapped),
+        residency: args.memory.residency,
+        budgets: args.memory.budget.budgets_of_cpu()?,
         ..MemoryRequest::new(record.spec.variant)
     };
     let memory = MemoryPlan::new(&bundle.manifest, &plan, &request)?;
     let options = ModelOptions {
         precision: Some(record.spec.variant.precision),
         kernels: Some(record.spec.variant.kernels),
-        provider: Provider::Auto,
+        device: DeviceChoice::On(Device::CPU),
         threads: args.threads.map(Threads::used).or_else(|| threads_of(&record.conditions)),
-        weights: if record.conditions.mapped_weights { WeightMemory::Mapped } else { memory.weights },
+        weights: memory.weights,
+        ..ModelOptions::default()
     };
     let onnx = path_of(global, &record.conditions).onnx_runtime()?;
-    let model = Model::new(bundle, onnx, options)?;
+    let sessions = sessions(onnx, &memory, args.memory.residency);
+    let model = Model::with_sessions(bundle, &sessions, options)?;
     check_bundle(&record, &model)?;
-    let mut pipeline = Pipeline::new(&model, memory.mode);
+    let mut pipeline = Pipeline::new(&model);
     let mut start = JobStart::new(&pipeline, plan, noise)?;
     start.spec.forks.clone_from(&record.spec.forks);
     let (job, events) = Job::new(&pipeline, start);

@@ -79,14 +79,23 @@ impl GraphBuilder {
         ))
     }
 
-    /// Cosine of an angle in radians.
-    pub fn cos(&mut self, x: &Tensor) -> Tensor {
-        self.unary(Operator::new("Cos"), x)
+    /// Cosine and sine of angles in radians, f32, of at most 25,000.
+    ///
+    /// # Errors
+    /// Returns an error if the angles are not f32.
+    pub fn cos_and_sin(&mut self, x: &Tensor) -> Result<[Tensor; 2], Error> {
+        if x.element() != ElementType::F32 {
+            return Err(self.mismatch("Cos", "angles in f32", &[x]));
+        }
+        if self.is_for_cuda() {
+            return self.decomposed_cos_and_sin(x);
+        }
+        Ok(["Cos", "Sin"].map(|op_type| self.unary(Operator::new(op_type), x)))
     }
 
-    /// Sine of an angle in radians.
-    pub fn sin(&mut self, x: &Tensor) -> Tensor {
-        self.unary(Operator::new("Sin"), x)
+    /// The largest integers that are not above `x`.
+    pub(super) fn floor(&mut self, x: &Tensor) -> Tensor {
+        self.unary(Operator::new("Floor"), x)
     }
 
     /// `max(x, 0)`.
@@ -149,9 +158,10 @@ impl GraphBuilder {
     /// # Errors
     /// Returns an error if no input has a symbol of `size`.
     pub fn range(&mut self, size: &Dim) -> Result<Tensor, Error> {
-        let limit = self.dim_size(size)?;
-        let limit = self.reshape(&limit, &[])?;
         let zero = self.integers("integer scalar 0", &[], &[0])?;
+        // Not with `Reshape`: TensorRT's parser warns of the empty shape of a scalar.
+        let limit = self.dim_size(size)?;
+        let limit = self.gather(&limit, &zero)?;
         let one = self.integers("integer scalar 1", &[], &[1])?;
         let inputs = [Some(&zero), Some(&limit), Some(&one)];
         Ok(self.node(Operator::new("Range"), &inputs, ElementType::I64, vec![size.clone()]))

@@ -117,7 +117,7 @@ impl GraphBuilder {
         Ok(self.node(Operator::new("Slice"), &inputs, x.element(), shape))
     }
 
-    /// Creates zeros of a shape that may depend on inputs.
+    /// Creates f32 zeros of a shape that may depend on inputs.
     ///
     /// # Errors
     /// Returns an error if no input has a symbol of the shape.
@@ -128,6 +128,12 @@ impl GraphBuilder {
         }
         let parts: Vec<&Tensor> = parts.iter().collect();
         let target = self.concat(&parts, 0)?;
+        if self.is_plain() || self.is_for_cuda() {
+            // WebGPU has no kernel for `ConstantOfShape`, CUDA none for this version of it.
+            let zero = self.scalar(0.0)?;
+            let inputs = [Some(&zero), Some(&target)];
+            return Ok(self.node(Operator::new("Expand"), &inputs, ElementType::F32, shape.to_vec()));
+        }
         // Without a value, ConstantOfShape gives f32 zeros.
         Ok(self.node(Operator::new("ConstantOfShape"), &[Some(&target)], ElementType::F32, shape.to_vec()))
     }

@@ -79,7 +79,7 @@ mod tests {
         let y = g.multiply_tokens(&h, &vectors).unwrap();
         assert_eq!(y.shape(), x.shape());
         g.output("y", &y).unwrap();
-        g.finish().dump()
+        g.finish().unwrap().dump()
     }
 
     #[test]

@@ -14,8 +14,9 @@ mod tiled;
 pub use scratch::Scratch;
 
 use crate::Kernels;
-use crate::packing::{GROUP, SizeError, check};
+use crate::packing::GROUP;
 use crate::shared::SharedSlice;
+use crate::size::{SizeError, check, check_extent, product};
 use crate::workers::Workers;
 use blocks::QueryBlock;
 use half::bf16;
@@ -33,13 +34,31 @@ const MAX_HEAD_WIDTH: usize = 256;
 /// The split of the model width into heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
-    /// Number of heads.
-    pub count: usize,
-    /// Width of one head: a multiple of 16, up to 256.
-    pub width: usize,
+    count: usize,
+    width: usize,
 }
 
 impl Heads {
+    /// Creates `count` heads of `width` channels.
+    ///
+    /// # Errors
+    /// Returns an error if the width is not a multiple of 16 up to 256, or if no memory could hold a row.
+    pub fn new(count: usize, width: usize) -> Result<Self, SizeError> {
+        check_extent("width of a head", width, "a multiple of 16, up to 256", Self::fits(width))?;
+        product("row of all heads", &[count, width, size_of::<f32>()])?;
+        Ok(Self { count, width })
+    }
+
+    /// Number of heads.
+    pub fn count(self) -> usize {
+        self.count
+    }
+
+    /// Width of one head: a multiple of 16, up to 256.
+    pub fn width(self) -> usize {
+        self.width
+    }
+
     /// Returns true if the kernels support heads of this width.
     pub fn fits(width: usize) -> bool {
         width.is_multiple_of(GROUP) && (GROUP..=MAX_HEAD_WIDTH).contains(&width)
@@ -47,6 +66,7 @@ impl Heads {
 
     /// Returns the total width of all heads.
     pub fn total(self) -> usize {
+        // `new` checked the product.
         self.count * self.width
     }
 }
@@ -80,7 +100,9 @@ impl<'a> Columns<'a> {
     pub fn new(tensor: &'a [bf16], stride: usize, first: usize, width: usize) -> Result<Self, SizeError> {
         let rows = tensor.len().checked_div(stride).unwrap_or(0);
         check("projection", tensor.len(), rows * stride)?;
-        check("columns of the projection", stride.max(first + width), stride)?;
+        let end =
+            first.checked_add(width).ok_or(SizeError::TooLarge { what: "columns of the projection" })?;
+        check("columns of the projection", stride.max(end), stride)?;
         Ok(Self { tensor, stride, first, width, rows })
     }
 
@@ -126,24 +148,18 @@ pub struct Attention<'a> {
 
 impl Attention<'_> {
     fn check(&self, to: usize) -> Result<(), SizeError> {
-        let Heads { width, .. } = self.heads;
-        let total = self.heads.total();
-        check(
-            "width of a head, a multiple of 16",
-            width,
-            width.next_multiple_of(GROUP).clamp(GROUP, MAX_HEAD_WIDTH),
-        )?;
+        let (width, total) = (self.heads.width, self.heads.total());
         check("width of the queries", self.queries.width, total)?;
         check("width of the keys", self.keys.width, total)?;
         check("width of the values", self.values.width, total)?;
         check("rows of the values", self.values.rows, self.keys.rows)?;
-        check("rows of the keys", self.keys.rows, self.keys.rows.max(1))?;
+        check_extent("number of keys", self.keys.rows, "at least 1", self.keys.rows > 0)?;
         check("gain of the queries", self.gains[0].len(), total)?;
         check("gain of the keys", self.gains[1].len(), total)?;
-        check("attention", to, self.queries.rows * total)?;
+        check("attention", to, product("attention", &[self.queries.rows, total])?)?;
         if let Some(Rotary { cos, sin }) = self.rotary {
             check("rows of the keys", self.keys.rows, self.queries.rows)?;
-            check("cosines", cos.len(), self.queries.rows * width / 2)?;
+            check("cosines", cos.len(), product("cosines", &[self.queries.rows, width / 2])?)?;
             check("sines", sin.len(), cos.len())?;
         }
         if let Some(bias) = self.key_bias {
@@ -167,10 +183,9 @@ impl Kernels {
     ) -> Result<(), SizeError> {
         attention.check(to.len())?;
         if self.has_tiles() && tiled::fits(attention) {
-            self.tiled_attention(workers, scratch, attention, SharedSlice::new(to));
-            return Ok(());
+            return self.tiled_attention(workers, scratch, attention, SharedSlice::new(to));
         }
-        let prepared = Prepared::new(scratch, attention);
+        let prepared = Prepared::new(scratch, attention)?;
         workers.run(prepared.tasks(), &|task| {
             self.run(Prepare { attention, prepared: &prepared, task });
         });

@@ -10,11 +10,12 @@ mod tiled;
 
 use crate::Kernels;
 use crate::attention::scratch::Scratch;
-use crate::packing::{GROUP, Int8Matrix, MatrixShape, STEP, SizeError, check};
+use crate::packing::{GROUP, Int8Matrix, MatrixShape, STEP};
 use crate::product::tile::{Int8Dot, OutputLines, PANEL, Sums, TileInput, multiply};
 use crate::rows::RowScale;
 use crate::shared::{Chunks, SharedSlice};
 use crate::simd::{Operation, Simd};
+use crate::size::{SizeError, check, check_extent, product};
 use crate::workers::Workers;
 use padding::Padding;
 use std::ops::Range;
@@ -28,84 +29,149 @@ const MAX_RUNS: usize = 9;
 /// Extents of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelShape {
-    /// Output channels.
-    pub outputs: usize,
-    /// Input channels, a multiple of 4.
-    pub channels: usize,
-    /// Temporal size: 1 (the current frame), or 3 (also the two previous frames).
-    pub taps: usize,
-    /// Spatial size in both directions, 1 or 3, centred on the output pixel.
-    pub side: usize,
+    outputs: usize,
+    channels: usize,
+    taps: usize,
+    side: usize,
+    /// The weight matrix of these extents.
+    matrix: MatrixShape,
 }
 
 impl KernelShape {
-    /// Returns the shape of the weight matrix. The inputs are packed in the order `[taps, side, side, channels]`.
-    pub fn matrix(self) -> MatrixShape {
-        MatrixShape { outputs: self.outputs, inputs: self.taps * self.side * self.side * self.channels }
+    /// Creates the shape of a kernel with `outputs` output channels and `channels` input channels, a multiple of 4.
+    ///
+    /// `taps` is the temporal size: 1 (the current frame), or 3 (also the two previous frames). `side` is the spatial
+    /// size in both directions, 1 or 3, centred on the output pixel.
+    ///
+    /// # Errors
+    /// Returns an error if an extent is not supported, or if no memory could hold the kernel.
+    pub fn new(outputs: usize, channels: usize, taps: usize, side: usize) -> Result<Self, SizeError> {
+        let is_whole = channels > 0 && channels.is_multiple_of(STEP);
+        check_extent("number of channels of the frames", channels, "a multiple of 4", is_whole)?;
+        check_extent("number of taps of the kernel", taps, "1 or 3", [1, 3].contains(&taps))?;
+        check_extent("side of the kernel", side, "1 or 3", [1, 3].contains(&side))?;
+        let matrix = MatrixShape::new(outputs, product("kernel", &[taps, side, side, channels])?)?;
+        Ok(Self { outputs, channels, taps, side, matrix })
     }
 
-    fn check(self) -> Result<(), SizeError> {
-        let whole = self.channels.max(1).next_multiple_of(STEP);
-        check("channels of the frames, a multiple of 4", self.channels, whole)?;
-        let odd = |size: usize| if size == 1 { 1 } else { 3 };
-        check("taps of the kernel, 1 or 3", self.taps, odd(self.taps))?;
-        check("side of the kernel, 1 or 3", self.side, odd(self.side))
+    /// Output channels.
+    pub fn outputs(self) -> usize {
+        self.outputs
+    }
+
+    /// Input channels, a multiple of 4.
+    pub fn channels(self) -> usize {
+        self.channels
+    }
+
+    /// Temporal size, 1 or 3.
+    pub fn taps(self) -> usize {
+        self.taps
+    }
+
+    /// Spatial size in both directions, 1 or 3.
+    pub fn side(self) -> usize {
+        self.side
+    }
+
+    /// Returns the shape of the weight matrix. The inputs are packed in the order `[taps, side, side, channels]`.
+    pub fn matrix(self) -> MatrixShape {
+        self.matrix
     }
 }
 
 /// A kernel packed for the convolution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Int8Kernel {
-    /// Extents.
-    pub shape: KernelShape,
-    /// `[N/16][K/4][16][4]`.
-    pub packed: Vec<i8>,
-    /// Sums of the quantised values of each tap and output, `[taps,N]`.
-    pub sums: Vec<i32>,
-    /// Scale of each output, `[N]`.
-    pub scales: Vec<f32>,
+    shape: KernelShape,
+    weights: Int8Matrix,
+    sums: Vec<i32>,
 }
 
 impl Int8Kernel {
     /// Packs quantised values `[N, taps, channels, side, side]` with a scale for each output.
     ///
     /// # Errors
-    /// Returns an error if the lengths do not match the shape, or if the shape is not supported.
+    /// Returns an error if the lengths do not match the shape.
     pub fn pack(shape: KernelShape, quantised: &[i8], scales: &[f32]) -> Result<Self, SizeError> {
-        shape.check()?;
-        let KernelShape { outputs, channels, taps, side } = shape;
+        let KernelShape { outputs, channels, taps, side, .. } = shape;
         check("quantised values", quantised.len(), shape.matrix().elements())?;
+        check("scales", scales.len(), outputs)?;
         let plane = side * side;
         let mut ordered = Vec::with_capacity(quantised.len());
         let mut sums = vec![0; taps * outputs];
-        for (index, of_tap) in quantised.chunks_exact((channels * plane).max(1)).enumerate() {
+        for (index, of_tap) in quantised.chunks_exact(channels * plane).enumerate() {
             let (output, tap) = (index / taps, index % taps);
-            sums[tap * outputs + output] = of_tap.iter().map(|value| i32::from(*value)).sum();
+            let sum = of_tap.iter().fold(0_i32, |sum, value| sum.wrapping_add(i32::from(*value)));
+            sums[tap * outputs + output] = sum;
             for position in 0..plane {
                 ordered.extend(of_tap.iter().skip(position).step_by(plane));
             }
         }
-        let Int8Matrix { packed, scales, .. } = Int8Matrix::pack(shape.matrix(), &ordered, scales)?;
-        Ok(Self { shape, packed, sums, scales })
+        let weights = Int8Matrix::pack(shape.matrix(), &ordered, scales)?;
+        Ok(Self { shape, weights, sums })
+    }
+
+    /// Extents.
+    pub fn shape(&self) -> KernelShape {
+        self.shape
+    }
+
+    /// The quantised values, `[N/16][K/4][16][4]`.
+    pub fn packed(&self) -> &[i8] {
+        self.weights.packed()
+    }
+
+    /// Sums of the quantised values of each tap and output, `[taps,N]`.
+    pub fn sums(&self) -> &[i32] {
+        &self.sums
+    }
+
+    /// Scale of each output, `[N]`.
+    pub fn scales(&self) -> &[f32] {
+        self.weights.scales()
     }
 
     /// Returns a view of the kernel for the convolution.
     pub fn view(&self) -> KernelView<'_> {
-        KernelView { shape: self.shape, packed: &self.packed, sums: &self.sums, scales: &self.scales }
+        KernelView { shape: self.shape, packed: self.packed(), sums: &self.sums, scales: self.scales() }
     }
 }
 
 /// An [`Int8Kernel`] at any address, for example in a memory-mapped file.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelView<'a> {
+    shape: KernelShape,
+    packed: &'a [i8],
+    sums: &'a [i32],
+    scales: &'a [f32],
+}
+
+impl<'a> KernelView<'a> {
+    /// Creates a view of the parts of an [`Int8Kernel`].
+    ///
+    /// # Errors
+    /// Returns an error if a length does not match the shape.
+    pub fn new(
+        shape: KernelShape,
+        packed: &'a [i8],
+        sums: &'a [i32],
+        scales: &'a [f32],
+    ) -> Result<Self, SizeError> {
+        check("packed weights", packed.len(), shape.matrix().packed_int8())?;
+        check(
+            "sums of the weights",
+            sums.len(),
+            product("sums of the weights", &[shape.taps, shape.outputs])?,
+        )?;
+        check("scales of the weights", scales.len(), shape.outputs)?;
+        Ok(Self { shape, packed, sums, scales })
+    }
+
     /// Extents.
-    pub shape: KernelShape,
-    /// See [`Int8Kernel::packed`].
-    pub packed: &'a [i8],
-    /// See [`Int8Kernel::sums`].
-    pub sums: &'a [i32],
-    /// See [`Int8Kernel::scales`].
-    pub scales: &'a [f32],
+    pub fn shape(self) -> KernelShape {
+        self.shape
+    }
 }
 
 /// Transformation of the frames on input.
@@ -142,33 +208,45 @@ pub struct Convolution<'a> {
 
 impl Convolution<'_> {
     /// Returns the frames, height and width of the result.
-    pub fn result(extent: [usize; 3], transform: InputTransform) -> [usize; 3] {
+    ///
+    /// # Errors
+    /// Returns an error if no memory could hold the result.
+    pub fn result(extent: [usize; 3], transform: InputTransform) -> Result<[usize; 3], SizeError> {
+        const WHAT: &str = "result of the convolution";
         let [frames, height, width] = extent;
         let (time, space) =
             (1 + usize::from(transform.splits_frames), 1 + usize::from(transform.doubles_pixels));
-        [time * frames, space * height, space * width]
+        product(WHAT, &[time, frames, space, height, space, width])?;
+        Ok([time * frames, space * height, space * width])
     }
 
-    fn check(&self) -> Result<(), SizeError> {
-        let KernelView { shape, packed, sums, scales } = self.kernel;
-        shape.check()?;
-        check("packed weights", packed.len(), shape.matrix().packed_int8())?;
-        check("sums of the weights", sums.len(), shape.taps * shape.outputs)?;
-        check("scales of the weights", scales.len(), shape.outputs)?;
+    /// Checks the lengths. Returns the frames, height and width of the result.
+    fn check(&self) -> Result<[usize; 3], SizeError> {
+        let shape = self.kernel.shape;
         check("bias", self.bias.len(), shape.outputs)?;
         let [frames, height, width] = self.extent;
-        let wide = shape.channels * (1 + usize::from(self.transform.splits_frames));
-        check("frames", self.frames.len(), frames * height * width * wide)?;
+        let parts = 1 + usize::from(self.transform.splits_frames);
+        let size = product("frames", &[frames, height, width, parts, shape.channels])?;
+        check("frames", self.frames.len(), size)?;
         if let Some(history) = self.history {
-            check("taps of a kernel with a history", shape.taps, 3)?;
-            check("history", history.len(), 2 * height * width * shape.channels)?;
+            check_extent("number of taps of a kernel with a history", shape.taps, "3", shape.taps == 3)?;
+            check("history", history.len(), product("history", &[2, height, width, shape.channels])?)?;
         }
-        let is_plain = self.transform == InputTransform::default();
-        check("side of a kernel with an input transform", shape.side, if is_plain { shape.side } else { 3 })?;
-        check("taps of a kernel with an input transform", shape.taps, if is_plain { shape.taps } else { 1 })?;
-        let size = Self::result(self.extent, self.transform).iter().product::<usize>() * shape.outputs;
+        if self.transform != InputTransform::default() {
+            check_extent("side of a kernel with an input transform", shape.side, "3", shape.side == 3)?;
+            check_extent(
+                "number of taps of a kernel with an input transform",
+                shape.taps,
+                "1",
+                shape.taps == 1,
+            )?;
+        }
+        let result = Self::result(self.extent, self.transform)?;
+        let [frames, height, width] = result;
+        let size = product("result of the convolution", &[frames, height, width, shape.outputs])?;
         check("residual", self.residual.map_or(size, <[f32]>::len), size)?;
-        check("result of the convolution", self.to.len(), size)
+        check("result of the convolution", self.to.len(), size)?;
+        Ok(result)
     }
 }
 
@@ -183,11 +261,11 @@ impl Kernels {
         scratch: &mut Scratch,
         convolution: Convolution<'_>,
     ) -> Result<(), SizeError> {
-        convolution.check()?;
+        let [count, height, width] = convolution.check()?;
         let Convolution { kernel, bias, input, frames, extent, history, transform, residual, to } =
             convolution;
-        let KernelShape { outputs, channels, taps, side } = kernel.shape;
-        let [count, height, width] = Convolution::result(extent, transform);
+        let KernelShape { outputs, channels, taps, side, .. } = kernel.shape;
+        // From here on, no extent is zero.
         if to.is_empty() {
             return Ok(());
         }
@@ -198,9 +276,11 @@ impl Kernels {
             let all = history.unwrap_or_default().chunks_exact(frame).chain(frames.chunks_exact(frame));
             (all.map(<[u8]>::as_ptr).collect::<Vec<_>>(), width * channels)
         } else {
-            let padded = (height + 2) * (width + 2) * channels;
-            let [region] = scratch.regions([(before + count) * padded + tiled::TAIL_BYTES]);
-            let (region, _) = region.split_at_mut((before + count) * padded);
+            const WHAT: &str = "padded frames";
+            let padded = product(WHAT, &[height + 2, width + 2, channels])?;
+            let all = product(WHAT, &[before + count, padded])?;
+            let bytes = all.checked_add(tiled::TAIL_BYTES).ok_or(SizeError::TooLarge { what: WHAT })?;
+            let [region] = scratch.regions([bytes])?;
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
@@ -209,9 +289,11 @@ impl Kernels {
             let zero = input.zero as u8;
             let padding =
                 Padding { history: history.unwrap_or_default(), frames, extent, channels, transform, zero };
-            padding.write(workers, before + count, region);
-            let region: &[u8] = region;
-            (region.chunks_exact(padded).map(<[u8]>::as_ptr).collect(), (width + 2) * channels)
+            padding.write(workers, before + count, &mut region[..all]);
+            // Derived from the whole region, so that the bytes after the last frame may be read.
+            let start = region.as_ptr();
+            let starts = (0..before + count).map(|frame| start.wrapping_add(frame * padded)).collect();
+            (starts, (width + 2) * channels)
         };
         // Without a history, all taps but the newest read zeros.
         let used = if taps == 3 && before == 0 { 2..3 } else { 0..taps };
@@ -244,7 +326,7 @@ impl Kernels {
 /// Pointers to the input frames.
 struct FramePointers(Vec<*const u8>);
 
-// SAFETY: the frames are only read while the tasks run.
+// SAFETY: the frames are only read, and are borrowed until all tasks have returned.
 #[expect(unsafe_code, reason = "pointers to data that all tasks only read")]
 unsafe impl Sync for FramePointers {}
 
@@ -293,7 +375,7 @@ impl Operation for Panel<'_, '_> {
         let KernelShape { outputs, channels, side, .. } = plan.kernel.shape;
         let end = outputs.min(self.first + PANEL);
         let columns = self.columns(self.first..end);
-        let (run, group) = (side * channels, plan.kernel.shape.matrix().inputs * GROUP);
+        let (run, group) = (side * channels, plan.kernel.shape.matrix().inputs() * GROUP);
         let weights = plan.kernel.packed.as_ptr().cast::<u8>();
         let weights = weights.wrapping_add(self.first / GROUP * group + plan.first_tap * side * run * GROUP);
         if plan.is_tiled
@@ -329,8 +411,10 @@ impl Operation for Panel<'_, '_> {
                 lines,
             };
             let groups = (end - self.first).div_ceil(GROUP);
-            // SAFETY: the frames were checked to have these rows and pixels, and `side - 1` more of each if there is
-            // a border; the weights have this many groups.
+            // SAFETY: `Convolution::check` compared the frames and the history with the extents, and the padded copy
+            // has `side - 1` more rows and pixels, so each run has `steps` whole steps for each of `tile_rows` pixels.
+            // `KernelView::new` checked that each group has the steps of every run. `starts` has an integer for each
+            // column of a panel, and the sums have room for a tile.
             #[expect(unsafe_code, reason = "the innermost loop reads through raw pointers")]
             unsafe {
                 multiply::<S, Int8Dot>(s, input, tile_rows, groups, sums.rows());
@@ -351,7 +435,8 @@ impl Panel<'_, '_> {
         let zero = plan.input.zero as i32;
         for (at, output) in range.enumerate() {
             let taps = plan.first_tap..plan.first_tap + plan.used_taps;
-            columns.starts[at] = -zero * taps.map(|tap| sums[tap * shape.outputs + output]).sum::<i32>();
+            let sum = taps.fold(0_i32, |sum, tap| sum.wrapping_add(sums[tap * shape.outputs + output]));
+            columns.starts[at] = zero.wrapping_neg().wrapping_mul(sum);
             columns.scales[at] = scales[output] * plan.input.scale;
             columns.bias[at] = plan.bias[output];
         }
@@ -361,7 +446,7 @@ impl Panel<'_, '_> {
     /// Writes the channels of one pixel to the result from `at` on.
     #[inline(always)]
     fn write<S: Simd>(&self, s: S, columns: &Columns, sums: &[i32; PANEL], at: usize, count: usize) {
-        // SAFETY: a task writes only the channels of its own panel in its own rows.
+        // SAFETY: a task writes only the channels of its own panel in its own rows, and `Workers` runs it once.
         #[expect(unsafe_code, reason = "disjoint parts of one result")]
         let to = unsafe { self.plan.to.part(at, count) };
         let residual = self.plan.residual.map(|residual| &residual[at..at + count]);

@@ -74,7 +74,8 @@ impl Weights {
         for (index, end) in ends.iter_mut().enumerate() {
             let (of_run, of_group) = (index / groups, index % groups);
             let from = start.wrapping_add(of_group * group + ((of_run + 1) * run - rest) * GROUP);
-            // SAFETY: a group has `16 × run` bytes for each run, and this copies the last of them.
+            // SAFETY: `KernelView::new` checked that a group has `16 × run` bytes for each run; this copies the last
+            // `16 × rest` of them, fewer than a tile has.
             unsafe { std::ptr::copy_nonoverlapping(from, end.0.as_mut_ptr(), rest * GROUP) };
         }
         Self { start, group, groups, run, ends }
@@ -114,7 +115,7 @@ impl Panel<'_, '_> {
         let positions = Positions::new(shape, self.height, plan.width);
         let runs = plan.used_taps * side;
         let groups = channels_out.len().div_ceil(GROUP);
-        let weights = Weights::new(weights, shape.matrix().inputs * GROUP, groups, side * channels, runs);
+        let weights = Weights::new(weights, shape.matrix().inputs() * GROUP, groups, side * channels, runs);
         let (halves, steps) = (groups.div_ceil(2), weights.steps());
         let mut sums = [PanelSums::new(), PanelSums::new()];
         let all = positions.of_rows(&self.rows);
@@ -144,8 +145,9 @@ impl Panel<'_, '_> {
                     for step in 0..steps {
                         let columns = weights.half(half, run, step);
                         let rows = rows.wrapping_add(step * DEPTH);
-                        // SAFETY: the frame has these pixels, `side - 1` more in each direction, and 64 bytes after
-                        // them if a run is not whole steps; the weights are whole tiles.
+                        // SAFETY: `fits` checked that a frame has 32 positions from `begin`. The frame has these
+                        // pixels, `side - 1` more in each direction, and `TAIL_BYTES` after them if a run is not whole
+                        // steps; the weights are whole tiles.
                         unsafe { tiles.step_int8(Step { rows, stride: channels, columns }) };
                         (0..each).for_each(|_| pending.next(s, before));
                         if let Some(position) = to_prefetch.next() {

@@ -6,11 +6,12 @@ pub(crate) mod tile;
 mod tiled;
 
 use crate::Kernels;
-use crate::packing::{Bf16Weights, GROUP, Int8Weights, MatrixShape, STEP, SizeError, check};
+use crate::packing::{Bf16Weights, GROUP, Int8Weights, MatrixShape, STEP};
 use crate::rows::RowScale;
 use crate::shared::Chunks;
 use crate::simd::tiles::SIDE;
 use crate::simd::{Operation, Simd};
+use crate::size::{SizeError, check, product};
 use crate::workers::Workers;
 use epilogue::Epilogue;
 pub use epilogue::{Gate, Output, Residual};
@@ -55,21 +56,22 @@ impl Kernels {
         bias: &[f32],
         to: Output<'_>,
     ) -> Result<(), SizeError> {
-        let shape = weights.shape;
-        let rows = x.scales.len();
-        check("quantised activations", x.quantised.len(), rows * shape.inputs)?;
-        check("bias", bias.len(), shape.outputs)?;
-        let epilogue = Epilogue::new(to, rows, shape.outputs)?;
+        let shape = weights.shape();
+        let (outputs, inputs, rows) = (shape.outputs(), shape.inputs(), x.scales.len());
+        let size = product("quantised activations", &[rows, inputs])?;
+        check("quantised activations", x.quantised.len(), size)?;
+        check("bias", bias.len(), outputs)?;
+        let epilogue = Epilogue::new(to, rows, outputs)?;
         let values = Int8Values { scales: x.scales, weights, bias };
         let is_tiled = self.is_tiled(rows, shape);
-        let x = Rows::new(x.quantised, shape.inputs, is_tiled);
+        let x = Rows::new(x.quantised, inputs, is_tiled)?;
         let operands = Operands {
             x: x.start(),
             stride: x.stride(),
-            weights: weights.packed.as_ptr().cast(),
-            steps: shape.inputs.div_ceil(STEP),
+            weights: weights.packed().as_ptr().cast(),
+            steps: inputs.div_ceil(STEP),
             rows,
-            outputs: shape.outputs,
+            outputs,
         };
         if is_tiled {
             self.each_tiled_task(workers, operands, &values, &epilogue);
@@ -90,7 +92,7 @@ impl Kernels {
         weights: Int8Weights<'_>,
         to: &mut [i32],
     ) -> Result<(), SizeError> {
-        let zeros = vec![0.0; weights.shape.outputs];
+        let zeros = vec![0.0; weights.shape().outputs()];
         self.linear_int8(workers, x, weights, &zeros, Output::Accumulators(to))
     }
 
@@ -106,20 +108,21 @@ impl Kernels {
         bias: &[f32],
         to: Output<'_>,
     ) -> Result<(), SizeError> {
-        let shape = weights.shape;
-        let rows = x.len().checked_div(shape.inputs).unwrap_or(0);
-        check("activations", x.len(), rows * shape.inputs)?;
-        check("bias", bias.len(), shape.outputs)?;
-        let epilogue = Epilogue::new(to, rows, shape.outputs)?;
+        let shape = weights.shape();
+        let (outputs, inputs) = (shape.outputs(), shape.inputs());
+        let rows = x.len().checked_div(inputs).unwrap_or(0);
+        check("activations", x.len(), rows * inputs)?;
+        check("bias", bias.len(), outputs)?;
+        let epilogue = Epilogue::new(to, rows, outputs)?;
         let is_tiled = self.is_tiled(rows, shape);
-        let x = Rows::new(x, shape.inputs, is_tiled);
+        let x = Rows::new(x, inputs, is_tiled)?;
         let operands = Operands {
             x: x.start(),
             stride: x.stride(),
-            weights: weights.packed.as_ptr().cast(),
-            steps: shape.inputs.div_ceil(STEP / 2),
+            weights: weights.packed().as_ptr().cast(),
+            steps: inputs.div_ceil(STEP / 2),
             rows,
-            outputs: shape.outputs,
+            outputs,
         };
         if is_tiled {
             self.each_tiled_task(workers, operands, &Bf16Values { bias }, &epilogue);
@@ -131,7 +134,7 @@ impl Kernels {
 
     /// Returns true if a product of `rows` rows runs on tiles. With fewer rows than a block, vectors are as fast.
     fn is_tiled(self, rows: usize, shape: MatrixShape) -> bool {
-        self.has_tiles() && rows >= SIDE && shape.inputs > 0
+        self.has_tiles() && rows >= SIDE && shape.inputs() > 0
     }
 
     fn each_panel<V: Values>(
@@ -157,7 +160,8 @@ impl Kernels {
 }
 
 /// Addresses and extents of the operands of a product, in any number format. Activations and weights consist of whole
-/// steps of four bytes.
+/// steps of four bytes: [`Rows`] has `rows × stride` bytes, and the constructors of the weights checked that there are
+/// `16 × 4 × steps` bytes for each group of sixteen outputs.
 #[derive(Debug, Clone, Copy)]
 struct Operands {
     x: *const u8,
@@ -170,10 +174,10 @@ struct Operands {
     outputs: usize,
 }
 
-// SAFETY: activations and weights are only read.
+// SAFETY: activations and weights are only read, and are borrowed until all tasks have returned.
 #[expect(unsafe_code, reason = "pointers to data that all tasks only read")]
 unsafe impl Send for Operands {}
-// SAFETY: activations and weights are only read.
+// SAFETY: as above.
 #[expect(unsafe_code, reason = "pointers to data that all tasks only read")]
 unsafe impl Sync for Operands {}
 
@@ -263,8 +267,8 @@ impl Values for Int8Values<'_> {
 
     fn columns(&self, range: std::ops::Range<usize>) -> Columns {
         let mut columns = bias_columns(self.bias, range.clone());
-        columns.scales[..range.len()].copy_from_slice(&self.weights.scales[range.clone()]);
-        columns.sums[..range.len()].copy_from_slice(&self.weights.sums[range]);
+        columns.scales[..range.len()].copy_from_slice(&self.weights.scales()[range.clone()]);
+        columns.sums[..range.len()].copy_from_slice(&self.weights.sums()[range]);
         columns
     }
 
@@ -375,8 +379,9 @@ impl<V: Values> Operation for Panel<'_, V> {
                 begin: std::ptr::null(),
                 lines: self.epilogue.lines(row, self.first, end),
             };
-            // SAFETY: the drivers checked that there are `rows × stride` bytes of activations, and enough groups of
-            // `16 × stride` bytes of weights for the outputs. The sums of a panel have room for a tile.
+            // SAFETY: `Rows` has `rows × stride` bytes of activations. Without tiles, the stride is `4 × steps`, so
+            // `Int8Weights::new` or `Bf16Weights::new` checked that each group has `16 × stride` bytes of weights. The
+            // sums have room for a tile of `MAX_TILE_ROWS` rows and a panel of columns.
             #[expect(unsafe_code, reason = "the innermost loop reads through raw pointers")]
             unsafe {
                 multiply::<S, V::Product>(s, input, rows, groups, sums.rows());

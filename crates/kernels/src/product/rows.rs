@@ -3,6 +3,7 @@
 
 use crate::packing::STEP;
 use crate::simd::tiles::DEPTH;
+use crate::size::{SizeError, padded, product};
 
 /// A cache line.
 #[derive(Clone, Copy)]
@@ -20,24 +21,30 @@ pub(super) struct Rows {
 
 impl Rows {
     /// Creates rows of `width` numbers. For tiles a step is 64 bytes aligned to a cache line: rows that straddle two
-    /// lines halve the throughput.
-    pub(super) fn new<T: Copy>(x: &[T], width: usize, for_tiles: bool) -> Self {
-        let bytes = width * size_of::<T>();
-        let stride = bytes.next_multiple_of(if for_tiles { DEPTH } else { STEP });
+    /// lines halve the throughput. `x` is borrowed by the result, although no lifetime says so.
+    ///
+    /// # Errors
+    /// Returns an error if no memory could hold the padded rows.
+    pub(super) fn new<T: Copy>(x: &[T], width: usize, for_tiles: bool) -> Result<Self, SizeError> {
+        const WHAT: &str = "padded activations";
+        let bytes = product(WHAT, &[width, size_of::<T>()])?;
+        let step = if for_tiles { DEPTH } else { STEP };
+        let stride = if bytes == 0 { 0 } else { padded(WHAT, bytes, step)? };
         let start = x.as_ptr().cast::<u8>();
         if bytes == stride && (!for_tiles || start.addr().is_multiple_of(DEPTH)) {
-            return Self { start, stride, _copied: Vec::new() };
+            return Ok(Self { start, stride, _copied: Vec::new() });
         }
         let rows = x.len().checked_div(width).unwrap_or(0);
-        let mut copied = vec![Line([0; DEPTH]); (rows * stride).div_ceil(DEPTH)];
+        let mut copied = vec![Line([0; DEPTH]); product(WHAT, &[rows, stride])?.div_ceil(DEPTH)];
         let to = copied.as_mut_ptr().cast::<u8>();
         for row in 0..rows {
-            // SAFETY: `x` has whole rows, and `copied` has room for the same number of rows of `stride` bytes.
+            // SAFETY: `rows` is the number of whole rows of `bytes` bytes in `x`, and `copied` has at least
+            // `rows × stride` bytes, computed without overflow; `bytes` is at most `stride`.
             unsafe {
                 std::ptr::copy_nonoverlapping(start.add(row * bytes), to.add(row * stride), bytes);
             }
         }
-        Self { start: copied.as_ptr().cast(), stride, _copied: copied }
+        Ok(Self { start: copied.as_ptr().cast(), stride, _copied: copied })
     }
 
     /// Returns the first byte of the first row.

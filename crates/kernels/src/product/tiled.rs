@@ -58,10 +58,10 @@ impl Plan {
         let even = |most: usize| rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(SIDE);
         let mut size = even(max_rows.max(MIN_ROWS));
         let tasks = |size: usize, columns: usize| rows.div_ceil(size) * outputs.div_ceil(columns);
-        while columns > PANEL && tasks(size, columns) < 8 * threads {
+        while columns > PANEL && tasks(size, columns) < threads.saturating_mul(8) {
             columns = (columns / 2).next_multiple_of(PANEL);
         }
-        while size > MIN_ROWS && tasks(size, columns) < 2 * threads {
+        while size > MIN_ROWS && tasks(size, columns) < threads.saturating_mul(2) {
             size = even((size / 2).max(MIN_ROWS));
         }
         Self { rows: size, columns, depth }
@@ -200,7 +200,8 @@ impl<V: Values> Task<'_, V> {
         copied.resize(groups * steps, WeightTile([0; TILE]));
         for index in 0..groups {
             let to = copied[index * steps..].as_mut_ptr().cast::<u8>();
-            // SAFETY: the group has `available` bytes from here on, and its tiles have room for them.
+            // SAFETY: the constructor of the weights checked that there are `groups` groups of `group` bytes, so that the
+            // group has `available` bytes from here on. Its tiles have room for them.
             unsafe { std::ptr::copy_nonoverlapping(start.wrapping_add(index * group), to, available) };
         }
         Weights { start: copied.as_ptr().cast(), group: steps * TILE, groups, steps, next: None }
@@ -253,8 +254,9 @@ impl<V: Values> Pass<'_, '_, V> {
                 let backwards = is_odd != (half % 2 == 1);
                 let spilled_block =
                     BlockSums::contiguous(self.spilled.wrapping_add((block * 2 + half) * TILE));
-                // SAFETY: there are 32 rows from `begin`, the weights are whole tiles, and the sums have room for a
-                // panel of 32 rows. Spilled blocks are written before they are read.
+                // SAFETY: `is_tiled` checked that there are at least 32 rows, so there are 32 from `begin`, which `Rows`
+                // has padded to whole steps. The weights are whole tiles, and the sums have room for a panel of 32 rows.
+                // `spilled` has room for two blocks for each 32 rows and panel, which are written before they are read.
                 unsafe {
                     if self.is_first {
                         tiles.zero()

@@ -45,7 +45,13 @@ impl Delays {
     /// The delays of `frames` frames at `rate.0 / rate.1` per second.
     pub(super) fn new(unit: DelayUnit, rate: (u32, u32), frames: Option<usize>) -> Self {
         let rate = (u64::from(rate.0).max(1), u64::from(rate.1).max(1));
-        let length = frames.map(|frames| nearest(frames as u64 * rate.1 * unit.per_second, rate.0));
+        // A clip that lasts longer than any file saturates.
+        let units = |frames: usize| {
+            let exact = frames as u128 * u128::from(rate.1) * u128::from(unit.per_second);
+            let (twice, rate) = (exact.saturating_mul(2), u128::from(rate.0));
+            u64::try_from((twice.saturating_add(rate)) / (2 * rate)).unwrap_or(u64::MAX)
+        };
+        let length = frames.map(units);
         Self { unit, rate, length }
     }
 
@@ -94,7 +100,7 @@ impl Delays {
         let tick = (number * rate.1 * unit.per_second).div_ceil(rate.0 * unit.shortest);
         let in_time = tick * unit.shortest * rate.0 < (number + 1) * rate.1 * unit.per_second;
         let start = tick * unit.shortest;
-        let has_room = length.is_none_or(|length| start + unit.shortest <= length);
+        let has_room = length.is_none_or(|length| start.saturating_add(unit.shortest) <= length);
         (in_time && (has_room || number == 0)).then_some(start)
     }
 }
@@ -164,6 +170,15 @@ mod tests {
             prop_assert!(found.iter().all(|delay| (*delay as f64) <= longest), "{found:?}");
             // No frame is dropped at a supported rate.
             prop_assert!(mean < unit.shortest as f64 || found.len() == frames);
+        }
+    }
+
+    #[test]
+    fn a_clip_that_lasts_longer_than_any_file_saturates() {
+        for unit in [DelayUnit::GIF, DelayUnit::WEBP] {
+            let delays = Delays::new(unit, (1, u32::MAX), Some(usize::MAX));
+            assert_eq!(delays.length, Some(u64::MAX));
+            assert!(delays.delay(3).is_some());
         }
     }
 }

@@ -33,8 +33,9 @@ impl GifFile {
         comment: Option<&str>,
         record: Option<&EncodedRecord>,
     ) -> io::Result<Self> {
-        let mut encoder = Encoder::new(BufWriter::new(file), side(layout.width)?, side(layout.height)?, &[])
-            .map_err(io_error)?;
+        let mut encoder =
+            Encoder::new(BufWriter::new(file), side(layout.width())?, side(layout.height())?, &[])
+                .map_err(io_error)?;
         encoder.set_repeat(Repeat::Infinite).map_err(io_error)?;
         let mut extension = |kind: Extension, blocks: &[&[u8]]| {
             encoder.write_raw_extension(AnyExtension(kind as u8), blocks).map_err(io_error)
@@ -57,7 +58,7 @@ impl Collector for GifFile {
         self.taken += 1;
         let Some(delay) = delay else { return Ok(()) };
         let picture = rgb_rows(&bytes(buffer)?, self.layout);
-        let (width, height) = (side(self.layout.width)?, side(self.layout.height)?);
+        let (width, height) = (side(self.layout.width())?, side(self.layout.height())?);
         let mut frame = Frame::from_rgb_speed(width, height, &picture, PALETTE_SPEED);
         frame.delay = u16::try_from(delay).unwrap_or(u16::MAX);
         let encoder = self.encoder.as_mut().ok_or_else(|| io::Error::other("it is already closed"))?;

@@ -1,11 +1,15 @@
 //! Collectors: writers behind an `appsink`, for formats that GStreamer has no element for.
 //!
-//! A collector runs in a thread of the pipeline. Its errors end only that pipeline.
+//! A collector runs in a thread of the pipeline. Its errors end only that pipeline. Its waits for others (readers of a
+//! pipe, servers) end when the output is closed: collectors that wait have the `Cancel` of [`OutputPipeline::closing`].
+//!
+//! [`OutputPipeline::closing`]: super::pipeline::OutputPipeline::closing
 
 mod delays;
 mod gif;
 mod hls;
 mod hls_folder;
+mod pipe;
 mod png_folder;
 mod rtsp;
 mod rtsp_request;
@@ -139,7 +143,7 @@ pub(super) fn bytes(buffer: &gst::BufferRef) -> io::Result<gst::BufferMap<'_, gs
 
 /// The rows of an RGB picture without padding.
 fn rgb_rows(picture: &[u8], layout: super::frames::RgbLayout) -> Vec<u8> {
-    let row = 3 * layout.width;
+    let row = 3 * layout.width();
     picture.chunks_exact(layout.stride()).flat_map(|padded| &padded[..row]).copied().collect()
 }
 

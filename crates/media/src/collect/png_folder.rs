@@ -32,7 +32,7 @@ impl PngFolder {
     fn encode(&self, picture: &[u8]) -> Result<Vec<u8>, png::EncodingError> {
         let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
         let mut file = Vec::new();
-        let mut encoder = png::Encoder::new(&mut file, side(self.layout.width), side(self.layout.height));
+        let mut encoder = png::Encoder::new(&mut file, side(self.layout.width()), side(self.layout.height()));
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         encoder.set_compression(png::Compression::Fast);

@@ -2,16 +2,22 @@
 //!
 //! Each viewer has a bounded queue. A viewer that is too slow is disconnected, so that it never delays the others. It
 //! receives packets from the next key frame on, interleaved with the responses (TCP) or as datagrams.
+//!
+//! One thread accepts connections, and each connection has a thread that reads requests and one that writes. All have
+//! ended when the server is dropped.
 
 use super::rtsp_request::{Request, Transport, description, interleaved, starts_with_parameter_sets};
 use super::{Collector, bytes};
 use gstreamer as gst;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// The most packets that are queued for a viewer: one or two seconds.
 const QUEUE: usize = 512;
@@ -19,12 +25,24 @@ const QUEUE: usize = 512;
 const MAX_REQUEST_BYTES: u64 = 16384;
 /// How long a DESCRIBE request waits for the first encoded frame.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The interval at which the accepting thread checks whether the server is closed.
+const ACCEPT_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// How long viewers may take to receive the queued packets when the server is closed.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves the packets of an RTP payloader.
 #[derive(Debug)]
 pub(crate) struct RtspServer {
     shared: Arc<ServerState>,
-    address: SocketAddr,
+    /// `None` once it is joined.
+    accepting: Option<JoinHandle<()>>,
+}
+
+/// A client, with the thread that serves it.
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    thread: JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +51,7 @@ struct ServerState {
     description: Mutex<Option<String>>,
     described: Condvar,
     viewers: Mutex<Vec<Viewer>>,
+    connections: Mutex<Vec<Connection>>,
     closed: AtomicBool,
 }
 
@@ -66,23 +85,56 @@ impl RtspServer {
     pub(crate) fn start(listener: &TcpListener, title: &str) -> io::Result<Self> {
         let title = title.replace(['\r', '\n'], " ");
         let shared = Arc::new(ServerState { title, ..ServerState::default() });
-        let (listener, address) = (listener.try_clone()?, listener.local_addr()?);
+        let listener = listener.try_clone()?;
+        // A client may disconnect between the poll and the accept.
+        listener.set_nonblocking(true)?;
         let server = Arc::clone(&shared);
-        std::thread::Builder::new().name("rtsp".into()).spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if server.closed.load(Ordering::SeqCst) {
-                    break;
-                }
-                let shared = Arc::clone(&server);
-                std::thread::spawn(move || {
-                    if let Err(error) = serve(&shared, stream) {
-                        tracing::debug!(%error, "a viewer disconnected");
-                    }
-                });
-            }
-        })?;
-        Ok(Self { shared, address })
+        let accepting =
+            thread::Builder::new().name("rtsp".into()).spawn(move || accept(&listener, &server))?;
+        Ok(Self { shared, accepting: Some(accepting) })
     }
+}
+
+/// Accepts clients until the server is closed.
+fn accept(listener: &TcpListener, server: &Arc<ServerState>) {
+    while !server.closed.load(Ordering::SeqCst) {
+        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&ACCEPT_INTERVAL)) {
+            Ok(0) | Err(Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the RTSP server accepts no more viewers");
+                return;
+            }
+        }
+        let accepted = listener.accept().and_then(|(stream, _)| connect(server, stream));
+        match accepted {
+            Ok(connection) => {
+                let mut connections = lock(&server.connections);
+                connections.retain(|other| !other.thread.is_finished());
+                connections.push(connection);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::debug!(%error, "a viewer was not accepted");
+                // Out of descriptors, for example: the poll would return at once.
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+/// Starts the thread of a client.
+fn connect(server: &Arc<ServerState>, stream: TcpStream) -> io::Result<Connection> {
+    stream.set_nonblocking(false)?;
+    let (shared, served) = (Arc::clone(server), stream.try_clone()?);
+    let thread = thread::Builder::new().name("rtsp-viewer".into()).spawn(move || {
+        if let Err(error) = serve(&shared, &served) {
+            tracing::debug!(%error, "a viewer disconnected");
+        }
+        // Also ends the connection for the list of connections, which has a handle of it.
+        let _ = served.shutdown(Shutdown::Both);
+    })?;
+    Ok(Connection { stream, thread })
 }
 
 impl Collector for RtspServer {
@@ -120,9 +172,28 @@ impl Collector for RtspServer {
 impl Drop for RtspServer {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
+        // Locked, so that a request is either waiting or has yet to see that the server is closed.
+        drop(lock(&self.shared.description));
         self.shared.described.notify_all();
-        // Wakes the thread that accepts viewers.
-        let _ = TcpStream::connect(self.address);
+        if let Some(accepting) = self.accepting.take() {
+            // A panic there has been printed.
+            let _ = accepting.join();
+        }
+        lock(&self.shared.viewers).drain(..).for_each(Viewer::close);
+        let connections = std::mem::take(&mut *lock(&self.shared.connections));
+        // No more requests; the queued packets are sent.
+        for connection in &connections {
+            let _ = connection.stream.shutdown(Shutdown::Read);
+        }
+        let started = Instant::now();
+        for Connection { stream, thread } in connections {
+            while !thread.is_finished() && started.elapsed() < LINGER {
+                thread::sleep(Duration::from_millis(5));
+            }
+            // Ends a write to a viewer that does not read.
+            let _ = stream.shutdown(Shutdown::Both);
+            let _ = thread.join();
+        }
     }
 }
 
@@ -154,11 +225,27 @@ impl Viewer {
 }
 
 /// Serves one viewer until it disconnects.
-fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
+fn serve(shared: &ServerState, stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (queue, queued) = sync_channel(QUEUE);
     let out = stream.try_clone()?;
-    std::thread::spawn(move || write_all(out, &queued));
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("rtsp-writer".into())
+            .spawn_scoped(scope, move || write_all(out, &queued))?;
+        let served = answer(shared, stream, &queue);
+        // The writer sends the queued packets, then closes. With a full queue it closes at once.
+        let is_queued = queue.try_send(Message::Close).is_ok();
+        if served.is_err() || !is_queued {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        drop(queue);
+        served
+    })
+}
+
+/// Answers the requests of a viewer until it disconnects.
+fn answer(shared: &ServerState, stream: &TcpStream, queue: &SyncSender<Message>) -> io::Result<()> {
     let mut input = BufReader::new(stream.try_clone()?);
     let mut delivery = None;
     while let Some(request) = read_request(&mut input)? {
@@ -173,7 +260,7 @@ fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
                 }
                 None => status = "404 Not Found",
             },
-            "SETUP" => match request.transport().map(|wanted| Delivery::open(wanted, &stream)).transpose()? {
+            "SETUP" => match request.transport().map(|wanted| Delivery::open(wanted, stream)).transpose()? {
                 Some((opened, line)) => {
                     lines = vec![line, "Session: 1".into()];
                     delivery = Some(opened);
@@ -192,7 +279,7 @@ fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
         if queue.send(Message::Bytes(response)).is_err() {
             break;
         }
-        if request.method == "TEARDOWN" {
+        if request.method == "TEARDOWN" || shared.closed.load(Ordering::SeqCst) {
             break;
         }
         if let Some(delivery) = delivery.take_if(|_| plays) {
@@ -201,8 +288,6 @@ fn serve(shared: &Arc<ServerState>, stream: TcpStream) -> io::Result<()> {
             lock(&shared.viewers).push(viewer);
         }
     }
-    // The writer sends the queued packets, then closes.
-    let _ = queue.try_send(Message::Close);
     Ok(())
 }
 

@@ -41,7 +41,7 @@ impl WebPFile {
         layout: RgbLayout,
         xmp: String,
     ) -> io::Result<Self> {
-        let (width, height) = (side(layout.width)?, side(layout.height)?);
+        let (width, height) = (side(layout.width())?, side(layout.height())?);
         let head = [
             b"RIFF\0\0\0\0WEBP".to_vec(),
             chunk(b"VP8X", &[&[FLAGS, 0, 0, 0][..], &u24(width - 1), &u24(height - 1)].concat()),
@@ -69,7 +69,7 @@ impl Collector for WebPFile {
         let duration = self.delays.delay(self.taken);
         self.taken += 1;
         let Some(duration) = duration else { return Ok(()) };
-        let (width, height) = (side(self.layout.width)?, side(self.layout.height)?);
+        let (width, height) = (side(self.layout.width())?, side(self.layout.height())?);
         let picture = rgb_rows(&bytes(buffer)?, self.layout);
         let still = webp::Encoder::from_rgb(&picture, width, height)
             .encode_simple(false, QUALITY)

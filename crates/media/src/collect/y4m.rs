@@ -3,11 +3,13 @@
 //! The format has no field for the colour matrix. The frames are BT.709 in limited range, with chroma in the centre of
 //! four pixels. There is no metadata either: readers refuse a header of more than 96 bytes.
 
+use super::pipe::PipeWriter;
 use super::{Collector, bytes};
 use crate::ClipFormat;
 use crate::frames::I420Layout;
+use bundle::Cancel;
 use gstreamer as gst;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
@@ -16,10 +18,11 @@ use std::path::PathBuf;
 pub(crate) enum Y4mTarget {
     /// An open file.
     File(File),
-    /// A named pipe. Opening it blocks until there is a reader, so the thread of the pipeline opens it.
-    Pipe(PathBuf),
-    /// Standard output.
-    Stdout,
+    /// A named pipe. Opening it waits for a reader, so the thread of the pipeline opens it. Waits end when the output
+    /// is closed.
+    Pipe(PathBuf, Cancel),
+    /// Standard output, likewise.
+    Stdout(Cancel),
 }
 
 /// Writes uncompressed frames.
@@ -34,7 +37,7 @@ pub(crate) struct Y4mWriter {
 enum State {
     Pending(Y4mTarget),
     Open(BufWriter<File>),
-    Stdout,
+    Pipe(BufWriter<PipeWriter>),
     Closed,
 }
 
@@ -55,8 +58,8 @@ impl Y4mWriter {
         };
         self.state = match target {
             Y4mTarget::File(file) => State::Open(BufWriter::new(file)),
-            Y4mTarget::Pipe(path) => State::Open(BufWriter::new(OpenOptions::new().write(true).open(path)?)),
-            Y4mTarget::Stdout => State::Stdout,
+            Y4mTarget::Pipe(path, closing) => State::Pipe(buffered(PipeWriter::open(&path, &closing)?)),
+            Y4mTarget::Stdout(closing) => State::Pipe(buffered(PipeWriter::standard_output(&closing)?)),
         };
         let header = std::mem::take(&mut self.header);
         self.write(|out| out.write_all(header.as_bytes()))
@@ -65,13 +68,15 @@ impl Y4mWriter {
     fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         match &mut self.state {
             State::Open(file) => write(file).and_then(|()| file.flush()),
-            State::Stdout => {
-                let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-                write(&mut out).and_then(|()| out.flush())
-            }
+            State::Pipe(pipe) => write(pipe).and_then(|()| pipe.flush()),
             State::Pending(_) | State::Closed => Err(io::Error::other("it is not open")),
         }
     }
+}
+
+/// A buffer of the size of a pipe.
+fn buffered(pipe: PipeWriter) -> BufWriter<PipeWriter> {
+    BufWriter::with_capacity(1 << 16, pipe)
 }
 
 impl Collector for Y4mWriter {
@@ -85,7 +90,9 @@ impl Collector for Y4mWriter {
             out.write_all(b"FRAME\n")?;
             for (start, stride, row, rows) in planes {
                 for y in 0..rows {
-                    out.write_all(&picture[start + y * stride..][..row])?;
+                    let line = start + y * stride;
+                    let line = picture.get(line..line + row);
+                    out.write_all(line.ok_or_else(|| io::Error::other("a picture is incomplete"))?)?;
                 }
             }
             Ok(())

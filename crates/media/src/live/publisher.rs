@@ -13,7 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// A live output that always shows a picture. Dropping it ends the output.
+/// A live output that always shows a picture. Dropping it ends the output, and waits a few seconds at most for a viewer
+/// or server that does not take the last pictures.
 ///
 /// ```no_run
 /// use bundle::{Cancel, units::Seed};
@@ -40,6 +41,8 @@ pub struct LivePublisher {
     size: PixelSize,
     /// Frames of the clip per latent frame after the first.
     stride: usize,
+    /// Ends the waits of the output.
+    cancel: Cancel,
     /// `None` once it is joined.
     thread: Option<JoinHandle<Result<Sent, Error>>>,
 }
@@ -80,15 +83,21 @@ impl LivePublisher {
         // Cancelling the run ends the clip. The live output ends only when the run ends it.
         let cancel = Cancel::new();
         let format = ClipFormat { frames: None, ..format };
-        let options = OutputOptions { format, sound: None, cancel, ..options.clone() };
+        let options = OutputOptions { format, sound: None, cancel: cancel.clone(), ..options.clone() };
         let ClipFormat { size, rate, .. } = format;
         let output = Output::start(target, &options)?;
-        let first = frame(noise_colours(noise).view(), size)?;
+        let name = output.spec().to_string();
+        let first = frame(noise_colours(noise)?.view(), size)?;
         let state = State { broadcast: Broadcast::new(first, rate), until: None };
         let shared = Arc::new(PublisherState { state: Mutex::new(state), changed: Condvar::new() });
         let state = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || run(output, &state));
-        Ok(Self { shared, size, stride, thread: Some(thread) })
+        let thread = std::thread::Builder::new().name("live".into()).spawn(move || run(output, &state));
+        let thread = thread.map_err(|error| Error::Pipeline {
+            output: name,
+            element: "the thread of the live output".into(),
+            why: error.to_string(),
+        })?;
+        Ok(Self { shared, size, stride, cancel, thread: Some(thread) })
     }
 
     /// The number of pictures pushed so far.
@@ -145,15 +154,20 @@ impl LivePublisher {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => unreachable!("a publisher is consumed when its thread is joined"),
+            // `self` is consumed when the thread is joined, so that this is not reached.
+            None => Ok(self.sent()),
         }
     }
 }
 
 impl Drop for LivePublisher {
     fn drop(&mut self) {
-        if self.thread.is_some() {
+        if let Some(thread) = self.thread.take() {
             self.end();
+            // The last pictures are not waited for as long as those of a run that continues.
+            self.cancel.cancel();
+            // Nobody asked for the result.
+            let _ = thread.join();
         }
     }
 }
@@ -208,13 +222,36 @@ impl LiveSink {
 }
 
 fn frame(colours: ArrayView3<'_, f32>, size: PixelSize) -> Result<SharedFrame, Error> {
-    let colours = resized_colours(colours, size);
+    let colours = resized_colours(colours, size)?;
     let found = [3, size.height, size.width];
     SharedFrame::for_video(colours).ok_or(Error::Shape { expected: found, found })
 }
 
 /// Three channels of the first frame of the noise, scaled to -1..1.
-fn noise_colours(noise: ArrayView4<'_, f32>) -> Array3<f32> {
-    let (channels, _, height, width) = noise.dim();
-    Array3::from_shape_fn((3, height, width), |(c, y, x)| noise[[c % channels, 0, y, x]] * 0.4)
+fn noise_colours(noise: ArrayView4<'_, f32>) -> Result<Array3<f32>, Error> {
+    let (channels, frames, height, width) = noise.dim();
+    if channels == 0 || frames == 0 {
+        return Err(Error::Shape {
+            expected: [3, height, width],
+            found: [channels.min(frames), height, width],
+        });
+    }
+    Ok(Array3::from_shape_fn((3, height, width), |(c, y, x)| noise[[c % channels, 0, y, x]] * 0.4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array4;
+
+    #[test]
+    fn noise_without_values_is_an_error() {
+        for shape in [(0, 1, 2, 2), (4, 0, 2, 2)] {
+            assert!(matches!(noise_colours(Array4::zeros(shape).view()), Err(Error::Shape { .. })));
+        }
+        let size = PixelSize { width: 4, height: 2 };
+        let empty = noise_colours(Array4::zeros((4, 1, 0, 2)).view()).unwrap();
+        assert!(matches!(frame(empty.view(), size), Err(Error::Shape { .. })));
+        assert_eq!(noise_colours(Array4::zeros((1, 1, 2, 3)).view()).unwrap().dim(), (3, 2, 3));
+    }
 }

@@ -4,6 +4,7 @@ use super::gapless;
 use super::integrity;
 use super::reader::{Kind, Reader};
 use crate::Error;
+use crate::frames::RgbLayout;
 use crate::sound::{CHANNELS, RATE};
 use bundle::Field;
 use bundle::geometry::PixelSize;
@@ -25,9 +26,10 @@ pub(super) fn picture(field: Field, path: &Path) -> Result<(Vec<u8>, PixelSize),
     let found = found.and_then(|info| {
         let bytes = sample.buffer()?.map_readable().ok()?;
         let size = PixelSize { width: side(info.width()), height: side(info.height()) };
-        let stride = usize::try_from(info.stride()[0]).ok()?;
+        let stride = usize::try_from(info.stride()[0]).ok().filter(|stride| *stride > 0)?;
         let rows = bytes.chunks(stride).take(size.height).filter_map(|row| row.get(..4 * size.width));
-        Some((rows.flatten().copied().collect(), size))
+        let rgba: Vec<u8> = rows.flatten().copied().collect();
+        (rgba.len() == 4 * size.width * size.height).then_some((rgba, size))
     });
     found.ok_or_else(|| reader.error("the format of its picture is unknown"))
 }
@@ -104,8 +106,9 @@ impl BackgroundVideo {
 /// The colours `[3,H,W]` in -1..1 of an RGB sample.
 pub(super) fn colours(sample: &gst::Sample, size: PixelSize) -> Option<Array3<f32>> {
     let bytes = sample.buffer()?.map_readable().ok()?;
-    let stride = crate::frames::RgbLayout { width: size.width, height: size.height }.stride();
-    (bytes.len() >= stride * size.height).then(|| {
+    let layout = RgbLayout::new(size.width, size.height)?;
+    let stride = layout.stride();
+    (bytes.len() >= layout.bytes()).then(|| {
         Array3::from_shape_fn((3, size.height, size.width), |(c, y, x)| {
             f32::from(bytes[y * stride + 3 * x + c]) / 127.5 - 1.0
         })

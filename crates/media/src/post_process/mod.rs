@@ -18,6 +18,7 @@ pub use overlay::{Corner, KeyColour};
 pub use resample::Interpolation;
 pub use srt::{Caption, SrtError};
 
+use crate::frames::check_shape;
 pub use crate::sound::Sound;
 use crate::{ClipFormat, Error};
 use bundle::Field;
@@ -51,7 +52,8 @@ pub(crate) use text::{check as check_text, draw as draw_text};
 /// assert_eq!(frames.len(), 3);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PostProcessSpec {
     /// Captions at the bottom of the frame.
     pub captions: Vec<Caption>,
@@ -172,8 +174,9 @@ impl PostProcess {
     /// Processes the next frame `[3,H,W]` in -1..1. Returns the frames that are complete.
     ///
     /// # Errors
-    /// Returns an error if the background cannot be read.
+    /// Returns an error if the frame has another size than the clip, or if the background cannot be read.
     pub fn push(&mut self, mut frame: Array3<f32>) -> Result<Vec<Array3<f32>>, Error> {
+        check_shape(frame.view(), [3, self.format.size.height, self.format.size.width])?;
         if let Some((colour, key, background)) = &mut self.key {
             let key = key.get_or_insert_with(|| ChromaKey::measure(*colour, frame.view()));
             key.apply(&mut frame, background.next()?.view());

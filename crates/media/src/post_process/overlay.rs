@@ -94,7 +94,8 @@ impl Overlay {
 }
 
 /// A corner of the frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Corner {
     /// Upper left.
     TopLeft,
@@ -112,7 +113,8 @@ bundle::named!(
 );
 
 /// The key colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum KeyColour {
     /// Green.
     Green,

@@ -12,6 +12,7 @@ use gstreamer_video as gst_video;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The longest wait without data and without an error.
@@ -61,6 +62,8 @@ pub(super) struct Reader {
     path: PathBuf,
     /// The end of the last sample.
     position: gst::ClockTime,
+    /// The thread that pushes the pictures of an animation.
+    feeder: Option<JoinHandle<()>>,
 }
 
 /// The state that the threads of the pipeline report.
@@ -134,17 +137,30 @@ impl Reader {
         let sink = sink.downcast::<AppSink>().map_err(|_other| refused("its pipeline has no sink".into()))?;
         let state = Arc::new(Mutex::new(StreamState::default()));
         listen(&pipeline, kind, &state);
-        match (animation, file.downcast::<AppSrc>()) {
-            (Some(animation), Ok(source)) => feed(source, animation, &state).map_err(refused)?,
-            (_, Err(file)) => file.set_property("location", path),
+        let fed = match (animation, file.downcast::<AppSrc>()) {
+            (Some(animation), Ok(source)) => {
+                set_format(&source, &animation, &state).map_err(refused)?;
+                Some((source, animation))
+            }
+            (_, Err(file)) => {
+                file.set_property("location", path);
+                None
+            }
             (None, Ok(_)) => return Err(refused("its pipeline has no source".into())),
+        };
+        let (path, position) = (path.to_owned(), gst::ClockTime::ZERO);
+        let mut reader = Self { pipeline, sink, state, kind, field, path, position, feeder: None };
+        if reader.pipeline.set_state(gst::State::Playing).is_err() {
+            return Err(reader.error("it cannot be opened"));
         }
-        let path = path.to_owned();
-        let reader = Self { pipeline, sink, state, kind, field, path, position: gst::ClockTime::ZERO };
-        match reader.pipeline.set_state(gst::State::Playing) {
-            Ok(_) => Ok(reader),
-            Err(_) => Err(reader.error("it cannot be opened")),
+        // Stopping a source that has started wakes the thread that pushes into it.
+        if let Some((source, animation)) = fed {
+            let state = Arc::clone(&reader.state);
+            let feeder = std::thread::Builder::new().name("animation".into());
+            let feeder = feeder.spawn(move || feed(&source, animation, &state));
+            reader.feeder = Some(feeder.map_err(|error| refused(error.to_string()))?);
         }
+        Ok(reader)
     }
 
     /// Returns the next sample, or `None` at the end.
@@ -212,6 +228,9 @@ impl Drop for Reader {
     fn drop(&mut self) {
         // No error matters any more.
         let _ = self.pipeline.set_state(gst::State::Null);
+        if let Some(feeder) = self.feeder.take() {
+            let _ = feeder.join();
+        }
     }
 }
 
@@ -268,8 +287,8 @@ fn listen(pipeline: &gst::Pipeline, kind: Kind, state: &Arc<Mutex<StreamState>>)
     });
 }
 
-/// Pushes the pictures of an animation into a pipeline, on a thread that ends with the animation or the pipeline.
-fn feed(source: AppSrc, animation: Animation, state: &Arc<Mutex<StreamState>>) -> Result<(), String> {
+/// Sets the format of the pictures of an animation.
+fn set_format(source: &AppSrc, animation: &Animation, state: &Mutex<StreamState>) -> Result<(), String> {
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
     let (width, height) = (side(animation.size.width), side(animation.size.height));
     let (format, colours) = match animation.pixels {
@@ -281,31 +300,31 @@ fn feed(source: AppSrc, animation: Animation, state: &Arc<Mutex<StreamState>>) -
     let caps = info.build().and_then(|info| info.to_caps()).map_err(|error| error.to_string())?;
     source.set_caps(Some(&caps));
     lock(state).found = true;
-    let state = Arc::clone(state);
-    std::thread::spawn(move || {
-        let mut time = gst::ClockTime::ZERO;
-        for picture in animation.pictures {
-            let animation::Picture { bytes, duration } = match picture {
-                Ok(picture) => picture,
-                Err(error) => {
-                    lock(&state).error = Some(error.to_string());
-                    return;
-                }
-            };
-            let duration =
-                gst::ClockTime::from_nseconds(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
-            let mut buffer = gst::Buffer::from_mut_slice(bytes);
-            buffer.make_mut().set_pts(time);
-            buffer.make_mut().set_duration(duration);
-            time = time.saturating_add(duration);
-            if source.push_buffer(buffer).is_err() {
+    Ok(())
+}
+
+/// Pushes the pictures of an animation into a pipeline, until the animation or the pipeline ends.
+fn feed(source: &AppSrc, animation: Animation, state: &Mutex<StreamState>) {
+    let mut time = gst::ClockTime::ZERO;
+    for picture in animation.pictures {
+        let animation::Picture { bytes, duration } = match picture {
+            Ok(picture) => picture,
+            Err(error) => {
+                lock(state).error = Some(error.to_string());
                 return;
             }
+        };
+        let duration = gst::ClockTime::from_nseconds(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+        let mut buffer = gst::Buffer::from_mut_slice(bytes);
+        buffer.make_mut().set_pts(time);
+        buffer.make_mut().set_duration(duration);
+        time = time.saturating_add(duration);
+        if source.push_buffer(buffer).is_err() {
+            return;
         }
-        // A closed pipeline needs no end of stream.
-        let _ = source.end_of_stream();
-    });
-    Ok(())
+    }
+    // A closed pipeline needs no end of stream.
+    let _ = source.end_of_stream();
 }
 
 /// Observes the timestamps of buffers at a pad.

@@ -5,7 +5,8 @@ use bundle::units::FrameRate;
 use ndarray::Array3;
 
 /// How frames at a new rate are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Interpolation {
     /// A blend of both neighbours, weighted by their distance in time.
     Blend,

@@ -7,7 +7,8 @@ use bundle::text_file;
 use std::time::Duration;
 
 /// A text and its time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Caption {
     /// The start.
     pub start: Duration,

@@ -84,7 +84,9 @@ pub(crate) fn draw(text: &str, pixels: usize, room: PixelSize) -> Result<Option<
     pipeline.add_many(chain).map_err(broken)?;
     gst::Element::link_many(chain).map_err(broken)?;
     pipeline.set_state(gst::State::Playing).map_err(|error| failed(error.to_string()))?;
-    let bytes = RgbLayout { width: size.width, height: size.height }.stride() * size.height;
+    let layout =
+        RgbLayout::new(size.width, size.height).ok_or_else(|| failed(format!("a picture cannot be {size}")));
+    let bytes = layout?.bytes();
     let drawn = |number: usize, grey: u8| {
         let buffer = gst::Buffer::from_mut_slice(vec![grey; bytes]);
         source

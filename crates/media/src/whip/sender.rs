@@ -4,6 +4,7 @@ use super::session::Session;
 use super::signalling::Endpoint;
 use crate::collect::{Collector, bytes};
 use crate::spec::Token;
+use bundle::Cancel;
 use gstreamer as gst;
 use std::io;
 use std::time::Duration;
@@ -15,12 +16,12 @@ pub(crate) struct WhipSender {
 }
 
 impl WhipSender {
-    /// Starts a session.
+    /// Starts a session. Its waits end when `closing` is requested.
     ///
     /// # Errors
     /// Returns an error if no thread can be started.
-    pub(crate) fn start(url: &str, token: Option<&Token>) -> io::Result<Self> {
-        Ok(Self { session: Session::start(Endpoint::new(url, token))? })
+    pub(crate) fn start(url: &str, token: Option<&Token>, closing: &Cancel) -> io::Result<Self> {
+        Ok(Self { session: Session::start(Endpoint::new(url, token), closing)? })
     }
 }
 

@@ -2,10 +2,12 @@
 
 use super::WhipError;
 use super::signalling::Endpoint;
+use bundle::Cancel;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use str0m::change::SdpAnswer;
 use str0m::format::PayloadParams;
@@ -17,6 +19,8 @@ use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcError};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// The interval at which the queue of frames is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// The interval at which a wait checks whether the output is closed.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// The time for retransmissions after the last frame.
 const LINGER: Duration = Duration::from_millis(300);
 /// The longest time to end a session.
@@ -35,6 +39,9 @@ type Frame = (Duration, Arc<[u8]>);
 #[derive(Debug)]
 pub(super) struct Session {
     shared: Arc<SessionState>,
+    closing: Cancel,
+    /// `None` once it is joined.
+    thread: Option<JoinHandle<()>>,
     /// The timestamp of the first frame.
     first: Option<Duration>,
 }
@@ -69,14 +76,14 @@ impl SessionState {
 
 impl Session {
     /// Starts a session without waiting for the answer of the endpoint.
-    pub(super) fn start(endpoint: Endpoint) -> io::Result<Self> {
+    pub(super) fn start(endpoint: Endpoint, closing: &Cancel) -> io::Result<Self> {
         let shared = Arc::new(SessionState::default());
         let thread_state = Arc::clone(&shared);
-        std::thread::Builder::new().name("whip".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("whip".into()).spawn(move || {
             let outcome = run_session(&endpoint, &thread_state);
             thread_state.update(|state| state.result = Some(outcome));
         })?;
-        Ok(Self { shared, first: None })
+        Ok(Self { shared, closing: closing.clone(), thread: Some(thread), first: None })
     }
 
     /// Waits until a frame is due and queues it. It is due as long after the connection as its timestamp is after the
@@ -88,13 +95,17 @@ impl Session {
             if let Some(result) = &state.result {
                 return Err(result.clone().err().unwrap_or(WhipError::Ended));
             }
+            if self.closing.is_cancelled() {
+                return Err(WhipError::Ended);
+            }
             let left = state.connected.map(|at| (at + after).saturating_duration_since(Instant::now()));
             let wait = match left {
                 Some(Duration::ZERO) => break,
                 Some(left) => left,
                 // Without a connection the thread ends with an error.
-                None => CONNECT_TIMEOUT,
+                None => CHECK_INTERVAL,
             };
+            let wait = wait.min(CHECK_INTERVAL);
             state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.queue.push_back((after, data));
@@ -117,6 +128,17 @@ impl Drop for Session {
             state.queue.clear();
             state.ended = true;
         });
+        let is_running = |state: &mut State| state.result.is_none();
+        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), CLOSE_TIMEOUT, is_running);
+        let has_ended = waited.unwrap_or_else(PoisonError::into_inner).0.result.is_some();
+        match self.thread.take() {
+            Some(thread) if has_ended || thread.is_finished() => _ = thread.join(),
+            // An HTTP request or a name resolution, which cannot be interrupted; both have timeouts.
+            Some(_) => tracing::warn!(
+                "the server of a WHIP output does not respond; the session ends after its timeout"
+            ),
+            None => {}
+        }
     }
 }
 

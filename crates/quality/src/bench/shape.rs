@@ -1,12 +1,12 @@
 //! Sizes of timed graphs.
 
-use bundle::catalog::{wan_denoiser, wan21_vae};
+use bundle::catalog::{umt5_xxl, wan_denoiser, wan21_vae};
 use bundle::manifest::{Bundle, Component};
 use bundle::routing::ExpertName;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec};
 use bundle::stop::Stop;
 use bundle::{Error, Field};
-use export::synthetic::{self, Sizes};
+use export::synthetic::{self, Form, Sizes};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -45,17 +45,7 @@ impl Shape {
 
 /// Returns the encoder of umT5-XXL with fewer layers and a small vocabulary. Neither changes the cost of a layer.
 pub fn text_encoder(layers: usize) -> TextEncoderSpec {
-    TextEncoderSpec {
-        vocabulary: 1024,
-        width: 4096,
-        heads: 64,
-        head_width: 64,
-        feed_forward: 10_240,
-        layers,
-        buckets: 32,
-        max_distance: 128,
-        epsilon: 1e-6,
-    }
+    TextEncoderSpec { vocabulary: 1024, layers, ..umt5_xxl() }
 }
 
 /// The part of a model with random weights that is timed.
@@ -69,11 +59,24 @@ pub enum Subject {
     Text(TextEncoderSpec),
 }
 
-/// Writes a bundle with random weights into `folder`, with only the part that is timed.
+/// Writes a bundle with random f32 weights for the CPU into `folder`, with only the part that is timed.
 ///
 /// # Errors
 /// A file cannot be written, or the run is stopped.
 pub fn random_bundle(folder: &Path, subject: &Subject, stop: &Stop) -> Result<Bundle, export::Error> {
+    random_bundle_in(folder, subject, Form::CPU, stop)
+}
+
+/// As [`random_bundle`], for a target and in a number format.
+///
+/// # Errors
+/// A file cannot be written, or the run is stopped.
+pub fn random_bundle_in(
+    folder: &Path,
+    subject: &Subject,
+    form: Form,
+    stop: &Stop,
+) -> Result<Bundle, export::Error> {
     let mut sizes =
         Sizes { text_encoder: text_encoder(1), denoiser: Shape::Small.denoiser(Some(1)), vae: wan21_vae() };
     let component = match subject {
@@ -87,7 +90,7 @@ pub fn random_bundle(folder: &Path, subject: &Subject, stop: &Stop) -> Result<Bu
             Component::TextEncoder
         }
     };
-    synthetic::write(folder, &sizes, &[component], stop)
+    synthetic::write(folder, &sizes, &[component], form, stop)
 }
 
 /// The token grid of a step: frames, rows and columns of patches.

@@ -3,7 +3,7 @@
 use super::workload::{Run, Workload, timed};
 use crate::Error;
 use bundle::variant::{KernelLibrary, Precision, Variant};
-use engines::Cancel;
+use engines::{Cancel, Device, Provider};
 use kernels::peak::Peaks;
 use serde::Serialize;
 
@@ -11,13 +11,18 @@ use serde::Serialize;
 pub struct BenchCase {
     /// The variant of its graphs.
     pub variant: Variant,
+    /// The device that they run on.
+    pub device: Device,
     /// The workload.
     pub workload: Box<dyn Workload>,
 }
 
 impl std::fmt::Debug for BenchCase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BenchCase").field("variant", &self.variant).finish_non_exhaustive()
+        f.debug_struct("BenchCase")
+            .field("variant", &self.variant)
+            .field("device", &self.device)
+            .finish_non_exhaustive()
     }
 }
 
@@ -45,6 +50,17 @@ pub fn alternate(
     Ok(runs)
 }
 
+/// A case that was timed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TimedCase {
+    /// The variant of its graphs.
+    pub variant: Variant,
+    /// The device that they ran on.
+    pub device: Device,
+    /// Its runs.
+    pub runs: Vec<Run>,
+}
+
 /// Statistics of a case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
@@ -52,6 +68,8 @@ pub struct Measured {
     pub precision: Precision,
     /// The kernels of its graphs.
     pub kernels: KernelLibrary,
+    /// The device that it ran on.
+    pub device: String,
     /// Seconds of every run.
     pub seconds: Vec<f64>,
     /// The shortest run, in milliseconds.
@@ -64,7 +82,7 @@ pub struct Measured {
     pub gflops: Option<f64>,
     /// The same as a share of the peak rate of the cores, in the number format of the products.
     pub share_of_peak: Option<f64>,
-    /// Speed relative to f32, from the shortest runs.
+    /// Speed relative to f32 arithmetic, from the shortest runs.
     pub ratio_to_f32: Option<f64>,
 }
 
@@ -78,12 +96,27 @@ pub fn peak_of(variant: Variant, peaks: &Peaks) -> f64 {
     }
 }
 
+/// As [`peak_of`], on a device; `None` for devices other than the processor, whose peak is not measured.
+fn peak_on(device: Device, variant: Variant, peaks: &Peaks) -> Option<f64> {
+    match (device.provider(), variant.precision) {
+        (Provider::Cpu, _) => Some(peak_of(variant, peaks)),
+        (Provider::OpenVino, Precision::Bf16) => Some(peaks.bf16.unwrap_or(peaks.f32)),
+        (Provider::OpenVino, _) => Some(peaks.f32),
+        _ => None,
+    }
+}
+
 /// Computes the statistics of every case. `flops` is the number of operations of one run, `None` if unknown.
-pub fn measured(runs: &[(Variant, Vec<Run>)], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
+pub fn measured(cases: &[TimedCase], flops: Option<f64>, peaks: &Peaks) -> Vec<Measured> {
     let shortest = |runs: &[Run]| runs.iter().map(|run| run.whole.as_secs_f64()).reduce(f64::min);
-    let f32_runs = runs.iter().find(|(variant, _)| variant.precision == Precision::F32);
-    let f32_best = f32_runs.and_then(|(_, runs)| shortest(runs));
-    let measure = |(variant, runs): &(Variant, Vec<Run>)| {
+    let is_f32 = |case: &&TimedCase| {
+        let TimedCase { variant, device, .. } = case;
+        let narrow = matches!(variant.precision, Precision::F16 | Precision::Bf16);
+        let is_widened = narrow && variant.kernels == KernelLibrary::OnnxRuntime && *device == Device::CPU;
+        variant.precision == Precision::F32 || is_widened
+    };
+    let f32_best = cases.iter().find(is_f32).and_then(|case| shortest(&case.runs));
+    let measure = |TimedCase { variant, device, runs }: &TimedCase| {
         let best = shortest(runs)?;
         let mut seconds: Vec<f64> = runs.iter().map(|run| run.whole.as_secs_f64()).collect();
         let first = runs.iter().filter_map(|run| run.first).min();
@@ -93,21 +126,23 @@ pub fn measured(runs: &[(Variant, Vec<Run>)], flops: Option<f64>, peaks: &Peaks)
         Some(Measured {
             precision: variant.precision,
             kernels: variant.kernels,
+            device: device.to_string(),
             ms: 1e3 * best,
             median_ms: 1e3 * f64::midpoint(seconds[(seconds.len() - 1) / 2], seconds[seconds.len() / 2]),
             seconds: in_order,
             first_frame_ms: first.map(|first| 1e3 * first.as_secs_f64()),
             gflops: per_second.map(|rate| rate / 1e9),
-            share_of_peak: per_second.map(|rate| rate / peak_of(*variant, peaks)),
+            share_of_peak: per_second.and_then(|rate| Some(rate / peak_on(*device, *variant, peaks)?)),
             ratio_to_f32: f32_best.map(|f32| f32 / best),
         })
     };
-    runs.iter().filter_map(measure).collect()
+    cases.iter().filter_map(measure).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bundle::variant::Target;
     use std::time::Duration;
 
     const F32: Variant = Variant::cpu(Precision::F32, KernelLibrary::OnnxRuntime);
@@ -118,9 +153,13 @@ mod tests {
         milliseconds.iter().map(|ms| Run { whole: Duration::from_millis(*ms), first: None }).collect()
     }
 
+    fn case(variant: Variant, milliseconds: &[u64]) -> TimedCase {
+        TimedCase { variant, device: Device::CPU, runs: runs(milliseconds) }
+    }
+
     #[test]
     fn shortest_runs_are_compared_and_shares_refer_to_the_peak_of_the_number_format() {
-        let all = [(F32, runs(&[1200, 1000, 1100])), (INT8, runs(&[400, 500]))];
+        let all = [case(F32, &[1200, 1000, 1100]), case(INT8, &[400, 500])];
         let found = measured(&all, Some(100e9), &PEAKS);
         assert_eq!((found[0].ms, found[0].median_ms), (1000.0, 1100.0));
         assert_eq!((found[0].share_of_peak, found[0].ratio_to_f32), (Some(0.5), Some(1.0)));
@@ -139,9 +178,25 @@ mod tests {
 
     #[test]
     fn unknown_values_are_none() {
-        let found = measured(&[(INT8, runs(&[400]))], None, &PEAKS);
+        let found = measured(&[case(INT8, &[400])], None, &PEAKS);
         assert_eq!((found[0].gflops, found[0].share_of_peak, found[0].ratio_to_f32), (None, None, None));
-        assert!(measured(&[(F32, Vec::new())], None, &PEAKS).is_empty());
+        assert!(measured(&[case(F32, &[])], None, &PEAKS).is_empty());
+    }
+
+    #[test]
+    fn a_case_on_an_accelerator_has_the_peak_of_its_hardware() {
+        let peaks = Peaks { bf16: Some(400e9), ..PEAKS };
+        let bf16 =
+            Variant { target: Target::Plain, ..Variant::cpu(Precision::Bf16, KernelLibrary::OnnxRuntime) };
+        let on = |device: &str| TimedCase { device: device.parse().unwrap(), ..case(bf16, &[500]) };
+        let found = measured(&[on("openvino"), on("cuda:1"), case(F32, &[1000])], Some(100e9), &peaks);
+        assert_eq!(
+            found.iter().map(|one| one.device.as_str()).collect::<Vec<_>>(),
+            ["openvino:0", "cuda:1", "cpu"]
+        );
+        assert_eq!([found[0].share_of_peak, found[1].share_of_peak], [Some(0.5), None]);
+        // bf16 weights on an accelerator are not widened.
+        assert_eq!(found[0].ratio_to_f32, Some(2.0));
     }
 
     struct Counted(std::rc::Rc<std::cell::RefCell<Vec<usize>>>, usize);
@@ -163,6 +218,7 @@ mod tests {
         let order = std::rc::Rc::default();
         let case = |number| BenchCase {
             variant: F32,
+            device: Device::CPU,
             workload: Box::new(Counted(std::rc::Rc::clone(&order), number)),
         };
         let mut calls = 0;

@@ -4,13 +4,15 @@ use crate::Error;
 use bundle::geometry::LatentShape;
 use bundle::manifest::{Component, Part};
 use bundle::signature::{ROWS_INPUT, Signature};
-use bundle::spec::TEXT_ROWS;
-use engines::{Cancel, Engine, Value};
+use bundle::spec::{DenoiserSpec, TEXT_ROWS};
+use engines::residency::MemoryNeed;
+use engines::{Cancel, Engine, NodePlacement, Value};
 use export::synthetic::uniform;
 use ndarray::{Array, Array1, Array2, ArrayD, IxDyn};
 use runtime::decode::caches_of;
 use runtime::denoise::{RotaryTables, TextInput};
-use runtime::model::{Model, step_contract};
+use runtime::footprint::{SessionSettings, StepShape, decoder_need, step_need, text_encoder_need};
+use runtime::model::{Model, engine_shape, step_contract};
 use runtime::text_encoder::TextStates;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,30 @@ pub trait Workload {
 
     /// Floating-point operations of one run, a multiply-add counted as two.
     fn flops(&self) -> f64;
+
+    /// The predicted memory of its sessions, all together; `None` if it is not known.
+    fn predicted(&self) -> Option<MemoryNeed> {
+        None
+    }
+
+    /// On which providers the nodes of its graphs run, all together. Empty for graphs on the CPU.
+    fn nodes(&self) -> NodePlacement {
+        NodePlacement::default()
+    }
+}
+
+/// Where the nodes of several graphs run.
+fn nodes_of<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> NodePlacement {
+    let mut all = NodePlacement::default();
+    for nodes in engines.into_iter().filter_map(Engine::nodes) {
+        all.add(nodes);
+    }
+    all
+}
+
+/// The settings of the sessions of a component.
+fn settings_of(model: &Model, component: &Component) -> Result<SessionSettings, Error> {
+    Ok(model.session_settings_on(model.placement().device_of(component))?)
 }
 
 /// Pseudo-random values with mean 0 and variance 1, always the same.
@@ -48,6 +74,16 @@ fn text_states(width: usize) -> TextStates {
         .unwrap_or_else(|_| unreachable!("the rows after the tokens are zeros"))
 }
 
+/// The latent of a token grid `[frames, rows, columns]`.
+pub(super) fn latent_of_grid(spec: &DenoiserSpec, grid: [usize; 3]) -> LatentShape {
+    LatentShape {
+        channels: spec.in_channels,
+        frames: grid[0] * spec.patch.time,
+        height: grid[1] * spec.patch.height,
+        width: grid[2] * spec.patch.width,
+    }
+}
+
 /// One denoising step of a model's first expert.
 #[derive(Debug)]
 pub struct Step {
@@ -55,6 +91,7 @@ pub struct Step {
     inputs: Vec<(&'static str, Value)>,
     text: TextInput,
     flops: f64,
+    need: MemoryNeed,
 }
 
 impl Step {
@@ -66,13 +103,10 @@ impl Step {
         let spec = &model.manifest().denoiser;
         let expert = Component::Expert(model.manifest().routing.routes()[0].expert.clone());
         let kernels = model.graph(&expert, Part::Whole)?.variant.kernels;
-        let engine = model.engine(&expert, Part::Whole, &step_contract(model.manifest(), kernels))?;
-        let latent = LatentShape {
-            channels: spec.in_channels,
-            frames: grid[0] * spec.patch.time,
-            height: grid[1] * spec.patch.height,
-            width: grid[2] * spec.patch.width,
-        };
+        let latent = latent_of_grid(spec, grid);
+        let contract = step_contract(model.manifest(), kernels);
+        let shape = Some(engine_shape(latent, 1));
+        let engine = model.open_alone_for(&expert, Part::Whole, &contract, shape)?;
         let tables = RotaryTables::new(spec, latent);
         let mut inputs = vec![
             ("latent", values(&[1, latent.channels, latent.frames, latent.height, latent.width])),
@@ -84,7 +118,11 @@ impl Step {
             inputs.push((ROWS_INPUT, Value::from_i64(Array1::zeros(1))));
         }
         let text = TextInput::new(kernels, &[&text_states(spec.text_width)]);
-        Ok(Self { engine, inputs, text, flops: spec.step_flops(latent.tokens(spec.patch)) })
+        let tokens = latent.tokens(spec.patch);
+        let text_rows = if kernels.is_onnx_runtime() { TEXT_ROWS } else { TOKENS + 1 };
+        let shape = StepShape { tokens, batch: 1, text_rows, timestep_rows: 1 };
+        let need = step_need(model.manifest(), &expert, settings_of(model, &expert)?, shape);
+        Ok(Self { engine, inputs, text, flops: spec.step_flops(tokens), need })
     }
 }
 
@@ -99,6 +137,14 @@ impl Workload for Step {
     fn flops(&self) -> f64 {
         self.flops
     }
+
+    fn predicted(&self) -> Option<MemoryNeed> {
+        Some(self.need)
+    }
+
+    fn nodes(&self) -> NodePlacement {
+        nodes_of([&self.engine])
+    }
 }
 
 /// The decoder, over a whole latent.
@@ -109,6 +155,7 @@ pub struct Decode {
     frames: usize,
     latent: Value,
     flops: f64,
+    need: MemoryNeed,
 }
 
 /// Caches that one decoder call passes to the next.
@@ -122,13 +169,18 @@ impl Decode {
     pub fn open(model: &Model, [frames, height, width]: [usize; 3]) -> Result<Self, Error> {
         let spec = &model.manifest().vae;
         let contract = Signature::of_decoder(spec);
-        let first = model.engine(&Component::Decoder, Part::First, &contract)?;
-        let next = model.engine(&Component::Decoder, Part::Next, &contract)?;
+        let shape = LatentShape { channels: spec.latent_channels, frames: 1, height, width };
+        let open =
+            |part| model.open_alone_for(&Component::Decoder, part, &contract, Some(engine_shape(shape, 1)));
+        let (first, next) = (open(Part::First)?, open(Part::Next)?);
         let latent = values(&[1, spec.latent_channels, 1, height, width]);
         #[expect(clippy::cast_precision_loss, reason = "a few frames")]
         let later = (frames - 1) as f64;
         let flops = spec.first_frame_flops(height, width) + later * spec.next_frames_flops(height, width);
-        Ok(Self { first, next, frames, latent, flops })
+        let settings = settings_of(model, &Component::Decoder)?;
+        let need = |part| decoder_need(model.manifest(), &Component::Decoder, part, settings, shape, None);
+        let need = need(Part::First) + need(Part::Next);
+        Ok(Self { first, next, frames, latent, flops, need })
     }
 
     /// Decodes the first latent frame.
@@ -163,6 +215,14 @@ impl Workload for Decode {
     fn flops(&self) -> f64 {
         self.flops
     }
+
+    fn predicted(&self) -> Option<MemoryNeed> {
+        Some(self.need)
+    }
+
+    fn nodes(&self) -> NodePlacement {
+        nodes_of([&self.first, &self.next])
+    }
 }
 
 /// The text encoder.
@@ -171,6 +231,7 @@ pub struct Text {
     engine: Engine,
     ids: Value,
     flops: f64,
+    need: MemoryNeed,
 }
 
 impl Text {
@@ -180,10 +241,13 @@ impl Text {
     /// The graph is missing or cannot be opened.
     pub fn open(model: &Model, tokens: usize) -> Result<Self, Error> {
         let spec = &model.manifest().text_encoder;
-        let engine = model.engine(&Component::TextEncoder, Part::Whole, &Signature::of_text_encoder(spec))?;
+        let engine =
+            model.open_alone(&Component::TextEncoder, Part::Whole, &Signature::of_text_encoder(spec))?;
         let id = |position: usize| i64::try_from(position % spec.vocabulary).unwrap_or(0);
         let ids = Array2::from_shape_fn((1, tokens), |(_, position)| id(position));
-        Ok(Self { engine, ids: Value::from_i64(ids), flops: spec.flops(tokens) })
+        let settings = settings_of(model, &Component::TextEncoder)?;
+        let need = text_encoder_need(model.manifest(), settings, tokens);
+        Ok(Self { engine, ids: Value::from_i64(ids), flops: spec.flops(tokens), need })
     }
 }
 
@@ -195,6 +259,14 @@ impl Workload for Text {
 
     fn flops(&self) -> f64 {
         self.flops
+    }
+
+    fn predicted(&self) -> Option<MemoryNeed> {
+        Some(self.need)
+    }
+
+    fn nodes(&self) -> NodePlacement {
+        nodes_of([&self.engine])
     }
 }
 

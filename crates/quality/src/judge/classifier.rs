@@ -153,7 +153,7 @@ impl Judge {
         files: &JudgeFiles,
         threads: Option<NonZeroUsize>,
     ) -> Result<Self, crate::Error> {
-        let options = OpenOptions { threads, weights: WeightMemory::Prepacked };
+        let options = OpenOptions::cpu(threads, WeightMemory::Prepacked);
         let engine =
             onnx.open_in_memory(&files.name, &files.graph, &contract(&files.attributes), &options)?;
         let shape =

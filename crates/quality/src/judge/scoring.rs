@@ -5,7 +5,7 @@ use super::score::{ScoreCard, Tally};
 use super::{ClipShape, Error, Judge, Reading};
 use bundle::manifest::Manifest;
 use bundle::units::{GuidanceScale, Seed};
-use engines::{Cancel, residency};
+use engines::Cancel;
 use ndarray::{Array4, Axis, concatenate};
 use runtime::decode::pictures;
 use runtime::job::{self, JobEvent};
@@ -58,13 +58,10 @@ pub struct ClipRead<'a> {
 
 /// Generates the clip of every plan, reads it and counts. Each plan belongs to the prompt at the same index.
 ///
-/// Graphs stay open between clips if `mode` allows it.
-///
 /// # Errors
 /// A part of the pipeline fails, the run is cancelled ([`Error::Stopped`]), or `on_clip` returns an error.
 pub fn score(
     model: &Model,
-    mode: residency::Mode,
     judge: &mut Judge,
     clips: (&[ScoredPrompt], &[GenerationPlan]),
     cancel: &Cancel,
@@ -72,7 +69,7 @@ pub fn score(
 ) -> Result<ScoreCard, crate::Error> {
     let (prompts, plans) = clips;
     let mut card = ScoreCard::new(judge.attributes());
-    let mut pipeline = Pipeline::new(model, mode);
+    let mut pipeline = Pipeline::new(model);
     for (done, (prompt, plan)) in prompts.iter().zip(plans).enumerate() {
         let reading = clip(&mut pipeline, plan, cancel)
             .and_then(|clip| judge.read(clip.view(), cancel))

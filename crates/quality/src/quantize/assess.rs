@@ -10,18 +10,22 @@ use bundle::units::Timestep;
 use bundle::variant::{KernelLibrary, Variant};
 use calibration::integer_share::{self, Share, StepRows};
 use calibration::observe::replay::noise_bin;
-use engines::{Cancel, OnnxRuntime};
+use engines::residency::Residency;
+use engines::sessions::Sessions;
+use engines::{Cancel, MemoryBudgets, OnnxRuntime};
 use ndarray::{Array4, Axis, Slice};
 use prompt::PromptTokenizer;
 use runtime::model::{Model, ModelOptions};
 use runtime::plan::GenerationPlan;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// Measures variants on a fixed set of clips.
 #[derive(Debug)]
 pub struct Assessor<'a> {
     onnx: &'a OnnxRuntime,
+    budgets: &'a MemoryBudgets,
     threads: Option<NonZeroUsize>,
     plans: Vec<GenerationPlan>,
     reference: Vec<Clip>,
@@ -30,25 +34,26 @@ pub struct Assessor<'a> {
 }
 
 impl<'a> Assessor<'a> {
-    /// Generates the reference clips with the exported model.
+    /// Generates the reference clips with the exported model, with the memory of `budgets`.
     ///
     /// # Errors
     /// The pipeline fails.
     pub fn new(
         bundle: &Bundle,
         onnx: &'a OnnxRuntime,
+        budgets: &'a MemoryBudgets,
         threads: Option<NonZeroUsize>,
         plans: Vec<GenerationPlan>,
         cancel: &Cancel,
     ) -> Result<Self, Error> {
-        let model = open(bundle, onnx, threads, None)?;
+        let model = open(bundle, (onnx, budgets), threads, None)?;
         let reference = plans.iter().map(|plan| make(&model, plan, cancel)).collect::<Result<_, _>>()?;
         let tokenizer = PromptTokenizer::open(&bundle.tokenizer())?;
         let mut text_rows = 1;
         for plan in &plans {
             text_rows = text_rows.max(tokenizer.encode(&prompt::clean(&plan.prompt))?.ids.len() + 1);
         }
-        Ok(Self { onnx, threads, plans, reference, text_rows: text_rows.min(TEXT_ROWS) })
+        Ok(Self { onnx, budgets, threads, plans, reference, text_rows: text_rows.min(TEXT_ROWS) })
     }
 
     /// Generates the same clips with a variant and compares them with the reference.
@@ -61,7 +66,7 @@ impl<'a> Assessor<'a> {
         variant: Variant,
         cancel: &Cancel,
     ) -> Result<Vec<(ClipDistance, Clip)>, Error> {
-        let model = open(bundle, self.onnx, self.threads, Some(variant))?;
+        let model = open(bundle, (self.onnx, self.budgets), self.threads, Some(variant))?;
         let mut all = Vec::new();
         for (plan, reference) in self.plans.iter().zip(&self.reference) {
             let clip = make(&model, plan, cancel)?;
@@ -114,12 +119,13 @@ impl<'a> Assessor<'a> {
 
 fn open(
     bundle: &Bundle,
-    onnx: &OnnxRuntime,
+    (onnx, budgets): (&OnnxRuntime, &MemoryBudgets),
     threads: Option<NonZeroUsize>,
     variant: Option<Variant>,
 ) -> Result<Model, Error> {
     let options = ModelOptions { threads, ..ModelOptions::of_variant(variant) };
-    Ok(Model::new(bundle.clone(), onnx.clone(), options)?)
+    let sessions = Sessions::new(Arc::new(onnx.clone()), budgets.clone(), Residency::One);
+    Ok(Model::with_sessions(bundle.clone(), &sessions, options)?)
 }
 
 /// Summarises the steps of all clips by expert and noise bin, from high to low noise.

@@ -2,7 +2,7 @@
 
 use super::metrics::{cosine, psnr, relative_error, ssim};
 use crate::Error;
-use engines::{Cancel, residency};
+use engines::Cancel;
 use ndarray::{Array4, Axis, concatenate};
 use runtime::decode::VideoDecoder;
 use runtime::decode::pictures;
@@ -31,21 +31,19 @@ pub struct Clip {
 /// The pipeline fails.
 pub fn make(model: &Model, plan: &GenerationPlan, cancel: &Cancel) -> Result<Clip, Error> {
     model.check_parts(false)?;
-    let mut encoder = TextEncoder::open(model)?;
+    let encoder = TextEncoder::open(model)?;
     let prompt = encoder.encode(&plan.prompt, cancel)?;
     let negative = plan.is_guided().then(|| encoder.encode(&plan.negative, cancel)).transpose()?;
-    drop(encoder);
     let mut steps = Vec::new();
     let text = std::iter::once(prompt.clone()).chain(negative.clone()).collect();
     let denoising = plan.denoising(model.manifest(), seeded_noise(plan))?;
     let conditioning = Conditioning::text(prompt.into(), negative.map(Arc::new));
-    let mut generator = Generator::new(model, residency::Mode::OneAtATime);
-    let latent = generator.denoise(denoising, &conditioning, cancel, &mut |step| {
+    let latent = Generator::new(model).denoise(denoising, &conditioning, cancel, &mut |step| {
         steps.push((step.expert.0.clone(), step.timestep.0, (*step.latent).clone()));
         Ok(())
     })?;
-    generator.close();
     let frames = decode(model, &latent, cancel)?;
+    model.sessions().close_idle();
     Ok(Clip { text, steps, frames })
 }
 

@@ -2,21 +2,25 @@
 
 use super::report::{Machine, table};
 use crate::Error;
+use crate::cli::devices::BudgetArgs;
 use crate::cli::global::GlobalArgs;
+use crate::cli::memory::plan_measured;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
+use crate::mini::MiniForm;
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
-use bundle::units::Seed;
+use bundle::units::{ByteCount, Seed};
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use clap::Args;
-use engines::residency::Mode;
-use engines::{Cancel, Provider, WeightMemory};
-use quality::bench::timing::{BenchCase, alternate, measured};
+use engines::residency::Residency;
+use engines::sessions::Sessions;
+use engines::{Cancel, Device, DeviceChoice, WeightMemory};
+use quality::bench::timing::{BenchCase, TimedCase, alternate, measured};
 use quality::bench::workload::Workload;
 use runtime::job::{self, JobEvent};
-use runtime::memory_plan;
+use runtime::memory_plan::MemoryPlan;
 use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::Pipeline;
 use runtime::plan::{GenerateRequest, GenerationPlan, Length};
@@ -24,6 +28,7 @@ use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Prompt and seed of every timed clip.
 const PROMPT: &str = "A red ball bounces on the beach";
@@ -53,6 +58,8 @@ pub(super) struct GenerateArgs {
     /// Number of timed clips per precision, after one that opens the graphs
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
+    #[command(flatten)]
+    budget: BudgetArgs,
     /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
@@ -63,13 +70,13 @@ pub(super) struct GenerateArgs {
 
 /// A clip, from the prompt to its frames.
 struct Clip {
-    pipeline: Pipeline,
+    model: Model,
     plan: GenerationPlan,
     flops: f64,
 }
 
 impl Clip {
-    fn new(model: &Model, plan: &GenerationPlan, mode: Mode) -> Self {
+    fn new(model: &Model, plan: &GenerationPlan) -> Self {
         let manifest = model.manifest();
         let passes: usize = plan
             .guidance
@@ -83,14 +90,16 @@ impl Clip {
         let flops = passes * manifest.denoiser.step_flops(plan.tokens)
             + manifest.vae.first_frame_flops(height, width)
             + later * manifest.vae.next_frames_flops(height, width);
-        Self { pipeline: Pipeline::new(model, mode), plan: plan.clone(), flops }
+        Self { model: model.clone(), plan: plan.clone(), flops }
     }
 }
 
 impl Workload for Clip {
     fn run(&mut self, cancel: &Cancel, first: &mut dyn FnMut()) -> Result<(), quality::Error> {
         let mut is_first = true;
-        job::generate(&mut self.pipeline, &self.plan, cancel, &mut |event| {
+        // A new one, because a pipeline keeps the text states.
+        let mut pipeline = Pipeline::new(&self.model);
+        job::generate(&mut pipeline, &self.plan, cancel, &mut |event| {
             if matches!(event, JobEvent::Frames(_)) && std::mem::take(&mut is_first) {
                 first();
             }
@@ -105,10 +114,17 @@ impl Workload for Clip {
     }
 }
 
+/// Returns true if the sessions of all clips can be open at the same time.
+fn fit_together(plans: &[MemoryPlan]) -> bool {
+    let devices = || plans.iter().flat_map(|plan| &plan.devices);
+    let sum: ByteCount = devices().map(|device| device.peak).sum();
+    devices().all(|device| device.all_stay_open && device.budget.is_none_or(|budget| sum <= budget))
+}
+
 /// Runs the command.
 pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let cancel = global.interrupts.cancel();
-    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), || Ok(MiniForm::cpu()), cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let request = GenerateRequest {
         size: args.size,
@@ -118,7 +134,8 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
     };
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let onnx = global.onnx_runtime()?;
-    let mode = memory_plan::residency_mode(&bundle.manifest, &plan)?;
+    // One owner of all sessions, so that the variants together stay within the budget.
+    let sessions = Sessions::new(Arc::new(onnx), args.budget.budgets_of_cpu()?, Residency::Auto);
     let precisions = match &args.precision[..] {
         [] => bundle.manifest.precisions(Target::Cpu, KernelLibrary::Rushes),
         asked => asked.to_vec(),
@@ -127,22 +144,30 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
         let options = ModelOptions {
             precision: Some(precision),
             kernels: args.kernels,
-            provider: Provider::Auto,
+            device: DeviceChoice::On(Device::CPU),
             threads: args.threads.map(Threads::used),
             weights: WeightMemory::Prepacked,
+            ..ModelOptions::default()
         };
-        let model = Model::new(bundle.clone(), onnx.clone(), options)?;
+        let model = Model::with_sessions(bundle.clone(), &sessions, options)?;
+        let memory = plan_measured(&args.budget, &bundle.manifest, &plan, model.variant())?;
         let kernels = if bundle.manifest.has_rushes_kernels(precision) {
             model.variant().kernels
         } else {
             KernelLibrary::OnnxRuntime
         };
-        Ok(BenchCase {
+        let case = BenchCase {
             variant: Variant::cpu(precision, kernels),
-            workload: Box::new(Clip::new(&model, &plan, mode)),
-        })
+            device: Device::CPU,
+            workload: Box::new(Clip::new(&model, &plan)),
+        };
+        Ok((case, memory))
     };
-    let mut cases = precisions.into_iter().map(case).collect::<Result<Vec<_>, Error>>()?;
+    let planned = precisions.into_iter().map(case).collect::<Result<Vec<_>, Error>>()?;
+    let (mut cases, memory): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+    if !fit_together(&memory) && !global.json {
+        render::note("the variants do not fit in memory together: times include opening graphs again");
+    }
     let flops = cases.first().map(|case| case.workload.flops());
 
     let mut progress = Progress::new(args.progress);
@@ -153,8 +178,9 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs) -> Result<ExitCode, 
         progress.advance(done, "");
     });
     progress.clear();
-    let kinds = cases.iter().map(|case| case.variant);
-    let runs: Vec<_> = kinds.zip(runs?).collect();
+    let timed =
+        |(case, runs): (&BenchCase, _)| TimedCase { variant: case.variant, device: case.device, runs };
+    let runs: Vec<TimedCase> = cases.iter().zip(runs?).map(timed).collect();
     drop(cases);
     global.interrupts.end_immediately()?;
     let machine = Machine::measure(global.kernels()?, args.threads.map(Threads::used));

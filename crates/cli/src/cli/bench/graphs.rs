@@ -7,13 +7,18 @@ use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
 use bundle::Field;
+use bundle::dtype::WeightType;
 use bundle::manifest::Bundle;
 use bundle::staging::Scratch;
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use clap::Args;
-use engines::{OnnxRuntime, Provider, WeightMemory};
-use quality::bench::shape::{LatentSize, Shape, Subject, TokenGrid, random_bundle, text_encoder};
-use quality::bench::timing::{BenchCase, alternate, measured};
+use engines::{Cancel, Device, DeviceChoice, OnnxRuntime, Provider, WeightMemory};
+use export::synthetic::Form;
+use quality::bench::accelerated::OnAccelerator;
+use quality::bench::shape::{
+    LatentSize, Shape, Subject, TokenGrid, random_bundle, random_bundle_in, text_encoder,
+};
+use quality::bench::timing::{BenchCase, TimedCase, alternate, measured};
 use quality::bench::variants;
 use quality::bench::workload::{Decode, Step, Text, Workload};
 use runtime::model::{Model, ModelOptions};
@@ -31,6 +36,14 @@ pub(super) struct GraphArgs {
     /// Precisions, such as f32,int8 [default: all that are available]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     precision: Vec<Precision>,
+    /// Also time the graphs on these devices, such as openvino or cuda:0,tensorrt:0. Without --precision in f32 and
+    /// bf16 on openvino, in f32 on webgpu, and in bf16 on the others. Graphs with random weights are timed there in f32,
+    /// f16 and bf16 only
+    #[arg(long, value_name = "DEVICES", value_delimiter = ',')]
+    ep: Vec<Device>,
+    /// Time no graphs on the CPU
+    #[arg(long, requires = "ep")]
+    without_cpu: bool,
     /// Number of timed runs per precision, after one warm-up run
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
@@ -133,6 +146,20 @@ pub(super) fn text(args: &TextArgs, global: &GlobalArgs) -> Result<ExitCode, Err
     bench.run(global, &|model| Ok(Box::new(Text::open(model, tokens)?)))
 }
 
+/// The form of a random bundle for a device.
+fn form_on(device: Device, precision: Precision) -> Result<Form, Error> {
+    if device == Device::CPU {
+        let fix = "name an accelerator, and leave out `without_cpu`";
+        return Err(bundle::Error::value(Field::Provider, device, "the CPU is timed in any case", fix).into());
+    }
+    let weights = match precision {
+        Precision::F32 => WeightType::F32,
+        Precision::F16 => WeightType::F16,
+        Precision::Bf16 | Precision::Int8 | Precision::Fp8 | Precision::Int8Weights => WeightType::Bf16,
+    };
+    Ok(Form { target: device.target(), weights })
+}
+
 type Open<'a> = &'a dyn Fn(&Model) -> Result<Box<dyn Workload>, Error>;
 
 /// One graph and how it is timed.
@@ -146,7 +173,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn run(&self, global: &GlobalArgs, open: Open<'_>) -> Result<ExitCode, Error> {
-        let onnx = global.onnx_runtime()?;
+        let onnx = global.onnx_runtime_for(self.args.ep.iter().copied())?;
         let cancel = global.interrupts.cancel();
         // Removed with all its weights when the command ends.
         let scratch = Scratch::create(&std::env::temp_dir(), "rushes-bench")?;
@@ -158,7 +185,27 @@ impl Bench<'_> {
                 random
             }
         };
-        let mut cases = self.cases(&bundle, &onnx, open)?;
+        let mut cases = Vec::new();
+        if !self.args.without_cpu {
+            cases.extend(self.cases(&bundle, &onnx, open)?);
+        }
+        let mut accelerated = Vec::new();
+        for &device in &self.args.ep {
+            for precision in self.precisions_on(device)? {
+                let form = form_on(device, precision)?;
+                let of_device = match &self.args.bundle {
+                    Some(_) => bundle.clone(),
+                    None => {
+                        let folder = scratch.folder().join(format!("{}-{precision}", form.target));
+                        random_bundle_in(&folder, &self.subject, form, cancel.stop())?
+                    }
+                };
+                let (case, facts) =
+                    self.accelerated(&of_device, &onnx, (device, precision), open, &cancel)?;
+                cases.push(case);
+                accelerated.push(facts);
+            }
+        }
         let flops = cases.first().map(|case| case.workload.flops());
         let mut progress = Progress::new(self.args.progress);
         let rounds = self.args.runs.get();
@@ -170,14 +217,15 @@ impl Bench<'_> {
         });
         progress.clear();
         let runs = runs?;
-        let variants: Vec<Variant> = cases.iter().map(|case| case.variant).collect();
+        let timed =
+            |(case, runs): (&BenchCase, _)| TimedCase { variant: case.variant, device: case.device, runs };
+        let timed: Vec<TimedCase> = cases.iter().zip(runs).map(timed).collect();
         // The peaks are measured when nothing else is running.
         drop(cases);
         drop(scratch);
         global.interrupts.end_immediately()?;
         let machine = Machine::measure(global.kernels()?, self.args.threads.map(Threads::used));
-        let runs: Vec<_> = variants.into_iter().zip(runs).collect();
-        let results = measured(&runs, flops, &machine.peaks);
+        let results = measured(&timed, flops, &machine.peaks);
         let gflop = flops.map(|flops| flops / 1e9);
         let mut value = machine.as_json();
         value["event"] = json!("bench");
@@ -185,9 +233,16 @@ impl Bench<'_> {
         value["shape"] = json!(self.shape);
         value["gflop"] = json!(gflop);
         value["results"] = json!(results);
+        value["accelerators"] = json!(accelerated);
         let work = gflop.map_or(String::new(), |gflop| format!(", {gflop:.1} GFLOP"));
-        let text =
-            format!("{}\n\n{}: {}{work}\n\n{}", machine.describe(), self.what, self.shape, table(&results));
+        let facts: String = accelerated.iter().map(|facts| format!("\n{facts}")).collect();
+        let text = format!(
+            "{}\n\n{}: {}{work}\n\n{}{facts}",
+            machine.describe(),
+            self.what,
+            self.shape,
+            table(&results)
+        );
         render::result(global.json, &value, &text)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -202,14 +257,65 @@ impl Bench<'_> {
             let options = ModelOptions {
                 precision: Some(variant.precision),
                 kernels: self.is_step().then_some(variant.kernels),
-                provider: Provider::Auto,
+                device: DeviceChoice::On(Device::CPU),
                 threads: self.args.threads.map(Threads::used),
                 weights,
+                ..ModelOptions::default()
             };
             let model = Model::new(bundle.clone(), onnx.clone(), options)?;
-            Ok(BenchCase { variant, workload: open(&model)? })
+            Ok(BenchCase { variant, device: Device::CPU, workload: open(&model)? })
         };
         precisions.into_iter().flat_map(|precision| self.variants(bundle, precision)).map(case).collect()
+    }
+
+    /// The precisions that are timed on an accelerator.
+    ///
+    /// # Errors
+    /// None of the precisions that were asked for can be.
+    fn precisions_on(&self, device: Device) -> Result<Vec<Precision>, Error> {
+        let by_default: &[Precision] = match device.provider() {
+            Provider::OpenVino => &[Precision::F32, Precision::Bf16],
+            Provider::WebGpu => &[Precision::F32],
+            Provider::Cpu | Provider::Cuda | Provider::TensorRt | Provider::TensorRtRtx => &[Precision::Bf16],
+        };
+        let found: Vec<Precision> = match &self.args.precision[..] {
+            [] => by_default.to_vec(),
+            asked if self.args.bundle.is_some() => asked.to_vec(),
+            asked => {
+                let is_float = |precision: &Precision| {
+                    matches!(precision, Precision::F32 | Precision::Bf16 | Precision::F16)
+                };
+                asked.iter().copied().filter(is_float).collect()
+            }
+        };
+        if found.is_empty() {
+            let given: Vec<String> = self.args.precision.iter().map(ToString::to_string).collect();
+            let rule = format!("on {device}, graphs with random weights are timed in f32, f16 and bf16 only");
+            let fix = "add one of these, or time a quantised `bundle`";
+            return Err(bundle::Error::value(Field::Precision, given.join(","), rule, fix).into());
+        }
+        Ok(found)
+    }
+
+    /// Opens the graphs on an accelerator, and runs them once.
+    fn accelerated(
+        &self,
+        bundle: &Bundle,
+        onnx: &OnnxRuntime,
+        (device, precision): (Device, Precision),
+        open: Open<'_>,
+        cancel: &Cancel,
+    ) -> Result<(BenchCase, OnAccelerator), Error> {
+        let options = ModelOptions {
+            precision: Some(precision),
+            device: DeviceChoice::On(device),
+            threads: self.args.threads.map(Threads::used),
+            ..ModelOptions::default()
+        };
+        let model = Model::new(bundle.clone(), onnx.clone(), options)?;
+        let (workload, facts) = OnAccelerator::measure(&model, device, precision, cancel, || open(&model))?;
+        let variant = Variant { target: device.target(), precision, kernels: KernelLibrary::OnnxRuntime };
+        Ok((BenchCase { variant, device, workload }, facts))
     }
 
     fn is_step(&self) -> bool {

@@ -1,5 +1,6 @@
 //! `rushes bench`: measures a model or the machine.
 
+mod batches;
 mod generate;
 mod graphs;
 mod peaks;
@@ -30,6 +31,8 @@ enum Subject {
     Decode(graphs::DecodeArgs),
     /// Time the text encoder in every available precision
     Text(graphs::TextArgs),
+    /// Compare the bits of denoising steps alone and in a batch of two
+    Batches(batches::BatchesArgs),
     /// Time whole clips of a model in every available precision
     Generate(generate::GenerateArgs),
     /// Measure this machine and write a record of it
@@ -46,6 +49,7 @@ impl BenchArgs {
             Subject::Step(args) => args.graph.threads,
             Subject::Decode(args) => args.graph.threads,
             Subject::Text(args) => args.graph.threads,
+            Subject::Batches(args) => args.threads,
             Subject::Generate(args) => args.threads,
             Subject::Record(args) => args.threads,
             Subject::Quality(args) => args.threads,
@@ -60,6 +64,7 @@ pub(super) fn run(args: &BenchArgs, global: &GlobalArgs) -> Result<ExitCode, Err
         Subject::Step(args) => graphs::step(args, global),
         Subject::Decode(args) => graphs::decode(args, global),
         Subject::Text(args) => graphs::text(args, global),
+        Subject::Batches(args) => batches::run(args, global),
         Subject::Generate(args) => generate::run(args, global),
         Subject::Record(args) => record::run(args, global),
         Subject::Quality(args) => quality::run(args, global),

@@ -1,20 +1,25 @@
 //! `rushes bench quality`: scores clips of fixed prompts with a judge.
 
 use crate::Error;
+use crate::cli::args::{ComputeArgs, VariantArgs};
+use crate::cli::devices::{DeviceArgs, MemoryArgs};
+use crate::cli::generate::model_options;
 use crate::cli::global::GlobalArgs;
+use crate::cli::memory::{plan_memory, sessions};
+use crate::cli::mini_form::mini_form;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
 use crate::cli::threads::Threads;
 use bundle::manifest::Bundle;
+use bundle::preview::PreviewKind;
 use bundle::units::GuidanceScale;
 use bundle::variant::{KernelLibrary, Precision};
 use clap::Args;
-use engines::{Provider, WeightMemory};
 use quality::judge::score::{AttributeScore, Means, ScoreCard};
 use quality::judge::scoring::{self, QualityRequest};
 use quality::judge::{Judge, JudgeFiles, embedded, prompts};
-use runtime::memory_plan;
-use runtime::model::{Model, ModelOptions};
+use runtime::decode::Tiles;
+use runtime::model::Model;
 use runtime::plan::GenerationPlan;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -46,9 +51,10 @@ pub(super) struct QualityArgs {
     /// Guidance scale: one for all experts, or one per expert from high to low noise [default: the model's]
     #[arg(long, allow_negative_numbers = true, value_name = "HIGH[,LOW]")]
     guidance: Option<String>,
-    /// Execution provider: auto, cpu, cuda or tensorrt
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    ep: Provider,
+    #[command(flatten)]
+    devices: DeviceArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Number of threads, at most one per core that this process may use [default: one per core]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub(super) threads: Option<Threads>,
@@ -74,25 +80,29 @@ pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, E
     };
     prompts::check(&prompts, &judge.attributes, &file)?;
     let cancel = global.interrupts.cancel();
-    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let form = || mini_form(&args.devices, global, args.precision);
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
-    let onnx = global.onnx_runtime()?;
+    let onnx = global.onnx_runtime_for(args.devices.placement(&bundle.manifest, global)?.devices())?;
     let mut judge = Judge::open(&onnx, &judge, args.threads.map(Threads::used))?;
     let plans = scoring::plans(&bundle.manifest, &prompts, judge.clip_shape(), &request)?;
-    let mode = memory_plan::residency_mode(&bundle.manifest, &plans[0])?;
-    let options = ModelOptions {
-        precision: args.precision,
-        kernels: args.kernels,
-        provider: args.ep,
-        threads: args.threads.map(Threads::used),
-        weights: WeightMemory::Prepacked,
+    let compute = ComputeArgs {
+        variant: VariantArgs { precision: args.precision, kernels: args.kernels },
+        devices: args.devices.clone(),
+        memory: args.memory.clone(),
+        // Its clips are decoded whole.
+        tile: Tiles::Off,
+        threads: args.threads,
     };
-    let model = Model::new(bundle, onnx, options)?;
+    let mut options = model_options(&compute, None);
+    let memory = plan_memory(&compute, global, &bundle.manifest, &plans[0], &mut options, PreviewKind::Off)?;
+    let sessions = sessions(onnx, &memory, args.memory.residency);
+    let model = Model::with_sessions(bundle, &sessions, options)?.placed(&args.devices.request()?)?;
 
     let mut progress = Progress::new(args.progress);
     progress.begin("clips", plans.len());
     let mut done = 0;
-    let scored = scoring::score(&model, mode, &mut judge, (&prompts, &plans), &cancel, &mut |clip| {
+    let scored = scoring::score(&model, &mut judge, (&prompts, &plans), &cancel, &mut |clip| {
         done += 1;
         progress.advance(done, "");
         if global.json {

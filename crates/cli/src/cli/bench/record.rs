@@ -11,7 +11,7 @@ use bundle::manifest::{Bundle, Component};
 use bundle::staging::Scratch;
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use clap::Args;
-use engines::{Cancel, OnnxRuntime, Provider, WeightMemory};
+use engines::{Cancel, Device, DeviceChoice, OnnxRuntime, WeightMemory};
 use quality::bench::record::{
     ClipLength, DECODED, DecoderRecord, FORMAT, LAYERS, LayersRecord, Record, StepRecord, TEXT_LAYERS, clips,
 };
@@ -244,12 +244,13 @@ impl Bench<'_> {
                 let options = ModelOptions {
                     precision: Some(variant.precision),
                     kernels: is_step.then_some(variant.kernels),
-                    provider: Provider::Auto,
+                    device: DeviceChoice::On(Device::CPU),
                     threads: self.args.threads.map(Threads::used),
                     weights: WeightMemory::Prepacked,
+                    ..ModelOptions::default()
                 };
                 let model = Model::new(bundle.clone(), self.onnx.clone(), options)?;
-                cases.push(BenchCase { variant: *variant, workload: open(&model)? });
+                cases.push(BenchCase { variant: *variant, device: Device::CPU, workload: open(&model)? });
             }
         }
         let rounds = self.args.runs.get();

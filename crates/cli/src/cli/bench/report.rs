@@ -78,17 +78,22 @@ pub(super) fn describe_peaks(peaks: &Peaks) -> String {
 pub(super) fn table(measured: &[Measured]) -> String {
     let mut text = String::new();
     let with_first = measured.iter().any(|line| line.first_frame_ms.is_some());
+    let width = if measured.iter().all(|line| line.device == "cpu") { 13 } else { 22 };
     let mut line = |cells: [&str; 7]| {
         let [precision, ms, median, first, rate, share, ratio] = cells;
         let first = if with_first { format!(" {first:>11}") } else { String::new() };
         // Writing into a String cannot fail.
-        let _ = writeln!(text, "{precision:<13} {ms:>9} {median:>9}{first} {rate:>8} {share:>8} {ratio:>7}");
+        let _ =
+            writeln!(text, "{precision:<width$} {ms:>9} {median:>9}{first} {rate:>8} {share:>8} {ratio:>7}");
     };
     line(["precision", "ms", "median", "first frame", "GFLOP/s", "of peak", "x f32"]);
     let or_dash = |value: Option<String>| value.unwrap_or("-".into());
     for one in measured {
-        let kernels =
-            if one.kernels.is_onnx_runtime() { String::new() } else { format!(", {}", one.kernels) };
+        let kernels = match (one.device.as_str(), one.kernels.is_onnx_runtime()) {
+            ("cpu", true) => String::new(),
+            ("cpu", false) => format!(", {}", one.kernels),
+            (device, _) => format!(", {device}"),
+        };
         line([
             &format!("{}{kernels}", one.precision),
             &format!("{:.1}", one.ms),
@@ -111,6 +116,7 @@ mod tests {
         Measured {
             precision,
             kernels: KernelLibrary::OnnxRuntime,
+            device: "cpu".into(),
             seconds: vec![ms / 1e3],
             ms,
             median_ms: ms,

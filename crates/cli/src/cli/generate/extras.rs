@@ -2,7 +2,7 @@
 
 use super::source::input_file;
 use crate::Error;
-use crate::cli::args::GenerateArgs;
+use crate::cli::post_process::PostProcessArgs;
 use runtime::job::{Extra, JobSpec};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,8 +11,8 @@ use std::path::Path;
 ///
 /// # Errors
 /// Returns an error if a file cannot be read.
-pub(super) fn of_arguments(args: &GenerateArgs) -> Result<BTreeMap<String, Extra>, Error> {
-    let given = args.post_process.given();
+pub(in crate::cli) fn of_arguments(args: &PostProcessArgs) -> Result<BTreeMap<String, Extra>, Error> {
+    let given = args.given();
     let extra = |(name, value): (&'static str, Given<'_>)| -> Result<(String, Extra), Error> {
         let extra = match value {
             Given::Text(text) => Extra::Value(text),
@@ -32,7 +32,7 @@ pub(in crate::cli) enum Given<'a> {
 }
 
 /// Notes on the post-processing of a clip that `own` arguments do not repeat.
-pub(super) fn missing(own: &BTreeMap<String, Extra>, spec: Option<&JobSpec>) -> Vec<String> {
+pub(in crate::cli) fn missing(own: &BTreeMap<String, Extra>, spec: Option<&JobSpec>) -> Vec<String> {
     let Some(spec) = spec else { return Vec::new() };
     let differing = spec.extras.iter().filter(|(name, extra)| own.get(*name) != Some(*extra));
     let notes = differing.map(|(name, extra)| {

@@ -1,29 +1,37 @@
 //! `rushes generate`: generates a clip and writes it to all outputs.
 //!
-//! [`source`] says where the settings come from, [`extras`] which arguments are stored in the clip, [`shown`] how a
-//! running job is shown and written.
+//! [`source`] says where the settings come from, [`changes`] what changes on the way, [`extras`] which arguments are
+//! stored in the clip, [`shown`] how a running job is shown and written.
 
+mod changes;
 mod extras;
 mod shown;
 mod source;
 
-pub(super) use extras::Given;
-pub(super) use source::{check_noise, record_of, with_settings};
+pub(super) use changes::{Changes, fork, forks_left};
+pub(super) use extras::{Given, missing as missing_extras, of_arguments as extras_of};
+pub(super) use source::{
+    check_noise, input_file, model_options, record_of, request_like, variant_like, with_settings,
+};
 
 use super::args::GenerateArgs;
+use super::clip_time::ClipTime;
 use super::global::GlobalArgs;
-use super::memory::plan_memory;
+use super::memory::{memory_request, plan_memory, sessions};
+use super::mini_form::mini_form;
 use super::render::{self, Stream};
 use crate::Error;
 use bundle::Field;
-use bundle::manifest::Bundle;
-use engines::{Cancel, WeightMemory};
+use bundle::manifest::{Bundle, Manifest};
+use bundle::preview::PreviewKind;
+use engines::{Cancel, Device, Placement, WeightMemory};
 use media::{ClipFormat, ClipSettings, ClipWriter, OutputSpec, OutputTarget, Tags};
+use runtime::engine_builds::check_engines;
 use runtime::job::{
-    FoundSnapshot, Job, JobEvent, JobFolder, JobSpec, JobStart, JobState, ResumeFrom, Resumed,
+    FoundSnapshot, Job, JobEvent, JobFolder, JobSpec, JobStart, JobState, KeepSteps, ResumeFrom, Resumed,
 };
 use runtime::memory_plan::MemoryPlan;
-use runtime::model::Model;
+use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::{Pipeline, scaled_noise, seeded_noise};
 use runtime::plan::GenerationPlan;
 use runtime::trace::{Trace, read_noise};
@@ -43,35 +51,45 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     if let Some(folder) = &args.job.job_dir {
         check_job_dir(folder, args)?;
     }
-    let folder = global.bundle_or_mini(args.bundle.as_deref(), cancel.stop())?;
+    let mut options = source.model_options(args);
+    let form = || mini_form(&args.run.compute.devices, global, options.precision);
+    let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
     let bundle = Bundle::open(&folder)?;
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
-    let mut options = source.model_options(args);
     let kind = args.preview.kind(&bundle)?;
-    let memory = plan_memory(&args.run, global, &bundle.manifest, &plan, &mut options, kind)?;
-    let noise_file = source.noise(args.noise.as_deref())?;
-    let noise = match &args.noise {
+    let memory = plan_memory(&args.run.compute, global, &bundle.manifest, &plan, &mut options, kind)?;
+    let noise_file = source.noise(args.noise.file.as_deref())?;
+    let noise = match &args.noise.file {
         Some(path) => scaled_noise(read_noise(path, plan.latent)?, &plan),
         None => seeded_noise(&plan),
     };
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     // Loading may set an environment variable, so it comes before GStreamer starts threads.
-    let onnx = global.onnx_runtime()?;
+    if let Some(note) = args.run.compute.devices.note(&bundle.manifest, global).filter(|_| !global.json) {
+        render::note(&note);
+    }
+    let devices = args.run.compute.devices.placement(&bundle.manifest, global)?.devices();
+    let onnx = global.onnx_runtime_for(devices)?;
     let (mut writer, live) = claim(args, &bundle, &plan, &cancel)?;
     let pictures = args.preview.claim_pictures(&bundle, plan.size)?;
     // Keeps the claim until the clip is complete; the last preview is written before that.
     let _claimed = pictures.clone();
-    for note in writer.notes() {
+    let note_of_live = live.as_ref().and_then(|live| writer.note_of_live(live.spec()));
+    for note in writer.notes().into_iter().chain(note_of_live) {
         render::note(&note);
     }
-    let model = Model::new(bundle, onnx, options)?;
-    let mut pipeline = Pipeline::new(&model, memory.mode).tiled(memory.tile);
+    let sessions = sessions(onnx, &memory, args.run.compute.memory.residency);
+    let model = Model::with_sessions(bundle, &sessions, options)?;
+    let model = model.placed(&args.run.compute.devices.request()?)?;
+    let mut pipeline = Pipeline::new(&model).tiled(memory.tile);
     pipeline.check(plan.latent)?;
+    check_engines(&model, &plan)?;
 
     let Begun { mut start, goes_on_in_place } = begin(&source, args, &pipeline, plan, noise)?;
     start.spec.noise = noise_file.or(start.spec.noise);
     let stop_after = source.stop_after(args);
     check_stop(stop_after, args, &start)?;
+    let keep_steps = keep_steps(args, &start, args.job.job_dir.is_some() || goes_on_in_place)?;
     let folder = match (source, &args.job.job_dir) {
         (_, Some(path)) => {
             Some(JobFolder::create(path, &JobSpec { stop_after: None, ..start.spec.clone() })?)
@@ -81,6 +99,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     };
     if !global.json {
         announce(&start, &model, &memory);
+        announce_time(args, global, (&start.plan, &memory), (&options, kind), model.manifest())?;
     }
     let again = again(args, folder.as_ref());
     let show_live = |target: OutputTarget| {
@@ -100,7 +119,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
         job = job.with_previewer(&pipeline, previewer, prepared);
     }
     if let Some(folder) = folder {
-        job = job.with_folder(folder);
+        job = job.with_folder(folder).keep_steps(keep_steps);
     }
     let mut shown = Shown::new(args, writer, trace, again);
     match advance_to_end(&mut job, &mut pipeline, &events, &mut shown) {
@@ -144,14 +163,14 @@ fn claim(
     let outputs: Vec<_> = args.output.iter().map(|output| output.clone().with_token(token)).collect();
     let settings = ClipSettings {
         outputs,
-        post_process: args.post_process.spec()?,
-        sign: args.post_process.signing_key().cloned(),
-        output_timeout: args.output_timeout.0,
+        post_process: args.writing.post_process.spec()?,
+        sign: args.writing.post_process.signing_key().cloned(),
+        output_timeout: args.writing.output_timeout.0,
     };
     let made = ClipFormat { size: plan.size, rate: plan.rate, frames: Some(plan.frames.get()) };
     let tags = Tags {
-        mark: args.post_process.mark(),
-        metadata: !args.no_metadata,
+        mark: args.writing.post_process.mark(),
+        metadata: !args.writing.no_metadata,
         ..Tags::new(plan.prompt.clone(), &bundle.manifest.model, plan.seed)
     };
     let writer = ClipWriter::claim(&settings, made, tags, cancel)?;
@@ -203,12 +222,13 @@ fn begin(
                 return Err(bundle::Error::value(Field::Steps, steps, rule, "leave it out").into());
             }
             notes.extend(source.note_on_bundle(&start.spec.model));
-            start.spec.forks = source::forks_left(&record.spec.forks, args, &mut notes);
+            start.spec.forks =
+                forks_left(&record.spec.forks, args.prompt.is_some(), &args.settings, &mut notes);
             Begun { start, goes_on_in_place: false }
         }
         Source::Resume(folder) if args.job.from == ResumeFrom::Newest && !folder.has_snapshot() => {
             let mut start = JobStart::again(pipeline, folder, noise)?;
-            let fork = source::fork(args, folder.spec(), 0, pipeline.model().manifest())?;
+            let fork = fork(&Changes::of(args), folder.spec(), 0, pipeline.model().manifest())?;
             let goes_on_in_place = fork.is_empty();
             if !goes_on_in_place {
                 start.spec.forks = vec![fork];
@@ -219,7 +239,7 @@ fn begin(
         Source::Resume(folder) => {
             let FoundSnapshot { snapshot, instead_of } = folder.snapshot(args.job.from)?;
             let applied = snapshot.forks_applied;
-            let fork = source::fork(args, folder.spec(), applied, pipeline.model().manifest())?;
+            let fork = fork(&Changes::of(args), folder.spec(), applied, pipeline.model().manifest())?;
             let dropped = if fork.is_empty() { 0 } else { folder.spec().forks.len().saturating_sub(applied) };
             // Going on from an older snapshot in place would replace the newer one.
             let goes_on_in_place = fork.is_empty() && args.job.from == ResumeFrom::Newest;
@@ -250,8 +270,8 @@ fn begin(
         }
     };
     let extras = &mut begun.start.spec.extras;
-    if !args.no_metadata || source.spec().is_some() {
-        *extras = extras::of_arguments(args)?;
+    if !args.writing.no_metadata || source.spec().is_some() {
+        *extras = extras::of_arguments(&args.writing.post_process)?;
     }
     notes.extend(extras::missing(extras, source.spec()));
     notes.iter().for_each(|note| render::note(note));
@@ -274,14 +294,22 @@ fn check_stop(stop: Option<usize>, args: &GenerateArgs, start: &JobStart) -> Res
     Ok(())
 }
 
+/// The steps whose snapshots are kept.
+fn keep_steps(args: &GenerateArgs, start: &JobStart, is_stored: bool) -> Result<KeepSteps, Error> {
+    let Some(keep) = &args.job.keep_steps else { return Ok(KeepSteps::None) };
+    if !is_stored {
+        let rule = "this run is not stored in a job folder";
+        let fix = "keep the job in a folder with `job_folder`, or leave it out";
+        return Err(bundle::Error::value(Field::KeepSteps, "used", rule, fix).into());
+    }
+    keep.check(start.denoising.steps())?;
+    Ok(keep.clone())
+}
+
 /// The command that goes on with a job that is kept in a folder.
 fn again(args: &GenerateArgs, folder: Option<&JobFolder>) -> Option<KeptJob> {
     let folder = folder?.path().to_owned();
-    let quoted = |path: &Path| {
-        let text = path.display().to_string();
-        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c));
-        if is_plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-    };
+    let quoted = render::quoted;
     let bundle = args.bundle.as_ref().map(|bundle| format!(" --bundle {}", quoted(bundle)));
     let outputs: String =
         args.output.iter().map(|output| format!(" -o {}", quoted(output.to_string().as_ref()))).collect();
@@ -290,10 +318,27 @@ fn again(args: &GenerateArgs, folder: Option<&JobFolder>) -> Option<KeptJob> {
     Some(KeptJob { folder, command })
 }
 
+/// Prints the predicted time of a step and of the whole clip, and warns of long steps.
+fn announce_time(
+    args: &GenerateArgs,
+    global: &GlobalArgs,
+    (plan, memory): (&GenerationPlan, &MemoryPlan),
+    (options, preview): (&ModelOptions, PreviewKind),
+    manifest: &Manifest,
+) -> Result<(), Error> {
+    let request = memory_request(&args.run.compute, global, manifest, options, preview)?;
+    let time = ClipTime::predict(global, manifest, plan, (&request, memory), &[])?;
+    time.line().iter().chain(&time.warning(manifest, &request)).for_each(|line| render::note(line));
+    Ok(())
+}
+
 /// Prints the plan, its changes on the way, and what will make it slow.
 fn announce(start: &JobStart, model: &Model, memory: &MemoryPlan) {
     render::note(&start.plan.to_string());
     start.spec.forks.iter().for_each(|fork| render::note(&fork.to_string()));
+    if memory.placement != Placement::on(Device::CPU) {
+        render::note(&format!("devices: {}", memory.placement));
+    }
     if let Some(side) = memory.tile {
         let pixels = side.get() * model.manifest().vae.stride().space;
         render::note(&format!("frames are decoded in tiles of {pixels} pixels, which is slower"));

@@ -9,8 +9,7 @@ use bundle::units::FrameRate;
 use media::live::LivePublisher;
 use media::{ClipOutcome, ClipWriter, FailedOutputReport, OutputReport, Remainder};
 use ndarray::Array4;
-use prompt::Cut;
-use runtime::job::{Job, JobEvent, OutputSummary, StoredRecord};
+use runtime::job::{Job, JobEvent, OutputSummary};
 use runtime::trace::Trace;
 use serde_json::json;
 use std::path::PathBuf;
@@ -45,7 +44,7 @@ impl Shown {
         job: Option<KeptJob>,
     ) -> Self {
         let progress = Progress::new(args.run.progress);
-        Self { writer, progress, trace, has_record: !args.no_metadata, job }
+        Self { writer, progress, trace, has_record: !args.writing.no_metadata, job }
     }
 
     /// Shows an event and writes what it carries.
@@ -61,7 +60,7 @@ impl Shown {
                     [("prompt", Some(&text.prompt)), ("negative prompt", text.negative.as_ref())]
                 {
                     if let Some(cut) = states.and_then(|states| states.cut()) {
-                        self.note(&cut_warning(which, cut));
+                        self.note(&format!("warning: {}", cut.warning(which)));
                     }
                 }
                 if let Some(trace) = &mut self.trace {
@@ -109,13 +108,10 @@ impl Shown {
         if !self.has_record {
             return;
         }
-        let StoredRecord { json, left_out } = job.record().stored();
+        let (tags, left_out) = jobs::tags::with_record(self.writer.tags(), job);
         if let Some(left_out) = left_out {
             self.note(&format!("warning: {left_out} are too long to be stored in the clip"));
         }
-        // A fork may have another prompt.
-        let title = Some(job.spec().prompts_after(usize::MAX).0.to_owned());
-        let tags = media::Tags { title, record: json, ..self.writer.tags().clone() };
         if !self.writer.set_tags(tags) {
             tracing::warn!("the outputs have started without the record of the clip");
         }
@@ -165,6 +161,8 @@ impl Shown {
         let value = json!({
             "event": "done",
             "output": first.as_ref().map(|clip| &clip.output),
+            "memory": report.memory,
+            "nodes": report.nodes,
             "outputs": report.outputs,
             "trace": trace.as_deref().map(render::path),
             "frames": outcome.frames,
@@ -258,14 +256,4 @@ fn summaries(outcome: &ClipOutcome) -> Vec<OutputSummary> {
 /// A frame rate as JSON: a whole number, or the nearest floating-point number.
 fn fps(rate: FrameRate) -> serde_json::Value {
     if rate.fraction().1 == 1 { json!(rate) } else { json!(rate.per_second()) }
-}
-
-fn cut_warning(which: &str, cut: &Cut) -> String {
-    format!(
-        "warning: the {which} is longer than {} tokens; {} tokens are cut off at the bar: …{} | {}…",
-        bundle::spec::TEXT_ROWS,
-        cut.dropped,
-        cut.before,
-        cut.after
-    )
 }

@@ -1,19 +1,15 @@
 //! Where the settings of a clip come from: the arguments, another clip, or a job that goes on.
 
 use crate::Error;
-use crate::cli::args::{ClipArgs, GenerateArgs};
+use crate::cli::args::{ClipArgs, ComputeArgs, GenerateArgs, VariantArgs};
 use crate::cli::seed::SeedChoice;
 use crate::cli::threads::Threads;
 use bundle::Field;
 use bundle::digest::Digest;
-use bundle::manifest::Manifest;
-use bundle::settings::per_expert;
-use bundle::units::{GuidanceScale, Seed, Shift};
+use bundle::units::GuidanceScale;
 use engines::WeightMemory;
 use media::clip_record;
-use runtime::job::{
-    ClipRecord, ForkSpec, GridSpec, InputFile, JobFolder, JobSpec, ModelIdentity, VariationSpec,
-};
+use runtime::job::{ClipRecord, InputFile, JobFolder, JobSpec, ModelIdentity};
 use runtime::model::ModelOptions;
 use runtime::plan::{GenerateRequest, Length};
 use std::path::Path;
@@ -26,6 +22,55 @@ pub(super) enum Source {
     Like(Box<ClipRecord>),
     /// A job that goes on, and arguments that fork it.
     Resume(Box<JobFolder>),
+}
+
+/// The run options for a clip, or for one like that of a spec, with weights in memory.
+pub(in crate::cli) fn model_options(args: &ComputeArgs, spec: Option<&JobSpec>) -> ModelOptions {
+    let VariantArgs { precision, kernels } = variant_like(args.variant, spec);
+    ModelOptions {
+        precision,
+        kernels,
+        device: args.devices.ep,
+        threads: args.threads.map(Threads::used),
+        weights: WeightMemory::Prepacked,
+        cpu_nodes: args.devices.cpu_nodes(),
+    }
+}
+
+/// The graphs that were asked for, else those of a spec.
+pub(in crate::cli) fn variant_like(args: VariantArgs, spec: Option<&JobSpec>) -> VariantArgs {
+    let variant = spec.map(|spec| spec.variant);
+    // Another precision may not have the same kernels.
+    let kernels = variant.filter(|_| args.precision.is_none()).map(|variant| variant.kernels);
+    VariantArgs {
+        precision: args.precision.or(variant.map(|variant| variant.precision)),
+        kernels: args.kernels.or(kernels),
+    }
+}
+
+/// The request for a clip, or for one like that of a spec.
+///
+/// # Errors
+/// Returns an error if a guidance scale is not a number.
+pub(in crate::cli) fn request_like(
+    spec: Option<&JobSpec>,
+    prompt: Option<&str>,
+    seed: Option<SeedChoice>,
+    settings: &ClipArgs,
+) -> Result<GenerateRequest, Error> {
+    let seed = seed.map(SeedChoice::seed);
+    let base = match spec {
+        Some(spec) => {
+            let base = spec.request();
+            let prompt = prompt.map_or(base.prompt, str::to_owned);
+            GenerateRequest { prompt, seed: seed.unwrap_or(base.seed), ..base }
+        }
+        None => {
+            let seed = seed.unwrap_or_else(|| SeedChoice::Any.seed());
+            GenerateRequest::new(prompt.unwrap_or_default(), seed)
+        }
+    };
+    with_settings(base, settings)
 }
 
 impl Source {
@@ -66,33 +111,12 @@ impl Source {
         if let Self::Resume(folder) = self {
             return Ok(folder.spec().request());
         }
-        let seed = args.seed.map(SeedChoice::seed);
-        let base = match self.spec() {
-            Some(spec) => {
-                let base = spec.request();
-                let prompt = args.prompt.clone().unwrap_or(base.prompt);
-                GenerateRequest { prompt, seed: seed.unwrap_or(base.seed), ..base }
-            }
-            None => {
-                let seed = seed.unwrap_or_else(|| SeedChoice::Any.seed());
-                GenerateRequest::new(args.prompt.clone().unwrap_or_default(), seed)
-            }
-        };
-        with_settings(base, &args.settings)
+        request_like(self.spec(), args.prompt.as_deref(), args.noise.seed, &args.settings)
     }
 
     /// The run options, with weights in memory.
     pub(super) fn model_options(&self, args: &GenerateArgs) -> ModelOptions {
-        let variant = self.spec().map(|spec| spec.variant);
-        // Another precision may not have the same kernels.
-        let kernels = variant.filter(|_| args.run.precision.is_none()).map(|variant| variant.kernels);
-        ModelOptions {
-            precision: args.run.precision.or(variant.map(|variant| variant.precision)),
-            kernels: args.run.kernels.or(kernels),
-            provider: args.run.ep,
-            threads: args.run.threads.map(Threads::used),
-            weights: WeightMemory::Prepacked,
-        }
+        model_options(&args.run.compute, self.spec())
     }
 
     /// The number of steps after which the clip ends, if not after all.
@@ -209,9 +233,9 @@ fn check_resume(args: &GenerateArgs) -> Result<(), Error> {
         (Field::Seconds, text(args.settings.seconds.as_ref().map(|given| given as _))),
         (Field::FrameRate, text(args.settings.fps.as_ref().map(|given| given as _))),
         (Field::NoiseScale, text(args.settings.noise_scale.as_ref().map(|given| given as _))),
-        (Field::Precision, text(args.run.precision.as_ref().map(|given| given as _))),
-        (Field::Kernels, text(args.run.kernels.as_ref().map(|given| given as _))),
-        (Field::Noise, args.noise.as_ref().map(|path| path.display().to_string())),
+        (Field::Precision, text(args.run.compute.variant.precision.as_ref().map(|given| given as _))),
+        (Field::Kernels, text(args.run.compute.variant.kernels.as_ref().map(|given| given as _))),
+        (Field::Noise, args.noise.file.as_ref().map(|path| path.display().to_string())),
     ];
     for (field, given) in fixed {
         if let Some(given) = given {
@@ -220,98 +244,10 @@ fn check_resume(args: &GenerateArgs) -> Result<(), Error> {
             return Err(bundle::Error::value(field, given, rule, fix).into());
         }
     }
-    if args.seed.is_some() && args.job.variation.is_none() {
+    if args.noise.seed.is_some() && args.job.variation.is_none() {
         let rule = "a run goes on from the noise that it has";
         let fix = "mix fresh noise in with `variation`, from 0 to 1";
         return Err(bundle::Error::value(Field::Seed, "changed", rule, fix).into());
     }
     Ok(())
-}
-
-/// The fork that the arguments ask for, from a snapshot that contains some of the job's forks; an empty one if they
-/// change nothing.
-///
-/// # Errors
-/// Returns an error if a value is out of range.
-pub(super) fn fork(
-    args: &GenerateArgs,
-    spec: &JobSpec,
-    forks_applied: usize,
-    manifest: &Manifest,
-) -> Result<ForkSpec, Error> {
-    // Changes after the snapshot are dropped by a new one.
-    let mut spec = spec.clone();
-    spec.forks.truncate(forks_applied);
-    let (prompt, negative) = spec.prompts_after(usize::MAX);
-    let other = |given: &Option<String>, known: &str| given.clone().filter(|given| given != known);
-    let experts = manifest.routing.routes().len();
-    let guidance = match &args.settings.guidance {
-        Some(text) => Some(per_expert(&GuidanceScale::parse_list(text)?, experts)?),
-        None => None,
-    };
-    let changes_grid = args.settings.steps.is_some()
-        || args.settings.shift.is_some()
-        || args.settings.sampler.is_some()
-        || args.settings.schedule.is_some();
-    let base =
-        GridSpec { sampler: spec.sampler, schedule: spec.schedule, steps: spec.steps, shift: spec.shift };
-    let base = spec.forks.iter().rev().find_map(|fork| fork.grid).unwrap_or(base);
-    let grid = GridSpec {
-        sampler: args.settings.sampler.unwrap_or(base.sampler),
-        schedule: args.settings.schedule.unwrap_or(base.schedule),
-        steps: bundle::settings::check_steps(args.settings.steps.unwrap_or(base.steps))?,
-        shift: args.settings.shift.map_or(Ok(base.shift), Shift::try_new)?,
-    };
-    let strength = args.job.variation;
-    if let Some(strength) = strength.filter(|strength| !(0.0..=1.0).contains(strength)) {
-        let rule = "the share of fresh noise is a number from 0 to 1";
-        return Err(
-            bundle::Error::value(Field::Variation, strength, rule, "use 0.1 for a similar clip").into()
-        );
-    }
-    if let Some(prompt) = &args.prompt {
-        prompt::check(prompt).map_err(runtime::Error::from)?;
-    }
-    if let Some(negative) = &args.settings.negative {
-        prompt::check_negative(negative).map_err(runtime::Error::from)?;
-    }
-    Ok(ForkSpec {
-        after: 0,
-        prompt: other(&args.prompt, prompt),
-        negative: other(&args.settings.negative, negative),
-        guidance,
-        grid: changes_grid.then_some(grid),
-        variation: strength.map(|strength| VariationSpec { strength, seed: variation_seed(args) }),
-    })
-}
-
-/// The changes on the way of a clip that the arguments do not override.
-pub(super) fn forks_left(forks: &[ForkSpec], args: &GenerateArgs, notes: &mut Vec<String>) -> Vec<ForkSpec> {
-    let settings = &args.settings;
-    let has_grid = settings.steps.is_some()
-        || settings.shift.is_some()
-        || settings.sampler.is_some()
-        || settings.schedule.is_some();
-    let mut left = Vec::new();
-    for fork in forks {
-        let kept = ForkSpec {
-            prompt: fork.prompt.clone().filter(|_| args.prompt.is_none()),
-            negative: fork.negative.clone().filter(|_| settings.negative.is_none()),
-            guidance: fork.guidance.clone().filter(|_| settings.guidance.is_none()),
-            grid: fork.grid.filter(|_| !has_grid),
-            ..fork.clone()
-        };
-        if kept != *fork {
-            notes.push(format!("the arguments replace what the clip changed {fork}"));
-        }
-        if !kept.is_empty() {
-            left.push(kept);
-        }
-    }
-    left
-}
-
-/// The seed of fresh noise.
-fn variation_seed(args: &GenerateArgs) -> Seed {
-    args.seed.unwrap_or(SeedChoice::Any).seed()
 }

@@ -187,7 +187,7 @@ impl QueryBlock<'_, '_, '_> {
         let row = layout.row_bytes();
         let valid = layout.keys - (layout.padded_keys - SIDE);
         let last = (0..SIDE).filter(|position| <S::Tiles as Tiles>::Powers::key(*position) < valid);
-        // SAFETY: the preparation is complete; the buffers are only read from here on.
+        // SAFETY: all tasks of the preparation have returned; the buffers are only read from here on.
         unsafe {
             let first = self.head * layout.padded_rows + self.queries.start;
             let of_head = |from: &SharedSlice<'_, u8>| {
@@ -209,7 +209,7 @@ impl QueryBlock<'_, '_, '_> {
     #[inline(always)]
     fn starts<S: Simd>(&self, s: S, tiles: &mut S::Tiles, operands: Operands, scratch: TaskScratch) {
         let Prepared { layout, query_lengths, key_lengths, .. } = self.prepared;
-        // SAFETY: the preparation is complete; the buffers are only read from here on.
+        // SAFETY: all tasks of the preparation have returned; the buffers are only read from here on.
         let (lengths, longest) = unsafe {
             let of_keys = layout.padded_keys / SIDE;
             let first = self.head * layout.padded_rows + self.queries.start;
@@ -228,7 +228,7 @@ impl QueryBlock<'_, '_, '_> {
             }
             for (row, offset) in offsets.into_iter().enumerate() {
                 let query = index * SIDE + row;
-                // SAFETY: `query` is a query of this task.
+                // SAFETY: `query` is one of the `QUERIES` queries that the scratch has room for.
                 unsafe {
                     TaskScratch::fill(
                         scratch.starts(query),
@@ -329,8 +329,9 @@ fn scores<T: Tiles>(
         let first = operands.keys.wrapping_add((unit.block * BLOCK + part * SIDE) * row);
         [first, first.wrapping_add(GROUP * row)]
     };
-    // SAFETY: queries and keys are padded to whole blocks, `starts` has sixteen numbers for each query, and a block
-    // of scores is 32 × 32.
+    // SAFETY: `Layout` pads queries and keys to whole blocks of 32, and `operands` checked that the buffers have them;
+    // a row is whole steps, because `fits` checked that the width is a multiple of 32. `TaskScratch::new` checked the
+    // size of the scratch: sixteen numbers for each query in `starts`, and 32 × 32 in a block of scores.
     unsafe {
         if row == HELD {
             for half in 0..2 {
@@ -378,8 +379,8 @@ fn accumulate_values<T: Tiles>(
     let sums = BlockSums::contiguous(scratch.value_sums(unit.queries, pair).cast());
     let columns = [2 * pair, 2 * pair + 1].map(|index| values.wrapping_add(index * group));
     let each = SIDE.div_ceil(unit.parts);
-    // SAFETY: probabilities are pairs of tiles for each 32 keys, and so are the values of 32 channels; `sums` is a
-    // block of sums.
+    // SAFETY: `TaskScratch::new` checked the size of the scratch: the probabilities are pairs of tiles for each 32 keys,
+    // and `sums` is a block of sums. `operands` checked that the values of 32 channels are pairs of tiles likewise.
     unsafe {
         if unit.block == 0 {
             tiles.zero()

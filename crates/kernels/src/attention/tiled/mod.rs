@@ -14,6 +14,7 @@ use super::{Attention, MAX_HEAD_WIDTH};
 use crate::Kernels;
 use crate::shared::SharedSlice;
 use crate::simd::tiles::SIDE;
+use crate::size::{SizeError, product};
 use crate::workers::{TaskCounter, Workers};
 use blocks::{QUERIES, QueryBlock, SCRATCH_BYTES};
 use half::bf16;
@@ -38,19 +39,23 @@ fn query_blocks(rows: usize) -> usize {
 
 impl Kernels {
     /// Runs the attention on tiles; the lengths were checked.
+    ///
+    /// # Errors
+    /// Returns an error if no memory could hold the scratch.
     pub(super) fn tiled_attention(
         self,
         workers: &dyn Workers,
         scratch: &mut Scratch,
         attention: &Attention<'_>,
         to: SharedSlice<'_, bf16>,
-    ) {
+    ) -> Result<(), SizeError> {
         let rows = attention.queries.rows;
         let blocks = query_blocks(rows);
         let tasks = attention.heads.count * blocks;
         // Each worker runs tasks in its own scratch until none are left.
         let worker_count = workers.threads().get().min(tasks);
-        let (prepared, worker_scratch) = Prepared::new(scratch, attention, worker_count * SCRATCH_BYTES);
+        let of_workers = product("scratch of the attention", &[worker_count, SCRATCH_BYTES])?;
+        let (prepared, worker_scratch) = Prepared::new(scratch, attention, of_workers)?;
         workers.run(prepared.tasks(), &|task| {
             self.run(Prepare { attention, prepared: &prepared, task });
         });
@@ -60,12 +65,13 @@ impl Kernels {
                 // Neighbouring tasks share the keys and values of a head.
                 let (head, block) = (task / blocks, task % blocks);
                 let queries = block * QUERIES..rows.min((block + 1) * QUERIES);
-                // SAFETY: each worker is one task of `workers` and has its own scratch.
+                // SAFETY: each worker is one task of `workers`, has its own scratch, and runs its tasks one by one.
                 #[expect(unsafe_code, reason = "disjoint parts of one scratch on several threads")]
                 let scratch = unsafe { worker_scratch.part(worker * SCRATCH_BYTES, SCRATCH_BYTES) };
                 self.run(QueryBlock { attention, prepared: &prepared, head, queries, scratch, to });
             });
         });
+        Ok(())
     }
 }
 
@@ -85,7 +91,7 @@ struct Layout {
 impl Layout {
     fn new(attention: &Attention<'_>) -> Self {
         let (rows, keys, width) = (attention.queries.rows, attention.keys.rows, attention.heads.width);
-        assert!(width <= MAX_HEAD_WIDTH, "the head width was not checked");
+        debug_assert!(width <= MAX_HEAD_WIDTH, "`Heads::new` checks the width");
         Self {
             rows,
             keys,

@@ -9,6 +9,7 @@ use crate::shared::{Chunks, SharedSlice};
 use crate::simd::tiles::powers::{Powers, STEPS_PER_EXPONENT};
 use crate::simd::tiles::{DEPTH, SIDE, Tiles};
 use crate::simd::{Operation, Simd};
+use crate::size::{SizeError, product};
 use half::bf16;
 use std::ops::Range;
 
@@ -28,24 +29,28 @@ pub(super) struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Allocates the buffers, and `more` further bytes of scratch.
+    /// Allocates the buffers for an attention whose lengths were checked, and `more` further bytes of scratch.
+    ///
+    /// # Errors
+    /// Returns an error if no memory could hold the buffers.
     pub(super) fn new(
         scratch: &'a mut Scratch,
         attention: &Attention<'_>,
         more: usize,
-    ) -> (Self, SharedSlice<'a, u8>) {
+    ) -> Result<(Self, SharedSlice<'a, u8>), SizeError> {
         let layout = Layout::new(attention);
         let heads = attention.heads.count;
-        let (rows, keys) = (heads * layout.padded_rows, heads * layout.padded_keys);
+        let (rows, keys) = (layout.padded_rows, layout.padded_keys);
         let float = size_of::<f32>();
+        let bytes = |extents: &[usize]| product("scratch of the attention", extents);
         let [queries, query_lengths, packed_keys, key_lengths, values, more] = scratch.regions([
-            rows * layout.row_bytes(),
-            rows * float,
-            keys * layout.row_bytes(),
-            keys / SIDE * float,
-            keys * layout.row_bytes(),
+            bytes(&[heads, rows, layout.row_bytes()])?,
+            bytes(&[heads, rows, float])?,
+            bytes(&[heads, keys, layout.row_bytes()])?,
+            bytes(&[heads, keys / SIDE, float])?,
+            bytes(&[heads, keys, layout.row_bytes()])?,
             more,
-        ]);
+        ])?;
         let prepared = Self {
             layout,
             queries: SharedSlice::new(queries),
@@ -54,7 +59,7 @@ impl<'a> Prepared<'a> {
             key_lengths: SharedSlice::new(scratch::cast(key_lengths)),
             values: SharedSlice::new(values),
         };
-        (prepared, SharedSlice::new(more))
+        Ok((prepared, SharedSlice::new(more)))
     }
 
     fn key_chunks(&self) -> Chunks {
@@ -114,7 +119,7 @@ impl Prepare<'_, '_> {
                 });
                 for (group, (one, two)) in one.chunks_exact(GROUP).zip(two.chunks_exact(GROUP)).enumerate() {
                     let step = group * steps + (rows.start - block * BLOCK) / 2 + pair;
-                    // SAFETY: each pair of keys belongs to one task.
+                    // SAFETY: each pair of keys belongs to one task, and `Workers` runs it once.
                     let to = unsafe { self.prepared.values.part(start + step * DEPTH, DEPTH) };
                     for ((to, one), two) in to.chunks_exact_mut(STEP).zip(one).zip(two) {
                         to.copy_from_slice(&(u32::from(*one) | u32::from(*two) << 16).to_ne_bytes());
@@ -144,7 +149,7 @@ impl Prepare<'_, '_> {
                     rounded.fill(bf16::ZERO);
                 }
                 let group = (head * layout.padded_keys + index / GROUP * GROUP) * layout.row_bytes();
-                // SAFETY: a task has whole groups of sixteen keys.
+                // SAFETY: a task has whole groups of sixteen keys, and `Workers` runs it once.
                 let to = unsafe { self.prepared.keys.part(group, GROUP * layout.row_bytes()) };
                 let pairs = bits(&rounded[..layout.width]).chunks_exact(2);
                 for (to, pair) in to.chunks_exact_mut(GROUP * STEP).zip(pairs) {
@@ -155,7 +160,7 @@ impl Prepare<'_, '_> {
         }
         for (head, longest) in longest.into_iter().enumerate() {
             let at = (head * layout.padded_keys + rows.start) / SIDE;
-            // SAFETY: each 32 keys are one task.
+            // SAFETY: each 32 keys are one task, and `Workers` runs it once.
             let length = unsafe { self.prepared.key_lengths.part(at, 1) };
             length[0] = longest.sqrt() * ROUNDING_MARGIN;
         }
@@ -181,7 +186,7 @@ impl Prepare<'_, '_> {
                     rounded.fill(bf16::ZERO);
                 }
                 let at = head * layout.padded_rows + index;
-                // SAFETY: each query belongs to one task.
+                // SAFETY: each query belongs to one task, and `Workers` runs it once.
                 let (to, length) = unsafe {
                     let size = layout.row_bytes();
                     (self.prepared.queries.part(at * size, size), self.prepared.query_lengths.part(at, 1))
