@@ -112,6 +112,11 @@ static PREDICTED: LazyLock<Vec<(Component, Part, MemoryNeed)>> = LazyLock::new(|
     sessions.map(|session| (session.key.component.clone(), session.key.part, session.predicted)).collect()
 });
 
+/// The number of graphs of a model, each on two devices.
+pub(super) fn graphs() -> u64 {
+    2 * PREDICTED.len() as u64
+}
+
 /// A fake with three devices, whose graphs take the predicted memory, or up to `share` more or less.
 pub(super) fn fake(share: f64, seed: u64) -> FakeBackend {
     let fake = FakeBackend::with_deviation(share, seed);

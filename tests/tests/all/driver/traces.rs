@@ -1,6 +1,6 @@
 //! Random traces: jobs, priorities, cancellations, failures, memory that is not as predicted, one and two devices.
 
-use super::setup::{ENDLESS, Machine, SHOTS, clip, fake};
+use super::setup::{ENDLESS, Machine, SHOTS, clip, fake, graphs};
 use bundle::ErrorClass;
 use engines::fake::{Calls, Effect};
 use proptest::prelude::*;
@@ -89,6 +89,7 @@ proptest! {
         let machine = machine(place, deviates, seed);
         let alone = if matches!(place, Place::Pair) { PAIR } else { "" };
         let fails = !failures.is_empty();
+        let shortages = failures.iter().filter(|(_, effect)| matches!(effect, Effect::OutOfMemory)).count() as u64;
         for (number, effect) in failures {
             machine.fake.script(Calls::any().nth(number), effect);
         }
@@ -134,10 +135,11 @@ proptest! {
                 Outcome::DoesNotFit { .. } => prop_assert!(deviates),
             }
         }
-        // The sessions that the scheduler did not order are those whose memory was larger than predicted.
+        // A decoder has two graphs. What is opened without an order of the scheduler is what had made room for a graph whose
+        // memory was larger than predicted, or was short once.
         let loads = driver.counts().loads;
         let opened = machine.model.sessions().opened();
-        prop_assert!(deviates || opened <= 2 * loads, "{} of {}", opened, loads);
+        prop_assert!(deviates || opened <= 2 * loads + shortages * graphs(), "{} of {}", opened, loads);
         prop_assert!(machine.fake.memory(engines::Device::CPU).unwrap().held.0 == 0);
     }
 }
