@@ -25,9 +25,7 @@ filter=()
 mkdir -p "$target"
 log=$target/test-providers.log
 failed=0
-# One test at a time: OpenVINO's plug-in may keep what it has read of an engine while other sessions of the process are
-# open, and tests change the files of engines.
-cargo test --locked --workspace "$@" --test providers -- --test-threads=1 "${filter[@]}" 2>&1 | tee "$log" || failed=1
+cargo test --locked --workspace "$@" --test providers -- "${filter[@]}" 2>&1 | tee "$log" || failed=1
 if grep -q 'skipped: ' "$log"; then
     echo 'These tests were skipped:'
     grep -o 'skipped: .*' "$log" | sort -u | sed 's/^skipped: /  /'

@@ -1,7 +1,7 @@
 //! Checks a stored engine before anything reads it: ONNX Runtime and the providers check almost nothing.
 
 use super::key::folder_name;
-use super::record::{FORMAT, MODEL, RECORD};
+use super::record::{FORMAT, RECORD};
 use super::{EngineKey, EngineRecord};
 use crate::Provider;
 use bundle::digest::Digest;
@@ -93,8 +93,8 @@ pub(super) fn check_key(key: &EngineKey, record: &EngineRecord) -> Result<(), Un
 /// # Errors
 /// The first file that is not.
 pub(super) fn check_lengths(folder: &Path, record: &EngineRecord) -> Result<(), Unusable> {
-    if !record.files.iter().any(|file| file.name == MODEL) {
-        return Err(Unusable::Damaged(format!("{MODEL} is not in its record")));
+    if !record.files.iter().any(|file| file.name == record.model) {
+        return Err(Unusable::Damaged(format!("the model `{}` is not among its files", record.model)));
     }
     for file in &record.files {
         let mut parts = Path::new(&file.name).components();

@@ -249,6 +249,7 @@ fn make<C: Compiler>(
         made_at,
         seconds: took.as_secs_f64(),
         nodes: nodes.nodes.clone(),
+        model: String::new(),
         files: Vec::new(),
     };
     let record =

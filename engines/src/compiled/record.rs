@@ -10,9 +10,6 @@ pub(super) const FORMAT: u32 = 1;
 /// The name of the record.
 pub(super) const RECORD: &str = "engine.json";
 
-/// The name of the compiled graph. The files that it refers to are beside it.
-pub(super) const MODEL: &str = "engine.onnx";
-
 /// The record of a compiled engine. It is the last file that is written, so a folder that has it is whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineRecord {
@@ -31,6 +28,8 @@ pub struct EngineRecord {
     /// The nodes of the graph by ONNX Runtime's name of their provider, as they were when it was compiled. An open
     /// engine has one node.
     pub nodes: BTreeMap<String, usize>,
+    /// The name of the compiled graph, which is one of `files`. The files that it refers to are beside it.
+    pub model: String,
     /// Every other file of the folder.
     pub files: Vec<EngineFile>,
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! FOLDER/openvino-DIGEST/engine.json    the record, see `EngineRecord`
-//!                        engine.onnx    the compiled graph
+//!                        engine-….onnx  the compiled graph, with a name that no other engine has
 //!                        …              the files that it refers to
 //!        openvino-DIGEST.part/          an engine that is being made, see `bundle::staging`
 //!        openvino-DIGEST.unusable/      an engine that was found damaged
@@ -10,10 +10,12 @@
 //! ```
 //!
 //! An engine is written in the part folder, flushed to disk and renamed. It is never changed in place, because providers
-//! map its files: a process dies if a mapped file becomes shorter.
+//! map its files: a process dies if a mapped file becomes shorter. Its files have names of their own, because OpenVINO
+//! knows what it has read of a file by the path, as long as any of its sessions is open: an engine that is made again in
+//! the same process, with the same names, would compute as the one before.
 
 use super::check::{check_digests, check_key, check_lengths, read_record};
-use super::record::{MODEL, RECORD};
+use super::record::RECORD;
 use super::{EngineFile, EngineKey, EngineNotice, EngineRecord, Unusable};
 use bundle::Error;
 use bundle::digest::Digest;
@@ -24,7 +26,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The time between two checks for the end of another run.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -172,7 +174,7 @@ impl EngineStore {
             Ok(None) => {}
             Err(why) => self.set_aside(&folder, &why)?,
         }
-        Ok(Begun::Building(Building { staging, folder }))
+        Ok(Begun::Building(Building { staging, folder, model: new_name() }))
     }
 
     /// Moves an engine aside. Its part folder must be locked by this run, so that it is not one that another run has
@@ -220,7 +222,7 @@ pub(super) struct StoredEngine {
 impl StoredEngine {
     /// The compiled graph.
     pub(super) fn model(&self) -> PathBuf {
-        self.folder.join(MODEL)
+        self.folder.join(&self.record.model)
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -242,12 +244,13 @@ pub(super) enum Begun {
 pub(super) struct Building {
     staging: Staging,
     folder: PathBuf,
+    model: String,
 }
 
 impl Building {
     /// Where the compiled graph is written, and the files that it refers to beside it.
     pub(super) fn model(&self) -> PathBuf {
-        self.staging.folder().join(MODEL)
+        self.staging.folder().join(&self.model)
     }
 
     /// Records the files, flushes them to disk and gives the folder its name.
@@ -256,6 +259,7 @@ impl Building {
     /// I/O errors, and a file in the folder that is not an ordinary one. Nothing is left then.
     pub(super) fn publish(self, mut record: EngineRecord) -> Result<EngineRecord, Error> {
         let staged = self.staging.folder();
+        record.model.clone_from(&self.model);
         record.files = flushed_files(&staged)?;
         let path = staged.join(RECORD);
         let mut text = serde_json::to_vec_pretty(&record).map_err(|error| Error::File {
@@ -275,6 +279,14 @@ impl Building {
         }
         Ok(record)
     }
+}
+
+/// The name of a compiled graph: `engine-TIME-NUMBER.onnx`, in hexadecimal digits. The number tells engines of one
+/// process apart, also where the clock stands.
+fn new_name() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    format!("engine-{time:x}-{:x}.onnx", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The files of a folder, sorted by name, after they were flushed to disk.

@@ -1,7 +1,7 @@
 //! Opening and making engines with a compiler that writes the number of its graph.
 
 use super::key::tests::key;
-use super::record::{MODEL, RECORD};
+use super::record::RECORD;
 use super::store::ASIDE;
 use super::*;
 use crate::error::ProviderError;
@@ -144,7 +144,7 @@ fn a_graph_is_compiled_once_and_its_engine_opened_afterwards() {
     assert_eq!(world.names(), [wanted(1).key.folder_name()]);
     let text = fs::read_to_string(world.engine(1).join(RECORD)).unwrap();
     let record: EngineRecord = serde_json::from_str(&text).unwrap();
-    assert_eq!(record.files.iter().map(|file| &*file.name).collect::<Vec<_>>(), [BLOB, MODEL]);
+    assert_eq!(record.files.iter().map(|file| &*file.name).collect::<Vec<_>>(), [&*record.model, BLOB]);
     assert_eq!((record.bytes(), record.word("provider")), (4096 + 20, "openvino"));
     assert_eq!(record.key, wanted(1).key.words());
 }
@@ -152,7 +152,7 @@ fn a_graph_is_compiled_once_and_its_engine_opened_afterwards() {
 /// Changes an engine in its folder.
 type Damage = fn(&Path);
 
-const DAMAGES: [(&str, Damage); 12] = [
+const DAMAGES: [(&str, Damage); 13] = [
     ("a bit of the blob", |folder| {
         let mut blob = fs::read(folder.join(BLOB)).unwrap();
         blob[2048] ^= 1;
@@ -163,8 +163,11 @@ const DAMAGES: [(&str, Damage); 12] = [
     }),
     ("an empty blob", |folder| fs::write(folder.join(BLOB), "").unwrap()),
     ("no blob", |folder| fs::remove_file(folder.join(BLOB)).unwrap()),
-    ("no model", |folder| fs::remove_file(folder.join(MODEL)).unwrap()),
-    ("another model", |folder| fs::write(folder.join(MODEL), "refers to engine.xyz").unwrap()),
+    ("no model", |folder| fs::remove_file(model(folder)).unwrap()),
+    ("another model", |folder| fs::write(model(folder), "refers to engine.xyz").unwrap()),
+    ("a model that is not among the files", |folder| {
+        edit_record(folder, |record| record["model"] = "engine.onnx".into());
+    }),
     ("a link", |folder| {
         fs::rename(folder.join(BLOB), folder.with_extension("moved")).unwrap();
         std::os::unix::fs::symlink(folder.with_extension("moved"), folder.join(BLOB)).unwrap();
@@ -182,6 +185,11 @@ const DAMAGES: [(&str, Damage); 12] = [
         edit_record(folder, |record| record["files"][0]["name"] = "../engine.bin".into());
     }),
 ];
+
+/// The compiled graph of the engine in a folder.
+fn model(folder: &Path) -> PathBuf {
+    folder.join(check::read_record(folder).unwrap().unwrap().model)
+}
 
 fn edit_record(folder: &Path, edit: fn(&mut serde_json::Value)) {
     let path = folder.join(RECORD);
@@ -216,7 +224,7 @@ fn the_engine_of_the_other_expert_is_never_opened() {
     world.open(high);
     world.open(low);
     fs::copy(world.engine(low).join(BLOB), world.engine(high).join(BLOB)).unwrap();
-    assert_eq!(Numbers::new(high).open(&world.engine(high).join(MODEL)).unwrap().0, low, "the trap");
+    assert_eq!(Numbers::new(high).open(&model(&world.engine(high))).unwrap().0, low, "the trap");
     assert_eq!(world.open(high), high);
     // Its whole folder, under the name of this one.
     fs::remove_dir_all(world.engine(high)).unwrap();
