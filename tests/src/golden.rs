@@ -1,9 +1,11 @@
 //! The golden cases: tiny checkpoints and the results of diffusers (`tests/golden/README.md`).
 
+use bundle::dtype::WeightType;
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::{GuidanceScale, Seed};
+use bundle::variant::Target;
 use engines::OnnxRuntime;
 use export::ExportRequest;
 use ndarray::{Array2, Array4, ArrayD, Axis, concatenate};
@@ -199,6 +201,23 @@ pub fn export(checkpoint: &Path) -> Result<Exported, rushes::Error> {
     export::export(&ExportRequest::new(checkpoint, &out), &mut |_| ())?;
     let model = Model::new(Bundle::open(&out)?, OnnxRuntime::load(None)?, ModelOptions::default())?;
     Ok(Exported { model, folder })
+}
+
+/// Exports a case for every target, into a temporary folder.
+///
+/// # Panics
+/// Panics if the export fails.
+pub fn export_for_all_targets(name: &str, weights: WeightType) -> (TempDir, Bundle) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("bundle");
+    let request = ExportRequest {
+        targets: Target::ALL.to_vec(),
+        weights: Some(weights),
+        ..ExportRequest::new(&case(name).checkpoint(), &out)
+    };
+    export::export(&request, &mut |_| ()).expect("an export");
+    let bundle = Bundle::open(&out).expect("a bundle");
+    (folder, bundle)
 }
 
 /// The results of a run.

@@ -7,7 +7,6 @@ use bundle::manifest::{Bundle, Component, GraphEntry};
 use bundle::quantization::Scheme;
 use bundle::variant::{Precision, Target};
 use engines::Provider;
-use export::ExportRequest;
 use graph::Model;
 use graph::providers::{Accelerator, refused};
 use tempfile::TempDir;
@@ -29,18 +28,11 @@ fn provider(by: Accelerator) -> Provider {
     by.name().parse().unwrap()
 }
 
+/// A golden case, exported for every target, with experts in E4M3 too.
 fn exported(case: &str, weights: WeightType) -> (TempDir, Bundle) {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("bundle");
-    let request = ExportRequest {
-        targets: Target::ALL.to_vec(),
-        weights: Some(weights),
-        ..ExportRequest::new(&golden::case(case).checkpoint(), &out)
-    };
-    export::export(&request, &mut |_| ()).unwrap();
-    quantize_experts(&out, Scheme::Fp8);
-    let bundle = Bundle::open(&out).unwrap();
-    (folder, bundle)
+    let (folder, bundle) = golden::export_for_all_targets(case, weights);
+    quantize_experts(&bundle.folder, Scheme::Fp8);
+    (folder, Bundle::open(&bundle.folder).unwrap())
 }
 
 fn graphs(bundle: &Bundle) -> impl Iterator<Item = (&GraphEntry, Model)> {

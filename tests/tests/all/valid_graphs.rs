@@ -7,27 +7,11 @@ use bundle::manifest::{Bundle, Component, GraphEntry, Part};
 use bundle::quantization::Scheme;
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use engines::{Backend, Error, GraphError, GraphSource, OnnxRuntime, OpenOptions, WeightMemory};
-use export::ExportRequest;
 use graph::Model;
 use graph::proto::DataType;
 use std::path::Path;
-use tempfile::TempDir;
 use tests::golden;
 use tests::made_up_scales::quantize_experts;
-
-/// A golden case, exported for every target.
-fn exported(case: &str, weights: WeightType) -> (TempDir, Bundle) {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("bundle");
-    let request = ExportRequest {
-        targets: Target::ALL.to_vec(),
-        weights: Some(weights),
-        ..ExportRequest::new(&golden::case(case).checkpoint(), &out)
-    };
-    export::export(&request, &mut |_| ()).unwrap();
-    let bundle = Bundle::open(&out).unwrap();
-    (folder, bundle)
-}
 
 /// Opens a graph on the CPU.
 fn open(runtime: &OnnxRuntime, file: &Path) -> Result<(), Error> {
@@ -48,7 +32,7 @@ fn graphs_of_every_target_are_valid() {
     let runtime = OnnxRuntime::load(None).unwrap();
     for case in ["two-experts", "mini"] {
         for weights in [WeightType::F32, WeightType::Bf16] {
-            let (_folder, bundle) = exported(case, weights);
+            let (_folder, bundle) = golden::export_for_all_targets(case, weights);
             let graphs = || bundle.manifest.components.iter().flat_map(|entry| &entry.graphs);
             for target in Target::ALL {
                 assert!(graphs().filter(|graph| graph.variant.target == target).count() > 8, "{target}");
@@ -62,7 +46,7 @@ fn graphs_of_every_target_are_valid() {
 fn graphs_of_quantised_experts_are_valid() {
     let runtime = OnnxRuntime::load(None).unwrap();
     for weights in [WeightType::F32, WeightType::Bf16] {
-        let (_folder, bundle) = exported("two-experts", weights);
+        let (_folder, bundle) = golden::export_for_all_targets("two-experts", weights);
         for scheme in [Scheme::Int8, Scheme::Fp8] {
             quantize_experts(&bundle.folder, scheme);
             let bundle = Bundle::open(&bundle.folder).unwrap();
@@ -93,7 +77,7 @@ fn plain_expert(bundle: &Bundle) -> GraphEntry {
 #[test]
 fn invalid_graphs_are_told_from_missing_kernels() {
     let runtime = OnnxRuntime::load(None).unwrap();
-    let (_folder, bundle) = exported("two-experts", WeightType::Bf16);
+    let (_folder, bundle) = golden::export_for_all_targets("two-experts", WeightType::Bf16);
     let graph = plain_expert(&bundle);
     let file = bundle.path(&graph.file);
     let whole = Model::read(&file).unwrap();
