@@ -17,6 +17,7 @@ mod engine_command;
 mod error;
 pub mod estimate;
 pub mod footprint;
+mod graph_use;
 pub mod job;
 pub mod memory_plan;
 pub mod model;

@@ -1,5 +1,6 @@
 //! A bundle with its run options.
 
+pub use crate::graph_use::{GraphUse, content_of, engine_shape};
 pub use crate::model_options::{ModelOptions, choose_variant};
 
 use crate::Error;
@@ -7,19 +8,17 @@ use crate::engine_command::EngineCommand;
 use crate::footprint::SessionSettings;
 use bundle::Field;
 use bundle::digest::Digest;
-use bundle::file_digest::FileDigest;
-use bundle::geometry::LatentShape;
 use bundle::lock::ReadLock;
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part};
 use bundle::routing::ExpertName;
 use bundle::signature::Signature;
 use bundle::units::ByteCount;
 use bundle::variant::{KernelLibrary, Variant};
-use engines::residency::{MemoryNeed, Residency};
+use engines::residency::Residency;
 use engines::sessions::{Lease, Purpose, SessionKey, SessionRequest, Sessions};
 use engines::{
-    Cancel, Compilation, Device, Engine, EngineShape, FirstUse, GraphContent, GraphSource, NodePlacement,
-    OnnxRuntime, OpenOptions, Outputs, Placement, PlacementRequest, Provider, ProviderError,
+    Cancel, Compilation, Device, Engine, EngineShape, FirstUse, GraphSource, NodePlacement, OnnxRuntime,
+    OpenOptions, Outputs, Placement, PlacementRequest, Provider, ProviderError,
 };
 use ndarray::{Array, Dimension};
 use std::num::NonZeroUsize;
@@ -477,44 +476,6 @@ pub struct PlacedGraph {
     pub device: Device,
     /// Where its nodes run.
     pub nodes: NodePlacement,
-}
-
-/// A graph of a component, and what it is used for.
-#[derive(Debug, Clone, Copy)]
-pub struct GraphUse<'a> {
-    /// The component.
-    pub component: &'a Component,
-    /// The graph of the component.
-    pub part: Part,
-    /// The signature that the graph must have.
-    pub contract: &'a Signature,
-    /// The predicted memory of its session for this use.
-    pub need: MemoryNeed,
-    /// The shape of the clip; `None` for graphs that do not depend on it.
-    pub shape: Option<EngineShape>,
-}
-
-/// The shape of a latent, for engines that run one shape, with calls of `batch` prompts.
-pub fn engine_shape(latent: LatentShape, batch: usize) -> EngineShape {
-    let narrow = |extent: usize| u32::try_from(extent).unwrap_or(u32::MAX);
-    EngineShape {
-        frames: narrow(latent.frames),
-        height: narrow(latent.height),
-        width: narrow(latent.width),
-        batch: narrow(batch),
-    }
-}
-
-/// A digest of a graph and of the weights that it reads; `None` for bundles without digests.
-pub fn content_of(manifest: &Manifest, entry: &ComponentEntry, graph: &GraphEntry) -> Option<GraphContent> {
-    let weights = entry.weight_files().map(|weights| &weights.file);
-    let mut parts = vec![entry.digest.blake3.clone()];
-    for file in std::iter::once(&graph.file).chain(weights) {
-        let FileDigest { bytes, sampled, whole } = manifest.digests.get(file)?;
-        parts.push(format!("{file} {} {sampled} {}", bytes.0, whole.as_deref().unwrap_or_default()));
-    }
-    let hash = Digest::of_parts(parts.iter().map(String::as_bytes)).bytes()?;
-    Some(GraphContent(hash))
 }
 
 /// A digest of everything that a manifest states.

@@ -104,7 +104,7 @@ fn plan(default: &str, place: &str, budgets: &str) -> Result<MemoryPlan, Error> 
 }
 
 /// The same with FP8 graphs, in which experts have 85 % of their weights in 8 bits: the other blocks are in bf16.
-fn a14b_with_fp8() -> Manifest {
+pub(crate) fn a14b_with_fp8() -> Manifest {
     let mut manifest = a14b();
     for entry in &mut manifest.components {
         let variant = |graph: &GraphEntry| Variant { precision: Precision::Fp8, ..graph.variant };

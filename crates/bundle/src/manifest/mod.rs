@@ -122,10 +122,14 @@ impl ComponentEntry {
         self.weights.iter().map(|file| file.bytes).sum()
     }
 
+    /// Returns the files of the weights that the graphs of a variant read.
+    pub fn weight_files_of(&self, variant: Variant) -> &[WeightFile] {
+        self.variant(variant.precision, variant.kernels).map_or(&self.weights, |own| &own.weights)
+    }
+
     /// Returns the size of the weights that the graphs of a variant read.
     pub fn weights_of(&self, variant: Variant) -> ByteCount {
-        let own = self.variant(variant.precision, variant.kernels);
-        own.map_or_else(|| self.weight_bytes(), QuantizedVariant::weight_bytes)
+        self.weight_files_of(variant).iter().map(|file| file.bytes).sum()
     }
 
     /// Returns the graph of a part in a variant. With [`KernelLibrary::Rushes`], the graph for ONNX Runtime kernels is
