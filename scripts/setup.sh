@@ -69,6 +69,8 @@ missing_packages() {
     has_plugin pango || echo gstreamer1.0-x
     fc-list 2>/dev/null | grep -q . || echo fonts-dejavu-core
     { have webpinfo && have webpmux; } || echo webp
+    have gst-launch-1.0 || echo gstreamer1.0-tools
+    have openssl || echo openssl
 }
 
 install_packages() {
