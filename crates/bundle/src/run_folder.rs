@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The folder that was replaced; it may still be read.
@@ -135,10 +136,12 @@ fn is_taken(error: &io::Error) -> bool {
 /// Removes the folder of a terminated process.
 fn remove_abandoned(path: &Path, on_abandoned: &dyn Fn(&Path)) -> Result<(), Obstacle> {
     let lock_path = path.join(LOCK);
+    let before = identity(path);
     let lock = match File::options().read(true).write(true).open(&lock_path) {
         Ok(lock) => lock,
-        // Already removed by another run.
-        Err(_) if fs::symlink_metadata(path).is_err() => return Ok(()),
+        // Another run has removed the folder, and a third may have created it again. A folder of a run has its lock from
+        // the moment it has its name until it loses it.
+        Err(_) if before.is_none() || identity(path) != before => return Ok(()),
         Err(_) => return Err(Obstacle::Foreign),
     };
     match lock::try_exclusive(&lock) {
@@ -154,6 +157,11 @@ fn remove_abandoned(path: &Path, on_abandoned: &dyn Fn(&Path)) -> Result<(), Obs
     on_abandoned(path);
     release(path);
     Ok(())
+}
+
+/// What tells a folder from another one that has its name later; `None` if there is none.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Renames a folder whose lock is held, and removes it. If a bundle in it is being read, it keeps its random name until
@@ -264,7 +272,7 @@ mod tests {
     #[test]
     fn one_of_many_concurrent_runs_gets_the_folder() {
         let folder = tempfile::tempdir().unwrap();
-        for round in 0..20 {
+        for round in 0..100 {
             if round % 2 == 1 {
                 abandoned(folder.path(), "b.part");
             }
