@@ -6,7 +6,6 @@ use super::gpu::{GpuChoice, chosen};
 use crate::Error;
 use bundle::manifest::Manifest;
 use bundle::variant::{KernelLibrary, Precision};
-use engines::providers::Machine;
 use engines::{Device, Provider};
 use runtime::estimate::{ClipEstimate, CpuPeaks, Peaks, PhaseEstimate, Span, known_gpu};
 use runtime::memory_plan::{MemoryPlan, MemoryRequest};
@@ -91,15 +90,15 @@ fn speed(
             Some(DeviceSpeed::Measured(cpu_peaks(global, request.threads)?))
         }
         Provider::Cuda | Provider::TensorRt | Provider::TensorRtRtx => {
-            chosen(gpus, device).or_else(|| gpu_of_this_machine(device)).map(DeviceSpeed::Gpu)
+            chosen(gpus, device).or_else(|| gpu_of_this_machine(global, device)).map(DeviceSpeed::Gpu)
         }
         Provider::WebGpu => None,
     })
 }
 
 /// The GPU of an NVIDIA device of this machine, if it is a known one.
-fn gpu_of_this_machine(device: Device) -> Option<runtime::estimate::Gpu> {
-    let driver = Machine::examine().cuda.ok()?;
+fn gpu_of_this_machine(global: &GlobalArgs, device: Device) -> Option<runtime::estimate::Gpu> {
+    let driver = global.machine().cuda.ok()?;
     let found = driver.devices.get(usize::try_from(device.index()).ok()?)?;
     known_gpu(&found.name)
 }
