@@ -5,12 +5,12 @@
 
 use bundle::routing::Routing;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{GuidanceScale, Seed, Shift};
+use bundle::units::{GuidanceScale, Seed, Shift, Sigma};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array4;
 use runtime::denoise::{DenoiseSettings, Denoising, GuidanceForm, StepOutputs, StepPolicy};
 use runtime::job::{LatentDigest, RunConditions, SnapshotIdentity, StoredSnapshot};
-use runtime::sampler::{Sampler, Schedule, guide, torch_normal};
+use runtime::sampler::{NoiseStream, RandomPosition, Sampler, Schedule, guide, torch_normal};
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ struct Middle {
     latent: Arc<Array4<f32>>,
     /// The velocities of the next step.
     outputs: StepOutputs,
+    /// The noise that the solver may add.
+    noise: NoiseStream,
 }
 
 impl Middle {
@@ -43,18 +45,21 @@ impl Middle {
         let settings = DenoiseSettings {
             routing: Routing::single(),
             guidance: vec![GUIDANCE],
+            guidance_until: Sigma(0.0),
             schedule: schedule.clone(),
             solver,
             policy: StepPolicy::ComputeAll,
         };
         let mut denoising = Denoising::new(settings, noise(1), Seed(1)).expect("one guidance scale");
         let (mut sampler, mut latent) = (Sampler::new(schedule, solver), Arc::clone(denoising.latent()));
+        let drawn = LATENT.iter().product::<usize>() as u64;
+        let mut stream = NoiseStream::at(RandomPosition { seed: Seed(1), drawn });
         for _ in 0..BEFORE {
             denoising.advance(outputs.clone()).expect("a step");
-            latent = by_hand(&mut sampler, &latent, outputs.clone());
+            latent = by_hand((&mut sampler, &mut stream), &latent, outputs.clone());
         }
         assert_eq!(denoising.latent(), &latent, "the same arithmetic");
-        Self { denoising, sampler, latent, outputs }
+        Self { denoising, sampler, latent, outputs, noise: stream }
     }
 
     /// A snapshot with its settings, as it is written after a step.
@@ -83,9 +88,13 @@ impl Middle {
 }
 
 /// Guidance and a step of the sampler.
-fn by_hand(sampler: &mut Sampler, latent: &Arc<Array4<f32>>, outputs: StepOutputs) -> Arc<Array4<f32>> {
+fn by_hand(
+    (sampler, noise): (&mut Sampler, &mut NoiseStream),
+    latent: &Arc<Array4<f32>>,
+    outputs: StepOutputs,
+) -> Arc<Array4<f32>> {
     let unconditional = outputs.unconditional.expect("a guided step");
-    sampler.step(latent, &guide(&unconditional, &outputs.conditional, GUIDANCE)).expect("a step")
+    sampler.step(latent, &guide(&unconditional, &outputs.conditional, GUIDANCE), noise).expect("a step")
 }
 
 fn advance(criterion: &mut Criterion) {
@@ -102,9 +111,9 @@ fn advance(criterion: &mut Criterion) {
             bencher.iter_batched(setup, step, BatchSize::PerIteration);
         });
         group.bench_function("by-hand", |bencher| {
-            let setup = || (middle.sampler.clone(), middle.outputs.clone());
-            let step = |(mut sampler, outputs): (Sampler, StepOutputs)| {
-                let latent = by_hand(&mut sampler, &middle.latent, outputs);
+            let setup = || (middle.sampler.clone(), middle.noise.clone(), middle.outputs.clone());
+            let step = |(mut sampler, mut noise, outputs): (Sampler, NoiseStream, StepOutputs)| {
+                let latent = by_hand((&mut sampler, &mut noise), &middle.latent, outputs);
                 (sampler, latent)
             };
             bencher.iter_batched(setup, step, BatchSize::PerIteration);

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use bundle::catalog::{self, Certainty, Evidence, KnownModel};
+use bundle::preset::Preset;
 use bundle::settings::{Defaults, Origin, Recommended};
 
 /// The fix for a model that was not recognised, or perhaps wrongly.
@@ -34,7 +35,15 @@ pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
             Some((Origin::Catalogue, Some(name), recommended))
         }
         Some(KnownModel { name, certainty: Certainty::Guess { why }, recommended }) => {
-            notes.push(format!("its defaults are those of {name}, which is a guess: {why}; {FIX}"));
+            notes.push(match recommended.timesteps {
+                Some(_) => format!("its defaults are those of {name}, which is a guess: {why}; {FIX}"),
+                None => format!(
+                    "warning: its defaults are those of {name}, which is a guess: {why}; sampler and shift are those of its \
+                     scheduler config; a merged model for few steps has the same shape and needs a `preset` such as {}; \
+                     {FIX}",
+                    Preset::Lightning4
+                ),
+            });
             Some((Origin::CatalogueGuess, None, recommended))
         }
         Some(KnownModel { name, certainty: Certainty::Other { why }, .. }) => {
@@ -96,7 +105,13 @@ mod tests {
         let (name, defaults) = resolve(&checkpoint).unwrap();
         assert_eq!(name, "my-model");
         assert_eq!((defaults.steps.value, defaults.steps.from), (40, Origin::CatalogueGuess));
-        assert!(defaults.notes[0].contains("a guess") && defaults.notes[0].contains("rushes.json"));
+        assert_eq!((defaults.shift.value, defaults.shift.from), (Shift(3.0), Origin::SchedulerConfig));
+        let note = &defaults.notes[0];
+        assert!(
+            note.starts_with("warning: ") && note.contains("a guess") && note.contains("rushes.json"),
+            "{note}"
+        );
+        assert!(note.contains("`preset` such as lightning-4"), "{note}");
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod preview;
 pub mod sampler;
 pub mod scheduler;
 pub mod simulation;
+mod steps;
 mod text_cache;
 pub mod text_encoder;
 mod tiling;

@@ -4,12 +4,14 @@
 use crate::Error;
 use crate::denoise::{DenoiseSettings, Denoising, StepPolicy};
 use crate::sampler::Schedule;
+use crate::steps::{ChosenSteps, StepChoice};
 use bundle::Field;
 use bundle::geometry::{FrameCount, LatentShape, PixelSize};
 use bundle::manifest::Manifest;
 use bundle::routing::ExpertName;
-use bundle::settings::{ScheduleKind, SolverKind, check_steps, per_expert};
-use bundle::units::{FrameRate, GuidanceScale, Seed, Shift};
+use bundle::settings::{ScheduleKind, SolverKind, per_expert};
+use bundle::timesteps::{GuidanceUntil, Start, TimestepChoice, TimestepList};
+use bundle::units::{FrameRate, GuidanceScale, Seed, Shift, Sigma};
 use ndarray::Array4;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -62,6 +64,18 @@ pub struct GenerateRequest {
     pub sampler: Option<SolverKind>,
     /// Sigma grid.
     pub schedule: Option<ScheduleKind>,
+    /// A list of timesteps, which replaces steps, shift and schedule, or the grid in place of the bundle's list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<TimestepChoice>,
+    /// The latent that sampling begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
+    /// The end of guidance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_until: Option<GuidanceUntil>,
+    /// What steps compute. `None` computes everything: bundles have no default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_cache: Option<StepPolicy>,
     /// Seed of the noise.
     pub seed: Seed,
     /// Factor on the initial noise, above 0; below 1 makes calmer clips.
@@ -82,8 +96,23 @@ impl GenerateRequest {
             shift: None,
             sampler: None,
             schedule: None,
+            timesteps: None,
+            start: None,
+            guidance_until: None,
+            step_cache: None,
             seed,
             noise_scale: 1.0,
+        }
+    }
+
+    fn step_choice(&self) -> StepChoice<'_> {
+        StepChoice {
+            steps: self.steps,
+            shift: self.shift,
+            sampler: self.sampler,
+            schedule: self.schedule,
+            timesteps: self.timesteps.as_ref(),
+            start: self.start,
         }
     }
 }
@@ -126,16 +155,26 @@ pub struct GenerationPlan {
     pub tokens: usize,
     /// The sigma grid.
     pub schedule: Schedule,
-    /// Name of the sigma grid.
+    /// Name of the sigma grid. With a list of timesteps, of the grid that a fork can go over to.
     pub schedule_kind: ScheduleKind,
     /// Solver.
     pub solver: SolverKind,
-    /// Shift of the sigma grid.
+    /// Shift of the sigma grid. With a list of timesteps, of the grid that a fork can go over to.
     pub shift: Shift,
+    /// The list of timesteps that the schedule is made from, in place of a grid.
+    pub timesteps: Option<TimestepList>,
+    /// The latent that sampling begins with.
+    pub start: Start,
     /// Guidance scale of each expert, starting with the one for the highest noise.
     pub guidance: Vec<GuidanceScale>,
+    /// The lowest noise level that is guided; 0 for all.
+    pub guidance_until: Sigma,
+    /// What steps compute.
+    pub step_cache: StepPolicy,
     /// Number of steps of each expert, starting with the one for the highest noise.
     pub expert_steps: Vec<(ExpertName, usize)>,
+    /// Number of guided steps of each expert.
+    pub guided_steps: Vec<usize>,
     /// Seed of the noise.
     pub seed: Seed,
     /// Factor on the initial noise.
@@ -157,10 +196,8 @@ impl GenerationPlan {
         let size = request.size.unwrap_or(defaults.size.value);
         let (vae, denoiser, routing) = (&manifest.vae, &manifest.denoiser, &manifest.routing);
         let latent = LatentShape::of_clip(size, frames, vae.latent_channels, vae.stride(), denoiser.patch)?;
-        let steps = check_steps(request.steps.unwrap_or(defaults.steps.value))?;
-        let shift = request.shift.map_or(Ok(defaults.shift.value), Shift::try_new)?;
-        let solver = request.sampler.unwrap_or(defaults.sampler.value);
-        let schedule_kind = request.schedule.unwrap_or(defaults.schedule.value);
+        let ChosenSteps { schedule, solver, schedule_kind, shift, timesteps, start } =
+            ChosenSteps::new(defaults, &request.step_choice())?;
         let experts = routing.routes().len();
         let guidance = match &request.guidance {
             Some(scales) => per_expert(scales, experts)?,
@@ -175,11 +212,19 @@ impl GenerationPlan {
             )
             .into());
         }
-        let schedule = Schedule::new(solver, schedule_kind, steps, shift);
+        let guidance_until =
+            request.guidance_until.or(defaults.guidance_until.as_ref().map(|found| found.value));
+        let guidance_until =
+            guidance_until.unwrap_or(GuidanceUntil::ALL_STEPS).check()?.sigma(schedule.sigmas()[0]);
+        let step_cache = request.step_cache.unwrap_or_default();
+        step_cache.check(schedule.steps(), solver)?;
         let mut expert_steps: Vec<_> =
             routing.routes().iter().map(|route| (route.expert.clone(), 0)).collect();
-        for timestep in schedule.timesteps() {
-            expert_steps[routing.expert_at(*timestep).0].1 += 1;
+        let mut guided_steps = vec![0; experts];
+        for (timestep, sigma) in schedule.timesteps().iter().zip(schedule.sigmas()) {
+            let expert = routing.expert_at(*timestep).0;
+            expert_steps[expert].1 += 1;
+            guided_steps[expert] += usize::from(guidance[expert].applies() && *sigma >= guidance_until);
         }
         Ok(Self {
             prompt: request.prompt.clone(),
@@ -194,8 +239,13 @@ impl GenerationPlan {
             schedule_kind,
             solver,
             shift,
+            timesteps,
+            start,
             guidance,
+            guidance_until,
+            step_cache,
             expert_steps,
+            guided_steps,
             seed: request.seed,
             noise_scale: request.noise_scale,
         })
@@ -203,24 +253,49 @@ impl GenerationPlan {
 }
 
 impl GenerationPlan {
-    /// The state before the first step, from `noise [C,T,h,w]`.
+    /// The state before the first step, from `noise [C,T,h,w]`, which is scaled as [`Self::start`] says.
     ///
     /// # Errors
     /// The plan was made for a model with another number of experts.
-    pub fn denoising(&self, manifest: &Manifest, noise: Array4<f32>) -> Result<Denoising, Error> {
+    pub fn denoising(&self, manifest: &Manifest, mut noise: Array4<f32>) -> Result<Denoising, Error> {
+        let factor = self.start_factor();
+        if factor != 1.0 {
+            noise *= factor;
+        }
         let settings = DenoiseSettings {
             routing: manifest.routing.clone(),
             guidance: self.guidance.clone(),
+            guidance_until: self.guidance_until,
             schedule: self.schedule.clone(),
             solver: self.solver,
-            policy: StepPolicy::ComputeAll,
+            policy: self.step_cache,
         };
         Ok(Denoising::new(settings, noise, self.seed)?)
     }
 
     /// Returns true if any step needs the unconditional pass.
     pub fn is_guided(&self) -> bool {
-        self.guidance.iter().zip(&self.expert_steps).any(|(scale, (_, steps))| *steps > 0 && scale.applies())
+        self.guided_steps.iter().any(|steps| *steps > 0)
+    }
+
+    /// The steps of each expert with its guidance, as "high_noise 3 steps at guidance 4".
+    pub fn experts_as_text(&self) -> Vec<String> {
+        let experts = self.expert_steps.iter().zip(self.guidance.iter().zip(&self.guided_steps));
+        experts
+            .map(|((expert, steps), (scale, guided))| {
+                let guided_on = if scale.applies() && guided < steps {
+                    format!(" on {guided} of them")
+                } else {
+                    String::new()
+                };
+                format!("{expert} {steps} steps at guidance {}{guided_on}", scale.0)
+            })
+            .collect()
+    }
+
+    /// The factor on the noise of the latent that sampling begins with.
+    pub fn start_factor(&self) -> f32 {
+        self.start.factor(self.schedule.sigmas()[0])
     }
 }
 
@@ -254,17 +329,22 @@ fn frame_count(length: Length, rate: FrameRate) -> Result<FrameCount, Error> {
 impl fmt::Display for GenerationPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { size, frames, rate, solver, schedule_kind, shift, seed, .. } = self;
+        let steps = self.schedule.steps();
         write!(f, "{size}, {} frames at {rate} fps", frames.get())?;
         if self.frames_made != frames.get() {
             write!(f, " (the model makes {}, the rest is trimmed)", self.frames_made)?;
         }
-        write!(f, "; {} steps of {solver} ({schedule_kind}, shift {})", self.schedule.steps(), shift.0)?;
-        let experts: Vec<String> = self
-            .expert_steps
-            .iter()
-            .zip(&self.guidance)
-            .map(|((expert, steps), scale)| format!("{expert} {steps} steps at guidance {}", scale.0))
-            .collect();
-        write!(f, ": {}; seed {}", experts.join(", "), seed.0)
+        match &self.timesteps {
+            Some(list) => write!(f, "; {steps} steps of {solver} (timesteps {list})")?,
+            None => write!(f, "; {steps} steps of {solver} ({schedule_kind}, shift {})", shift.0)?,
+        }
+        if !self.start.is_noise() {
+            write!(f, " from {}", self.start)?;
+        }
+        write!(f, ": {}", self.experts_as_text().join(", "))?;
+        if !self.step_cache.is_compute_all() {
+            write!(f, "; step cache {}", self.step_cache)?;
+        }
+        write!(f, "; seed {}", seed.0)
     }
 }

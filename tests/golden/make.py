@@ -20,12 +20,12 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from maker import check, checkpoint, cleaning, mini, reference, schedules, tiny_decoder, tokenizer, vectors
+from maker import check, checkpoint, cleaning, lists, mini, reference, schedules, tiny_decoder, tokenizer, vectors
 from maker.cases import CASES, Case
 
 HERE = Path(__file__).resolve().parent
-SIZE_LIMIT = 8_000_000
-NAMES = [case.name for case in CASES] + [mini.NAME]
+SIZE_LIMIT = 8_500_000
+NAMES = [case.name for case in CASES] + [mini.NAME] + lists.NAMES
 
 
 def main() -> int:
@@ -44,6 +44,7 @@ def main() -> int:
     reference.require_ftfy()
     if not chosen:
         write_json(HERE / "schedules.json", schedules.vectors())
+        write_json(HERE / "lists.json", schedules.lists())
         write_json(HERE / "randn.json", vectors.randn())
         write_json(HERE / "clean.json", cleaning.pairs())
         tiny_decoder.make(HERE / "tiny-decoder")
@@ -57,6 +58,13 @@ def main() -> int:
         save_file(run.tensors, HERE / mini.NAME / "reference.safetensors")
         write_json(HERE / mini.NAME / "case.json", mini.description(run), indent=2)
         print(f"{mini.NAME}: {run.experts}, {list(run.tensors['frames'].shape)}")
+    for name in lists.NAMES:
+        if not chosen or name in chosen:
+            run = lists.run(name, HERE)
+            (HERE / name).mkdir(exist_ok=True)
+            save_file(run.tensors, HERE / name / "reference.safetensors")
+            write_json(HERE / name / "case.json", lists.description(name, run), indent=2)
+            print(f"{name}: {run.experts}, {list(run.tensors['frames'].shape)}")
     check_token_ids([case for case in CASES if (HERE / case.name).is_dir()])
     total = sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     print(f"{total / 1e6:.2f} MB in {HERE.name}/")
@@ -77,7 +85,9 @@ def check_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=guidance, metavar="HIGH[,LOW]")
     parser.add_argument("--shift", type=float)
-    parser.add_argument("--sampler", choices=schedules.SAMPLERS)
+    parser.add_argument("--sampler", choices=schedules.SAMPLERS + ["renoise"])
+    parser.add_argument("--timesteps", type=lambda text: tuple(float(t) for t in text.split(",")), metavar="LIST")
+    parser.add_argument("--start", choices=["noise", "noise*sigma0"])
     parser.add_argument("--schedule", choices=schedules.SCHEDULES)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--noise", help="safetensors file with `noise` [C,T,h,w]")
@@ -126,7 +136,8 @@ def make(case: Case, raw_tokenizer, folder: Path) -> None:
 
 
 def request_of(case: Case) -> reference.Request:
-    return reference.Request(**{name: getattr(case, name) for name in reference.Request.__dataclass_fields__})
+    fields = reference.Request.__dataclass_fields__
+    return reference.Request(**{name: getattr(case, name) for name in fields if hasattr(case, name)})
 
 
 def description(case: Case, run: reference.Run) -> dict:

@@ -4,6 +4,7 @@ use bundle::dtype::WeightType;
 use bundle::geometry::PixelSize;
 use bundle::manifest::Bundle;
 use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::timesteps::{Start, TimestepChoice, TimestepList};
 use bundle::units::{GuidanceScale, Seed};
 use bundle::variant::Target;
 use engines::OnnxRuntime;
@@ -44,6 +45,12 @@ pub struct Case {
     pub sampler: SolverKind,
     /// Sigma schedule.
     pub schedule: ScheduleKind,
+    /// List of timesteps, in place of steps, shift and schedule.
+    #[serde(default)]
+    pub timesteps: Option<TimestepList>,
+    /// The latent that sampling begins with.
+    #[serde(default)]
+    pub start: Start,
     /// Seed of the noise.
     pub seed: u64,
     /// Number of experts.
@@ -118,9 +125,11 @@ impl Case {
             length: Some(Length::Frames(self.frames)),
             steps: Some(self.steps),
             guidance: Some(scales),
-            shift: Some(self.shift),
+            shift: self.timesteps.is_none().then_some(self.shift),
             sampler: Some(self.sampler),
-            schedule: Some(self.schedule),
+            schedule: self.timesteps.is_none().then_some(self.schedule),
+            timesteps: self.timesteps.clone().map(TimestepChoice::List),
+            start: Some(self.start),
             ..GenerateRequest::new(self.prompt.clone(), Seed(self.seed))
         }
     }

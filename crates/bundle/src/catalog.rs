@@ -1,6 +1,17 @@
 //! Published models whose recommended settings are known.
+//!
+//! A model that was distilled to few steps, and whose change was merged into the weights, has the shape of the model
+//! that it was made from. These properties tell it from the 40-step model:
+//!
+//! * a word in its name, such as `lightning` or `4steps`;
+//! * the class of its scheduler: Euler, where the 40-step model has UniPC;
+//! * the shift of its scheduler: another than 3 or 12.
+//!
+//! A model of the shape that has none of these, and not the published name either, is in doubt. Its scheduler config
+//! then stands before the catalogue, with a warning.
 
 use crate::geometry::{Patch, PixelSize};
+use crate::preset::Preset;
 use crate::routing::Routing;
 use crate::settings::{Recommended, ScheduleKind, SolverKind};
 use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
@@ -38,7 +49,8 @@ pub struct KnownModel {
 pub enum Certainty {
     /// Name, shape, boundary and scheduler are those of the publication.
     Published,
-    /// Some properties match and none contradicts.
+    /// Some properties match and none contradicts. It may be a model that was made from this one, such as a merged
+    /// distillation.
     Guess {
         /// The properties that match and those that do not.
         why: String,
@@ -78,7 +90,10 @@ pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
         }
         Some(Distilled { word, .. }) => {
             let name = evidence.name;
-            return other(format!("the name {name} contains {word:?}, so it needs another number of steps"));
+            return other(format!(
+                "the name {name} contains {word:?}, so it needs another number of steps; choose a `preset` such as {}",
+                Preset::Lightning4
+            ));
         }
         None => {}
     }
@@ -87,18 +102,23 @@ pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
         None => (SolverKind::UniPc, None),
     };
     if solver != SolverKind::UniPc {
-        return other(format!("its scheduler is {solver}, not unipc"));
+        return other(format!(
+            "its scheduler is {solver}, not unipc, so it may be a merged model for few steps, which needs a `preset` such \
+             as {}",
+            Preset::Lightning4
+        ));
     }
-    let mut recommended = a14b();
     let custom_shift = shift.filter(|shift| !A14B_SHIFTS.contains(shift));
+    if evidence.scheduler.is_some() && custom_shift.is_none() && is_published_name(evidence.name) {
+        return known(A14B, Certainty::Published, a14b());
+    }
+    let recommended = match evidence.scheduler {
+        None => a14b(),
+        Some(_) => Recommended { shift: None, sampler: None, schedule: None, ..a14b() },
+    };
     if let Some(shift) = custom_shift {
-        // It was changed on purpose.
-        recommended.shift = None;
         let why = format!("shape, boundary and solver match, but its scheduler has the shift {shift}, not 3");
         return known(A14B, Certainty::Guess { why }, recommended);
-    }
-    if evidence.scheduler.is_some() && is_published_name(evidence.name) {
-        return known(A14B, Certainty::Published, recommended);
     }
     let matches = match evidence.scheduler {
         Some(_) => "shape, boundary and scheduler match",
@@ -164,17 +184,22 @@ fn a14b() -> Recommended {
         sampler: Some(SolverKind::UniPc),
         schedule: Some(ScheduleKind::Official),
         negative: Some(OFFICIAL_NEGATIVE_PROMPT.into()),
+        timesteps: None,
+        guidance_until: None,
     }
 }
 
-/// Four steps of Euler at the timesteps 1000, 937.5, 833.3 and 625, without guidance.
+/// The settings of [`Preset::Lightning4`].
 fn a14b_in_four_steps() -> Recommended {
+    let recipe = Preset::Lightning4.recipe();
     Recommended {
-        steps: Some(4),
-        guidance: Some(vec![1.0]),
-        shift: Some(5.0),
-        sampler: Some(SolverKind::Euler),
+        steps: None,
+        guidance: Some(vec![recipe.guidance.0]),
+        shift: None,
+        sampler: None,
+        schedule: None,
         negative: Some(String::new()),
+        timesteps: Some(recipe.steps),
         ..a14b()
     }
 }
@@ -261,8 +286,9 @@ mod tests {
             let found = identified(name, 875.0, scheduler);
             assert!(matches!(found.certainty, Certainty::Guess { .. }), "{name}");
             assert_eq!(found.recommended.steps, Some(40));
-            let is_custom = scheduler == Some((SolverKind::UniPc, Some(8.0)));
-            assert_eq!(found.recommended.shift, (!is_custom).then_some(12.0));
+            // In doubt the scheduler config stands before the catalogue.
+            let Recommended { shift, sampler, schedule, .. } = found.recommended;
+            assert_eq!(shift.is_none() && sampler.is_none() && schedule.is_none(), scheduler.is_some());
         }
     }
 
@@ -290,7 +316,9 @@ mod tests {
         for name in ["Wan2.2-Lightning-4steps", "wan22 4-step", "T2V_A14B_lightx2v_4step_bf16"] {
             let found = identified(name, 875.0, PUBLISHED);
             assert!(matches!(found.certainty, Certainty::Guess { .. }), "{name}");
-            assert_eq!((found.recommended.steps, found.recommended.guidance), (Some(4), Some(vec![1.0])));
+            let Recommended { timesteps, steps, guidance, .. } = found.recommended;
+            assert_eq!(timesteps, Some(Preset::Lightning4.recipe().steps));
+            assert_eq!((steps, guidance), (None, Some(vec![1.0])));
         }
         for name in ["Wan2.2-T2V-A14B", "steps", "4", "stepping-stone", "version-2.2"] {
             assert_eq!(distilled(name), None, "{name}");

@@ -58,6 +58,16 @@ pub enum Field {
     Sampler,
     /// Sigma schedule.
     Schedule,
+    /// Recipe of a few-step model.
+    Preset,
+    /// List of timesteps.
+    Timesteps,
+    /// The latent that sampling begins with.
+    Start,
+    /// The sigma at which guidance ends.
+    GuidanceUntil,
+    /// Reuse of velocities between steps.
+    StepCache,
     /// Seed of the noise.
     Seed,
     /// File of the initial noise.
@@ -184,6 +194,11 @@ crate::named!(
     "shift" => Shift,
     "sampler" => Sampler,
     "schedule" => Schedule,
+    "preset" => Preset,
+    "timesteps" => Timesteps,
+    "start" => Start,
+    "guidance_until" => GuidanceUntil,
+    "step_cache" => StepCache,
     "seed" => Seed,
     "noise" => Noise,
     "noise_scale" => NoiseScale,

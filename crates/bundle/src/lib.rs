@@ -9,6 +9,7 @@
 //! | [`units`], [`geometry`], [`dtype`], [`mod@named`] | units, sizes, number formats, enums with names |
 //! | [`spec`], [`routing`], [`variant`] | model hyper-parameters, the expert for each noise level, graph variants |
 //! | [`settings`], [`catalog`] | defaults and their origin, published models |
+//! | [`timesteps`], [`preset`] | lists of timesteps, published recipes of few steps |
 //! | [`signature`] | inputs and outputs of each graph |
 //! | [`preview`] | the linear map of previews |
 //! | [`manifest`], [`layout`] | `bundle.json` and its validation, file names |
@@ -36,16 +37,19 @@ pub mod manifest;
 pub mod named;
 pub mod output_path;
 pub mod part_file;
+pub mod preset;
 pub mod preview;
 pub mod quantization;
 pub mod routing;
 mod run_folder;
 pub mod settings;
 pub mod signature;
+mod solver;
 pub mod spec;
 pub mod staging;
 pub mod stop;
 pub mod text_file;
+pub mod timesteps;
 pub mod units;
 pub mod variant;
 pub mod work;

@@ -1,34 +1,12 @@
 //! Default settings of a clip, and the origin of each value.
 
+pub use crate::solver::{MAX_STEPS, ScheduleKind, SolverKind};
+
 use crate::geometry::PixelSize;
+use crate::timesteps::{GuidanceUntil, ListedSteps};
 use crate::units::{FrameRate, GuidanceScale, Shift};
 use crate::{Error, Field};
 use serde::{Deserialize, Serialize};
-
-/// The update rule that turns velocities into the next latent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SolverKind {
-    /// UniPC of order 2, B(h) form, predicting x0.
-    UniPc,
-    /// DPM-Solver++ 2M, midpoint.
-    DpmPp,
-    /// Euler.
-    Euler,
-}
-
-/// The code base whose sigma grid is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    /// The grid of the official Wan2.2 code.
-    Official,
-    /// The grid of diffusers.
-    Diffusers,
-}
-
-crate::named!(SolverKind, Field::Sampler, "sampler", "unipc" => UniPc, "dpmpp" => DpmPp, "euler" => Euler);
-crate::named!(ScheduleKind, Field::Schedule, "schedule", "official" => Official, "diffusers" => Diffusers);
 
 /// The origin of a default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +60,12 @@ pub struct Defaults {
     pub schedule: Default<ScheduleKind>,
     /// Negative prompt.
     pub negative: Default<String>,
+    /// A list of timesteps in place of the grid. `steps` and `sampler` are those of the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<Default<ListedSteps>>,
+    /// The end of guidance; all steps are guided if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_until: Option<Default<GuidanceUntil>>,
     /// Notes for the user on how these values were found, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -109,13 +93,36 @@ pub struct Recommended {
     pub schedule: Option<ScheduleKind>,
     /// Negative prompt.
     pub negative: Option<String>,
+    /// A list of timesteps, in place of `steps`, `shift`, `sampler` and `schedule`.
+    pub timesteps: Option<ListedSteps>,
+    /// The end of guidance.
+    pub guidance_until: Option<GuidanceUntil>,
+}
+
+impl Recommended {
+    /// Returns true if it has a part of the sigma grid.
+    fn has_grid(&self) -> bool {
+        self.steps.is_some() || self.shift.is_some() || self.sampler.is_some() || self.schedule.is_some()
+    }
+
+    /// Checks that it has a list of timesteps or a grid, not both.
+    ///
+    /// # Errors
+    /// It has both.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.timesteps.is_none() || !self.has_grid() {
+            return Ok(());
+        }
+        let rule = "a list of timesteps replaces `steps`, `shift`, `sampler` and `schedule`";
+        Err(Error::value(Field::Timesteps, "used with a grid", rule, "leave these out, or the list"))
+    }
 }
 
 impl Defaults {
     /// Resolves every default. The first of `sources` that has a value is used, else the built-in value.
     ///
     /// # Errors
-    /// Returns an error if a recommended value is out of range.
+    /// Returns an error if a recommended value is out of range, or if a source has both a list of timesteps and a grid.
     pub fn resolve(sources: &[(Origin, &Recommended)], experts: usize) -> Result<Self, Error> {
         fn first<T>(
             sources: &[(Origin, &Recommended)],
@@ -133,7 +140,21 @@ impl Defaults {
         ) -> Result<Default<U>, Error> {
             Ok(Default { value: check(default.value)?, from: default.from })
         }
-        let steps = first(sources, |s| s.steps, 40);
+        sources.iter().try_for_each(|(_, source)| source.check())?;
+        // A source that has a part of the grid stands before the lists of later ones.
+        let listed = sources
+            .iter()
+            .find(|(_, source)| source.timesteps.is_some() || source.has_grid())
+            .and_then(|(from, source)| Some(Default { value: source.timesteps.clone()?, from: *from }));
+        let guidance_until = sources
+            .iter()
+            .find_map(|(from, source)| source.guidance_until.map(|value| Default { value, from: *from }));
+        let mut steps = first(sources, |s| s.steps, 40);
+        let mut sampler = first(sources, |s| s.sampler, SolverKind::UniPc);
+        if let Some(Default { value, from }) = &listed {
+            steps = Default { value: value.list.steps(), from: *from };
+            sampler = Default { value: value.sampler, from: *from };
+        }
         let frames = first(sources, |s| s.frames, 81);
         let guidance = first(sources, |s| s.guidance.clone(), vec![5.0]);
         Ok(Self {
@@ -145,16 +166,15 @@ impl Defaults {
                 per_expert(&scales.into_iter().map(GuidanceScale).collect::<Vec<_>>(), experts)
             })?,
             shift: checked(first(sources, |s| s.shift, 5.0), Shift::try_new)?,
-            sampler: first(sources, |s| s.sampler, SolverKind::UniPc),
+            sampler,
             schedule: first(sources, |s| s.schedule, ScheduleKind::Diffusers),
             negative: first(sources, |s| s.negative.clone(), String::new()),
+            timesteps: listed,
+            guidance_until,
             notes: Vec::new(),
         })
     }
 }
-
-/// The largest number of denoising steps: one per training timestep.
-pub const MAX_STEPS: usize = 1000;
 
 /// Checks a number of denoising steps.
 ///
@@ -219,8 +239,30 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_timesteps_replaces_the_grid_of_its_source_and_of_later_ones() {
+        let listed = ListedSteps {
+            list: "1000,757,522".parse().unwrap(),
+            sampler: SolverKind::Renoise,
+            start: crate::timesteps::Start::Noise,
+        };
+        let list = Recommended { timesteps: Some(listed.clone()), ..Recommended::default() };
+        let grid = Recommended { steps: Some(8), sampler: Some(SolverKind::UniPc), ..Recommended::default() };
+        let resolve = |first: &Recommended, second: &Recommended| {
+            Defaults::resolve(&[(Origin::Checkpoint, first), (Origin::SchedulerConfig, second)], 2).unwrap()
+        };
+        let defaults = resolve(&list, &grid);
+        assert_eq!(defaults.timesteps, Some(Default { value: listed, from: Origin::Checkpoint }));
+        assert_eq!(defaults.steps, Default { value: 3, from: Origin::Checkpoint });
+        assert_eq!(defaults.sampler, Default { value: SolverKind::Renoise, from: Origin::Checkpoint });
+        let defaults = resolve(&grid, &list);
+        assert_eq!((defaults.timesteps, defaults.steps.value), (None, 8));
+        let both = Recommended { shift: Some(3.0), ..list };
+        assert!(Defaults::resolve(&[(Origin::Checkpoint, &both)], 2).is_err());
+    }
+
+    #[test]
     fn unknown_names_are_refused_with_the_list_of_names() {
-        insta::assert_snapshot!("ddim".parse::<SolverKind>().unwrap_err(), @"sampler cannot be `ddim`: unknown sampler; expected one of unipc, dpmpp, euler (use one of these)");
+        insta::assert_snapshot!("ddim".parse::<SolverKind>().unwrap_err(), @"sampler cannot be `ddim`: unknown sampler; expected one of unipc, dpmpp, euler, renoise (use one of these)");
         assert_eq!("official".parse::<ScheduleKind>().unwrap(), ScheduleKind::Official);
     }
 }

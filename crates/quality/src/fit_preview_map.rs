@@ -53,7 +53,8 @@ pub fn fit_preview_map(
         on_clip(clip + 1, prompt);
         let steps = manifest.defaults.steps.value.min(STEPS);
         let request = GenerateRequest {
-            steps: Some(steps),
+            // A list of timesteps has its own number.
+            steps: manifest.defaults.timesteps.is_none().then_some(steps),
             length: Some(Length::Frames(manifest.defaults.frames.value.min(FRAMES))),
             size,
             ..GenerateRequest::new(*prompt, Seed(clip as u64))

@@ -108,7 +108,8 @@ impl Checkpoint {
             Some(boundary) => Routing::pair(Timestep(boundary as f32))?,
         };
         let recommended = read_recommended(&folder.join("rushes.json"))?;
-        let replaces_scheduler = recommended.sampler.is_some() && recommended.shift.is_some();
+        let has_grid = recommended.sampler.is_some() && recommended.shift.is_some();
+        let replaces_scheduler = has_grid || recommended.timesteps.is_some();
         let scheduler = match read_scheduler(folder, (&index_path, index.scheduler())) {
             Err(error @ Error::Scheduler { .. }) if replaces_scheduler => Err(error),
             scheduler => Ok(scheduler?),

@@ -67,7 +67,12 @@ pub(super) fn of_config(config: &Map<String, Value>, names: Names<'_>) -> Result
     Ok(match class {
         Class::UniPc => diffusers(SolverKind::UniPc, shift(config, path, "flow_shift", "shift")?),
         Class::Dpm => diffusers(SolverKind::DpmPp, shift(config, path, "flow_shift", "shift")?),
-        Class::Euler => diffusers(SolverKind::Euler, shift(config, path, "shift", "flow_shift")?),
+        Class::Euler => {
+            // Between two steps it then takes the clean latent with fresh noise.
+            let adds_noise = config.get("stochastic_sampling") == Some(&Value::Bool(true));
+            let solver = if adds_noise { SolverKind::Renoise } else { SolverKind::Euler };
+            diffusers(solver, shift(config, path, "shift", "flow_shift")?)
+        }
         Class::FlowUniPc => official(SolverKind::UniPc, shift(config, path, "shift", "flow_shift")?),
         Class::FlowDpm => official(SolverKind::DpmPp, shift(config, path, "shift", "flow_shift")?),
     })
@@ -182,6 +187,8 @@ mod tests {
         assert_eq!(dpm(&nothing).unwrap(), found(SolverKind::DpmPp, None, Some(3.0)));
         assert_eq!(euler(&nothing).unwrap(), found(SolverKind::Euler, None, Some(5.0)));
         assert_eq!(euler(&json!({ "shift": null })).unwrap().shift, Some(1.0));
+        let renoise = euler(&json!({ "stochastic_sampling": true })).unwrap();
+        assert_eq!(renoise, found(SolverKind::Renoise, None, Some(5.0)));
         let official = Some(ScheduleKind::Official);
         for (class, solver) in [
             ("FlowUniPCMultistepScheduler", SolverKind::UniPc),
@@ -235,7 +242,7 @@ mod tests {
             (&[dpm], json!({ "use_lu_lambdas": true })),
             (&[unipc, euler], json!({ "shift_terminal": 0.1 })),
             (&[euler], json!({ "invert_sigmas": true })),
-            (&[euler], json!({ "stochastic_sampling": true })),
+            (&[euler], json!({ "stochastic_sampling": "yes" })),
         ];
         for (classes, wrong) in cases {
             let key = wrong.as_object().unwrap().keys().next().unwrap();

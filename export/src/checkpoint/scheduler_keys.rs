@@ -148,7 +148,7 @@ const TABLE: &[Row] = &[
     ),
     Row(&[Dpm], &["use_lu_lambdas"], OneOf(&[False], LINEAR_GRID)),
     Row(&[Euler, FlowDpm], &["invert_sigmas"], OneOf(&[False], "sigmas fall from noise to the clean latent")),
-    Row(&[Euler], &["stochastic_sampling"], OneOf(&[False], "no noise is added between steps")),
+    Row(&[Euler], &["stochastic_sampling"], OneOf(&[False, True], "noise is added between steps, or not")),
     // Noise schedules of models that predict noise; `use_flow_sigmas` replaces them.
     Row(
         &[UniPc, Dpm],

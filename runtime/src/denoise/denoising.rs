@@ -1,12 +1,13 @@
 //! The state of a clip that is being denoised. It knows no session, file, clock or thread.
 
-use super::policy::{PassAction, Passes, StepPolicy};
-use crate::sampler::{Sampler, SamplerError, Schedule, SolverHistory, guide};
+use super::policy::{Passes, StepPolicy};
+use super::step_cache::{StepCache, Velocities, steps_before_reuse};
+use crate::sampler::{NoiseStream, RandomPosition, Sampler, SamplerError, Schedule, guide};
 use bundle::routing::{ExpertIndex, Routing};
 use bundle::settings::SolverKind;
 use bundle::units::{GuidanceScale, Seed, Sigma, Timestep};
 use ndarray::Array4;
-use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Settings of a [`Denoising`].
@@ -16,21 +17,14 @@ pub struct DenoiseSettings {
     pub routing: Routing,
     /// The guidance scale of each expert, starting with the one for the highest noise.
     pub guidance: Vec<GuidanceScale>,
+    /// Steps of a lower noise level than this are not guided, whatever their expert.
+    pub guidance_until: Sigma,
     /// The noise levels.
     pub schedule: Schedule,
     /// The solver.
     pub solver: SolverKind,
     /// What each step computes.
     pub policy: StepPolicy,
-}
-
-/// The position in a stream of random numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RandomPosition {
-    /// The seed of the stream.
-    pub seed: Seed,
-    /// How many values were drawn. The noise of a clip is the first `C·T·h·w` values; no solver draws any.
-    pub drawn: u64,
 }
 
 /// What the next step needs from an expert.
@@ -46,7 +40,7 @@ pub struct StepRequest {
     pub timestep: Timestep,
     /// The noise level of the latent.
     pub sigma: Sigma,
-    /// True if the expert's guidance scale is not 1.
+    /// True if the expert's guidance scale is not 1 and guidance has not ended.
     pub is_guided: bool,
     /// The guidance passes.
     pub passes: Passes,
@@ -80,6 +74,24 @@ pub enum StepError {
         /// The step, from 0.
         step: usize,
     },
+    /// Velocities were given for a step that reuses those of an earlier one.
+    #[error("step {step} reuses velocities")]
+    Reused {
+        /// The step, from 0.
+        step: usize,
+    },
+    /// A step that must be computed cannot reuse velocities.
+    #[error("step {step} must be computed")]
+    Computed {
+        /// The step, from 0.
+        step: usize,
+    },
+    /// The policy does not fit the steps.
+    #[error("{why}")]
+    Policy {
+        /// The reason.
+        why: String,
+    },
     /// The latent would no longer be finite.
     #[error("the latent is not finite after step {step}")]
     NotFinite {
@@ -100,8 +112,9 @@ pub enum StepError {
 
 /// Moves a latent from noise to clean, one step at a time.
 ///
-/// The caller runs the expert that [`Self::next`] names and passes its velocities to [`Self::advance`]. A copy is a
-/// snapshot: latents are shared and never changed in place.
+/// The caller runs the expert that [`Self::next`] names and passes its velocities to [`Self::advance`]. If the passes of
+/// the step are reused, the caller runs nothing and calls [`Self::reuse`]. A copy is a snapshot: latents are shared and
+/// never changed in place.
 ///
 /// # Examples
 /// An expert whose velocity points to the clean latent 0.5:
@@ -109,7 +122,7 @@ pub enum StepError {
 /// ```
 /// use bundle::routing::Routing;
 /// use bundle::settings::{ScheduleKind, SolverKind};
-/// use bundle::units::{GuidanceScale, Seed, Shift};
+/// use bundle::units::{GuidanceScale, Seed, Shift, Sigma};
 /// use ndarray::Array4;
 /// use runtime::denoise::{DenoiseSettings, Denoising, StepOutputs, StepPolicy};
 /// use runtime::sampler::Schedule;
@@ -117,6 +130,7 @@ pub enum StepError {
 /// let settings = DenoiseSettings {
 ///     routing: Routing::single(),
 ///     guidance: vec![GuidanceScale(1.0)],
+///     guidance_until: Sigma(0.0),
 ///     schedule: Schedule::new(SolverKind::UniPc, ScheduleKind::Official, 20, Shift(5.0)),
 ///     solver: SolverKind::UniPc,
 ///     policy: StepPolicy::ComputeAll,
@@ -133,25 +147,45 @@ pub enum StepError {
 pub struct Denoising {
     pub(super) routing: Routing,
     pub(super) guidance: Vec<GuidanceScale>,
+    pub(super) guidance_until: Sigma,
     pub(super) policy: StepPolicy,
     pub(super) sampler: Sampler,
     pub(super) latent: Arc<Array4<f32>>,
     /// The clean latent that the last step predicted.
     pub(super) clean: Option<Arc<Array4<f32>>>,
-    pub(super) random: RandomPosition,
+    pub(super) noise: NoiseStream,
+    /// The velocities of the last computed step, if the policy may reuse them and they belong to the next step's expert.
+    pub(super) cache: Option<StepCache>,
+    /// True if the next step reuses them.
+    pub(super) is_reused: bool,
+    /// The steps that reused velocities, from 0.
+    pub(super) reused: Vec<usize>,
 }
 
 impl Denoising {
     /// Begins with `noise [C,T,h,w]`, the first values of the stream of `seed`.
     ///
     /// # Errors
-    /// The number of guidance scales is not the number of experts.
+    /// The number of guidance scales is not the number of experts, or the policy does not fit the steps.
     pub fn new(settings: DenoiseSettings, noise: Array4<f32>, seed: Seed) -> Result<Self, StepError> {
-        let DenoiseSettings { routing, guidance, schedule, solver, policy } = settings;
+        let DenoiseSettings { routing, guidance, guidance_until, schedule, solver, policy } = settings;
         check_guidance(&guidance, &routing)?;
+        check_policy(policy, &schedule, solver)?;
         let random = RandomPosition { seed, drawn: noise.len() as u64 };
         let (sampler, latent) = (Sampler::new(schedule, solver), Arc::new(noise));
-        Ok(Self { routing, guidance, policy, sampler, latent, clean: None, random })
+        Ok(Self {
+            routing,
+            guidance,
+            guidance_until,
+            policy,
+            sampler,
+            latent,
+            clean: None,
+            noise: NoiseStream::at(random),
+            cache: None,
+            is_reused: false,
+            reused: Vec::new(),
+        })
     }
 
     /// What the next step needs; `None` once all steps are done.
@@ -159,42 +193,111 @@ impl Denoising {
         let step = self.sampler.step_index();
         let timestep = *self.sampler.schedule().timesteps().get(step)?;
         let expert = self.routing.expert_at(timestep);
-        let is_guided = self.guidance[expert.0].applies();
+        let is_guided = self.is_guided(step);
         let (steps, sigma) = (self.steps(), self.sampler.sigma());
-        let passes = self.policy.passes(is_guided);
+        let passes = Passes::new(is_guided, self.is_reused);
         Some(StepRequest { step, steps, expert, timestep, sigma, is_guided, passes })
     }
 
-    /// Makes the step that [`Self::next`] described.
+    /// Makes the step that [`Self::next`] described, from the velocities that its passes compute.
     ///
     /// # Errors
-    /// All steps are done, the velocities are not those that were requested or do not have the shape of the latent, or
-    /// the next latent is not finite. The state is unchanged.
+    /// All steps are done, the step reuses velocities, the velocities are not those that were requested or do not have the
+    /// shape of the latent, or the next latent is not finite. The state is unchanged.
     pub fn advance(&mut self, outputs: StepOutputs) -> Result<(), StepError> {
         let StepOutputs { conditional, unconditional } = outputs;
-        let Some(StepRequest { step, expert, passes, .. }) = self.next() else {
-            return Err(SamplerError::Finished { steps: self.steps() }.into());
-        };
-        let velocity = match (passes.unconditional, unconditional) {
-            (PassAction::Skip, None) => conditional,
-            (PassAction::Skip, Some(_)) => return Err(StepError::Unrequested { step }),
-            (_, None) => return Err(StepError::Missing { step }),
-            (_, Some(unconditional)) if unconditional.dim() == conditional.dim() => {
-                guide(&unconditional, &conditional, self.guidance[expert.0])
+        let request = self.next().ok_or(SamplerError::Finished { steps: self.steps() })?;
+        let StepRequest { step, is_guided, passes, .. } = request;
+        match &unconditional {
+            _ if passes.is_reused() => return Err(StepError::Reused { step }),
+            None if is_guided => return Err(StepError::Missing { step }),
+            Some(_) if !is_guided => return Err(StepError::Unrequested { step }),
+            _ => {}
+        }
+        let velocities = (Arc::new(conditional), unconditional.map(Arc::new));
+        let input = Arc::clone(&self.latent);
+        self.make(&request, &velocities)?;
+        if !self.policy.is_compute_all() {
+            self.cache = Some(StepCache::after(self.cache.as_ref(), &input, &velocities));
+        }
+        self.decide();
+        Ok(())
+    }
+
+    /// Makes the step that [`Self::next`] described, from the velocities of an earlier step.
+    ///
+    /// # Errors
+    /// All steps are done, the step must be computed, or the next latent is not finite. The state is unchanged.
+    pub fn reuse(&mut self) -> Result<(), StepError> {
+        let request = self.next().ok_or(SamplerError::Finished { steps: self.steps() })?;
+        let StepRequest { step, is_guided, passes, .. } = request;
+        let cache = self.cache.as_ref().filter(|_| passes.is_reused());
+        let velocities = cache.ok_or(StepError::Computed { step })?.velocities(&self.latent, is_guided);
+        self.make(&request, &velocities)?;
+        self.reused.push(step);
+        self.decide();
+        Ok(())
+    }
+
+    /// Moves the latent by a step.
+    fn make(&mut self, request: &StepRequest, velocities: &Velocities) -> Result<(), StepError> {
+        let StepRequest { step, expert, .. } = *request;
+        let (conditional, unconditional) = velocities;
+        let guided = match unconditional {
+            None => None,
+            Some(unconditional) if unconditional.dim() == conditional.dim() => {
+                Some(guide(unconditional, conditional, self.guidance[expert.0]))
             }
-            (_, Some(unconditional)) => {
+            Some(unconditional) => {
                 let [latent, velocity] = [self.latent.shape().to_vec(), unconditional.shape().to_vec()];
                 return Err(SamplerError::Shape { latent, velocity }.into());
             }
         };
-        let mut sampler = self.sampler.clone();
-        let latent = sampler.step(&self.latent, &velocity)?;
+        let (mut sampler, mut noise) = (self.sampler.clone(), self.noise.clone());
+        let latent = sampler.step(&self.latent, guided.as_ref().unwrap_or(conditional), &mut noise)?;
         if !latent.iter().all(|value| value.is_finite()) {
             return Err(StepError::NotFinite { step, expert });
         }
         self.clean = sampler.history().predictions.first().cloned();
-        (self.sampler, self.latent) = (sampler, latent);
+        (self.sampler, self.latent, self.noise) = (sampler, latent, noise);
         Ok(())
+    }
+
+    /// Decides whether the next step reuses velocities, and drops them at the boundary between two experts.
+    pub(super) fn decide(&mut self) {
+        self.is_reused = false;
+        let StepPolicy::EasyCache { threshold } = self.policy else {
+            self.cache = None;
+            return;
+        };
+        if self.is_at_boundary() {
+            self.cache = None;
+        }
+        let (step, phase) = (self.steps_done(), self.phase(self.steps_done()));
+        let is_always_computed =
+            step + 1 >= self.steps() || step < phase.start + steps_before_reuse(phase.len());
+        if let Some(cache) = self.cache.as_ref().filter(|_| !is_always_computed) {
+            self.is_reused = cache.fits(&self.latent, self.is_guided(step), threshold);
+        }
+    }
+
+    /// The steps around `step` that run on the same expert.
+    fn phase(&self, step: usize) -> Range<usize> {
+        let timesteps = self.schedule().timesteps();
+        let is_same = |other: &usize| {
+            let expert = |step: usize| timesteps.get(step).map(|timestep| self.routing.expert_at(*timestep));
+            expert(*other) == expert(step)
+        };
+        let start = (0..step).rev().take_while(is_same).last().unwrap_or(step);
+        start..(step..timesteps.len()).take_while(is_same).last().map_or(step, |last| last + 1)
+    }
+
+    /// Returns true if guidance needs the unconditional pass of a step of the schedule.
+    fn is_guided(&self, step: usize) -> bool {
+        let schedule = self.schedule();
+        let Some(timestep) = schedule.timesteps().get(step) else { return false };
+        let scale = self.guidance[self.routing.expert_at(*timestep).0];
+        scale.applies() && schedule.sigmas()[step] >= self.guidance_until
     }
 
     /// The latent, `[C,T,h,w]`, model scale.
@@ -232,15 +335,24 @@ impl Denoising {
         &self.guidance
     }
 
+    /// The lowest noise level that is guided.
+    pub fn guidance_until(&self) -> Sigma {
+        self.guidance_until
+    }
+
     /// The position in the stream of random numbers.
     pub fn random(&self) -> RandomPosition {
-        self.random
+        self.noise.position()
+    }
+
+    /// The steps that reused velocities, from 0.
+    pub fn reused_steps(&self) -> &[usize] {
+        &self.reused
     }
 
     /// Returns true if a step that is left needs the unconditional pass.
     pub fn needs_unconditional(&self) -> bool {
-        let left = &self.schedule().timesteps()[self.steps_done()..];
-        left.iter().any(|timestep| self.guidance[self.routing.expert_at(*timestep).0].applies())
+        (self.steps_done()..self.steps()).any(|step| self.is_guided(step))
     }
 
     /// Returns true if the next step runs on another expert than the one before it.
@@ -262,73 +374,6 @@ impl Denoising {
     }
 }
 
-/// The parts of a [`Denoising`], for storing it.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct StoredDenoising {
-    pub(crate) routing: Routing,
-    pub(crate) guidance: Vec<GuidanceScale>,
-    pub(crate) policy: StepPolicy,
-    pub(crate) schedule: Schedule,
-    pub(crate) solver: SolverKind,
-    pub(crate) steps_done: usize,
-    pub(crate) history: SolverHistory,
-    pub(crate) latent: Arc<Array4<f32>>,
-    pub(crate) clean: Option<Arc<Array4<f32>>>,
-    pub(crate) random: RandomPosition,
-}
-
-impl Denoising {
-    /// The parts.
-    pub(crate) fn stored(&self) -> StoredDenoising {
-        StoredDenoising {
-            routing: self.routing.clone(),
-            guidance: self.guidance.clone(),
-            policy: self.policy,
-            schedule: self.schedule().clone(),
-            solver: self.sampler.solver(),
-            steps_done: self.steps_done(),
-            history: self.sampler.history().clone(),
-            latent: Arc::clone(&self.latent),
-            clean: self.clean.clone(),
-            random: self.random,
-        }
-    }
-
-    /// Puts the parts together again.
-    ///
-    /// # Errors
-    /// Returns the reason if they cannot belong to one run.
-    pub(crate) fn from_stored(stored: StoredDenoising) -> Result<Self, &'static str> {
-        let StoredDenoising {
-            routing,
-            guidance,
-            policy,
-            schedule,
-            solver,
-            steps_done,
-            history,
-            latent,
-            clean,
-            random,
-        } = stored;
-        check_guidance(&guidance, &routing)
-            .map_err(|_given| "there is not one guidance scale for each expert")?;
-        let others = history.predictions.iter().chain(&history.start).chain(&clean);
-        if others.clone().any(|other| other.dim() != latent.dim()) {
-            return Err("its latents have different shapes");
-        }
-        if std::iter::once(&latent).chain(others).any(|latent| !latent.iter().all(|value| value.is_finite()))
-        {
-            return Err("a latent is not finite");
-        }
-        if clean.is_some() != (steps_done > 0) {
-            return Err("the predicted clean latent does not belong to the number of steps");
-        }
-        let sampler = Sampler::from_parts(schedule, solver, steps_done, history)?;
-        Ok(Self { routing, guidance, policy, sampler, latent, clean, random })
-    }
-}
-
 /// A copy of a [`Denoising`] between two steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot(pub(super) Denoising);
@@ -346,6 +391,15 @@ pub(super) fn check_guidance(guidance: &[GuidanceScale], routing: &Routing) -> R
     if given == experts { Ok(()) } else { Err(StepError::Guidance { given, experts }) }
 }
 
+/// Checks that a policy fits the steps of a schedule.
+pub(super) fn check_policy(
+    policy: StepPolicy,
+    schedule: &Schedule,
+    solver: SolverKind,
+) -> Result<(), StepError> {
+    policy.check(schedule.steps(), solver).map_err(|error| StepError::Policy { why: error.to_string() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::synthetic::{denoising, run, step};
@@ -356,7 +410,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_resumed_run_has_the_bits_of_one_that_was_not_stopped(
-            solver in 0_usize..3, kind in 0_usize..2, steps in 1_usize..12, stop in 0_usize..12,
+            solver in 0..SolverKind::ALL.len(), kind in 0_usize..2, steps in 1_usize..12, stop in 0_usize..12,
             guidance in 0_usize..3, boundary in 1_u16..1000, seed in 0_u64..1000,
         ) {
             let start = denoising(SolverKind::ALL[solver], ScheduleKind::ALL[kind], steps, guidance, boundary, seed);
@@ -404,6 +458,7 @@ mod tests {
         let settings = DenoiseSettings {
             routing,
             guidance: vec![GuidanceScale(3.0)],
+            guidance_until: Sigma(0.0),
             schedule: sampler.schedule().clone(),
             solver: SolverKind::Euler,
             policy: StepPolicy::ComputeAll,

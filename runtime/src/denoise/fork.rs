@@ -1,9 +1,10 @@
 //! Forks: another ending from a snapshot.
 
-use super::denoising::{Denoising, RandomPosition, Snapshot, StepError, check_guidance};
-use crate::sampler::torch_normal;
-use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{GuidanceScale, Seed, Shift, Sigma};
+use super::denoising::{Denoising, Snapshot, StepError, check_guidance, check_policy};
+use super::policy::StepPolicy;
+use crate::sampler::{NoiseStream, Schedule};
+use bundle::settings::SolverKind;
+use bundle::units::{GuidanceScale, Seed, Sigma};
 use ndarray::{Array4, Zip};
 use std::sync::Arc;
 
@@ -13,23 +14,23 @@ use std::sync::Arc;
 pub struct ForkChanges {
     /// Other guidance scales, one for each expert.
     pub guidance: Option<Vec<GuidanceScale>>,
+    /// Another end of guidance.
+    pub guidance_until: Option<Sigma>,
     /// Another grid for the steps that are left.
     pub grid: Option<GridChange>,
+    /// Another policy of what steps compute.
+    pub policy: Option<StepPolicy>,
     /// Fresh noise.
     pub variation: Option<Variation>,
 }
 
 /// Another grid from the sigma of a snapshot down. It forgets the solver's history.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GridChange {
     /// The solver.
     pub solver: SolverKind,
-    /// The grid.
-    pub kind: ScheduleKind,
-    /// Steps of the whole grid, from pure noise; those below the sigma of the snapshot run.
-    pub steps: usize,
-    /// The shift.
-    pub shift: Shift,
+    /// The whole grid, from pure noise; its steps below the sigma of the snapshot run.
+    pub schedule: Schedule,
 }
 
 /// Fresh noise that is mixed into a latent.
@@ -61,16 +62,23 @@ pub enum ForkError {
         /// The strength.
         strength: f64,
     },
+    /// The end of guidance is not in 0..=1.
+    #[error("guidance ends at {}, and it must end at a sigma from 0 to 1", sigma.0)]
+    GuidanceUntil {
+        /// The sigma.
+        sigma: Sigma,
+    },
 }
 
 impl Denoising {
     /// Continues from a snapshot with other settings.
     ///
-    /// Guidance changes nothing else. Another grid forgets the solver's history, and so does fresh noise: the correction
-    /// of UniPC starts from the latent of an earlier step and would undo the mixing.
+    /// Guidance and policy change nothing else. Another grid forgets the solver's history and the velocities that are kept
+    /// for later steps, and so does fresh noise: the correction of UniPC starts from the latent of an earlier step and
+    /// would undo the mixing.
     ///
     /// # Errors
-    /// No step is left, or a value is out of range.
+    /// No step is left, a value is out of range, or the policy does not fit the steps.
     pub fn fork(snapshot: Snapshot, changes: ForkChanges) -> Result<Self, ForkError> {
         let mut state = Self::resume(snapshot);
         let (step, steps) = (state.steps_done(), state.steps());
@@ -81,26 +89,37 @@ impl Denoising {
             check_guidance(&guidance, &state.routing)?;
             state.guidance = guidance;
         }
+        if let Some(sigma) = changes.guidance_until {
+            if !(0.0..=1.0).contains(&sigma.0) {
+                return Err(ForkError::GuidanceUntil { sigma });
+            }
+            state.guidance_until = sigma;
+        }
+        state.policy = changes.policy.unwrap_or(state.policy);
         if let Some(Variation { strength, seed, noise_scale }) = changes.variation {
             if !(0.0..=1.0).contains(&strength) {
                 return Err(ForkError::Strength { strength });
             }
-            let mut fresh = torch_normal(seed, state.latent.len());
+            let mut stream = NoiseStream::new(seed);
+            let mut fresh = stream.draw(state.latent.len());
             fresh.iter_mut().for_each(|value| *value *= noise_scale);
             let fresh = Array4::from_shape_vec(state.latent.dim(), fresh)
                 .unwrap_or_else(|_| unreachable!("as many values as the latent has"));
             // Before the first step the latent is the noise, whatever its sigma.
             let sigma = if state.clean.is_some() { state.sampler.sigma() } else { Sigma(1.0) };
             state.latent = Arc::new(varied(&state.latent, state.clean.as_deref(), sigma, strength, &fresh));
-            state.random = RandomPosition { seed, drawn: fresh.len() as u64 };
+            (state.noise, state.cache) = (stream, None);
             let (schedule, solver) = (state.schedule().clone(), state.sampler.solver());
             state.sampler.restart(schedule, solver);
         }
-        if let Some(GridChange { solver, kind, steps: whole, shift }) = changes.grid {
-            let schedule = state.schedule().continued(step, solver, kind, whole, shift);
+        if let Some(GridChange { solver, schedule }) = changes.grid {
+            let schedule = state.schedule().continued(step, solver, &schedule);
             let schedule = schedule.ok_or(ForkError::Finished { steps })?;
             state.sampler.restart(schedule, solver);
+            state.cache = None;
         }
+        check_policy(state.policy, state.schedule(), state.sampler.solver())?;
+        state.decide();
         Ok(state)
     }
 }
@@ -134,7 +153,8 @@ fn varied(
 mod tests {
     use super::super::synthetic::{denoising, noise, run, step};
     use super::*;
-    use crate::sampler::Schedule;
+    use bundle::settings::ScheduleKind;
+    use bundle::units::Shift;
     use proptest::prelude::*;
 
     fn stopped(solver: SolverKind, kind: ScheduleKind, steps: usize, stop: usize, seed: u64) -> Denoising {
@@ -148,7 +168,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_variation_follows_the_formula(
-            solver in 0_usize..3, stop in 1_usize..6, strength in 0.0_f64..=1.0, seed in 0_u64..100,
+            solver in 0..SolverKind::ALL.len(), stop in 1_usize..6, strength in 0.0_f64..=1.0, seed in 0_u64..100,
         ) {
             let state = stopped(SolverKind::ALL[solver], ScheduleKind::Official, 7, stop, seed);
             let variation = Variation { strength, seed: Seed(seed + 1000), noise_scale: 1.0 };
@@ -170,31 +190,32 @@ mod tests {
 
         #[test]
         fn a_grid_of_the_same_settings_goes_on_at_the_same_levels(
-            solver in 0_usize..3, kind in 0_usize..2, steps in 2_usize..20, stop in 0_usize..20, shift in 0.5_f64..12.0,
+            solver in 0..SolverKind::ALL.len(), kind in 0_usize..2, steps in 2_usize..20, stop in 0_usize..20, shift in 0.5_f64..12.0,
         ) {
             let (solver, kind) = (SolverKind::ALL[solver], ScheduleKind::ALL[kind]);
             let schedule = Schedule::new(solver, kind, steps, Shift(shift));
             let stop = stop % steps;
-            let continued = schedule.continued(stop, solver, kind, steps, Shift(shift)).unwrap();
+            let continued = schedule.continued(stop, solver, &schedule).unwrap();
             prop_assert_eq!(continued, schedule);
         }
 
         #[test]
         fn another_grid_begins_at_the_level_of_the_snapshot_and_falls_to_zero(
-            from in 0_usize..3, to in 0_usize..3, kind in 0_usize..2, steps in 1_usize..40, stop in 0_usize..6,
+            from in 0..SolverKind::ALL.len(), to in 0..SolverKind::ALL.len(), kind in 0_usize..2, steps in 1_usize..40, stop in 0_usize..6,
             shift in 0.5_f64..12.0,
         ) {
             let state = stopped(SolverKind::ALL[from], ScheduleKind::Diffusers, 7, stop, 3);
             let (solver, kind) = (SolverKind::ALL[to], ScheduleKind::ALL[kind]);
-            let grid = GridChange { solver, kind, steps, shift: Shift(shift) };
+            let whole = Schedule::new(solver, kind, steps, Shift(shift));
+            let grid = GridChange { solver, schedule: whole.clone() };
             let sigma = state.next().unwrap().sigma;
             let forked =
                 Denoising::fork(state.snapshot(), ForkChanges { grid: Some(grid), ..ForkChanges::default() }).unwrap();
             prop_assert_eq!(forked.next().unwrap().sigma, sigma);
             prop_assert_eq!(forked.steps_done(), stop);
-            let whole = Schedule::new(solver, kind, steps, Shift(shift));
             let below: Vec<Sigma> = whole.sigmas().iter().copied().filter(|other| *other < sigma).collect();
             prop_assert_eq!(&forked.schedule().sigmas()[stop + 1..], &below[..]);
+            prop_assume!(solver != SolverKind::Renoise);
             // The first step after the change knows no earlier one: it is a step of order 1.
             let start = Arc::clone(forked.latent());
             let mut stepped = forked.clone();
@@ -210,7 +231,7 @@ mod tests {
 
         #[test]
         fn other_guidance_keeps_the_history(
-            solver in 0_usize..3, stop in 0_usize..6, high in 1.0_f32..9.0, low in 1.0_f32..9.0,
+            solver in 0..SolverKind::ALL.len(), stop in 0_usize..6, high in 1.0_f32..9.0, low in 1.0_f32..9.0,
         ) {
             let state = stopped(SolverKind::ALL[solver], ScheduleKind::Official, 7, stop, 3);
             let guidance = vec![GuidanceScale(high), GuidanceScale(low)];

@@ -42,6 +42,8 @@ pub struct StepDone {
     pub clean: Arc<Array4<f32>>,
     /// Duration of the step, without the time to open its expert.
     pub ran: Duration,
+    /// True if the step reused velocities and its expert did not run.
+    pub is_reused: bool,
 }
 
 /// Runs the experts of a model. Each step borrows the session of its expert, which is opened when a step first needs it.
@@ -141,30 +143,58 @@ impl Generator {
         let Some(request) = denoising.next() else { return Ok(None) };
         let StepRequest { step, steps, expert: index, timestep, sigma, .. } = request;
         let expert = denoising.routing().name(index)?.clone();
-        let component = Component::Expert(expert.clone());
-        let placement = self.model.placement();
-        let (first, second) = (placement.device_of(&component), placement.pair_of(&component));
-        let is_guided = inputs.is_guided(&request)?;
-        let work = StepWork {
-            expert: &expert,
-            component: &component,
-            inputs,
-            request: &request,
-            latent: denoising.latent().view(),
+        let is_reused = request.passes.is_reused();
+        let (made, ran) = if is_reused {
+            let began = Instant::now();
+            (denoising.reuse(), began.elapsed())
+        } else {
+            let PassesDone { outputs, ran } = self.passes(denoising, &request, &expert, inputs, cancel)?;
+            let began = Instant::now();
+            (denoising.advance(outputs), ran + began.elapsed())
         };
-        let done = match second.filter(|_| is_guided) {
-            None => self.on_one_device(&work, first, cancel)?,
-            Some(second) => self.on_pair(&work, [first, second], cancel)?,
-        };
-        let began = Instant::now();
-        denoising.advance(done.outputs).map_err(|error| match error {
+        made.map_err(|error| match error {
             StepError::NotFinite { .. } => not_finite(&request, &expert),
             other => other.into(),
         })?;
-        let ran = done.ran + began.elapsed();
         let latent = Arc::clone(denoising.latent());
         let clean = denoising.clean_estimate().map_or_else(|| Arc::clone(&latent), Arc::clone);
-        Ok(Some(StepDone { step, steps, expert, sigma, timestep, latent, clean, ran }))
+        Ok(Some(StepDone { step, steps, expert, sigma, timestep, latent, clean, ran, is_reused }))
+    }
+
+    /// Computes the velocities of the next step, for [`Denoising::advance`]; `None` if all are done. Reuses none.
+    ///
+    /// # Errors
+    /// The expert cannot be opened or fails, or the run is cancelled.
+    pub fn velocities(
+        &self,
+        denoising: &Denoising,
+        inputs: &StepInputs,
+        cancel: &Cancel,
+    ) -> Result<Option<StepOutputs>, Error> {
+        let Some(request) = denoising.next() else { return Ok(None) };
+        let expert = denoising.routing().name(request.expert)?.clone();
+        Ok(Some(self.passes(denoising, &request, &expert, inputs, cancel)?.outputs))
+    }
+
+    /// Makes all passes of a step.
+    fn passes(
+        &self,
+        denoising: &Denoising,
+        request: &StepRequest,
+        expert: &ExpertName,
+        inputs: &StepInputs,
+        cancel: &Cancel,
+    ) -> Result<PassesDone, Error> {
+        let component = Component::Expert(expert.clone());
+        let placement = self.model.placement();
+        let (first, second) = (placement.device_of(&component), placement.pair_of(&component));
+        inputs.check_negative(request)?;
+        let latent = denoising.latent().view();
+        let work = StepWork { expert, component: &component, inputs, request, latent };
+        match second.filter(|_| request.is_guided) {
+            None => self.on_one_device(&work, first, cancel),
+            Some(second) => self.on_pair(&work, [first, second], cancel),
+        }
     }
 
     /// Makes all passes of a step on one device.

@@ -15,7 +15,7 @@ use bundle::manifest::{Bundle, ComponentEntry, FORMAT, GraphEntry, Manifest};
 use bundle::routing::Routing;
 use bundle::settings::{Defaults, ScheduleKind, SolverKind};
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
-use bundle::units::{GuidanceScale, Seed, Shift};
+use bundle::units::{GuidanceScale, Seed, Shift, Sigma};
 use bundle::variant::{KernelLibrary, Precision, Variant};
 use engines::MemoryBudgets;
 use engines::fake::{Calls, Effect, Event, FakeBackend, Gate, check_log};
@@ -91,6 +91,7 @@ fn denoised(
     let settings = DenoiseSettings {
         routing: model.manifest().routing.clone(),
         guidance: guidance.map(GuidanceScale).to_vec(),
+        guidance_until: Sigma(0.0),
         schedule: Schedule::new(SolverKind::Euler, ScheduleKind::ALL[0], STEPS, Shift::try_new(5.0).unwrap()),
         solver: SolverKind::Euler,
         policy: StepPolicy::ComputeAll,

@@ -2,7 +2,6 @@
 
 use super::conditioning::{Conditioning, FrameLevels, ImageConditioning, model_input};
 use super::denoising::{StepOutputs, StepRequest};
-use super::policy::PassAction;
 use super::rope::RotaryTables;
 use super::text_input::TextInput;
 use super::token_rows::{TokenRows, token_rows};
@@ -165,16 +164,15 @@ impl StepInputs {
         self.shape
     }
 
-    /// Returns true if the step has an unconditional pass.
+    /// Checks that a guided step has a negative prompt.
     ///
     /// # Errors
-    /// It has one, and the conditioning has no negative prompt.
-    pub(super) fn is_guided(&self, request: &StepRequest) -> Result<bool, Error> {
-        let is_guided = request.passes.unconditional == PassAction::Compute;
-        if is_guided && self.texts.values().any(|texts| texts.negative.is_none()) {
+    /// The step is guided, and the conditioning has no negative prompt.
+    pub(super) fn check_negative(&self, request: &StepRequest) -> Result<(), Error> {
+        if request.is_guided && self.texts.values().any(|texts| texts.negative.is_none()) {
             return Err(Error::NoNegative { step: request.step + 1 });
         }
-        Ok(is_guided)
+        Ok(())
     }
 
     /// The text inputs for an expert.
@@ -261,7 +259,8 @@ impl StepInputs {
         request: &StepRequest,
         cancel: &Cancel,
     ) -> Result<StepOutputs, Error> {
-        let is_guided = self.is_guided(request)?;
+        self.check_negative(request)?;
+        let is_guided = request.is_guided;
         let values = |batch| self.values(spec, latent, request, batch);
         if let Some(NegativePass::Batched(both)) = &self.texts(expert).negative
             && is_guided

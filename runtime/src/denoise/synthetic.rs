@@ -1,11 +1,11 @@
 //! A model that tests can compute: velocities that depend on latent, timestep, expert and pass.
 
 use super::denoising::{DenoiseSettings, Denoising, StepOutputs};
-use super::policy::{PassAction, StepPolicy};
+use super::policy::StepPolicy;
 use crate::sampler::{Schedule, torch_normal};
 use bundle::routing::Routing;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{GuidanceScale, Seed, Shift, Timestep};
+use bundle::units::{GuidanceScale, Seed, Shift, Sigma, Timestep};
 use ndarray::Array4;
 
 /// Shape of the latents.
@@ -24,6 +24,7 @@ pub(crate) fn denoising(
     let settings = DenoiseSettings {
         routing: Routing::pair(Timestep(f32::from(boundary))).unwrap(),
         guidance: scales.to_vec(),
+        guidance_until: Sigma(0.0),
         schedule: Schedule::new(solver, kind, steps, Shift(5.0)),
         solver,
         policy: StepPolicy::ComputeAll,
@@ -39,12 +40,16 @@ pub(crate) fn noise(seed: Seed) -> Array4<f32> {
 /// Makes one step.
 pub(crate) fn step(denoising: &mut Denoising) {
     let request = denoising.next().unwrap();
+    if request.passes.is_reused() {
+        denoising.reuse().unwrap();
+        return;
+    }
     #[expect(clippy::cast_precision_loss, reason = "two experts")]
     let expert = request.expert.0 as f32;
     let velocity = |pass: f32| {
         denoising.latent().mapv(|x| (2.0 * x + pass).sin() + request.timestep.0 / 1000.0 * x + expert)
     };
-    let unconditional = (request.passes.unconditional == PassAction::Compute).then(|| velocity(0.5));
+    let unconditional = request.is_guided.then(|| velocity(0.5));
     let conditional = velocity(0.0);
     denoising.advance(StepOutputs { conditional, unconditional }).unwrap();
 }

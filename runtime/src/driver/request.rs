@@ -47,6 +47,9 @@ pub fn work_of(plan: &GenerationPlan, routing: &Routing, span: &JobSpan<'_>) -> 
 /// Latents that a job holds at most: that of the last step and of the one before, the solver's history, all of them again
 /// in a snapshot that is written, the two velocities of a step, and sums in f64.
 const LATENTS_HELD: u64 = 2 * (2 + HISTORY as u64) + 4;
+/// Those that a step cache adds: the latent and the two velocities of the last computed step, and the two velocities that a
+/// step is made with. A snapshot shares them, and its file has a copy.
+const LATENTS_CACHED: u64 = 2 * 3 + 2;
 /// Text states that a job holds at most: those of the prompt and the negative prompt, and the same as inputs of a step.
 const TEXTS_HELD: u64 = 4;
 const F32: u64 = 4;
@@ -58,7 +61,8 @@ pub fn latents_of(plan: &GenerationPlan, manifest: &Manifest) -> ByteCount {
         extents.into_iter().map(wide).fold(held.saturating_mul(F32), u64::saturating_mul)
     };
     let (channels, frames, height, width) = plan.latent.dims();
-    let latents = product([channels, frames, height, width], LATENTS_HELD);
+    let cached = if plan.step_cache.is_compute_all() { 0 } else { LATENTS_CACHED };
+    let latents = product([channels, frames, height, width], LATENTS_HELD + cached);
     let texts = product([1, 1, TEXT_ROWS, manifest.denoiser.text_width], TEXTS_HELD);
     ByteCount(latents.saturating_add(texts))
 }

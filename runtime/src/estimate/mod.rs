@@ -67,8 +67,8 @@ impl ClipEstimate {
         peaks: &dyn Fn(Device) -> Option<Peaks>,
     ) -> Self {
         let clip = Clip { manifest, plan, request, memory, peaks };
-        let experts = plan.expert_steps.iter().zip(&plan.guidance).filter(|((_, steps), _)| *steps > 0);
-        let experts = experts.map(|((expert, steps), scale)| clip.steps(expert, *steps, scale.applies()));
+        let experts = plan.expert_steps.iter().zip(&plan.guided_steps).filter(|((_, steps), _)| *steps > 0);
+        let experts = experts.map(|((expert, steps), guided)| clip.steps(expert, *steps, *guided));
         Self { phases: [clip.text()].into_iter().chain(experts).chain([clip.decode()]).collect() }
     }
 
@@ -188,15 +188,29 @@ impl Clip<'_> {
         })
     }
 
-    /// The steps of an expert. A guided step is two passes, each on one device of a pair.
-    fn steps(&self, expert: &ExpertName, steps: usize, is_guided: bool) -> PhaseEstimate {
+    /// The steps of an expert, of which the first ones are guided. A guided step is two passes, each on one device of a
+    /// pair. Steps that may be reused are counted as computed.
+    fn steps(&self, expert: &ExpertName, steps: usize, guided: usize) -> PhaseEstimate {
         let component = Component::Expert(expert.clone());
         let is_pair = self.memory.placement.pair_of(&component).is_some();
-        let (passes, times) = if is_guided && !is_pair { (2, 2.0) } else { (1, 1.0) };
-        let work = self.manifest.denoiser.step_work(self.plan.tokens) * times;
-        let layers = passes * self.manifest.denoiser.layers;
         self.phase(component, steps, |component, device| {
-            Some([self.rates(component, Part::Whole, device)?.time(work, layers); 2])
+            let rates = self.rates(component, Part::Whole, device)?;
+            let time = |is_guided: bool| {
+                let (passes, times) = if is_guided && !is_pair { (2, 2.0) } else { (1, 1.0) };
+                let work = self.manifest.denoiser.step_work(self.plan.tokens) * times;
+                rates.time(work, passes * self.manifest.denoiser.layers)
+            };
+            let (later, later_guided) = (steps.saturating_sub(1), guided.saturating_sub(1));
+            let unit = match later_guided {
+                0 if guided < steps => time(false),
+                all if all == later => time(true),
+                some => {
+                    #[expect(clippy::cast_precision_loss, reason = "at most a thousand steps")]
+                    let share = some as f64 / later as f64;
+                    time(true) * share + time(false) * (1.0 - share)
+                }
+            };
+            Some([time(guided > 0), unit])
         })
     }
 

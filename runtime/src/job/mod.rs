@@ -9,6 +9,7 @@ mod event;
 #[cfg(test)]
 mod fake_disk;
 mod folder;
+mod fork_spec;
 mod keep_steps;
 mod origin;
 #[cfg(test)]
@@ -30,13 +31,14 @@ mod work;
 pub use conditions::{AcceleratorConditions, RunConditions};
 pub use event::JobEvent;
 pub use folder::{FoundSnapshot, JobFolder};
+pub use fork_spec::{ForkSpec, GridChanges, GridSpec, VariationSpec};
 pub use keep_steps::KeepSteps;
 pub use record::{ClipRecord, LatentDigest, RECORD_MAX, StoredRecord};
 pub use report::{DeviceMemory, JobReport, NodesOfGraph, OutputSummary, PreviewSummary, SessionMemory};
 pub use resume_from::ResumeFrom;
 pub use running::{Job, JobState, generate};
 pub use snapshot_writer::Storing;
-pub use spec::{Extra, ForkSpec, GridSpec, InputFile, JobSpec, ModelIdentity, SPEC_VERSION, VariationSpec};
+pub use spec::{Extra, InputFile, JobSpec, ModelIdentity, SPEC_VERSION};
 pub use start::{JobStart, Resumed};
 pub use stored_snapshot::{SNAPSHOT_VERSION, SnapshotIdentity, StoredSnapshot};
 pub use timing::JobTimes;

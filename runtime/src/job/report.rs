@@ -32,6 +32,9 @@ pub struct JobReport {
     pub steps_run: usize,
     /// Guidance passes that were not computed, because a policy reused or skipped them.
     pub skipped_passes: usize,
+    /// The steps that reused velocities of an earlier one, counted from 1, those before the job was resumed among them.
+    #[serde(default)]
+    pub reused_steps: Vec<usize>,
     /// The digest of the latent after each step.
     pub latents: Vec<LatentDigest>,
     /// Duration of each phase in seconds, with the opening of graphs: `text`, `denoise`, `decode`.

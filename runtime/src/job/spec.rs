@@ -1,17 +1,19 @@
 //! Everything that determines a clip, as data.
 
+use super::fork_spec::{ForkSpec, GridSpec};
 use crate::Error;
+use crate::denoise::StepPolicy;
 use crate::model::Model;
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use bundle::digest::Digest;
 use bundle::geometry::PixelSize;
 use bundle::manifest::{Component, Manifest};
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{FrameRate, GuidanceScale, Seed, Shift};
+use bundle::timesteps::{GuidanceUntil, Start, TimestepChoice, TimestepList};
+use bundle::units::{FrameRate, GuidanceScale, Seed, Shift, Sigma};
 use bundle::variant::Variant;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// The version of [`JobSpec`] that is written.
 pub const SPEC_VERSION: u32 = 1;
@@ -58,12 +60,24 @@ pub struct JobSpec {
     pub steps: usize,
     /// Solver.
     pub sampler: SolverKind,
-    /// Sigma grid.
+    /// Sigma grid; not used while there is a list of timesteps.
     pub schedule: ScheduleKind,
-    /// Shift of the grid.
+    /// Shift of the grid; not used while there is a list of timesteps.
     pub shift: Shift,
+    /// The list of timesteps, in place of the grid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<TimestepList>,
+    /// The latent that sampling begins with.
+    #[serde(default, skip_serializing_if = "Start::is_noise")]
+    pub start: Start,
     /// Guidance scale of each expert, starting with the one for the highest noise.
     pub guidance: Vec<GuidanceScale>,
+    /// The lowest noise level that is guided; 0 for all.
+    #[serde(default = "all_levels", skip_serializing_if = "is_all_levels")]
+    pub guidance_until: Sigma,
+    /// What steps compute.
+    #[serde(default, skip_serializing_if = "StepPolicy::is_compute_all")]
+    pub step_cache: StepPolicy,
     /// Seed of the noise.
     pub seed: Seed,
     /// Factor on the noise.
@@ -80,6 +94,14 @@ pub struct JobSpec {
     /// Settings of the program that made the clip, such as post-processing, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extras: BTreeMap<String, Extra>,
+}
+
+fn all_levels() -> Sigma {
+    Sigma(0.0)
+}
+
+fn is_all_levels(sigma: &Sigma) -> bool {
+    *sigma == all_levels()
 }
 
 /// A model by name and content.
@@ -118,84 +140,6 @@ pub enum Extra {
     },
 }
 
-/// Changes after some of the steps. `None` keeps a setting.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ForkSpec {
-    /// The number of steps before the change.
-    pub after: usize,
-    /// Another prompt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prompt: Option<String>,
-    /// Another negative prompt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub negative: Option<String>,
-    /// Other guidance scales, one for each expert.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guidance: Option<Vec<GuidanceScale>>,
-    /// Another grid.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub grid: Option<GridSpec>,
-    /// Fresh noise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variation: Option<VariationSpec>,
-}
-
-impl fmt::Display for ForkSpec {
-    /// Names the changes, as "after step 9: guidance 5, 5".
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut changes = Vec::new();
-        if self.prompt.is_some() {
-            changes.push("another prompt".to_owned());
-        }
-        if self.negative.is_some() {
-            changes.push("another negative prompt".to_owned());
-        }
-        if let Some(scales) = &self.guidance {
-            let scales: Vec<String> = scales.iter().map(|scale| scale.0.to_string()).collect();
-            changes.push(format!("guidance {}", scales.join(", ")));
-        }
-        if let Some(GridSpec { sampler, schedule, steps, shift }) = self.grid {
-            changes.push(format!("the rest of {steps} steps of {sampler} ({schedule}, shift {})", shift.0));
-        }
-        if let Some(VariationSpec { strength, seed }) = self.variation {
-            changes.push(format!("{strength} of fresh noise from seed {}", seed.0));
-        }
-        write!(f, "after step {}: {}", self.after, changes.join("; "))
-    }
-}
-
-impl ForkSpec {
-    /// Returns true if nothing changes.
-    pub fn is_empty(&self) -> bool {
-        *self == Self { after: self.after, ..Self::default() }
-    }
-}
-
-/// Another grid of a fork. See [`GridChange`](crate::denoise::GridChange).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GridSpec {
-    /// Solver.
-    pub sampler: SolverKind,
-    /// Sigma grid.
-    pub schedule: ScheduleKind,
-    /// Steps of the whole grid.
-    pub steps: usize,
-    /// Shift of the grid.
-    pub shift: Shift,
-}
-
-/// Fresh noise of a fork. See [`Variation`](crate::denoise::Variation).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VariationSpec {
-    /// Share of the fresh noise, 0..=1.
-    pub strength: f64,
-    /// Its seed.
-    pub seed: Seed,
-}
-
 impl JobSpec {
     /// The spec of a plan, for a model.
     ///
@@ -215,7 +159,11 @@ impl JobSpec {
             sampler: plan.solver,
             schedule: plan.schedule_kind,
             shift: plan.shift,
+            timesteps: plan.timesteps.clone(),
+            start: plan.start,
             guidance: plan.guidance.clone(),
+            guidance_until: plan.guidance_until,
+            step_cache: plan.step_cache,
             seed: plan.seed,
             noise_scale: plan.noise_scale,
             noise: None,
@@ -252,9 +200,14 @@ impl JobSpec {
             fps: Some(self.fps),
             steps: Some(self.steps),
             guidance: Some(self.guidance.clone()),
-            shift: Some(self.shift.0),
+            // A list replaces them.
+            shift: self.timesteps.is_none().then_some(self.shift.0),
             sampler: Some(self.sampler),
-            schedule: Some(self.schedule),
+            schedule: self.timesteps.is_none().then_some(self.schedule),
+            timesteps: Some(self.timesteps.clone().map_or(TimestepChoice::Grid, TimestepChoice::List)),
+            start: Some(self.start),
+            guidance_until: Some(GuidanceUntil::Sigma(self.guidance_until)),
+            step_cache: Some(self.step_cache),
             seed: self.seed,
             noise_scale: self.noise_scale,
         }
@@ -273,6 +226,17 @@ impl JobSpec {
         let plain = Self { extras: BTreeMap::new(), stop_after: None, ..self.clone() };
         let json = serde_json::to_vec(&plain).unwrap_or_else(|_| unreachable!("keys are strings"));
         Digest::of_parts([&json[..]]).blake3
+    }
+
+    /// The grid that the clip begins with.
+    pub fn grid(&self) -> GridSpec {
+        GridSpec {
+            sampler: self.sampler,
+            schedule: self.schedule,
+            steps: self.steps,
+            shift: self.shift,
+            timesteps: self.timesteps.clone(),
+        }
     }
 
     /// The prompts that apply once `done` steps are made.
@@ -333,6 +297,7 @@ impl ModelIdentity {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::fork_spec::VariationSpec;
     use super::*;
     use bundle::variant::{KernelLibrary, Precision};
     use proptest::prelude::*;
@@ -353,7 +318,11 @@ pub(crate) mod tests {
             sampler: SolverKind::UniPc,
             schedule: ScheduleKind::Official,
             shift: Shift(3.1),
+            timesteps: Some("1000,900.5".parse().unwrap()),
+            start: Start::ScaledNoise,
             guidance: vec![GuidanceScale(4.0), GuidanceScale(3.0)],
+            guidance_until: Sigma(0.35),
+            step_cache: StepPolicy::EasyCache { threshold: 0.07 },
             seed: Seed(u64::MAX),
             noise_scale: 0.85,
             noise: Some(file.clone()),
@@ -367,7 +336,10 @@ pub(crate) mod tests {
                     schedule: ScheduleKind::Diffusers,
                     steps: 4,
                     shift: Shift(5.0),
+                    timesteps: None,
                 }),
+                guidance_until: Some(Sigma(0.6)),
+                step_cache: Some(StepPolicy::ComputeAll),
                 variation: Some(VariationSpec { strength: 0.25, seed: Seed(9) }),
             }],
             stop_after: Some(6),
@@ -406,12 +378,16 @@ pub(crate) mod tests {
         let digest = spec().digest();
         assert_eq!(JobSpec { extras: BTreeMap::new(), stop_after: None, ..spec() }.digest(), digest);
         assert_ne!(JobSpec { seed: Seed(1), ..spec() }.digest(), digest);
+        assert_ne!(JobSpec { timesteps: None, ..spec() }.digest(), digest);
+        assert_ne!(JobSpec { start: Start::Noise, ..spec() }.digest(), digest);
+        assert_ne!(JobSpec { guidance_until: Sigma(0.0), ..spec() }.digest(), digest);
+        assert_ne!(JobSpec { step_cache: StepPolicy::ComputeAll, ..spec() }.digest(), digest);
         assert_ne!(JobSpec { forks: Vec::new(), ..spec() }.digest(), digest);
     }
 
     #[test]
     fn a_fork_names_its_changes() {
-        insta::assert_snapshot!(spec().forks[0], @"after step 3: another prompt; guidance 1, 2; the rest of 4 steps of euler (diffusers, shift 5); 0.25 of fresh noise from seed 9");
+        insta::assert_snapshot!(spec().forks[0], @"after step 3: another prompt; guidance 1, 2; guidance until sigma 0.6; the rest of 4 steps of euler (diffusers, shift 5); step cache off; 0.25 of fresh noise from seed 9");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use super::conditions::RunConditions;
 use super::folder::JobFolder;
+use super::fork_spec::ForkSpec;
 use super::record::LatentDigest;
-use super::spec::{ForkSpec, JobSpec, ModelIdentity};
+use super::spec::{JobSpec, ModelIdentity};
 use super::stored_snapshot::StoredSnapshot;
 use crate::Error;
 use crate::decode::TileSide;
@@ -115,6 +116,8 @@ impl JobStart {
             if snapshot.state().steps_done() >= steps {
                 return Err(ForkError::Finished { steps }.into());
             }
+            // Changes that cannot be made are refused before any work.
+            Denoising::fork(snapshot.clone(), fork.changes(1.0))?;
             spec.forks.truncate(forks_applied);
             spec.forks.push(ForkSpec { after: snapshot.state().steps_done(), ..fork });
         }

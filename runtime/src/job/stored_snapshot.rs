@@ -6,17 +6,21 @@
 //! | `clean` | `[C,T,h,w]` f32 | the clean latent that the last step predicted; absent before the first step |
 //! | `predictions.0`, … | `[C,T,h,w]` f32 | the solver's history, newest first |
 //! | `start` | `[C,T,h,w]` f32 | the latent at the start of the last step, after its correction |
+//! | `cache.input` | `[C,T,h,w]` f32 | the latent at the start of the last computed step, if its velocities may be reused |
+//! | `cache.conditional`, `cache.unconditional` | `[C,T,h,w]` f32 | its velocities; the second one if it was guided |
 //!
 //! The metadata has two keys: `snapshot` (JSON) and `digest` (BLAKE3 over the JSON and every tensor).
 
 use super::conditions::RunConditions;
 use super::record::LatentDigest;
 use crate::Error;
-use crate::denoise::{Denoising, RandomPosition, Snapshot, StepPolicy, StoredDenoising};
+use crate::denoise::{
+    CachedPass, Denoising, RandomPosition, Snapshot, StepCache, StepPolicy, StoredDenoising,
+};
 use crate::sampler::{Schedule, SolverHistory};
 use bundle::routing::Routing;
 use bundle::settings::SolverKind;
-use bundle::units::GuidanceScale;
+use bundle::units::{GuidanceScale, Sigma};
 use ndarray::Array4;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -71,14 +75,36 @@ struct Header {
     predictions: usize,
     routing: Routing,
     guidance: Vec<GuidanceScale>,
+    #[serde(default = "lowest", skip_serializing_if = "is_lowest")]
+    guidance_until: Sigma,
     policy: StepPolicy,
     random: RandomPosition,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cache: Option<CacheHeader>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    reused: Vec<usize>,
     identity: SnapshotIdentity,
     conditions: RunConditions,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     earlier: Vec<RunConditions>,
     latents: Vec<LatentDigest>,
     forks_applied: usize,
+}
+
+/// The rates of the velocities that are kept for later steps.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CacheHeader {
+    conditional: Option<f64>,
+    unconditional: Option<f64>,
+}
+
+fn lowest() -> Sigma {
+    Sigma(0.0)
+}
+
+fn is_lowest(sigma: &Sigma) -> bool {
+    *sigma == lowest()
 }
 
 impl StoredSnapshot {
@@ -99,8 +125,14 @@ impl StoredSnapshot {
             predictions: state.history.predictions.len(),
             routing: state.routing,
             guidance: state.guidance,
+            guidance_until: state.guidance_until,
             policy: state.policy,
             random: state.random,
+            cache: state.cache.as_ref().map(|cache| CacheHeader {
+                conditional: cache.conditional.rate,
+                unconditional: cache.unconditional.as_ref().and_then(|pass| pass.rate),
+            }),
+            reused: state.reused,
             identity: self.identity.clone(),
             conditions: self.conditions.clone(),
             earlier: self.earlier.clone(),
@@ -111,6 +143,12 @@ impl StoredSnapshot {
         let mut tensors: Vec<(String, &Array4<f32>)> = vec![("latent".into(), &state.latent)];
         tensors.extend(state.clean.as_deref().map(|clean| ("clean".into(), clean)));
         tensors.extend(state.history.start.as_deref().map(|start| ("start".into(), start)));
+        if let Some(StepCache { input, conditional, unconditional }) = &state.cache {
+            // In the order of their names, as they are hashed.
+            tensors.push((CACHE[1].into(), &conditional.velocity));
+            tensors.push((CACHE[0].into(), input));
+            tensors.extend(unconditional.as_ref().map(|pass| (CACHE[2].into(), &*pass.velocity)));
+        }
         for (index, prediction) in state.history.predictions.iter().enumerate() {
             tensors.push((format!("predictions.{index}"), prediction));
         }
@@ -182,12 +220,25 @@ impl StoredSnapshot {
         let (clean, start) = (take("clean"), take("start"));
         let predictions =
             (0..header.predictions).map_while(|index| take(&format!("predictions.{index}"))).collect();
+        let cache = match header.cache {
+            None => None,
+            Some(rates) => {
+                let input =
+                    take(CACHE[0]).ok_or_else(|| wrong(format!("it has no tensor `{}`", CACHE[0])))?;
+                let velocity =
+                    take(CACHE[1]).ok_or_else(|| wrong(format!("it has no tensor `{}`", CACHE[1])))?;
+                let conditional = CachedPass { velocity, rate: rates.conditional };
+                let pass = |velocity| CachedPass { velocity, rate: rates.unconditional };
+                Some(StepCache { input, conditional, unconditional: take(CACHE[2]).map(pass) })
+            }
+        };
         if let Some(name) = tensors.keys().next() {
             return Err(wrong(format!("the tensor `{name}` does not belong to a snapshot")));
         }
         let stored = StoredDenoising {
             routing: header.routing,
             guidance: header.guidance,
+            guidance_until: header.guidance_until,
             policy: header.policy,
             schedule: header.schedule,
             solver: header.solver,
@@ -196,6 +247,8 @@ impl StoredSnapshot {
             latent,
             clean,
             random: header.random,
+            cache,
+            reused: header.reused,
         };
         let state = Denoising::from_stored(stored).map_err(|why| wrong(why.to_owned()))?;
         if header.latents.len() != header.steps_done {
@@ -206,6 +259,9 @@ impl StoredSnapshot {
         Ok(Self { snapshot, identity, conditions, earlier, latents, forks_applied })
     }
 }
+
+/// The tensors of the velocities that are kept for later steps.
+const CACHE: [&str; 3] = ["cache.input", "cache.conditional", "cache.unconditional"];
 
 /// The number of steps that are done in the snapshot in a file, by its header alone. `None` if it has none.
 pub(super) fn steps_of(file: &mut impl Read) -> Option<usize> {
@@ -266,6 +322,7 @@ fn array(name: &str, view: &TensorView<'_>) -> Result<Array4<f32>, String> {
 pub(crate) mod tests {
     use super::super::conditions::tests::conditions;
     use super::*;
+    use crate::denoise::ForkChanges;
     use crate::denoise::synthetic::{denoising, run, step};
     use bundle::settings::ScheduleKind;
     use proptest::prelude::*;
@@ -293,7 +350,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn a_snapshot_survives_as_bytes_at_every_step(
-            solver in 0_usize..3, kind in 0_usize..2, steps in 1_usize..9, stop in 0_usize..9,
+            solver in 0..SolverKind::ALL.len(), kind in 0_usize..2, steps in 1_usize..9, stop in 0_usize..9,
             guidance in 0_usize..3, boundary in 1_u16..1000,
         ) {
             let (solver, kind) = (SolverKind::ALL[solver], ScheduleKind::ALL[kind]);
@@ -321,6 +378,33 @@ pub(crate) mod tests {
             }
             prop_assert!(StoredSnapshot::from_bytes(&bytes).is_err());
         }
+    }
+
+    #[test]
+    fn the_velocities_that_are_kept_survive_as_bytes() {
+        let changes = ForkChanges {
+            policy: Some(StepPolicy::EasyCache { threshold: 0.5 }),
+            guidance_until: Some(Sigma(0.4)),
+            ..ForkChanges::default()
+        };
+        let state = denoising(SolverKind::UniPc, ScheduleKind::Official, 20, 1, 700, 5);
+        let mut state = Denoising::fork(state.snapshot(), changes).unwrap();
+        let mut latents = Vec::new();
+        let mut reused = 0;
+        for _ in 0..20 {
+            step(&mut state);
+            latents.push(LatentDigest::of(state.latent()));
+            let snapshot = StoredSnapshot {
+                snapshot: state.snapshot(),
+                latents: latents.clone(),
+                ..stored(SolverKind::UniPc, 1, 0)
+            };
+            let read = StoredSnapshot::from_bytes(&snapshot.to_bytes()).unwrap();
+            assert_eq!(read, snapshot);
+            assert_eq!(run(Denoising::resume(read.snapshot)), run(state.clone()));
+            reused = state.reused_steps().len();
+        }
+        assert!(reused > 3, "{reused}");
     }
 
     /// Changes the JSON of a snapshot and gives it the right digest.

@@ -48,7 +48,7 @@ pub struct JobTimes {
     pub text: Option<f64>,
     /// Until the first step was done.
     pub first_step: Option<f64>,
-    /// Mean duration of a step.
+    /// Mean duration of a step that was computed.
     pub step: Option<f64>,
     /// Until the first preview was shown.
     pub first_preview: Option<f64>,
@@ -110,10 +110,10 @@ impl Clock {
         }
     }
 
-    /// Records a step that ran this long.
-    pub(super) fn step(&mut self, ran: Duration) {
-        self.steps += ran;
-        self.step_count += 1;
+    /// Records a step, and how long it ran if it was computed.
+    pub(super) fn step(&mut self, ran: Option<Duration>) {
+        self.steps += ran.unwrap_or_default();
+        self.step_count += u32::from(ran.is_some());
         self.mark(Mark::FirstStep);
     }
 

@@ -1,7 +1,8 @@
 //! The work that is left of a job.
 
+use super::fork_spec::ForkSpec;
 use super::running::{Job, Phase};
-use super::spec::ForkSpec;
+use crate::denoise::{Denoising, ForkChanges};
 use crate::sampler::Schedule;
 use bundle::routing::{ExpertIndex, Routing};
 use std::borrow::Cow;
@@ -36,10 +37,11 @@ pub fn experts_left(
 fn forked<'a>(schedule: &'a Schedule, forks: &[ForkSpec], stop_after: Option<usize>) -> Cow<'a, Schedule> {
     let mut schedule = Cow::Borrowed(schedule);
     for fork in forks {
-        let Some(grid) = fork.grid.filter(|_| fork.after < last_step(schedule.steps(), stop_after)) else {
+        let is_made = fork.after < last_step(schedule.steps(), stop_after);
+        let Some(grid) = fork.grid.as_ref().filter(|_| is_made) else {
             continue;
         };
-        let continued = schedule.continued(fork.after, grid.sampler, grid.schedule, grid.steps, grid.shift);
+        let continued = schedule.continued(fork.after, grid.sampler, &grid.levels());
         schedule = continued.map_or(schedule, Cow::Owned);
     }
     schedule
@@ -88,25 +90,26 @@ impl Job {
         let done = self.denoising().steps_done();
         let is_due = |fork: &&ForkSpec| fork.after == done && self.steps_left() > 0;
         let due = self.spec().forks.iter().skip(self.next_fork).take_while(is_due);
-        let mut is_guided = self.denoising().needs_unconditional();
+        let mut state = Cow::Borrowed(self.denoising());
         for fork in due {
             if fork.prompt.is_some() || fork.negative.is_some() {
                 return true;
             }
-            if let Some(scales) = &fork.guidance {
-                is_guided = scales.iter().any(|scale| scale.applies());
+            let changes = ForkChanges { variation: None, ..fork.changes(1.0) };
+            // One that cannot be made ends the job when it is due.
+            if let Ok(forked) = Denoising::fork(state.snapshot(), changes) {
+                state = Cow::Owned(forked);
             }
         }
-        is_guided && text.negative.is_none()
+        state.needs_unconditional() && text.negative.is_none()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::spec::GridSpec;
+    use super::super::fork_spec::GridSpec;
     use super::*;
     use crate::denoise::synthetic::{denoising, step};
-    use crate::denoise::{Denoising, ForkChanges, GridChange};
     use bundle::settings::{ScheduleKind, SolverKind};
     use bundle::units::{Shift, Timestep};
     use proptest::prelude::*;
@@ -116,14 +119,7 @@ mod tests {
         let (mut made, mut next_fork) = (Vec::new(), 0);
         while state.steps_done() < last_step(state.steps(), stop_after) {
             if let Some(fork) = forks.get(next_fork).filter(|fork| fork.after == state.steps_done()) {
-                let grid = fork.grid.map(|grid| GridChange {
-                    solver: grid.sampler,
-                    kind: grid.schedule,
-                    steps: grid.steps,
-                    shift: grid.shift,
-                });
-                let changes = ForkChanges { grid, ..ForkChanges::default() };
-                state = Denoising::fork(state.snapshot(), changes).unwrap();
+                state = Denoising::fork(state.snapshot(), fork.changes(1.0)).unwrap();
                 next_fork += 1;
                 continue;
             }
@@ -136,8 +132,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_experts_that_are_left_are_those_of_the_steps_that_are_made(
-            solver in 0_usize..3, steps in 1_usize..12, boundary in 1_u16..1000, stop in prop::option::of(1_usize..14),
-            forks in prop::collection::btree_map(0_usize..12, prop::option::of((0_usize..3, 1_usize..12)), 0..3),
+            solver in 0..SolverKind::ALL.len(), steps in 1_usize..12, boundary in 1_u16..1000, stop in prop::option::of(1_usize..14),
+            forks in prop::collection::btree_map(0_usize..12, prop::option::of((0..SolverKind::ALL.len(), 1_usize..12)), 0..3),
         ) {
             let solver = SolverKind::ALL[solver];
             let forks: Vec<ForkSpec> = forks
@@ -150,6 +146,7 @@ mod tests {
                         schedule: ScheduleKind::Official,
                         steps,
                         shift: Shift(3.0),
+                        timesteps: None,
                     }),
                     ..ForkSpec::default()
                 })

@@ -18,7 +18,7 @@ impl Solver for DpmPp {
             Some(before) => span.midpoint(&Span::new(sigmas[before], sigmas[step])),
             None => span.first_order(),
         };
-        Update { correction: None, advance }
+        Update { correction: None, advance, noise: 0.0 }
     }
 }
 

@@ -14,7 +14,7 @@ impl Solver for Euler {
         let latent = if from == to { 1.0 } else { to / from };
         let mut predictions = [0.0; HISTORY];
         predictions[0] = 1.0 - latent;
-        Update { correction: None, advance: Weights { latent, predictions } }
+        Update { correction: None, advance: Weights { latent, predictions }, noise: 0.0 }
     }
 }
 

@@ -4,18 +4,21 @@
 //! list of sigmas, a [`Solver`] is an update rule from one sigma to the next. A [`Sampler`] combines both with the
 //! state between steps.
 //!
-//! In reading order: [`schedule`] (the sigma grids), [`solver`] (the trait and its weights), [`euler`], [`dpmpp`] and
-//! [`unipc`] (one update rule each), [`guidance`] (classifier-free guidance), [`noise`] (the latent at σ = 1).
+//! In reading order: [`schedule`] (the sigma grids), [`solver`] (the trait and its weights), [`euler`], [`dpmpp`],
+//! [`unipc`] and [`renoise`] (one update rule each), [`guidance`] (classifier-free guidance), [`noise`] (the latent at
+//! σ = 1), [`noise_stream`] (the noise of later steps).
 
 pub mod schedule;
 pub mod solver;
 
 pub mod dpmpp;
 pub mod euler;
+pub mod renoise;
 pub mod unipc;
 
 pub mod guidance;
 pub mod noise;
+pub mod noise_stream;
 
 #[cfg(test)]
 mod properties;
@@ -29,8 +32,9 @@ use std::sync::Arc;
 
 pub use guidance::guide;
 pub use noise::torch_normal;
+pub use noise_stream::{NoiseStream, RandomPosition};
 pub use schedule::Schedule;
-pub use solver::{HISTORY, Solver};
+pub use solver::{FreshNoise, HISTORY, Solver};
 
 /// Moves a latent from noise to clean, one velocity at a time.
 ///
@@ -43,17 +47,17 @@ pub use solver::{HISTORY, Solver};
 /// use bundle::settings::{ScheduleKind, SolverKind};
 /// use bundle::units::{Seed, Shift};
 /// use ndarray::Array4;
-/// use runtime::sampler::{Sampler, Schedule, torch_normal};
+/// use runtime::sampler::{NoiseStream, Sampler, Schedule};
 /// use std::sync::Arc;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let noise = torch_normal(Seed(7), 16 * 2 * 4 * 4);
-/// let mut latent = Arc::new(Array4::from_shape_vec((16, 2, 4, 4), noise)?);
+/// let mut noise = NoiseStream::new(Seed(7));
+/// let mut latent = Arc::new(Array4::from_shape_vec((16, 2, 4, 4), noise.draw(16 * 2 * 4 * 4))?);
 /// let schedule = Schedule::new(SolverKind::UniPc, ScheduleKind::Official, 20, Shift(5.0));
 /// let mut sampler = Sampler::new(schedule.clone(), SolverKind::UniPc);
 /// for sigma in &schedule.sigmas()[..schedule.steps()] {
 ///     let velocity = (&*latent - 0.5) / sigma.0;
-///     latent = sampler.step(&latent, &velocity)?;
+///     latent = sampler.step(&latent, &velocity, &mut noise)?;
 /// }
 /// assert!(latent.iter().all(|value| (value - 0.5).abs() < 1e-3));
 /// # Ok(())
@@ -148,14 +152,16 @@ impl Sampler {
         self.schedule.sigmas()[self.step_index]
     }
 
-    /// Returns the next latent, from the previous one (initially the noise) and its velocity.
+    /// Returns the next latent, from the previous one (initially the noise) and its velocity. A solver that adds noise
+    /// draws a latent from `noise`; others draw none.
     ///
     /// # Errors
-    /// All steps are done, or the shapes differ. The sampler is unchanged.
+    /// All steps are done, or the shapes differ. Sampler and noise are unchanged.
     pub fn step(
         &mut self,
         latent: &Arc<Array4<f32>>,
         velocity: &Array4<f32>,
+        noise: &mut NoiseStream,
     ) -> Result<Arc<Array4<f32>>, SamplerError> {
         if latent.dim() != velocity.dim() {
             let [latent, velocity] = [latent.shape().to_vec(), velocity.shape().to_vec()];
@@ -172,10 +178,14 @@ impl Sampler {
 
         let update = update_rule(self.solver).update(&sigmas[*since..], self.step_index - *since);
         let from = match (&update.correction, start.take()) {
-            (Some(weights), Some(previous)) => Arc::new(solver::combine(weights, &previous, predictions)),
+            (Some(weights), Some(previous)) => {
+                Arc::new(solver::combine(weights, &previous, predictions, None))
+            }
             _ => Arc::clone(latent),
         };
-        let next = solver::combine(&update.advance, &from, predictions);
+        let fresh = (update.noise != 0.0).then(|| noise.draw(latent.len()));
+        let fresh = fresh.as_deref().map(|values| FreshNoise { weight: update.noise, values });
+        let next = solver::combine(&update.advance, &from, predictions, fresh);
         *start = Some(from);
         self.step_index += 1;
         Ok(Arc::new(next))
@@ -194,6 +204,7 @@ fn update_rule(kind: SolverKind) -> &'static dyn Solver {
         SolverKind::UniPc => &unipc::UniPc,
         SolverKind::DpmPp => &dpmpp::DpmPp,
         SolverKind::Euler => &euler::Euler,
+        SolverKind::Renoise => &renoise::Renoise,
     }
 }
 

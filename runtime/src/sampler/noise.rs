@@ -16,22 +16,56 @@ const BLOCK: usize = 16;
 ///
 /// A latent `[C,T,h,w]` uses them in row-major order. The generator uses the lower 32 bits of the seed.
 pub fn torch_normal(seed: Seed, count: usize) -> Vec<f32> {
-    #[expect(clippy::cast_possible_truncation, reason = "PyTorch does the same")]
-    let mut generator = Mt::new(seed.0 as u32);
-    if count < BLOCK { one_by_one(&mut generator, count) } else { in_blocks(&mut generator, count) }
+    TorchGenerator::new(seed).normal(count)
 }
 
-/// Box-Muller in f64; each pair of uniform values gives two normal values.
-fn one_by_one(generator: &mut Mt, count: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        let (angle, radius) = (TAU * uniform_f64(generator), uniform_f64(generator));
-        let radius = (-2.0 * (-radius).ln_1p()).sqrt();
-        #[expect(clippy::cast_possible_truncation, reason = "noise is f32")]
-        values.extend([(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]);
+/// PyTorch's CPU generator.
+#[derive(Debug, Clone)]
+pub(super) struct TorchGenerator {
+    twister: Mt,
+    /// The second value of a pair of which a small tensor took the first. PyTorch keeps it for the next one.
+    second: Option<f32>,
+}
+
+impl TorchGenerator {
+    /// The generator after `manual_seed`.
+    pub(super) fn new(seed: Seed) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "PyTorch does the same")]
+        Self { twister: Mt::new(seed.0 as u32), second: None }
     }
-    values.truncate(count);
-    values
+
+    /// The next values of `torch.randn(count)`.
+    pub(super) fn normal(&mut self, count: usize) -> Vec<f32> {
+        if count < BLOCK { self.one_by_one(count) } else { in_blocks(&mut self.twister, count) }
+    }
+
+    /// Draws as [`Self::normal`] does, without computing the values.
+    pub(super) fn skip(&mut self, count: usize) {
+        if count < BLOCK {
+            self.one_by_one(count);
+            return;
+        }
+        let again = if count.is_multiple_of(BLOCK) { 0 } else { BLOCK };
+        for _ in 0..count.saturating_add(again) {
+            self.twister.next_u32();
+        }
+    }
+
+    /// Box-Muller in f64; each pair of uniform values gives two normal values.
+    fn one_by_one(&mut self, count: usize) -> Vec<f32> {
+        let mut next = || {
+            if let Some(second) = self.second.take() {
+                return second;
+            }
+            let (angle, radius) = (TAU * uniform_f64(&mut self.twister), uniform_f64(&mut self.twister));
+            let radius = (-2.0 * (-radius).ln_1p()).sqrt();
+            #[expect(clippy::cast_possible_truncation, reason = "noise is f32")]
+            let [first, second] = [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32];
+            self.second = Some(second);
+            first
+        };
+        (0..count).map(|_| next()).collect()
+    }
 }
 
 /// Fills everything with uniform values, then converts each block to normal values. For an incomplete last block the

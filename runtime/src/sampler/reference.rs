@@ -3,9 +3,9 @@
 //! The velocity field is `v = x/2 + (t/1000)·[1, -2, 0.25]`, the start `[1, -0.5, 0.25]`. The vectors of diffusers are
 //! from version 0.42.1; those of the official code are computed from its formulas in NumPy.
 
-use super::{Sampler, Schedule};
+use super::{NoiseStream, Sampler, Schedule};
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{Shift, Timestep};
+use bundle::units::{Seed, Shift, Timestep};
 use ndarray::{Array4, arr1};
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ fn trajectory(solver: SolverKind, kind: ScheduleKind, steps: usize, shift: f64) 
         .map(|step| {
             let Timestep(timestep) = sampler.schedule().timesteps()[step];
             let velocity = &*latent * 0.5 + &direction * (timestep / 1000.0);
-            latent = sampler.step(&latent, &velocity).unwrap();
+            latent = sampler.step(&latent, &velocity, &mut NoiseStream::new(Seed(0))).unwrap();
             assert_eq!(sampler.step_index(), step + 1);
             [latent[[0, 0, 0, 0]], latent[[1, 0, 0, 0]], latent[[2, 0, 0, 0]]]
         })

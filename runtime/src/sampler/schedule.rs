@@ -1,10 +1,11 @@
-//! The sigma grids of the official Wan code and of diffusers.
+//! The sigma grids of the official Wan code and of diffusers, and lists of timesteps.
 //!
 //! Every grid is a falling line, bent towards high noise by the shift, and a final 0. The implementations differ in the
 //! ends of the line, in its precision, and in the rounding of timesteps. The differences are small, but the experts of
 //! a bundle are trained for one of the grids.
 
 use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::timesteps::TimestepList;
 use bundle::units::{Shift, Sigma, Timestep};
 use serde::{Deserialize, Serialize};
 
@@ -55,11 +56,22 @@ impl Schedule {
             (ScheduleKind::Official, SolverKind::DpmPp) => {
                 Self::truncated(shifted(line(1.0, 0.0, steps), shift))
             }
-            (ScheduleKind::Official, SolverKind::Euler) => Self::continuous(distilled_euler(steps, shift)),
+            (ScheduleKind::Official, SolverKind::Euler | SolverKind::Renoise) => {
+                Self::continuous(distilled_euler(steps, shift))
+            }
             (ScheduleKind::Diffusers, SolverKind::UniPc) => Self::truncated(diffusers_unipc(steps, shift)),
             (ScheduleKind::Diffusers, SolverKind::DpmPp) => Self::truncated(diffusers_dpmpp(steps, shift)),
-            (ScheduleKind::Diffusers, SolverKind::Euler) => Self::continuous(diffusers_euler(steps, shift)),
+            (ScheduleKind::Diffusers, SolverKind::Euler | SolverKind::Renoise) => {
+                Self::continuous(diffusers_euler(steps, shift))
+            }
         }
+    }
+
+    /// Creates the schedule of a list: each sigma is its timestep over 1000.
+    pub fn of_list(list: &TimestepList) -> Self {
+        let timesteps = list.timesteps().to_vec();
+        let sigmas = timesteps.iter().map(|timestep| Sigma(timestep.0 / f32::from(TRAIN_STEPS)));
+        Self { sigmas: sigmas.chain([Sigma(0.0)]).collect(), timesteps }
     }
 
     /// Creates a schedule from stored values.
@@ -83,27 +95,22 @@ impl Schedule {
         Ok(Self { sigmas, timesteps })
     }
 
-    /// Replaces the steps from `step` on by the part of another grid below the sigma of that step: the sigma itself,
-    /// then every smaller sigma of the grid that `kind` uses for `solver` with `steps` steps and `shift`. The grid of
-    /// the same settings thus continues unchanged.
+    /// Replaces the steps from `step` on by the part of another schedule, that of `solver`, below the sigma of that step:
+    /// the sigma itself, then every smaller sigma of `grid`. The same schedule thus continues unchanged.
     ///
     /// Returns `None` if no step is left.
-    pub fn continued(
-        &self,
-        step: usize,
-        solver: SolverKind,
-        kind: ScheduleKind,
-        steps: usize,
-        shift: Shift,
-    ) -> Option<Self> {
+    pub fn continued(&self, step: usize, solver: SolverKind, grid: &Self) -> Option<Self> {
         let (from, timestep) = (*self.sigmas.get(step)?, *self.timesteps.get(step)?);
-        let grid = Self::new(solver, kind, steps, shift);
+        let same = grid.sigmas.iter().zip(&grid.timesteps).find(|(sigma, _)| **sigma == from);
         let below = grid.sigmas.iter().zip(&grid.timesteps).filter(|(sigma, _)| **sigma < from);
         let (mut sigmas, mut timesteps) = (self.sigmas[..=step].to_vec(), self.timesteps[..step].to_vec());
         // The denoiser is given the level that the latent has. Whole timesteps stay whole.
         let is_whole = timestep.0.fract() == 0.0;
         timesteps.push(match solver {
-            SolverKind::Euler => Timestep(from.0 * f32::from(TRAIN_STEPS)),
+            SolverKind::Euler | SolverKind::Renoise => match same {
+                Some((_, timestep)) => *timestep,
+                None => Timestep(from.0 * f32::from(TRAIN_STEPS)),
+            },
             _ if is_whole => timestep,
             _ => Timestep((from.0 * f32::from(TRAIN_STEPS)).trunc()),
         });

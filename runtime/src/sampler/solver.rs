@@ -1,7 +1,8 @@
-//! The solver trait: for each step, weights of the latent and of the clean latents predicted so far.
+//! The solver trait: for each step, weights of the latent, of the clean latents predicted so far, and of fresh noise.
 //!
-//! All solvers here are exponential integrators in `λ(σ) = ln(1-σ) - ln σ`. In terms of predicted clean latents their
-//! update is a weighted sum, so a solver is a function from sigmas to a few scalars. Only [`combine`] handles latents.
+//! The deterministic solvers are exponential integrators in `λ(σ) = ln(1-σ) - ln σ`. In terms of predicted clean latents
+//! their update is a weighted sum, so a solver is a function from sigmas to a few scalars. A stochastic solver adds noise
+//! with one more weight; it does not draw any, so it knows no random numbers. Only [`combine`] handles latents.
 
 use bundle::units::Sigma;
 use ndarray::Array4;
@@ -28,6 +29,17 @@ pub struct Update {
     pub correction: Option<Weights>,
     /// Moves this step's latent to the next.
     pub advance: Weights,
+    /// Weight of fresh noise, a standard normal latent that is added to the next one. 0 draws none.
+    pub noise: f64,
+}
+
+/// Fresh noise with its weight.
+#[derive(Debug, Clone, Copy)]
+pub struct FreshNoise<'a> {
+    /// The weight.
+    pub weight: f64,
+    /// Standard normal values of a latent `[C,T,h,w]`, in row-major order.
+    pub values: &'a [f32],
 }
 
 /// An update rule.
@@ -39,17 +51,21 @@ pub trait Solver: fmt::Debug + Send + Sync {
     fn update(&self, sigmas: &[Sigma], step: usize) -> Update;
 }
 
-/// Returns the weighted sum of a latent and of predictions (newest first), all `[C,T,h,w]`, summed in f64.
+/// Returns the weighted sum of a latent, of predictions (newest first) and of fresh noise, all `[C,T,h,w]`, summed in f64.
 pub fn combine(
     weights: &Weights,
     latent: &Array4<f32>,
     predictions: &[impl Borrow<Array4<f32>>],
+    noise: Option<FreshNoise<'_>>,
 ) -> Array4<f32> {
     let mut sum = latent.mapv(|x| weights.latent * f64::from(x));
     for (weight, prediction) in weights.predictions.iter().zip(predictions) {
         if *weight != 0.0 {
             sum.zip_mut_with(prediction.borrow(), |sum, x| *sum += weight * f64::from(*x));
         }
+    }
+    if let Some(FreshNoise { weight, values }) = noise {
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * f64::from(*value));
     }
     #[expect(clippy::cast_possible_truncation, reason = "latents are f32")]
     sum.mapv(|x| x as f32)
@@ -135,9 +151,12 @@ mod tests {
     fn missing_predictions_are_not_read() {
         let latent = Array4::from_elem((1, 1, 2, 2), 2.0);
         let weights = Weights { latent: 0.5, predictions: [0.25, 0.0, 0.0] };
-        assert_eq!(combine(&weights, &latent, &[] as &[Array4<f32>]), Array4::from_elem((1, 1, 2, 2), 1.0));
         assert_eq!(
-            combine(&weights, &latent, std::slice::from_ref(&latent)),
+            combine(&weights, &latent, &[] as &[Array4<f32>], None),
+            Array4::from_elem((1, 1, 2, 2), 1.0)
+        );
+        assert_eq!(
+            combine(&weights, &latent, std::slice::from_ref(&latent), None),
             Array4::from_elem((1, 1, 2, 2), 1.5)
         );
     }

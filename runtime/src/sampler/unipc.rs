@@ -20,7 +20,7 @@ impl Solver for UniPc {
         };
         // The weight of the latent is 0 in the last step, so a correction would have no effect.
         let is_corrected = step > 0 && span.latent_weight != 0.0;
-        Update { correction: is_corrected.then(|| correction(sigmas, step)), advance }
+        Update { correction: is_corrected.then(|| correction(sigmas, step)), advance, noise: 0.0 }
     }
 }
 

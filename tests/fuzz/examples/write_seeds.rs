@@ -9,7 +9,8 @@ use bundle::dtype::ElementType;
 use bundle::geometry::PixelSize;
 use bundle::routing::Routing;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{FrameRate, GuidanceScale, Seed, Shift, Timestep};
+use bundle::timesteps::Start;
+use bundle::units::{FrameRate, GuidanceScale, Seed, Shift, Sigma, Timestep};
 use bundle::variant::{KernelLibrary, Precision, Variant};
 use graph::{Attention, Dim, ExternalData, GraphBuilder};
 use ndarray::Array4;
@@ -37,9 +38,14 @@ fn main() {
     for (name, bytes) in clip_files(&record) {
         write("clip_file", name, bytes);
     }
-    for (solver, done) in [(SolverKind::UniPc, 3), (SolverKind::Euler, 0)] {
-        write("snapshot", &format!("{solver}-{done}.safetensors"), snapshot(solver, done).to_bytes());
+    write("job_spec", "few-steps.json", serde_json::to_string(&few_steps()).unwrap());
+    for (solver, done) in [(SolverKind::UniPc, 3), (SolverKind::Euler, 0), (SolverKind::Renoise, 2)] {
+        let snapshot = snapshot(solver, 5, StepPolicy::ComputeAll, done);
+        write("snapshot", &format!("{solver}-{done}.safetensors"), snapshot.to_bytes());
     }
+    let cached = snapshot(SolverKind::UniPc, 20, StepPolicy::EasyCache { threshold: 0.5 }, 8);
+    assert!(!cached.snapshot.state().reused_steps().is_empty());
+    write("snapshot", "easycache-8.safetensors", cached.to_bytes());
     write("onnx", "two-layers.onnx", onnx());
     write("bundle_json", "two-experts.json", bundle_json());
     let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b.weight":{"dtype":"BF16","shape":[2],"data_offsets":[8,12]}}  "#;
@@ -72,6 +78,10 @@ fn plain_spec() -> JobSpec {
         sampler: SolverKind::UniPc,
         schedule: ScheduleKind::Official,
         shift: Shift(3.1),
+        timesteps: None,
+        start: Start::Noise,
+        guidance_until: Sigma(0.0),
+        step_cache: StepPolicy::ComputeAll,
         guidance: vec![GuidanceScale(4.0), GuidanceScale(3.0)],
         seed: Seed(u64::MAX),
         noise_scale: 0.85,
@@ -79,6 +89,18 @@ fn plain_spec() -> JobSpec {
         forks: Vec::new(),
         stop_after: None,
         extras: [("caption".to_owned(), Extra::Value("hello".into()))].into(),
+    }
+}
+
+/// A spec with a list of timesteps.
+fn few_steps() -> JobSpec {
+    JobSpec {
+        sampler: SolverKind::Renoise,
+        steps: 3,
+        timesteps: Some("1000,757,522".parse().unwrap()),
+        start: Start::ScaledNoise,
+        guidance_until: Sigma(0.8),
+        ..plain_spec()
     }
 }
 
@@ -97,7 +119,10 @@ fn spec() -> JobSpec {
                 schedule: ScheduleKind::Diffusers,
                 steps: 4,
                 shift: Shift(5.0),
+                timesteps: None,
             }),
+            guidance_until: Some(Sigma(0.5)),
+            step_cache: Some(StepPolicy::EasyCache { threshold: 0.1 }),
             variation: Some(VariationSpec { strength: 0.25, seed: Seed(9) }),
         }],
         stop_after: Some(6),
@@ -126,23 +151,28 @@ fn record() -> ClipRecord {
     ClipRecord { spec: plain_spec(), conditions: conditions(), earlier: Vec::new(), latents: vec![digest; 3] }
 }
 
-/// A clip on two experts after `done` of five steps.
-fn snapshot(solver: SolverKind, done: usize) -> StoredSnapshot {
+/// A clip on two experts after `done` of its steps.
+fn snapshot(solver: SolverKind, steps: usize, policy: StepPolicy, done: usize) -> StoredSnapshot {
     let settings = DenoiseSettings {
         routing: Routing::pair(Timestep(875.0)).unwrap(),
         guidance: vec![GuidanceScale(4.0), GuidanceScale(1.0)],
-        schedule: Schedule::new(solver, ScheduleKind::Official, 5, Shift(5.0)),
+        guidance_until: Sigma(0.0),
+        schedule: Schedule::new(solver, ScheduleKind::Official, steps, Shift(5.0)),
         solver,
-        policy: StepPolicy::ComputeAll,
+        policy,
     };
     let noise = Array4::from_shape_vec((2, 1, 1, 2), vec![0.5, -1.25, 0.1, 2.0]).unwrap();
     let mut state = Denoising::new(settings, noise, Seed(7)).unwrap();
     let mut latents = Vec::new();
     for _ in 0..done {
-        let conditional = state.latent().mapv(|value| 0.5 * value);
-        let is_guided = state.next().unwrap().expert.0 == 0;
-        let unconditional = is_guided.then(|| conditional.clone());
-        state.advance(StepOutputs { conditional, unconditional }).unwrap();
+        let request = state.next().unwrap();
+        if request.passes.is_reused() {
+            state.reuse().unwrap();
+        } else {
+            let conditional = state.latent().mapv(|value| 0.5 * value);
+            let unconditional = request.is_guided.then(|| conditional.clone());
+            state.advance(StepOutputs { conditional, unconditional }).unwrap();
+        }
         latents.push(LatentDigest::of(state.latent()));
     }
     let digest = |letter: &str| letter.repeat(64);

@@ -2,7 +2,7 @@
 
 use crate::seal;
 use bundle::manifest::Manifest;
-use runtime::denoise::{Denoising, PassAction, StepOutputs};
+use runtime::denoise::{Denoising, StepOutputs};
 use runtime::job::{ClipRecord, JobSpec, StoredSnapshot};
 use runtime::plan::GenerationPlan;
 use std::path::Path;
@@ -34,10 +34,11 @@ fn resumed(bytes: &[u8]) -> bool {
     assert!(!has_boundary || before > 0, "a boundary before the first step");
     let Some(request) = state.next() else { return true };
     let conditional = state.latent().mapv(|value| 0.5 * value);
-    let is_guided = request.passes.unconditional != PassAction::Skip;
-    let outputs = StepOutputs { unconditional: is_guided.then(|| conditional.clone()), conditional };
+    let unconditional = request.is_guided.then(|| conditional.clone());
+    let outputs = StepOutputs { unconditional, conditional };
     // A step whose numbers overflow is refused and changes nothing.
-    let expected = before + usize::from(state.advance(outputs).is_ok());
+    let made = if request.passes.is_reused() { state.reuse() } else { state.advance(outputs) };
+    let expected = before + usize::from(made.is_ok());
     assert_eq!(state.steps_done(), expected);
     true
 }

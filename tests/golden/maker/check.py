@@ -76,10 +76,13 @@ def request_of(arguments) -> reference.Request:
         "schedule": arguments.schedule,
     }
     chosen = {name: settings.get(name) if value is None else value for name, value in given.items()}
+    optional = {"timesteps": arguments.timesteps, "start": arguments.start}
+    optional = {name: settings.get(name) if value is None else value for name, value in optional.items()}
     missing = {"size" if name in ("width", "height") else name for name, value in chosen.items() if value is None}
     if missing:
         raise SystemExit(f"check needs --{', --'.join(sorted(missing))}, or --case with a case.json")
-    return reference.Request(**chosen | {"guidance": tuple(chosen["guidance"])})
+    given = {name: value for name, value in optional.items() if value is not None}
+    return reference.Request(**chosen | {"guidance": tuple(chosen["guidance"])} | given)
 
 
 def starting_noise(arguments, trace, pipeline, request) -> torch.Tensor:
@@ -99,5 +102,8 @@ def main(arguments) -> bool:
     request = request_of(arguments)
     trace = load_file(arguments.trace)
     pipeline = checkpoint.load(Path(arguments.checkpoint))
-    made = reference.run(pipeline, request, starting_noise(arguments, trace, pipeline, request))
+    seed = arguments.seed
+    if seed is None and arguments.case:
+        seed = json.loads(Path(arguments.case).read_text())["seed"]
+    made = reference.run(pipeline, request, starting_noise(arguments, trace, pipeline, request), seed)
     return compare(trace, made.tensors, guided=max(request.guidance) > 1)

@@ -1,6 +1,5 @@
 """The golden case of the shipped model: its own trained weights, settings and tokenizer, at a small size."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -41,4 +40,4 @@ def run() -> reference.Run:
 def description(made: reference.Run) -> dict:
     about = "mini as it ships: trained weights in f16, its own tokenizer"
     settings = {"seed": SEED, "experts": 2, "checkpoint": CHECKPOINT, "experts_by_step": made.experts}
-    return {"name": NAME, "about": about} | asdict(REQUEST) | settings | {"versions": reference.versions()}
+    return {"name": NAME, "about": about} | reference.settings(REQUEST) | settings | {"versions": reference.versions()}

@@ -2,7 +2,7 @@
 
 import platform
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import ftfy
@@ -31,6 +31,14 @@ class Request:
     shift: float
     sampler: str
     schedule: str
+    timesteps: tuple[float, ...] | None = None
+    start: str = "noise"
+
+
+def settings(request: Request) -> dict:
+    """The settings of a request that has no list of timesteps, or of one that has."""
+    made = asdict(request)
+    return made if request.timesteps else {k: v for k, v in made.items() if k not in ("timesteps", "start")}
 
 
 @dataclass
@@ -73,11 +81,17 @@ def vae_scale(vae, latents: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def run(pipeline: WanPipeline, request: Request, start: torch.Tensor) -> Run:
-    """The whole pipeline in f32 from the noise `start` `[1,C,T,h,w]`."""
+def run(pipeline: WanPipeline, request: Request, start: torch.Tensor, seed: int | None = None) -> Run:
+    """The whole pipeline in f32 from the noise `start` `[1,C,T,h,w]`.
+
+    `seed` is that of the noise, for samplers that draw more of it. diffusers draws that from torch's own generator.
+    """
     require_ftfy()
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = schedules.scheduler(request.sampler, request.schedule, request.shift)
+    pipeline.scheduler = schedules.scheduler(request.sampler, request.schedule, request.shift, request.timesteps)
+    factor = 1.0
+    if request.start == "noise*sigma0":
+        factor = schedules.list_sigmas(request.timesteps)[0].item()
     # The pipeline leaves the negative prompt out when nothing is guided; it is kept here for comparison.
     text, negative = pipeline.encode_prompt(request.prompt, request.negative, True, max_sequence_length=TEXT_ROWS)
     tensors = {"noise": start[0], "prompt_embeds": text[0], "negative_prompt_embeds": negative[0]}
@@ -95,6 +109,8 @@ def run(pipeline: WanPipeline, request: Request, start: torch.Tensor) -> Run:
         return {}
 
     two = pipeline.config.boundary_ratio is not None
+    if request.sampler == "renoise":
+        assert torch.equal(torch.randn(start.shape, generator=torch.manual_seed(seed)), start), "not the noise of the seed"
     output = pipeline(
         prompt=request.prompt,
         negative_prompt=request.negative,
@@ -104,7 +120,7 @@ def run(pipeline: WanPipeline, request: Request, start: torch.Tensor) -> Run:
         num_inference_steps=request.steps,
         guidance_scale=request.guidance[0],
         guidance_scale_2=request.guidance[1] if two else None,
-        latents=start,
+        latents=start * factor,
         output_type="np",
         callback_on_step_end=keep,
         callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],

@@ -9,6 +9,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 SAMPLERS = ["unipc", "dpmpp", "euler"]
+# Those that follow a list of timesteps.
+LIST_SAMPLERS = ["euler", "renoise"]
 SCHEDULES = ["diffusers", "official"]
 TRAIN_STEPS = 1000
 # The official UniPC code takes its largest sigma from an f32 table.
@@ -66,8 +68,27 @@ class OfficialEuler(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(device=device, sigmas=base)
 
 
-def scheduler(sampler: str, schedule: str, shift: float):
+def list_sigmas(timesteps) -> np.ndarray:
+    return np.array(timesteps, dtype=np.float32) / np.float32(TRAIN_STEPS)
+
+
+class ListedEuler(FlowMatchEulerDiscreteScheduler):
+    """Euler, or with `stochastic_sampling` the clean latent with fresh noise, on a list of timesteps."""
+
+    listed: tuple[float, ...] = ()
+
+    def set_timesteps(self, num_inference_steps=None, device=None):
+        timesteps = np.array(self.listed, dtype=np.float32)
+        super().set_timesteps(device=device, sigmas=list_sigmas(self.listed), timesteps=timesteps)
+
+
+def scheduler(sampler: str, schedule: str, shift: float, timesteps=None):
     """The diffusers scheduler for the sampler and schedule as our command line names them."""
+    if timesteps is not None:
+        assert sampler in LIST_SAMPLERS, f"{sampler} follows no list"
+        listed = ListedEuler(shift=1.0, stochastic_sampling=sampler == "renoise")
+        listed.listed = tuple(timesteps)
+        return listed
     official = schedule == "official"
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
     match sampler:
@@ -76,8 +97,9 @@ def scheduler(sampler: str, schedule: str, shift: float):
         case "dpmpp":
             dpm = OfficialDPM if official else DPMSolverMultistepScheduler
             return dpm(**flow, algorithm_type="dpmsolver++", solver_type="midpoint", solver_order=2)
-        case "euler":
-            return (OfficialEuler if official else FlowMatchEulerDiscreteScheduler)(shift=shift)
+        case "euler" | "renoise":
+            euler = OfficialEuler if official else FlowMatchEulerDiscreteScheduler
+            return euler(shift=shift, stochastic_sampling=sampler == "renoise")
         case other:
             raise ValueError(f"unknown sampler {other}")
 
@@ -108,6 +130,60 @@ def trajectory(sampler: str, schedule: str, steps: int, shift: float) -> dict:
         "timesteps": decimals(timesteps),
         "states": states if steps <= 10 else states[-1:],
     }
+
+
+def listed(sampler: str, timesteps: list[float], size: int, seed: int, start: str) -> dict:
+    """States of a loop in torch on a list of timesteps, and the same from diffusers.
+
+    The field is `v = x/2 + (t/1000)·cos(i)` for the position i. Initial and fresh noise are drawn one after another from
+    the generator of the seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.cos(torch.arange(size, dtype=torch.float32))
+    sigmas = torch.from_numpy(np.append(list_sigmas(timesteps), np.float32(0)))
+    factor = sigmas[0] if start == "noise*sigma0" else 1.0
+    noise = torch.randn(size, generator=generator)
+    x = noise * factor
+    states = []
+    for t, sigma, following in zip(torch.tensor(timesteps), sigmas, sigmas[1:]):
+        velocity = 0.5 * x + t / TRAIN_STEPS * direction
+        if sampler == "euler":
+            x = x + (following - sigma) * velocity
+        else:
+            x = (1 - following) * (x - sigma * velocity)
+            if following > 0:
+                x = x + following * torch.randn(size, generator=generator)
+        states.append(x)
+    solver = scheduler(sampler, "official", 1.0, timesteps)
+    solver.set_timesteps()
+    solver.set_begin_index(0)
+    torch.manual_seed(seed)
+    x = torch.randn(size) * factor
+    for t, state in zip(solver.timesteps, states):
+        x = solver.step(0.5 * x + t / TRAIN_STEPS * direction, t, x, return_dict=False)[0]
+        torch.testing.assert_close(x, state, atol=2e-6, rtol=0)
+    return {
+        "sampler": sampler,
+        "timesteps": decimals(timesteps),
+        "start": start,
+        "seed": seed,
+        "size": size,
+        "sigmas": decimals(sigmas),
+        "states": [decimals(state) for state in states],
+    }
+
+
+def lists() -> list[dict]:
+    rcm = [np.sin(a) / (np.cos(a) + np.sin(a)) * TRAIN_STEPS for a in (np.arctan(80.0), 1.5, 1.4, 1.0)]
+    recipes = [
+        ([1000.0, 937.5, 833.3333, 625.0], "noise"),
+        ([1000.0, 757.0, 522.0], "noise"),
+        ([float(np.float32(t)) for t in rcm], "noise*sigma0"),
+        ([812.5], "noise*sigma0"),
+    ]
+    # Small tensors, whole blocks, and an incomplete last block are drawn in three ways.
+    sizes = [(3, 5), (32, 7), (37, 2**53 + 1)]
+    return [listed(a, t, n, s, start) for a in LIST_SAMPLERS for t, start in recipes for n, s in sizes]
 
 
 # Settings that change nothing of a flow's trajectory, in the classes that read them and in those that do not.

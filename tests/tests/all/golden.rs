@@ -9,7 +9,7 @@ use ndarray::{Array1, Array2, Array4, ArrayD, Axis, Slice, concatenate};
 use runtime::denoise::RotaryTables;
 use runtime::model::Model;
 use runtime::plan::GenerationPlan;
-use runtime::sampler::{Sampler, guide};
+use runtime::sampler::{NoiseStream, Sampler, guide};
 use std::path::Path;
 use std::sync::Arc;
 use tests::compare::{FRAME_BOUND, LATENT_BOUND, TEXT_BOUND, largest_difference, relative_difference};
@@ -70,7 +70,7 @@ fn every_case_equals_diffusers() {
 fn no_case_is_missing() {
     let made = std::fs::read_to_string(folder().join("maker/cases.py")).unwrap();
     let names = made.lines().filter_map(|line| line.trim().strip_prefix("name=\"")?.strip_suffix("\","));
-    let mut expected: Vec<&str> = names.chain(["mini"]).collect();
+    let mut expected: Vec<&str> = names.chain(["mini", "listed-euler", "listed-renoise"]).collect();
     expected.sort_unstable();
     assert!(expected.len() >= 8, "{expected:?}");
     assert_eq!(cases().iter().map(|case| case.name.as_str()).collect::<Vec<_>>(), expected);
@@ -201,7 +201,9 @@ fn first_step(model: &Model, case: &Case, reference: &Tensors, tables: RotaryTab
     };
     let (unconditional, conditional) = (velocity("negative_prompt_embeds"), velocity("prompt_embeds"));
     let guided = guide(&unconditional, &conditional, plan.guidance[expert.0]);
-    let latent = Sampler::new(plan.schedule, plan.solver).step(&Arc::new(noise), &guided).unwrap();
+    let latent = Sampler::new(plan.schedule, plan.solver)
+        .step(&Arc::new(noise), &guided, &mut NoiseStream::new(plan.seed))
+        .unwrap();
     Arc::unwrap_or_clone(latent)
 }
 

@@ -3,7 +3,7 @@
 
 use super::job_bundle::{Bits, STEPS, contents, finished, model, request, start};
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::{GuidanceScale, Seed, Shift};
+use bundle::units::{GuidanceScale, Seed, Shift, Sigma};
 use bundle::variant::Precision;
 use runtime::Error;
 use runtime::job::{
@@ -25,6 +25,14 @@ fn forks() -> Vec<(&'static str, ForkSpec)> {
         schedule: ScheduleKind::Official,
         steps: 7,
         shift: Shift(4.0),
+        timesteps: None,
+    });
+    let listed = Some(GridSpec {
+        sampler: SolverKind::Renoise,
+        schedule: ScheduleKind::Official,
+        steps: 3,
+        shift: Shift(4.0),
+        timesteps: Some("1000,800,400".parse().unwrap()),
     });
     let variation = Some(VariationSpec { strength: 0.5, seed: Seed(99) });
     let none = ForkSpec::default;
@@ -32,9 +40,23 @@ fn forks() -> Vec<(&'static str, ForkSpec)> {
         ("prompt", ForkSpec { prompt: prompt.clone(), ..none() }),
         ("negative", ForkSpec { negative: negative.clone(), ..none() }),
         ("guidance", ForkSpec { guidance: guidance.clone(), ..none() }),
-        ("grid", ForkSpec { grid, ..none() }),
+        ("grid", ForkSpec { grid: grid.clone(), ..none() }),
+        ("timesteps", ForkSpec { grid: listed, ..none() }),
+        ("guidance until", ForkSpec { guidance_until: Some(Sigma(0.9)), ..none() }),
         ("variation", ForkSpec { variation, ..none() }),
-        ("all", ForkSpec { after: 0, prompt, negative, guidance, grid, variation }),
+        (
+            "all",
+            ForkSpec {
+                after: 0,
+                prompt,
+                negative,
+                guidance,
+                guidance_until: Some(Sigma(0.5)),
+                grid,
+                step_cache: None,
+                variation,
+            },
+        ),
     ]
 }
 
@@ -184,9 +206,9 @@ fn forks_that_cannot_be_made_are_refused() {
     ];
     for fork in wrong {
         let what = format!("{fork:?}");
-        let start = resumed(&JobFolder::open(&base).unwrap(), &pipeline, Some(fork));
-        let (mut job, _events) = Job::new(&pipeline, start);
-        let error = job.advance(&mut pipeline).unwrap_err();
+        let folder = JobFolder::open(&base).unwrap();
+        let snapshot = folder.snapshot(ResumeFrom::Newest).unwrap().snapshot;
+        let error = JobStart::resume(&pipeline, &folder, snapshot, Some(fork)).unwrap_err();
         assert!(matches!(error, Error::Fork(_)), "{what}: {error}");
     }
 }

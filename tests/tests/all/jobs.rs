@@ -4,9 +4,10 @@
 use super::job_bundle::{Bits, STEPS, finished, model, request, start};
 use bundle::geometry::PixelSize;
 use bundle::settings::{ScheduleKind, SolverKind};
-use bundle::units::GuidanceScale;
+use bundle::timesteps::{GuidanceUntil, Start};
+use bundle::units::{GuidanceScale, Sigma};
 use bundle::variant::Precision;
-use runtime::denoise::{Denoising, GuidanceForm, TextConditioning};
+use runtime::denoise::{Denoising, GuidanceForm, StepPolicy, TextConditioning};
 use runtime::job::{
     FoundSnapshot, Job, JobEvent, JobFolder, JobStart, JobState, LatentDigest, ResumeFrom, Resumed,
     StoredSnapshot,
@@ -95,6 +96,34 @@ fn every_sampler_schedule_and_guidance_goes_on_from_every_step_with_the_same_bit
         }
         // The settings reach the latents.
         assert!(different.len() > 12, "{precision}: {different:?}");
+    }
+}
+
+#[test]
+fn lists_of_timesteps_and_reused_steps_go_on_with_the_same_bits() {
+    let mut pipeline = Pipeline::new(&model(Precision::F32));
+    for sampler in [SolverKind::Euler, SolverKind::Renoise] {
+        let request = GenerateRequest {
+            sampler: Some(sampler),
+            steps: None,
+            timesteps: Some("990.5,930,700,400".parse().unwrap()),
+            start: Some(Start::ScaledNoise),
+            guidance_until: Some(GuidanceUntil::Sigma(Sigma(0.5))),
+            ..request("a boat", 7)
+        };
+        goes_on_from_every_step(&mut pipeline, &request);
+    }
+    for threshold in [0.02, 0.9] {
+        let request = GenerateRequest {
+            steps: Some(14),
+            step_cache: Some(StepPolicy::EasyCache { threshold }),
+            guidance_until: Some(GuidanceUntil::Sigma(Sigma(0.6))),
+            ..request("a boat", 7)
+        };
+        let whole = goes_on_from_every_step(&mut pipeline, &request);
+        let last = StoredSnapshot::from_bytes(whole.snapshots.last().unwrap()).unwrap();
+        let reused = last.snapshot.state().reused_steps().len();
+        assert!(threshold < 0.9 || (3..12).contains(&reused), "{reused}");
     }
 }
 

@@ -18,6 +18,7 @@ mod device_plans;
 mod driver;
 mod export_places;
 mod fake_jobs;
+mod few_steps;
 mod format_1;
 mod fuzz_seeds;
 mod golden;

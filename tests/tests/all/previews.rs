@@ -217,6 +217,7 @@ fn step(latent: &Arc<Array4<f32>>, step: usize, ran: Duration) -> StepDone {
         latent: Arc::clone(latent),
         clean: Arc::clone(latent),
         ran,
+        is_reused: false,
     }
 }
 

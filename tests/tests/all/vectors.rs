@@ -2,10 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use bundle::settings::{ScheduleKind, SolverKind};
+use bundle::timesteps::{Start, TimestepList};
 use bundle::units::{Seed, Shift};
 use ndarray::Array4;
 use prompt::{PromptTokenizer, clean};
-use runtime::sampler::{Sampler, Schedule, torch_normal};
+use runtime::sampler::{NoiseStream, Sampler, Schedule, torch_normal};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -71,17 +72,53 @@ fn every_schedule_and_sampler_follows_the_reference() {
         let timesteps: Vec<f32> = schedule.timesteps().iter().map(|timestep| timestep.0).collect();
         assert_eq!(sigmas, expected.sigmas, "{name}");
         assert_eq!(timesteps, expected.timesteps, "{name}");
-        let mut sampler = Sampler::new(schedule, expected.sampler);
+        let (mut sampler, mut stream) = (Sampler::new(schedule, expected.sampler), NoiseStream::new(Seed(0)));
         let mut latent = Arc::new(Array4::from_shape_vec((3, 1, 1, 1), vec![1.0, -0.5, 0.25]).unwrap());
         // Only the last states of long runs are recorded.
         let unrecorded = expected.steps - expected.states.len();
         for (step, timestep) in timesteps.iter().enumerate() {
-            latent = sampler.step(&latent, &field(&latent, *timestep)).unwrap();
+            latent = sampler.step(&latent, &field(&latent, *timestep), &mut stream).unwrap();
             let Some(state) = step.checked_sub(unrecorded).map(|recorded| &expected.states[recorded]) else {
                 continue;
             };
             for (found, expected_value) in latent.iter().zip(state) {
                 assert!((found - expected_value).abs() < 2e-6, "{name}: {latent} {state:?}");
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ListedTrajectory {
+    sampler: SolverKind,
+    timesteps: TimestepList,
+    start: Start,
+    seed: u64,
+    size: usize,
+    sigmas: Vec<f32>,
+    states: Vec<Vec<f32>>,
+}
+
+#[test]
+fn lists_of_timesteps_follow_torch_with_the_same_noise() {
+    let all: Vec<ListedTrajectory> = vectors("lists.json");
+    assert!(all.len() > 20);
+    for expected in all {
+        let ListedTrajectory { sampler: solver, timesteps, start, seed, size, sigmas, states } = expected;
+        let name = format!("{solver} {timesteps} seed {seed} size {size}");
+        let schedule = Schedule::of_list(&timesteps);
+        assert_eq!(schedule.sigmas().iter().map(|sigma| sigma.0).collect::<Vec<_>>(), sigmas, "{name}");
+        let mut stream = NoiseStream::new(Seed(seed));
+        let factor = start.factor(schedule.sigmas()[0]);
+        let latent = |values: Vec<f32>| Array4::from_shape_vec((1, 1, 1, size), values).unwrap();
+        let mut x = Arc::new(latent(stream.draw(size)) * factor);
+        let direction = latent((0_u16..).take(size).map(|i| f32::from(i).cos()).collect());
+        let mut sampler = Sampler::new(schedule, solver);
+        for (timestep, state) in timesteps.timesteps().iter().zip(states) {
+            let velocity = &*x * 0.5 + &direction * (timestep.0 / 1000.0);
+            x = sampler.step(&x, &velocity, &mut stream).unwrap();
+            for (found, expected) in x.iter().zip(&state) {
+                assert!((found - expected).abs() < 5e-6, "{name}: {found} is not {expected}");
             }
         }
     }

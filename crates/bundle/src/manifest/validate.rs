@@ -238,6 +238,15 @@ fn defaults(defaults: &Defaults, experts: usize) -> Result<(), String> {
     FrameCount::try_new(defaults.frames.value).map_err(field("frames"))?;
     check_steps(defaults.steps.value).map_err(field("steps"))?;
     Shift::try_new(defaults.shift.value.0).map_err(field("shift"))?;
+    if let Some(listed) = &defaults.timesteps {
+        let (steps, sampler) = (listed.value.list.steps(), listed.value.sampler);
+        if defaults.steps.value != steps || defaults.sampler.value != sampler {
+            return Err(format!(
+                "`defaults.timesteps` is a list of {steps} for {sampler}, and `defaults` has {} steps of {}",
+                defaults.steps.value, defaults.sampler.value
+            ));
+        }
+    }
     let scales = &defaults.guidance.value;
     if scales.len() != experts || scales.iter().any(|scale| !scale.0.is_finite()) {
         return Err(format!(

@@ -7,6 +7,7 @@ use super::os_text;
 use super::post_process::PostProcessArgs;
 use super::preview::{FitArgs, PreviewArgs};
 use super::progress::ProgressKind;
+use super::sampling::SamplingArgs;
 use super::seed::{SeedChoice, first_seed};
 use super::threads::Threads;
 use bundle::dtype::WeightType;
@@ -179,12 +180,14 @@ pub(super) struct ClipArgs {
     /// Shift of the sigma schedule towards high noise [default: the model's]
     #[arg(long, allow_negative_numbers = true, value_name = "F")]
     pub(super) shift: Option<f64>,
-    /// Sampler: unipc, dpmpp or euler [default: the model's]
+    /// Sampler: unipc, dpmpp, euler or renoise [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(super) sampler: Option<SolverKind>,
     /// Sigma schedule: that of the official code (official) or of diffusers (diffusers) [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(super) schedule: Option<ScheduleKind>,
+    #[command(flatten)]
+    pub(super) sampling: SamplingArgs,
     /// Factor on the initial noise; 0.85 gives calmer clips [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "F")]
     pub(super) noise_scale: Option<f32>,
@@ -240,8 +243,8 @@ pub(super) struct JobArgs {
     /// Keep the job in this folder, which is created: after every step the run can go on from there
     #[arg(long, value_name = "DIR")]
     pub(super) job_dir: Option<PathBuf>,
-    /// Go on with the job in this folder. Another PROMPT, --negative, --guidance, --steps, --shift, --sampler or
-    /// --schedule changes the steps that are left
+    /// Go on with the job in this folder. Another PROMPT, --negative, --guidance, --guidance-until, --steps, --shift,
+    /// --sampler, --schedule, --timesteps, --preset or --step-cache changes the steps that are left
     #[arg(long, value_name = "DIR")]
     pub(super) resume: Option<PathBuf>,
     /// Keep the snapshots after these steps, such as 10,20, or all; the newest one and the one before the first step of
@@ -389,6 +392,10 @@ pub(super) struct CalibrateArgs {
     pub(super) bundle: PathBuf,
     #[command(flatten)]
     pub(super) preview: FitArgs,
+    /// Measure how much velocities change from step to step, which decides what --step-cache reuses, instead of
+    /// calibrating; written to step-cache.json of the bundle
+    #[arg(long, conflicts_with = "preview")]
+    pub(super) step_cache: bool,
     /// Text file with one prompt per line; lines that begin with # are ignored; required without --preview
     #[arg(long, value_name = "FILE", required_unless_present = "preview")]
     pub(super) prompts: Option<PathBuf>,

@@ -5,7 +5,7 @@ use super::global::GlobalArgs;
 use super::memory::plan_measured;
 use super::progress::Progress;
 use super::threads::Threads;
-use super::{preview, render};
+use super::{preview, render, step_ratios};
 use crate::Error;
 use bundle::Field;
 use bundle::manifest::Bundle;
@@ -39,10 +39,14 @@ pub(super) fn run(args: &CalibrateArgs, global: &GlobalArgs) -> Result<ExitCode,
     let started = Instant::now();
     let bundle = Bundle::open(&args.bundle)?;
     let cancel = global.interrupts.cancel();
-    let _lock = WriteLock::acquire(&bundle.folder)?;
     let prompts = read_prompts(prompts)?;
     let samples = args.samples.unwrap_or(prompts.len());
     let plans = plans(args, &bundle, &prompts, samples)?;
+    if args.step_cache {
+        return step_ratios::run(args, global, bundle, &plans);
+    }
+    check_coverage(&plans, &bundle.manifest.routing)?;
+    let _lock = WriteLock::acquire(&bundle.folder)?;
     let options = ModelOptions { threads: args.threads.map(Threads::used), ..ModelOptions::of_variant(None) };
     let path = global.kernels()?.path();
     let variant = choose_variant(&bundle.manifest, Target::Cpu, path, &options)?;
@@ -121,10 +125,7 @@ fn plans(
         };
         Ok(GenerationPlan::new(&bundle.manifest, &request)?)
     };
-    let plans: Vec<_> =
-        prompts.iter().cycle().take(samples).enumerate().map(plan).collect::<Result<_, Error>>()?;
-    check_coverage(&plans, &bundle.manifest.routing)?;
-    Ok(plans)
+    prompts.iter().cycle().take(samples).enumerate().map(plan).collect()
 }
 
 /// Refuses clips that never run an expert, or never decode later latent frames: `rushes quantize` needs both, and would
@@ -185,6 +186,7 @@ fn set_info(bundle: &Bundle, plans: &[GenerationPlan]) -> SetInfo {
         ] {
             settings.push((name.to_owned(), value));
         }
+        settings.extend(plan.timesteps.iter().map(|list| ("timesteps".to_owned(), list.to_string())));
     }
     SetInfo {
         rushes: env!("CARGO_PKG_VERSION").into(),

@@ -8,6 +8,7 @@ use bundle::dtype::ElementType;
 use bundle::layout::{self, component_folder};
 use bundle::manifest::{Bundle, ComponentEntry, Manifest};
 use bundle::settings::Defaults;
+use bundle::timesteps::ListedSteps;
 use bundle::units::ByteCount;
 use bundle::variant::Precision;
 use calibration::observe::table::{self, Table};
@@ -215,6 +216,14 @@ pub(super) fn describe_defaults(defaults: &Defaults) -> String {
     default("sampler", defaults.sampler.value.to_string(), defaults.sampler.from);
     default("schedule", defaults.schedule.value.to_string(), defaults.schedule.from);
     default("negative", format!("\"{}\"", defaults.negative.value), defaults.negative.from);
+    if let Some(listed) = &defaults.timesteps {
+        let ListedSteps { list, sampler, start } = &listed.value;
+        let start = if start.is_noise() { String::new() } else { format!(", from {start}") };
+        lines.push(format!("  {:<10} {list} with {sampler}{start} ({})", "timesteps", listed.from));
+    }
+    if let Some(until) = &defaults.guidance_until {
+        lines.push(format!("  {:<10} until sigma {} ({})", "guidance", until.value, until.from));
+    }
     lines.extend(defaults.notes.iter().map(|note| format!("  note       {note}")));
     lines.join("\n")
 }

@@ -32,8 +32,10 @@ mod preview_sinks;
 mod progress;
 mod quantize;
 mod render;
+mod sampling;
 mod seed;
 mod simulate;
+mod step_ratios;
 mod threads;
 mod verify;
 

@@ -218,7 +218,7 @@ mod tests {
     use bundle::spec::DenoiserSpec;
     use bundle::units::{Seed, Shift, Timestep};
     use bundle::variant::{KernelLibrary, Precision, Variant};
-    use runtime::denoise::{Denoising, ForkChanges, GridChange, GuidanceForm, StepOutputs};
+    use runtime::denoise::{Denoising, ForkChanges, GuidanceForm, StepOutputs};
     use runtime::driver::{JobSpan, work_of};
     use runtime::job::{
         GridSpec, JobSpec, LatentDigest, ModelIdentity, RunConditions, SPEC_VERSION, SnapshotIdentity,
@@ -271,7 +271,11 @@ mod tests {
             sampler: plan.solver,
             schedule: plan.schedule_kind,
             shift: plan.shift,
+            timesteps: plan.timesteps.clone(),
+            start: plan.start,
             guidance: plan.guidance.clone(),
+            guidance_until: plan.guidance_until,
+            step_cache: plan.step_cache,
             seed: plan.seed,
             noise_scale: plan.noise_scale,
             noise: None,
@@ -355,15 +359,18 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let (origin, run) = (scratch.path().join("origin"), scratch.path().join("run"));
         let base = plan(8);
-        let grid =
-            GridSpec { sampler: base.solver, schedule: base.schedule_kind, steps: 20, shift: Shift(5.0) };
-        let fork = ForkSpec { after: 3, grid: Some(grid), ..ForkSpec::default() };
+        let grid = GridSpec {
+            sampler: base.solver,
+            schedule: base.schedule_kind,
+            steps: 20,
+            shift: Shift(5.0),
+            timesteps: None,
+        };
+        let fork = ForkSpec { after: 3, grid: Some(grid.clone()), ..ForkSpec::default() };
         let mut denoising = base.denoising(&manifest(), seeded_noise(&base)).unwrap();
         advance(&mut denoising, 3);
         write(&origin, &spec(&base, Vec::new()), &denoising, 0);
-        let change =
-            GridChange { solver: grid.sampler, kind: grid.schedule, steps: grid.steps, shift: grid.shift };
-        let changes = ForkChanges { grid: Some(change), ..ForkChanges::default() };
+        let changes = ForkChanges { grid: Some(grid.change()), ..ForkChanges::default() };
         let mut denoising = Denoising::fork(denoising.snapshot(), changes).unwrap();
         let steps = denoising.steps();
         assert!(steps != 8 && steps != 20, "{steps}");

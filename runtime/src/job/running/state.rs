@@ -101,6 +101,7 @@ impl Job {
             steps_done: self.denoising.steps_done(),
             steps_run: self.steps_run,
             skipped_passes: self.skipped_passes,
+            reused_steps: self.denoising.reused_steps().iter().map(|step| step + 1).collect(),
             latents: self.latents.clone(),
             seconds: self.clock.phases(),
             timing: self.clock.times(first_preview, first_encoded),

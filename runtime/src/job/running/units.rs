@@ -8,7 +8,7 @@ use super::super::stored_text;
 use super::super::timing::Mark;
 use super::{Job, JobState, Phase};
 use crate::Error;
-use crate::denoise::{Conditioning, Denoising, ForkChanges, GridChange, StepDone, StepInputs, Variation};
+use crate::denoise::{Conditioning, Denoising, StepDone, StepInputs};
 use crate::pipeline::Pipeline;
 use std::sync::Arc;
 
@@ -107,20 +107,9 @@ impl Job {
         else {
             return Ok(false);
         };
-        let changes = ForkChanges {
-            guidance: fork.guidance,
-            grid: fork.grid.map(|grid| GridChange {
-                solver: grid.sampler,
-                kind: grid.schedule,
-                steps: grid.steps,
-                shift: grid.shift,
-            }),
-            variation: fork.variation.map(|variation| Variation {
-                strength: variation.strength,
-                seed: variation.seed,
-                noise_scale: self.plan.noise_scale,
-            }),
-        };
+        // Later, the noise has the sigma of the step as its factor.
+        let start = if done == 0 { self.plan.start_factor() } else { 1.0 };
+        let changes = fork.changes(start * self.plan.noise_scale);
         self.denoising = Denoising::fork(self.denoising.snapshot(), changes)?;
         self.next_fork += 1;
         if fork.prompt.is_some() || fork.negative.is_some() {
@@ -136,7 +125,7 @@ impl Job {
         let digest = LatentDigest::of(&done.latent);
         self.latents.push(digest.clone());
         self.steps_run += 1;
-        self.clock.step(done.ran);
+        self.clock.step((!done.is_reused).then_some(done.ran));
         let steps = self.last_step();
         if let Some(previewer) = &mut self.previewer {
             previewer.step(&StepDone { steps, ..done.clone() });

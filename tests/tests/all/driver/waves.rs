@@ -310,7 +310,8 @@ fn a_fork_that_changes_the_grid_is_announced_with_its_steps() {
     let mut driver = machine.driver();
     let mut job = machine.job(1, BOAT, Priority::Normal);
     let plan = job.plan.clone();
-    let grid = GridSpec { sampler: plan.solver, schedule: plan.schedule_kind, steps: 9, shift: plan.shift };
+    let (sampler, schedule, shift) = (plan.solver, plan.schedule_kind, plan.shift);
+    let grid = GridSpec { sampler, schedule, steps: 9, shift, timesteps: None };
     let fork =
         ForkSpec { after: 2, prompt: Some("a red boat".into()), grid: Some(grid), ..ForkSpec::default() };
     let forks = vec![fork];

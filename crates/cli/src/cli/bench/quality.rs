@@ -9,10 +9,12 @@ use crate::cli::memory::{plan_memory, sessions};
 use crate::cli::mini_form::mini_form;
 use crate::cli::progress::{Progress, ProgressKind};
 use crate::cli::render;
+use crate::cli::sampling::SamplingArgs;
 use crate::cli::threads::Threads;
 use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
-use bundle::units::GuidanceScale;
+use bundle::settings::SolverKind;
+use bundle::units::{GuidanceScale, Seed};
 use bundle::variant::{KernelLibrary, Precision};
 use clap::Args;
 use quality::judge::score::{AttributeScore, Means, ScoreCard};
@@ -20,7 +22,7 @@ use quality::judge::scoring::{self, QualityRequest};
 use quality::judge::{Judge, JudgeFiles, embedded, prompts};
 use runtime::decode::Tiles;
 use runtime::model::Model;
-use runtime::plan::GenerationPlan;
+use runtime::plan::{GenerateRequest, GenerationPlan};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -51,6 +53,11 @@ pub(super) struct QualityArgs {
     /// Guidance scale: one for all experts, or one per expert from high to low noise [default: the model's]
     #[arg(long, allow_negative_numbers = true, value_name = "HIGH[,LOW]")]
     guidance: Option<String>,
+    /// Sampler: unipc, dpmpp, euler or renoise [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<SolverKind>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     #[command(flatten)]
     devices: DeviceArgs,
     #[command(flatten)]
@@ -66,9 +73,16 @@ pub(super) struct QualityArgs {
 /// Runs the command. Bad input is refused before the first clip.
 pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let started = Instant::now();
+    let settings = args.sampling.apply(GenerateRequest::new("", Seed(0)));
+    let guidance = args.guidance.as_deref().map(GuidanceScale::parse_list).transpose()?;
     let request = QualityRequest {
         steps: args.steps,
-        guidance: args.guidance.as_deref().map(GuidanceScale::parse_list).transpose()?,
+        guidance: guidance.or(settings.guidance),
+        guidance_until: settings.guidance_until,
+        sampler: args.sampler.or(settings.sampler),
+        timesteps: settings.timesteps,
+        start: settings.start,
+        step_cache: settings.step_cache,
     };
     let (prompts, file) = match &args.prompts {
         Some(path) => (prompts::read(path)?, path.display().to_string()),
@@ -101,9 +115,10 @@ pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, E
 
     let mut progress = Progress::new(args.progress);
     progress.begin("clips", plans.len());
-    let mut done = 0;
+    let (mut done, mut computed_steps) = (0, 0);
     let scored = scoring::score(&model, &mut judge, (&prompts, &plans), &cancel, &mut |clip| {
         done += 1;
+        computed_steps += clip.computed_steps;
         progress.advance(done, "");
         if global.json {
             let line = json!({
@@ -115,13 +130,15 @@ pub(super) fn run(args: &QualityArgs, global: &GlobalArgs) -> Result<ExitCode, E
                 "read": clip.reading.values,
                 "right": clip.right.right,
                 "of": clip.right.of,
+                "computed_steps": clip.computed_steps,
             });
             render::result(true, &line, "").map_err(quality::Error::callback)?;
         }
         Ok(())
     });
     progress.clear();
-    let scored = Scored { model: &model, plan: &plans[0], clips: plans.len(), card: &scored? };
+    let scored =
+        Scored { model: &model, plan: &plans[0], clips: plans.len(), computed_steps, card: &scored? };
     let value = scored.as_json(started.elapsed().as_secs_f64());
     render::result(global.json, &value, &scored.as_text())?;
     Ok(ExitCode::SUCCESS)
@@ -133,10 +150,22 @@ struct Scored<'a> {
     /// The plan of the first clip; the others differ only in prompt and seed.
     plan: &'a GenerationPlan,
     clips: usize,
+    /// Steps of all clips whose velocities were computed.
+    computed_steps: usize,
     card: &'a ScoreCard,
 }
 
 impl Scored<'_> {
+    /// The mean number of steps that were computed, if it is not all of them.
+    fn computed(&self) -> String {
+        if self.computed_steps == self.clips * self.plan.schedule.steps() {
+            return String::new();
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a mean of three digits")]
+        let mean = self.computed_steps as f64 / self.clips as f64;
+        format!(" of which {mean:.1} were computed")
+    }
+
     fn guidance(&self) -> Vec<f32> {
         self.plan.guidance.iter().map(|scale| scale.0).collect()
     }
@@ -165,6 +194,7 @@ impl Scored<'_> {
             "precision": self.model.variant().precision,
             "clips": self.clips,
             "steps": self.plan.schedule.steps(),
+            "computed_steps": self.computed_steps,
             "guidance": self.guidance(),
             "attributes": attributes,
             "mean": {"read_back": all, "english": english, "chinese": chinese, "judge": judge, "chance": chance},
@@ -175,11 +205,12 @@ impl Scored<'_> {
     fn as_text(&self) -> String {
         let guidance: Vec<String> = self.guidance().iter().map(f32::to_string).collect();
         let mut text = format!(
-            "{} {}: {} clips, {} steps, guidance {}\n\n",
+            "{} {}: {} clips, {} steps{}, guidance {}\n\n",
             self.model.manifest().model,
             self.model.variant().precision,
             self.clips,
             self.plan.schedule.steps(),
+            self.computed(),
             guidance.join(",")
         );
         text.push_str(&table(self.card));

@@ -1,12 +1,16 @@
 //! What changes when a run goes on, or when a clip is repeated with other arguments.
 
 use crate::cli::args::{ClipArgs, GenerateArgs};
+use crate::cli::sampling::SamplingArgs;
 use crate::cli::seed::SeedChoice;
 use bundle::Field;
 use bundle::manifest::Manifest;
+use bundle::preset::Recipe;
 use bundle::settings::{ScheduleKind, SolverKind, per_expert};
-use bundle::units::{GuidanceScale, Shift};
-use runtime::job::{ForkSpec, GridSpec, JobSpec, VariationSpec};
+use bundle::timesteps::{GuidanceUntil, TimestepChoice};
+use bundle::units::{GuidanceScale, Sigma};
+use runtime::denoise::StepPolicy;
+use runtime::job::{ForkSpec, GridChanges, JobSpec, VariationSpec};
 
 /// What a run that goes on may change. `None` keeps a setting.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +22,7 @@ pub(in crate::cli) struct Changes<'a> {
     pub(in crate::cli) shift: Option<f64>,
     pub(in crate::cli) sampler: Option<SolverKind>,
     pub(in crate::cli) schedule: Option<ScheduleKind>,
+    pub(in crate::cli) sampling: &'a SamplingArgs,
     pub(in crate::cli) variation: Option<f64>,
     /// The seed of the fresh noise of `variation`.
     pub(in crate::cli) seed: Option<SeedChoice>,
@@ -35,9 +40,41 @@ impl<'a> Changes<'a> {
             shift: settings.shift,
             sampler: settings.sampler,
             schedule: settings.schedule,
+            sampling: &settings.sampling,
             variation: args.job.variation,
             seed: args.noise.seed,
         }
+    }
+}
+
+impl Changes<'_> {
+    /// The other settings of the grid.
+    fn grid(&self, recipe: Option<&Recipe>) -> GridChanges {
+        let list = recipe.map(|recipe| TimestepChoice::List(recipe.steps.list.clone()));
+        GridChanges {
+            sampler: self.sampler.or(recipe.map(|recipe| recipe.steps.sampler)),
+            schedule: self.schedule,
+            steps: self.steps,
+            shift: self.shift,
+            timesteps: self.sampling.timesteps.clone().or(list),
+        }
+    }
+
+    /// The other end of guidance. The first step is that of the whole clip.
+    fn guidance_until(&self, recipe: Option<&Recipe>, spec: &JobSpec) -> Option<Sigma> {
+        let until = self.sampling.guidance_until.or(recipe.map(|recipe| recipe.guidance_until));
+        let first = |until: GuidanceUntil| until.sigma(spec.grid().levels().sigmas()[0]);
+        until.map(first).filter(|sigma| {
+            let known = spec.forks.iter().rev().find_map(|fork| fork.guidance_until);
+            *sigma != known.unwrap_or(spec.guidance_until)
+        })
+    }
+
+    /// The other policy. A recipe computes every step.
+    fn step_cache(&self, recipe: Option<&Recipe>, spec: &JobSpec) -> Option<StepPolicy> {
+        let policy = self.sampling.step_cache.or(recipe.map(|_recipe| StepPolicy::ComputeAll));
+        let known = spec.forks.iter().rev().find_map(|fork| fork.step_cache).unwrap_or(spec.step_cache);
+        policy.filter(|policy| *policy != known)
     }
 }
 
@@ -52,6 +89,12 @@ pub(in crate::cli) fn fork(
     forks_applied: usize,
     manifest: &Manifest,
 ) -> Result<ForkSpec, runtime::Error> {
+    if let Some(start) = changes.sampling.start {
+        let rule = "it is fixed when a run goes on";
+        return Err(
+            bundle::Error::value(Field::Start, start, rule, "leave it out, or start a new run").into()
+        );
+    }
     // Changes after the snapshot are dropped by a new one.
     let mut spec = spec.clone();
     spec.forks.truncate(forks_applied);
@@ -62,18 +105,14 @@ pub(in crate::cli) fn fork(
         Some(text) => Some(per_expert(&GuidanceScale::parse_list(text)?, experts)?),
         None => None,
     };
-    let changes_grid = changes.steps.is_some()
-        || changes.shift.is_some()
-        || changes.sampler.is_some()
-        || changes.schedule.is_some();
-    let base =
-        GridSpec { sampler: spec.sampler, schedule: spec.schedule, steps: spec.steps, shift: spec.shift };
-    let base = spec.forks.iter().rev().find_map(|fork| fork.grid).unwrap_or(base);
-    let grid = GridSpec {
-        sampler: changes.sampler.unwrap_or(base.sampler),
-        schedule: changes.schedule.unwrap_or(base.schedule),
-        steps: bundle::settings::check_steps(changes.steps.unwrap_or(base.steps))?,
-        shift: changes.shift.map_or(Ok(base.shift), Shift::try_new)?,
+    let recipe = changes.sampling.recipe();
+    let guidance = guidance.or(recipe.as_ref().map(|recipe| vec![recipe.guidance; experts]));
+    let wanted = changes.grid(recipe.as_ref());
+    let grid = if wanted.is_empty() {
+        None
+    } else {
+        let base = spec.forks.iter().rev().find_map(|fork| fork.grid.clone()).unwrap_or_else(|| spec.grid());
+        Some(base.with(&wanted)?)
     };
     if let Some(strength) = changes.variation.filter(|strength| !(0.0..=1.0).contains(strength)) {
         let rule = "the share of fresh noise is a number from 0 to 1";
@@ -93,7 +132,9 @@ pub(in crate::cli) fn fork(
         prompt: other(changes.prompt, prompt),
         negative: other(changes.negative, negative),
         guidance,
-        grid: changes_grid.then_some(grid),
+        guidance_until: changes.guidance_until(recipe.as_ref(), &spec),
+        grid,
+        step_cache: changes.step_cache(recipe.as_ref(), &spec),
         variation: changes.variation.map(|strength| VariationSpec { strength, seed: seed() }),
     })
 }
@@ -108,14 +149,20 @@ pub(in crate::cli) fn forks_left(
     let has_grid = settings.steps.is_some()
         || settings.shift.is_some()
         || settings.sampler.is_some()
-        || settings.schedule.is_some();
+        || settings.schedule.is_some()
+        || settings.sampling.has_grid();
+    let has_preset = settings.sampling.preset.is_some();
+    let has_until = settings.sampling.guidance_until.is_some() || has_preset;
+    let has_cache = settings.sampling.step_cache.is_some() || has_preset;
     let mut left = Vec::new();
     for fork in forks {
         let kept = ForkSpec {
             prompt: fork.prompt.clone().filter(|_| !has_prompt),
             negative: fork.negative.clone().filter(|_| settings.negative.is_none()),
-            guidance: fork.guidance.clone().filter(|_| settings.guidance.is_none()),
-            grid: fork.grid.filter(|_| !has_grid),
+            guidance: fork.guidance.clone().filter(|_| settings.guidance.is_none() && !has_preset),
+            guidance_until: fork.guidance_until.filter(|_| !has_until),
+            grid: fork.grid.clone().filter(|_| !has_grid),
+            step_cache: fork.step_cache.filter(|_| !has_cache),
             ..fork.clone()
         };
         if kept != *fork {

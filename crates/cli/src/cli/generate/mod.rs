@@ -26,6 +26,7 @@ use bundle::manifest::{Bundle, Manifest};
 use bundle::preview::PreviewKind;
 use engines::{Cancel, Device, Placement, WeightMemory};
 use media::{ClipFormat, ClipSettings, ClipWriter, OutputSpec, OutputTarget, Tags};
+use runtime::denoise::Denoising;
 use runtime::engine_builds::check_engines;
 use runtime::job::{
     FoundSnapshot, Job, JobEvent, JobFolder, JobSpec, JobStart, JobState, KeepSteps, ResumeFrom, Resumed,
@@ -231,6 +232,8 @@ fn begin(
             let fork = fork(&Changes::of(args), folder.spec(), 0, pipeline.model().manifest())?;
             let goes_on_in_place = fork.is_empty();
             if !goes_on_in_place {
+                Denoising::fork(start.denoising.snapshot(), fork.changes(1.0))
+                    .map_err(runtime::Error::from)?;
                 start.spec.forks = vec![fork];
             }
             notes.push("the job had not made its first step, and starts again".into());

@@ -173,6 +173,8 @@ impl Shown {
             "seed": seed,
             "steps": report.steps,
             "steps_done": report.steps_done,
+            "reused_steps": report.reused_steps,
+            "skipped_passes": report.skipped_passes,
             "model": report.model,
             "precision": report.variant.precision,
             "kernels": report.variant.kernels,
@@ -194,7 +196,9 @@ impl Shown {
             } else {
                 String::new()
             };
-            let text = format!("{names}: {frames} frames{steps}, {total:.1} s in all (seed {})", seed.0);
+            let reused = reused(&report.reused_steps, report.steps_done);
+            let text =
+                format!("{names}: {frames} frames{steps}{reused}, {total:.1} s in all (seed {})", seed.0);
             render::result_on(stream, as_json, &value, &text)?;
         }
         if let Some(live) = outcome.live.take() {
@@ -239,6 +243,15 @@ impl Shown {
     }
 }
 
+/// The steps that reused velocities, as ", 2 of 12 steps reused (5, 7)"; empty if there are none.
+fn reused(steps: &[usize], of: usize) -> String {
+    if steps.is_empty() {
+        return String::new();
+    }
+    let numbers: Vec<String> = steps.iter().map(usize::to_string).collect();
+    format!(", {} of {of} steps reused ({})", steps.len(), numbers.join(", "))
+}
+
 /// The outputs for the report, complete ones first. Errors name flags.
 fn summaries(outcome: &ClipOutcome) -> Vec<OutputSummary> {
     let written = outcome.written.iter().map(|clip| {
@@ -256,4 +269,15 @@ fn summaries(outcome: &ClipOutcome) -> Vec<OutputSummary> {
 /// A frame rate as JSON: a whole number, or the nearest floating-point number.
 fn fps(rate: FrameRate) -> serde_json::Value {
     if rate.fraction().1 == 1 { json!(rate) } else { json!(rate.per_second()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reused_steps_are_listed() {
+        assert_eq!(reused(&[5, 7], 12), ", 2 of 12 steps reused (5, 7)");
+        assert_eq!(reused(&[], 12), "");
+    }
 }

@@ -168,6 +168,7 @@ pub(in crate::cli) fn with_settings(
         (None, seconds) => seconds.map(Length::Seconds),
     };
     let guidance = args.guidance.as_deref().map(GuidanceScale::parse_list).transpose()?;
+    let base = args.sampling.apply(base);
     Ok(GenerateRequest {
         negative: args.negative.clone().or(base.negative),
         size: args.size.or(base.size),
@@ -232,6 +233,7 @@ fn check_resume(args: &GenerateArgs) -> Result<(), Error> {
         (Field::Frames, text(args.settings.frames.as_ref().map(|given| given as _))),
         (Field::Seconds, text(args.settings.seconds.as_ref().map(|given| given as _))),
         (Field::FrameRate, text(args.settings.fps.as_ref().map(|given| given as _))),
+        (Field::Start, text(args.settings.sampling.start.as_ref().map(|given| given as _))),
         (Field::NoiseScale, text(args.settings.noise_scale.as_ref().map(|given| given as _))),
         (Field::Precision, text(args.run.compute.variant.precision.as_ref().map(|given| given as _))),
         (Field::Kernels, text(args.run.compute.variant.kernels.as_ref().map(|given| given as _))),
@@ -240,7 +242,7 @@ fn check_resume(args: &GenerateArgs) -> Result<(), Error> {
     for (field, given) in fixed {
         if let Some(given) = given {
             let rule = "it is fixed when a run goes on";
-            let fix = "leave it out, or start a new run; prompts, `guidance`, `steps`, `shift`, `sampler` and `schedule` can change";
+            let fix = "leave it out, or start a new run; prompts, `guidance`, `guidance_until`, `steps`, `shift`, `sampler`, `schedule`, `timesteps`, `preset` and `step_cache` can change";
             return Err(bundle::Error::value(field, given, rule, fix).into());
         }
     }

@@ -8,6 +8,7 @@ use crate::Error;
 use crate::cli::generate::{Changes, fork};
 use crate::cli::global::GlobalArgs;
 use crate::cli::render;
+use crate::cli::sampling::SamplingArgs;
 use crate::cli::seed::SeedChoice;
 use ::jobs::request::{Origin, Request};
 use ::jobs::store::{JobRow, ORIGIN, check_free};
@@ -16,8 +17,8 @@ use bundle::manifest::{Bundle, Manifest};
 use bundle::settings::{ScheduleKind, SolverKind};
 use clap::Args;
 use media::OutputSpec;
-use runtime::denoise::{Denoising, ForkChanges, GridChange};
-use runtime::job::{ForkSpec, GridSpec, JobFolder, JobSpec, ResumeFrom};
+use runtime::denoise::{Denoising, ForkChanges};
+use runtime::job::{ForkSpec, JobFolder, JobSpec, ResumeFrom};
 use runtime::plan::GenerateRequest;
 use runtime::scheduler::JobId;
 use std::path::Path;
@@ -48,12 +49,14 @@ pub(super) struct ForkArgs {
     /// Another grid: shift towards high noise
     #[arg(long, allow_negative_numbers = true, value_name = "F")]
     shift: Option<f64>,
-    /// Another sampler: unipc, dpmpp or euler
+    /// Another sampler: unipc, dpmpp, euler or renoise
     #[arg(long, value_name = "NAME")]
     sampler: Option<SolverKind>,
     /// Another grid: official or diffusers
     #[arg(long, value_name = "NAME")]
     schedule: Option<ScheduleKind>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Share of fresh noise from 0 to 1 that is mixed into the latent
     #[arg(long, allow_negative_numbers = true, value_name = "V")]
     variation: Option<f64>,
@@ -74,6 +77,7 @@ impl ForkArgs {
             shift: self.shift,
             sampler: self.sampler,
             schedule: self.schedule,
+            sampling: &self.sampling,
             variation: self.variation,
             seed: self.seed,
         }
@@ -157,13 +161,7 @@ fn changed(
     let folder = JobFolder::open(origin)?;
     let found = folder.snapshot(ResumeFrom::Newest)?.snapshot;
     let fork = fork(&args.changes(), folder.spec(), found.forks_applied, manifest)?;
-    let grid = fork.grid.map(|GridSpec { sampler, schedule, steps, shift }| GridChange {
-        solver: sampler,
-        kind: schedule,
-        steps,
-        shift,
-    });
-    let changes = ForkChanges { guidance: fork.guidance.clone(), grid, variation: None };
+    let changes = ForkChanges { variation: None, ..fork.changes(1.0) };
     let steps = Denoising::fork(found.snapshot, changes)?.steps();
     let fork = ForkSpec { after: args.from_step, ..fork };
     Ok((fork.clone(), settings(folder.spec(), found.forks_applied, fork), steps))
@@ -174,20 +172,22 @@ fn settings(spec: &JobSpec, forks_applied: usize, fork: ForkSpec) -> GenerateReq
     let mut spec = spec.clone();
     spec.forks.truncate(forks_applied);
     spec.forks.push(fork);
-    let base = spec.request();
-    let grid = spec.forks.iter().rev().find_map(|fork| fork.grid);
-    let guidance = spec.forks.iter().rev().find_map(|fork| fork.guidance.clone());
-    let (prompt, negative) = spec.prompts_after(usize::MAX);
-    GenerateRequest {
-        prompt: prompt.to_owned(),
-        negative: Some(negative.to_owned()),
-        guidance: guidance.or(base.guidance),
-        steps: grid.map(|grid| grid.steps).or(base.steps),
-        shift: grid.map(|grid| grid.shift.0).or(base.shift),
-        sampler: grid.map(|grid| grid.sampler).or(base.sampler),
-        schedule: grid.map(|grid| grid.schedule).or(base.schedule),
-        ..base
+    // What applies from then on is what the clip would have begun with.
+    if let Some(grid) = spec.forks.iter().rev().find_map(|fork| fork.grid.clone()) {
+        (spec.sampler, spec.schedule, spec.steps, spec.shift) =
+            (grid.sampler, grid.schedule, grid.steps, grid.shift);
+        spec.timesteps = grid.timesteps;
     }
+    let guidance = spec.forks.iter().rev().find_map(|fork| fork.guidance.clone());
+    spec.guidance = guidance.unwrap_or(spec.guidance);
+    let until = spec.forks.iter().rev().find_map(|fork| fork.guidance_until);
+    spec.guidance_until = until.unwrap_or(spec.guidance_until);
+    let policy = spec.forks.iter().rev().find_map(|fork| fork.step_cache);
+    spec.step_cache = policy.unwrap_or(spec.step_cache);
+    let (prompt, negative) = spec.prompts_after(usize::MAX);
+    let (prompt, negative) = (prompt.to_owned(), negative.to_owned());
+    let base = spec.request();
+    GenerateRequest { prompt, negative: Some(negative), ..base }
 }
 
 fn text(rows: &[JobRow]) -> String {

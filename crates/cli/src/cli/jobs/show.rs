@@ -11,6 +11,7 @@ use crate::cli::render;
 use ::jobs::request::Request;
 use ::jobs::store::{JobRow, State, now};
 use bundle::manifest::Bundle;
+use bundle::timesteps::{GuidanceUntil, TimestepChoice};
 use clap::Args;
 use media::post_process::PostProcessSpec;
 use media::{FailedOutputReport, OutputReport, OutputResult};
@@ -154,12 +155,7 @@ fn experts(request: &Request) -> Option<Vec<String>> {
     }
     let bundle = Bundle::open(&request.bundle).ok()?;
     let plan = GenerationPlan::new(&bundle.manifest, &request.clip).ok()?;
-    let parts = plan.expert_steps.iter().zip(&plan.guidance);
-    Some(
-        parts
-            .map(|((expert, steps), scale)| format!("{expert} {steps} steps at guidance {}", scale.0))
-            .collect(),
-    )
+    Some(plan.experts_as_text())
 }
 
 /// The settings of post-processing that were given, with their names.
@@ -196,12 +192,23 @@ fn clip(request: &Request, experts: &[String]) -> String {
     if let (Some(Length::Frames(frames)), Some(rate)) = (clip.length, clip.fps) {
         parts.push(format!("{frames} frames at {rate} fps"));
     }
-    if let (Some(steps), Some(sampler), Some(schedule), Some(shift)) =
-        (request.steps(), clip.sampler, clip.schedule, clip.shift)
-    {
-        let split = if experts.is_empty() { String::new() } else { format!(": {}", experts.join(", ")) };
-        parts.push(format!("{steps} steps of {sampler} ({schedule}, shift {shift}){split}"));
+    let split = if experts.is_empty() { String::new() } else { format!(": {}", experts.join(", ")) };
+    match (&clip.timesteps, request.steps(), clip.sampler) {
+        (Some(TimestepChoice::List(list)), Some(steps), Some(sampler)) => {
+            parts.push(format!("{steps} steps of {sampler} (timesteps {list}){split}"));
+        }
+        (_, Some(steps), Some(sampler)) => {
+            if let (Some(schedule), Some(shift)) = (clip.schedule, clip.shift) {
+                parts.push(format!("{steps} steps of {sampler} ({schedule}, shift {shift}){split}"));
+            }
+        }
+        _ => {}
     }
+    parts.extend(clip.start.filter(|start| !start.is_noise()).map(|start| format!("begins with {start}")));
+    let ends = clip.guidance_until.filter(|until| *until != GuidanceUntil::ALL_STEPS);
+    parts.extend(ends.map(|until| format!("guidance until sigma {until}")));
+    let cache = clip.step_cache.filter(|policy| !policy.is_compute_all());
+    parts.extend(cache.map(|policy| format!("step cache {policy}")));
     if let Some(scales) = clip.guidance.as_ref().filter(|_| experts.is_empty()) {
         let scales: Vec<String> = scales.iter().map(|scale| scale.0.to_string()).collect();
         parts.push(format!("guidance {}", scales.join(", ")));

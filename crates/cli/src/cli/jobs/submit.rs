@@ -18,6 +18,7 @@ use ::jobs::request::{NoiseFile, REQUEST_VERSION, Request, Take};
 use ::jobs::store::{JobRow, Store, check_free};
 use bundle::Field;
 use bundle::manifest::{Bundle, Manifest};
+use bundle::timesteps::{GuidanceUntil, TimestepChoice};
 use bundle::units::Seed;
 use bundle::variant::Target;
 use clap::Args;
@@ -344,9 +345,13 @@ pub(super) fn resolved(plan: &GenerationPlan) -> GenerateRequest {
         fps: Some(plan.rate),
         steps: Some(plan.schedule.steps()),
         guidance: Some(plan.guidance.clone()),
-        shift: Some(plan.shift.0),
+        shift: plan.timesteps.is_none().then_some(plan.shift.0),
         sampler: Some(plan.solver),
-        schedule: Some(plan.schedule_kind),
+        schedule: plan.timesteps.is_none().then_some(plan.schedule_kind),
+        timesteps: Some(plan.timesteps.clone().map_or(TimestepChoice::Grid, TimestepChoice::List)),
+        start: Some(plan.start),
+        guidance_until: Some(GuidanceUntil::Sigma(plan.guidance_until)),
+        step_cache: Some(plan.step_cache),
         seed: plan.seed,
         noise_scale: plan.noise_scale,
     }

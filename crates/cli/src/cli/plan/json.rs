@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 impl Planned<'_> {
     pub(super) fn as_json(&self) -> Value {
         let Self { plan, request, memory, .. } = self;
-        let experts = plan.expert_steps.iter().zip(&plan.guidance);
+        let experts = plan.expert_steps.iter().zip(plan.guidance.iter().zip(&plan.guided_steps));
         let proposal = memory.proposal.as_ref().map(|proposal| {
             json!({"place": proposal.place.to_string(), "needed": proposal.needed, "device": proposal.to.to_string()})
         });
@@ -22,8 +22,14 @@ impl Planned<'_> {
             "fps": plan.rate.to_string(),
             "steps": plan.schedule.steps(),
             "tokens": plan.tokens,
-            "experts": experts.map(|((expert, steps), scale)| {
-                json!({"expert": expert, "steps": steps, "guidance": scale})
+            "sampler": plan.solver,
+            "timesteps": plan.schedule.timesteps(),
+            "sigmas": plan.schedule.sigmas(),
+            "start": plan.start,
+            "guidance_until": plan.guidance_until,
+            "step_cache": plan.step_cache.to_string(),
+            "experts": experts.map(|((expert, steps), (scale, guided))| {
+                json!({"expert": expert, "steps": steps, "guidance": scale, "guided_steps": guided})
             }).collect::<Vec<_>>(),
             "residency": request.residency.to_string(),
             "mapped_weights": memory.weights == WeightMemory::Mapped,

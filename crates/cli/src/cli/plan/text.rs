@@ -85,6 +85,12 @@ impl Planned<'_> {
         let unknown = || "not known".to_owned();
         let total = estimate.total().map_or_else(unknown, |total| total.to_string());
         let _ = writeln!(text, "\ntime      {total}, with all files in the page cache");
+        if !self.plan.step_cache.is_compute_all() {
+            let _ = writeln!(
+                text,
+                "          every step is counted as computed; the step cache reuses some of them"
+            );
+        }
         if let Some(step) = estimate.until_first_step() {
             let first = match self.preview {
                 PreviewKind::Off => format!("none; with --preview rgb after {step}"),
