@@ -23,6 +23,7 @@ use bundle::units::ByteCount;
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use graph::Model;
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// A request to export a checkpoint.
@@ -39,7 +40,7 @@ use std::path::{Path, PathBuf};
 /// ```
 #[derive(Debug, Clone)]
 pub struct ExportRequest {
-    /// A folder in the diffusers layout.
+    /// A folder in the diffusers or the official layout.
     pub checkpoint: PathBuf,
     /// The folder to create; it must not exist or be empty. An existing folder is filled in place: it may be a link, a
     /// mount point or the working directory.
@@ -59,6 +60,10 @@ pub struct ExportRequest {
     /// Low-rank changes that are added to weights, each with the component of its weight. The weights of such a
     /// component are written, not linked, and its digest and the names of its graphs depend on the changes.
     pub merges: Vec<(Component, Merge)>,
+    /// Keeps only so many layers of the text encoder and blocks of each expert: the first ones. For tests of a model's
+    /// width in little time; clips of such a model show nothing. Its settings are those of the whole model, its name and
+    /// digests are others.
+    pub layers: Option<NonZeroUsize>,
     /// True to copy weights even if they can be linked, without a size limit.
     pub copy: bool,
     /// Stops the export.
@@ -76,6 +81,7 @@ impl ExportRequest {
             verify: true,
             tiny_decoder: None,
             merges: Vec::new(),
+            layers: None,
             copy: false,
             stop: Stop::new(),
         }
@@ -151,7 +157,11 @@ pub fn export_into(
     if let Some(path) = &request.tiny_decoder {
         checkpoint.set_tiny_decoder(path)?;
     }
-    let (model, defaults) = defaults::resolve(&checkpoint)?;
+    let (mut model, defaults) = defaults::resolve(&checkpoint)?;
+    if let Some(layers) = request.layers {
+        checkpoint.keep_layers(layers);
+        model = format!("{model}, {layers} layers");
+    }
     let written = write_components(request, &checkpoint, folder, on_event)?;
     if let Some(decoder) = written.entries.iter().find(|entry| entry.component == Component::Decoder) {
         let channels = checkpoint.vae.latent_channels;
@@ -238,7 +248,7 @@ fn write_components(
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
         let Scan { digest, files: scanned } = scan(&source.shards, verify, &request.stop)?;
-        let digest = transforms.digest(&digest);
+        let digest = cut_digest(component, transforms.digest(&digest), request.layers);
         on_event(ExportEvent::Writing { component: component.clone() });
         let is_unchanged = linked.is_some();
         let placed = match linked {
@@ -278,6 +288,18 @@ fn write_components(
         });
     }
     Ok(all)
+}
+
+/// Returns the digest of a component of which only so many layers are kept.
+fn cut_digest(component: &Component, digest: Digest, layers: Option<NonZeroUsize>) -> Digest {
+    let is_cut = matches!(component, Component::TextEncoder | Component::Expert(_));
+    match layers.filter(|_| is_cut) {
+        None => digest,
+        Some(layers) => {
+            let parts = [digest.blake3.as_bytes(), b"layers", &layers.get().to_le_bytes()[..]];
+            Digest { whole: digest.whole, ..Digest::of_parts(parts) }
+        }
+    }
 }
 
 /// Checks that every merge is into a weight that the checkpoint has, and fits its shape.

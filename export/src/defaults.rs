@@ -1,14 +1,14 @@
 //! The defaults of a bundle: from the checkpoint's recommendations, the catalogue, or the scheduler config.
 
 use crate::Error;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Layout};
 use bundle::catalog::{self, Certainty, Evidence, KnownModel};
 use bundle::preset::Preset;
 use bundle::settings::{Defaults, Origin, Recommended};
 
 /// The fix for a model that was not recognised, or perhaps wrongly.
 const FIX: &str =
-    "if that is wrong, write its settings into rushes.json next to model_index.json and export again";
+    "if that is wrong, write its settings into rushes.json in the folder of the checkpoint and export again";
 
 /// Returns the name and the resolved defaults of a model.
 ///
@@ -23,7 +23,7 @@ pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
         routing: &checkpoint.routing,
         scheduler: scheduler.map(|scheduler| (scheduler.solver, scheduler.shift)),
     });
-    let mut notes = Vec::new();
+    let mut notes = Vec::from_iter(official_note(checkpoint));
     if let Err(error) = &checkpoint.scheduler {
         notes.push(format!(
             "sampler and shift are those of rushes.json; the scheduler config is not supported: {error}"
@@ -54,11 +54,29 @@ pub fn resolve(checkpoint: &Checkpoint) -> Result<(String, Defaults), Error> {
     let scheduler_settings = scheduler.map_or_else(Recommended::default, |scheduler| scheduler.recommended());
     let mut sources = vec![(Origin::Checkpoint, &checkpoint.recommended)];
     sources.extend(known.as_ref().map(|(origin, _, recommended)| (*origin, recommended)));
-    sources.push((Origin::SchedulerConfig, &scheduler_settings));
+    let scheduler_origin = match checkpoint.layout {
+        Layout::Diffusers => Origin::SchedulerConfig,
+        Layout::Official => Origin::OfficialCode,
+    };
+    sources.push((scheduler_origin, &scheduler_settings));
     let mut defaults = Defaults::resolve(&sources, experts)?;
     defaults.notes = notes;
     let name = known.and_then(|(_, name, _)| name).map_or_else(|| checkpoint.name.clone(), str::to_owned);
     Ok((name, defaults))
+}
+
+/// What a checkpoint in the official layout does not state.
+fn official_note(checkpoint: &Checkpoint) -> Option<String> {
+    let boundary = match (checkpoint.layout, checkpoint.routing.routes()) {
+        (Layout::Diffusers, _) => return None,
+        (Layout::Official, [high, _]) => format!("boundary {}, ", high.from_timestep / 1000.0),
+        (Layout::Official, _) => String::new(),
+    };
+    Some(format!(
+        "the official layout states no {}sampler and statistics of latents: {boundary}unipc and those of the Wan2.1 VAE \
+         are used; the sizes of text encoder and VAE follow from their weights",
+        if boundary.is_empty() { "" } else { "boundary, " }
+    ))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The digests of a bundle's files: computed on export, and checked in full by `rushes inspect` on request.
 
 use crate::Error;
-use crate::checkpoint::header;
+use crate::checkpoint::weight_file;
 use crate::file_data::{DataRanges, hash_of_zeros};
 use bundle::file_digest::{self, FileDigest, of_pieces, pieces};
 use bundle::layout;
@@ -50,9 +50,8 @@ fn digest(path: &Path, known: Option<&Option<String>>) -> Result<FileDigest, Err
 
 /// Computes the digest over every byte of a file, see [`of_pieces`]. Pieces that are holes are not read.
 fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
-    let is_weights = path.extension().is_some_and(|extension| extension == "safetensors");
-    let parts = if is_weights {
-        header::parts(&header::read(path, file, bytes)?, bytes)
+    let parts = if weight_file::is_named(path) {
+        weight_file::parts(&weight_file::read(path, file, bytes)?, bytes)
     } else {
         once(0..bytes).collect()
     };

@@ -76,6 +76,13 @@ pub enum Error {
         /// The content of the folder.
         found: String,
     },
+    /// A folder has several files for one model, and nothing says which is meant.
+    SeveralFiles {
+        /// The folder.
+        folder: PathBuf,
+        /// Their names.
+        files: String,
+    },
     /// The index lists a shard that does not exist.
     MissingShard {
         /// The index.
@@ -109,6 +116,27 @@ pub enum Error {
         path: PathBuf,
         /// The problem.
         why: String,
+    },
+    /// A PyTorch file in a format of torch before 1.6.
+    LegacyTorchFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A PyTorch file holds something else than a dictionary of tensors.
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What was found, such as a global by its name.
+        found: String,
+    },
+    /// Weights that the config requires are missing, and others are there.
+    Inventory {
+        /// The searched folder or file.
+        folder: PathBuf,
+        /// The canonical names of missing weights.
+        missing: Vec<String>,
+        /// The canonical names of unexpected weights.
+        extra: Vec<String>,
     },
     /// Two stored tensors are the same weight.
     DuplicateTensor {
@@ -170,6 +198,11 @@ pub enum Error {
         value: f32,
         /// The requested number format.
         weights: WeightType,
+    },
+    /// A folder has the layout of no checkpoint.
+    NotACheckpoint {
+        /// The folder.
+        folder: PathBuf,
     },
     /// Hard links are refused and the copy would be large.
     CopyRefused {
@@ -244,6 +277,18 @@ impl Error {
 const DOWNLOAD_AGAIN: &str = "download or copy the file again and compare its size with the original";
 const FITTING_CONFIG: &str = "use the config.json that was published with these weights";
 
+/// The most names that an error lists.
+const MOST_NAMES: usize = 10;
+
+/// Names for an error, the first of many.
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(MOST_NAMES) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 impl Diagnose for Error {
     #[expect(clippy::too_many_lines, reason = "one arm per error")]
     fn report(&self) -> Report {
@@ -255,6 +300,12 @@ impl Diagnose for Error {
             ),
             Self::Graph(error) => error.report(),
             Self::Contract(error) => error.report(),
+            Self::NotACheckpoint { folder } => Report::bad_input(
+                format!("{} is not a checkpoint", folder.display()),
+                "it has no model_index.json, as in the diffusers layout, and no high_noise_model, \
+                 models_t5_umt5-xxl-enc-bf16.pth or Wan2.1_VAE.pth, as in the official layout",
+                "name the folder that holds these files",
+            ),
             Self::Config { path, why } => Report::bad_input(
                 format!("{} cannot be used", path.display()),
                 why.clone(),
@@ -263,7 +314,7 @@ impl Diagnose for Error {
             Self::Unsupported { path, setting, why } => Report::bad_input(
                 format!("{} has a setting that cannot be exported: {setting}", path.display()),
                 why.clone(),
-                "export a Wan text-to-video checkpoint in the diffusers layout, such as Wan2.2-T2V-A14B",
+                "export a Wan text-to-video checkpoint, such as Wan2.2-T2V-A14B, in the diffusers or the official layout",
             ),
             Self::Scheduler { path, setting, expected, why } => Report::bad_input(
                 format!("{} is not supported: {setting}", path.display()),
@@ -299,6 +350,11 @@ impl Diagnose for Error {
                 found.clone(),
                 "put the component's .safetensors file there, or its shards with their .safetensors.index.json",
             ),
+            Self::SeveralFiles { folder, files } => Report::bad_input(
+                format!("{} has several files for one model", folder.display()),
+                files.clone(),
+                "keep one of them in the folder",
+            ),
             Self::MissingShard { index, shard, tensors } => Report::bad_input(
                 format!("the weight file {shard} is missing"),
                 format!("{} lists {tensors} tensors in it", index.display()),
@@ -321,6 +377,31 @@ impl Diagnose for Error {
             Self::Header { path, why } => {
                 Report::damaged(format!("{} is damaged", path.display()), why.clone(), DOWNLOAD_AGAIN)
             }
+            Self::LegacyTorchFile { path } => Report::bad_input(
+                format!("{} cannot be read", path.display()),
+                "it has the format of torch before 1.6, which is a program rather than data",
+                format!(
+                    "save it again with a newer torch under another name: python -c 'import sys, torch; \
+                     torch.save(torch.load(sys.argv[1], map_location=\"cpu\", weights_only=True), sys.argv[2])' {} \
+                     NEW",
+                    path.display()
+                ),
+            ),
+            Self::Pickle { path, found } => Report::bad_input(
+                format!("{} cannot be read", path.display()),
+                format!("it holds {found}, and only a dictionary from names to tensors is read"),
+                "save the dictionary of weights alone, torch.save(model.state_dict(), FILE), or use safetensors",
+            ),
+            Self::Inventory { folder, missing, extra } => Report::bad_input(
+                format!("the weights in {} are not those of the model", folder.display()),
+                [("missing", missing), ("unexpected", extra)]
+                    .into_iter()
+                    .filter(|(_, names)| !names.is_empty())
+                    .map(|(what, names)| format!("{} {what}: {}", names.len(), listed(names)))
+                    .collect::<Vec<_>>()
+                    .join("; "),
+                FITTING_CONFIG,
+            ),
             Self::DuplicateTensor { name, first, second } => Report::bad_input(
                 format!("the weight {name} is stored twice"),
                 format!("once in {} and once in {}", first.display(), second.display()),

@@ -48,6 +48,13 @@ impl DataRanges {
         let before = self.0.partition_point(|data| data.end <= range.start);
         self.0.get(before).is_none_or(|data| data.start >= range.end)
     }
+
+    /// Returns the parts of a range that hold data, in order.
+    pub(crate) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let before = self.0.partition_point(|data| data.end <= range.start);
+        let data = self.0.iter().skip(before).take_while(move |data| data.start < range.end);
+        data.map(move |data| data.start.max(range.start)..data.end.min(range.end))
+    }
 }
 
 /// Adds zeros to a hash.
@@ -148,6 +155,9 @@ mod tests {
             let range = start..start + length;
             let holds_data = range.clone().any(|byte| ranges.iter().any(|data| data.contains(&byte)));
             prop_assert_eq!(data.is_hole(&range), !holds_data);
+            let within: Vec<u64> = data.within(range.clone()).flatten().collect();
+            let expected = range.filter(|byte| ranges.iter().any(|data| data.contains(byte)));
+            prop_assert_eq!(within, expected.collect::<Vec<_>>());
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::preset::Preset;
 use crate::routing::Routing;
 use crate::settings::{Recommended, ScheduleKind, SolverKind};
 use crate::spec::{DenoiserSpec, TextEncoderSpec, VaeSpec};
-use crate::units::FrameRate;
+use crate::units::{FrameRate, Timestep};
 
 /// The negative prompt that Wan is published with.
 pub const OFFICIAL_NEGATIVE_PROMPT: &str = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
@@ -66,6 +66,8 @@ const A14B: &str = "Wan2.2-T2V-A14B";
 const A14B_IN_FOUR_STEPS: &str = "Wan2.2-T2V-A14B in four steps (Lightning)";
 /// The timestep at which it switches experts.
 const A14B_BOUNDARY: f32 = 875.0;
+/// The boundary of text-to-video models with two experts in the official code, which has one such model.
+pub const OFFICIAL_BOUNDARY: Timestep = Timestep(A14B_BOUNDARY);
 /// The shift of its scheduler config, which gives worse clips, and the shift that its authors use.
 const A14B_SHIFTS: [f64; 2] = [3.0, 12.0];
 
@@ -73,7 +75,7 @@ const A14B_SHIFTS: [f64; 2] = [3.0, 12.0];
 pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
     let boundary = match evidence.routing.routes() {
         [high, _] => high.from_timestep,
-        _ => return None,
+        _ => return identify_single(evidence),
     };
     if *evidence.denoiser != wan_denoiser(40, 40, 13824) {
         return None;
@@ -109,7 +111,7 @@ pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
         ));
     }
     let custom_shift = shift.filter(|shift| !A14B_SHIFTS.contains(shift));
-    if evidence.scheduler.is_some() && custom_shift.is_none() && is_published_name(evidence.name) {
+    if evidence.scheduler.is_some() && custom_shift.is_none() && is_name(evidence.name, A14B) {
         return known(A14B, Certainty::Published, a14b());
     }
     let recommended = match evidence.scheduler {
@@ -128,11 +130,58 @@ pub fn identify(evidence: &Evidence<'_>) -> Option<KnownModel> {
     known(A14B, Certainty::Guess { why }, recommended)
 }
 
+/// The models of one expert: name, heads, layers, feed-forward width, size, guidance and shift.
+type Single = (&'static str, [usize; 3], [usize; 2], f32, f64);
+/// Source: `generate.py` of the official code, and its README for 1.3B.
+const SINGLE: [Single; 2] = [
+    ("Wan2.1-T2V-1.3B", [12, 30, 8960], [832, 480], 6.0, 8.0),
+    ("Wan2.1-T2V-14B", [40, 40, 13824], [1280, 720], 5.0, 5.0),
+];
+/// The shifts of their scheduler configs, and those that their authors use.
+const SINGLE_SHIFTS: [f64; 3] = [3.0, 5.0, 8.0];
+
+/// [`identify`] for a model of one expert.
+fn identify_single(evidence: &Evidence<'_>) -> Option<KnownModel> {
+    let shape = |[heads, layers, feed_forward]: [usize; 3]| wan_denoiser(heads, layers, feed_forward);
+    let (name, _, [width, height], guidance, shift) =
+        SINGLE.into_iter().find(|(_, extents, ..)| *evidence.denoiser == shape(*extents))?;
+    let mut recommended = Recommended {
+        size: Some(PixelSize { width, height }),
+        steps: Some(50),
+        guidance: Some(vec![guidance]),
+        shift: Some(shift),
+        ..a14b()
+    };
+    let other = |why| {
+        Some(KnownModel { name, certainty: Certainty::Other { why }, recommended: Recommended::default() })
+    };
+    if let Some(Distilled { word, .. }) = distilled(evidence.name) {
+        let found = evidence.name;
+        return other(format!("the name {found} contains {word:?}, so it needs another number of steps"));
+    }
+    if let Some((solver, _)) = evidence.scheduler.filter(|(solver, _)| *solver != SolverKind::UniPc) {
+        return other(format!("its scheduler is {solver}, not unipc"));
+    }
+    let own_shift =
+        evidence.scheduler.and_then(|(_, shift)| shift).filter(|shift| !SINGLE_SHIFTS.contains(shift));
+    let certainty = match own_shift {
+        // It was changed on purpose.
+        Some(shift) => {
+            recommended.shift = None;
+            let why = format!("shape and solver match, but its scheduler has the shift {shift}");
+            Certainty::Guess { why }
+        }
+        None if evidence.scheduler.is_some() && is_name(evidence.name, name) => Certainty::Published,
+        None => Certainty::Guess { why: format!("the shape matches, and the name is {}", evidence.name) },
+    };
+    Some(KnownModel { name, certainty, recommended })
+}
+
 /// Returns true if a name is the published one, as a repository or a folder.
-fn is_published_name(name: &str) -> bool {
+fn is_name(name: &str, published: &str) -> bool {
     let last = name.rsplit('/').next().unwrap_or(name);
     let base = last.strip_suffix("-Diffusers").unwrap_or(last);
-    base.eq_ignore_ascii_case(A14B)
+    base.eq_ignore_ascii_case(published)
 }
 
 /// The part of a name that marks a model as distilled to few steps.
@@ -258,7 +307,6 @@ pub fn wan21_vae() -> VaeSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Timestep;
 
     fn identified(name: &str, boundary: f32, scheduler: Option<(SolverKind, Option<f64>)>) -> KnownModel {
         let routing = Routing::pair(Timestep(boundary)).unwrap();
@@ -326,6 +374,35 @@ mod tests {
     }
 
     #[test]
+    fn models_of_one_expert_are_identified_by_shape_and_name() {
+        let identified = |name: &str, denoiser, scheduler| {
+            let routing = Routing::single();
+            identify(&Evidence { name, denoiser: &denoiser, routing: &routing, scheduler }).unwrap()
+        };
+        let (small, large) = (|| wan_denoiser(12, 30, 8960), || wan_denoiser(40, 40, 13824));
+        let found = identified("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", small(), PUBLISHED);
+        assert_eq!((found.name, found.certainty), ("Wan2.1-T2V-1.3B", Certainty::Published));
+        let Recommended { shift, guidance, steps, size, schedule, .. } = found.recommended;
+        assert_eq!((shift, guidance, steps), (Some(8.0), Some(vec![6.0]), Some(50)));
+        assert_eq!(size, Some(PixelSize { width: 832, height: 480 }));
+        assert_eq!(schedule, Some(ScheduleKind::Official));
+        let official = Some((SolverKind::UniPc, None));
+        let found = identified("Wan2.1-T2V-14B", large(), official);
+        assert_eq!((found.name, found.certainty), ("Wan2.1-T2V-14B", Certainty::Published));
+        assert_eq!(found.recommended.guidance, Some(vec![5.0]));
+        let found = identified("my-model", small(), Some((SolverKind::UniPc, Some(7.0))));
+        assert!(matches!(found.certainty, Certainty::Guess { .. }) && found.recommended.shift.is_none());
+        for (name, scheduler) in [
+            ("wan-1.3b-lightx2v-4step", PUBLISHED),
+            ("Wan2.1-T2V-1.3B", Some((SolverKind::Euler, Some(5.0)))),
+        ] {
+            let found = identified(name, small(), scheduler);
+            assert!(matches!(found.certainty, Certainty::Other { .. }), "{name}");
+            assert_eq!(found.recommended, Recommended::default());
+        }
+    }
+
+    #[test]
     fn other_shapes_are_not_in_the_catalogue() {
         let routing = Routing::pair(Timestep(875.0)).unwrap();
         for denoiser in [wan_denoiser(40, 39, 13824), wan_denoiser(40, 40, 13823), wan_denoiser(12, 30, 8960)]
@@ -334,7 +411,7 @@ mod tests {
                 Evidence { name: A14B, denoiser: &denoiser, routing: &routing, scheduler: PUBLISHED };
             assert_eq!(identify(&evidence), None);
         }
-        let denoiser = wan_denoiser(40, 40, 13824);
+        let denoiser = wan_denoiser(40, 40, 13823);
         let single =
             Evidence { name: A14B, denoiser: &denoiser, routing: &Routing::single(), scheduler: None };
         assert_eq!(identify(&single), None);

@@ -78,8 +78,8 @@ pub fn pieces(parts: impl IntoIterator<Item = Range<u64>>) -> impl Iterator<Item
 
 /// Returns the digest over every byte of a file: BLAKE3 over the BLAKE3 hashes of its [`pieces`], in file order.
 ///
-/// The parts of a safetensors file are its header, including the length field, and each tensor. Any other file is one
-/// part.
+/// The parts of a weight file are each tensor and what is before, between and behind them, such as the header of a
+/// safetensors file, with its length field, and the headers of a PyTorch file. Any other file is one part.
 pub fn of_pieces<'a>(hashes: impl IntoIterator<Item = &'a blake3::Hash>) -> String {
     let mut hasher = blake3::Hasher::new();
     for hash in hashes {

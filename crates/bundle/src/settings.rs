@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// `rushes.json`, next to the checkpoint's `model_index.json`.
+    /// `rushes.json` in the folder of the checkpoint.
     Checkpoint,
     /// The catalogue of known models.
     Catalogue,
@@ -20,6 +20,8 @@ pub enum Origin {
     CatalogueGuess,
     /// The checkpoint's scheduler config.
     SchedulerConfig,
+    /// The official code, whose checkpoints have no scheduler config.
+    OfficialCode,
     /// The built-in value, used if no other source has one.
     Fallback,
 }
@@ -27,7 +29,7 @@ pub enum Origin {
 crate::named!(
     Origin,
     "rushes.json" => Checkpoint, "catalogue" => Catalogue, "catalogue, a guess" => CatalogueGuess,
-    "scheduler config" => SchedulerConfig, "built in" => Fallback,
+    "scheduler config" => SchedulerConfig, "official code" => OfficialCode, "built in" => Fallback,
 );
 
 /// A default and its origin.

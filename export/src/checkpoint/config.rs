@@ -1,4 +1,4 @@
-//! The config files of a checkpoint in the diffusers layout, and their conversion to specs.
+//! The config files of a checkpoint, and their conversion to specs.
 //!
 //! An absent key has the default of diffusers. Settings that are not supported are refused by name. Keys without
 //! influence on the result are not read.
@@ -161,6 +161,10 @@ pub(super) struct DenoiserConfig {
     #[serde(default = "default_qk_norm")]
     qk_norm: Option<QkNorm>,
     eps: Option<f64>,
+    /// Official: `t2v`, `i2v` and others.
+    model_type: Option<String>,
+    #[serde(rename = "_class_name")]
+    class: Option<String>,
     image_dim: Option<usize>,
     added_kv_proj_dim: Option<usize>,
     pos_embed_seq_len: Option<usize>,
@@ -180,7 +184,42 @@ fn default_qk_norm() -> Option<QkNorm> {
     Some(QkNorm::Is(true))
 }
 
+/// Extents that the official config does not state, from the shapes of weights.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct StoredExtents {
+    pub(super) text_width: Option<usize>,
+    /// Time, height, width.
+    pub(super) patch: Option<[usize; 3]>,
+}
+
 impl DenoiserConfig {
+    /// Refuses the config of another model than a text-to-video model of the official code.
+    pub(super) fn check_official(&self, path: &Path) -> Result<(), Error> {
+        if let Some(class) = self.class.as_deref().filter(|class| *class != "WanModel") {
+            let why = "only text-to-video models (WanModel) are supported";
+            return Err(Error::unsupported(path, format!("_class_name = {class}"), why));
+        }
+        self.check_supported(path)?;
+        for (key, value) in [
+            ("dim", self.dim),
+            ("num_heads", self.num_heads),
+            ("ffn_dim", self.ffn_dim),
+            ("num_layers", self.num_layers),
+        ] {
+            if value.is_none() {
+                return Err(Error::config(path, format!("it has no {key}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Self::spec`] of the config of the official code, which leaves out some extents.
+    pub(super) fn official_spec(mut self, path: &Path, stored: StoredExtents) -> Result<DenoiserSpec, Error> {
+        self.text_dim = self.text_dim.or(stored.text_width);
+        self.patch_size = self.patch_size.or(stored.patch);
+        self.spec(path)
+    }
+
     pub(super) fn spec(self, path: &Path) -> Result<DenoiserSpec, Error> {
         self.check_supported(path)?;
         let heads =
@@ -249,6 +288,16 @@ impl DenoiserConfig {
         if found != QK_NORM {
             let why = format!("queries and keys are normalised with {QK_NORM}");
             return Err(Error::unsupported(path, format!("qk_norm = {found}"), why));
+        }
+        if let Some(kind) = self.model_type.as_deref().filter(|kind| *kind != "t2v") {
+            let why = match kind {
+                "i2v" | "flf2v" => "image-to-video models, such as Wan2.2-I2V-A14B, are not supported",
+                "ti2v" => {
+                    "Wan2.2-TI2V-5B is not supported: it has one timestep for each token, and another VAE"
+                }
+                _ => "only text-to-video models (t2v) are supported",
+            };
+            return Err(Error::unsupported(path, format!("model_type = {kind}"), why));
         }
         if self.cross_attn_norm == Some(false) {
             let why = "the supported models have a norm before cross-attention";

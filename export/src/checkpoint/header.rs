@@ -30,6 +30,8 @@ pub struct HeaderTensor {
     pub element: ElementType,
     /// The shape.
     pub shape: Vec<usize>,
+    /// The distance of neighbours along each axis, in elements; none if it is stored row by row. Without gaps.
+    pub strides: Option<Vec<usize>>,
     /// Its bytes in the file.
     pub span: Range<usize>,
 }
@@ -87,13 +89,6 @@ pub fn parse(path: &Path, head: &[u8], bytes: u64) -> Result<Vec<HeaderTensor>, 
     Ok(tensors)
 }
 
-/// Returns header and tensors of a file as the parts of its digest ([`bundle::file_digest::of_pieces`]).
-pub(crate) fn parts(tensors: &[HeaderTensor], bytes: u64) -> Vec<Range<u64>> {
-    let header = tensors.first().map_or(bytes, |tensor| tensor.span.start as u64);
-    let spans = tensors.iter().map(|tensor| tensor.span.start as u64..tensor.span.end as u64);
-    std::iter::once(0..header).chain(spans).filter(|part| !part.is_empty()).collect()
-}
-
 fn located(name: String, info: &TensorInfo, data_start: usize) -> Result<HeaderTensor, String> {
     let element = element_type(info.dtype)
         .ok_or_else(|| format!("the number format {:?} of tensor {name} is not supported", info.dtype))?;
@@ -111,7 +106,7 @@ fn located(name: String, info: &TensorInfo, data_start: usize) -> Result<HeaderT
     }
     match (begin.checked_add(data_start), end.checked_add(data_start)) {
         (Some(begin), Some(end)) => {
-            Ok(HeaderTensor { name, element, shape: info.shape.clone(), span: begin..end })
+            Ok(HeaderTensor { name, element, shape: info.shape.clone(), strides: None, span: begin..end })
         }
         _ => Err(format!("the offsets {begin} to {end} of tensor {name} are too large")),
     }
@@ -187,6 +182,7 @@ impl<'de> Visitor<'de> for EntriesVisitor {
 
 #[cfg(test)]
 mod tests {
+    use super::super::weight_file::parts;
     use super::*;
     use proptest::prelude::*;
 
@@ -249,14 +245,15 @@ mod tests {
     }
 
     #[test]
-    fn parts_cover_the_file() {
+    fn header_and_tensors_are_the_parts_of_a_file() {
         let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
             "none":{"dtype":"F32","shape":[0],"data_offsets":[4,4]},
             "b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
         let start = 8 + header.len() as u64;
         let parts = parts(&parsed(header, 8).unwrap(), start + 8);
         assert_eq!(parts, [0..start, start..start + 4, start + 4..start + 8]);
-        assert_eq!(super::parts(&parsed("{}", 0).unwrap(), 10), Vec::from_iter(std::iter::once(0..10)));
+        let none = super::super::weight_file::parts(&parsed("{}", 0).unwrap(), 10);
+        assert_eq!(none, Vec::from_iter(std::iter::once(0..10)));
     }
 
     #[test]

@@ -1,54 +1,47 @@
-//! Checkpoints: a folder in the diffusers layout, read and checked as a whole before anything is exported.
-//!
-//! ```text
-//! CHECKPOINT/model_index.json, rushes.json (recommended settings; optional)
-//!            scheduler/scheduler_config.json
-//!            tokenizer/tokenizer.json
-//!            text_encoder/   config.json and weights
-//!            transformer/    config.json and weights: the only expert, or the high-noise expert
-//!            transformer_2/  config.json and weights: the low-noise expert
-//!            vae/            config.json and weights
-//!            tiny_decoder/   taew2_1.safetensors or taew2_2.safetensors (optional)
-//!            preview_map.json  the linear map of previews (optional)
-//! ```
+//! Checkpoints: a folder in the layout of diffusers or of the official code, read and checked as a whole before anything
+//! is exported.
 //!
 //! | Modules | Contents |
 //! |---|---|
+//! | `diffusers`, `official` | the two layouts |
 //! | [`names`] | official names to canonical names |
-//! | `listing`, [`header`], [`shards`] | weight files |
+//! | `listing`, `weight_file`, [`header`], [`torch_file`], [`shards`] | weight files |
 //! | `json`, `config`, [`scheduler`], `scheduler_keys` | settings |
 //! | [`inventory`] | names and shapes of weights for given settings |
 //! | [`tiny_decoder`] | the tiny decoder, a single file |
 //! | `tokenizer`, `hub` | tokenizer, model names |
 
 mod config;
+mod diffusers;
 pub mod header;
 mod hub;
 pub mod inventory;
 mod json;
 mod listing;
 pub mod names;
+mod official;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod scheduler;
 mod scheduler_keys;
 pub mod shards;
+mod strides;
 pub mod tiny_decoder;
 mod tokenizer;
+pub mod torch_file;
+pub(crate) mod weight_file;
 
 use crate::{Error, preview_map};
 use bundle::manifest::Component;
 use bundle::routing::Routing;
 use bundle::settings::Recommended;
 use bundle::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
-use bundle::units::Timestep;
-use config::{DenoiserConfig, ModelIndex, TextEncoderConfig, VaeConfig};
 use inventory::Required;
 use json::read_json;
-use names::Family;
 use scheduler::Scheduler;
 use serde::Serialize;
 use shards::Shards;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// A model of the checkpoint: the source of a component of the bundle.
@@ -75,11 +68,14 @@ pub struct Checkpoint {
     pub vae: VaeSpec,
     /// Hyper-parameters of the tiny decoder, if it has one.
     pub tiny_decoder: Option<TinyDecoderSpec>,
+    /// The layout of its folder.
+    pub layout: Layout,
     /// The expert for each noise level.
     pub routing: Routing,
     /// Content of `rushes.json`; empty if there is none.
     pub recommended: Recommended,
-    /// The settings of the scheduler config; an error if it is not supported and `rushes.json` replaces it.
+    /// The settings of the scheduler config, or of the official code in its layout; an error if the config is not
+    /// supported and `rushes.json` replaces it.
     pub scheduler: Result<Scheduler, Error>,
     /// Path of `tokenizer.json`.
     pub tokenizer: PathBuf,
@@ -88,9 +84,9 @@ pub struct Checkpoint {
 }
 
 /// Weights of checkpoints that the text encoder does not need: the decoder of umT5 and a copy of the embedding.
-const UNUSED_BY_TEXT_ENCODER: [&str; 3] = ["decoder.", "lm_head.", "encoder.embed_tokens."];
+pub(crate) const UNUSED_BY_TEXT_ENCODER: [&str; 3] = ["decoder.", "lm_head.", "encoder.embed_tokens."];
 /// The encoder of the VAE.
-const UNUSED_BY_DECODER: [&str; 2] = ["encoder.", "quant_conv."];
+pub(crate) const UNUSED_BY_DECODER: [&str; 2] = ["encoder.", "quant_conv."];
 
 impl Checkpoint {
     /// Reads every config and every header, but no weights.
@@ -99,50 +95,11 @@ impl Checkpoint {
     /// Returns an error if a file is missing or damaged, a setting is not supported, or configs do not match each other
     /// or the weights. It names the file and the key or weight.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let index_path = folder.join("model_index.json");
-        let index = read_json::<ModelIndex>(&index_path)?;
-        let boundary = index.boundary(&index_path)?;
-        let routing = match boundary {
-            None => Routing::single(),
-            #[expect(clippy::cast_possible_truncation, reason = "timesteps are compared in f32")]
-            Some(boundary) => Routing::pair(Timestep(boundary as f32))?,
-        };
-        let recommended = read_recommended(&folder.join("rushes.json"))?;
-        let has_grid = recommended.sampler.is_some() && recommended.shift.is_some();
-        let replaces_scheduler = has_grid || recommended.timesteps.is_some();
-        let scheduler = match read_scheduler(folder, (&index_path, index.scheduler())) {
-            Err(error @ Error::Scheduler { .. }) if replaces_scheduler => Err(error),
-            scheduler => Ok(scheduler?),
-        };
-        let text_path = folder.join("text_encoder/config.json");
-        let text_encoder = read_json::<TextEncoderConfig>(&text_path)?.spec(&text_path)?;
-        let vae_path = folder.join("vae/config.json");
-        let vae = read_json::<VaeConfig>(&vae_path)?.spec(&vae_path)?;
-        let expert_folders = &["transformer", "transformer_2"][..routing.routes().len()];
-        let denoiser = read_denoisers(folder, expert_folders)?;
-        check_widths(
-            &folder.join("transformer/config.json"),
-            &denoiser,
-            &text_path,
-            &text_encoder,
-            &vae_path,
-            &vae,
-        )?;
-
-        let mut checkpoint = Self {
-            name: hub::name_of(folder),
-            tokenizer: find_tokenizer(folder, &text_encoder)?,
-            text_encoder,
-            denoiser,
-            vae,
-            tiny_decoder: None,
-            routing,
-            recommended,
-            scheduler,
-            sources: Vec::new(),
+        let mut checkpoint = match Layout::of(folder)? {
+            Layout::Diffusers => diffusers::open(folder)?,
+            Layout::Official => official::open(folder)?,
         };
         preview_map::check(folder)?;
-        checkpoint.sources = checkpoint.open_weights(folder, expert_folders)?;
         if let Some(path) = tiny_decoder::find(folder) {
             checkpoint.set_tiny_decoder(&path)?;
         }
@@ -161,47 +118,55 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn open_weights(&self, folder: &Path, expert_folders: &[&str]) -> Result<Vec<Source>, Error> {
-        let source = |component, part: &str, family, required: Vec<Required>, unused: &[&str]| {
-            let shards = Shards::open(&folder.join(part), family)?;
-            shards.check(&required, unused)?;
-            Ok::<_, Error>(Source { component, shards, required })
-        };
-        let required = inventory::text_encoder(&self.text_encoder);
-        let text_encoder = source(
-            Component::TextEncoder,
-            "text_encoder",
-            Family::TextEncoder,
-            required,
-            &UNUSED_BY_TEXT_ENCODER,
-        )?;
-        let mut sources = vec![text_encoder];
-        for (route, part) in self.routing.routes().iter().zip(expert_folders) {
-            let required = inventory::denoiser(&self.denoiser);
-            let component = Component::Expert(route.expert.clone());
-            sources.push(source(component, part, Family::Denoiser, required, &[])?);
+    /// Keeps the first `layers` layers of the text encoder and blocks of each expert. The weights of the others are not
+    /// required then.
+    pub fn keep_layers(&mut self, layers: NonZeroUsize) {
+        self.text_encoder.layers = self.text_encoder.layers.min(layers.get());
+        self.denoiser.layers = self.denoiser.layers.min(layers.get());
+        for source in &mut self.sources {
+            match source.component {
+                Component::TextEncoder => source.required = inventory::text_encoder(&self.text_encoder),
+                Component::Expert(_) => source.required = inventory::denoiser(&self.denoiser),
+                Component::ImageEncoder | Component::Decoder | Component::Preview => {}
+            }
         }
-        let family = Family::Vae { residual_blocks: self.vae.residual_blocks };
-        let required = inventory::decoder(&self.vae);
-        sources.push(source(Component::Decoder, "vae", family, required, &UNUSED_BY_DECODER)?);
-        Ok(sources)
     }
 }
 
-/// Reads the configs of all experts, which must be equal.
-fn read_denoisers(folder: &Path, parts: &[&str]) -> Result<DenoiserSpec, Error> {
-    let mut first: Option<(PathBuf, DenoiserSpec)> = None;
-    for part in parts {
-        let path = folder.join(part).join("config.json");
-        let spec = read_json::<DenoiserConfig>(&path)?.spec(&path)?;
-        match &first {
-            None => first = Some((path, spec)),
-            Some((first_path, first_spec)) => check_equal(first_path, first_spec, &path, &spec)?,
+/// The layout of the folder of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// That of diffusers, with `model_index.json` and a folder for each model.
+    Diffusers,
+    /// That of the official code. It has no configs of the scheduler, the text encoder and the VAE.
+    Official,
+}
+
+impl Layout {
+    /// Recognises the layout by the names in the folder.
+    ///
+    /// # Errors
+    /// [`Error::NotACheckpoint`], or an error if the folder cannot be listed.
+    fn of(folder: &Path) -> Result<Self, Error> {
+        if folder.join("model_index.json").exists() {
+            Ok(Self::Diffusers)
+        } else if official::is_layout_of(folder)? {
+            Ok(Self::Official)
+        } else {
+            Err(Error::NotACheckpoint { folder: folder.to_owned() })
         }
     }
-    first
-        .map(|(_, spec)| spec)
-        .ok_or_else(|| Error::config(&folder.join("model_index.json"), "it lists no denoiser"))
+}
+
+/// Opens the weights of a model and checks that they are the required ones, apart from `unused`.
+fn source(
+    component: Component,
+    shards: Shards,
+    required: Vec<Required>,
+    unused: &[&str],
+) -> Result<Source, Error> {
+    shards.check(&required, unused)?;
+    Ok(Source { component, shards, required })
 }
 
 fn check_equal(
@@ -263,17 +228,6 @@ fn read_recommended(path: &Path) -> Result<Recommended, Error> {
     }
 }
 
-fn read_scheduler(folder: &Path, index: (&Path, Option<&str>)) -> Result<Scheduler, Error> {
-    let path = folder.join("scheduler/scheduler_config.json");
-    scheduler::of_config(&read_json(&path)?, scheduler::Names { config: &path, index })
-}
-
-fn find_tokenizer(folder: &Path, text_encoder: &TextEncoderSpec) -> Result<PathBuf, Error> {
-    let path = folder.join("tokenizer/tokenizer.json");
-    tokenizer::check(&path, text_encoder)?;
-    Ok(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,7 +283,8 @@ mod tests {
     fn a_config_that_does_not_match_its_weights_is_refused() {
         let missing = changed("text_encoder/config.json", "num_layers", json!(2)).unwrap_err();
         assert!(
-            matches!(&missing, Error::MissingTensor { name, .. } if name.starts_with("encoder.block.1.")),
+            matches!(&missing, Error::Inventory { missing, extra, .. }
+                if missing.len() == 10 && extra.is_empty() && missing[0].starts_with("encoder.block.1.")),
             "{missing}"
         );
         let shape = changed("text_encoder/config.json", "d_ff", json!(13)).unwrap_err();
@@ -343,7 +298,8 @@ mod tests {
         }
         let extra = Checkpoint::open(folder.path()).unwrap_err();
         assert!(
-            matches!(&extra, Error::UnexpectedTensor { name, .. } if name.starts_with("blocks.1.")),
+            matches!(&extra, Error::Inventory { missing, extra, .. }
+                if missing.is_empty() && extra.len() == 27 && extra[0].starts_with("blocks.1.")),
             "{extra}"
         );
     }
@@ -436,8 +392,11 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_reported() {
+        let (folder, _) = samples::checkpoint();
+        std::fs::remove_file(folder.path().join("model_index.json")).unwrap();
+        let error = Checkpoint::open(folder.path()).unwrap_err();
+        assert!(matches!(&error, Error::NotACheckpoint { .. }), "{error}");
         for file in [
-            "model_index.json",
             "scheduler/scheduler_config.json",
             "text_encoder/config.json",
             "transformer_2/config.json",

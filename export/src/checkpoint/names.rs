@@ -28,6 +28,9 @@ pub enum Naming {
     Official,
 }
 
+/// Residual blocks per level of the published VAEs.
+const PUBLISHED_RESIDUAL_BLOCKS: usize = 2;
+
 /// Prefixes of every name of a model that was saved as part of another, by tools for single files and by training
 /// wrappers.
 const OUTER_MODELS: [&str; 3] = ["model.", "diffusion_model.", "module."];
@@ -49,6 +52,18 @@ impl Family {
         } else {
             Naming::Diffusers
         }
+    }
+
+    /// Returns the residual blocks per level of the encoder of a VAE, from its stored names: the official names count
+    /// blocks across levels, so that the first upsampler is behind those of the first level of the decoder.
+    pub fn residual_blocks<'a>(names: impl IntoIterator<Item = &'a str>) -> usize {
+        let blocks = |name: &str| {
+            let rest = unwrapped(name).strip_prefix("decoder.upsamples.").map(str::to_owned)?;
+            let (index, part) = rest.split_once('.')?;
+            part.starts_with("resample.").then(|| index.parse::<usize>().ok())?
+        };
+        let first = names.into_iter().filter_map(blocks).min();
+        first.map_or(PUBLISHED_RESIDUAL_BLOCKS, |first| first.saturating_sub(1))
     }
 
     /// Returns the canonical name of a stored tensor. A name without a counterpart is unchanged.

@@ -1,12 +1,13 @@
-//! The weights of a component: safetensors files, accessed by canonical names.
+//! The weights of a component: its weight files, accessed by canonical names.
 //!
 //! Files are read, not mapped. If a file is truncated during the run, a read is an error; a mapping would end the
 //! process.
 
-use super::header;
+use super::header::HeaderTensor;
 use super::inventory::Required;
 use super::listing::Listing;
 use super::names::Family;
+use super::{strides, torch_file, weight_file};
 use crate::file_data::DataRanges;
 use crate::{Error, pointer};
 use bundle::dtype::ElementType;
@@ -23,7 +24,7 @@ pub struct ShardFile {
     path: PathBuf,
     file: File,
     stamp: Stamp,
-    /// Header and tensors, in order.
+    /// Tensors and what is around them, in order.
     parts: Vec<Range<u64>>,
 }
 
@@ -42,7 +43,7 @@ impl Stamp {
 
 impl ShardFile {
     /// Opens a file and reads its header.
-    fn open(path: &Path) -> Result<(Self, Vec<header::HeaderTensor>), Error> {
+    fn open(path: &Path) -> Result<(Self, Vec<HeaderTensor>), Error> {
         let io = || Error::file("read", path);
         // Opening a pipe would block until a writer opens it.
         if !std::fs::metadata(path).map_err(io())?.is_file() {
@@ -51,8 +52,8 @@ impl ShardFile {
         let file = File::open(path).map_err(io())?;
         let stamp = Stamp::of(&file.metadata().map_err(io())?);
         pointer::refuse_file(path, &file)?;
-        let tensors = header::read(path, &file, stamp.bytes)?;
-        let parts = header::parts(&tensors, stamp.bytes);
+        let tensors = weight_file::read(path, &file, stamp.bytes)?;
+        let parts = weight_file::parts(&tensors, stamp.bytes);
         Ok((Self { path: path.to_owned(), file, stamp, parts }, tensors))
     }
 
@@ -66,7 +67,7 @@ impl ShardFile {
         self.stamp.bytes
     }
 
-    /// Returns header and tensors, in order, without gaps.
+    /// Returns tensors and what is around them, in order, without gaps.
     pub(crate) fn parts(&self) -> &[Range<u64>] {
         &self.parts
     }
@@ -116,6 +117,8 @@ pub struct StoredTensor<'a> {
     pub element: ElementType,
     /// Its shape, row-major.
     pub shape: &'a [usize],
+    /// The distance of neighbours along each axis in the file, in elements; none if it is stored row by row.
+    pub strides: Option<&'a [usize]>,
     /// Position of its first byte in the file. May be unaligned.
     pub offset: u64,
     /// Length in bytes.
@@ -123,12 +126,25 @@ pub struct StoredTensor<'a> {
 }
 
 impl StoredTensor<'_> {
-    /// Fills `buffer` with its bytes, little-endian, from byte `start` on.
+    /// Returns true if a graph cannot refer to its bytes in the file: it is not stored row by row, or its place in a
+    /// PyTorch file is no multiple of its element size. torch aligns to 64 bytes, so that is the work of other programs.
+    pub(crate) fn is_misplaced(&self) -> bool {
+        let is_unaligned = !self.offset.is_multiple_of(self.element.bytes() as u64);
+        self.strides.is_some() || torch_file::is_named(self.file.path()) && is_unaligned
+    }
+
+    /// Fills `buffer` with its bytes, little-endian and row by row, from byte `start` on. Both are whole elements.
     ///
     /// # Errors
     /// [`Error::Changed`] if the file was truncated since it was opened, [`Error::File`] for other I/O errors.
     pub fn read_at(&self, start: usize, buffer: &mut [u8]) -> Result<(), Error> {
-        self.file.read_at(self.offset + start as u64, buffer)
+        let Some(strides) = self.strides else {
+            return self.file.read_at(self.offset + start as u64, buffer);
+        };
+        let (mut stored, each) = (vec![0; self.length], self.element.bytes());
+        self.file.read_at(self.offset, &mut stored)?;
+        strides::gather((self.shape, strides), &stored, each, start / each, buffer);
+        Ok(())
     }
 
     /// Reads all its bytes.
@@ -177,6 +193,7 @@ struct Location {
     file: usize,
     element: ElementType,
     shape: Vec<usize>,
+    strides: Option<Vec<usize>>,
     span: Range<usize>,
 }
 
@@ -187,6 +204,15 @@ impl Shards {
     /// Returns an error if there are no weights, a shard is missing, or a header, index or file length is wrong.
     pub fn open(folder: &Path, family: Family) -> Result<Self, Error> {
         Self::of_listing(folder, &Listing::of(folder)?, family)
+    }
+
+    /// Returns the names that a weight file stores.
+    ///
+    /// # Errors
+    /// Returns an error if the file is missing or its header is invalid.
+    pub fn stored_names(path: &Path) -> Result<Vec<String>, Error> {
+        let (_, tensors) = ShardFile::open(path)?;
+        Ok(tensors.into_iter().map(|tensor| tensor.name).collect())
     }
 
     /// Opens the weights in a single file.
@@ -223,7 +249,8 @@ impl Shards {
             if family == Family::TextEncoder && name == STORED_TOKENIZER {
                 continue;
             }
-            let location = Location { file, element: tensor.element, shape: tensor.shape, span: tensor.span };
+            let HeaderTensor { element, shape, strides, span, .. } = tensor;
+            let location = Location { file, element, shape, strides, span };
             if let Some(other) = tensors.insert(name.clone(), location) {
                 let other: Location = other;
                 return Err(Error::DuplicateTensor {
@@ -273,6 +300,7 @@ impl Shards {
             file,
             element: location.element,
             shape: &location.shape,
+            strides: location.strides.as_deref(),
             offset: location.span.start as u64,
             length: location.span.len(),
         }
@@ -290,27 +318,39 @@ impl Shards {
     /// others except those whose name begins with one of `unused`.
     ///
     /// # Errors
-    /// Names the first weight that is missing, unexpected, or of a wrong shape or number format.
+    /// Names the weights that are missing or unexpected, or the first of a wrong shape or number format.
     pub fn check(&self, required: &[Required], unused: &[&str]) -> Result<(), Error> {
-        let mut known = HashSet::new();
+        let known: HashSet<&str> = names(required).collect();
+        let missing: Vec<String> =
+            names(required).filter(|name| !self.tensors.contains_key(*name)).map(str::to_owned).collect();
+        let is_extra =
+            |name: &str| !known.contains(name) && !unused.iter().any(|start| name.starts_with(start));
+        let extra: Vec<StoredTensor<'_>> = self.tensors().filter(|tensor| is_extra(tensor.name)).collect();
+        match (missing.as_slice(), extra.as_slice()) {
+            ([], []) => {}
+            ([name], []) => return self.tensor(name).map(drop),
+            ([], [tensor]) => {
+                let (name, path) = (tensor.name.to_owned(), tensor.file.path.clone());
+                return Err(Error::UnexpectedTensor { name, path });
+            }
+            _ => {
+                let extra = extra.iter().map(|tensor| tensor.name.to_owned()).collect();
+                return Err(Error::Inventory { folder: self.folder.clone(), missing, extra });
+            }
+        }
         for Required { name, shape } in required {
             let tensor = self.tensor(name)?;
             tensor.expect_shape(shape)?;
             if !matches!(tensor.element, ElementType::F32 | ElementType::F16 | ElementType::Bf16) {
                 return Err(Error::WrongType { name: name.clone(), found: tensor.element });
             }
-            known.insert(name.as_str());
         }
-        let extra = self.tensors().find(|tensor| {
-            !known.contains(tensor.name) && !unused.iter().any(|start| tensor.name.starts_with(start))
-        });
-        match extra {
-            None => Ok(()),
-            Some(tensor) => {
-                Err(Error::UnexpectedTensor { name: tensor.name.to_owned(), path: tensor.file.path.clone() })
-            }
-        }
+        Ok(())
     }
+}
+
+fn names(required: &[Required]) -> impl Iterator<Item = &str> {
+    required.iter().map(|required| required.name.as_str())
 }
 
 #[cfg(test)]

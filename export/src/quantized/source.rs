@@ -76,7 +76,9 @@ impl BundleWeights {
         let mut bytes = vec![0; tensor.length / tensor.element.bytes() * each];
         let blocks = bytes.par_chunks_mut(BLOCK * each).enumerate();
         blocks.try_for_each_init(Buffers::default, |buffers, (block, bytes)| {
-            bytes.copy_from_slice(buffers.transformed(&tensor, block * BLOCK, transforms)?);
+            let start = block * BLOCK;
+            let elements = start..start + bytes.len() / each;
+            bytes.copy_from_slice(buffers.transformed(&tensor, elements, transforms)?);
             Ok::<_, Error>(())
         })?;
         Ok((tensor.shape.to_vec(), bytes))

@@ -66,6 +66,8 @@ fn place_with(
 
     let tensors = shards
         .tensors()
+        // A graph would read others in a wrong order.
+        .filter(|tensor| tensor.strides.is_none())
         .map(|tensor| {
             let placed = ExternalTensor {
                 location: location(file_name(tensor.file.path())?),

@@ -132,8 +132,8 @@ fn location(name: &str) -> String {
     format!("{}/{name}", layout::WEIGHTS)
 }
 
-/// Links the weights of a component into the bundle if `transforms` change none of the weights that its graphs read.
-/// Returns none if they change any.
+/// Links the weights of a component into the bundle if `transforms` change none of the weights that its graphs read, and
+/// graphs can refer to all of them in their files. Returns none otherwise.
 ///
 /// # Errors
 /// See [`linked::place`].
@@ -144,7 +144,7 @@ pub fn place_linked(
 ) -> Result<Option<PlacedWeights>, Error> {
     for required in &source.required {
         let tensor = source.shards.tensor(&required.name)?;
-        if !transforms.is_identity(tensor.name, tensor.element) {
+        if !transforms.is_identity(tensor.name, tensor.element) || tensor.is_misplaced() {
             return Ok(None);
         }
     }
@@ -183,7 +183,11 @@ pub fn place(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::samples;
+    use crate::checkpoint::inventory::Required;
+    use crate::checkpoint::names::Family;
+    use crate::checkpoint::samples::{self, bytes_of};
+    use crate::checkpoint::shards::Shards;
+    use test_support::torch_file::{TorchFile, TorchTensor};
 
     #[test]
     fn weights_of_the_requested_type_are_linked_and_others_are_converted() {
@@ -211,6 +215,45 @@ mod tests {
                     assert_eq!(tensor.location, format!("weights/{file}"));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_pytorch_file_is_linked_unless_its_weights_are_unaligned() {
+        let values = bytes_of(&[1.0, -2.0, 0.5]);
+        let tensor = TorchTensor { name: "w".into(), storage: "FloatStorage", element: 4, shape: vec![3] };
+        let tensors = std::slice::from_ref(&tensor);
+        for (layout, file, stored) in [
+            (TorchFile::new("m", tensors), "m.pth", WeightType::F32),
+            (TorchFile::unaligned("m", tensors), "f32.safetensors", WeightType::F32),
+            (TorchFile::new("m", tensors), "bf16.safetensors", WeightType::Bf16),
+        ] {
+            let (folder, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let path = folder.path().join("m.pth");
+            std::fs::write(&path, layout.to_bytes(&[&values])).unwrap();
+            let source = Source {
+                component: Component::Decoder,
+                shards: Shards::open_file(&path, Family::Denoiser).unwrap(),
+                required: vec![Required { name: "w".into(), shape: vec![3] }],
+            };
+            let destination = Destination {
+                bundle: bundle.path(),
+                component: &source.component,
+                transfer: Transfer::Link { copy_limit: None },
+                stop: None,
+            };
+            let placed = place(&source, stored, destination).unwrap();
+            let weight = placed.expect("w", &[3]).unwrap();
+            assert_eq!(weight.location, format!("weights/{file}"));
+            assert_eq!(weight.offset % 64, 0);
+            let bytes = std::fs::read(bundle.path().join("decoder").join(&weight.location)).unwrap();
+            let start = usize::try_from(weight.offset).unwrap();
+            let found = &bytes[start..start + usize::try_from(weight.length).unwrap()];
+            let expected = match stored {
+                WeightType::Bf16 => [[0x80, 0x3f], [0, 0xc0], [0, 0x3f]].concat(),
+                _ => values.clone(),
+            };
+            assert_eq!(found, expected, "{file}");
         }
     }
 

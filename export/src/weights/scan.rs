@@ -61,14 +61,20 @@ pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error>
         pieces.par_iter().map_init(Vec::new, read).collect::<Result<_, Error>>()?;
     shards.check_unchanged()?;
 
+    let first = first_names(&tensors);
     let mut tensor_results = vec![Vec::new(); tensors.len()];
     for (piece, result) in pieces.iter().zip(&results) {
         if let Some((tensor, _)) = piece.tensor {
             tensor_results[tensor].push(result);
         }
     }
+    let permuted = read_permuted(&tensors, verify, stop)?;
+    for (number, results) in &permuted {
+        tensor_results[*number].extend(results);
+    }
     let mut hasher = blake3::Hasher::new();
-    for (tensor, results) in tensors.iter().zip(&tensor_results) {
+    for (tensor, first) in tensors.iter().zip(first) {
+        let results = &tensor_results[first];
         if let Some(index) = results.iter().find_map(|result| result.bad) {
             return Err(not_finite(tensor, index));
         }
@@ -86,15 +92,59 @@ pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error>
     Ok(Scan { digest: Digest::new(hasher.finalize(), whole), files })
 }
 
+/// Returns for each tensor the position of the first one with the same bytes: itself, unless it has several names.
+fn first_names(tensors: &[StoredTensor<'_>]) -> Vec<usize> {
+    let mut first = HashMap::new();
+    let place = |tensor: &StoredTensor<'_>| {
+        (std::ptr::from_ref(tensor.file), tensor.offset, tensor.strides.map(<[usize]>::to_vec))
+    };
+    let numbered = tensors.iter().enumerate();
+    numbered
+        .map(
+            |(number, tensor)| {
+                if tensor.length == 0 { number } else { *first.entry(place(tensor)).or_insert(number) }
+            },
+        )
+        .collect()
+}
+
+/// Reads the tensors that are not stored row by row, in the order of their elements. Returns each with its number.
+fn read_permuted(
+    tensors: &[StoredTensor<'_>],
+    verify: Verify,
+    stop: &Stop,
+) -> Result<Vec<(usize, Vec<PieceResult>)>, Error> {
+    let permuted = tensors.par_iter().enumerate().filter(|(_, tensor)| tensor.strides.is_some());
+    let read = |(number, tensor): (usize, &StoredTensor<'_>)| {
+        let length = match verify {
+            Verify::Whole => tensor.length as u64,
+            Verify::Beginnings => BEGINNING.min(tensor.length as u64),
+        };
+        let mut results = Vec::new();
+        let mut block = Vec::new();
+        for piece in file_digest::pieces(std::iter::once(0..length)) {
+            stop.check()?;
+            let start = usize::try_from(piece.start).unwrap_or(usize::MAX);
+            block.resize(usize::try_from(piece.end - piece.start).unwrap_or_default(), 0);
+            tensor.read_at(start, &mut block)?;
+            let before = start / tensor.element.bytes();
+            let bad = first_non_finite(tensor.element, &block).map(|index| before + index);
+            results.push(PieceResult { hash: blake3::hash(&block), bad });
+        }
+        Ok((number, results))
+    };
+    permuted.map(read).collect()
+}
+
 /// Returns the pieces to read in file order: everything including headers, or the beginning of every tensor.
 fn pieces<'a>(shards: &'a Shards, tensors: &[StoredTensor<'_>], verify: Verify) -> Vec<Piece<'a>> {
     let mut all = Vec::new();
     for (index, file) in shards.files().iter().enumerate() {
-        let here = tensors
-            .iter()
-            .enumerate()
-            .filter(|(_, tensor)| tensor.length > 0 && std::ptr::eq(tensor.file, file));
-        let at: HashMap<u64, usize> = here.map(|(number, tensor)| (tensor.offset, number)).collect();
+        let here = tensors.iter().enumerate().filter(|(_, tensor)| {
+            tensor.length > 0 && tensor.strides.is_none() && std::ptr::eq(tensor.file, file)
+        });
+        // The first of several names of the same bytes.
+        let at: HashMap<u64, usize> = here.rev().map(|(number, tensor)| (tensor.offset, number)).collect();
         for part in file.parts() {
             let tensor = at.get(&part.start).copied();
             let end = match (verify, tensor) {
@@ -322,6 +372,33 @@ mod tests {
                     if name == "large" && *index == LARGE - 40_000),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_tensor_in_another_order_has_the_digest_of_one_row_by_row() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/checkpoint/torch_file/data/permuted.pth");
+        let of_torch = Shards::open_file(&path, Family::Denoiser).unwrap();
+        let straight: Vec<f32> = (0..6_u8).map(|i| f32::from(i) / 8.0).collect();
+        let turned: Vec<f32> = [0, 3, 1, 4, 2, 5].map(|i| straight[i]).into();
+        let kernel: Vec<f32> = (0..48_u8).map(|i| f32::from(i) / 8.0).collect();
+        let (folder, [straight, turned, kernel]) =
+            (tempfile::tempdir().unwrap(), [straight, turned, kernel].map(|values| bytes_of(&values)));
+        let tensors: [(&str, &[usize], &[u8]); 3] = [
+            ("straight", &[2, 3], &straight),
+            ("turned", &[3, 2], &turned),
+            ("channels_last", &[2, 2, 2, 2, 3], &kernel),
+        ];
+        write_shard(&folder.path().join("m.safetensors"), &tensors);
+        let stored = Shards::open(folder.path(), Family::Denoiser).unwrap();
+        for verify in [Verify::Whole, Verify::Beginnings] {
+            let [expected, found] =
+                [&stored, &of_torch].map(|shards| scan(shards, verify, &Stop::new()).unwrap());
+            assert_eq!(found.digest, expected.digest);
+        }
+        for (name, _, bytes) in tensors {
+            let tensor = of_torch.tensor(name).unwrap();
+            assert_eq!((tensor.read().unwrap(), tensor.is_misplaced()), (bytes.to_vec(), name != "straight"));
         }
     }
 

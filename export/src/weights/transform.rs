@@ -86,6 +86,11 @@ impl Transforms {
             .all(|step| matches!(step, WeightTransform::Convert(weights) if weights.element() == element))
     }
 
+    /// Returns true if a zero of a weight remains a zero, whose bytes are zeros in every number format.
+    pub fn keeps_zeros(&self, weight: &str) -> bool {
+        self.steps_for(weight).all(|step| matches!(step, WeightTransform::Convert(_)))
+    }
+
     /// Returns the number format of a changed weight that is stored as `element`.
     pub fn output(&self, weight: &str, element: ElementType) -> ElementType {
         self.steps_for(weight).fold(element, |_, step| match step {

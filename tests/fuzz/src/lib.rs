@@ -11,14 +11,14 @@ mod seal;
 mod texts;
 
 pub use job::{clip_record, job_spec, snapshot};
-pub use models::{bundle_json, onnx, safetensors_header};
+pub use models::{bundle_json, onnx, safetensors_header, torch_file};
 pub use texts::{clip_file, prompts, srt};
 
 /// A target: true if the bytes were read, false if they were refused.
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target, by the name of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/seeds`.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("bundle_json", bundle_json),
     ("clip_file", clip_file),
     ("clip_record", clip_record),
@@ -28,4 +28,5 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("safetensors_header", safetensors_header),
     ("snapshot", snapshot),
     ("srt", srt),
+    ("torch_file", torch_file),
 ];

@@ -1,11 +1,11 @@
-//! Files of models: headers of weights, `bundle.json`, graphs.
+//! Files of models: headers of weights, PyTorch files, `bundle.json`, graphs.
 
 use bundle::manifest::Manifest;
 use bundle::preview::PreviewKind;
 use bundle::units::Seed;
 use bundle::variant::{KernelLibrary, Precision, Target};
 use engines::WeightMemory;
-use export::checkpoint::header;
+use export::checkpoint::{header, torch_file as torch};
 use graph::Model;
 use graph::observe::Observed;
 use runtime::memory_plan::{MemorySettings, footprints};
@@ -27,6 +27,24 @@ pub fn safetensors_header(bytes: &[u8]) -> bool {
         end = tensor.span.end;
     }
     assert_eq!(end, bytes.len());
+    true
+}
+
+/// A file of `torch.save`: the directories of its archive and its pickle are read as an export reads them.
+///
+/// # Panics
+/// A tensor that was read is not inside the file, has not as many bytes as its shape needs, or overlaps another that is
+/// not the same bytes.
+pub fn torch_file(bytes: &[u8]) -> bool {
+    let Ok(tensors) = torch::parse(Path::new("x.pth"), bytes) else { return false };
+    let mut last = 0..0;
+    for tensor in tensors.iter().filter(|tensor| !tensor.span.is_empty()) {
+        let elements: usize = tensor.shape.iter().product();
+        assert_eq!(tensor.span.len(), elements * tensor.element.bytes(), "{tensor:?}");
+        assert!(tensor.span == last || tensor.span.start >= last.end, "{tensor:?} after {last:?}");
+        assert!(tensor.span.end <= bytes.len(), "{tensor:?}");
+        last = tensor.span.clone();
+    }
     true
 }
 

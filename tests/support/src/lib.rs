@@ -1,4 +1,7 @@
-//! Random numbers for tests and benches: a few lines without dependencies, so that every crate can use them in its tests.
+//! Random numbers and PyTorch files for tests and benches: without dependencies, so that every crate can use them in its
+//! tests.
+
+pub mod torch_file;
 
 /// A xorshift generator. The same seed gives the same numbers on every machine.
 ///

@@ -128,7 +128,7 @@ fn a_folder_that_is_not_a_checkpoint_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let output = export(folder.path());
     assert_eq!(output.status.code(), Some(2));
-    check(&event(&output, "error"), "model_index.json", "No such file");
+    check(&event(&output, "error"), "is not a checkpoint", "no model_index.json");
 }
 
 #[test]

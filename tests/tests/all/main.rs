@@ -39,6 +39,7 @@ mod mini;
 mod mini_cache;
 mod module_cycles;
 mod narrow_weights;
+mod official_layout;
 mod output_places;
 mod outputs;
 mod outputs_at_once;

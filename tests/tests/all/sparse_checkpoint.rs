@@ -1,28 +1,39 @@
-//! A checkpoint of the size of Wan2.2-T2V-A14B is exported by links, in little memory, and its graphs find every weight.
+//! A checkpoint of the size of Wan2.2-T2V-A14B, in both layouts, is exported by links or in bf16, in little memory and
+//! little disk space, and its graphs find every weight.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use bundle::dtype::WeightType;
+use bundle::dtype::{ElementType, WeightType};
 use bundle::layout::component_folder;
 use bundle::manifest::{Bundle, Component, ComponentEntry};
 use bundle::settings::Origin;
 use bundle::units::{ByteCount, Seed};
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use engines::memory::resident_anonymous;
-use engines::{Device, Placement, PlacementRequest};
+use engines::{Device, OnnxRuntime, OpenOptions, Placement, PlacementRequest, WeightMemory};
+use export::checkpoint::Checkpoint;
 use export::checkpoint::inventory;
+use export::weights::number_format::{narrow, widen};
+use export::{ExportRequest, export};
 use graph::Model;
 use graph::proto::TensorProto;
+use ndarray::aview1;
 use runtime::memory_plan::{MemoryPlan, MemoryRequest};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tests::{own_process, sparse};
+use tests::compare::relative_difference;
+use tests::sparse::Layout;
+use tests::{own_process, sparse, two_blocks};
 
 /// The largest anonymous memory of an export.
 const MEMORY: u64 = 500_000_000;
+/// The most disk space that a converted bundle takes.
+const DISK: u64 = 1_000_000_000;
 /// 4 GiB, which an offset of 32 bits does not reach.
 const FAR: u64 = 1 << 32;
 
@@ -49,10 +60,24 @@ fn location<'a>(weight: &'a TensorProto, key: &str) -> &'a str {
     &weight.external_data.iter().find(|entry| entry.key == key).unwrap().value
 }
 
+/// The marker of a weight in a bundle, of `length` bytes there. Converted weights were stored in f32, and are in bf16.
+fn placed_marker(component: &Component, name: &str, length: usize, is_converted: bool) -> Vec<u8> {
+    if !is_converted {
+        return sparse::marker(component, name, length);
+    }
+    let stored = sparse::marker(component, name, 2 * length);
+    let mut values = vec![0.0; stored.len() / 4];
+    widen(ElementType::F32, &stored, &mut values);
+    let mut bytes = vec![0; stored.len() / 2];
+    narrow(ElementType::Bf16, &values, &mut bytes);
+    bytes
+}
+
 /// Checks that every graph of a component finds the markers of its weights. Returns the names of the weights, and the
 /// largest offset.
 fn find_weights(bundle: &Bundle, entry: &ComponentEntry) -> (BTreeSet<String>, u64) {
     let folder = bundle.path(&component_folder(&entry.component));
+    let is_converted = entry.weights.iter().any(|file| file.file.ends_with("/bf16.safetensors"));
     let mut found = BTreeSet::new();
     let mut furthest = 0;
     for file in &entry.graphs {
@@ -62,7 +87,8 @@ fn find_weights(bundle: &Bundle, entry: &ComponentEntry) -> (BTreeSet<String>, u
             let [offset, length] =
                 ["offset", "length"].map(|key| location(weight, key).parse::<u64>().unwrap());
             let data = File::open(folder.join(location(weight, "location"))).unwrap();
-            let marker = sparse::marker(&entry.component, &weight.name, usize::try_from(length).unwrap());
+            let bytes = usize::try_from(length).unwrap();
+            let marker = placed_marker(&entry.component, &weight.name, bytes, is_converted);
             for at in [offset, offset + length - marker.len() as u64] {
                 let mut read = vec![0; marker.len()];
                 data.read_exact_at(&mut read, at).unwrap();
@@ -75,19 +101,128 @@ fn find_weights(bundle: &Bundle, entry: &ComponentEntry) -> (BTreeSet<String>, u
     (found, furthest)
 }
 
-#[test]
-fn a14b_is_linked_in_little_memory_and_its_graphs_find_every_weight() {
+/// Returns true in a process of its own, if files can have holes.
+fn entered(test: &str) -> bool {
     if !sparse::has_holes(&std::env::temp_dir()) {
         eprintln!("skipped: temporary files cannot have holes");
+        return false;
+    }
+    own_process::entered(&format!("sparse_checkpoint::{test}"))
+}
+
+/// The disk space of the files in a folder that are not links.
+fn allocated(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| match entry.metadata().unwrap() {
+            found if found.is_dir() => allocated(&entry.path()),
+            found if found.nlink() > 1 => 0,
+            found => found.blocks() * 512,
+        })
+        .sum()
+}
+
+#[test]
+fn a14b_is_converted_in_little_memory_and_disk_space() {
+    if !entered("a14b_is_converted_in_little_memory_and_disk_space") {
         return;
     }
-    if !own_process::entered(
-        "sparse_checkpoint::a14b_is_linked_in_little_memory_and_its_graphs_find_every_weight",
-    ) {
+    let mut digests = Vec::new();
+    for layout in Layout::ALL {
+        let folder = tempfile::tempdir().unwrap();
+        let request = ExportRequest {
+            targets: vec![Target::Plain],
+            verify: false,
+            ..sparse::request(folder.path(), layout)
+        };
+        let checkpoint = Checkpoint::open(&request.checkpoint).unwrap();
+        let stored: Vec<usize> =
+            checkpoint.sources.iter().map(|source| source.shards.tensors().count()).collect();
+        assert_eq!(stored, [242, 1095, 1095, 194], "{layout:?}");
+        let (report, peak) = measured(|| export(&request, &mut |_| ()).unwrap());
+        assert!(peak < MEMORY, "{layout:?}: {peak} bytes");
+        let disk = allocated(&report.folder);
+        assert!(disk < DISK, "{layout:?}: {disk} bytes");
+        println!("{layout:?}: {peak} bytes of memory, {disk} bytes on disk, {} written", report.written);
+        assert!(report.written.0 > 57_000_000_000, "{}", report.written);
+
+        let bundle = Bundle::open(&report.folder).unwrap();
+        assert_eq!(bundle.manifest.model, "Wan2.2-T2V-A14B");
+        assert_eq!(bundle.manifest.defaults.shift.from, Origin::Catalogue, "{layout:?}");
+        for entry in &bundle.manifest.components {
+            assert_eq!(entry.weight_type, WeightType::Bf16, "{}", entry.component);
+            let required = match &entry.component {
+                Component::TextEncoder => inventory::text_encoder(&bundle.manifest.text_encoder),
+                Component::Expert(_) => inventory::denoiser(&bundle.manifest.denoiser),
+                _ => inventory::decoder(&bundle.manifest.vae),
+            };
+            let (found, _) = find_weights(&bundle, entry);
+            let required: BTreeSet<String> = required.into_iter().map(|weight| weight.name).collect();
+            assert_eq!(found, required, "{layout:?}: {}", entry.component);
+        }
+        let of_layout: Vec<String> =
+            bundle.manifest.components.iter().map(|entry| entry.digest.blake3.clone()).collect();
+        let different: BTreeSet<&String> = of_layout.iter().collect();
+        assert_eq!(different.len(), 4, "{layout:?}");
+        digests.push(of_layout);
+    }
+    // The same weights.
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
+fn two_blocks_of_a14b_run_on_the_cpu() {
+    if !entered("two_blocks_of_a14b_run_on_the_cpu") {
         return;
     }
+    let onnx = OnnxRuntime::load(None).unwrap();
+    let options = OpenOptions::cpu(NonZeroUsize::new(2), WeightMemory::Mapped);
+    let mut results = Vec::new();
+    for layout in Layout::ALL {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = two_blocks::exported(folder.path(), layout);
+        let manifest = &bundle.manifest;
+        assert_eq!((manifest.denoiser.layers, manifest.text_encoder.layers), (2, 2));
+        assert_eq!((manifest.denoiser.width(), manifest.model.as_str()), (5120, "Wan2.2-T2V-A14B, 2 layers"));
+        let found = two_blocks::velocities(&bundle, Target::Cpu, &onnx, &options);
+        assert_eq!(found.len(), 2);
+        let values = found.iter().flatten();
+        assert!(values.clone().all(|value| value.is_finite()) && values.clone().any(|value| *value != 0.0));
+        assert_ne!(found[0], found[1], "the experts have other weights");
+        let plain = two_blocks::velocities(&bundle, Target::Plain, &onnx, &options);
+        for (found, plain) in found.iter().zip(&plain) {
+            let difference = relative_difference(aview1(found).into_dyn(), aview1(plain).into_dyn());
+            assert!(difference < 1e-4, "{layout:?}: {difference}");
+        }
+        let digests: Vec<String> =
+            manifest.components.iter().map(|entry| entry.digest.blake3.clone()).collect();
+        results.push((found, digests));
+        if layout == Layout::Official {
+            let out = folder.path().join("whole");
+            let checkpoint = folder.path().join(layout.name());
+            let request = ExportRequest { verify: false, ..ExportRequest::new(&checkpoint, &out) };
+            let whole = export(&request, &mut |_| ()).unwrap();
+            for (entry, uncut) in manifest.components.iter().zip(&whole.manifest.components) {
+                let is_decoder = entry.component == Component::Decoder;
+                assert_eq!(entry.digest == uncut.digest, is_decoder, "{}", entry.component);
+            }
+        }
+    }
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
+fn a14b_is_linked_in_little_memory_and_its_graphs_find_every_weight() {
+    if !entered("a14b_is_linked_in_little_memory_and_its_graphs_find_every_weight") {
+        return;
+    }
+    Layout::ALL.into_iter().for_each(is_linked);
+}
+
+fn is_linked(layout: Layout) {
     let folder = tempfile::tempdir().unwrap();
-    let (report, peak) = measured(|| sparse::export_a14b(folder.path()));
+    let request = sparse::request(folder.path(), layout);
+    let (report, peak) = measured(|| export(&request, &mut |_| ()).unwrap());
     assert!(peak < MEMORY, "{peak} bytes");
     assert_eq!(report.written, ByteCount(0));
     assert!(report.linked.0 > 126_000_000_000, "{}", report.linked);
@@ -97,11 +232,12 @@ fn a14b_is_linked_in_little_memory_and_its_graphs_find_every_weight() {
     assert_eq!(manifest.defaults.steps.from, Origin::Catalogue, "{:?}", manifest.defaults.notes);
     assert_eq!(manifest.exported_precision(), Precision::F32);
     for entry in &manifest.components {
-        let (required, weights, files) = match &entry.component {
-            Component::TextEncoder => (inventory::text_encoder(&manifest.text_encoder), WeightType::Bf16, 3),
-            Component::Expert(_) => (inventory::denoiser(&manifest.denoiser), WeightType::F32, 12),
-            _ => (inventory::decoder(&manifest.vae), WeightType::F32, 1),
+        let (required, weights) = match &entry.component {
+            Component::TextEncoder => (inventory::text_encoder(&manifest.text_encoder), WeightType::Bf16),
+            Component::Expert(_) => (inventory::denoiser(&manifest.denoiser), WeightType::F32),
+            _ => (inventory::decoder(&manifest.vae), WeightType::F32),
         };
+        let files = layout.files(&entry.component);
         assert_eq!((entry.weight_type, entry.weights.len()), (weights, files), "{}", entry.component);
         assert!(entry.digest.whole);
         for file in &entry.weights {

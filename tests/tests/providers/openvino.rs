@@ -6,6 +6,7 @@ use crate::support::with_provider;
 use bundle::dtype::WeightType;
 use bundle::manifest::Component;
 use bundle::units::ByteCount;
+use bundle::variant::Target;
 use bundle::{Diagnose, ErrorClass};
 use engines::residency::Residency;
 use engines::sessions::Sessions;
@@ -13,7 +14,7 @@ use engines::{
     Backend, Cancel, Device, GraphSource, OnnxRuntime, OpenOptions, Provider, Value, WeightMemory,
 };
 use graph::proto::OperatorSetIdProto;
-use ndarray::{Array, Array2, Array4};
+use ndarray::{Array, Array2, Array4, aview1};
 use quality::quantize::metrics::psnr;
 use runtime::job::{Job, JobEvent, JobStart};
 use runtime::model::Model;
@@ -25,6 +26,8 @@ use std::sync::Arc;
 use tests::compare::{largest_difference, relative_difference};
 use tests::golden::{Case, Computed, case, cases, compute};
 use tests::program::{event, rushes};
+use tests::sparse::{self, Layout};
+use tests::two_blocks;
 
 /// ONNX Runtime's name of the provider.
 const OPENVINO: &str = "OpenVINOExecutionProvider";
@@ -133,6 +136,24 @@ fn runs_on_openvino_alone(model: &Model, device: Device) {
 fn smoke_a_golden_case_equals_diffusers() {
     let Some((runtime, device)) = openvino("a golden case on OpenVINO") else { return };
     equals_diffusers(&runtime, device, &case("two-experts"));
+}
+
+#[test]
+fn two_blocks_of_a14b_equal_those_on_the_cpu() {
+    let Some((runtime, device)) = openvino("two blocks of A14B on OpenVINO") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    if !sparse::has_holes(folder.path()) {
+        eprintln!("skipped: temporary files cannot have holes");
+        return;
+    }
+    let bundle = two_blocks::exported(folder.path(), Layout::Official);
+    let found = two_blocks::velocities(&bundle, Target::Plain, &runtime, &options(device));
+    let cpu = OpenOptions::cpu(None, WeightMemory::Mapped);
+    let expected = two_blocks::velocities(&bundle, Target::Cpu, &runtime, &cpu);
+    for (found, expected) in found.iter().zip(&expected) {
+        let difference = relative_difference(aview1(found).into_dyn(), aview1(expected).into_dyn());
+        assert!(difference <= BOUND, "{difference}");
+    }
 }
 
 #[test]

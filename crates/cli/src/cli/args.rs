@@ -360,7 +360,7 @@ impl FromStr for OutputTimeout {
 /// The arguments of `rushes export`.
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// Checkpoint: a folder in the diffusers layout
+    /// Checkpoint: a folder in the layout of diffusers or of the official code
     pub(super) checkpoint: PathBuf,
     /// Write the bundle to this folder
     #[arg(long, value_name = "DIR")]
