@@ -28,6 +28,12 @@ pub fn resident_anonymous() -> Option<ByteCount> {
     field(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
 }
 
+/// Returns the resident memory of this process that is mapped from files. The system may drop such pages and read them
+/// again.
+pub fn resident_mapped() -> Option<ByteCount> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, "RssFile:")
+}
+
 /// Returns freed memory that the allocator still holds to the system.
 ///
 /// Takes a few milliseconds. Call it after closing something large. Only glibc supports it.

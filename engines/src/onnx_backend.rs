@@ -9,7 +9,21 @@ use crate::{
 };
 use bundle::units::ByteCount;
 use bundle::variant::Target;
+use graph::Model;
 use std::path::Path;
+
+/// The setting for the folder of the external weights of a graph in memory.
+const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// Returns the folder of the weights and the graph with its bf16 linear layers in place; none if it has no such layers
+/// or cannot be read, and ONNX Runtime then says what is wrong with the file. Also none if the folder is not UTF-8,
+/// which the setting has to be.
+fn weights_in_place(path: &Path) -> Option<(String, Vec<u8>)> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder.to_str()?.to_owned();
+    let mut graph = Model::read(path).ok()?;
+    (graph.use_weights_in_place() > 0).then(|| (folder, graph.to_bytes()))
+}
 
 impl Backend for OnnxRuntime {
     fn info(&self) -> BackendInfo {
@@ -42,7 +56,14 @@ impl Backend for OnnxRuntime {
                 if let Err(source) = std::fs::File::open(path) {
                     return Err(GraphError::Unreadable { path: path.to_owned(), source }.into());
                 }
-                open_on_cpu(self, options, path, |mut builder| builder.commit_from_file(path))
+                let in_place =
+                    (options.weights == WeightMemory::Mapped).then(|| weights_in_place(path)).flatten();
+                open_on_cpu(self, options, path, |mut builder| match &in_place {
+                    None => builder.commit_from_file(path),
+                    Some((folder, graph)) => {
+                        builder.with_config_entry(WEIGHTS_FOLDER, folder)?.commit_from_memory(graph)
+                    }
+                })
             }
             GraphSource::Memory { name, bytes } => {
                 open_on_cpu(self, options, Path::new(name), |mut builder| builder.commit_from_memory(bytes))

@@ -98,7 +98,7 @@ impl fmt::Display for EngineShape {
 pub enum WeightMemory {
     /// In the page cache, mapped from their file. Opening is fast and the system may drop pages when memory is short.
     /// Kernels rearrange the weights in every call, which makes f32 products up to a fifth slower than with prepacked
-    /// weights.
+    /// weights. bf16 weights of linear layers are used as they are stored; other 16-bit weights are widened in memory.
     Mapped,
     /// Copied into the layout of each kernel, in anonymous memory of the size of the weights.
     Prepacked,

@@ -1,7 +1,9 @@
 //! Compares the predicted memory of sessions with the memory that a process grows by, one session per process.
 //!
 //! `bench-memory make FOLDER SUBJECT` writes a bundle with random weights and its quantised variants. SUBJECT is
-//! `decode`, `text:LAYERS`, or a shape of `rushes bench step` and layers, such as `1.3b:2`.
+//! `decode`, `text:LAYERS`, or a shape of `rushes bench step` and layers, such as `1.3b:2`. `text-bf16:LAYERS` and
+//! `1.3b-bf16:2` have bf16 weights and no variants. `sparse-a14b` exports a checkpoint of the size of Wan2.2-T2V-A14B
+//! whose files are holes to `FOLDER/bundle`, for its text encoder of 24 layers.
 //!
 //! `bench-memory run FOLDER COMPONENT PART PRECISION KERNELS WEIGHTS THREADS SIZE…` measures a bundle. COMPONENT is
 //! `text`, `decoder`, `preview` or the name of an expert, PART a part of `bundle.json`, WEIGHTS `mapped` or `prepacked`.
@@ -9,15 +11,19 @@
 //! a timestep of its own; for a decoder, HEIGHT,WIDTH and optionally the side of its tiles.
 //!
 //! Each line has the session, its size, and for weights and activations: predicted and measured megabytes; then both
-//! together and their ratio, the same for the largest growth while the session was opened, and what was left when it was closed.
+//! together and their ratio, the same for the largest growth while the session was opened, and what was left when it
+//! was closed; then the pages of mapped files, which are not the memory of the process, and the seconds of opening, of
+//! the first run and of the third.
 
+use bundle::dtype::WeightType;
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::routing::ExpertName;
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
 use engines::{OnnxRuntime, WeightMemory};
+use export::synthetic::Form;
 use quality::bench::memory::{DecodeWork, Measurement, StepWork, Work, measure};
-use quality::bench::shape::{Shape, Subject, random_bundle, text_encoder};
+use quality::bench::shape::{Shape, Subject, random_bundle, random_bundle_in, text_encoder};
 use quality::bench::variants;
 use runtime::decode::TileSide;
 use runtime::model::{Model, ModelOptions};
@@ -47,15 +53,26 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn make(folder: &Path, subject: &str) -> Result<(), Box<dyn Error>> {
-    let subject = match subject.split_once(':') {
-        None if subject == "decode" => Subject::Decode,
-        Some(("text", layers)) => Subject::Text(text_encoder(layers.parse()?)),
-        Some((shape, layers)) => Subject::Step(shape.parse::<Shape>()?.denoiser(Some(layers.parse()?))),
-        None => return Err(format!("`{subject}` is no subject").into()),
+    if subject == "sparse-a14b" {
+        std::fs::create_dir_all(folder)?;
+        println!("{}", tests::sparse::export_a14b(folder).folder.display());
+        return Ok(());
+    }
+    let (subject, layers) = subject.split_once(':').unwrap_or((subject, ""));
+    let (name, is_narrow) = subject.strip_suffix("-bf16").map_or((subject, false), |name| (name, true));
+    let subject = match name {
+        "decode" => Subject::Decode,
+        "text" => Subject::Text(text_encoder(layers.parse()?)),
+        shape => Subject::Step(shape.parse::<Shape>()?.denoiser(Some(layers.parse()?))),
     };
-    let kernels = OnnxRuntime::load(None)?.kernels();
-    let mut bundle = random_bundle(folder, &subject, &Stop::new())?;
-    variants::add(&mut bundle, &[], kernels, &Stop::new())?;
+    let bundle = if is_narrow {
+        let form = Form { weights: WeightType::Bf16, ..Form::CPU };
+        random_bundle_in(folder, &subject, form, &Stop::new())?
+    } else {
+        let mut bundle = random_bundle(folder, &subject, &Stop::new())?;
+        variants::add(&mut bundle, &[], OnnxRuntime::load(None)?.kernels(), &Stop::new())?;
+        bundle
+    };
     Ok(bundle::manifest::write(folder, &bundle.manifest)?)
 }
 
@@ -87,11 +104,14 @@ fn measure_one(session: &[&str], size: &str) -> Result<(), Box<dyn Error>> {
     let model = Model::new(bundle, OnnxRuntime::load(None)?, options)?;
     // The first session of a process starts ONNX Runtime.
     measure(&model, &component, smallest)?;
-    let Measurement { predicted, opened, opening, ran, closed } = measure(&model, &component, work)?;
+    let found = measure(&model, &component, work)?;
+    let Measurement { predicted, opened, opening, ran, closed, mapped, .. } = found;
+    let times = [found.opening_time, found.first_run, found.last_run].map(|time| time.as_secs_f64());
     let [predicted_all, found] = [predicted.held(), opened + ran].map(megabytes);
     println!(
         "{component}, {part:?}, {precision} on {kernels}, {weights}, {threads} threads, {size}: weights {:.1} \
-         {:.1}, activations {:.1} {:.1}, together {predicted_all:.1} {found:.1} = {:.3}, opening {:.1} {:.1}, left {:.1}",
+         {:.1}, activations {:.1} {:.1}, together {predicted_all:.1} {found:.1} = {:.3}, opening {:.1} {:.1}, left {:.1}, \
+         mapped {:.1}, {:.2} s {:.2} s {:.2} s",
         megabytes(predicted.weights),
         megabytes(opened),
         megabytes(predicted.activations),
@@ -100,6 +120,10 @@ fn measure_one(session: &[&str], size: &str) -> Result<(), Box<dyn Error>> {
         megabytes(predicted.weights + predicted.opening),
         megabytes(opening),
         megabytes(closed),
+        megabytes(mapped),
+        times[0],
+        times[1],
+        times[2],
     );
     Ok(())
 }

@@ -5,7 +5,7 @@ mod finish;
 use crate::dim::show;
 use crate::domain::{MICROSOFT, RUSHES};
 use crate::model::data_type;
-use crate::proto::{AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto};
+use crate::proto::{AttributeProto, AttributeType, NodeProto, TensorProto};
 use crate::{Dim, Error, ExternalData, Tensor};
 use bundle::dtype::ElementType;
 use std::collections::BTreeMap;
@@ -189,16 +189,11 @@ impl GraphBuilder {
                 Err(self.mismatch("weight", format!("one shape for `{name}`"), &[declared, &tensor]))
             };
         }
-        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
         self.initializers.push(TensorProto {
             dims: shape.iter().map(|size| signed(*size)).collect(),
             data_type: data_type(element),
             name: name.into(),
-            external_data: vec![
-                entry("location", data.location.clone()),
-                entry("offset", data.offset.to_string()),
-                entry("length", data.length.to_string()),
-            ],
+            external_data: data.entries(),
             data_location: 1,
             ..TensorProto::default()
         });

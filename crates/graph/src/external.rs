@@ -1,6 +1,7 @@
 //! Locations of external weights.
 
 use crate::Error;
+use crate::proto::StringStringEntryProto;
 
 /// A span of a file, relative to the folder of the graph.
 ///
@@ -16,6 +17,16 @@ pub struct ExternalData {
 }
 
 impl ExternalData {
+    /// Returns the entries of a tensor that is stored here.
+    pub(crate) fn entries(&self) -> Vec<StringStringEntryProto> {
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        vec![
+            entry("location", self.location.clone()),
+            entry("offset", self.offset.to_string()),
+            entry("length", self.length.to_string()),
+        ]
+    }
+
     /// Checks that the span is in the graph's folder and has `bytes` bytes.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod dump;
 mod error;
 mod external;
 mod formats;
+mod in_place;
 mod model;
 pub mod observe;
 mod op;

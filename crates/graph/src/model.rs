@@ -58,6 +58,24 @@ impl Model {
         Signature { inputs: side(graph.map(|g| &g.input)), outputs: side(graph.map(|g| &g.output)) }
     }
 
+    /// Changes where the external weights are. `place` receives the name and the place of each, and returns the new
+    /// place.
+    ///
+    /// # Errors
+    /// Those of `place`, and an error if a new place is not below the graph's folder or has another length.
+    pub fn place_weights<E: From<Error>>(
+        &mut self,
+        mut place: impl FnMut(&str, &ExternalData) -> Result<ExternalData, E>,
+    ) -> Result<(), E> {
+        for tensor in self.proto.graph.iter_mut().flat_map(|graph| &mut graph.initializer) {
+            let Some(before) = external_of(tensor) else { continue };
+            let after = place(&tensor.name, &before)?;
+            after.check(&tensor.name, usize::try_from(before.length).unwrap_or(usize::MAX))?;
+            tensor.external_data = after.entries();
+        }
+        Ok(())
+    }
+
     /// Returns every weight in an external file.
     pub fn external_data(&self) -> Vec<ExternalData> {
         let graph = self.proto.graph.iter();
@@ -65,7 +83,7 @@ impl Model {
     }
 }
 
-fn external_of(tensor: &TensorProto) -> Option<ExternalData> {
+pub(crate) fn external_of(tensor: &TensorProto) -> Option<ExternalData> {
     let value =
         |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| &entry.value);
     Some(ExternalData {

@@ -7,6 +7,7 @@ mod attention;
 mod frames;
 mod linear;
 mod rows;
+mod stored;
 mod tensors;
 mod unwinding;
 
@@ -43,6 +44,7 @@ pub(crate) fn domain(kernels: Kernels, threads: NonZeroUsize) -> ort::Result<Ope
         .add(Caught(linear::LinearQResidual(with())))?
         .add(Caught(linear::LinearBf16(with())))?
         .add(Caught(linear::LinearBf16Residual(with())))?
+        .add(Caught(stored::LinearStored(with())))?
         .add(Caught(attention::SelfAttention(with())))?
         .add(Caught(attention::CrossAttention(with())))?
         .add(Caught(frames::ChannelNormQuant(with())))?

@@ -187,6 +187,7 @@ fn cases() -> Vec<Case> {
         case("LinearBf16", &[("gelu", Number(0))], &bf16, &[(0, 0), (0, 1)]),
         case("LinearQResidual", &[], &[&int8[..], &residual].concat(), &[]),
         case("LinearBf16Residual", &[], &[&bf16[..], &residual].concat(), &[]),
+        case("LinearStored", &[], &[(F32, &[4, 8]), (BF16, &[5, 8]), (F32, &[5])], &[(0, 0)]),
         case(
             "SelfAttention",
             &[("heads", Number(2)), epsilon, ("values_as_bytes", Number(1))],

@@ -1,9 +1,9 @@
 //! Where weights are and how large they are in memory.
 //!
 //! Weights that a kernel reads as they are stored stay in the page cache, mapped from their file, and count as 0: f32
-//! weights that are not prepacked, and the packed weights of Rushes kernels. ONNX Runtime's kernels on the CPU compute
-//! in f32, so 16-bit weights are widened to 4 bytes when a graph is opened. That includes the weights that a quantised
-//! variant keeps: it stores them in 16 bits.
+//! weights that are not prepacked, bf16 weights of linear layers that are not prepacked, and the packed weights of
+//! Rushes kernels. ONNX Runtime's kernels on the CPU compute in f32, so other 16-bit weights are widened to 4 bytes when
+//! a graph is opened. That includes the weights that a quantised variant keeps: it stores them in 16 bits.
 //!
 //! The graph itself and its kernels take a few hundred kilobytes ([`Graph`]).
 //!
@@ -162,8 +162,12 @@ fn weights(manifest: &Manifest, entry: &ComponentEntry, runs: Variant, memory: W
     let all = (exported / stored.bytes() as u128).saturating_sub(table);
     if own.is_none() {
         let is_widened = stored != ElementType::F32;
+        let in_place = match stored {
+            ElementType::Bf16 if !prepacked => linear(manifest, &entry.component).min(all),
+            _ => 0,
+        };
         return [
-            if prepacked || is_widened { F32 * all } else { 0 },
+            if prepacked || is_widened { F32 * (all - in_place) } else { 0 },
             if prepacked && is_widened { F32 * all } else { 0 },
         ];
     }
@@ -191,6 +195,23 @@ fn reduced(manifest: &Manifest, component: &Component, kernels: KernelLibrary, a
         Component::Decoder | Component::ImageEncoder | Component::Preview => 0,
     };
     reduced.min(all)
+}
+
+/// The number of weights of a component's linear layers, which are used in place if they are mapped and in bf16 (see
+/// `graph::Model::use_weights_in_place`).
+fn linear(manifest: &Manifest, component: &Component) -> u128 {
+    match component {
+        Component::TextEncoder => of_text_encoder(&manifest.text_encoder),
+        Component::Expert(_) => {
+            let spec = &manifest.denoiser;
+            let [width, frequencies, channels] =
+                [spec.width(), spec.frequency_width, spec.out_channels].map(wide);
+            let patch = wide(spec.patch.time) * wide(spec.patch.height) * wide(spec.patch.width);
+            let of_ends = width * (frequencies + width + 6 * width + patch * channels);
+            of_denoiser(spec, KernelLibrary::OnnxRuntime) + of_ends
+        }
+        Component::Decoder | Component::ImageEncoder | Component::Preview => 0,
+    }
 }
 
 /// The number of weights of the four projections of attention and the three of the feed-forward layer.

@@ -70,3 +70,4 @@ mod timestep_rows;
 mod two_runs;
 mod valid_graphs;
 mod vectors;
+mod weights_in_place;

@@ -1,6 +1,7 @@
 //! The predicted memory of a session is at least what the process grows by, and at most a quarter more.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use bundle::dtype::WeightType;
 use bundle::manifest::{Bundle, Component, Part};
 use bundle::routing::ExpertName;
 use bundle::stop::Stop;
@@ -8,8 +9,9 @@ use bundle::variant::{KernelLibrary, Precision};
 use engines::memory::{resident_anonymous, return_freed_memory};
 use engines::{OnnxRuntime, WeightMemory};
 use export::ExportRequest;
+use export::synthetic::Form;
 use quality::bench::memory::{DecodeWork, StepWork, Work, measure};
-use quality::bench::shape::{Shape, Subject, random_bundle};
+use quality::bench::shape::{Shape, Subject, random_bundle, random_bundle_in, text_encoder};
 use quality::bench::variants;
 use runtime::model::{Model, ModelOptions};
 use std::path::Path;
@@ -108,6 +110,30 @@ fn the_memory_of_a_large_step_is_predicted() {
             &[step([1, 18, 11], 1, 40), step([2, 9, 16], 2, 25), step([3, 10, 13], 1, 70)],
         );
     }
+}
+
+/// One layer of umT5-XXL, and one of Wan2.1-T2V-1.3B.
+#[test]
+fn mapped_bf16_weights_of_linear_layers_take_no_memory() {
+    if !own_process::entered("session_memory::mapped_bf16_weights_of_linear_layers_take_no_memory") {
+        return;
+    }
+    let form = Form { weights: WeightType::Bf16, ..Form::CPU };
+    let options = ModelOptions { weights: WeightMemory::Mapped, ..ModelOptions::default() };
+    let of = |subject: &Subject| {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = random_bundle_in(folder.path(), subject, form, &Stop::new()).unwrap();
+        (folder, model(bundle, options))
+    };
+    let (_folder, model) = of(&Subject::Text(text_encoder(1)));
+    // The first session of a process starts ONNX Runtime.
+    measure(&model, &Component::TextEncoder, Work::Text(1)).unwrap();
+    check(&model, &Component::TextEncoder, &[Work::Text(60), Work::Text(220)]);
+    let measured = measure(&model, &Component::TextEncoder, Work::Text(3)).unwrap();
+    assert!(measured.opened.0 < 5_000_000, "{measured:?}");
+    let (_folder, model) = of(&Subject::Step(Shape::Small.denoiser(Some(1))));
+    let expert = Component::Expert(ExpertName("only".into()));
+    check(&model, &expert, &[step([1, 18, 11], 1, 40), step([2, 9, 16], 2, 25)]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod epilogue;
 mod rows;
+mod stored;
 pub(crate) mod tile;
 mod tiled;
 
@@ -17,6 +18,7 @@ use epilogue::Epilogue;
 pub use epilogue::{Gate, Output, Residual};
 use half::bf16;
 use rows::Rows;
+pub use stored::StoredBf16;
 use tile::{Bf16Dot, Dot, Int8Dot, PANEL, Sums, TileInput, floats, multiply};
 
 /// Approximate rows per task: few enough for many cores, and enough to reuse a panel of weights.

@@ -8,7 +8,7 @@ use bundle::signature::{ROWS_INPUT, Signature};
 use bundle::spec::TEXT_ROWS;
 use bundle::units::ByteCount;
 use bundle::variant::KernelLibrary;
-use engines::memory::{resident_anonymous, return_freed_memory};
+use engines::memory::{resident_anonymous, resident_mapped, return_freed_memory};
 use engines::residency::MemoryNeed;
 use engines::{Cancel, Engine, Outputs, Value};
 use ndarray::{Array1, Array2, Array3, ArrayD, IxDyn};
@@ -17,7 +17,7 @@ use runtime::denoise::RotaryTables;
 use runtime::footprint::{SessionSettings, StepShape, decoder_need, step_need, text_encoder_need};
 use runtime::model::{Model, step_contract};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Runs of a session: its caches are its own from the second run on.
 const RUNS: usize = 3;
@@ -74,6 +74,15 @@ pub struct Measurement {
     pub ran: ByteCount,
     /// Growth that is left when the session is closed and its outputs are dropped.
     pub closed: ByteCount,
+    /// Largest growth of the pages of files that are mapped into the process, which are not its memory: the system may
+    /// drop them.
+    pub mapped: ByteCount,
+    /// The time that opening took.
+    pub opening_time: Duration,
+    /// The time of the first run, which reads mapped weights from their files.
+    pub first_run: Duration,
+    /// The time of the last run.
+    pub last_run: Duration,
 }
 
 impl Measurement {
@@ -90,19 +99,24 @@ impl Measurement {
 pub fn measure(model: &Model, component: &Component, work: Work) -> Result<Measurement, Error> {
     let predicted = predict(model, component, work)?;
     let prepared = Prepared::new(model, component, work)?;
-    let before = settled();
+    let (before, mapped_before) = (settled(), mapped());
     let mut opened = None;
+    let start = Instant::now();
     let opening = peak_while(|| {
         opened = Some(prepared.open(model, component));
         Ok(())
     })?;
+    let opening_time = start.elapsed();
     let mut engine = opened.unwrap_or_else(|| unreachable!("it was just set"))?;
     let open = settled();
+    let mut times = Vec::new();
     let ran = peak_while(|| {
         engine.reserve(predicted.activations);
-        prepared.run(&mut engine)
+        times = prepared.run(&mut engine)?;
+        Ok(())
     })?;
     let ran = ran.max(settled());
+    let mapped = mapped().saturating_sub(mapped_before);
     drop(engine);
     let closed = settled();
     Ok(Measurement {
@@ -111,6 +125,10 @@ pub fn measure(model: &Model, component: &Component, work: Work) -> Result<Measu
         opening: difference(opening, before),
         ran: difference(ran, open),
         closed: difference(closed, before),
+        mapped: ByteCount(mapped),
+        opening_time,
+        first_run: times.first().copied().unwrap_or_default(),
+        last_run: times.last().copied().unwrap_or_default(),
     })
 }
 
@@ -245,8 +263,10 @@ impl Prepared {
         })
     }
 
-    fn run(&self, engine: &mut Engine) -> Result<(), Error> {
+    /// Runs an open session several times, and returns the time of each.
+    fn run(&self, engine: &mut Engine) -> Result<Vec<Duration>, Error> {
         let cancel = Cancel::new();
+        let mut times = Vec::with_capacity(RUNS);
         match self {
             Self::Inputs(output, _, inputs) => {
                 let takes_rows = engine.signature().takes_rows();
@@ -256,7 +276,9 @@ impl Prepared {
                     .map(|(name, value)| (*name, value))
                     .collect();
                 for _ in 0..RUNS {
+                    let start = Instant::now();
                     engine.run(&inputs, &cancel)?.take(output)?;
+                    times.push(start.elapsed());
                 }
             }
             Self::Decoder { input, frame, before, calls, .. } => {
@@ -267,16 +289,18 @@ impl Prepared {
                 };
                 let mut of_tiles: Vec<Option<Caches>> = (0..*calls).map(|_| None).collect();
                 for _ in 0..RUNS {
+                    let start = Instant::now();
                     for caches in &mut of_tiles {
                         let keeps = !before.is_empty();
                         let made =
                             caches_of(call(engine, caches.as_ref().filter(|_| keeps).unwrap_or(before))?);
                         *caches = Some(made);
                     }
+                    times.push(start.elapsed());
                 }
             }
         }
-        Ok(())
+        Ok(times)
     }
 }
 
@@ -292,6 +316,11 @@ fn settled() -> u64 {
 
 fn anonymous() -> u64 {
     resident_anonymous().map_or(0, |bytes| bytes.0)
+}
+
+/// Pages of files that are mapped into the process.
+fn mapped() -> u64 {
+    resident_mapped().map_or(0, |bytes| bytes.0)
 }
 
 fn difference(after: u64, before: u64) -> ByteCount {
