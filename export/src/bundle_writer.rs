@@ -7,16 +7,19 @@ use crate::model::{
     text_encoder_graph, tiny_decoder_graph,
 };
 use crate::weights::merge::Merge;
-use crate::weights::scan::{Scan, Verify, scan};
+use crate::weights::scan::{Verify, scan};
 use crate::weights::stored_formats::StoredFormats;
 use crate::weights::transform::Transforms;
-use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, Transfer, place_converted, place_linked};
-use crate::{Error, defaults, preview_map};
+use crate::weights::{
+    COPY_LIMIT, Destination, PlacedWeights, Transfer, linked, located, place_converted, place_linked,
+};
+use crate::{Error, bindings, defaults, preview_map};
 use bundle::Field;
 use bundle::digest::Digest;
 use bundle::dtype::WeightType;
+use bundle::graph_set::{Binding, GraphSet};
 use bundle::layout;
-use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part};
+use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
 use bundle::staging::Staging;
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
@@ -66,6 +69,10 @@ pub struct ExportRequest {
     pub layers: Option<NonZeroUsize>,
     /// True to copy weights even if they can be linked, without a size limit.
     pub copy: bool,
+    /// True to write a [graph set](bundle::graph_set) instead of a bundle: graphs without weights, which
+    /// [`attach`](crate::attach()) binds to any checkpoint with the same weights. Weights that would have to be
+    /// converted or merged are refused, and all are read.
+    pub graphs_only: bool,
     /// Stops the export.
     pub stop: Stop,
 }
@@ -83,6 +90,7 @@ impl ExportRequest {
             merges: Vec::new(),
             layers: None,
             copy: false,
+            graphs_only: false,
             stop: Stop::new(),
         }
     }
@@ -91,6 +99,13 @@ impl ExportRequest {
 /// A progress event of an export.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ExportEvent {
+    /// Samples of the weights of a component are being compared.
+    Sampling {
+        /// The component.
+        component: Component,
+        /// The size of the weights.
+        bytes: ByteCount,
+    },
     /// The weights of a component are being read.
     Reading {
         /// The component.
@@ -139,7 +154,7 @@ pub fn export(request: &ExportRequest, on_event: &mut dyn FnMut(ExportEvent)) ->
     let staging = Staging::create(&request.out)?;
     let report = export_into(request, &staging.folder(), on_event)?;
     request.stop.check()?;
-    staging.publish(layout::MANIFEST)?;
+    staging.publish(if request.graphs_only { layout::GRAPHS } else { layout::MANIFEST })?;
     Ok(ExportReport { folder: request.out.clone(), ..report })
 }
 
@@ -153,6 +168,7 @@ pub fn export_into(
     on_event: &mut dyn FnMut(ExportEvent),
 ) -> Result<ExportReport, Error> {
     refuse_f16_on_accelerators(request)?;
+    refuse_unread_graph_set(request)?;
     let mut checkpoint = Checkpoint::open(&request.checkpoint)?;
     if let Some(path) = &request.tiny_decoder {
         checkpoint.set_tiny_decoder(path)?;
@@ -187,7 +203,14 @@ pub fn export_into(
     digests::complete(folder, &mut manifest, &written.known)?;
     // Linked files are shared with the checkpoint: a change after reading is a change of the bundle.
     checkpoint.sources.iter().try_for_each(|source| source.shards.check_unchanged())?;
-    manifest::write(folder, &manifest)?;
+    let manifest = if request.graphs_only {
+        let set = GraphSet { manifest, bindings: written.bindings };
+        set.write(folder)?;
+        set.manifest
+    } else {
+        manifest::write(folder, &manifest)?;
+        manifest
+    };
     Ok(ExportReport { folder: folder.to_owned(), manifest, linked: written.linked, written: written.written })
 }
 
@@ -202,9 +225,20 @@ fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses to bind graphs to weights that are not read.
+fn refuse_unread_graph_set(request: &ExportRequest) -> Result<(), Error> {
+    if request.graphs_only && !request.verify {
+        let rule = "graphs without weights are bound to the digest of every byte";
+        return Err(bundle::Error::value(Field::GraphsOnly, "used", rule, "read every weight").into());
+    }
+    Ok(())
+}
+
 #[derive(Default)]
 struct Written {
     entries: Vec<ComponentEntry>,
+    /// The weights of each entry, for a graph set.
+    bindings: Vec<Binding>,
     /// Digests of files that were already read.
     known: Known,
     linked: ByteCount,
@@ -237,18 +271,23 @@ fn write_components(
             Transforms::conversion(*format).after(merges.map(|(_, merge)| merge.clone()))
         })
         .collect();
-    // Refused links are reported before the long work.
+    // Refused links, and weights that cannot be left out, are reported before the long work.
     let mut linked = Vec::with_capacity(checkpoint.sources.len());
-    for (source, transforms) in checkpoint.sources.iter().zip(&transforms) {
-        linked.push(place_linked(source, transforms, destination(&source.component))?);
+    for ((source, transforms), format) in checkpoint.sources.iter().zip(&transforms).zip(&formats) {
+        linked.push(if request.graphs_only {
+            let located = located(source, transforms)?;
+            Some(located.ok_or_else(|| needs_conversion(source, *format))?)
+        } else {
+            place_linked(source, transforms, destination(&source.component))?
+        });
     }
     let sources = checkpoint.sources.iter().zip(&transforms).zip(formats);
     for (((source, transforms), weight_type), linked) in sources.zip(linked) {
         let component = &source.component;
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
         on_event(ExportEvent::Reading { component: component.clone(), bytes });
-        let Scan { digest, files: scanned } = scan(&source.shards, verify, &request.stop)?;
-        let digest = cut_digest(component, transforms.digest(&digest), request.layers);
+        let scanned = scan(&source.shards, verify, &request.stop)?;
+        let digest = cut_digest(component, transforms.digest(&scanned.digest), request.layers);
         on_event(ExportEvent::Writing { component: component.clone() });
         let is_unchanged = linked.is_some();
         let placed = match linked {
@@ -256,12 +295,18 @@ fn write_components(
             None => place_converted(source, transforms, destination(component))?,
         };
         source.shards.check_unchanged()?;
-        for (index, file) in placed.files.iter().enumerate() {
+        if request.graphs_only {
+            all.bindings.push(bindings::bind(source, &scanned, &request.stop)?);
+            let component_folder = folder.join(layout::component_folder(component));
+            std::fs::create_dir_all(&component_folder).map_err(Error::file("create", &component_folder))?;
+        }
+        let weights: &[WeightFile] = if request.graphs_only { &[] } else { &placed.files };
+        for (index, file) in weights.iter().enumerate() {
             if is_unchanged {
                 // Without verification, linked files are not read.
-                all.known.insert(file.file.clone(), scanned.get(index).cloned());
+                all.known.insert(file.file.clone(), scanned.files.get(index).cloned());
             }
-            if is_linked(&folder.join(&file.file))? {
+            if linked::is_linked(&folder.join(&file.file))? {
                 all.linked = all.linked + file.bytes;
             } else {
                 all.written = all.written + file.bytes;
@@ -281,7 +326,7 @@ fn write_components(
         all.entries.push(ComponentEntry {
             component: component.clone(),
             graphs: graphs.into_iter().flatten().collect(),
-            weights: placed.files,
+            weights: weights.to_vec(),
             weight_type,
             digest,
             variants: Vec::new(),
@@ -300,6 +345,12 @@ fn cut_digest(component: &Component, digest: Digest, layers: Option<NonZeroUsize
             Digest { whole: digest.whole, ..Digest::of_parts(parts) }
         }
     }
+}
+
+/// The error for weights that graphs cannot be bound to as they are stored.
+fn needs_conversion(source: &Source, format: WeightType) -> Error {
+    let stored = StoredFormats::of(source).map(|stored| stored.formats().to_vec()).unwrap_or_default();
+    Error::NeedsConversion { component: source.component.clone(), stored, weights: format }
 }
 
 /// Checks that every merge is into a weight that the checkpoint has, and fits its shape.
@@ -347,13 +398,6 @@ fn weight_format(
 fn accelerator_format(targets: &[Target]) -> Option<WeightType> {
     let accelerators = targets.iter().filter(|target| **target != Target::Cpu);
     accelerators.map(|target| target.weights()).min_by_key(|weights| weights.element().bytes())
-}
-
-/// Returns true if a file in the bundle is hard-linked.
-fn is_linked(path: &Path) -> Result<bool, Error> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::metadata(path).map_err(Error::file("read", path))?;
-    Ok(metadata.nlink() > 1)
 }
 
 /// Writes the graphs of one component.

@@ -48,6 +48,25 @@ fn digest(path: &Path, known: Option<&Option<String>>) -> Result<FileDigest, Err
     Ok(FileDigest { bytes: ByteCount(bytes), sampled, whole })
 }
 
+/// Checks every byte of a file.
+///
+/// # Errors
+/// [`bundle::Error::Damaged`] if it differs from what was written, and I/O errors.
+pub(crate) fn check_whole(path: &Path, stated: &FileDigest) -> Result<(), Error> {
+    let io = || Error::file("read", path);
+    let found = std::fs::metadata(path).map_err(io())?;
+    // Opening a pipe would block until a writer opens it.
+    if !found.is_file() {
+        return Err(bundle::Error::damaged(path, "it is not a regular file").into());
+    }
+    let file = File::open(path).map_err(io())?;
+    if stated.whole == Some(whole(path, &file, found.len())?) {
+        Ok(())
+    } else {
+        Err(bundle::Error::damaged(path, "its content differs from what was written").into())
+    }
+}
+
 /// Computes the digest over every byte of a file, see [`of_pieces`]. Pieces that are holes are not read.
 fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
     let parts = if weight_file::is_named(path) {

@@ -1,6 +1,8 @@
 //! Errors of export: checkpoints that cannot be read, are inconsistent, or are not supported.
 
+use crate::differences::Differences;
 use bundle::dtype::{ElementType, WeightType};
+use bundle::manifest::Component;
 use bundle::units::ByteCount;
 use bundle::{Diagnose, Field, Report};
 use std::path::{Path, PathBuf};
@@ -217,6 +219,29 @@ pub enum Error {
         /// The I/O error of the link.
         #[source]
         source: std::io::Error,
+    },
+    /// Graphs without weights were asked for, and the weights of a component would have to be converted or merged.
+    NeedsConversion {
+        /// The component.
+        component: Component,
+        /// The number formats in the checkpoint.
+        stored: Vec<WeightType>,
+        /// The number format that its graphs would read.
+        weights: WeightType,
+    },
+    /// The weights of a checkpoint are not those that graphs were made for.
+    OtherWeights {
+        /// The component.
+        component: Component,
+        /// Its folder in the checkpoint.
+        folder: PathBuf,
+        /// The weights.
+        differences: Box<Differences>,
+    },
+    /// Graphs have a tiny decoder, and the checkpoint has none.
+    NoTinyDecoder {
+        /// The checkpoint.
+        checkpoint: PathBuf,
     },
     /// A low-rank change cannot be merged into a weight.
     Merge {
@@ -438,6 +463,32 @@ impl Diagnose for Error {
                 "use `weights` bf16 or f32",
             )
             .about(Field::Weights),
+            Self::NeedsConversion { component, stored, weights } => {
+                let stored: Vec<String> = stored.iter().map(|format| format.element().to_string()).collect();
+                Report::bad_input(
+                    format!("{component} cannot be exported without its weights"),
+                    format!(
+                        "they are stored in {}, and its graphs would read weights that are converted to {} or merged",
+                        stored.join(" and "),
+                        weights.element()
+                    ),
+                    "choose a `target` and `weights` in the number format of the checkpoint, or export the bundle with its \
+                     weights",
+                )
+                .about(Field::GraphsOnly)
+            }
+            Self::OtherWeights { component, folder, differences } => Report::bad_input(
+                format!("{} in {} is not what the graphs were made for", component, folder.display()),
+                differences.to_string(),
+                "use the checkpoint that the graphs were made from, as it was published, or export this one with \
+                 `rushes export`",
+            ),
+            Self::NoTinyDecoder { checkpoint } => Report::bad_input(
+                format!("{} has no tiny decoder", checkpoint.display()),
+                "the graphs have one for previews",
+                "give its file with `tiny_decoder`",
+            )
+            .about(Field::TinyDecoder),
             Self::Numerics { layer } => Report::bad_input(
                 format!("{layer} cannot be quantised"),
                 "its scales and ranges do not match one quantisation scheme",

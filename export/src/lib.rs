@@ -9,12 +9,16 @@
 //! | [`preview_map`] | the linear map of previews |
 //! | [`digests`], `file_data` | digests of files, without reading holes |
 //! | [`export`] | puts the bundle together |
+//! | [`attach`](attach()), `bindings` | a bundle from graphs without weights and the weights that they are for |
 //! | [`quantized`] | quantised variants of an existing bundle |
 //! | [`synthetic`] | bundles of random weights, for benchmarks |
 
+mod attach;
+mod bindings;
 mod bundle_writer;
 pub mod checkpoint;
 pub mod defaults;
+mod differences;
 pub mod digests;
 mod error;
 mod file_data;
@@ -25,5 +29,7 @@ pub mod quantized;
 pub mod synthetic;
 pub mod weights;
 
+pub use attach::{AttachRequest, attach};
 pub use bundle_writer::{ExportEvent, ExportReport, ExportRequest, export, export_into};
+pub use differences::Differences;
 pub use error::Error;

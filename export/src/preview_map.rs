@@ -56,6 +56,21 @@ pub(crate) fn place(
     Ok(false)
 }
 
+/// Copies the map of a graph set into the bundle, if it has one.
+///
+/// # Errors
+/// Returns an error if the map is damaged or the bundle cannot be written.
+pub(crate) fn copy(graphs: &Path, bundle: &Path) -> Result<(), Error> {
+    let (source, target) = (graphs.join(layout::PREVIEW_MAP), bundle.join(layout::PREVIEW_MAP));
+    if !source.is_file() {
+        return Ok(());
+    }
+    if let Some(folder) = target.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+    }
+    Ok(LatentToRgb::read(&source)?.write(&target)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -30,6 +30,7 @@ use runtime::model::{Model, ModelOptions};
 use std::error::Error;
 use std::path::Path;
 use std::process::Command;
+use tests::sparse::{self, Layout};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -55,7 +56,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn make(folder: &Path, subject: &str) -> Result<(), Box<dyn Error>> {
     if subject == "sparse-a14b" {
         std::fs::create_dir_all(folder)?;
-        println!("{}", tests::sparse::export_a14b(folder).folder.display());
+        let request = sparse::request(folder, Layout::Diffusers);
+        println!("{}", export::export(&request, &mut |_| ())?.folder.display());
         return Ok(());
     }
     let (subject, layers) = subject.split_once(':').unwrap_or((subject, ""));

@@ -68,6 +68,23 @@ pub enum Error {
         /// The folder that was given.
         path: PathBuf,
     },
+    /// The folder has graphs without weights, see [`graph_set`](crate::graph_set).
+    WithoutWeights {
+        /// The folder that was given.
+        path: PathBuf,
+    },
+    /// `graphs.json` is absent.
+    NotAGraphSet {
+        /// The folder that was given.
+        path: PathBuf,
+    },
+    /// `graphs.json` is invalid.
+    GraphSet {
+        /// The file.
+        path: PathBuf,
+        /// The problem.
+        why: String,
+    },
     /// `bundle.json` is invalid.
     Manifest {
         /// The file.
@@ -167,6 +184,7 @@ impl Error {
 }
 
 impl Diagnose for Error {
+    #[expect(clippy::too_many_lines, reason = "one arm per error")]
     fn report(&self) -> Report {
         match self {
             Self::TextFile(error) => error.report(),
@@ -208,6 +226,21 @@ impl Diagnose for Error {
                 format!("{} is not a bundle", path.display()),
                 "it has no bundle.json",
                 "make one from a checkpoint with `rushes export`",
+            ),
+            Self::WithoutWeights { path } => Report::bad_input(
+                format!("{} has graphs without weights", path.display()),
+                "it has graphs.json and no bundle.json",
+                "make a bundle from it and the checkpoint of its model with `rushes attach`",
+            ),
+            Self::NotAGraphSet { path } => Report::bad_input(
+                format!("{} has no graphs that can be attached", path.display()),
+                "it has no graphs.json",
+                "export a checkpoint with `graphs_only`, or use `rushes export` alone",
+            ),
+            Self::GraphSet { path, why } => Report::damaged(
+                format!("{} is invalid", path.display()),
+                why.clone(),
+                "copy the folder again, or export it again with this version of rushes",
             ),
             Self::Manifest { path, why } => Report::damaged(
                 format!("{} is invalid", path.display()),

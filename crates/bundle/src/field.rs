@@ -130,6 +130,8 @@ pub enum Field {
     Target,
     /// Number format of exported weights.
     Weights,
+    /// Export of graphs without weights.
+    GraphsOnly,
     /// Copying of weights instead of linking.
     Copy,
     /// Tiny decoder for previews.
@@ -230,6 +232,7 @@ crate::named!(
     "folder" => Folder,
     "target" => Target,
     "weights" => Weights,
+    "graphs_only" => GraphsOnly,
     "copy" => Copy,
     "tiny_decoder" => TinyDecoder,
     "verify" => Verify,

@@ -56,13 +56,25 @@ pub fn sampled_ranges(bytes: u64) -> Vec<Range<u64>> {
 /// # Errors
 /// I/O errors, and a file that ends before `bytes`.
 pub fn sampled(file: &File, bytes: u64) -> io::Result<String> {
+    sampled_with(bytes, |start, buffer| file.read_exact_at(buffer, start))
+}
+
+/// Returns the sampled digest of data of this length, whose bytes from a position on `read` returns: those of a file,
+/// or of one tensor in it.
+///
+/// # Errors
+/// Those of `read`.
+pub fn sampled_with<E>(
+    bytes: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<String, E> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&bytes.to_le_bytes());
     let mut buffer = Vec::new();
     for range in sampled_ranges(bytes) {
         // No range is longer than a small file.
         buffer.resize(usize::try_from(range.end - range.start).unwrap_or_default(), 0);
-        file.read_exact_at(&mut buffer, range.start)?;
+        read(range.start, &mut buffer)?;
         hasher.update(&buffer);
     }
     Ok(hasher.finalize().to_hex().to_string())

@@ -22,6 +22,8 @@ use crate::variant::Variant;
 
 /// Name of the manifest. It is written last, so a folder that has it is complete.
 pub const MANIFEST: &str = "bundle.json";
+/// Name of the manifest of graphs without weights, see [`graph_set`](crate::graph_set). It is written last.
+pub const GRAPHS: &str = "graphs.json";
 /// Name of the tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
 /// The linear map of previews.

@@ -13,6 +13,7 @@
 //! | [`signature`] | inputs and outputs of each graph |
 //! | [`preview`] | the linear map of previews |
 //! | [`manifest`], [`layout`] | `bundle.json` and its validation, file names |
+//! | [`graph_set`] | `graphs.json`: graphs without weights, and the weights that they are for |
 //! | [`quantization`] | the numbers that quantise a component |
 //! | [`digest`], [`file_digest`] | digests of weights and files |
 //! | [`atomic`], [`part_file`], [`staging`], [`lock`] | complete files and folders, locks |
@@ -31,6 +32,7 @@ mod field;
 pub mod file_digest;
 mod frame_rate;
 pub mod geometry;
+pub mod graph_set;
 pub mod layout;
 pub mod lock;
 pub mod manifest;

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 const PATHS: [&str; 2] = ["tiny_decoder/taew2_1.safetensors", "tiny_decoder/taew2_2.safetensors"];
 
 /// The encoder, which is not used.
-const UNUSED: [&str; 1] = ["encoder."];
+pub(crate) const UNUSED: [&str; 1] = ["encoder."];
 
 /// Returns the path of the tiny decoder in a checkpoint, if it has one.
-pub(super) fn find(checkpoint: &Path) -> Option<PathBuf> {
+pub(crate) fn find(checkpoint: &Path) -> Option<PathBuf> {
     PATHS.iter().map(|path| checkpoint.join(path)).find(|path| path.is_file())
 }
 

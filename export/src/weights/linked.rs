@@ -1,9 +1,10 @@
 //! Weight files that are hard-linked into the bundle without conversion.
 
-use super::{Destination, ExternalTensor, PlacedWeights, Transfer, location};
+use super::{Destination, ExternalTensor, PlacedWeights, Transfer, file_entry, location};
 use crate::Error;
-use crate::checkpoint::shards::Shards;
+use crate::checkpoint::shards::{ShardFile, Shards};
 use bundle::atomic;
+use bundle::manifest::Component;
 use bundle::units::ByteCount;
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,7 +32,6 @@ fn place_with(
     link: impl Fn(&Path, &Path) -> io::Result<()>,
 ) -> Result<PlacedWeights, Error> {
     let folder = destination.create_folder()?;
-    let mut files = Vec::with_capacity(shards.files().len());
     let mut to_copy: Vec<(PathBuf, PathBuf)> = Vec::new();
     let mut bytes = ByteCount(0);
     let mut refusal = None;
@@ -40,7 +40,6 @@ fn place_with(
         // Download caches contain symbolic links; a hard link must refer to the file itself.
         let original = std::fs::canonicalize(file.path()).map_err(Error::file("read", file.path()))?;
         let target = folder.join(name);
-        files.push(destination.entry(name, file.bytes()));
         if is_same_file(&original, &target) {
             continue;
         }
@@ -63,7 +62,16 @@ fn place_with(
         tracing::info!(%bytes, %source, "the file system refuses hard links; weights are copied");
     }
     to_copy.iter().try_for_each(|(original, target)| copy(original, target, destination))?;
+    located(shards, destination.component)
+}
 
+/// Returns the places that the weights of a component have once its files are in the bundle.
+///
+/// # Errors
+/// Returns an error if the name of a file is not UTF-8.
+pub(super) fn located(shards: &Shards, component: &Component) -> Result<PlacedWeights, Error> {
+    let entry = |file: &ShardFile| Ok(file_entry(component, file_name(file.path())?, file.bytes()));
+    let files = shards.files().iter().map(entry).collect::<Result<_, Error>>()?;
     let tensors = shards
         .tensors()
         // A graph would read others in a wrong order.
@@ -80,6 +88,13 @@ fn place_with(
         })
         .collect::<Result<_, Error>>()?;
     Ok(PlacedWeights { tensors, files, from: shards.folder().to_owned() })
+}
+
+/// Returns true if a file in the bundle is hard-linked.
+pub(crate) fn is_linked(path: &Path) -> Result<bool, Error> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).map_err(Error::file("read", path))?;
+    Ok(metadata.nlink() > 1)
 }
 
 fn file_name(path: &Path) -> Result<&str, Error> {
@@ -120,7 +135,6 @@ mod tests {
     use super::*;
     use crate::checkpoint::names::Family;
     use crate::checkpoint::samples::{bytes_of, write_shard};
-    use bundle::manifest::Component;
     use std::os::unix::fs::MetadataExt;
     use tempfile::TempDir;
 

@@ -122,9 +122,14 @@ impl Destination<'_> {
 
     /// Returns the manifest's entry for a weight file.
     fn entry(&self, name: &str, bytes: u64) -> WeightFile {
-        let folder = layout::component_folder(self.component);
-        WeightFile { file: format!("{folder}/{}", location(name)), bytes: ByteCount(bytes) }
+        file_entry(self.component, name, bytes)
     }
+}
+
+/// Returns the manifest's entry for a weight file of a component.
+fn file_entry(component: &Component, name: &str, bytes: u64) -> WeightFile {
+    let folder = layout::component_folder(component);
+    WeightFile { file: format!("{folder}/{}", location(name)), bytes: ByteCount(bytes) }
 }
 
 /// Returns the path of a weight file, relative to the component's folder.
@@ -142,13 +147,35 @@ pub fn place_linked(
     transforms: &Transforms,
     destination: Destination<'_>,
 ) -> Result<Option<PlacedWeights>, Error> {
+    if is_unchanged(source, transforms)? {
+        linked::place(&source.shards, destination).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// Returns the places that [`place_linked`] would give to the weights of a component, without placing them. Returns none
+/// if `transforms` change any of the weights that its graphs read.
+///
+/// # Errors
+/// Returns an error if a weight is missing, or the name of a file is not UTF-8.
+pub fn located(source: &Source, transforms: &Transforms) -> Result<Option<PlacedWeights>, Error> {
+    if is_unchanged(source, transforms)? {
+        linked::located(&source.shards, &source.component).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// Returns true if `transforms` change none of the weights that the graphs of a component read.
+fn is_unchanged(source: &Source, transforms: &Transforms) -> Result<bool, Error> {
     for required in &source.required {
         let tensor = source.shards.tensor(&required.name)?;
         if !transforms.is_identity(tensor.name, tensor.element) || tensor.is_misplaced() {
-            return Ok(None);
+            return Ok(false);
         }
     }
-    linked::place(&source.shards, destination).map(Some)
+    Ok(true)
 }
 
 /// Writes the weights of a component into the bundle, changed by `transforms`.

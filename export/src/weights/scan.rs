@@ -41,6 +41,8 @@ pub struct Scan {
     /// Digest over every byte of each file, see [`file_digest::of_pieces`], in the order of [`Shards::files`]; empty if
     /// not every byte was read.
     pub files: Vec<String>,
+    /// Digest over every byte of each weight, in the order of [`Shards::tensors`]; empty if not every byte was read.
+    pub tensors: Vec<String>,
 }
 
 /// Computes the digest of a component's weights and checks that they are finite.
@@ -73,6 +75,8 @@ pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error>
         tensor_results[*number].extend(results);
     }
     let mut hasher = blake3::Hasher::new();
+    let whole = verify == Verify::Whole;
+    let mut of_tensors = Vec::new();
     for (tensor, first) in tensors.iter().zip(first) {
         let results = &tensor_results[first];
         if let Some(index) = results.iter().find_map(|result| result.bad) {
@@ -82,14 +86,16 @@ pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error>
         for result in results {
             hasher.update(result.hash.as_bytes());
         }
+        if whole {
+            of_tensors.push(file_digest::of_pieces(results.iter().map(|result| &result.hash)));
+        }
     }
     let file = |index: usize| {
         let file_results = pieces.iter().zip(&results).filter(move |(piece, _)| piece.index == index);
         file_digest::of_pieces(file_results.map(|(_, result)| &result.hash))
     };
-    let whole = verify == Verify::Whole;
     let files = if whole { (0..shards.files().len()).map(file).collect() } else { Vec::new() };
-    Ok(Scan { digest: Digest::new(hasher.finalize(), whole), files })
+    Ok(Scan { digest: Digest::new(hasher.finalize(), whole), files, tensors: of_tensors })
 }
 
 /// Returns for each tensor the position of the first one with the same bytes: itself, unless it has several names.

@@ -48,6 +48,7 @@ fn main() {
     write("snapshot", "easycache-8.safetensors", cached.to_bytes());
     write("onnx", "two-layers.onnx", onnx());
     write("bundle_json", "two-experts.json", bundle_json());
+    write("graphs_json", "decoder.json", graphs_json());
     let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b.weight":{"dtype":"BF16","shape":[2],"data_offsets":[8,12]}}  "#;
     let tensors = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 12]].concat();
     write("safetensors_header", "two-tensors.safetensors", tensors);
@@ -211,6 +212,26 @@ fn bundle_json() -> Vec<u8> {
         manifest.digests.pop_last();
     }
     serde_json::to_vec(&manifest).unwrap()
+}
+
+/// The graphs of the decoder of two weights.
+fn graphs_json() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/two-experts/checkpoint");
+    let request = export::ExportRequest::new(&checkpoint, &folder.path().join("graphs"));
+    let report =
+        export::export(&export::ExportRequest { graphs_only: true, ..request }, &mut |_| ()).unwrap();
+    let mut set = bundle::graph_set::GraphSet::read(&report.folder).unwrap();
+    let manifest = &mut set.manifest;
+    manifest.components.retain(|entry| entry.component == bundle::manifest::Component::Decoder);
+    manifest.components[0].graphs.truncate(1);
+    let kept = manifest.components[0].graphs[0].file.clone();
+    manifest.digests.retain(|file, _| *file == kept || file == bundle::layout::TOKENIZER);
+    set.bindings.retain(|binding| binding.component == bundle::manifest::Component::Decoder);
+    while set.bindings[0].tensors.len() > 2 {
+        set.bindings[0].tensors.pop_last();
+    }
+    serde_json::to_vec(&set).unwrap()
 }
 
 /// A clip of every container with the record.

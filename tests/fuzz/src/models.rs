@@ -1,5 +1,6 @@
-//! Files of models: headers of weights, PyTorch files, `bundle.json`, graphs.
+//! Files of models: headers of weights, PyTorch files, `bundle.json`, `graphs.json`, graphs.
 
+use bundle::graph_set::GraphSet;
 use bundle::manifest::Manifest;
 use bundle::preview::PreviewKind;
 use bundle::units::Seed;
@@ -70,6 +71,22 @@ pub fn bundle_json(bytes: &[u8]) -> bool {
             assert!(footprints(&manifest, &plan, &settings).len() <= manifest.components.len() + 3);
         }
     }
+    true
+}
+
+/// A `graphs.json`: it is read and checked.
+///
+/// # Panics
+/// A graph set that was read changes when it is written and read again.
+pub fn graphs_json(bytes: &[u8]) -> bool {
+    let path = Path::new("graphs.json");
+    let Ok(set) = GraphSet::from_json(bytes, path) else { return false };
+    let json = serde_json::to_vec(&set).unwrap_or_else(|error| panic!("{error}"));
+    match GraphSet::from_json(&json, path) {
+        Ok(again) => assert_eq!(again, set),
+        Err(error) => panic!("the graph set is refused once it is written again: {error}"),
+    }
+    assert_eq!(set.bindings.len(), set.manifest.components.len());
     true
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A test whose measurement needs a process without other tests runs itself again in one (`tests::own_process`).
 
+mod attach;
 mod auditions;
 mod bundle_json;
 mod calibration_inputs;

@@ -9,11 +9,13 @@ use bundle::settings::Origin;
 use bundle::units::{ByteCount, Seed};
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use engines::memory::resident_anonymous;
-use engines::{Device, OnnxRuntime, OpenOptions, Placement, PlacementRequest, WeightMemory};
+use engines::{
+    Backend, Device, GraphSource, OnnxRuntime, OpenOptions, Placement, PlacementRequest, WeightMemory,
+};
 use export::checkpoint::Checkpoint;
 use export::checkpoint::inventory;
 use export::weights::number_format::{narrow, widen};
-use export::{ExportRequest, export};
+use export::{AttachRequest, ExportRequest, export};
 use graph::Model;
 use graph::proto::TensorProto;
 use ndarray::aview1;
@@ -279,4 +281,59 @@ fn is_linked(layout: Layout) {
     }
     let error = plan_on(place, "200GB,cuda:1=20GB").unwrap_err().to_string();
     assert!(error.contains("cuda:1"), "{error}");
+}
+
+#[test]
+fn a14b_graphs_without_weights_are_small_and_become_the_exported_bundle() {
+    const NAME: &str =
+        "sparse_checkpoint::a14b_graphs_without_weights_are_small_and_become_the_exported_bundle";
+    if !sparse::has_holes(&std::env::temp_dir()) {
+        eprintln!("skipped: temporary files cannot have holes");
+        return;
+    }
+    if !own_process::entered(NAME) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = sparse::write_a14b(folder.path(), Layout::Diffusers);
+    let [graphs, out] = ["graphs", "attached"].map(|name| folder.path().join(name));
+    let request = ExportRequest { graphs_only: true, ..ExportRequest::new(&checkpoint, &graphs) };
+    let (report, peak) = measured(|| export(&request, &mut |_| ()).unwrap());
+    assert!(peak < MEMORY, "{peak} bytes");
+    let digests: BTreeSet<&String> =
+        report.manifest.components.iter().map(|entry| &entry.digest.blake3).collect();
+    assert_eq!(digests.len(), 4, "the experts differ");
+    let tokenizer = report.manifest.digests[bundle::layout::TOKENIZER].bytes;
+    let bindings = fs::metadata(graphs.join(bundle::layout::GRAPHS)).unwrap().len();
+    let of_graphs: ByteCount = report.manifest.digests.values().map(|digest| digest.bytes).sum();
+    println!("{} of graphs, {} of bindings", ByteCount(of_graphs.0 - tokenizer.0), ByteCount(bindings));
+    assert!(of_graphs.0 - tokenizer.0 + bindings < 4_000_000, "{of_graphs} and {bindings} bytes");
+
+    let request = AttachRequest::new(&graphs, &checkpoint, &out);
+    let (report, peak) = measured(|| export::attach(&request, &mut |_| ()).unwrap());
+    assert!(peak < MEMORY, "{peak} bytes");
+    assert_eq!(report.written, ByteCount(0));
+    let bundle = Bundle::open(&out).unwrap();
+    let runtime = OnnxRuntime::load(None).unwrap();
+    for entry in &bundle.manifest.components {
+        let (found, _) = find_weights(&bundle, entry);
+        assert!(found.len() > 100, "{}", entry.component);
+        for file in &entry.weights {
+            assert!(bundle.manifest.digests[&file.file].whole.is_some(), "{}", file.file);
+        }
+        for graph in &entry.graphs {
+            let path = bundle.path(&graph.file);
+            let options = OpenOptions::cpu(None, WeightMemory::Mapped);
+            Backend::open(&runtime, GraphSource::File(&path), &options).map(drop).unwrap();
+        }
+    }
+    // Another expert in the place of one.
+    let [high, low] = ["transformer", "transformer_2"].map(|part| checkpoint.join(part));
+    fs::remove_dir_all(&high).unwrap();
+    fs::rename(&low, &high).unwrap();
+    std::os::unix::fs::symlink(&high, &low).unwrap();
+    let request = AttachRequest::new(&graphs, &checkpoint, &folder.path().join("other"));
+    let error = export::attach(&request, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("the high_noise expert") && error.contains("1095 different"), "{error}");
+    assert!(!folder.path().join("other").exists());
 }

@@ -29,7 +29,7 @@ pub const FORMAT: u32 = 2;
 /// `operators` for `kernels` with the values `stock` and `own`, `stem` for `trunk` and `rise` for `upsampler`.
 pub const READ_FORMATS: std::ops::RangeInclusive<u32> = 1..=FORMAT;
 /// The largest `bundle.json` that is read, in bytes.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
 /// One graph file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -309,7 +309,11 @@ impl Bundle {
             }
             Ok(_) => {}
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::NotABundle { path: folder.to_owned() });
+                let path = folder.to_owned();
+                return Err(match folder.join(layout::GRAPHS).is_file() {
+                    true => Error::WithoutWeights { path },
+                    false => Error::NotABundle { path },
+                });
             }
             Err(source) => return Err(Error::File { action: "read", path, source }),
         }

@@ -346,7 +346,7 @@ fn digest(field: &str, digest: &Digest) -> Result<(), String> {
     hexadecimal(field, &digest.blake3)
 }
 
-fn hexadecimal(field: &str, digits: &str) -> Result<(), String> {
+pub(crate) fn hexadecimal(field: &str, digits: &str) -> Result<(), String> {
     if digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         Ok(())
     } else {

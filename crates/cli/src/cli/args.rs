@@ -50,6 +50,8 @@ pub(super) enum Command {
     Verify(VerifyArgs),
     /// Export a checkpoint to a bundle
     Export(ExportArgs),
+    /// Make a bundle from graphs without weights and a checkpoint that has their weights
+    Attach(super::attach::AttachArgs),
     /// Record clips and write the ranges of the layers' inputs, or fit the linear map of previews
     Calibrate(CalibrateArgs),
     /// Add a quantised variant to a calibrated bundle, and report its loss of quality
@@ -83,7 +85,12 @@ impl Command {
             Self::Bench(args) => args.threads(),
             Self::Jobs(args) => args.threads(),
             Self::Build(args) => args.threads,
-            Self::Engines(_) | Self::Export(_) | Self::Inspect(_) | Self::Simulate(_) | Self::Doctor => None,
+            Self::Attach(_)
+            | Self::Engines(_)
+            | Self::Export(_)
+            | Self::Inspect(_)
+            | Self::Simulate(_)
+            | Self::Doctor => None,
         }
     }
 }
@@ -383,6 +390,9 @@ pub(super) struct ExportArgs {
     /// this flag, up to 1 GB is copied if the file system refuses links
     #[arg(long)]
     pub(super) copy: bool,
+    /// Write graphs without weights, for `rushes attach`; only for weights that need no conversion
+    #[arg(long, conflicts_with_all = ["no_verify", "copy"])]
+    pub(super) graphs_only: bool,
 }
 
 /// The arguments of `rushes calibrate`.

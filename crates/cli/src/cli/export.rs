@@ -4,7 +4,8 @@ use super::args::ExportArgs;
 use super::global::GlobalArgs;
 use super::{inspect, render};
 use crate::Error;
-use export::{ExportEvent, ExportRequest};
+use bundle::units::ByteCount;
+use export::{ExportEvent, ExportReport, ExportRequest};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -18,6 +19,7 @@ pub(super) fn run(args: &ExportArgs, global: &GlobalArgs) -> Result<ExitCode, Er
         verify: !args.no_verify,
         tiny_decoder: args.tiny.clone(),
         copy: args.copy,
+        graphs_only: args.graphs_only,
         stop: global.interrupts.cancel().stop().clone(),
         ..ExportRequest::new(&args.checkpoint, &args.out)
     };
@@ -28,12 +30,26 @@ pub(super) fn run(args: &ExportArgs, global: &GlobalArgs) -> Result<ExitCode, Er
         }
     })?;
     let seconds = started.elapsed().as_secs_f64();
+    print(&report, args.graphs_only, "exported", seconds, as_json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a new bundle, or graphs without weights.
+pub(super) fn print(
+    report: &ExportReport,
+    graphs_only: bool,
+    event: &str,
+    seconds: f64,
+    as_json: bool,
+) -> Result<(), Error> {
+    let files: ByteCount = report.manifest.digests.values().map(|digest| digest.bytes).sum();
     let value = json!({
-        "event": "exported",
+        "event": event,
         "bundle": render::path(&report.folder),
         "model": report.manifest.model,
         "linked_bytes": report.linked,
         "written_bytes": report.written,
+        "graphs_only": graphs_only,
         "weights": inspect::weight_formats(&report.manifest),
         "defaults": report.manifest.defaults,
         "seconds": seconds,
@@ -42,18 +58,19 @@ pub(super) fn run(args: &ExportArgs, global: &GlobalArgs) -> Result<ExitCode, Er
     if !as_json {
         render::note(&format!("{}: {defaults}", report.manifest.model));
     }
-    let text = format!(
-        "{}: {} linked, {} written, {seconds:.1} s",
-        report.folder.display(),
-        report.linked,
-        report.written
-    );
-    render::result(as_json, &value, &text)?;
-    Ok(ExitCode::SUCCESS)
+    let folder = report.folder.display();
+    let text = if graphs_only {
+        format!("{folder}: {files} of graphs and tokenizer without weights, {seconds:.1} s")
+    } else {
+        format!("{folder}: {} linked, {} written, {seconds:.1} s", report.linked, report.written)
+    };
+    render::result(as_json, &value, &text)
 }
 
-fn describe(event: &ExportEvent) -> String {
+/// A line of progress.
+pub(super) fn describe(event: &ExportEvent) -> String {
     match event {
+        ExportEvent::Sampling { component, bytes } => format!("{component}: comparing samples of {bytes}"),
         ExportEvent::Reading { component, bytes } => format!("{component}: reading {bytes}"),
         ExportEvent::MixedFormats { component, stored, weights } => {
             let stored: Vec<String> = stored.iter().map(|format| format.element().to_string()).collect();

@@ -58,6 +58,7 @@ pub(super) fn flag(field: Field) -> &'static str {
         Field::Folder => "--out",
         Field::Target => "--target",
         Field::Weights => "--weights",
+        Field::GraphsOnly => "--graphs-only",
         Field::Copy => "--copy",
         Field::TinyDecoder => "--tiny",
         Field::Verify => "--verify",

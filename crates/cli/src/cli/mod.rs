@@ -2,6 +2,7 @@
 
 mod args;
 mod arguments;
+mod attach;
 mod audition;
 mod bench;
 mod build;
@@ -91,6 +92,7 @@ pub fn run(line: CommandLine, interrupts: Interrupts) -> ExitCode {
         Command::Plan(args) => plan::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Export(args) => export::run(args, global),
+        Command::Attach(args) => attach::run(args, global),
         Command::Calibrate(args) => calibrate::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Inspect(args) => inspect::run(args, global),
