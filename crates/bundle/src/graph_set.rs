@@ -105,11 +105,6 @@ impl GraphSet {
         atomic::write_atomic(&path, &text)
     }
 
-    /// The size of its files, without `graphs.json` and the preview map.
-    pub fn bytes(&self) -> ByteCount {
-        self.manifest.digests.values().map(|digest| digest.bytes).sum()
-    }
-
     fn check(&self) -> Result<(), String> {
         let components = self.manifest.components.iter().map(|entry| &entry.component);
         if !components.eq(self.bindings.iter().map(|binding| &binding.component)) {
