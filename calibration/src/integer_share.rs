@@ -1,4 +1,5 @@
-//! The share of a graph's work that runs in integers, computed from the graph as optimised by ONNX Runtime.
+//! The share of a graph's work that runs in integers, computed from the graph as optimised by ONNX Runtime. In a plain
+//! graph, products of operands that are dequantised directly before them count: providers compute them in 8 bits.
 
 use crate::Error;
 use bundle::manifest::{Component, Manifest};
@@ -71,13 +72,21 @@ pub fn integer_share(optimized: &Model, positions: &BTreeMap<String, f64>) -> Sh
         .flat_map(|graph| &graph.initializer)
         .map(|tensor| (tensor.name.as_str(), tensor))
         .collect();
+    // Weights that are dequantised directly before their product, by the name of the dequantised value.
+    let dequantized: HashMap<&str, &str> = graph
+        .into_iter()
+        .flat_map(|graph| &graph.node)
+        .filter(|node| node.op_type == "DequantizeLinear")
+        .filter_map(|node| Some((node.output.first()?.as_str(), node.input.first()?.as_str())))
+        .collect();
     let most_positions = positions.values().copied().fold(1.0, f64::max);
     let mut share = Share { integer: 0.0, all: 0.0, float: BTreeMap::new() };
     for node in graph.into_iter().flat_map(|graph| &graph.node) {
         let Some((is_integer, index)) = product_of(node) else { continue };
-        let Some(weight) = node.input.get(index).and_then(|name| weights.get(name.as_str())) else {
-            continue;
-        };
+        let Some(operand) = node.input.get(index) else { continue };
+        let stored = dequantized.get(operand.as_str());
+        let Some(weight) = weights.get(stored.copied().unwrap_or(operand)) else { continue };
+        let is_integer = is_integer || stored.is_some();
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
         let size = weight.dims.iter().product::<i64>() as f64;
         let layer = layer_of(&weight.name, positions);

@@ -2,23 +2,19 @@
 //!
 //! Source: NVIDIA's Model-Optimizer for Wan. Embedders, the head and the blocks at both ends are not quantised.
 
+use super::activations::exact_from;
 use crate::codec::fp8::{MAX, decode, encode};
-use crate::observe::statistics::Statistics;
+use bundle::dtype::WeightType;
 use bundle::manifest::Component;
 use bundle::quantization::Affine;
 use bundle::quantization::layers::LayerGroup;
 
-/// The scale for values with largest magnitude `amax`: `amax / 448`, rounded up to bf16, because accelerators read it
-/// in the number format of the activations.
-pub fn range(amax: f32) -> Affine {
-    let scale = if amax == 0.0 { 1.0 } else { up_to_bf16((amax / MAX).max(f32::MIN_POSITIVE)) };
+/// The scale for values with largest magnitude `amax`: `amax / 448`, rounded up to a number of 16 bits, because
+/// accelerators read it in the number format of the activations: that of the exported `weights`, or bf16.
+pub fn range(amax: f32, weights: WeightType) -> Affine {
+    let format = if weights == WeightType::F16 { weights } else { WeightType::Bf16 };
+    let scale = if amax == 0.0 { 1.0 } else { exact_from(format, (amax / MAX).max(f32::MIN_POSITIVE)) };
     Affine { scale, zero_point: 0 }
-}
-
-/// The smallest bf16 number that is not below a positive number.
-fn up_to_bf16(value: f32) -> f32 {
-    const LOWER: u32 = 0xffff;
-    f32::from_bits(value.to_bits().saturating_add(LOWER) & !LOWER)
 }
 
 /// The nearest value that E4M3 with this scale can represent.
@@ -27,9 +23,9 @@ pub(super) fn nearest(scale: f32, value: f32) -> f32 {
 }
 
 /// The relative error of rounding an input, as a ratio of mean squares.
-pub(super) fn input_error(statistics: &Statistics, scale: f32) -> f64 {
+pub(super) fn input_error<'a>(samples: impl Iterator<Item = &'a f32>, scale: f32) -> f64 {
     let (mut error, mut signal) = (0.0, 0.0);
-    for value in &statistics.samples {
+    for value in samples {
         error += f64::from(nearest(scale, *value) - value).powi(2);
         signal += f64::from(*value).powi(2);
     }
@@ -44,7 +40,7 @@ pub fn unquantized_end_blocks(blocks: usize) -> usize {
 /// The reason why a group is not quantised, if it is not.
 pub(super) fn keep_reason(component: &Component, group: &LayerGroup, blocks: usize) -> Option<String> {
     if !matches!(component, Component::Expert(_)) {
-        return Some("only denoisers are quantised to E4M3".into());
+        return None;
     }
     let Some(block) = group.block else {
         return Some("embedders and the head stay in high precision".into());
@@ -65,8 +61,11 @@ mod tests {
 
     #[test]
     fn the_largest_magnitude_maps_to_the_largest_e4m3_value() {
-        assert_eq!(range(448.0).scale, 1.0);
-        assert_eq!(range(0.0).scale, 1.0);
-        assert!(range(f32::from_bits(1)).scale.is_normal());
+        for weights in [WeightType::F32, WeightType::Bf16, WeightType::F16] {
+            assert_eq!(range(448.0, weights).scale, 1.0);
+            assert_eq!(range(0.0, weights).scale, 1.0);
+            assert!(range(f32::from_bits(1), weights).scale > 0.0);
+        }
+        assert!(range(f32::from_bits(1), WeightType::Bf16).scale.is_normal());
     }
 }

@@ -1,9 +1,11 @@
 //! Quantisation parameters from activation statistics: scales, smoothing, clipping.
 //!
-//! In reading order: [`range`] (ranges of activations), [`weights`] (per-row scales of weights), [`smoothing`]
+//! In reading order: [`activations`] (their integers), [`range`] (ranges of activations), [`weights`] (per-row scales of weights), [`smoothing`]
 //! (SmoothQuant factors of input channels), [`plan`] (all layers of a component), [`fp8`] (E4M3), [`measured`]
 //! (measured errors of layer outputs).
 
+pub mod activations;
+mod convolutions;
 pub mod fp8;
 pub mod measured;
 pub mod plan;

@@ -1,8 +1,9 @@
 //! Plans the quantisation parameters of all layers of a component.
 
+use super::activations::ActivationFormat;
 use super::fp8;
 use super::measured::output_error;
-use super::range::{Histogram, RangeMethod, round_trip};
+use super::range::{RangeMethod, Ranges};
 use super::smoothing::{SmoothedInput, search};
 use super::weights::{
     Matrix, WeightSource, bias_shift, block_error, block_scales, nearest, relative_error, row_scales,
@@ -10,10 +11,11 @@ use super::weights::{
 use crate::Error;
 use crate::observe::statistics::Statistics;
 use crate::observe::table::Table;
+use bundle::dtype::WeightType;
 use bundle::manifest::{Component, ComponentEntry, Manifest};
 use bundle::quantization::layers::{self, LayerGroup, LayerInput};
 use bundle::quantization::{
-    Affine, AttentionNumerics, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales,
+    AttentionNumerics, ComponentKind, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales,
 };
 use bundle::variant::KernelLibrary;
 use std::collections::BTreeMap;
@@ -30,6 +32,8 @@ pub struct PlanOptions {
     pub scheme: Scheme,
     /// The method for choosing ranges.
     pub method: RangeMethod,
+    /// Whether the numbers are for plain graphs alone, whose integers are signed around 0.
+    pub is_plain: bool,
     /// Layers that are not quantised, each with the reason. Layers with the same input are not quantised either.
     pub keep: BTreeMap<String, String>,
     /// Whether the products of attention are quantised to E4M3 too.
@@ -94,21 +98,23 @@ pub fn plan(sources: Sources<'_>, entry: &ComponentEntry, options: &PlanOptions)
             numerics.kept.extend(group.layers.iter().map(|layer| (layer.clone(), reason.clone())));
             continue;
         }
-        let planner = Planner { sources, component, options };
+        let planner = Planner { sources, entry, component, options };
         match (options.scheme, component) {
             (Scheme::Int8, Component::Decoder) => {
                 planner.convolution(&mut numerics, &mut errors, &group.layers[0])?;
             }
             (Scheme::Int8, _) => planner.linear(&mut numerics, &mut errors, group)?,
             (Scheme::Int8Weights, _) => planner.weights_only(&mut numerics, &mut errors, group)?,
+            (Scheme::Fp8, Component::Decoder) => {
+                planner.fp8_convolution(&mut numerics, &mut errors, &group.layers[0])?;
+            }
             (Scheme::Fp8, _) => planner.fp8(&mut numerics, &mut errors, group)?,
             // Rounding to bf16 needs no parameters.
             (Scheme::Bf16, _) => {}
         }
     }
-    if options.scheme == Scheme::Fp8 && options.attention {
-        let planner = Planner { sources, component, options };
-        planner.attention(&mut numerics)?;
+    if options.scheme == Scheme::Fp8 && options.attention && matches!(component, Component::Expert(_)) {
+        Planner { sources, entry, component, options }.attention(&mut numerics)?;
     }
     Ok(Plan { numerics, errors })
 }
@@ -133,15 +139,23 @@ fn scheme_keep_reason(
     }
 }
 
-/// Checks that every layer that a scheme quantises from statistics was observed.
+/// Checks that every layer of these components that a scheme quantises from statistics was observed.
 ///
 /// # Errors
 /// [`Error::NotObserved`] for the first layer that no recorded clip used.
-pub fn check_observed(manifest: &Manifest, table: &Table, scheme: Scheme) -> Result<(), Error> {
+pub fn check_observed(
+    manifest: &Manifest,
+    table: &Table,
+    scheme: Scheme,
+    components: &[ComponentKind],
+) -> Result<(), Error> {
     if !matches!(scheme, Scheme::Int8 | Scheme::Fp8) {
         return Ok(());
     }
-    for ComponentEntry { component, .. } in &manifest.components {
+    let is_quantized =
+        |component: &Component| ComponentKind::of(component).is_some_and(|kind| components.contains(&kind));
+    let quantized = manifest.components.iter().map(|entry| &entry.component);
+    for component in quantized.filter(|component| is_quantized(component)) {
         // Only later latent frames have the temporal taps of a convolution.
         let bin = (*component == Component::Decoder).then_some(1);
         let groups = groups(manifest, component);
@@ -183,20 +197,36 @@ pub fn measured_errors(
 }
 
 /// Errors by name of the layer.
-type Errors = BTreeMap<String, f64>;
+pub(super) type Errors = BTreeMap<String, f64>;
 
-struct Planner<'a> {
-    sources: Sources<'a>,
-    component: &'a Component,
-    options: &'a PlanOptions,
+pub(super) struct Planner<'a> {
+    pub(super) sources: Sources<'a>,
+    entry: &'a ComponentEntry,
+    pub(super) component: &'a Component,
+    pub(super) options: &'a PlanOptions,
 }
 
 impl Planner<'_> {
+    /// How ranges are chosen.
+    pub(super) fn ranges(&self) -> Ranges {
+        let format = if self.options.is_plain {
+            ActivationFormat::Signed(self.weight_type())
+        } else {
+            ActivationFormat::Unsigned
+        };
+        Ranges { method: self.options.method, format }
+    }
+
+    /// The number format of the exported weights.
+    pub(super) fn weight_type(&self) -> WeightType {
+        self.entry.weight_type
+    }
+
     fn matrices(&self, group: &LayerGroup) -> Result<Vec<Matrix>, Error> {
         group.layers.iter().map(|layer| Matrix::read(self.sources.weights, self.component, layer)).collect()
     }
 
-    fn not_observed(&self, layer: &str) -> Error {
+    pub(super) fn not_observed(&self, layer: &str) -> Error {
         Error::NotObserved { layer: layer.to_owned(), component: self.component.to_string() }
     }
 
@@ -220,7 +250,7 @@ impl Planner<'_> {
             LayerInput::Text => Some(PRODUCT_GAIN),
             LayerInput::Activation => None,
         };
-        let choice = search(&weights, &statistics, gain, self.options.method);
+        let choice = search(&weights, &statistics, gain, self.ranges());
         let smoothing = choice.divisors.map(|divisors| {
             weights.iter_mut().for_each(|weight| weight.scale_columns(&divisors));
             let fold = if group.input == LayerInput::Text { Fold::Product } else { Fold::Upstream };
@@ -233,7 +263,7 @@ impl Planner<'_> {
         }
         for (layer, weight) in group.layers.iter().zip(&weights) {
             let SmoothedInput { range, importance, mean, error, shift } = &choice.input;
-            let scales = row_scales(weight, importance);
+            let scales = row_scales(weight, importance, self.ranges().format);
             errors.insert(layer.clone(), relative_error(weight, &scales, importance, error));
             let zeros = vec![0.0; weight.columns];
             let range_shift = Some(bias_shift(weight, &scales, &zeros, shift));
@@ -280,19 +310,23 @@ impl Planner<'_> {
         group: &LayerGroup,
     ) -> Result<(), Error> {
         let statistics = self.input(&group.layers[0])?;
-        let input = fp8::range(statistics.magnitude());
+        let input = fp8::range(statistics.magnitude(), self.weight_type());
         let importance = to_f32(&statistics.mean_squares());
-        let input_error = fp8::input_error(&statistics, input.scale);
+        let input_error = fp8::input_error(statistics.samples.iter(), input.scale);
         for (layer, weight) in group.layers.iter().zip(self.matrices(group)?) {
-            let scale = fp8::range(weight.magnitude()).scale;
-            let rounding = |value: f32, scale: f32| value - fp8::nearest(scale, value);
-            let weight_error =
-                block_error(&weight, &vec![scale; weight.rows], &importance, usize::MAX, rounding);
+            let (weights, weight_error) = self.fp8_weights(&weight, &importance);
             errors.insert(layer.clone(), weight_error + input_error);
-            let weights = WeightScales::Tensor(scale);
             numerics.layers.insert(layer.clone(), LayerNumerics::plain(weights, Some(input)));
         }
         Ok(())
+    }
+
+    /// The E4M3 scale of a weight, and the relative error of the outputs from rounding it.
+    pub(super) fn fp8_weights(&self, weight: &Matrix, importance: &[f32]) -> (WeightScales, f64) {
+        let scale = fp8::range(weight.magnitude(), self.weight_type()).scale;
+        let rounding = |value: f32, scale: f32| value - fp8::nearest(scale, value);
+        let error = block_error(weight, &vec![scale; weight.rows], importance, usize::MAX, rounding);
+        (WeightScales::Tensor(scale), error)
     }
 
     /// The attentions of every block whose layers are quantised.
@@ -315,81 +349,15 @@ impl Planner<'_> {
                         .ok_or_else(|| self.not_observed(&point))
                 };
                 let numbers = AttentionNumerics {
-                    queries: fp8::range(scale * magnitude("q")?).scale,
-                    keys: fp8::range(magnitude("k")?).scale,
-                    values: fp8::range(magnitude("v")?).scale,
+                    queries: fp8::range(scale * magnitude("q")?, self.weight_type()).scale,
+                    keys: fp8::range(magnitude("k")?, self.weight_type()).scale,
+                    values: fp8::range(magnitude("v")?, self.weight_type()).scale,
                 };
                 numerics.attention.insert(name, numbers);
             }
         }
         Ok(())
     }
-
-    /// A convolution of the decoder. Its weight is `[out,in·taps·k·k]`. The input of later frames is observed with the
-    /// temporal taps after each channel, which is the order of the weight.
-    fn convolution(
-        &self,
-        numerics: &mut ComponentNumerics,
-        errors: &mut Errors,
-        layer: &str,
-    ) -> Result<(), Error> {
-        let weight = Matrix::read(self.sources.weights, self.component, layer)?;
-        let next = self.sources.table.point(self.component, 1, layer_point(self, layer));
-        let next = next.ok_or_else(|| self.not_observed(layer))?;
-        let first = self.sources.table.point(self.component, 0, layer_point(self, layer));
-        let (input, input_error) = self.range_of([first, Some(next)]);
-        let output = format!("{layer}:out");
-        let output_in_bin = |bin| self.sources.table.point(self.component, bin, &output);
-        let (output, output_error) = self.range_of([output_in_bin(0), output_in_bin(1)]);
-
-        let positions = weight.columns / next.channels().max(1);
-        let spread = |values: Vec<f32>| -> Vec<f32> {
-            values.into_iter().flat_map(|value| std::iter::repeat_n(value, positions)).collect()
-        };
-        let importance = spread(to_f32(&next.mean_squares()));
-        let mean = spread(to_f32(&next.means()));
-        let scales = row_scales(&weight, &importance);
-        let zeros = vec![0.0; mean.len()];
-        let weight_error = relative_error(&weight, &scales, &importance, &zeros);
-        errors.insert(layer.to_owned(), weight_error + input_error + output_error);
-        let bias_shift = Some(bias_shift(&weight, &scales, &mean, &zeros));
-        let layer_numerics = LayerNumerics {
-            weights: WeightScales::Rows(scales),
-            input: Some(input),
-            output: Some(output),
-            smoothing: None,
-            row_factors: None,
-            bias_shift,
-            range_shift: None,
-        };
-        numerics.layers.insert(layer.to_owned(), layer_numerics);
-        Ok(())
-    }
-
-    /// The range of a value, and the relative error of rounding to it as a ratio of mean squares.
-    fn range_of(&self, parts: [Option<&Statistics>; 2]) -> (Affine, f64) {
-        let parts = || parts.into_iter().flatten();
-        let (low, high) = parts()
-            .map(Statistics::extremes)
-            .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), (low_here, high_here)| {
-                (low.min(low_here), high.max(high_here))
-            });
-        let samples = || parts().flat_map(|part| part.samples.iter().copied());
-        let range = Histogram::new(samples(), (low, high)).range(self.options.method);
-        let mut sums = (0.0, 0.0);
-        for value in samples() {
-            sums.0 += f64::from(round_trip(range, value) - value).powi(2);
-            sums.1 += f64::from(value).powi(2);
-        }
-        (range, if sums.1 > 0.0 { sums.0 / sums.1 } else { 0.0 })
-    }
-}
-
-/// The point at which a convolution's input is observed: its own name unless another layer reads the same value.
-fn layer_point<'a>(planner: &'a Planner<'_>, layer: &'a str) -> &'a str {
-    let folder = bundle::layout::component_folder(planner.component);
-    let point = planner.sources.table.inputs.get(&folder).and_then(|inputs| inputs.get(layer));
-    point.map_or(layer, String::as_str)
 }
 
 /// Divides the outputs of a quantised layer. Exact, because each output row has its own scale.
@@ -404,7 +372,7 @@ fn divide_rows(layer: &mut LayerNumerics, divisors: &[f32]) {
     layer.row_factors = Some(factors);
 }
 
-fn to_f32(values: &[f64]) -> Vec<f32> {
+pub(super) fn to_f32(values: &[f64]) -> Vec<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "statistics of f32 values")]
     let to_f32 = |value: &f64| *value as f32;
     values.iter().map(to_f32).collect()

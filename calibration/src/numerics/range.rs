@@ -1,5 +1,6 @@
 //! Ranges of quantised activations.
 
+use super::activations::ActivationFormat;
 use bundle::quantization::Affine;
 use bundle::{Error, Field};
 use std::fmt;
@@ -59,6 +60,15 @@ impl FromStr for RangeMethod {
     }
 }
 
+/// How static ranges are chosen, and for which integers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ranges {
+    /// The method.
+    pub method: RangeMethod,
+    /// The integers.
+    pub format: ActivationFormat,
+}
+
 /// A histogram with `BINS` equal bins between the extremes.
 #[derive(Debug, Clone)]
 pub struct Histogram {
@@ -102,16 +112,16 @@ impl Histogram {
     }
 
     /// Returns the range for the values of the histogram.
-    pub fn range(&self, method: RangeMethod) -> Affine {
+    pub fn range(&self, ranges: Ranges) -> Affine {
         let (low, high) = self.extremes();
-        match method {
-            RangeMethod::Extremes => affine(low, high),
+        match ranges.method {
+            RangeMethod::Extremes => ranges.format.affine(low, high),
             RangeMethod::Percentile(share) => {
                 let (low, high) = self.without_tails(share);
-                affine(low, high)
+                ranges.format.affine(low, high)
             }
-            RangeMethod::LeastSquares => self.least_error(|affine| self.square_error(affine)),
-            RangeMethod::Entropy => self.least_error(|affine| self.divergence(affine)),
+            RangeMethod::LeastSquares => self.least_error(ranges, |affine| self.square_error(affine)),
+            RangeMethod::Entropy => self.least_error(ranges, |affine| self.divergence(affine)),
         }
     }
 
@@ -132,12 +142,12 @@ impl Histogram {
     }
 
     /// The range with the smallest error among shrunk versions of the whole range.
-    fn least_error(&self, error: impl Fn(Affine) -> f64) -> Affine {
+    fn least_error(&self, ranges: Ranges, error: impl Fn(Affine) -> f64) -> Affine {
         let (low, high) = self.extremes();
-        let mut best = (f64::INFINITY, affine(low, high));
+        let mut best = (f64::INFINITY, ranges.format.affine(low, high));
         for percent in (20_u8..=100).rev().step_by(2) {
             let share = f32::from(percent) / 100.0;
-            let candidate = affine(low * share, high * share);
+            let candidate = ranges.format.affine(low * share, high * share);
             let error = error(candidate);
             if error < best.0 {
                 best = (error, candidate);
@@ -173,19 +183,6 @@ impl Histogram {
     }
 }
 
-/// Maps the range `low..=high`, extended to contain 0, to 256 quantised values.
-pub fn affine(low: f32, high: f32) -> Affine {
-    let (low, high) = (low.min(0.0), high.max(0.0));
-    let scale = high / MAX_QUANTIZED - low / MAX_QUANTIZED;
-    if scale == 0.0 {
-        return Affine { scale: 1.0, zero_point: 0 };
-    }
-    let scale = scale.max(f32::MIN_POSITIVE);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
-    let zero_point = (-low / scale).round_ties_even().clamp(0.0, MAX_QUANTIZED) as u8;
-    Affine { scale, zero_point }
-}
-
 /// Quantises a value like ONNX's `QuantizeLinear`.
 pub fn encode(affine: Affine, value: f32) -> u8 {
     let quantized = (value / affine.scale).round_ties_even() + f32::from(affine.zero_point);
@@ -204,6 +201,8 @@ pub fn round_trip(affine: Affine, value: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numerics::activations::unsigned as affine;
+    use bundle::dtype::WeightType;
     use proptest::prelude::*;
 
     #[test]
@@ -228,11 +227,15 @@ mod tests {
     fn an_outlier_is_clipped_by_least_squares_and_by_percentile_but_not_by_extremes() {
         let values: Vec<f32> = (0..20_000_i16).map(|i| f32::from(i) / 20_000.0).collect();
         let histogram = Histogram::new(values, (0.0, 8.0));
-        let widest = histogram.range(RangeMethod::Extremes).scale * 255.0;
-        assert!((widest - 8.0).abs() < 1e-4);
-        assert!(histogram.range(RangeMethod::Percentile(0.01)).scale * 255.0 < 1.1);
-        assert!(histogram.range(RangeMethod::LeastSquares).scale * 255.0 < 8.0);
-        assert!(histogram.range(RangeMethod::Entropy).scale * 255.0 <= 8.001);
+        for (format, steps) in
+            [(ActivationFormat::Unsigned, 255.0), (ActivationFormat::Signed(WeightType::F32), 127.0)]
+        {
+            let highest = |method| histogram.range(Ranges { method, format }).scale * steps;
+            assert!((highest(RangeMethod::Extremes) - 8.0).abs() < 1e-4);
+            assert!(highest(RangeMethod::Percentile(0.01)) < 1.1);
+            assert!(highest(RangeMethod::LeastSquares) < 8.0);
+            assert!(highest(RangeMethod::Entropy) <= 8.001);
+        }
     }
 
     proptest! {

@@ -2,7 +2,8 @@
 //!
 //! Source: arXiv 2211.10438. `d = max|x|^α / max|w|^(1−α)`; α is searched per group of layers.
 
-use super::range::{Histogram, RangeMethod, round_trip};
+use super::activations::ActivationFormat;
+use super::range::{Histogram, Ranges, round_trip};
 use super::weights::{Matrix, relative_error, unclipped_scale};
 use crate::observe::statistics::Statistics;
 use bundle::quantization::Affine;
@@ -28,7 +29,7 @@ pub struct SmoothedInput {
 
 impl SmoothedInput {
     /// Computes the statistics of an input divided by `divisors`.
-    pub fn new(statistics: &Statistics, divisors: &[f32], method: RangeMethod) -> Self {
+    pub fn new(statistics: &Statistics, divisors: &[f32], ranges: Ranges) -> Self {
         let channels = divisors.len();
         #[expect(clippy::cast_possible_truncation, reason = "statistics of f32 values")]
         let divided = |values: Vec<f64>, power: i32| -> Vec<f32> {
@@ -39,7 +40,7 @@ impl SmoothedInput {
         let high = statistics.max.iter().zip(divisors).map(|(v, d)| v / d).fold(f32::NEG_INFINITY, f32::max);
         let samples =
             || statistics.samples.iter().zip(divisors.iter().cycle()).map(|(value, divisor)| value / divisor);
-        let range = Histogram::new(samples(), (low, high)).range(method);
+        let range = Histogram::new(samples(), (low, high)).range(ranges);
         let rows = statistics.samples.len() / channels.max(1);
         let (mut error, mut shift) = (vec![0.0_f32; channels], vec![0.0_f32; channels]);
         for (index, value) in samples().enumerate() {
@@ -61,7 +62,7 @@ impl SmoothedInput {
 }
 
 /// The divisors for an exponent.
-fn divisors(alpha: f32, inputs: &[f32], weights: &[f32]) -> Vec<f32> {
+fn divisors(alpha: f32, inputs: &[f32], weights: &[f32], format: ActivationFormat) -> Vec<f32> {
     let raw = |(input, weight): (&f32, &f32)| {
         if *input > 0.0 && *weight > 0.0 { input.powf(alpha) / weight.powf(1.0 - alpha) } else { f32::NAN }
     };
@@ -72,6 +73,7 @@ fn divisors(alpha: f32, inputs: &[f32], weights: &[f32]) -> Vec<f32> {
     let centre = (known.iter().map(|value| value.ln()).sum::<f32>() / known.len().max(1) as f32).exp();
     raw.into_iter()
         .map(|value| if value.is_finite() { (value / centre).clamp(1e-3, 1e3) } else { 1.0 })
+        .map(|divisor| format.divisor(divisor))
         .collect()
 }
 
@@ -103,9 +105,9 @@ pub struct Choice {
 
 /// Searches the best exponent for layers with a common input. Smoothing is used if the error is below `gain` times the
 /// error without it; `None` turns it off.
-pub fn search(layers: &[Matrix], statistics: &Statistics, gain: Option<f64>, method: RangeMethod) -> Choice {
+pub fn search(layers: &[Matrix], statistics: &Statistics, gain: Option<f64>, ranges: Ranges) -> Choice {
     let ones = vec![1.0; statistics.channels()];
-    let input = SmoothedInput::new(statistics, &ones, method);
+    let input = SmoothedInput::new(statistics, &ones, ranges);
     let error = error_of(layers, &ones, &input);
     let mut best = Choice { divisors: None, alpha: 0.0, input, error };
     let Some(gain) = gain else { return best };
@@ -119,8 +121,8 @@ pub fn search(layers: &[Matrix], statistics: &Statistics, gain: Option<f64>, met
     let plain = best.error;
     for twentieths in TWENTIETHS {
         let alpha = f32::from(twentieths) / 20.0;
-        let divisors = divisors(alpha, &inputs, &weights);
-        let input = SmoothedInput::new(statistics, &divisors, method);
+        let divisors = divisors(alpha, &inputs, &weights, ranges.format);
+        let input = SmoothedInput::new(statistics, &divisors, ranges);
         let error = error_of(layers, &divisors, &input);
         if error < best.error && error < gain * plain {
             best = Choice { divisors: Some(divisors), alpha, input, error };
@@ -132,7 +134,9 @@ pub fn search(layers: &[Matrix], statistics: &Statistics, gain: Option<f64>, met
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numerics::range::RangeMethod;
     use crate::observe::statistics::Record;
+    use bundle::dtype::WeightType;
 
     /// 256 rows of 8 channels; channel 3 is 40 times as large as the others.
     fn with_an_outlier_channel() -> Statistics {
@@ -166,18 +170,24 @@ mod tests {
     #[test]
     fn smoothing_an_outlier_channel_reduces_the_error() {
         let statistics = with_an_outlier_channel();
-        let choice = search(&[weights()], &statistics, Some(1.0), RangeMethod::LeastSquares);
-        let plain = search(&[weights()], &statistics, None, RangeMethod::LeastSquares);
-        let divisors = choice.divisors.unwrap();
-        assert!(divisors[3] > 3.0 * divisors[0], "{divisors:?}");
-        assert!(choice.error < 0.7 * plain.error, "{} {}", choice.error, plain.error);
-        assert!(plain.divisors.is_none());
+        for format in [ActivationFormat::Unsigned, ActivationFormat::Signed(WeightType::Bf16)] {
+            let ranges = Ranges { method: RangeMethod::LeastSquares, format };
+            let choice = search(&[weights()], &statistics, Some(1.0), ranges);
+            let plain = search(&[weights()], &statistics, None, ranges);
+            let divisors = choice.divisors.unwrap();
+            assert!(divisors[3] > 3.0 * divisors[0], "{divisors:?}");
+            assert!(choice.error < 0.7 * plain.error, "{} {}", choice.error, plain.error);
+            assert!(plain.divisors.is_none());
+        }
     }
 
     #[test]
     fn channels_without_values_or_weights_are_not_divided() {
-        assert_eq!(divisors(0.5, &[0.0, 1.0, 4.0], &[1.0, 0.0, 1.0]), [1.0, 1.0, 1.0]);
-        let wild = divisors(0.5, &[1e-38, 1e38], &[1e-38, 1e-38]);
+        assert_eq!(
+            divisors(0.5, &[0.0, 1.0, 4.0], &[1.0, 0.0, 1.0], ActivationFormat::Unsigned),
+            [1.0, 1.0, 1.0]
+        );
+        let wild = divisors(0.5, &[1e-38, 1e38], &[1e-38, 1e-38], ActivationFormat::Unsigned);
         assert!(wild.iter().all(|value| (1e-3..=1e3).contains(value)), "{wild:?}");
     }
 }

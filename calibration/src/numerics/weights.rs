@@ -1,5 +1,6 @@
 //! Scales of weights, with clipping that minimises the error.
 
+use super::activations::ActivationFormat;
 use crate::Error;
 use crate::codec::CodecError;
 use crate::codec::int8::Scale;
@@ -101,9 +102,9 @@ pub fn best_scale(row: &[f32], importance: &[f32]) -> f32 {
     best.1
 }
 
-/// The best scale per row.
-pub fn row_scales(weight: &Matrix, importance: &[f32]) -> Vec<f32> {
-    weight.values.par_chunks(weight.columns).map(|row| best_scale(row, importance)).collect()
+/// The best scale per row, exact in graphs for these activations.
+pub fn row_scales(weight: &Matrix, importance: &[f32], format: ActivationFormat) -> Vec<f32> {
+    weight.values.par_chunks(weight.columns).map(|row| format.scale(best_scale(row, importance))).collect()
 }
 
 /// The best scale per block of `size` values of every row.
@@ -208,9 +209,10 @@ mod tests {
 
     #[test]
     fn rows_of_zeros_and_denormals_have_a_normal_scale() {
-        assert_eq!(row_scales(&matrix(2, 2, &[0.0, -0.0, 127.0, 0.0]), &[1.0, 1.0])[0], 1.0);
+        let format = ActivationFormat::Unsigned;
+        assert_eq!(row_scales(&matrix(2, 2, &[0.0, -0.0, 127.0, 0.0]), &[1.0, 1.0], format)[0], 1.0);
         let tiny = f32::from_bits(3);
-        assert!(row_scales(&matrix(1, 2, &[tiny, -tiny]), &[1.0, 1.0])[0].is_normal());
+        assert!(row_scales(&matrix(1, 2, &[tiny, -tiny]), &[1.0, 1.0], format)[0].is_normal());
     }
 
     #[test]

@@ -126,6 +126,10 @@ pub enum Field {
     Interpolation,
     /// Folder to create.
     Folder,
+    /// Components that are quantised.
+    Components,
+    /// Number format of the products of attention.
+    Attention,
     /// Target of exported graphs.
     Target,
     /// Number format of exported weights.
@@ -230,6 +234,8 @@ crate::named!(
     "output_frame_rate" => OutputFrameRate,
     "interpolation" => Interpolation,
     "folder" => Folder,
+    "components" => Components,
+    "attention" => Attention,
     "target" => Target,
     "weights" => Weights,
     "graphs_only" => GraphsOnly,

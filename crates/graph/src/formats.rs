@@ -91,7 +91,8 @@ fn outputs(node: &NodeProto, inputs: &[Option<ElementType>]) -> Result<Vec<Eleme
         }
         ("", "DequantizeLinear") => {
             let real = at(1).ok_or("it has no scale")?;
-            expect(inputs, [first, real, first])?;
+            let zero_point = all.skip(2).map(|_| first);
+            expect(inputs, [first, real].into_iter().chain(zero_point))?;
             real
         }
         (MICROSOFT, "RotaryEmbedding") => expect(inputs, [first, I64, first, first])?,

@@ -9,7 +9,7 @@ use crate::domain::MICROSOFT;
 use crate::formats::Formats;
 use crate::proto::{GraphProto, NodeProto};
 use crate::{Error, Model};
-use bundle::dtype::ElementType::{self, Bf16, F8E4M3, F16, F32, I64};
+use bundle::dtype::ElementType::{self, Bf16, F8E4M3, F16, F32, I8, I64};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
@@ -83,7 +83,7 @@ const TENSORRT: &[Row] = &[
     row("Concat Expand Gather Reshape Slice Transpose DepthToSpace", NUMBERS),
     row("Sqrt Cos Sin Tanh Sigmoid Gelu Softmax Gemm MatMul Conv LayerNormalization ReduceL2 Resize", FLOATS),
     row("Range", &[I64]),
-    row("QuantizeLinear DequantizeLinear", &[F32, F16, Bf16, F8E4M3]),
+    row("QuantizeLinear DequantizeLinear", &[F32, F16, Bf16, I8, F8E4M3]),
 ];
 
 const TENSORRT_RTX_ONLY: &[Row] =
@@ -99,7 +99,7 @@ const OPENVINO: &[Row] = &[
     row("Concat Expand Gather Reshape Slice Transpose DepthToSpace Resize Gemm MatMul", NUMBERS),
     row("Sqrt Cos Sin Tanh Sigmoid Gelu Softmax Conv LayerNormalization", FLOATS),
     row("Range", &[F32, I64]),
-    row("QuantizeLinear DequantizeLinear", &[F32, F16, Bf16, F8E4M3]),
+    row("QuantizeLinear DequantizeLinear", &[F32, F16, Bf16, I8, F8E4M3]),
     row("MultiHeadAttention", FLOATS).of_microsoft(),
 ];
 

@@ -4,7 +4,9 @@
 //! behind each channel. The weight is thus used without a copy.
 
 use super::graph_weights::GraphWeights;
+use super::quantized_kernel::LoadedKernel;
 use crate::Error;
+use crate::weights::NEWEST_TAP;
 use bundle::signature::{CACHE_INPUT, CACHE_OUTPUT};
 use graph::{Dim, GraphBuilder, Tensor};
 
@@ -74,33 +76,48 @@ pub(super) fn causal_convolution(
     let Kernel { out, channels, side } = kernel;
     let number = caches.next_number();
     let shape = [out, channels, 3, side, side];
-    let bias = weights.load(g, &format!("{name}.bias"), &[out])?;
     let output = format!("{CACHE_OUTPUT}{number}");
     match caches.chunk {
         Chunk::First => {
-            // Only the newest of the three taps is used: the others would read zeros. ONNX Runtime folds the slice when
-            // it opens the graph.
-            let weight = weights.load(g, &format!("{name}.weight"), &shape)?;
-            let newest = g.slice(&weight, 2, 2, 3)?;
-            let newest = g.reshape(&newest, &[out.into(), channels.into(), side.into(), side.into()])?;
+            let kernel = newest_tap(g, weights, name, kernel)?;
             let zeros = g.zeros(x.shape())?;
             let zeros = g.cast(&zeros, x.element());
             let history = g.concat(&[&zeros, x], 0)?;
             g.output(&output, &history)?;
-            Ok(g.convolve(x, &newest, &bias)?)
+            kernel.convolve(g, weights, x)
         }
         Chunk::Next => {
             let view = [out, 3 * channels, side, side];
-            let weight = weights.load_view(g, &format!("{name}.weight"), &shape, &view)?;
+            let kernel = LoadedKernel::new(g, weights, name, &shape, view)?;
             let cache = g.input(&format!("{CACHE_INPUT}{number}"), x.element(), &history_shape(x));
             let history = g.concat(&[&cache, x], 0)?; // [t+2,C,h,w]
             let frames = x.shape()[0].fixed().unwrap_or(1);
             let stacked = stack_taps(g, &history, frames)?;
             let newest = g.slice(&history, 0, frames, frames + 2)?;
             g.output(&output, &newest)?;
-            Ok(g.convolve(&stacked, &weight, &bias)?)
+            kernel.convolve(g, weights, &stacked)
         }
     }
+}
+
+/// Loads the newest of the three taps. The others would read zeros for the first latent frame.
+fn newest_tap<'a>(
+    g: &mut GraphBuilder,
+    weights: GraphWeights<'a>,
+    name: &'a str,
+    Kernel { out, channels, side }: Kernel,
+) -> Result<LoadedKernel<'a>, Error> {
+    let view = [out, channels, side, side];
+    if let Some(numbers) = weights.layer(name) {
+        let weight = weights.load_stored(g, &format!("{name}.{NEWEST_TAP}"), &view, &view)?;
+        return Ok(LoadedKernel::Quantized { name, numbers, weight });
+    }
+    let bias = weights.load(g, &format!("{name}.bias"), &[out])?;
+    // ONNX Runtime folds the slice when it opens the graph.
+    let weight = weights.load(g, &format!("{name}.weight"), &[out, channels, 3, side, side])?;
+    let newest = g.slice(&weight, 2, 2, 3)?;
+    let weight = g.reshape(&newest, &view.map(Dim::from))?;
+    Ok(LoadedKernel::Float { weight, bias })
 }
 
 /// `history [t+2,C,h,w]` to `[t,3C,h,w]`: for each channel, its values two frames back, one frame back and now.

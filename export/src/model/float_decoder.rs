@@ -1,10 +1,11 @@
-//! The decoder with ONNX Runtime kernels in floating point.
+//! The decoder with ONNX Runtime kernels in floating point, and with quantised convolutions in plain graphs and in E4M3.
 //!
 //! Frames are the batch: `[t,C,h,w]`. Only causal convolutions mix them, through caches of two frames.
 
 use super::causal_convolution::{Caches, Chunk, Kernel, causal_convolution};
 use super::decoder::{self, Convolution, Norm, Operators};
 use super::graph_weights::GraphWeights;
+use super::quantized_kernel::LoadedKernel;
 use crate::Error;
 use bundle::dtype::ElementType;
 use bundle::spec::VaeSpec;
@@ -84,9 +85,8 @@ impl FloatOperators<'_> {
         let view = [out, channels, side, side];
         let with_time = [out, channels, 1, side, side];
         let shape: &[usize] = if has_time_axis { &with_time } else { &view };
-        let weight = self.weights.load_view(self.g, &format!("{name}.weight"), shape, &view)?;
-        let bias = self.weights.load(self.g, &format!("{name}.bias"), &[out])?;
-        Ok(self.g.convolve(x, &weight, &bias)?)
+        let kernel = LoadedKernel::new(self.g, self.weights, name, shape, view)?;
+        kernel.convolve(self.g, self.weights, x)
     }
 }
 

@@ -12,7 +12,7 @@ pub struct Lowering {
     /// True if only operators with 16-bit kernels on accelerators are used.
     pub(super) is_for_accelerators: bool,
     /// True if only standard operators are used.
-    pub(super) is_plain: bool,
+    pub(crate) is_plain: bool,
 }
 
 impl Lowering {

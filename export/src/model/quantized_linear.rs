@@ -1,6 +1,7 @@
-//! Linear layers over quantised weights, with ONNX Runtime kernels.
+//! Linear layers over quantised weights, with ONNX Runtime kernels or in plain graphs.
 
 use super::graph_weights::GraphWeights;
+use super::quantized_operands::{dequantized_weight, quantized_input};
 use crate::Error;
 use crate::weights::{INPUT_FACTORS, SCALES};
 use bundle::quantization::{Fold, LayerNumerics, WeightScales};
@@ -28,20 +29,17 @@ pub(super) fn quantized_linear(
     let flat = g.reshape(&x, &[rows, width.into()])?;
     let stored = part("weight");
     let product = match (&numbers.weights, numbers.input) {
-        (WeightScales::Rows(_), Some(input)) => {
+        (WeightScales::Rows(_), Some(input)) if !g.is_plain() => {
             let weight = weights.load_stored(g, &stored, &[width, out], &[width, out])?;
             let scales = weights.load(g, &part(SCALES), &[out])?;
             let range = g.range_u8(input)?;
             let quantized = g.quantize(&flat, &range)?;
             g.integer_linear(&quantized, &range, &weight, &scales, bias.as_ref())?
         }
-        (WeightScales::Tensor(scale), Some(input)) => {
+        (WeightScales::Rows(_) | WeightScales::Tensor(_), Some(_)) => {
+            let values = quantized_input(g, name, numbers, &flat)?;
             let weight = weights.load_stored(g, &stored, &[width, out], &[width, out])?;
-            let (range, weight_range) =
-                (g.range_e4m3(input.scale, x.element())?, g.range_e4m3(*scale, x.element())?);
-            let quantized = g.quantize(&flat, &range)?;
-            let values = g.dequantize(&quantized, &range)?;
-            let weight = g.dequantize(&weight, &weight_range)?;
+            let weight = dequantized_weight(g, weights, name, numbers, &weight, 1)?;
             let product = g.product(&values, &weight)?;
             match &bias {
                 Some(bias) => g.add(&product, bias)?,

@@ -34,10 +34,14 @@ pub(super) enum Content {
     TapsFirst(String),
     /// The quantised values of a layer's weight.
     Quantized(String),
+    /// The quantised values of a convolution's weight, in the order of the checkpoint.
+    QuantizedKernel(String),
     /// The scales of a layer's weight.
     Scales(String),
     /// The adjusted bias of a layer.
     Bias(String),
+    /// The newest of the three taps in time of a layer's quantised weight.
+    NewestTap(String),
     /// The bias of a layer in units of its integer sums.
     IntegerBias(String),
     /// One over the divisors of a layer's smoothing.
@@ -185,6 +189,19 @@ impl Planned {
         Some(Self { stored, content: Content::PackedKernel(layer.to_owned()) })
     }
 
+    /// Returns the bytes of numbers in the format of the first tensor, a float.
+    fn rounded(&self, values: &[f32]) -> Vec<u8> {
+        match self.stored[0].element {
+            ElementType::Bf16 => {
+                values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect()
+            }
+            ElementType::F16 => {
+                values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect()
+            }
+            _ => f32_bytes(values),
+        }
+    }
+
     /// Returns the bytes of each tensor.
     pub(super) fn bytes(
         &self,
@@ -208,11 +225,19 @@ impl Planned {
                 let (name, numbers) = layer(name);
                 quantized(source, &name, numbers, numerics.component == Component::Decoder)?
             }
+            Content::QuantizedKernel(name) => {
+                let (name, numbers) = layer(name);
+                quantized_kernel(source, &name, numbers)?.1
+            }
+            Content::NewestTap(name) => {
+                let (name, numbers) = layer(name);
+                newest_tap(&quantized_kernel(source, &name, numbers)?)
+            }
             Content::Scales(name) => match &layer(name).1.weights {
-                WeightScales::Rows(scales) | WeightScales::Blocks { scales, .. } => f32_bytes(scales),
-                WeightScales::Tensor(scale) => f32_bytes(&[*scale]),
+                WeightScales::Rows(scales) | WeightScales::Blocks { scales, .. } => self.rounded(scales),
+                WeightScales::Tensor(scale) => self.rounded(&[*scale]),
             },
-            Content::Bias(name) => f32_bytes(&bias(source, name, layer(name).1, rows, Input::Static)?),
+            Content::Bias(name) => self.rounded(&bias(source, name, layer(name).1, rows, Input::Static)?),
             Content::IntegerBias(name) => {
                 let numbers = layer(name).1;
                 let input = numbers.input.map_or(1.0, |input| input.scale);
@@ -225,7 +250,7 @@ impl Planned {
             }
             Content::InputFactors(name) => {
                 let divisors = layer(name).1.smoothing.as_ref().map(|smoothing| &smoothing.divisors);
-                f32_bytes(&divisors.into_iter().flatten().map(|divisor| 1.0 / divisor).collect::<Vec<_>>())
+                self.rounded(&divisors.into_iter().flatten().map(|divisor| 1.0 / divisor).collect::<Vec<_>>())
             }
             Content::Packed(layer, format) => {
                 return packed::packed(layer, *format, |part| part_weights(source, numerics, part));
@@ -337,6 +362,36 @@ fn quantized_rows(
     Ok((shape, bytes.into_iter().map(u8::cast_signed).collect()))
 }
 
+/// Returns the shape of a convolution's weight and its quantised values, in the order of the checkpoint.
+fn quantized_kernel(
+    source: &BundleWeights,
+    layer: &str,
+    numbers: &LayerNumerics,
+) -> Result<(Vec<usize>, Vec<u8>), Error> {
+    match &numbers.weights {
+        WeightScales::Rows(scales) => {
+            let (shape, values) = quantized_rows(source, layer, numbers, scales)?;
+            Ok((shape, values.into_iter().map(i8::cast_unsigned).collect()))
+        }
+        WeightScales::Tensor(scale) => {
+            let (shape, values) = adjusted(source, layer, numbers)?;
+            Ok((shape, values.par_iter().map(|value| e4m3::encode(value / scale)).collect()))
+        }
+        WeightScales::Blocks { .. } => Err(Error::Numerics { layer: layer.to_owned() }),
+    }
+}
+
+/// Returns `[out,in,k,k]`, the last of the three taps, of a kernel `[out,in,3,k,k]`.
+fn newest_tap((shape, values): &(Vec<usize>, Vec<u8>)) -> Vec<u8> {
+    let [_, _, taps, height, width] = shape[..] else { return values.clone() };
+    let plane = height * width;
+    values
+        .chunks_exact((taps * plane).max(1))
+        .flat_map(|kernel| &kernel[(taps - 1) * plane..])
+        .copied()
+        .collect()
+}
+
 /// Returns the quantised values of a layer's weight in the layout of its operator.
 fn quantized(
     source: &BundleWeights,
@@ -389,6 +444,14 @@ mod tests {
         assert_eq!(moved[..12], [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
         assert_eq!(move_taps(&values, &[24]), values);
         assert_eq!(taps_first(&[8, 4, 3, 3, 3]), [8, 12, 3, 3]);
+    }
+
+    #[test]
+    fn the_newest_tap_is_the_last_one_of_every_channel() {
+        let values: Vec<u8> = (0..24).collect();
+        let newest = newest_tap(&(vec![2, 2, 3, 1, 2], values.clone()));
+        assert_eq!(newest, [4, 5, 10, 11, 16, 17, 22, 23]);
+        assert_eq!(newest_tap(&(vec![24], values.clone())), values);
     }
 
     #[test]

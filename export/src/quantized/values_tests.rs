@@ -1,6 +1,7 @@
 //! The bytes of quantised variants.
 
 use super::packed_values;
+use super::plain_values;
 use super::source::BundleWeights;
 use super::values::{Planned, plan};
 use crate::checkpoint::samples;
@@ -88,6 +89,11 @@ fn the_weights_of_variants_have_these_bytes() {
         }
         let packed = packed_values::plan_expert(&source, &all[0], &manifest.denoiser).unwrap();
         found.push(hash(&packed, &source, &all[0]));
+        for numerics in [&all[0], &all[2]] {
+            found.push(hash(&plain_values::plan(&source, numerics, weights).unwrap(), &source, numerics));
+        }
+        let error = plain_values::plan(&source, &all[1], weights).unwrap_err();
+        assert!(matches!(error, crate::Error::Numerics { .. }), "blocks are not for plain graphs");
 
         let component = Component::Decoder;
         let source = BundleWeights::open(&bundle, manifest.component(&component).unwrap()).unwrap();
@@ -96,6 +102,8 @@ fn the_weights_of_variants_have_these_bytes() {
         found.push(hash(&plan(&source, &numerics).unwrap(), &source, &numerics));
         let packed = packed_values::plan_decoder(&source, &numerics);
         found.push(hash(&packed, &source, &numerics));
+        let plain = plain_values::plan(&source, &numerics, weights).unwrap();
+        found.push(hash(&plain, &source, &numerics));
     }
     insta::assert_debug_snapshot!(found, @r#"
     [

@@ -35,6 +35,8 @@ use transform::Transforms;
 pub(crate) const SCALES: &str = "weight_scale";
 /// Suffix of the smoothing factors of input channels: one over the divisors.
 pub(crate) const INPUT_FACTORS: &str = "input_factors";
+/// Suffix of the newest tap in time of a quantised kernel, which the graph for the first latent frame reads.
+pub(crate) const NEWEST_TAP: &str = "newest_tap";
 /// A weight in the bundle: ONNX external data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalTensor {

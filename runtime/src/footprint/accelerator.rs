@@ -1,14 +1,25 @@
 //! What sessions on accelerators hold in memory. None of it was measured on a GPU; the sources are named.
 
 use super::{BF16, F32, wide};
+use bundle::manifest::ComponentEntry;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS, TextEncoderSpec};
-use bundle::variant::{Precision, Variant};
+use bundle::variant::{Precision, Target, Variant};
 use engines::Provider;
 
 use super::step::StepShape;
 
-/// Bytes of an activation of a variant on an accelerator. FP8 graphs quantise the operands of products only; what stays
-/// in memory between the operators is in bf16.
+/// Returns a variant as if it was not quantised, on accelerators: their graphs quantise the operands of products only,
+/// and what stays in memory between the operators is in the exported format.
+pub(super) fn between_operators(entry: &ComponentEntry, runs: Variant) -> Variant {
+    match runs.precision {
+        Precision::Int8 | Precision::Fp8 if runs.target != Target::Cpu => {
+            Variant { precision: entry.exported_precision(), ..runs }
+        }
+        _ => runs,
+    }
+}
+
+/// Bytes of an activation of a variant on an accelerator, see [`between_operators`].
 pub(super) fn element_bytes(runs: Variant) -> u128 {
     match runs.precision {
         Precision::F16 | Precision::Bf16 | Precision::Fp8 => BF16,
@@ -87,7 +98,7 @@ pub(super) fn text_encoder(spec: &TextEncoderSpec, tokens: usize, element: u128)
 mod tests {
     use super::*;
     use bundle::catalog::wan_denoiser;
-    use bundle::variant::{KernelLibrary, Target};
+    use bundle::variant::KernelLibrary;
 
     fn runs(precision: Precision) -> Variant {
         Variant { target: Target::Plain, precision, kernels: KernelLibrary::OnnxRuntime }

@@ -1,6 +1,6 @@
 //! Memory of the decoder and of the tiny decoder.
 
-use super::accelerator::{Scores, element_bytes};
+use super::accelerator::{Scores, between_operators, element_bytes};
 use super::weights::{need, running_variant};
 use super::{F32, SessionSettings, bytes, wide};
 use crate::tiling::{TileSide, Tiling};
@@ -27,7 +27,7 @@ pub fn decoder_need(
 ) -> MemoryNeed {
     let positions = latent.height * latent.width;
     let runs = manifest.components.iter().find(|entry| entry.component == *component);
-    let runs = runs.map(|entry| running_variant(manifest, entry, part, settings));
+    let runs = runs.map(|entry| between_operators(entry, running_variant(manifest, entry, part, settings)));
     let live = match (component, &manifest.tiny_decoder) {
         (Component::Preview, None) => 0,
         (Component::Preview, Some(spec)) => tiny_decoder(spec, part, positions),
@@ -46,7 +46,8 @@ pub fn decoder_caches(
     tile: Option<TileSide>,
 ) -> ByteCount {
     let entry = manifest.components.iter().find(|entry| entry.component == Component::Decoder);
-    let runs = entry.map(|entry| running_variant(manifest, entry, Part::Next, settings));
+    let runs =
+        entry.map(|entry| between_operators(entry, running_variant(manifest, entry, Part::Next, settings)));
     let held = Held::of(settings.provider, runs);
     let [trunk, upsampler] = cache_values(&manifest.vae).map(|values| held.cache_value * values);
     let tiling = tile.map(|side| Tiling::new(latent.height, latent.width, side));

@@ -1,6 +1,6 @@
 //! Memory of a denoising step.
 
-use super::accelerator::{self, Scores, element_bytes};
+use super::accelerator::{self, Scores, between_operators, element_bytes};
 use super::weights::{need, running_variant};
 use super::{BF16, F32, SessionSettings, wide};
 use bundle::manifest::{Component, Manifest, Part};
@@ -32,7 +32,8 @@ pub fn step_need(
     let runs = entry.map(|entry| running_variant(manifest, entry, Part::Whole, settings));
     let spec = &manifest.denoiser;
     let on_accelerator = runs.filter(|runs| runs.target != Target::Cpu);
-    if let Some(runs) = on_accelerator {
+    if let (Some(entry), Some(runs)) = (entry, on_accelerator) {
+        let runs = between_operators(entry, runs);
         let scores = Scores::of(settings.provider, runs);
         let live = accelerator::step(spec, shape, element_bytes(runs), scores);
         return need(manifest, expert, Part::Whole, settings, live);

@@ -1,6 +1,6 @@
 //! Memory of the text encoder.
 
-use super::accelerator::{self, element_bytes};
+use super::accelerator::{self, between_operators, element_bytes};
 use super::weights::{need, running_variant};
 use super::{F32, SessionSettings, wide};
 use bundle::manifest::{Component, Manifest, Part};
@@ -13,7 +13,8 @@ use engines::residency::MemoryNeed;
 pub fn text_encoder_need(manifest: &Manifest, settings: SessionSettings, tokens: usize) -> MemoryNeed {
     let spec = &manifest.text_encoder;
     let entry = manifest.components.iter().find(|entry| entry.component == Component::TextEncoder);
-    let runs = entry.map(|entry| running_variant(manifest, entry, Part::Whole, settings));
+    let runs =
+        entry.map(|entry| between_operators(entry, running_variant(manifest, entry, Part::Whole, settings)));
     let live = match runs.filter(|runs| runs.target != Target::Cpu) {
         Some(runs) => accelerator::text_encoder(spec, tokens, element_bytes(runs)),
         None => live(spec, tokens),

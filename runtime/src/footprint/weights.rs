@@ -147,7 +147,7 @@ fn kernels(spec: &VaeSpec) -> [Kernels; 2] {
 /// Returns the weights, and what opening takes beyond them: weights that are widened are prepacked from there, and both
 /// are held until the graph is open.
 fn weights(manifest: &Manifest, entry: &ComponentEntry, runs: Variant, memory: WeightMemory) -> [u128; 2] {
-    let own = entry.variant(runs.precision, runs.kernels);
+    let own = entry.variant(runs);
     let stored = entry.weight_type.element();
     let exported = u128::from(entry.weight_bytes().0);
     if runs.target != Target::Cpu {

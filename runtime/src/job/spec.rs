@@ -281,7 +281,7 @@ impl ModelIdentity {
                 files.extend(
                     entry.graphs.iter().filter(|graph| graph.variant == variant).map(|graph| &*graph.file),
                 );
-                let quantised = entry.variant(variant.precision, variant.kernels);
+                let quantised = entry.variant(variant);
                 let weights = quantised.map_or(&entry.weights, |quantised| &quantised.weights);
                 files.extend(weights.iter().map(|weights| &*weights.file));
             }

@@ -120,6 +120,7 @@ pub(crate) fn a14b_with_fp8() -> Manifest {
         entry.variants.push(QuantizedVariant {
             precision: Precision::Fp8,
             kernels: KernelLibrary::OnnxRuntime,
+            targets: Vec::new(),
             weights: if is_expert { vec![weights] } else { Vec::new() },
             quantized: 340,
             kept: 60,

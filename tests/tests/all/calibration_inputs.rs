@@ -87,8 +87,10 @@ fn every_layer_with_quantised_inputs_must_be_in_the_calibration() {
         let points: Points = layers.map(|layer| (layer, Statistics::default())).collect();
         whole.components.insert(component_folder(&entry.component), [(1, points)].into());
     }
-    let missing =
-        |table: &Table, scheme| check_observed(&manifest, table, scheme).err().map(|error| error.to_string());
+    let missing = |table: &Table, scheme: Scheme| {
+        let observed = check_observed(&manifest, table, scheme, scheme.components());
+        observed.err().map(|error| error.to_string())
+    };
     assert_eq!(missing(&whole, Scheme::Int8), None);
     for entry in &manifest.components {
         let folder = component_folder(&entry.component);

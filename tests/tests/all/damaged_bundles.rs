@@ -5,7 +5,7 @@
 use bundle::dtype::WeightType;
 use bundle::manifest::{Bundle, Component};
 use bundle::quantization::Scheme;
-use bundle::variant::{KernelLibrary, Precision};
+use bundle::variant::{KernelLibrary, Precision, Variant};
 use quality::quantize::variant::UnquantizedLayers;
 use quality::quantize::{QuantizeOptions, Quantizer};
 use serde_json::Value;
@@ -113,7 +113,7 @@ fn every_file_of_a_bundle_has_a_digest_and_an_unchanged_bundle_is_verified() {
     // Including graphs and weights of the variant.
     let expert =
         bundle.manifest.components.iter().find(|entry| matches!(entry.component, Component::Expert(_)));
-    let variant = expert.unwrap().variant(Precision::Bf16, KernelLibrary::Rushes).unwrap();
+    let variant = expert.unwrap().variant(Variant::cpu(Precision::Bf16, KernelLibrary::Rushes)).unwrap();
     assert!(digests.contains_key(&variant.weights[0].file));
     let output = run(folder.path(), &["inspect", "bundle", "--verify", "--json"]);
     assert!(output.status.success(), "{output:?}");

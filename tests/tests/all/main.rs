@@ -45,6 +45,7 @@ mod output_places;
 mod outputs;
 mod outputs_at_once;
 mod paths;
+mod plain_quantization;
 mod post_process_files;
 mod previews;
 mod provider_refusals;

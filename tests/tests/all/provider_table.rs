@@ -11,14 +11,14 @@ use graph::Model;
 use graph::providers::{Accelerator, refused};
 use tempfile::TempDir;
 use tests::golden;
-use tests::made_up_scales::quantize_experts;
+use tests::made_up_scales::quantize;
 
 /// The precisions in which a provider takes the graphs of its target.
 fn promised(by: Accelerator) -> &'static [Precision] {
     match by {
         Accelerator::Cuda => &[Precision::F32, Precision::Bf16],
         Accelerator::TensorRt | Accelerator::TensorRtRtx | Accelerator::OpenVino => {
-            &[Precision::F32, Precision::Bf16, Precision::Fp8]
+            &[Precision::F32, Precision::Bf16, Precision::Int8, Precision::Fp8]
         }
         Accelerator::WebGpu => &[Precision::F32],
     }
@@ -28,10 +28,10 @@ fn provider(by: Accelerator) -> Provider {
     by.name().parse().unwrap()
 }
 
-/// A golden case, exported for every target, with experts in E4M3 too.
+/// A golden case, exported for every target, and quantised to INT8 and E4M3.
 fn exported(case: &str, weights: WeightType) -> (TempDir, Bundle) {
     let (folder, bundle) = golden::export_for_all_targets(case, weights);
-    quantize_experts(&bundle.folder, Scheme::Fp8);
+    [Scheme::Int8, Scheme::Fp8].into_iter().for_each(|scheme| quantize(&bundle.folder, scheme));
     (folder, Bundle::open(&bundle.folder).unwrap())
 }
 
@@ -101,4 +101,11 @@ fn graphs_that_a_provider_does_not_take_are_found() {
     let found = names(&plain, Accelerator::Cuda);
     assert!(found.contains(&"time/Cos (Cos in f32)".to_owned()), "{found:?}");
     assert!(!names(&step(Target::Plain, Precision::Fp8), Accelerator::Cuda).is_empty());
+    let int8 = step(Target::Plain, Precision::Int8);
+    for by in [Accelerator::TensorRt, Accelerator::TensorRtRtx, Accelerator::OpenVino] {
+        assert_eq!(names(&int8, by), [""; 0], "{by}");
+        // The graphs of the CPU have unsigned activations, fused operators and integer products.
+        let found = names(&step(Target::Cpu, Precision::Int8), by);
+        assert!(found.iter().any(|node| node.contains("QuantizeLinear in u8")), "{by}: {found:?}");
+    }
 }

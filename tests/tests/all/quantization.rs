@@ -183,12 +183,19 @@ struct Mini(tempfile::TempDir);
 
 impl Mini {
     fn calibrated() -> Self {
+        // As the embedded model: the checkpoint is in f16.
+        Self::calibrated_for(&[Target::Cpu], WeightType::F32)
+    }
+
+    fn calibrated_for(targets: &[Target], weights: WeightType) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/mini/checkpoint");
         let path = folder.path().join("bundle");
-        // As the embedded model: the checkpoint is in f16.
-        let weights = Some(WeightType::F32);
-        let request = ExportRequest { weights, ..ExportRequest::new(&checkpoint, &path) };
+        let request = ExportRequest {
+            targets: targets.to_vec(),
+            weights: Some(weights),
+            ..ExportRequest::new(&checkpoint, &path)
+        };
         export::export(&request, &mut |_| ()).unwrap();
         std::fs::write(folder.path().join("prompts"), "A red ball bounces on the beach\nA blue square\n")
             .unwrap();
@@ -253,7 +260,7 @@ fn mini_in_int8_is_small_runs_in_integers_and_gives_nearly_the_same_clip() {
                 Component::Decoder => (0.30, Part::Next),
                 Component::TextEncoder | Component::ImageEncoder | Component::Preview => continue,
             };
-            let variant = entry.variant(Precision::Int8, kernels).unwrap();
+            let variant = entry.variant(Variant::cpu(Precision::Int8, kernels)).unwrap();
             let share = variant.weight_bytes().0 as f64 / entry.weight_bytes().0 as f64;
             assert!(share <= ratio, "{} with {kernels} kernels: {share}", entry.component);
             let share = share_of(&bundle, entry, part, kernels, rows);
@@ -286,10 +293,14 @@ fn mini_in_int8_is_small_runs_in_integers_and_gives_nearly_the_same_clip() {
 
 #[test]
 fn mini_in_fp8_in_8_bit_weights_and_in_bf16_gives_nearly_the_same_clip() {
-    let mini = Mini::calibrated();
-    for (scheme, wanted) in
-        [(&["fp8"][..], 30.0), (&["fp8", "--attention"], 30.0), (&["int8-weights"], 30.0), (&["bf16"], 40.0)]
-    {
+    let mini = Mini::calibrated_for(&[Target::Cpu, Target::Plain], WeightType::Bf16);
+    for (scheme, wanted) in [
+        (&["fp8"][..], 30.0),
+        (&["fp8", "--attention", "fp8"], 30.0),
+        (&["fp8", "--attention"], 30.0),
+        (&["int8-weights"], 30.0),
+        (&["bf16"], 40.0),
+    ] {
         let psnr = mini.quantize(&[&["--scheme"], scheme].concat());
         assert!(psnr >= wanted, "{scheme:?}: {psnr} dB");
     }
@@ -377,7 +388,9 @@ fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
     let request = VariantRequest {
         scheme: Scheme::Int8,
         numerics: &numerics,
+        targets: &[Target::Cpu],
         kernels: &both,
+        is_measured: false,
         note: None,
         stop: &Stop::new(),
     };

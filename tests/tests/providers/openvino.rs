@@ -1,23 +1,24 @@
 //! OpenVINO, which computes on processors of Intel.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use crate::bundles::{Exported, model_in};
+use crate::bundles::{ENDLESS, Exported, model_in};
 use crate::support::with_provider;
 use bundle::dtype::WeightType;
-use bundle::manifest::Component;
+use bundle::manifest::{Bundle, Component};
 use bundle::units::ByteCount;
-use bundle::variant::Target;
+use bundle::variant::{Precision, Target};
 use bundle::{Diagnose, ErrorClass};
 use engines::residency::Residency;
 use engines::sessions::Sessions;
 use engines::{
-    Backend, Cancel, Device, GraphSource, OnnxRuntime, OpenOptions, Provider, Value, WeightMemory,
+    Backend, Cancel, Device, DeviceChoice, GraphSource, MemoryBudgets, OnnxRuntime, OpenOptions, Provider,
+    Value, WeightMemory,
 };
 use graph::proto::OperatorSetIdProto;
 use ndarray::{Array, Array2, Array4, aview1};
 use quality::quantize::metrics::psnr;
 use runtime::job::{Job, JobEvent, JobStart};
-use runtime::model::Model;
+use runtime::model::{Model, ModelOptions};
 use runtime::pipeline::{Pipeline, seeded_noise};
 use runtime::plan::{GenerateRequest, GenerationPlan};
 use std::collections::BTreeSet;
@@ -31,6 +32,8 @@ use tests::two_blocks;
 
 /// ONNX Runtime's name of the provider.
 const OPENVINO: &str = "OpenVINOExecutionProvider";
+/// The prompt of the clips of mini.
+const PROMPT: &str = "A red ball bounces on the beach";
 /// The bound of every difference from the results of diffusers, in f32.
 const BOUND: f64 = 5e-3;
 
@@ -166,7 +169,11 @@ fn every_golden_case_equals_diffusers() {
 
 /// The frames `[F,H,W,3]` of a clip of mini with its own settings.
 fn clip_of_mini(model: &Model) -> Array4<f32> {
-    let request = GenerateRequest::new("A red ball bounces on the beach", bundle::units::Seed(1));
+    clip_with_seed(model, 1)
+}
+
+fn clip_with_seed(model: &Model, seed: u64) -> Array4<f32> {
+    let request = GenerateRequest::new(PROMPT, bundle::units::Seed(seed));
     let plan = GenerationPlan::new(model.manifest(), &request).unwrap();
     let noise = seeded_noise(&plan);
     let mut pipeline = Pipeline::new(model);
@@ -199,6 +206,38 @@ fn a_clip_of_mini_is_the_clip_of_the_cpu() {
         println!("mini on OpenVINO in {}: {found:.1} dB to the CPU's f32", model.variant().precision);
         assert!(found >= decibels, "{}: {found:.1} dB", model.variant().precision);
         runs_on_openvino_alone(&model, device);
+    }
+}
+
+/// The loss that the report predicts from the CPU is that of OpenVINO, which computes the products in 8 bits.
+#[test]
+fn quantised_clips_of_mini_are_within_the_loss_of_their_report() {
+    let Some((runtime, device)) = openvino("quantised clips of mini on OpenVINO") else { return };
+    for weights in [WeightType::F32, WeightType::Bf16] {
+        let exported = Exported::new(&case("mini"), weights);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("prompts"), format!("{PROMPT}\n")).unwrap();
+        let run = |command: &str, arguments: &[&str]| {
+            let output =
+                rushes(folder.path()).arg(command).arg(exported.path()).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        };
+        run("calibrate", &["--prompts", "prompts", "--progress", "none"]);
+        run("quantize", &["--target", "plain", "--clips", "1", "--sensitivity", "estimated"]);
+        let quality = quality::quantize::report::read(&exported.path()).remove("int8-plain").unwrap();
+        let model = |device, precision| {
+            let options =
+                ModelOptions { precision, device: DeviceChoice::On(device), ..ModelOptions::default() };
+            let sessions =
+                Sessions::new(Arc::new(runtime.clone()), MemoryBudgets::common(ENDLESS), Residency::Auto);
+            Model::with_sessions(Bundle::open(&exported.path()).unwrap(), &sessions, options).unwrap()
+        };
+        let expected = clip_with_seed(&model(Device::CPU, None), quality.clips[0].seed);
+        let quantised = model(device, Some(Precision::Int8));
+        let found = psnr(clip_with_seed(&quantised, quality.clips[0].seed).view(), expected.view());
+        println!("mini in INT8 on OpenVINO: {found:.1} dB, {:.1} dB in the report, {weights}", quality.psnr);
+        assert!(found >= quality.psnr - 3.0, "{found} dB, {} dB in the report", quality.psnr);
+        runs_on_openvino_alone(&quantised, device);
     }
 }
 

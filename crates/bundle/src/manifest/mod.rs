@@ -16,7 +16,7 @@ use crate::routing::Routing;
 use crate::settings::Defaults;
 use crate::spec::{DenoiserSpec, TextEncoderSpec, TinyDecoderSpec, VaeSpec};
 use crate::units::ByteCount;
-use crate::variant::{KernelLibrary, Precision, Variant};
+use crate::variant::{KernelLibrary, Precision, Target, Variant};
 use crate::{Error, atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +81,9 @@ pub struct QuantizedVariant {
     /// The kernels that its graphs use.
     #[serde(default, alias = "operators", skip_serializing_if = "KernelLibrary::is_onnx_runtime")]
     pub kernels: KernelLibrary,
+    /// The targets of its graphs; empty for all targets, as in bundles of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<Target>,
     /// Weight files that its graphs read; none if it uses the component's weights.
     pub weights: Vec<WeightFile>,
     /// Number of quantised layers.
@@ -92,6 +95,11 @@ pub struct QuantizedVariant {
 }
 
 impl QuantizedVariant {
+    /// Returns true if its graphs are for this target.
+    pub fn is_for(&self, target: Target) -> bool {
+        self.targets.is_empty() || self.targets.contains(&target)
+    }
+
     /// Returns the size of its weights on disk.
     pub fn weight_bytes(&self) -> ByteCount {
         self.weights.iter().map(|file| file.bytes).sum()
@@ -99,12 +107,13 @@ impl QuantizedVariant {
 }
 
 impl ComponentEntry {
-    /// Returns the quantised variant of a precision that has its own weights. With [`KernelLibrary::Rushes`], a variant
-    /// for ONNX Runtime kernels is the fallback.
-    pub fn variant(&self, precision: Precision, kernels: KernelLibrary) -> Option<&QuantizedVariant> {
-        let fits =
-            |variant: &&QuantizedVariant| variant.precision == precision && !variant.weights.is_empty();
-        preferred(self.variants.iter().filter(fits), kernels, |variant| variant.kernels)
+    /// Returns the quantised variant of a target and a precision that has its own weights. With
+    /// [`KernelLibrary::Rushes`], a variant for ONNX Runtime kernels is the fallback.
+    pub fn variant(&self, variant: Variant) -> Option<&QuantizedVariant> {
+        let fits = |found: &&QuantizedVariant| {
+            found.precision == variant.precision && found.is_for(variant.target) && !found.weights.is_empty()
+        };
+        preferred(self.variants.iter().filter(fits), variant.kernels, |found| found.kernels)
     }
 
     /// Returns the precision of its exported graphs.
@@ -124,7 +133,7 @@ impl ComponentEntry {
 
     /// Returns the files of the weights that the graphs of a variant read.
     pub fn weight_files_of(&self, variant: Variant) -> &[WeightFile] {
-        self.variant(variant.precision, variant.kernels).map_or(&self.weights, |own| &own.weights)
+        self.variant(variant).map_or(&self.weights, |own| &own.weights)
     }
 
     /// Returns the size of the weights that the graphs of a variant read.

@@ -9,7 +9,7 @@ pub mod layers;
 use crate::Field;
 use crate::component::Component;
 use crate::digest::Digest;
-use crate::variant::Precision;
+use crate::variant::{Precision, Target};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheme {
-    /// Unsigned 8-bit activations times signed 8-bit weights, in integers.
+    /// 8-bit activations times signed 8-bit weights, in integers. Activations are unsigned with a zero point on the CPU,
+    /// and signed around 0 in plain graphs.
     Int8,
     /// E4M3 activations and weights, for accelerators.
     Fp8,
@@ -32,6 +33,31 @@ crate::named!(
 );
 
 impl Scheme {
+    /// Returns the targets that its graphs can be written for.
+    pub fn targets(self) -> &'static [Target] {
+        match self {
+            Self::Int8 | Self::Fp8 => &[Target::Cpu, Target::Plain],
+            Self::Int8Weights | Self::Bf16 => &[Target::Cpu],
+        }
+    }
+
+    /// Returns the components that it quantises if nothing else is asked for: E4M3 is for experts.
+    pub fn components(self) -> &'static [ComponentKind] {
+        match self {
+            Self::Fp8 => &[ComponentKind::Experts],
+            Self::Int8 | Self::Int8Weights | Self::Bf16 => &ComponentKind::ALL,
+        }
+    }
+
+    /// Returns the name of a quantisation for these targets in files and reports: that of the scheme, with `-plain` if
+    /// it is for plain graphs alone.
+    pub fn name_for(self, targets: &[Target]) -> String {
+        match targets {
+            [Target::Plain] => format!("{self}-{}", Target::Plain),
+            _ => self.to_string(),
+        }
+    }
+
     /// Returns the precision of its graphs.
     pub fn precision(self) -> Precision {
         match self {
@@ -39,6 +65,44 @@ impl Scheme {
             Self::Fp8 => Precision::Fp8,
             Self::Int8Weights => Precision::Int8Weights,
             Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+/// The number format of the products of attention in a quantisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionFormat {
+    /// E4M3, with [`Scheme::Fp8`].
+    Fp8,
+}
+
+crate::named!(AttentionFormat, Field::Attention, "format of attention", "fp8" => Fp8);
+
+/// Components that a quantisation covers or leaves out together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComponentKind {
+    /// The linear layers of the text encoder.
+    TextEncoder,
+    /// The linear layers of the experts.
+    Experts,
+    /// The convolutions of the decoder.
+    Decoder,
+}
+
+crate::named!(
+    ComponentKind, Field::Components, "component",
+    "text_encoder" => TextEncoder, "experts" => Experts, "decoder" => Decoder,
+);
+
+impl ComponentKind {
+    /// Returns the kind of a component; none if it is never quantised.
+    pub fn of(component: &Component) -> Option<Self> {
+        match component {
+            Component::TextEncoder => Some(Self::TextEncoder),
+            Component::Expert(_) => Some(Self::Experts),
+            Component::Decoder => Some(Self::Decoder),
+            Component::ImageEncoder | Component::Preview => None,
         }
     }
 }
@@ -51,6 +115,16 @@ pub struct Affine {
     pub scale: f32,
     /// The quantised value of 0.
     pub zero_point: u8,
+}
+
+impl Affine {
+    /// The zero point of unsigned values that are signed values around 0 plus 128.
+    pub const SIGNED: u8 = 128;
+
+    /// Returns the scale of signed values with the zero point 0 that are the same reals; none if there are none.
+    pub fn signed_scale(self) -> Option<f32> {
+        (self.zero_point == Self::SIGNED).then_some(self.scale)
+    }
 }
 
 /// The place where a layer's input is divided.
@@ -207,6 +281,14 @@ mod tests {
         assert_eq!(read, numerics);
         assert_eq!(read.components[0].fingerprint(), numerics.components[0].fingerprint());
         assert!(text.contains("int8-weights"));
+    }
+
+    #[test]
+    fn a_quantisation_for_plain_graphs_alone_has_a_name_of_its_own() {
+        let (cpu, plain) = (Target::Cpu, Target::Plain);
+        assert_eq!(Scheme::Int8.name_for(&[cpu]), "int8");
+        assert_eq!(Scheme::Int8.name_for(&[plain]), "int8-plain");
+        assert_eq!(Scheme::Fp8.name_for(&[cpu, plain]), "fp8");
     }
 
     #[test]

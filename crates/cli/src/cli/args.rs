@@ -13,7 +13,7 @@ use super::threads::Threads;
 use bundle::dtype::WeightType;
 use bundle::geometry::PixelSize;
 use bundle::preview::PreviewKind;
-use bundle::quantization::Scheme;
+use bundle::quantization::{AttentionFormat, ComponentKind, Scheme};
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::units::FrameRate;
 use bundle::variant::{KernelLibrary, Precision, Target};
@@ -24,6 +24,7 @@ use media::{OutputSpec, Token};
 use quality::quantize::report::Sensitivity;
 use runtime::decode::Tiles;
 use runtime::job::{KeepSteps, ResumeFrom};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -446,13 +447,22 @@ pub(super) struct QuantizeArgs {
     /// steps on Rushes kernels, without a calibration)
     #[arg(long, value_name = "NAME", default_value = "int8")]
     pub(super) scheme: Scheme,
-    /// Kernels that int8 graphs are written for: rushes, onnxruntime, or rushes,onnxruntime for both, which takes
+    /// Targets of the graphs: cpu, or plain (for TensorRT and OpenVINO; tensorrt is another name), for which the bundle
+    /// must have been exported; or cpu,plain. int8 has other numbers for plain graphs, which are signed, and so a report
+    /// of its own [default: cpu; with --scheme fp8 also plain, if the bundle has plain graphs]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) target: Vec<Target>,
+    /// Components to quantise: text_encoder, experts, decoder; the others stay as they were exported [default: all; with
+    /// --scheme fp8 experts]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) components: Vec<ComponentKind>,
+    /// Kernels that int8 graphs for the CPU are written for: rushes, onnxruntime, or rushes,onnxruntime for both, which takes
     /// twice the disk space
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "rushes")]
     pub(super) kernels: Vec<KernelLibrary>,
-    /// With --scheme fp8, use E4M3 in the products of attention too
-    #[arg(long)]
-    pub(super) attention: bool,
+    /// With --scheme fp8, use E4M3 in the products of attention too: fp8, which may be left out at the end of the line
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "fp8")]
+    pub(super) attention: Option<AttentionFormat>,
     /// Calibration file that `rushes calibrate` wrote [default: calibration.json of the bundle]
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,
@@ -471,6 +481,9 @@ pub(super) struct QuantizeArgs {
     /// Score clips of both variants with mini's judge; takes minutes
     #[arg(long)]
     pub(super) judge: bool,
+    /// With --judge, number of clips of each variant: the prompts of mini in turn, each time with other seeds
+    #[arg(long, value_name = "N", default_value = "64", requires = "judge")]
+    pub(super) judge_clips: NonZeroUsize,
     #[command(flatten)]
     pub(super) budget: BudgetArgs,
     /// Number of threads, at most one per core that this process may use [default: one per core]

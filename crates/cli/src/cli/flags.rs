@@ -57,6 +57,8 @@ pub(super) fn flag(field: Field) -> &'static str {
         Field::Interpolation => "--output-fps-by",
         Field::Folder => "--out",
         Field::Target => "--target",
+        Field::Components => "--components",
+        Field::Attention => "--attention",
         Field::Weights => "--weights",
         Field::GraphsOnly => "--graphs-only",
         Field::Copy => "--copy",

@@ -6,11 +6,11 @@ use super::render;
 use crate::Error;
 use bundle::dtype::ElementType;
 use bundle::layout::{self, component_folder};
-use bundle::manifest::{Bundle, ComponentEntry, Manifest};
+use bundle::manifest::{Bundle, ComponentEntry, Manifest, QuantizedVariant};
 use bundle::settings::Defaults;
 use bundle::timesteps::ListedSteps;
 use bundle::units::ByteCount;
-use bundle::variant::Precision;
+use bundle::variant::{Precision, Target};
 use calibration::observe::table::{self, Table};
 use export::digests::{self, Verified};
 use quality::quantize::report::{self, Quality};
@@ -91,12 +91,16 @@ fn verify(folder: &Path, global: &GlobalArgs) -> Result<ExitCode, Error> {
     }
 }
 
-/// The quantised variants for the text output: sizes, and scores if they were measured.
+/// The quantised variants for the text output: sizes, and scores if they were measured. Those for plain graphs alone have
+/// numbers, weights and a report of their own.
 fn variants(manifest: &Manifest, quality: &BTreeMap<String, Quality>) -> String {
     let mut text = String::new();
-    for precision in Precision::ALL {
+    for (precision, is_plain) in Precision::ALL.into_iter().flat_map(|one| [(one, false), (one, true)]) {
         let details = |entry: &ComponentEntry| {
-            let variant = entry.variants.iter().find(|variant| variant.precision == precision)?;
+            let is_of = |variant: &&QuantizedVariant| {
+                variant.precision == precision && (variant.targets == [Target::Plain]) == is_plain
+            };
+            let variant = entry.variants.iter().find(is_of)?;
             let bytes =
                 if variant.weights.is_empty() { entry.weight_bytes() } else { variant.weight_bytes() };
             Some((bytes, entry.weight_bytes(), variant.quantized, variant.note.clone()))
@@ -109,11 +113,12 @@ fn variants(manifest: &Manifest, quality: &BTreeMap<String, Quality>) -> String 
         if parts.is_empty() {
             continue;
         }
-        let scores = quality.get(precision.name()).map_or("not measured".into(), |quality| {
+        let name = if is_plain { format!("{precision}-{}", Target::Plain) } else { precision.to_string() };
+        let scores = quality.get(&name).map_or("not measured".into(), |quality| {
             format!("worst clip {:.1} dB, SSIM {:.4} to the exported model", quality.psnr, quality.ssim)
         });
         // Writing into a String cannot fail.
-        let _ = writeln!(text, "\nvariant {precision}: {scores}");
+        let _ = writeln!(text, "\nvariant {name}: {scores}");
         for (component, (bytes, exported, quantized, note)) in parts {
             let note = note.map_or(String::new(), |note| format!(" ({note})"));
             let _ = writeln!(text, "  {component}: {bytes} of {exported}, {quantized} layers{note}");

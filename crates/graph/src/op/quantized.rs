@@ -32,20 +32,32 @@ impl GraphBuilder {
         Ok(QuantizedRange { scale: self.scalar(range.scale)?, zero_point })
     }
 
-    /// Declares the constants of an E4M3 range. `values` is the number format of the reals and the scale, f32 or bf16.
+    /// Declares the constants of an E4M3 range. `values` is the number format of the reals and the scale.
     ///
     /// # Errors
     /// None; constants are always valid.
     pub fn range_e4m3(&mut self, scale: f32, values: ElementType) -> Result<QuantizedRange, Error> {
         let zero_point = self.zero_point(ElementType::F8E4M3, 0)?;
-        let scale = match values {
-            ElementType::Bf16 => {
-                let upper = scale.to_le_bytes()[2..].to_vec();
-                self.inline(&format!("scalar {scale:e} bf16"), values, &[], 1, upper)?
-            }
-            _ => self.scalar(scale)?,
+        Ok(QuantizedRange { scale: self.scale(scale, values)?, zero_point })
+    }
+
+    /// Declares the constants of an s8 range around 0. `values` is the number format of the reals and the scale.
+    ///
+    /// # Errors
+    /// None; constants are always valid.
+    pub fn range_i8(&mut self, scale: f32, values: ElementType) -> Result<QuantizedRange, Error> {
+        let zero_point = self.zero_i8()?;
+        Ok(QuantizedRange { scale: self.scale(scale, values)?, zero_point })
+    }
+
+    /// A scale in the number format `values`, to which it is rounded: TensorRT reads it in that of the reals.
+    fn scale(&mut self, scale: f32, values: ElementType) -> Result<Tensor, Error> {
+        let bytes = match values {
+            ElementType::Bf16 => half::bf16::from_f32(scale).to_le_bytes(),
+            ElementType::F16 => half::f16::from_f32(scale).to_le_bytes(),
+            _ => return self.scalar(scale),
         };
-        Ok(QuantizedRange { scale, zero_point })
+        self.inline(&format!("scalar {scale:e} {values}"), values, &[], 1, bytes.to_vec())
     }
 
     /// Declares the zero point of s8 values.
@@ -82,6 +94,25 @@ impl GraphBuilder {
         let inputs = [Some(quantized), Some(&range.scale), Some(&range.zero_point)];
         let shape = quantized.shape().to_vec();
         Ok(self.node(Operator::new("DequantizeLinear"), &inputs, range.scale.element(), shape))
+    }
+
+    /// Dequantises `quantized`, whose zero point is 0, with a scale for each position along `axis`: `scales [extent]`. The
+    /// result has the number format of the scales.
+    ///
+    /// # Errors
+    /// Returns an error if there are more or fewer scales than positions.
+    pub fn dequantize_along(
+        &mut self,
+        quantized: &Tensor,
+        scales: &Tensor,
+        axis: usize,
+    ) -> Result<Tensor, Error> {
+        if quantized.shape().get(axis).map(std::slice::from_ref) != Some(scales.shape()) {
+            return Err(self.mismatch("DequantizeLinear", "a scale for each position", &[quantized, scales]));
+        }
+        let operator = Operator::new("DequantizeLinear").int("axis", axis);
+        let inputs = [Some(quantized), Some(scales)];
+        Ok(self.node(operator, &inputs, scales.element(), quantized.shape().to_vec()))
     }
 
     /// `x·W + b` in integers, with an f32 result: `x [rows,in]` u8, `weight [in,out]` s8 with `scales [out]`, `bias

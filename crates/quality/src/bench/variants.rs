@@ -6,7 +6,7 @@ use bundle::manifest::{Bundle, Component, ComponentEntry};
 use bundle::quantization::layers::LayerInput;
 use bundle::quantization::{Affine, ComponentNumerics, Fold, LayerNumerics, Scheme, Smoothing, WeightScales};
 use bundle::stop::Stop;
-use bundle::variant::{KernelLibrary, Precision};
+use bundle::variant::{KernelLibrary, Precision, Target};
 use calibration::numerics::plan::{BLOCK, groups};
 use export::checkpoint::inventory;
 use export::quantized::{VariantRequest, write_variant};
@@ -40,12 +40,16 @@ pub fn add(bundle: &mut Bundle, requested: &[Precision], kernels: Kernels, stop:
             let numerics = numerics(bundle, entry, scheme);
             let needs_none = scheme == Scheme::Bf16 && matches!(entry.component, Component::Expert(_));
             if needs_none || !numerics.layers.is_empty() {
-                let kernels = &[KernelLibrary::OnnxRuntime, KernelLibrary::Rushes];
-                write_variant(
-                    bundle,
-                    entry,
-                    &VariantRequest { scheme, numerics: &numerics, kernels, note: None, stop },
-                )?;
+                let request = VariantRequest {
+                    scheme,
+                    numerics: &numerics,
+                    targets: &[Target::Cpu],
+                    kernels: &[KernelLibrary::OnnxRuntime, KernelLibrary::Rushes],
+                    is_measured: false,
+                    note: None,
+                    stop,
+                };
+                write_variant(bundle, entry, &request)?;
             }
         }
         bundle.manifest.components = components;
@@ -104,7 +108,6 @@ mod tests {
     use super::*;
     use crate::bench::shape::{Subject, random_bundle};
     use bundle::spec::DenoiserSpec;
-    use bundle::variant::Target;
     use kernels::CpuPath;
 
     #[test]

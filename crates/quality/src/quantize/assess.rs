@@ -1,13 +1,14 @@
 //! Measures a variant: its clips compared with the exported model's, and the share of its graphs that runs in integers.
 
 use super::clips::{Clip, ClipDistance, compare, decode, make};
+use super::metrics::{PSNR_MAX, psnr};
 use super::report::{ComponentQuality, LayerQuality, NoiseQuality};
 use crate::Error;
-use bundle::manifest::{Bundle, ComponentEntry, Part};
+use bundle::manifest::{Bundle, Component, ComponentEntry, Part};
 use bundle::quantization::ComponentNumerics;
 use bundle::spec::TEXT_ROWS;
 use bundle::units::Timestep;
-use bundle::variant::{KernelLibrary, Variant};
+use bundle::variant::{KernelLibrary, Target, Variant};
 use calibration::integer_share::{self, Share, StepRows};
 use calibration::observe::replay::noise_bin;
 use engines::residency::Residency;
@@ -79,6 +80,23 @@ impl<'a> Assessor<'a> {
         Ok(all)
     }
 
+    /// Decodes the reference latents with the decoder of a variant. Returns the lowest PSNR of the frames of a clip to the
+    /// reference, in decibels.
+    ///
+    /// # Errors
+    /// The decoder fails.
+    pub fn decoder_psnr(&self, bundle: &Bundle, variant: Variant, cancel: &Cancel) -> Result<f64, Error> {
+        let mut bundle = bundle.clone();
+        bundle.manifest.components.retain(|entry| entry.component == Component::Decoder);
+        let model = open(&bundle, (self.onnx, self.budgets), self.threads, Some(variant))?;
+        let mut worst = PSNR_MAX;
+        for clip in &self.reference {
+            let Some((_, _, latent)) = clip.steps.last() else { continue };
+            worst = worst.min(psnr(decode(&model, latent, cancel)?.view(), clip.frames.view()));
+        }
+        Ok(worst)
+    }
+
     /// Pairs the reference clips with those of a variant.
     pub fn pairs(&self, assessed: Vec<(ClipDistance, Clip)>) -> Vec<(Clip, Clip)> {
         self.reference.iter().cloned().zip(assessed.into_iter().map(|(_, clip)| clip)).collect()
@@ -91,7 +109,8 @@ impl<'a> Assessor<'a> {
         Some(latent.slice_axis(Axis(1), Slice::from(..frames)).to_owned())
     }
 
-    /// Returns the share of a component's variant that runs in integers, or `None` if it cannot be determined.
+    /// Returns the share of a component's variant that runs in integers, or `None` if it cannot be determined. Plain graphs
+    /// are not optimised for it, and E4M3 counts too.
     pub fn share(&self, bundle: &Bundle, entry: &ComponentEntry, variant: Variant) -> Option<Share> {
         let part =
             if entry.graphs.iter().any(|graph| graph.part == Part::Next) { Part::Next } else { Part::Whole };
@@ -106,6 +125,9 @@ impl<'a> Assessor<'a> {
         };
         let rows = StepRows { tokens, text };
         let positions = integer_share::positions(&bundle.manifest, &entry.component, rows);
+        if variant.target == Target::Plain {
+            return integer_share::read(&graph, &positions).ok();
+        }
         let share = self
             .onnx
             .write_optimized(&graph, &optimized)
@@ -157,8 +179,11 @@ pub fn component_quality(
     errors: &BTreeMap<String, f64>,
     share: Option<Share>,
 ) -> ComponentQuality {
-    let shared = || entry.variants.iter().find(|found| found.precision == variant.precision);
-    let variant = entry.variant(variant.precision, variant.kernels).or_else(shared);
+    let shared = || {
+        let mut found = entry.variants.iter().filter(|found| found.precision == variant.precision);
+        found.find(|found| found.is_for(variant.target))
+    };
+    let variant = entry.variant(variant).or_else(shared);
     let mut layers: Vec<LayerQuality> = numerics
         .layers
         .iter()

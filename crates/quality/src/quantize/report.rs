@@ -7,6 +7,7 @@ use crate::Error;
 use bundle::Field;
 use bundle::manifest::Bundle;
 use bundle::quantization::Scheme;
+use bundle::variant::Target;
 use calibration::integer_share::Share;
 use ndarray::{Array3, Axis};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ use std::path::Path;
 pub const JSON: &str = "quality.json";
 /// File name of the page.
 pub const HTML: &str = "quality.html";
+/// File name of the page about plain graphs alone.
+pub const PLAIN_HTML: &str = "quality.plain.html";
 
 /// The method that determines the error of quantising a single layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +91,25 @@ pub struct JudgeScores {
     pub reference: f64,
     /// The same share for the variant's clips.
     pub variant: f64,
+    /// The mean over clips of what the variant's share is above the reference's; 0 in reports of earlier versions.
+    #[serde(default)]
+    pub difference: f64,
+    /// Half of its interval with 95 % confidence, from the differences of the pairs of clips.
+    #[serde(default)]
+    pub interval: f64,
+}
+
+impl JudgeScores {
+    /// Compares clips of the same prompts and seeds, each by the share of its attributes that the judge recognises.
+    pub fn paired(clips: usize, [reference, variant]: [f64; 2], pairs: &[[f64; 2]]) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred clips")]
+        let count = pairs.len().max(1) as f64;
+        let differences = || pairs.iter().map(|[reference, variant]| variant - reference);
+        let mean = differences().sum::<f64>() / count;
+        let spread = differences().map(|found| (found - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+        // 1.96 standard errors.
+        Self { clips, reference, variant, difference: mean, interval: 1.96 * (spread / count).sqrt() }
+    }
 }
 
 /// The quality of a variant.
@@ -97,6 +119,9 @@ pub struct Quality {
     pub rushes: String,
     /// The quantisation scheme.
     pub scheme: Scheme,
+    /// The targets of its graphs; empty in reports of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<Target>,
     /// Lowest PSNR over all clips, in decibels.
     pub psnr: f64,
     /// Lowest SSIM over all clips.
@@ -128,14 +153,30 @@ pub fn read(bundle: &Path) -> BTreeMap<String, Quality> {
 /// I/O errors.
 pub fn write(bundle: &Bundle, quality: &Quality, clips: &[(Clip, Clip)]) -> Result<(), Error> {
     let mut all = read(&bundle.folder);
-    all.insert(quality.scheme.to_string(), quality.clone());
+    if quality.targets.contains(&Target::Plain) {
+        // Replaced, also if the numbers are now for more targets.
+        all.remove(&quality.scheme.name_for(&[Target::Plain]));
+    }
+    all.insert(quality.name(), quality.clone());
     let path = bundle.folder.join(JSON);
     let wrong =
         |error: serde_json::Error| bundle::Error::Manifest { path: path.clone(), why: error.to_string() };
     let text = serde_json::to_vec_pretty(&all).map_err(wrong)?;
     bundle::atomic::write_atomic(&path, &text)?;
     let page = page(&bundle.manifest.model, quality, clips);
-    Ok(bundle::atomic::write_atomic(&bundle.folder.join(HTML), page.as_bytes())?)
+    Ok(bundle::atomic::write_atomic(&bundle.folder.join(quality.page()), page.as_bytes())?)
+}
+
+impl Quality {
+    /// Its name in `quality.json`.
+    pub fn name(&self) -> String {
+        self.scheme.name_for(&self.targets)
+    }
+
+    /// The file name of its page.
+    pub fn page(&self) -> &'static str {
+        if self.targets == [Target::Plain] { PLAIN_HTML } else { HTML }
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -159,7 +200,7 @@ td{font-variant-numeric:tabular-nums}img{image-rendering:pixelated;width:16em;di
 
 /// The self-contained page.
 fn page(model: &str, quality: &Quality, clips: &[(Clip, Clip)]) -> String {
-    let title = escaped(&format!("{model} in {}", quality.scheme));
+    let title = escaped(&format!("{model} in {}", quality.name()));
     let mut body = format!(
         "<h1>{title}</h1>\n<p>Worst clip: {:.1} dB, SSIM {:.4}, against the exported model from the same noise.</p>\n",
         quality.psnr, quality.ssim
@@ -168,12 +209,14 @@ fn page(model: &str, quality: &Quality, clips: &[(Clip, Clip)]) -> String {
         // Writing into a String cannot fail.
         let _ = write!(body, "<h2>{heading}</h2>\n{content}");
     };
-    if let Some(JudgeScores { clips, reference, variant }) = quality.judge {
+    if let Some(JudgeScores { clips, reference, variant, difference, interval }) = quality.judge {
         let text = format!(
-            "<p>Attributes of {clips} prompts that the judge recognises: {:.1} % in the exported model's clips, {:.1} % \
-            in these.</p>\n",
+            "<p>Attributes of {clips} clips that the judge recognises: {:.1} % in the exported model's, {:.1} % in these. \
+            Difference of the pairs: {:+.2} ± {:.2} points (95 %).</p>\n",
             100.0 * reference,
-            100.0 * variant
+            100.0 * variant,
+            100.0 * difference,
+            100.0 * interval
         );
         section("The judge", text);
     }
@@ -285,4 +328,21 @@ fn layers(quality: &Quality) -> String {
         quantized.chain(kept)
     });
     table(&["component", "layer", "signal to noise", ""], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_of_paired_clips_is_that_of_their_differences() {
+        let equal = JudgeScores::paired(3, [0.9, 0.9], &[[1.0, 1.0], [0.5, 0.5], [0.75, 0.75]]);
+        assert_eq!((equal.difference, equal.interval), (0.0, 0.0));
+        let pairs = [[1.0, 0.5], [0.5, 1.0], [1.0, 1.0], [1.0, 0.5]];
+        let scores = JudgeScores::paired(4, [0.875, 0.75], &pairs);
+        assert!((scores.difference + 0.125).abs() < 1e-12);
+        // Deviations of -0.375, 0.625, 0.125 and -0.375.
+        let variance: f64 = (0.140_625 * 2.0 + 0.390_625 + 0.015_625) / 3.0;
+        assert!((scores.interval - 1.96 * (variance / 4.0).sqrt()).abs() < 1e-12);
+    }
 }

@@ -5,12 +5,14 @@ use crate::Error;
 use bundle::Field;
 use bundle::layout::component_folder;
 use bundle::lock;
-use bundle::manifest::{self, Bundle, Component, ComponentEntry, Manifest};
-use bundle::quantization::{ComponentNumerics, Numerics, Scheme};
+use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Manifest, QuantizedVariant};
+use bundle::quantization::{ComponentKind, ComponentNumerics, Numerics, Scheme};
 use bundle::staging::WriteLock;
 use bundle::stop::Stop;
-use bundle::variant::{KernelLibrary, Precision};
-use calibration::numerics::plan::{Plan, PlanOptions, Sources, check_observed, measured_errors, plan};
+use bundle::variant::{KernelLibrary, Precision, Target, Variant};
+use calibration::numerics::plan::{
+    Plan, PlanOptions, Sources, check_observed, groups, measured_errors, plan,
+};
 use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
@@ -56,6 +58,8 @@ pub struct Quantizer {
     calibration: Option<(Table, Header)>,
     weights: AllWeights,
     numerics: BTreeMap<String, ComponentNumerics>,
+    /// Graphs that compute plain ones on the CPU, by folder of the component. `bundle.json` does not name them.
+    measured: BTreeMap<String, Vec<GraphEntry>>,
     stop: Stop,
     /// Keeps other processes from changing the bundle.
     _writing: WriteLock,
@@ -66,7 +70,12 @@ pub struct Quantizer {
 pub struct QuantizeOptions {
     /// The quantisation scheme.
     pub scheme: Scheme,
-    /// The kernels for which step graphs are written. Both together make the bundle larger.
+    /// The targets for which graphs are written. [`Scheme::Int8`] has other numbers for each: activations are signed
+    /// around 0 in plain graphs.
+    pub targets: Vec<Target>,
+    /// The components that are quantised. The others stay as they were exported.
+    pub components: Vec<ComponentKind>,
+    /// The kernels for which step graphs for the CPU are written. Both together make the bundle larger.
     pub kernels: Vec<KernelLibrary>,
     /// Whether [`Scheme::Fp8`] includes the products of attention.
     pub attention: bool,
@@ -75,14 +84,41 @@ pub struct QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// Creates options with the defaults of the command line.
+    /// Creates options with the defaults of the command line, for the CPU.
     pub fn new(scheme: Scheme) -> Self {
         Self {
             scheme,
+            targets: vec![Target::Cpu],
+            components: scheme.components().to_vec(),
             kernels: vec![KernelLibrary::Rushes],
             attention: false,
             ranges: RangeMethod::default(),
         }
+    }
+}
+
+impl QuantizeOptions {
+    /// True if only plain graphs are written.
+    pub fn is_plain(&self) -> bool {
+        self.targets == [Target::Plain]
+    }
+
+    /// The name of the quantisation in files and reports.
+    pub fn name(&self) -> String {
+        self.scheme.name_for(&self.targets)
+    }
+
+    /// Checks that a bundle can be quantised with these options.
+    ///
+    /// # Errors
+    /// The scheme has no graphs for a target, the bundle has none to replace, or the kernels do not support the model.
+    pub fn check(&self, manifest: &Manifest) -> Result<(), Error> {
+        check_targets(manifest, self)?;
+        check_heads(manifest, self)
+    }
+
+    fn quantizes(&self, component: &Component) -> bool {
+        ComponentKind::of(component).is_some_and(|kind| self.components.contains(&kind))
     }
 }
 
@@ -115,14 +151,14 @@ impl Quantizer {
     /// layer, or the kernels do not support the model.
     pub fn open(folder: &Path, calibration: &Path, options: QuantizeOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(folder)?;
-        check_heads(&bundle.manifest, &options)?;
+        options.check(&bundle.manifest)?;
         let writing = WriteLock::acquire(&bundle.folder)?;
         leftovers::clear(&bundle);
         let calibration = match options.scheme {
             Scheme::Bf16 => None,
             Scheme::Int8 | Scheme::Fp8 | Scheme::Int8Weights => {
                 let (table, header) = Table::read(calibration, &bundle.manifest)?;
-                check_observed(&bundle.manifest, &table, options.scheme)?;
+                check_observed(&bundle.manifest, &table, options.scheme, &options.components)?;
                 Some((table, header))
             }
         };
@@ -132,9 +168,18 @@ impl Quantizer {
         }
         let weights = AllWeights { components: weights, stop: Stop::new() };
         let committed = bundle.manifest.clone();
-        let numerics = BTreeMap::new();
         let stop = Stop::new();
-        Ok(Self { bundle, committed, options, calibration, weights, numerics, stop, _writing: writing })
+        Ok(Self {
+            bundle,
+            committed,
+            options,
+            calibration,
+            weights,
+            numerics: BTreeMap::new(),
+            measured: BTreeMap::new(),
+            stop,
+            _writing: writing,
+        })
     }
 
     /// Sets the request that stops planning and writing.
@@ -156,6 +201,35 @@ impl Quantizer {
         &self.bundle
     }
 
+    /// The options.
+    pub fn options(&self) -> &QuantizeOptions {
+        &self.options
+    }
+
+    /// The bundle with the variants written so far, to measure them on the CPU. If only plain graphs are written, its
+    /// variant for the CPU computes them in f32.
+    pub fn measured(&self) -> Bundle {
+        let mut bundle = self.bundle.clone();
+        if !self.options.is_plain() {
+            return bundle;
+        }
+        let precision = self.options.scheme.precision();
+        for entry in &mut bundle.manifest.components {
+            let Some(graphs) = self.measured.get(&component_folder(&entry.component)) else { continue };
+            let base = Variant::cpu(entry.exported_precision(), KernelLibrary::OnnxRuntime);
+            entry.graphs.retain(|graph| {
+                let Variant { target, precision: found, .. } = graph.variant;
+                graph.variant == base || (target, found) != (Target::Cpu, precision)
+            });
+            entry.graphs.extend(graphs.iter().cloned());
+            entry.variants.retain(|variant| variant.precision != precision || variant.is_for(Target::Plain));
+            for variant in entry.variants.iter_mut().filter(|variant| variant.precision == precision) {
+                variant.targets = vec![Target::Cpu];
+            }
+        }
+        bundle
+    }
+
     /// The parameters of the components quantised so far.
     pub fn numerics(&self) -> &BTreeMap<String, ComponentNumerics> {
         &self.numerics
@@ -166,13 +240,20 @@ impl Quantizer {
     /// # Errors
     /// A layer was not observed, or its weights cannot be quantised.
     pub fn plan(&self, entry: &ComponentEntry, keep: &UnquantizedLayers) -> Result<Plan, Error> {
+        let mut empty = ComponentNumerics::empty(entry.component.clone(), entry.digest.clone());
+        if !self.options.quantizes(&entry.component) {
+            let layers =
+                groups(&self.bundle.manifest, &entry.component).into_iter().flat_map(|group| group.layers);
+            empty.kept.extend(layers.map(|layer| (layer, "not among the components to quantise".to_owned())));
+            return Ok(Plan { numerics: empty, errors: BTreeMap::new() });
+        }
         let Some((table, _)) = &self.calibration else {
-            let numerics = ComponentNumerics::empty(entry.component.clone(), entry.digest.clone());
-            return Ok(Plan { numerics, errors: BTreeMap::new() });
+            return Ok(Plan { numerics: empty, errors: BTreeMap::new() });
         };
         let options = PlanOptions {
             scheme: self.options.scheme,
             method: self.options.ranges,
+            is_plain: self.options.is_plain(),
             keep: keep.clone(),
             attention: self.options.attention,
         };
@@ -202,19 +283,31 @@ impl Quantizer {
     pub fn write(&mut self, numerics: ComponentNumerics, note: Option<String>) -> Result<(), Error> {
         let mut manifest = self.bundle.manifest.clone();
         let entry = manifest.components.iter_mut().find(|entry| entry.component == numerics.component);
+        let mut measured = Vec::new();
         if let Some(entry) = entry {
-            let QuantizeOptions { scheme, kernels, .. } = &self.options;
-            let request =
-                VariantRequest { scheme: *scheme, numerics: &numerics, kernels, note, stop: &self.stop };
-            write_variant(&self.bundle, entry, &request)?;
+            let QuantizeOptions { scheme, kernels, targets, .. } = &self.options;
+            let request = VariantRequest {
+                scheme: *scheme,
+                numerics: &numerics,
+                targets,
+                kernels,
+                is_measured: self.options.is_plain(),
+                note,
+                stop: &self.stop,
+            };
+            measured = write_variant(&self.bundle, entry, &request)?;
             // A rewritten file may have the name of an earlier one.
-            for file in files_of(entry, scheme.precision()) {
+            for file in files_of(entry, scheme.precision(), targets) {
                 manifest.digests.remove(&file);
             }
         }
         let before = std::mem::replace(&mut self.bundle.manifest, manifest);
         self.remove_files(&before, &[&self.bundle.manifest, &self.committed]);
-        self.numerics.insert(component_folder(&numerics.component), numerics);
+        let folder = component_folder(&numerics.component);
+        let files: Vec<String> = measured.iter().map(|graph| graph.file.clone()).collect();
+        let before = self.measured.insert(folder.clone(), measured).unwrap_or_default();
+        self.remove_measured(before.iter().filter(|graph| !files.contains(&graph.file)));
+        self.numerics.insert(folder, numerics);
         Ok(())
     }
 
@@ -248,19 +341,68 @@ impl Quantizer {
         }
     }
 
-    /// Writes all parameters to `quantization.SCHEME.json`, for other lowerings.
+    /// Removes graphs of [`Self::measured`], unless they are those of the bundle.
+    fn remove_measured<'a>(&self, graphs: impl Iterator<Item = &'a GraphEntry>) {
+        let (named, committed) = (self.bundle.manifest.files(), self.committed.files());
+        for GraphEntry { file, .. } in graphs {
+            if !named.contains(file.as_str()) && !committed.contains(file.as_str()) {
+                let _ = std::fs::remove_file(self.bundle.path(file));
+            }
+        }
+    }
+
+    /// Writes all parameters to `quantization.NAME.json`, for other lowerings, with [`QuantizeOptions::name`].
     ///
     /// # Errors
     /// I/O errors.
     pub fn write_numerics(&self) -> Result<(), Error> {
         let all =
             Numerics { scheme: self.options.scheme, components: self.numerics.values().cloned().collect() };
-        let path = self.bundle.folder.join(format!("quantization.{}.json", self.options.scheme));
+        let path = self.bundle.folder.join(format!("quantization.{}.json", self.options.name()));
         let wrong =
             |error: serde_json::Error| bundle::Error::Manifest { path: path.clone(), why: error.to_string() };
         let text = serde_json::to_vec(&all).map_err(wrong)?;
+        if self.options.targets.contains(&Target::Plain) && !self.options.is_plain() {
+            // Those for plain graphs alone are replaced. A file that cannot be removed wastes disk space.
+            let name = self.options.scheme.name_for(&[Target::Plain]);
+            let _ = std::fs::remove_file(self.bundle.folder.join(format!("quantization.{name}.json")));
+        }
         Ok(bundle::atomic::write_atomic(&path, &text)?)
     }
+}
+
+/// Checks that the scheme has graphs for the targets, and that the bundle has exported ones for them.
+fn check_targets(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Error> {
+    let QuantizeOptions { scheme, targets, .. } = options;
+    let has = scheme.targets();
+    if let Some(target) = targets.iter().find(|target| !has.contains(target)) {
+        let names: Vec<String> = has.iter().map(ToString::to_string).collect();
+        let rule = format!("the scheme {scheme} has graphs for {} only", names.join(" and "));
+        let fix = "use another `scheme`, or another `target`";
+        return Err(bundle::Error::value(Field::Target, target, rule, fix).into());
+    }
+    if *scheme == Scheme::Int8 && targets.len() > 1 {
+        let rule = "int8 has other numbers for each target";
+        return Err(
+            bundle::Error::value(Field::Target, "cpu,plain", rule, "quantise for one at a time").into()
+        );
+    }
+    for target in targets {
+        let lacks = |entry: &&ComponentEntry| {
+            let wanted = Variant {
+                target: *target,
+                precision: entry.exported_precision(),
+                kernels: KernelLibrary::OnnxRuntime,
+            };
+            entry.component.is_quantizable() && entry.graphs.iter().all(|graph| graph.variant != wanted)
+        };
+        if let Some(entry) = manifest.components.iter().find(lacks) {
+            let rule = format!("the bundle has no {target} graph of {}", entry.component);
+            let fix = "export the checkpoint again: run `rushes export` with `target` cpu and `target` plain";
+            return Err(bundle::Error::value(Field::Target, target, rule, fix).into());
+        }
+    }
+    Ok(())
 }
 
 /// Checks that Rushes kernels support the head width of the experts, if they are used for them.
@@ -273,7 +415,7 @@ fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Err
         )
     };
     let refused = match options.scheme {
-        _ if Heads::fits(width) || !has_experts => return Ok(()),
+        _ if Heads::fits(width) || !has_experts || options.is_plain() => return Ok(()),
         Scheme::Bf16 => bundle::Error::value(
             Field::Scheme,
             Scheme::Bf16,
@@ -288,17 +430,21 @@ fn check_heads(manifest: &Manifest, options: &QuantizeOptions) -> Result<(), Err
     Err(refused.into())
 }
 
-/// Returns the files of a component's variant.
-fn files_of(entry: &ComponentEntry, precision: Precision) -> Vec<String> {
-    let graphs =
-        entry.graphs.iter().filter(|graph| graph.variant.precision == precision).map(|graph| &graph.file);
-    let variants = entry.variants.iter().filter(|variant| variant.precision == precision);
+/// Returns the files of a component's variant for these targets.
+fn files_of(entry: &ComponentEntry, precision: Precision, targets: &[Target]) -> Vec<String> {
+    let is_of = |variant: &Variant| variant.precision == precision && targets.contains(&variant.target);
+    let graphs = entry.graphs.iter().filter(|graph| is_of(&graph.variant)).map(|graph| &graph.file);
+    let is_for = |variant: &&QuantizedVariant| {
+        variant.precision == precision && targets.iter().any(|target| variant.is_for(*target))
+    };
+    let variants = entry.variants.iter().filter(is_for);
     let weights = variants.flat_map(|variant| &variant.weights).map(|weights| &weights.file);
     graphs.chain(weights).cloned().collect()
 }
 
 impl Drop for Quantizer {
     fn drop(&mut self) {
+        self.remove_measured(self.measured.values().flatten());
         self.remove_files(&self.bundle.manifest, &[&self.committed]);
     }
 }

@@ -46,6 +46,7 @@ fn entry(component: Component, bytes: u64, fp8: Option<u64>) -> ComponentEntry {
     let quantized = QuantizedVariant {
         precision: Precision::Fp8,
         kernels: KernelLibrary::OnnxRuntime,
+        targets: Vec::new(),
         weights: fp8.map_or(Vec::new(), |bytes| file("fp8.safetensors", bytes)),
         quantized: 340,
         kept: 60,
