@@ -101,7 +101,8 @@ mod tests {
         #[test]
         fn numbers_are_exact_in_their_format_and_hardly_larger(exponent in -13.0_f32..15.0, part in 1.0_f32..2.0) {
             let value = exponent.floor().exp2() * part;
-            for (format, step) in [(WeightType::F32, 0.0), (WeightType::Bf16, 1.0 / 128.0), (WeightType::F16, 1.0 / 1024.0)] {
+            let steps = [(WeightType::F32, 0.0), (WeightType::Bf16, 1.0 / 128.0), (WeightType::F16, 1.0 / 1024.0)];
+            for (format, step) in steps {
                 let found = exact_from(format, value);
                 let stored = match format {
                     WeightType::F32 => found,

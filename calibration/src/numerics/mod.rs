@@ -1,8 +1,8 @@
 //! Quantisation parameters from activation statistics: scales, smoothing, clipping.
 //!
-//! In reading order: [`activations`] (their integers), [`range`] (ranges of activations), [`weights`] (per-row scales of weights), [`smoothing`]
-//! (SmoothQuant factors of input channels), [`plan`] (all layers of a component), [`fp8`] (E4M3), [`measured`]
-//! (measured errors of layer outputs).
+//! In reading order: [`activations`] (their integers), [`range`] (ranges of activations), [`weights`] (per-row scales of
+//! weights), [`smoothing`] (SmoothQuant factors of input channels), [`plan`] (all layers of a component), `convolutions`
+//! (those of the decoder), [`fp8`] (E4M3), [`measured`] (measured errors of layer outputs).
 
 pub mod activations;
 mod convolutions;
