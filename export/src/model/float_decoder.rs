@@ -85,7 +85,15 @@ impl FloatOperators<'_> {
         let view = [out, channels, side, side];
         let with_time = [out, channels, 1, side, side];
         let shape: &[usize] = if has_time_axis { &with_time } else { &view };
-        let kernel = LoadedKernel::new(self.g, self.weights, name, shape, view)?;
+        let weight = format!("{name}.weight");
+        let kernel = if let Some(numbers) = self.weights.layer(name) {
+            let weight = self.weights.load_stored(self.g, &weight, shape, &view)?;
+            LoadedKernel::Quantized { name, numbers, weight }
+        } else {
+            let weight = self.weights.load_view(self.g, &weight, shape, &view)?;
+            let bias = self.weights.load(self.g, &format!("{name}.bias"), &[out])?;
+            LoadedKernel::Float { weight, bias }
+        };
         kernel.convolve(self.g, self.weights, x)
     }
 }
