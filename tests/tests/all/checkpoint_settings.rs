@@ -46,7 +46,7 @@ fn a_scheduler_setting_that_is_not_supported_is_refused_with_the_supported_value
         ("two-experts", "predict_x0", json!(false), "true"),
         ("two-experts", "brand_new", json!(1), "no such key"),
         ("moving-clip", "thresholding", json!(true), "false"),
-        ("four-steps", "stochastic_sampling", json!(true), "false"),
+        ("four-steps", "stochastic_sampling", json!("yes"), "false"),
         ("four-steps", "invert_sigmas", json!(true), "false"),
         ("four-steps", "shift_terminal", json!(0.1), "null"),
     ] {
