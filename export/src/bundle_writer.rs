@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, Source};
 use crate::digests::{self, Known};
+use crate::lora::resolved::{BaseModel, LoraProof, Resolved, read_expert};
 use crate::model::{
     Chunk, GraphWeights, Lowering, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph, step_graph,
     text_encoder_graph, tiny_decoder_graph,
@@ -19,7 +20,9 @@ use bundle::digest::Digest;
 use bundle::dtype::WeightType;
 use bundle::graph_set::{Binding, GraphSet};
 use bundle::layout;
+use bundle::lora::LoraUse;
 use bundle::manifest::{self, Component, ComponentEntry, GraphEntry, Manifest, Part, WeightFile};
+use bundle::routing::ExpertName;
 use bundle::staging::Staging;
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
@@ -54,19 +57,24 @@ pub struct ExportRequest {
     /// checkpoint, for each component of its own, so that they can be linked; if a target is an accelerator, all are
     /// bf16.
     ///
-    /// A component that is stored in several formats is converted to f32, and so is one with [merges](Self::merges).
+    /// A component that is stored in several formats is converted to f32, and so is one with [merges](Self::merges) or
+    /// [LoRAs](Self::loras).
     pub weights: Option<WeightType>,
     /// True to read every weight, for its digest and to find values that are not finite.
     pub verify: bool,
     /// A tiny decoder to use in place of the checkpoint's.
     pub tiny_decoder: Option<PathBuf>,
-    /// Low-rank changes that are added to weights, each with the component of its weight. The weights of such a
-    /// component are written, not linked, and its digest and the names of its graphs depend on the changes.
+    /// Changes that are added to weights, each with the component of its weight. The weights of such a component are
+    /// written, not linked, and its digest and the names of its graphs depend on the changes.
     pub merges: Vec<(Component, Merge)>,
     /// Keeps only so many layers of the text encoder and blocks of each expert: the first ones. For tests of a model's
     /// width in little time; clips of such a model show nothing. Its settings are those of the whole model, its name and
     /// digests are others.
     pub layers: Option<NonZeroUsize>,
+    /// LoRA files that are merged into the experts, in order, after [merges](Self::merges).
+    pub loras: Vec<LoraUse>,
+    /// True to leave out keys of LoRA files that cannot be applied.
+    pub lora_lenient: bool,
     /// True to copy weights even if they can be linked, without a size limit.
     pub copy: bool,
     /// True to write a [graph set](bundle::graph_set) instead of a bundle: graphs without weights, which
@@ -89,6 +97,8 @@ impl ExportRequest {
             tiny_decoder: None,
             merges: Vec::new(),
             layers: None,
+            loras: Vec::new(),
+            lora_lenient: false,
             copy: false,
             graphs_only: false,
             stop: Stop::new(),
@@ -122,6 +132,8 @@ pub enum ExportEvent {
         /// The format in the bundle.
         weights: WeightType,
     },
+    /// A LoRA is merged.
+    Lora(LoraProof),
     /// The checkpoint's preview map was fitted for another decoder and is omitted.
     ForeignPreviewMap,
     /// The weights and graphs of a component are being written.
@@ -168,7 +180,7 @@ pub fn export_into(
     on_event: &mut dyn FnMut(ExportEvent),
 ) -> Result<ExportReport, Error> {
     refuse_f16_on_accelerators(request)?;
-    refuse_unread_graph_set(request)?;
+    check_graph_set(request)?;
     let mut checkpoint = Checkpoint::open(&request.checkpoint)?;
     if let Some(path) = &request.tiny_decoder {
         checkpoint.set_tiny_decoder(path)?;
@@ -225,11 +237,18 @@ fn refuse_f16_on_accelerators(request: &ExportRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses to bind graphs to weights that are not read.
-fn refuse_unread_graph_set(request: &ExportRequest) -> Result<(), Error> {
+/// Refuses to bind graphs to weights that are not read or that would be changed.
+fn check_graph_set(request: &ExportRequest) -> Result<(), Error> {
     if request.graphs_only && !request.verify {
         let rule = "graphs without weights are bound to the digest of every byte";
         return Err(bundle::Error::value(Field::GraphsOnly, "used", rule, "read every weight").into());
+    }
+    if let Some(lora) = request.loras.first().filter(|_| request.graphs_only) {
+        let rule =
+            "graphs without weights are for weights as they are stored, and a merged LoRA changes them";
+        let fix =
+            "leave it out, or export a bundle; `generate` applies a LoRA to a bundle without merging it";
+        return Err(bundle::Error::value(Field::Lora, format!("`{lora}`"), rule.to_owned(), fix).into());
     }
     Ok(())
 }
@@ -251,11 +270,14 @@ fn write_components(
     folder: &Path,
     on_event: &mut dyn FnMut(ExportEvent),
 ) -> Result<Written, Error> {
-    check_merges(request, checkpoint)?;
+    let Resolved { merges: of_loras, proofs } = resolve_loras(request, checkpoint)?;
+    proofs.iter().for_each(|proof| on_event(ExportEvent::Lora(proof.clone())));
+    let merges = checked_merges(request, of_loras, checkpoint)?;
     let mut all = Written::default();
     let mut formats = Vec::with_capacity(checkpoint.sources.len());
     for source in &checkpoint.sources {
-        formats.push(weight_format(request, source, on_event)?);
+        let has_merges = merges.iter().any(|(component, _)| *component == source.component);
+        formats.push(weight_format(request, source, has_merges, on_event)?);
     }
     let verify = if request.verify { Verify::Whole } else { Verify::Beginnings };
     let transfer =
@@ -267,7 +289,7 @@ fn write_components(
         .iter()
         .zip(&formats)
         .map(|(source, format)| {
-            let merges = request.merges.iter().filter(|(component, _)| *component == source.component);
+            let merges = merges.iter().filter(|(component, _)| *component == source.component);
             Transforms::conversion(*format).after(merges.map(|(_, merge)| merge.clone()))
         })
         .collect();
@@ -330,6 +352,12 @@ fn write_components(
             weight_type,
             digest,
             variants: Vec::new(),
+            loras: match component {
+                Component::Expert(expert) => {
+                    proofs.iter().filter_map(|proof| proof.applied(expert, false)).collect()
+                }
+                _ => Vec::new(),
+            },
         });
     }
     Ok(all)
@@ -353,9 +381,22 @@ fn needs_conversion(source: &Source, format: WeightType) -> Error {
     Error::NeedsConversion { component: source.component.clone(), stored, weights: format }
 }
 
-/// Checks that every merge is into a weight that the checkpoint has, and fits its shape.
-fn check_merges(request: &ExportRequest, checkpoint: &Checkpoint) -> Result<(), Error> {
-    for (component, merge) in &request.merges {
+/// Reads the LoRA files of the request and matches them with the experts.
+fn resolve_loras(request: &ExportRequest, checkpoint: &Checkpoint) -> Result<Resolved, Error> {
+    let read = |expert: &ExpertName, name: &str| read_expert(checkpoint, expert, name);
+    let model = BaseModel { spec: &checkpoint.denoiser, routing: &checkpoint.routing, weights: Some(&read) };
+    Resolved::new(&request.loras, request.lora_lenient, &model)
+}
+
+/// Returns all changes, those of LoRAs last. Every merge is into a weight that the checkpoint has, and fits its shape.
+fn checked_merges(
+    request: &ExportRequest,
+    of_loras: Vec<(ExpertName, Merge)>,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<(Component, Merge)>, Error> {
+    let of_loras = of_loras.into_iter().map(|(expert, merge)| (Component::Expert(expert), merge));
+    let merges: Vec<(Component, Merge)> = request.merges.iter().cloned().chain(of_loras).collect();
+    for (component, merge) in &merges {
         let refused = |why: String| Error::Merge { weight: merge.weight().to_owned(), why };
         let mut sources = checkpoint.sources.iter();
         let source = sources
@@ -367,21 +408,22 @@ fn check_merges(request: &ExportRequest, checkpoint: &Checkpoint) -> Result<(), 
             .ok_or_else(|| refused(format!("{component} does not have this weight")))?;
         merge.check(&weight.shape)?;
     }
-    Ok(())
+    Ok(merges)
 }
 
 /// Returns the number format of a component's weights in the bundle.
 fn weight_format(
     request: &ExportRequest,
     source: &Source,
+    has_merges: bool,
     on_event: &mut dyn FnMut(ExportEvent),
 ) -> Result<WeightType, Error> {
     let asked = request.weights.or_else(|| accelerator_format(&request.targets));
     if let Some(format) = asked {
         return Ok(format);
     }
-    // A sum with low-rank changes needs more digits than its parts.
-    if request.merges.iter().any(|(component, _)| *component == source.component) {
+    // A sum needs more digits than its parts.
+    if has_merges {
         return Ok(WeightType::F32);
     }
     let stored = StoredFormats::of(source)?;

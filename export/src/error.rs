@@ -243,13 +243,15 @@ pub enum Error {
         /// The checkpoint.
         checkpoint: PathBuf,
     },
-    /// A low-rank change cannot be merged into a weight.
+    /// A change cannot be merged into a weight.
     Merge {
         /// The weight's canonical name.
         weight: String,
         /// The problem.
         why: String,
     },
+    /// A LoRA cannot be used.
+    Lora(#[from] crate::lora::LoraError),
     /// A graph cannot be built or written.
     Graph(#[from] graph::Error),
     /// An error of the bundle format.
@@ -323,6 +325,7 @@ impl Diagnose for Error {
                 source.to_string(),
                 "check that the path exists, that there is room and that you have access to it",
             ),
+            Self::Lora(error) => error.report(),
             Self::Graph(error) => error.report(),
             Self::Contract(error) => error.report(),
             Self::NotACheckpoint { folder } => Report::bad_input(

@@ -5,16 +5,19 @@
 //! | [`checkpoint`] | checkpoints, read and checked as a whole |
 //! | [`weights`] | weights: scanned, then linked or converted into the bundle |
 //! | [`model`] | the graphs |
+//! | [`lora`] | LoRA files: read, matched with a model, and turned into changes of its weights |
 //! | [`defaults`] | default settings |
 //! | [`preview_map`] | the linear map of previews |
 //! | [`digests`], `file_data` | digests of files, without reading holes |
 //! | [`export`] | puts the bundle together |
 //! | [`attach`](attach()), `bindings` | a bundle from graphs without weights and the weights that they are for |
+//! | [`branched`] | bundles whose experts have LoRAs as branches |
 //! | [`quantized`] | quantised variants of an existing bundle |
 //! | [`synthetic`] | bundles of random weights, for benchmarks |
 
 mod attach;
 mod bindings;
+pub mod branched;
 mod bundle_writer;
 pub mod checkpoint;
 pub mod defaults;
@@ -22,6 +25,7 @@ mod differences;
 pub mod digests;
 mod error;
 mod file_data;
+pub mod lora;
 pub mod model;
 mod pointer;
 pub mod preview_map;

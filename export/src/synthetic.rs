@@ -135,6 +135,7 @@ fn write_component(
         weight_type: form.weights,
         digest,
         variants: Vec::new(),
+        loras: Vec::new(),
     })
 }
 

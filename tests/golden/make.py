@@ -20,12 +20,24 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from maker import check, checkpoint, cleaning, lists, mini, reference, schedules, tiny_decoder, tokenizer, vectors
+from maker import (
+    check,
+    checkpoint,
+    cleaning,
+    lists,
+    lora,
+    mini,
+    reference,
+    schedules,
+    tiny_decoder,
+    tokenizer,
+    vectors,
+)
 from maker.cases import CASES, Case
 
 HERE = Path(__file__).resolve().parent
 SIZE_LIMIT = 8_500_000
-NAMES = [case.name for case in CASES] + [mini.NAME] + lists.NAMES
+NAMES = [case.name for case in CASES] + [mini.NAME, lora.FOLDER] + lists.NAMES
 
 
 def main() -> int:
@@ -65,6 +77,8 @@ def main() -> int:
             save_file(run.tensors, HERE / name / "reference.safetensors")
             write_json(HERE / name / "case.json", lists.description(name, run), indent=2)
             print(f"{name}: {run.experts}, {list(run.tensors['frames'].shape)}")
+    if not chosen or lora.FOLDER in chosen:
+        lora.make(HERE, request_of)
     check_token_ids([case for case in CASES if (HERE / case.name).is_dir()])
     total = sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     print(f"{total / 1e6:.2f} MB in {HERE.name}/")

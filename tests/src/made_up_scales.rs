@@ -29,6 +29,7 @@ pub fn quantize(folder: &Path, scheme: Scheme) {
             numerics: &numerics,
             targets: &[Target::Cpu, Target::Plain],
             kernels: &[KernelLibrary::OnnxRuntime, KernelLibrary::Rushes],
+            merges: &[],
             is_measured: false,
             note: None,
             stop: &Stop::new(),

@@ -89,6 +89,7 @@ pub fn bundle(
         weight_type: WeightType::F32,
         digest,
         variants: Vec::new(),
+        loras: Vec::new(),
     };
     let mut manifest = Manifest {
         denoiser,

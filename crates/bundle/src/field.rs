@@ -176,6 +176,10 @@ pub enum Field {
     Priority,
     /// The time after which a job is past its deadline.
     Deadline,
+    /// A LoRA file.
+    Lora,
+    /// LoRA keys that are not understood.
+    LoraLenient,
 }
 
 crate::named!(
@@ -259,6 +263,8 @@ crate::named!(
     "from_step" => FromStep,
     "priority" => Priority,
     "deadline" => Deadline,
+    "lora" => Lora,
+    "lora_lenient" => LoraLenient,
 );
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ pub const GRAPHS: &str = "graphs.json";
 pub const TOKENIZER: &str = "tokenizer.json";
 /// The linear map of previews.
 pub const PREVIEW_MAP: &str = "preview/map.json";
+/// Folder of bundles that are the same with LoRAs as branches, in the bundle.
+pub const LORAS: &str = "loras";
 /// Folder of a component's weights, in the folder of its graphs.
 pub const WEIGHTS: &str = "weights";
 

@@ -35,6 +35,7 @@ pub mod geometry;
 pub mod graph_set;
 pub mod layout;
 pub mod lock;
+pub mod lora;
 pub mod manifest;
 pub mod named;
 pub mod output_path;

@@ -1,6 +1,7 @@
 //! Weights of a bundle as tensors of a graph.
 
 use super::Lowering;
+use super::branch::{self, Branches};
 use super::quantized_linear::quantized_linear;
 use crate::Error;
 use crate::weights::INPUT_FACTORS;
@@ -15,17 +16,23 @@ pub struct GraphWeights<'a> {
     placed: &'a PlacedWeights,
     lowering: Lowering,
     numerics: Option<&'a ComponentNumerics>,
+    branches: Option<&'a Branches>,
 }
 
 impl<'a> GraphWeights<'a> {
     /// Uses weights in the bundle, for the CPU.
     pub fn new(placed: &'a PlacedWeights) -> Self {
-        Self { placed, lowering: Lowering::CPU, numerics: None }
+        Self { placed, lowering: Lowering::CPU, numerics: None, branches: None }
     }
 
     /// Uses weights that are quantised with `numerics`.
     pub fn quantized(placed: &'a PlacedWeights, numerics: &'a ComponentNumerics) -> Self {
-        Self { placed, lowering: Lowering::CPU, numerics: Some(numerics) }
+        Self { placed, lowering: Lowering::CPU, numerics: Some(numerics), branches: None }
+    }
+
+    /// Returns the same weights with branches beside some of the linear layers.
+    pub fn branched(self, branches: &'a Branches) -> Self {
+        Self { branches: Some(branches), ..self }
     }
 
     /// Returns the quantisation of a layer, if it is quantised.
@@ -150,6 +157,23 @@ impl<'a> GraphWeights<'a> {
     }
 
     fn linear_with(
+        &self,
+        graph: &mut GraphBuilder,
+        name: &str,
+        x: &Tensor,
+        [out, width]: [usize; 2],
+        has_bias: bool,
+    ) -> Result<Tensor, Error> {
+        let branch = self.branches.and_then(|branches| branches.get(name)).map(|branch| (name, branch));
+        let Some(branch) = branch else {
+            return self.plain_linear(graph, name, x, [out, width], has_bias);
+        };
+        let scaled = branch::input(graph, *self, branch, x, width)?;
+        let y = self.plain_linear(graph, name, &scaled, [out, width], has_bias)?;
+        branch::output(graph, *self, branch, [x, &y], [out, width])
+    }
+
+    fn plain_linear(
         &self,
         graph: &mut GraphBuilder,
         name: &str,

@@ -2,6 +2,7 @@
 //!
 //! Names of weights are those of diffusers. Sizes come from the specs. [`Lowering`] selects the operators for a target.
 
+mod branch;
 mod causal_convolution;
 mod channels_last;
 mod decoder;
@@ -21,6 +22,8 @@ mod step_ends;
 mod text_encoder;
 mod tiny_decoder;
 
+pub(crate) use branch::tensor_name as branch_tensor_name;
+pub use branch::{BranchProduct, Branches, LayerBranch};
 pub use causal_convolution::Chunk;
 pub use denoiser::step_graph;
 pub use float_decoder::{decoder_graph, decoder_trunk_graph, decoder_upsampler_graph};

@@ -5,6 +5,7 @@ use crate::checkpoint::inventory::{self, Required};
 use crate::checkpoint::names::Family;
 use crate::checkpoint::shards::Shards;
 use crate::weights::converted::{BLOCK, Buffers};
+use crate::weights::merge::Merge;
 use crate::weights::number_format::widen;
 use crate::weights::transform::Transforms;
 use bundle::layout;
@@ -20,6 +21,8 @@ pub struct BundleWeights {
     pub(super) required: Vec<Required>,
     /// Its folder.
     pub(super) folder: PathBuf,
+    /// Changes of the weights as they are read.
+    merges: Vec<Merge>,
 }
 
 impl BundleWeights {
@@ -48,7 +51,17 @@ impl BundleWeights {
         for weight in &required {
             shards.tensor(&weight.name)?.expect_shape(&weight.shape)?;
         }
-        Ok(Self { shards, required, folder })
+        Ok(Self { shards, required, folder, merges: Vec::new() })
+    }
+
+    /// Returns the same weights with changes, which are made in f32 when a weight is read.
+    #[must_use]
+    pub fn with_merges(self, merges: Vec<Merge>) -> Self {
+        Self { merges, ..self }
+    }
+
+    fn merges_of(&self, name: &str) -> impl Iterator<Item = &Merge> {
+        self.merges.iter().filter(move |merge| merge.weight() == name)
     }
 
     /// Reads a weight as f32, with its shape.
@@ -59,6 +72,7 @@ impl BundleWeights {
         let tensor = self.shards.tensor(name)?;
         let mut values = vec![0.0; tensor.length / tensor.element.bytes()];
         widen(tensor.element, &tensor.read()?, &mut values);
+        self.merges_of(name).try_for_each(|merge| merge.add(tensor.shape, 0, &mut values))?;
         Ok((tensor.shape.to_vec(), values))
     }
 
@@ -72,6 +86,7 @@ impl BundleWeights {
         transforms: &Transforms,
     ) -> Result<(Vec<usize>, Vec<u8>), Error> {
         let tensor = self.shards.tensor(name)?;
+        let transforms = &transforms.clone().after(self.merges_of(name).cloned());
         let each = transforms.output(name, tensor.element).bytes();
         let mut bytes = vec![0; tensor.length / tensor.element.bytes() * each];
         let blocks = bytes.par_chunks_mut(BLOCK * each).enumerate();

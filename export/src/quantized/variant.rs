@@ -6,6 +6,7 @@ use super::{graphs, packed_values, plain_values};
 use crate::Error;
 use crate::model::Lowering;
 use crate::weights::PlacedWeights;
+use crate::weights::merge::Merge;
 use crate::weights::new_file::{Alignment, write_new};
 use bundle::dtype::WeightType;
 use bundle::layout;
@@ -31,6 +32,8 @@ pub struct VariantRequest<'a> {
     /// same quantised values. They are entries of a variant for the CPU, and differ from the plain graphs in the rounding
     /// of everything that is not quantised. Where the plain graphs are in f32, they are these.
     pub is_measured: bool,
+    /// Changes of the exported weights, which are made in f32 before they are quantised.
+    pub merges: &'a [Merge],
     /// A note for the user.
     pub note: Option<String>,
     /// Stops the work.
@@ -97,7 +100,8 @@ pub fn write_variant(
     remove_entries(entry, request.scheme.precision(), &request.targets());
     let mut measured = Vec::new();
     for form in request.forms() {
-        if form.kernels == KernelLibrary::OnnxRuntime && request.numerics.layers.is_empty() {
+        let is_as_exported = request.numerics.layers.is_empty() && request.merges.is_empty();
+        if form.kernels == KernelLibrary::OnnxRuntime && is_as_exported {
             measured.extend(share_exported(entry, request, &form));
             continue;
         }
@@ -180,7 +184,7 @@ fn lower(
 ) -> Result<(Lowered, WeightFile), Error> {
     let Form { kernels, targets } = form;
     let (numerics, precision) = (request.numerics, request.scheme.precision());
-    let source = BundleWeights::open(bundle, entry)?;
+    let source = BundleWeights::open(bundle, entry)?.with_merges(request.merges.to_vec());
     let planned = tensors(&source, request, form, (&bundle.manifest.denoiser, entry.weight_type))?;
     let digest = numerics.fingerprint();
     let name = match targets[..] {

@@ -1,53 +1,19 @@
-//! Low-rank changes of weights: `W' = W + s·B·A`.
-//!
-//! Source: `LoRA` (arXiv 2106.09685). There, `s` is `alpha / rank`.
+//! Changes that are merged into weights: `W' = W + s·ΔW`.
 
+use super::delta::matrix;
+pub use super::delta::{Delta, Factor};
+pub use super::magnitudes::Magnitudes;
 use super::row_segments::row_segments;
 use crate::Error;
 use bundle::digest::Digest;
-use std::fmt;
-use std::sync::Arc;
 
-/// A factor of a low-rank change.
-#[derive(Clone, PartialEq)]
-pub struct Factor {
-    /// Rows and columns.
-    pub shape: [usize; 2],
-    /// Its elements, row-major.
-    pub values: Arc<[f32]>,
-}
-
-impl fmt::Debug for Factor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Factor").field("shape", &self.shape).finish_non_exhaustive()
-    }
-}
-
-impl Factor {
-    /// Returns the digest of shape and elements.
-    fn digest(&self) -> Digest {
-        let shape = self.shape.map(|extent| (extent as u64).to_le_bytes());
-        let values: Vec<u8> = self.values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Digest::of_parts([&shape[0][..], &shape[1], &values])
-    }
-
-    /// Returns a row.
-    fn row(&self, row: usize) -> &[f32] {
-        let columns = self.shape[1];
-        &self.values[row * columns..(row + 1) * columns]
-    }
-}
-
-/// The addition of a low-rank matrix to a weight: `W' = W + s·B·A`, in f32.
-///
-/// The weight has the shape `[out,in]`, or `[out,in,…]` for a convolution, which is read as a matrix
-/// `[out,in·…]`.
+/// The change of one weight, in f32: `W' = W + s·ΔW`, or [`Magnitudes`] of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Merge {
     weight: String,
     scale: f32,
-    up: Factor,
-    down: Factor,
+    delta: Delta,
+    magnitudes: Option<Magnitudes>,
 }
 
 impl Merge {
@@ -69,18 +35,27 @@ impl Merge {
     /// [`Error::Merge`] if the factors do not fit each other, have no elements, or if an element or the scale is not
     /// finite.
     pub fn new(weight: impl Into<String>, scale: f32, up: Factor, down: Factor) -> Result<Self, Error> {
+        Self::of(weight, scale, Delta::LowRank { up, down })
+    }
+
+    /// Creates the addition of `scale · delta` to the weight of this canonical name.
+    ///
+    /// # Errors
+    /// [`Error::Merge`] if matrices of the change do not fit each other, have no elements, or if an element or the scale
+    /// is not finite.
+    pub fn of(weight: impl Into<String>, scale: f32, delta: Delta) -> Result<Self, Error> {
         let weight = weight.into();
-        let why = wrong_factor("up", &up).or_else(|| wrong_factor("down", &down)).or_else(|| {
-            if up.shape[1] != down.shape[0] {
-                Some(format!("`up` is {:?} and `down` is {:?}: the ranks differ", up.shape, down.shape))
-            } else {
-                (!scale.is_finite()).then(|| format!("its scale is {scale}"))
-            }
-        });
+        let why = delta.fault().or_else(|| (!scale.is_finite()).then(|| format!("its scale is {scale}")));
         match why {
             Some(why) => Err(Error::Merge { weight, why }),
-            None => Ok(Self { weight, scale, up, down }),
+            None => Ok(Self { weight, scale, delta, magnitudes: None }),
         }
+    }
+
+    /// Returns the same change with magnitudes.
+    #[must_use]
+    pub fn with_magnitudes(self, magnitudes: Magnitudes) -> Self {
+        Self { magnitudes: Some(magnitudes), ..self }
     }
 
     /// Returns the canonical name of the weight.
@@ -88,53 +63,73 @@ impl Merge {
         &self.weight
     }
 
+    /// Returns the factor on the change.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// Returns the change without its scale.
+    pub fn delta(&self) -> &Delta {
+        &self.delta
+    }
+
+    /// Returns its magnitudes, if it has them.
+    pub fn magnitudes(&self) -> Option<&Magnitudes> {
+        self.magnitudes.as_ref()
+    }
+
+    /// Returns the Frobenius norm of `W' - W`.
+    pub fn change(&self) -> f64 {
+        let plain = || f64::from(self.scale).abs() * self.delta.norm();
+        self.magnitudes.as_ref().map_or_else(plain, |magnitudes| magnitudes.change)
+    }
+
     /// Checks that the change fits a weight of this shape.
     ///
     /// # Errors
     /// [`Error::Merge`] with both shapes.
     pub fn check(&self, shape: &[usize]) -> Result<(), Error> {
-        let [rows, columns] = [self.up.shape[0], self.down.shape[1]];
-        let fits = match shape {
-            [out, inputs @ ..] if !inputs.is_empty() => {
-                *out == rows && checked_product(inputs) == Some(columns)
-            }
-            _ => false,
-        };
-        let why = || format!("the change is [{rows}, {columns}] and the weight is {shape:?}");
-        if fits { Ok(()) } else { Err(Error::Merge { weight: self.weight.clone(), why: why() }) }
+        if self.delta.fits(shape) {
+            return Ok(());
+        }
+        let why = format!("the change is {:?} and the weight is {shape:?}", self.delta.shape());
+        Err(Error::Merge { weight: self.weight.clone(), why })
     }
 
-    /// Returns the digest of the name, the scale and the factors.
+    /// Returns the digest of the name, the scale and the change.
     pub fn digest(&self) -> Digest {
-        let [up, down] = [self.up.digest(), self.down.digest()];
-        let scale = self.scale.to_le_bytes();
-        Digest::of_parts([
-            b"merge".as_slice(),
-            self.weight.as_bytes(),
-            &scale,
-            up.blake3.as_bytes(),
-            down.blake3.as_bytes(),
-        ])
+        let mut parts = vec![
+            b"merge".to_vec(),
+            self.weight.as_bytes().to_vec(),
+            self.scale.to_le_bytes().to_vec(),
+            self.delta.digest().blake3.into_bytes(),
+        ];
+        parts.extend(self.magnitudes.as_ref().map(|magnitudes| magnitudes.digest().blake3.into_bytes()));
+        Digest::of_parts(parts.iter().map(Vec::as_slice))
     }
 
     /// Adds the change to the elements of a weight of this shape from `start` on. The bits of an element do not
     /// depend on the block, and an element whose change is zero keeps its bits.
-    pub(super) fn add(&self, shape: &[usize], start: usize, values: &mut [f32]) -> Result<(), Error> {
+    pub(crate) fn add(&self, shape: &[usize], start: usize, values: &mut [f32]) -> Result<(), Error> {
         self.check(shape)?;
-        let columns = self.down.shape[1];
+        let columns = matrix(shape)[1];
         let mut products = vec![0.0_f32; columns.min(values.len())];
+        let mut work = Vec::new();
         for segment in row_segments(columns, start, values.len()) {
             let products = &mut products[..segment.block.len()];
             products.fill(0.0);
-            for (rank, up) in self.up.row(segment.row).iter().enumerate() {
-                let down = &self.down.row(rank)[segment.columns.clone()];
-                for (product, down) in products.iter_mut().zip(down) {
-                    *product += up * down;
-                }
-            }
+            let row = (segment.row, columns);
+            self.delta.add_row(row, segment.columns.clone(), products, &mut work);
             let mut overflows = false;
-            for (value, product) in values[segment.block].iter_mut().zip(products) {
-                let change = self.scale * *product;
+            let values = values[segment.block].iter_mut().zip(products);
+            for ((value, product), column) in values.zip(segment.columns) {
+                let change = match &self.magnitudes {
+                    None => self.scale * *product,
+                    Some(Magnitudes { of_rows, factors, strength, .. }) => {
+                        let factor = factors[if *of_rows { segment.row } else { column }];
+                        strength * ((*value + self.scale * *product) * factor - *value)
+                    }
+                };
                 // Adding zero would change the sign of -0.
                 let merged = if change == 0.0 { *value } else { *value + change };
                 overflows |= value.is_finite() & !merged.is_finite();
@@ -147,20 +142,6 @@ impl Merge {
         }
         Ok(())
     }
-}
-
-/// Returns what is wrong with a factor, if anything.
-fn wrong_factor(name: &str, factor: &Factor) -> Option<String> {
-    let Factor { shape, values } = factor;
-    if values.is_empty() || checked_product(shape) != Some(values.len()) {
-        return Some(format!("`{name}` is {shape:?} and has {} elements", values.len()));
-    }
-    let bad = values.iter().position(|value| !value.is_finite())?;
-    Some(format!("element {bad} of `{name}` is {}", values[bad]))
-}
-
-fn checked_product(extents: &[usize]) -> Option<usize> {
-    extents.iter().try_fold(1_usize, |product, extent| product.checked_mul(*extent))
 }
 
 #[cfg(test)]

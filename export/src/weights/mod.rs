@@ -5,11 +5,13 @@
 //! bundle, or [`converted`] into a new file by a list of [`transform`]s. The result is the location of each weight, which
 //! is all that a graph contains. [`packed`] packs linear layers for Rushes kernels. `new_file` writes new files.
 //!
-//! The transforms are the conversion of [`number_format`]s, the [`merge`] of low-rank changes and
+//! The transforms are the conversion of [`number_format`]s, the [`merge`] of changes, whose forms are in [`delta`], and
 //! [`row_quantization`].
 
 pub mod converted;
+pub mod delta;
 pub mod linked;
+pub mod magnitudes;
 pub mod merge;
 pub(crate) mod new_file;
 pub mod number_format;

@@ -41,6 +41,7 @@ fn manifest() -> Manifest {
         weight_type: WeightType::F32,
         digest: Digest::of_parts([]),
         variants: Vec::new(),
+        loras: Vec::new(),
     };
     Manifest {
         format: FORMAT,

@@ -38,7 +38,7 @@ pub use report::{DeviceMemory, JobReport, NodesOfGraph, OutputSummary, PreviewSu
 pub use resume_from::ResumeFrom;
 pub use running::{Job, JobState, generate};
 pub use snapshot_writer::Storing;
-pub use spec::{Extra, InputFile, JobSpec, ModelIdentity, SPEC_VERSION};
+pub use spec::{Extra, InputFile, JobSpec, LoraSpec, ModelIdentity, SPEC_VERSION};
 pub use start::{JobStart, Resumed};
 pub use stored_snapshot::{SNAPSHOT_VERSION, SnapshotIdentity, StoredSnapshot};
 pub use timing::JobTimes;

@@ -7,7 +7,9 @@ use crate::model::Model;
 use crate::plan::{GenerateRequest, GenerationPlan, Length};
 use bundle::digest::Digest;
 use bundle::geometry::PixelSize;
-use bundle::manifest::{Component, Manifest};
+use bundle::lora::AppliedLora;
+use bundle::manifest::{Component, ComponentEntry, Manifest};
+use bundle::routing::ExpertName;
 use bundle::settings::{ScheduleKind, SolverKind};
 use bundle::timesteps::{GuidanceUntil, Start, TimestepChoice, TimestepList};
 use bundle::units::{FrameRate, GuidanceScale, Seed, Shift, Sigma};
@@ -82,6 +84,9 @@ pub struct JobSpec {
     pub seed: Seed,
     /// Factor on the noise.
     pub noise_scale: f32,
+    /// The LoRAs that are applied to the model without being merged, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraSpec>,
     /// The file that the noise was read from, instead of the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise: Option<InputFile>,
@@ -122,6 +127,35 @@ pub struct InputFile {
     pub name: String,
     /// BLAKE3 of its content, 64 hexadecimal digits.
     pub digest: String,
+}
+
+/// A LoRA that is applied to an expert without being merged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraSpec {
+    /// The file.
+    pub file: InputFile,
+    /// The expert.
+    pub expert: ExpertName,
+    /// Factor on its changes.
+    pub strength: f32,
+}
+
+impl LoraSpec {
+    /// The LoRAs that the graphs of a bundle apply, by expert.
+    pub fn of(manifest: &Manifest) -> Vec<Self> {
+        let of_entry = |entry: &ComponentEntry| {
+            let Component::Expert(expert) = &entry.component else { return Vec::new() };
+            let branches = entry.loras.iter().filter(|lora| lora.is_branch);
+            let spec = |lora: &AppliedLora| Self {
+                file: InputFile { name: lora.name.clone(), digest: lora.digest.clone() },
+                expert: expert.clone(),
+                strength: lora.strength,
+            };
+            branches.map(spec).collect()
+        };
+        manifest.components.iter().flat_map(of_entry).collect()
+    }
 }
 
 /// A setting of the program that made the clip.
@@ -166,6 +200,7 @@ impl JobSpec {
             step_cache: plan.step_cache,
             seed: plan.seed,
             noise_scale: plan.noise_scale,
+            loras: LoraSpec::of(model.manifest()),
             noise: None,
             forks: Vec::new(),
             stop_after: None,
@@ -325,6 +360,7 @@ pub(crate) mod tests {
             step_cache: StepPolicy::EasyCache { threshold: 0.07 },
             seed: Seed(u64::MAX),
             noise_scale: 0.85,
+            loras: vec![LoraSpec { file: file.clone(), expert: ExpertName("only".into()), strength: 0.8 }],
             noise: Some(file.clone()),
             forks: vec![ForkSpec {
                 after: 3,

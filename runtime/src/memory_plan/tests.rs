@@ -47,6 +47,7 @@ fn entry(component: Component, megabytes: u64) -> ComponentEntry {
         weight_type: WeightType::Bf16,
         digest: Digest::of_parts([]),
         variants: Vec::new(),
+        loras: Vec::new(),
         component,
     }
 }

@@ -52,6 +52,10 @@ fn main() {
     let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b.weight":{"dtype":"BF16","shape":[2],"data_offsets":[8,12]}}  "#;
     let tensors = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 12]].concat();
     write("safetensors_header", "two-tensors.safetensors", tensors);
+    let loras = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/lora");
+    for name in ["kohya-with-dots", "lokr"].map(|name| format!("{name}.safetensors")) {
+        write("lora", &name, fs::read(loras.join(&name)).unwrap());
+    }
     let srt = "1\n00:00:00,500 --> 00:00:01,000\n<i>one</i>\nsecond {\\an8}line\n\n2\n00:01:02,003 --> 01:00:00,000 X1:5\n一只猫\n";
     write("srt", "two.srt", srt);
     write("srt", "utf-16.srt", utf_16(srt));
@@ -86,6 +90,7 @@ fn plain_spec() -> JobSpec {
         guidance: vec![GuidanceScale(4.0), GuidanceScale(3.0)],
         seed: Seed(u64::MAX),
         noise_scale: 0.85,
+        loras: Vec::new(),
         noise: None,
         forks: Vec::new(),
         stop_after: None,

@@ -11,19 +11,20 @@ mod seal;
 mod texts;
 
 pub use job::{clip_record, job_spec, snapshot};
-pub use models::{bundle_json, graphs_json, onnx, safetensors_header, torch_file};
+pub use models::{bundle_json, graphs_json, lora, onnx, safetensors_header, torch_file};
 pub use texts::{clip_file, prompts, srt};
 
 /// A target: true if the bytes were read, false if they were refused.
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target, by the name of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/seeds`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("bundle_json", bundle_json),
     ("clip_file", clip_file),
     ("clip_record", clip_record),
     ("graphs_json", graphs_json),
     ("job_spec", job_spec),
+    ("lora", lora),
     ("onnx", onnx),
     ("prompts", prompts),
     ("safetensors_header", safetensors_header),

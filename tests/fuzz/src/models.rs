@@ -7,6 +7,7 @@ use bundle::units::Seed;
 use bundle::variant::{KernelLibrary, Precision, Target};
 use engines::WeightMemory;
 use export::checkpoint::{header, torch_file as torch};
+use export::lora::{Lora, LoraFile};
 use graph::Model;
 use graph::observe::Observed;
 use runtime::memory_plan::{MemorySettings, footprints};
@@ -28,6 +29,21 @@ pub fn safetensors_header(bytes: &[u8]) -> bool {
         end = tensor.span.end;
     }
     assert_eq!(end, bytes.len());
+    true
+}
+
+/// A LoRA file: its keys are read, and its changes are listed and measured.
+///
+/// # Panics
+/// A key is neither part of a change nor named as unknown, or the sum of changes is negative.
+pub fn lora(bytes: &[u8]) -> bool {
+    let Ok(file) = LoraFile::from_bytes(Path::new("x.safetensors"), bytes.to_vec()) else { return false };
+    let keys = file.keys().count();
+    let Ok(lora) = Lora::of(file) else { return false };
+    let Ok(summary) = lora.summary() else { return false };
+    let changes: usize = summary.forms.values().sum();
+    assert!(keys == 0 || changes + summary.unknown.len() > 0, "{keys} keys are lost");
+    assert!(summary.change.is_none_or(|change| change >= 0.0 || change.is_nan()), "{:?}", summary.change);
     true
 }
 

@@ -270,6 +270,7 @@ fn weights_that_need_a_conversion_cannot_be_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("graphs");
     let graphs_only = ExportRequest { graphs_only: true, ..ExportRequest::new(&checkpoint, &out) };
+    let lora = bundle::lora::LoraUse::new("style.safetensors");
     for (request, expected) in [
         (
             ExportRequest { targets: vec![Target::Plain], ..graphs_only.clone() },
@@ -277,6 +278,7 @@ fn weights_that_need_a_conversion_cannot_be_left_out() {
         ),
         (ExportRequest { weights: Some(WeightType::F16), ..graphs_only.clone() }, "converted to f16"),
         (ExportRequest { verify: false, ..graphs_only.clone() }, "graphs_only cannot be used"),
+        (ExportRequest { loras: vec![lora], ..graphs_only.clone() }, "lora cannot be `style.safetensors`"),
     ] {
         let error = export::export(&request, &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

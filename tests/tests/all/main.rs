@@ -35,6 +35,8 @@ mod kernel_decoder;
 mod kernels;
 mod kills;
 mod live;
+mod lora_branches;
+mod loras;
 mod merged_weights;
 mod mini;
 mod mini_cache;

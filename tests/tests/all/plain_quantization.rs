@@ -1,7 +1,10 @@
 //! `rushes quantize --target plain`: quantised graphs for accelerators, computed on the CPU.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use super::lora_branches::{branched, first_latent};
+use super::loras::{expert, file, on};
 use bundle::dtype::WeightType;
+use bundle::lora::LoraExpert;
 use bundle::manifest::{Bundle, Component};
 use bundle::variant::{KernelLibrary, Precision, Target, Variant};
 use export::ExportRequest;
@@ -9,6 +12,7 @@ use quality::quantize::report::{self, Quality};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use tests::compare::relative_difference;
 use tests::program::{event, rushes};
 use tests::{edit, golden};
 
@@ -107,6 +111,79 @@ fn targets_without_graphs_are_refused_before_any_clip_is_generated() {
     let error = cpu.refused(&["--attention", "fp8"]).to_string();
     assert!(error.contains("only fp8 quantises"), "{error}");
     assert_eq!(std::fs::read(cpu.path().join("bundle.json")).unwrap(), before);
+}
+
+/// The same bundle with its plain graphs in INT8 as those for the CPU.
+fn plain_on_cpu(bundle: &Bundle) -> Bundle {
+    let mut bundle = bundle.clone();
+    for entry in &mut bundle.manifest.components {
+        let is_int8 = |precision| precision == Precision::Int8;
+        entry
+            .graphs
+            .retain(|graph| !is_int8(graph.variant.precision) || graph.variant.target == Target::Plain);
+        entry.variants.retain(|variant| !is_int8(variant.precision) || variant.is_for(Target::Plain));
+        for graph in entry.graphs.iter_mut().filter(|graph| is_int8(graph.variant.precision)) {
+            graph.variant.target = Target::Cpu;
+        }
+        for variant in entry.variants.iter_mut().filter(|variant| is_int8(variant.precision)) {
+            variant.targets = vec![Target::Cpu];
+        }
+    }
+    bundle
+}
+
+#[test]
+fn loras_change_the_quantised_models_of_both_targets() {
+    let both = Calibrated::new("two-experts", &[Target::Cpu, Target::Plain], WeightType::F32);
+    let arguments = ["--target", "cpu,plain", "--kernels", "onnxruntime"];
+    both.quantize(&arguments, "int8");
+    let weights = |bundle: &Bundle, target| {
+        let variant = Variant { target, ..Variant::cpu(Precision::Int8, KernelLibrary::OnnxRuntime) };
+        bundle.manifest.component(&expert("high_noise")).unwrap().weight_files_of(variant).to_vec()
+    };
+    let base = both.bundle();
+
+    // Beside the weights: the graphs of each target read the factors from a file that belongs to their weights.
+    let lora = on(LoraExpert::HighNoise, file("lightning.safetensors"), 1.0);
+    let found = branched(&base, std::slice::from_ref(&lora), &both.0.path().join("branched")).unwrap();
+    for target in [Target::Cpu, Target::Plain] {
+        let (before, after) = (weights(&base, target), weights(&found, target));
+        assert!(after.starts_with(&before) && after.len() == before.len() + 1, "{target}: {after:?}");
+        let variant = Variant { target, ..Variant::cpu(Precision::Int8, KernelLibrary::OnnxRuntime) };
+        let entry = found.manifest.component(&expert("high_noise")).unwrap();
+        let graph = entry.graph(bundle::manifest::Part::Whole, variant).unwrap();
+        let files = graph::Model::read(&found.path(&graph.file)).unwrap().external_data();
+        let own = Path::new(&after[before.len()].file).file_name().unwrap().to_str().unwrap();
+        assert!(files.iter().any(|data| data.location.ends_with(own)), "{target}: {own} {files:?}");
+    }
+    assert_ne!(weights(&found, Target::Cpu).last(), weights(&found, Target::Plain).last());
+    let reference = first_latent(found.clone(), Precision::F32);
+    let error = |bundle: &Bundle, target: Target| {
+        // ONNX Runtime computes plain graphs in f32 on the CPU.
+        let bundle = if target == Target::Plain { plain_on_cpu(bundle) } else { bundle.clone() };
+        relative_difference(first_latent(bundle, Precision::Int8).view(), reference.view())
+    };
+    // The next quantisation removes the files of this one.
+    let (on_cpu, in_plain) = (error(&base, Target::Cpu), error(&base, Target::Plain));
+    let nearer = |changed: &Bundle, target: Target| {
+        let before = if target == Target::Plain { in_plain } else { on_cpu };
+        20.0 * (before / error(changed, target)).log10()
+    };
+    let decibels = nearer(&found, Target::Plain);
+    println!("plain graphs with a branch: {decibels:.1} dB nearer");
+    assert!(decibels >= 6.0, "{decibels:.1} dB");
+
+    // Merged into the variants of both targets.
+    let lora = lora.to_string();
+    both.quantize(&[&arguments[..], &["--lora", &lora]].concat(), "int8");
+    let merged = both.bundle();
+    for target in [Target::Cpu, Target::Plain] {
+        assert_ne!(weights(&base, target), weights(&merged, target));
+        let decibels = nearer(&merged, target);
+        println!("merged, {target}: {decibels:.1} dB nearer");
+        assert!(decibels >= 6.0, "{target}: {decibels:.1} dB");
+    }
+    has_only_its_files(&merged);
 }
 
 #[test]

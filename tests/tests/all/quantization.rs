@@ -390,6 +390,7 @@ fn at_the_shape_of_1_3b_nearly_all_work_is_in_integers() {
         numerics: &numerics,
         targets: &[Target::Cpu],
         kernels: &both,
+        merges: &[],
         is_measured: false,
         note: None,
         stop: &Stop::new(),

@@ -139,6 +139,7 @@ fn ranges_with_a_zero_point_have_no_plain_graph() {
         targets: &[Target::Plain],
         kernels: &[],
         is_measured: false,
+        merges: &[],
         note: None,
         stop: &Stop::new(),
     };

@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::dtype::WeightType;
 use crate::file_digest::{self, FileDigest};
 use crate::layout;
+use crate::lora::AppliedLora;
 use crate::preview::LatentToRgb;
 use crate::routing::Routing;
 use crate::settings::Defaults;
@@ -71,6 +72,9 @@ pub struct ComponentEntry {
     /// Quantised variants, each with its own weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<QuantizedVariant>,
+    /// The LoRAs that its weights contain, or that its graphs add to them, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<AppliedLora>,
 }
 
 /// A quantised variant of a component.

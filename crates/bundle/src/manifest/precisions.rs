@@ -77,6 +77,7 @@ mod tests {
             weight_type,
             digest: Digest::of_parts([]),
             variants: Vec::new(),
+            loras: Vec::new(),
         };
         add(&mut entry, Precision::from(weight_type), OnnxRuntime);
         entry

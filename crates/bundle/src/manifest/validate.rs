@@ -282,6 +282,12 @@ fn components(manifest: &Manifest) -> Result<(), String> {
             return Err(format!("`components` has {component} but `tiny_decoder` is absent"));
         }
         files(entry)?;
+        for lora in &entry.loras {
+            hexadecimal("loras", &lora.digest)?;
+            if !lora.strength.is_finite() || !lora.change.is_finite() {
+                return Err(format!("`loras` of {component} has a number that is not finite"));
+            }
+        }
     }
     let has_expert = experts.iter().any(has);
     let (text, denoiser, vae) = (&manifest.text_encoder, &manifest.denoiser, &manifest.vae);

@@ -3,6 +3,7 @@
 use super::devices::{BudgetArgs, DeviceArgs, MemoryArgs};
 use super::global::GlobalArgs;
 use super::gpu::GpuChoice;
+use super::lora::LoraArgs;
 use super::os_text;
 use super::post_process::PostProcessArgs;
 use super::preview::{FitArgs, PreviewArgs};
@@ -59,6 +60,8 @@ pub(super) enum Command {
     Quantize(QuantizeArgs),
     /// Print the contents of a bundle
     Inspect(InspectArgs),
+    /// Print what a LoRA file contains, and what of it applies to a model
+    Lora(super::lora::LoraCommandArgs),
     /// Compile the graphs of a bundle for a device that needs it: openvino, tensorrt or tensorrt-rtx
     Build(Box<super::build::BuildArgs>),
     /// List and remove compiled engines
@@ -90,6 +93,7 @@ impl Command {
             | Self::Engines(_)
             | Self::Export(_)
             | Self::Inspect(_)
+            | Self::Lora(_)
             | Self::Simulate(_)
             | Self::Doctor => None,
         }
@@ -126,6 +130,8 @@ pub(super) struct GenerateArgs {
     pub(super) settings: ClipArgs,
     #[command(flatten)]
     pub(super) noise: NoiseArgs,
+    #[command(flatten)]
+    pub(super) lora: LoraArgs,
     /// Write text states, the latent after each step and the frames to a safetensors file
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
@@ -293,6 +299,8 @@ pub(super) struct AuditionArgs {
     #[arg(long, value_name = "DIR", default_value = "audition")]
     pub(super) out: PathBuf,
     #[command(flatten)]
+    pub(super) lora: LoraArgs,
+    #[command(flatten)]
     pub(super) settings: ClipArgs,
     #[command(flatten)]
     pub(super) run: RunArgs,
@@ -319,6 +327,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "NAME", default_value_t = PreviewKind::Off)]
     pub(super) preview: PreviewKind,
     #[command(flatten)]
+    pub(super) lora: LoraArgs,
+    #[command(flatten)]
     pub(super) settings: ClipArgs,
     #[command(flatten)]
     pub(super) compute: ComputeArgs,
@@ -335,6 +345,8 @@ pub(super) struct VerifyArgs {
     /// The file of the initial noise, if the clip was made from one
     #[arg(long, value_name = "FILE")]
     pub(super) noise: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) lora: LoraArgs,
     #[command(flatten)]
     pub(super) memory: MemoryArgs,
     /// Number of threads, at most one per core that this process may use [default: as many as made the clip]
@@ -384,6 +396,8 @@ pub(super) struct ExportArgs {
     /// Tiny decoder for previews, in the layout of taew2_1 or taew2_2 [default: the checkpoint's, if it has one]
     #[arg(long, value_name = "FILE")]
     pub(super) tiny: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) lora: LoraArgs,
     /// Do not read every weight: no digests over all bytes, and no check for NaN and infinity
     #[arg(long)]
     pub(super) no_verify: bool,
@@ -463,6 +477,8 @@ pub(super) struct QuantizeArgs {
     /// With --scheme fp8, use E4M3 in the products of attention too: fp8, which may be left out at the end of the line
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "fp8")]
     pub(super) attention: Option<AttentionFormat>,
+    #[command(flatten)]
+    pub(super) lora: LoraArgs,
     /// Calibration file that `rushes calibrate` wrote [default: calibration.json of the bundle]
     #[arg(long, value_name = "FILE")]
     pub(super) calibration: Option<PathBuf>,

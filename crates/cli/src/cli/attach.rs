@@ -50,7 +50,7 @@ pub(super) fn run(args: &AttachArgs, global: &GlobalArgs) -> Result<ExitCode, Er
             render::note(&describe(&event));
         }
     })?;
-    print(&report, false, "attached", started.elapsed().as_secs_f64(), as_json)?;
+    print(&report, &[], false, "attached", (started.elapsed().as_secs_f64(), as_json))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,13 +3,13 @@
 use super::args::AuditionArgs;
 use super::generate::{model_options, with_settings};
 use super::global::GlobalArgs;
+use super::lora;
 use super::memory::{plan_memory, sessions};
 use super::mini_form::mini_form;
 use super::progress::Progress;
 use super::render;
 use super::seed::SeedChoice;
 use crate::Error;
-use bundle::manifest::Bundle;
 use bundle::preview::PreviewKind;
 use bundle::units::Seed;
 use bundle::{Diagnose, Field};
@@ -70,7 +70,7 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let mut options = model_options(&args.run.compute, None);
     let form = || mini_form(&args.run.compute.devices, global, options.precision);
     let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
-    let bundle = Bundle::open(&folder)?;
+    let bundle = lora::open(&folder, &args.lora, options.precision, (global, cancel.stop()))?;
     let plan_of = |seed| {
         let request = with_settings(GenerateRequest::new(args.prompt.clone(), seed), &args.settings)?;
         Ok::<_, Error>(GenerationPlan::new(&bundle.manifest, &request)?)

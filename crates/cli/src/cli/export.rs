@@ -5,6 +5,7 @@ use super::global::GlobalArgs;
 use super::{inspect, render};
 use crate::Error;
 use bundle::units::ByteCount;
+use export::lora::resolved::LoraProof;
 use export::{ExportEvent, ExportReport, ExportRequest};
 use serde_json::json;
 use std::process::ExitCode;
@@ -18,29 +19,35 @@ pub(super) fn run(args: &ExportArgs, global: &GlobalArgs) -> Result<ExitCode, Er
         weights: args.weights,
         verify: !args.no_verify,
         tiny_decoder: args.tiny.clone(),
+        loras: args.lora.lora.clone(),
+        lora_lenient: args.lora.lora_lenient,
         copy: args.copy,
         graphs_only: args.graphs_only,
         stop: global.interrupts.cancel().stop().clone(),
         ..ExportRequest::new(&args.checkpoint, &args.out)
     };
     let as_json = global.json;
+    let mut loras = Vec::new();
     let report = export::export(&request, &mut |event| {
+        if let ExportEvent::Lora(proof) = &event {
+            loras.push(proof.clone());
+        }
         if !as_json {
             render::note(&describe(&event));
         }
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    print(&report, args.graphs_only, "exported", seconds, as_json)?;
+    print(&report, &loras, args.graphs_only, "exported", (seconds, as_json))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a new bundle, or graphs without weights.
 pub(super) fn print(
     report: &ExportReport,
+    loras: &[LoraProof],
     graphs_only: bool,
     event: &str,
-    seconds: f64,
-    as_json: bool,
+    (seconds, as_json): (f64, bool),
 ) -> Result<(), Error> {
     let files: ByteCount = report.manifest.digests.values().map(|digest| digest.bytes).sum();
     let value = json!({
@@ -52,6 +59,7 @@ pub(super) fn print(
         "graphs_only": graphs_only,
         "weights": inspect::weight_formats(&report.manifest),
         "defaults": report.manifest.defaults,
+        "loras": loras,
         "seconds": seconds,
     });
     let defaults = inspect::describe_defaults(&report.manifest.defaults);
@@ -79,6 +87,7 @@ pub(super) fn describe(event: &ExportEvent) -> String {
                 "{component}: its weights are stored in {stored}, and are written in {weights}, which holds all"
             )
         }
+        ExportEvent::Lora(proof) => proof.to_string(),
         ExportEvent::ForeignPreviewMap => {
             "warning: preview_map.json was fitted for another decoder and is not exported; \
              fit it again with `rushes calibrate BUNDLE --preview`"

@@ -81,6 +81,8 @@ pub(super) fn flag(field: Field) -> &'static str {
         Field::FromStep => "--from-step",
         Field::Priority => "--priority",
         Field::Deadline => "--deadline",
+        Field::Lora => "--lora",
+        Field::LoraLenient => "--lora-lenient",
         // Without a flag: prompt and clip are positional, and the routing table is not set by arguments.
         other => other.name(),
     }

@@ -6,6 +6,7 @@ use super::render;
 use crate::Error;
 use bundle::dtype::ElementType;
 use bundle::layout::{self, component_folder};
+use bundle::lora::AppliedLora;
 use bundle::manifest::{Bundle, ComponentEntry, Manifest, QuantizedVariant};
 use bundle::settings::Defaults;
 use bundle::timesteps::ListedSteps;
@@ -176,6 +177,13 @@ pub(super) fn describe(manifest: &Manifest) -> String {
             entry.weight_type.element(),
             entry.digest
         ));
+        for lora in &entry.loras {
+            let AppliedLora { name, digest, strength, pairs, deltas, change, .. } = lora;
+            let digest = digest.get(..12).unwrap_or(digest);
+            line(format!(
+                "  LoRA    {name}@{strength} ({digest}): {pairs} pairs, {deltas} deltas, Σ|ΔW| {change:.4}"
+            ));
+        }
         for graph in &entry.graphs {
             line(format!("  graph   {}", graph.file));
             if let Some(found) = &graph.batch_invariant {

@@ -23,6 +23,7 @@ mod inspect;
 mod interrupt;
 mod jobs;
 mod logo;
+mod lora;
 mod memory;
 mod mini_form;
 mod os_text;
@@ -96,6 +97,7 @@ pub fn run(line: CommandLine, interrupts: Interrupts) -> ExitCode {
         Command::Calibrate(args) => calibrate::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Inspect(args) => inspect::run(args, global),
+        Command::Lora(args) => lora::run(args, global),
         Command::Jobs(args) => jobs::run(args, global),
         Command::Simulate(args) => simulate::run(args, global),
         Command::Bench(args) => bench::run(args, global),

@@ -3,6 +3,7 @@
 use super::args::VerifyArgs;
 use super::generate::{check_noise, record_of};
 use super::global::GlobalArgs;
+use super::lora;
 use super::memory::sessions;
 use super::progress::Progress;
 use super::render;
@@ -10,7 +11,6 @@ use super::threads::Threads;
 use crate::Error;
 use crate::mini::MiniForm;
 use bundle::Field;
-use bundle::manifest::Bundle;
 use engines::{Device, DeviceChoice, WeightMemory};
 use kernels::{CpuPath, Kernels};
 use runtime::decode::Tiles;
@@ -38,7 +38,8 @@ pub(super) fn run(args: &VerifyArgs, global: &GlobalArgs) -> Result<ExitCode, Er
     let variant = record.spec.variant;
     let form = || Ok(MiniForm::new([variant.target], variant.precision)?);
     let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
-    let bundle = Bundle::open(&folder)?;
+    let bundle = lora::open(&folder, &args.lora, Some(variant.precision), (global, cancel.stop()))?;
+    lora::check(&record.spec, &bundle, false)?;
     let plan = record.spec.plan(&bundle.manifest)?;
     check_noise(&record.spec, args.noise.as_deref())?;
     let noise = match &args.noise {

@@ -278,6 +278,7 @@ mod tests {
             step_cache: plan.step_cache,
             seed: plan.seed,
             noise_scale: plan.noise_scale,
+            loras: Vec::new(),
             noise: None,
             forks,
             stop_after: None,

@@ -45,6 +45,7 @@ pub fn add(bundle: &mut Bundle, requested: &[Precision], kernels: Kernels, stop:
                     numerics: &numerics,
                     targets: &[Target::Cpu],
                     kernels: &[KernelLibrary::OnnxRuntime, KernelLibrary::Rushes],
+                    merges: &[],
                     is_measured: false,
                     note: None,
                     stop,

@@ -3,8 +3,10 @@
 use super::leftovers;
 use crate::Error;
 use bundle::Field;
+use bundle::digest::Digest;
 use bundle::layout::component_folder;
 use bundle::lock;
+use bundle::lora::AppliedLora;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, Manifest, QuantizedVariant};
 use bundle::quantization::{ComponentKind, ComponentNumerics, Numerics, Scheme};
 use bundle::staging::WriteLock;
@@ -17,7 +19,9 @@ use calibration::numerics::range::RangeMethod;
 use calibration::numerics::weights::WeightSource;
 use calibration::observe::table::{Header, Table};
 use export::digests::Known;
+use export::lora::resolved::Resolved;
 use export::quantized::{BundleWeights, VariantRequest, write_variant};
+use export::weights::merge::Merge;
 use kernels::Heads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -60,6 +64,8 @@ pub struct Quantizer {
     numerics: BTreeMap<String, ComponentNumerics>,
     /// Graphs that compute plain ones on the CPU, by folder of the component. `bundle.json` does not name them.
     measured: BTreeMap<String, Vec<GraphEntry>>,
+    /// The changes of the weights of components, and what is noted of them, by folder.
+    merges: BTreeMap<String, (Vec<Merge>, String)>,
     stop: Stop,
     /// Keeps other processes from changing the bundle.
     _writing: WriteLock,
@@ -176,10 +182,52 @@ impl Quantizer {
             calibration,
             weights,
             numerics: BTreeMap::new(),
+            merges: BTreeMap::new(),
             measured: BTreeMap::new(),
             stop,
             _writing: writing,
         })
+    }
+
+    /// Merges LoRAs into the weights of the experts, in f32, before they are planned and quantised. The ranges of
+    /// activations stay those of the calibration.
+    ///
+    /// # Errors
+    /// The bundle lacks an expert.
+    pub fn with_loras(mut self, loras: &Resolved) -> Result<Self, Error> {
+        for route in self.bundle.manifest.routing.routes() {
+            let merges = loras.of_expert(&route.expert);
+            if merges.is_empty() {
+                continue;
+            }
+            let component = Component::Expert(route.expert.clone());
+            let entry = self.bundle.manifest.component(&component)?;
+            let folder = component_folder(&component);
+            let weights = BundleWeights::open(&self.bundle, entry)?.with_merges(merges.clone());
+            self.weights.components.insert(folder.clone(), weights);
+            let notes = loras.proofs.iter().filter_map(|proof| {
+                let AppliedLora { name, digest, strength, pairs, deltas, change, .. } =
+                    proof.applied(&route.expert, false)?;
+                let digest = digest.get(..12).unwrap_or_default();
+                Some(format!(
+                    "LoRA {name}@{strength} ({digest}): {pairs} pairs, {deltas} deltas, Σ|ΔW| {change:.4}"
+                ))
+            });
+            let note = notes.collect::<Vec<_>>().join("; ");
+            self.merges.insert(folder, (merges, note));
+        }
+        Ok(self)
+    }
+
+    /// Returns the numbers with the digest of the weights that they belong to, which depends on merged LoRAs.
+    fn of_merged(&self, mut numerics: ComponentNumerics) -> ComponentNumerics {
+        if let Some((merges, _)) = self.merges.get(&component_folder(&numerics.component)) {
+            let changes: Vec<Digest> = merges.iter().map(Merge::digest).collect();
+            let parts = std::iter::once(&numerics.digest).chain(&changes);
+            let digest = Digest::of_parts(parts.map(|digest| digest.blake3.as_bytes()));
+            numerics.digest = Digest { whole: numerics.digest.whole, ..digest };
+        }
+        numerics
     }
 
     /// Sets the request that stops planning and writing.
@@ -245,10 +293,10 @@ impl Quantizer {
             let layers =
                 groups(&self.bundle.manifest, &entry.component).into_iter().flat_map(|group| group.layers);
             empty.kept.extend(layers.map(|layer| (layer, "not among the components to quantise".to_owned())));
-            return Ok(Plan { numerics: empty, errors: BTreeMap::new() });
+            return Ok(Plan { numerics: self.of_merged(empty), errors: BTreeMap::new() });
         }
         let Some((table, _)) = &self.calibration else {
-            return Ok(Plan { numerics: empty, errors: BTreeMap::new() });
+            return Ok(Plan { numerics: self.of_merged(empty), errors: BTreeMap::new() });
         };
         let options = PlanOptions {
             scheme: self.options.scheme,
@@ -258,7 +306,9 @@ impl Quantizer {
             attention: self.options.attention,
         };
         let sources = Sources { manifest: &self.bundle.manifest, table, weights: &self.weights };
-        plan(sources, entry, &options).map_err(|error| self.or_stopped(error))
+        let Plan { numerics, errors } =
+            plan(sources, entry, &options).map_err(|error| self.or_stopped(error))?;
+        Ok(Plan { numerics: self.of_merged(numerics), errors })
     }
 
     /// Measures the relative error of each linear layer's output if only that layer is quantised, on the rows sampled
@@ -286,13 +336,18 @@ impl Quantizer {
         let mut measured = Vec::new();
         if let Some(entry) = entry {
             let QuantizeOptions { scheme, kernels, targets, .. } = &self.options;
+            let merged = self.merges.get(&component_folder(&numerics.component));
+            let (merges, of_loras) =
+                merged.map_or((&[][..], None), |(merges, note)| (&**merges, Some(note.clone())));
+            let notes: Vec<String> = note.into_iter().chain(of_loras).collect();
             let request = VariantRequest {
                 scheme: *scheme,
                 numerics: &numerics,
                 targets,
                 kernels,
+                merges,
                 is_measured: self.options.is_plain(),
-                note,
+                note: (!notes.is_empty()).then(|| notes.join("; ")),
                 stop: &self.stop,
             };
             measured = write_variant(&self.bundle, entry, &request)?;

@@ -17,6 +17,7 @@ pub(super) use source::{
 use super::args::GenerateArgs;
 use super::clip_time::ClipTime;
 use super::global::GlobalArgs;
+use super::lora;
 use super::memory::{memory_request, plan_memory, sessions};
 use super::mini_form::mini_form;
 use super::render::{self, Stream};
@@ -55,7 +56,10 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let mut options = source.model_options(args);
     let form = || mini_form(&args.run.compute.devices, global, options.precision);
     let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
-    let bundle = Bundle::open(&folder)?;
+    let bundle = lora::open(&folder, &args.lora, options.precision, (global, cancel.stop()))?;
+    if let Some(spec) = source.spec() {
+        lora::check(spec, &bundle, matches!(source, Source::Like(_)))?;
+    }
     let plan = GenerationPlan::new(&bundle.manifest, &request)?;
     let kind = args.preview.kind(&bundle)?;
     let memory = plan_memory(&args.run.compute, global, &bundle.manifest, &plan, &mut options, kind)?;
@@ -316,8 +320,10 @@ fn again(args: &GenerateArgs, folder: Option<&JobFolder>) -> Option<KeptJob> {
     let bundle = args.bundle.as_ref().map(|bundle| format!(" --bundle {}", quoted(bundle)));
     let outputs: String =
         args.output.iter().map(|output| format!(" -o {}", quoted(output.to_string().as_ref()))).collect();
+    let loras: String =
+        args.lora.lora.iter().map(|lora| format!(" --lora {}", quoted(lora.to_string().as_ref()))).collect();
     let command =
-        format!("rushes generate --resume {}{}{outputs}", quoted(&folder), bundle.unwrap_or_default());
+        format!("rushes generate --resume {}{}{loras}{outputs}", quoted(&folder), bundle.unwrap_or_default());
     Some(KeptJob { folder, command })
 }
 

@@ -12,12 +12,13 @@ use crate::cli::generate::{
     check_noise, extras_of, forks_left, input_file, missing_extras, record_of, request_like, variant_like,
 };
 use crate::cli::global::GlobalArgs;
+use crate::cli::lora::{self, LoraArgs};
 use crate::cli::render;
 use crate::mini::MiniForm;
 use ::jobs::request::{NoiseFile, REQUEST_VERSION, Request, Take};
 use ::jobs::store::{JobRow, Store, check_free};
 use bundle::Field;
-use bundle::manifest::{Bundle, Manifest};
+use bundle::manifest::Manifest;
 use bundle::timesteps::{GuidanceUntil, TimestepChoice};
 use bundle::units::Seed;
 use bundle::variant::Target;
@@ -56,6 +57,8 @@ pub(super) struct SubmitArgs {
     settings: ClipArgs,
     #[command(flatten)]
     noise: NoiseArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
     #[command(flatten)]
     variant: VariantArgs,
     #[command(flatten)]
@@ -207,8 +210,13 @@ fn request(
     let spec = record.as_ref().map(|record| &record.spec);
     let clip = request_like(spec, args.prompt.as_deref(), args.noise.seed, &args.settings)?;
     let folder = global.bundle_or_mini(args.bundle.as_deref(), || Ok(MiniForm::cpu()), cancel.stop())?;
-    let folder = absolute(Field::Bundle, &folder)?;
-    let manifest = Bundle::open(&folder)?.manifest;
+    let variant = variant_like(args.variant, spec);
+    let bundle = lora::open(&folder, &args.lora, variant.precision, (global, cancel.stop()))?;
+    if let Some(spec) = spec {
+        lora::check(spec, &bundle, true)?;
+    }
+    let folder = absolute(Field::Bundle, &bundle.folder)?;
+    let manifest = bundle.manifest;
     let plan = GenerationPlan::new(&manifest, &clip)?;
     if let Some(spec) = spec {
         check_like(args, spec, &manifest, notes)?;
@@ -216,7 +224,6 @@ fn request(
     let steps = plan.schedule.steps();
     let stop_after = args.queue.stop_after.or(spec.and_then(|spec| spec.stop_after));
     check_stop(stop_after, 0, steps)?;
-    let variant = variant_like(args.variant, spec);
     check_variant(&manifest, variant, &plan, global, notes)?;
     let noise = match (&args.noise.file, spec) {
         (None, Some(spec)) => check_noise(spec, None).map(|_none| None)?,

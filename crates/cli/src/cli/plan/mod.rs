@@ -9,12 +9,13 @@ use super::args::PlanArgs;
 use super::clip_time::ClipTime;
 use super::generate::{model_options, record_of, with_settings};
 use super::global::GlobalArgs;
+use super::lora;
 use super::memory::memory_request;
 use super::mini_form::planned_mini_form;
 use super::render;
 use crate::Error;
 use bundle::layout;
-use bundle::manifest::{Bundle, Component, Manifest};
+use bundle::manifest::{Component, Manifest};
 use bundle::preview::PreviewKind;
 use bundle::units::{ByteCount, Seed};
 use bundle::variant::Variant;
@@ -56,7 +57,11 @@ pub(super) fn run(args: &PlanArgs, global: &GlobalArgs) -> Result<ExitCode, Erro
     let options = model_options(&args.compute, spec);
     let form = || planned_mini_form(&args.compute.devices, global, options.precision);
     let folder = global.bundle_or_mini(folder.as_deref(), form, global.interrupts.cancel().stop())?;
-    let bundle = Bundle::open(&folder)?;
+    let stop = global.interrupts.cancel();
+    let bundle = lora::open(&folder, &args.lora, options.precision, (global, stop.stop()))?;
+    if let Some(spec) = spec {
+        lora::check(spec, &bundle, true)?;
+    }
     let manifest = &bundle.manifest;
     let plan = GenerationPlan::new(manifest, &request)?;
     let request = memory_request(&args.compute, global, manifest, &options, args.preview)?;

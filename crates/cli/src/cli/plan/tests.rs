@@ -58,6 +58,7 @@ fn entry(component: Component, bytes: u64, fp8: Option<u64>) -> ComponentEntry {
         weight_type: WeightType::Bf16,
         digest: Digest::of_parts([]),
         variants: vec![quantized],
+        loras: Vec::new(),
         component,
     }
 }

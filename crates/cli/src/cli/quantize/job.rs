@@ -30,6 +30,8 @@ const SEEDS_OF_A_ROUND: u64 = 10_000;
 /// One run of the command.
 pub(super) struct Job<'a> {
     pub(super) quantizer: Quantizer,
+    /// The exported model, with LoRAs if they are merged into the variant.
+    exported: &'a Bundle,
     onnx: &'a OnnxRuntime,
     budgets: &'a MemoryBudgets,
     pub(super) args: &'a QuantizeArgs,
@@ -53,12 +55,13 @@ pub(super) struct Sensitive {
 impl<'a> Job<'a> {
     pub(super) fn new(
         quantizer: Quantizer,
+        exported: &'a Bundle,
         (onnx, budgets): (&'a OnnxRuntime, &'a MemoryBudgets),
         args: &'a QuantizeArgs,
         cancel: &'a Cancel,
     ) -> Self {
         let (errors, kept, notes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { quantizer, onnx, budgets, args, cancel, errors, kept, notes }
+        Self { quantizer, exported, onnx, budgets, args, cancel, errors, kept, notes }
     }
 
     /// The variant that is measured, in the bundle of [`Quantizer::measured`].
@@ -242,7 +245,7 @@ impl<'a> Job<'a> {
             })?;
             Ok((card.means().all.unwrap_or_default(), shares))
         };
-        let (reference, expected) = score(self.quantizer.bundle(), None)?;
+        let (reference, expected) = score(self.exported, None)?;
         let (variant, found) = score(&self.quantizer.measured(), Some(self.variant()))?;
         let pairs: Vec<[f64; 2]> = expected.into_iter().zip(found).map(<[f64; 2]>::from).collect();
         Ok(JudgeScores::paired(count, [reference, variant], &pairs))

@@ -5,6 +5,7 @@ mod limits;
 
 use super::args::QuantizeArgs;
 use super::global::GlobalArgs;
+use super::lora;
 use super::memory::plan_measured;
 use super::render;
 use super::threads::Threads;
@@ -48,16 +49,20 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let cancel = global.interrupts.cancel();
     let onnx = global.onnx_runtime()?;
     let budgets = args.budget.budgets_of_cpu()?;
+    // The model that variants are compared with: as exported, with the LoRAs beside its weights.
+    let exported = lora::open(&args.bundle, &args.lora, None, (global, cancel.stop()))?;
+    let loras = lora::against(&Bundle::open(&args.bundle)?, &args.lora.lora, args.lora.lora_lenient)?;
     let mut reference = None;
     for options in passes {
         let started = Instant::now();
         let quantizer = Quantizer::open(&args.bundle, &path, options)?.stopped_by(cancel.stop());
+        let quantizer = quantizer.with_loras(&loras)?;
         // Both passes are compared with the same clips.
         let assessor = match &mut reference {
             Some(assessor) => assessor,
-            None => reference.insert(assessor(args, &quantizer, (&onnx, &budgets), &cancel)?),
+            None => reference.insert(assessor(args, (&quantizer, &exported), (&onnx, &budgets), &cancel)?),
         };
-        let quality = quantize(Job::new(quantizer, (&onnx, &budgets), args, &cancel), assessor)?;
+        let quality = quantize(Job::new(quantizer, &exported, (&onnx, &budgets), args, &cancel), assessor)?;
         let seconds = started.elapsed().as_secs_f64();
         let value = json!({
             "event": "quantized",
@@ -108,11 +113,11 @@ fn options(args: &QuantizeArgs, targets: Vec<Target>) -> QuantizeOptions {
 /// Generates the clips of the exported model.
 fn assessor<'a>(
     args: &QuantizeArgs,
-    quantizer: &Quantizer,
+    (quantizer, exported): (&Quantizer, &Bundle),
     (onnx, budgets): (&'a OnnxRuntime, &'a MemoryBudgets),
     cancel: &Cancel,
 ) -> Result<Assessor<'a>, Error> {
-    let manifest = &quantizer.bundle().manifest;
+    let manifest = &exported.manifest;
     let mut prompts = quantizer.prompts();
     if prompts.is_empty() {
         prompts.extend(PROMPTS.map(str::to_owned));
@@ -130,7 +135,7 @@ fn assessor<'a>(
         plan_measured(&args.budget, manifest, plan, variant)?;
     }
     let threads = args.threads.map(Threads::used);
-    Ok(Assessor::new(quantizer.bundle(), onnx, budgets, threads, plans, cancel)?)
+    Ok(Assessor::new(exported, onnx, budgets, threads, plans, cancel)?)
 }
 
 /// Quantises all components, measures the variant, and makes it part of the bundle.
