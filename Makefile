@@ -11,7 +11,7 @@ software_driver = $(if $(filter webgpu,$(provider)),test ! -e $(webgpu_environme
 # Clippy and all tests have the same features, so that nothing is built twice.
 cargo_features := --features rushes/whip
 
-.PHONY: help setup preview test test-long test-providers bench bench-gpu package golden
+.PHONY: help setup preview test test-long test-providers test-clients bench bench-gpu package golden
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-long also runs the long forms of the tests, which make test skips'
 	@echo 'make test-providers runs the tests that need execution providers; with SMOKE=1 only the short ones, and with'
 	@echo '               REQUIRE=openvino,webgpu those providers must be there'
+	@echo 'make test-clients runs the packages openai, dashscope and litellm against the server'
 	@echo 'make bench     times the three graphs of a model on this machine'
 	@echo 'make bench-gpu times CUDA and TensorRT on an NVIDIA GPU, in 15 minutes (ARGS=...)'
 	@echo 'make package   packages every crate and builds each, the program too, from its archive'
@@ -56,6 +57,12 @@ test-long:
 # Providers that are not installed are skipped with the reason, unless REQUIRE names them.
 test-providers:
 	$(call timed,provider tests,REQUIRE=$(REQUIRE) SMOKE=$(SMOKE) scripts/test-providers.sh $(cargo_features))
+
+# Python packages, unchanged, as clients of the server. The program is that of the tests.
+test-clients:
+	@scripts/setup.sh tests
+	$(call timed,build,cargo build --locked --workspace $(cargo_features) --bin rushes-under-test)
+	$(call timed,clients,scripts/test-clients.sh $(target)/debug/rushes-under-test)
 
 bench: setup
 	cargo bench --locked --package benches

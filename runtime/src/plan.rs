@@ -253,6 +253,28 @@ impl GenerationPlan {
 }
 
 impl GenerationPlan {
+    /// The request that leads to this plan, with every setting filled in.
+    pub fn request(&self) -> GenerateRequest {
+        GenerateRequest {
+            prompt: self.prompt.clone(),
+            negative: Some(self.negative.clone()),
+            size: Some(self.size),
+            length: Some(Length::Frames(self.frames.get())),
+            fps: Some(self.rate),
+            steps: Some(self.schedule.steps()),
+            guidance: Some(self.guidance.clone()),
+            shift: self.timesteps.is_none().then_some(self.shift.0),
+            sampler: Some(self.solver),
+            schedule: self.timesteps.is_none().then_some(self.schedule_kind),
+            timesteps: Some(self.timesteps.clone().map_or(TimestepChoice::Grid, TimestepChoice::List)),
+            start: Some(self.start),
+            guidance_until: Some(GuidanceUntil::Sigma(self.guidance_until)),
+            step_cache: Some(self.step_cache),
+            seed: self.seed,
+            noise_scale: self.noise_scale,
+        }
+    }
+
     /// The state before the first step, from `noise [C,T,h,w]`, which is scaled as [`Self::start`] says.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod official_layout;
 pub mod own_process;
 pub mod program;
+pub mod served;
 pub mod signals;
 pub mod sparse;
 pub mod synthetic;

@@ -29,6 +29,10 @@ pub enum Error {
     ContactSheet(#[from] media::ContactSheetError),
     /// A queue of jobs cannot be used.
     Jobs(#[from] jobs::Error),
+    /// The server cannot run.
+    Server(#[from] server::Error),
+    /// The folder of the server's data is unknown.
+    NoServerFolder,
     /// The process that makes the jobs refused an order.
     Order {
         /// The job.
@@ -73,6 +77,12 @@ impl Diagnose for Error {
             Self::Record(error) => error.report(),
             Self::ContactSheet(error) => error.report(),
             Self::Jobs(error) => error.report(),
+            Self::Server(error) => error.report(),
+            Self::NoServerFolder => Report::missing(
+                "the server has no folder for its data",
+                "neither HOME nor XDG_DATA_HOME is an absolute path",
+                "give a folder with --data-dir",
+            ),
             Self::Order { id, why, look } => Report::bad_input(
                 format!("the order for {id} was not carried out"),
                 why.clone(),
@@ -150,5 +160,6 @@ macro_rules! from_wrapped {
 
 from_wrapped!(
     Runtime(bundle::Error, engines::Error, engines::LibraryError, engines::TensorError, prompt::Error),
-    Quality(export::Error, calibration::Error, quality::judge::Error)
+    Quality(export::Error, calibration::Error, quality::judge::Error),
+    Server(server::ConfigError)
 );

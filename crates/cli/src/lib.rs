@@ -20,8 +20,8 @@
 //! # }
 //! ```
 //!
-//! Rushes generates video from text with Wan2.1 and Wan2.2 models on one machine: a checkpoint is exported to a bundle of
-//! ONNX graphs, and a prompt becomes a clip through ONNX Runtime and GStreamer. The example opens the bundle in the
+//! Rushes generates video from text with Wan2.1 and Wan2.2 models on one machine: a checkpoint is exported to a bundle
+//! of ONNX graphs, and a prompt becomes a clip through ONNX Runtime and GStreamer. The example opens the bundle in the
 //! folder `a14b` and writes `cats.mp4`. With the feature `embed-mini`, [`mini::bundle_folder`] returns the bundle of a
 //! small model.
 //!
@@ -36,6 +36,7 @@
 //! | [`runtime`] | the pipeline: plan, text encoder, sampler, decoder, previews |
 //! | [`media`] | outputs, overlays, audio and live addresses, on GStreamer |
 //! | [`jobs`] | a queue of clips that survives its process |
+//! | [`server`] | the HTTP server of `rushes serve` |
 //! | [`calibration`] | ranges of the layers' inputs, and quantised values |
 //! | [`quality`] | recording, quantising, scoring and benchmarks |
 //! | [`mini`] | the embedded model |
@@ -55,3 +56,4 @@ pub use media;
 pub use prompt;
 pub use quality;
 pub use runtime;
+pub use server;

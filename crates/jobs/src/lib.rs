@@ -1,9 +1,11 @@
 //! Durable jobs: clips that are queued in a [`store`], survive their process, and are made by its [`owner`].
 //!
 //! In reading order: [`request`] (what a job was asked for), [`store`] (where jobs are kept; many processes read it and
-//! add to it), [`owner`] (the one process that makes them); [`tags`] (what the outputs of a job carry).
+//! add to it), [`owner`] (the one process that makes them); [`fork`] (a job that goes on from another one), [`tags`]
+//! (what the outputs of a job carry).
 
 mod error;
+pub mod fork;
 pub mod owner;
 pub mod request;
 pub mod store;

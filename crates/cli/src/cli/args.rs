@@ -68,6 +68,8 @@ pub(super) enum Command {
     Engines(super::engines::EnginesArgs),
     /// Keep clips in a queue that survives its processes, and make them in waves of experts
     Jobs(Box<super::jobs::JobsArgs>),
+    /// Serve public video APIs over HTTP, and make the clips that clients ask for
+    Serve(Box<super::serve::ServeArgs>),
     /// Run the scheduler on paper: jobs and costs in, a table and a picture of the devices out
     Simulate(super::simulate::SimulateArgs),
     /// Measure a model or this machine
@@ -88,6 +90,7 @@ impl Command {
             Self::Quantize(args) => args.threads,
             Self::Bench(args) => args.threads(),
             Self::Jobs(args) => args.threads(),
+            Self::Serve(args) => args.threads(),
             Self::Build(args) => args.threads,
             Self::Attach(_)
             | Self::Engines(_)

@@ -27,6 +27,7 @@ mod lora;
 mod memory;
 mod mini_form;
 mod os_text;
+mod owner;
 mod plan;
 mod post_process;
 mod preview;
@@ -36,6 +37,7 @@ mod quantize;
 mod render;
 mod sampling;
 mod seed;
+mod serve;
 mod simulate;
 mod step_ratios;
 mod threads;
@@ -79,7 +81,7 @@ pub fn run(line: CommandLine, interrupts: Interrupts) -> ExitCode {
         Err(error) => return refuse(&error, &arguments, stream, as_json),
     };
     cli.global.interrupts = interrupts;
-    start_log();
+    start_log(&cli);
     let global = &cli.global;
     if let Some(note) = cli.command.threads().and_then(threads::Threads::note) {
         render::note(&note);
@@ -99,6 +101,7 @@ pub fn run(line: CommandLine, interrupts: Interrupts) -> ExitCode {
         Command::Inspect(args) => inspect::run(args, global),
         Command::Lora(args) => lora::run(args, global),
         Command::Jobs(args) => jobs::run(args, global),
+        Command::Serve(args) => serve::run(args, global),
         Command::Simulate(args) => simulate::run(args, global),
         Command::Bench(args) => bench::run(args, global),
         Command::Build(args) => build::run(args, global),
@@ -189,13 +192,19 @@ fn report_of_clap(error: &clap::Error) -> Report {
     Report::bad_input(what, why, fix)
 }
 
-/// Writes log messages of libraries to standard error; `RUST_LOG` selects which.
-fn start_log() {
+/// Writes log messages to standard error; `RUST_LOG` selects which. A server logs its requests, with times.
+fn start_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    let is_server = matches!(cli.command, Command::Serve(_));
+    let usual = if is_server { "error,server=info" } else { "error" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Fails only if a log was started before, for example by a test that runs two commands.
-    let _ = log.try_init();
+    let _ = match (is_server, cli.global.json) {
+        (true, true) => log.json().try_init(),
+        (true, false) => log.try_init(),
+        (false, _) => log.without_time().try_init(),
+    };
 }
 
 #[cfg(test)]

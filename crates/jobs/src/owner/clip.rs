@@ -1,5 +1,6 @@
 //! What receives a job's events: its progress, and its frames on the way to the outputs.
 
+use super::follower::Follower;
 use crate::request::Request;
 use crate::store::Progress;
 use crate::tags::with_record;
@@ -9,6 +10,7 @@ use ndarray::Axis;
 use runtime::driver::Listener;
 use runtime::job::{Job, JobEvent, Storing};
 use runtime::plan::GenerationPlan;
+use runtime::scheduler::JobId;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +28,8 @@ struct Shared {
     metadata: bool,
     /// The picture of a take, instead of outputs.
     picture: Option<PathBuf>,
+    /// What sees the pictures, and the number of the job.
+    follower: Option<(JobId, Arc<dyn Follower>)>,
     state: Mutex<State>,
     /// Apart from the state, because encoders may keep it for a while.
     writer: Mutex<Option<ClipWriter>>,
@@ -45,6 +49,8 @@ struct State {
     steps: (Duration, u32),
     /// When decoding began.
     decoding: Option<Instant>,
+    /// Frames that were decoded since.
+    decoded: usize,
 }
 
 impl Clip {
@@ -54,12 +60,14 @@ impl Clip {
         folder: &Path,
         progress: Progress,
         picture: Option<PathBuf>,
+        follower: Option<(JobId, Arc<dyn Follower>)>,
     ) -> Self {
         let state = State { progress, ..State::default() };
         let shared = Shared {
             folder: folder.to_owned(),
             metadata: request.metadata,
             picture,
+            follower,
             state: Mutex::new(state),
             writer: Mutex::new(None),
         };
@@ -221,6 +229,13 @@ impl State {
         self.progress.seconds_left = Some(mean.saturating_mul(left).as_secs_f64());
     }
 
+    /// Counts frames that are decoded. Returns the number of those before them.
+    fn decoded(&mut self, count: usize) -> usize {
+        let before = self.decoded;
+        self.decoded += count;
+        before
+    }
+
     fn frames_written(&mut self, done: usize) {
         self.progress.frames_done = done;
         let Some(began) = self.decoding else { return };
@@ -250,6 +265,9 @@ impl Listener for Clip {
             }
             JobEvent::Step { done, .. } => {
                 self.state().step_done(done.step + 1, &done.expert.0, done.ran);
+                if let Some((id, follower)) = &self.shared.follower {
+                    follower.on_step(*id, done.step + 1, &done.clean);
+                }
                 self.note_storing(job);
             }
             JobEvent::Decoding => {
@@ -258,10 +276,16 @@ impl Listener for Clip {
                     "decode".clone_into(&mut state.progress.phase);
                     state.decoding = Some(Instant::now());
                     state.progress.frames_done = 0;
+                    state.decoded = 0;
                 }
                 self.set_record(job);
             }
-            JobEvent::Frames(frames) => self.write(&frames)?,
+            JobEvent::Frames(frames) => {
+                if let Some((id, follower)) = &self.shared.follower {
+                    follower.on_frames(*id, self.state().decoded(frames.len_of(Axis(0))), &frames);
+                }
+                self.write(&frames)?;
+            }
             JobEvent::Warning(report) => {
                 self.warn(report.to_string());
                 self.note_storing(job);

@@ -6,6 +6,7 @@
 mod clip;
 mod ending;
 mod finishing;
+mod follower;
 mod hold;
 mod options;
 mod preparing;
@@ -15,5 +16,6 @@ mod takes;
 mod telling;
 mod waiting;
 
+pub use follower::Follower;
 pub use options::{JobStatus, Notice, Options, Summary};
 pub use running::run;

@@ -1,5 +1,6 @@
 //! How an owner makes jobs, and what it tells.
 
+use super::follower::Follower;
 use crate::store::{Progress, State};
 use bundle::manifest::Manifest;
 use bundle::units::ByteCount;
@@ -39,6 +40,8 @@ pub struct Options {
     pub order: Order,
     /// Limits of waves.
     pub bounds: Bounds,
+    /// Sees the pictures of clips while they are made.
+    pub follower: Option<Arc<dyn Follower>>,
     /// True to end when no job is left.
     pub until_idle: bool,
     /// Ends the owner within the current steps. Its jobs go back to the queue.
@@ -123,8 +126,8 @@ pub struct Summary {
     pub failed: usize,
     /// Jobs that were cancelled.
     pub cancelled: usize,
-    /// Jobs that had begun and went back to the queue because the owner ended. Those that waited for a disk and were made
-    /// later are counted by their end.
+    /// Jobs that had begun and went back to the queue because the owner ended. Those that waited for a disk and were
+    /// made later are counted by their end.
     pub queued_again: usize,
     /// Jobs that had not begun, and wait.
     pub waiting: usize,

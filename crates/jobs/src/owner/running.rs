@@ -294,7 +294,8 @@ impl Owner {
             frames: plan.frames.get(),
             ..Progress::default()
         };
-        let clip = Clip::new(request, &folder, progress.clone(), picture);
+        let follower = self.options.follower.clone().map(|follower| (row.id, follower));
+        let clip = Clip::new(request, &folder, progress.clone(), picture, follower);
         let cancel = Cancel::new();
         let starting = Starting {
             request: request.clone(),

@@ -323,7 +323,7 @@ mod tests {
 
     fn starting(folder: &Path, request: Request) -> Starting {
         let plan = GenerationPlan::new(&manifest(), &request.clip).unwrap();
-        let clip = Clip::new(&request, folder, Progress::default(), None);
+        let clip = Clip::new(&request, folder, Progress::default(), None, None);
         Starting { request, plan, folder: folder.to_owned(), clip, cancel: Cancel::new() }
     }
 

@@ -10,18 +10,16 @@ use crate::cli::global::GlobalArgs;
 use crate::cli::render;
 use crate::cli::sampling::SamplingArgs;
 use crate::cli::seed::SeedChoice;
+use ::jobs::fork::{Forked, changed};
 use ::jobs::request::{Origin, Request};
 use ::jobs::store::{JobRow, ORIGIN, check_free};
 use bundle::Field;
-use bundle::manifest::{Bundle, Manifest};
+use bundle::manifest::Bundle;
 use bundle::settings::{ScheduleKind, SolverKind};
 use clap::Args;
 use media::OutputSpec;
-use runtime::denoise::{Denoising, ForkChanges};
-use runtime::job::{ForkSpec, JobFolder, JobSpec, ResumeFrom};
-use runtime::plan::GenerateRequest;
+use runtime::job::{ForkSpec, JobFolder, JobSpec};
 use runtime::scheduler::JobId;
-use std::path::Path;
 use std::process::ExitCode;
 
 /// The arguments of `rushes jobs fork`.
@@ -110,7 +108,8 @@ pub(super) fn run(args: &ForkArgs, store: &StoreArgs, global: &GlobalArgs) -> Re
     let ids = queue.submit(vec![request], &mut |id, request, folder| {
         let origin = folder.join(ORIGIN);
         JobFolder::make_origin(&run, args.from_step, &origin)?;
-        let (fork, clip, steps) = changed(args, &origin, &manifest)?;
+        let change = |spec: &JobSpec, applied| fork(&args.changes(), spec, applied, &manifest);
+        let Forked { fork, clip, steps } = changed(&origin, args.from_step, &change)?;
         check_stop(args.queue.stop_after, args.from_step, steps)?;
         request.stop_after = args.queue.stop_after;
         request.keep_steps = args.queue.keep_steps(steps)?;
@@ -146,48 +145,6 @@ fn check_kept(step: usize, parent: &JobRow, kept: &[usize]) -> Result<(), bundle
         (format!("{} has no snapshots", parent.id), "wait until it has made a step".to_owned())
     };
     Err(bundle::Error::value(Field::FromStep, step, rule, fix))
-}
-
-/// The changes of a fork from the folder that it goes on from, the settings that apply from then on, and the steps of
-/// the whole clip.
-///
-/// # Errors
-/// No step is left, or a value is out of range.
-fn changed(
-    args: &ForkArgs,
-    origin: &Path,
-    manifest: &Manifest,
-) -> Result<(ForkSpec, GenerateRequest, usize), runtime::Error> {
-    let folder = JobFolder::open(origin)?;
-    let found = folder.snapshot(ResumeFrom::Newest)?.snapshot;
-    let fork = fork(&args.changes(), folder.spec(), found.forks_applied, manifest)?;
-    let changes = ForkChanges { variation: None, ..fork.changes(1.0) };
-    let steps = Denoising::fork(found.snapshot, changes)?.steps();
-    let fork = ForkSpec { after: args.from_step, ..fork };
-    Ok((fork.clone(), settings(folder.spec(), found.forks_applied, fork), steps))
-}
-
-/// The settings of a job that apply after a fork.
-fn settings(spec: &JobSpec, forks_applied: usize, fork: ForkSpec) -> GenerateRequest {
-    let mut spec = spec.clone();
-    spec.forks.truncate(forks_applied);
-    spec.forks.push(fork);
-    // What applies from then on is what the clip would have begun with.
-    if let Some(grid) = spec.forks.iter().rev().find_map(|fork| fork.grid.clone()) {
-        (spec.sampler, spec.schedule, spec.steps, spec.shift) =
-            (grid.sampler, grid.schedule, grid.steps, grid.shift);
-        spec.timesteps = grid.timesteps;
-    }
-    let guidance = spec.forks.iter().rev().find_map(|fork| fork.guidance.clone());
-    spec.guidance = guidance.unwrap_or(spec.guidance);
-    let until = spec.forks.iter().rev().find_map(|fork| fork.guidance_until);
-    spec.guidance_until = until.unwrap_or(spec.guidance_until);
-    let policy = spec.forks.iter().rev().find_map(|fork| fork.step_cache);
-    spec.step_cache = policy.unwrap_or(spec.step_cache);
-    let (prompt, negative) = spec.prompts_after(usize::MAX);
-    let (prompt, negative) = (prompt.to_owned(), negative.to_owned());
-    let base = spec.request();
-    GenerateRequest { prompt, negative: Some(negative), ..base }
 }
 
 fn text(rows: &[JobRow]) -> String {

@@ -1,8 +1,8 @@
 //! `rushes jobs`: a queue of clips that survives its process.
 //!
 //! [`submit`] and [`fork`] add jobs, [`list`] and [`show`] print them, [`orders`] change them, [`run`] makes them, and
-//! [`live`] shows that, on a terminal as [`screen`] draws it. [`store`] is the folder of the queue, [`outputs`] the rules
-//! for where clips are written. [`rows`], [`table`] and [`times`] are how jobs look as JSON and as text.
+//! [`live`] shows that, on a terminal as [`screen`] draws it. [`store`] is the folder of the queue, [`outputs`] the
+//! rules for where clips are written. [`rows`], [`table`] and [`times`] are how jobs look as JSON and as text.
 
 mod fork;
 mod list;
@@ -25,6 +25,9 @@ use crate::Error;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
 use store::StoreArgs;
+
+pub(in crate::cli) use store::user_data;
+pub(in crate::cli) use values::store_budget;
 
 /// The arguments of `rushes jobs`.
 #[derive(Debug, Args)]

@@ -2,26 +2,18 @@
 
 use super::live::{Live, Shown};
 use super::store::StoreArgs;
-use super::values;
 use crate::Error;
-use crate::cli::devices::{DeviceArgs, MemoryArgs};
 use crate::cli::global::GlobalArgs;
+use crate::cli::owner::OwnerArgs;
 use crate::cli::render;
 use crate::cli::threads::Threads;
-use ::jobs::owner::{self, Notice, Options, Summary};
-use bundle::units::ByteCount;
+use ::jobs::owner::{self, Notice, Summary};
 use bundle::{ErrorClass, Report};
 use clap::Args;
-use engines::Device;
-use engines::providers::best_device;
-use runtime::decode::Tiles;
-use runtime::scheduler::{Bounds, Order};
 use serde_json::json;
-use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// The arguments of `rushes jobs run`.
 #[derive(Debug, Args)]
@@ -29,66 +21,28 @@ pub(super) struct RunArgs {
     /// End when no job is left to make, instead of waiting for more
     #[arg(long)]
     until_idle: bool,
-    /// Order of the jobs: waves of experts, with priorities (waves), or one after another (first-come)
-    #[arg(long, value_name = "NAME", default_value = "waves")]
-    order: Order,
-    /// Remove the folders of jobs that have ended, oldest first, when the queue takes more disk space than this. Clips
-    /// are not counted, and not removed; neither are jobs that are stopped
-    #[arg(long, value_name = "BYTES", default_value = "20GB", value_parser = values::store_budget)]
-    store_budget: ByteCount,
     #[command(flatten)]
-    devices: DeviceArgs,
-    #[command(flatten)]
-    memory: MemoryArgs,
-    /// Decode in tiles: only if memory is short (auto), off, or the side of a tile in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = Tiles::Auto)]
-    tile: Tiles,
-    /// Number of threads, at most one per core that this process may use [default: one per core]
-    #[arg(long, allow_negative_numbers = true, value_name = "N")]
-    threads: Option<Threads>,
+    owner: OwnerArgs,
 }
 
 impl RunArgs {
     /// The value of `--threads`.
     pub(super) fn threads(&self) -> Option<Threads> {
-        self.threads
+        self.owner.threads()
     }
 }
 
 /// Runs the command.
 pub(super) fn run(args: &RunArgs, store: &StoreArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let folder = store.folder()?;
-    let placement = args.devices.request()?;
-    let mut used: BTreeSet<_> = args.devices.ep.device().into_iter().collect();
-    if used.is_empty() {
-        // Each bundle has its own best device.
-        used.extend([Device::CPU, best_device(&global.machine(), |_| true).device]);
-    }
-    used.extend(placement.devices());
-    let budgets = args.memory.budget.budgets_of(&used)?;
-    let cancel = global.interrupts.cancel_leaving(Report::new(
+    let left = Report::new(
         ErrorClass::Interrupted,
         "stopped at once",
         "the jobs are in the queue; those that had begun go on after the last step whose snapshot is complete",
         format!("go on with `{}`", store.command("run")),
-    ));
-    // Loading may set an environment variable, so it comes before GStreamer starts threads.
-    let onnx = global.onnx_runtime_for(used)?;
-    let options = Options {
-        backend: Arc::new(onnx),
-        device: args.devices.ep,
-        cpu_nodes: args.devices.cpu_nodes(),
-        placement,
-        budgets,
-        residency: args.memory.residency,
-        tiles: args.tile,
-        threads: args.threads.map(Threads::used),
-        store_budget: args.store_budget,
-        order: args.order,
-        bounds: Bounds::default(),
-        until_idle: args.until_idle,
-        cancel: cancel.clone(),
-    };
+    );
+    let options = args.owner.options(global, args.until_idle, left)?;
+    let cancel = options.cancel.clone();
     let mut live = Live::new(Shown::choose(global.json));
     let ended = owner::run(&folder, options, &mut |notice| match notice {
         Notice::Started { waiting } if !global.json => {

@@ -83,7 +83,7 @@ impl StoreArgs {
 }
 
 /// The user's data folder, by the XDG base directory specification.
-fn user_data(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+pub(in crate::cli) fn user_data(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let absolute = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
 }

@@ -19,7 +19,6 @@ use ::jobs::request::{NoiseFile, REQUEST_VERSION, Request, Take};
 use ::jobs::store::{JobRow, Store, check_free};
 use bundle::Field;
 use bundle::manifest::Manifest;
-use bundle::timesteps::{GuidanceUntil, TimestepChoice};
 use bundle::units::Seed;
 use bundle::variant::Target;
 use clap::Args;
@@ -28,7 +27,7 @@ use media::OutputSpec;
 use runtime::job::{JobSpec, KeepSteps};
 use runtime::memory_plan::{MemoryPlan, MemoryRequest};
 use runtime::model::{ModelOptions, choose_variant};
-use runtime::plan::{GenerateRequest, GenerationPlan, Length};
+use runtime::plan::{GenerateRequest, GenerationPlan};
 use runtime::scheduler::{JobId, Priority, Seconds};
 use runtime::trace::read_noise;
 use serde_json::json;
@@ -245,7 +244,7 @@ fn request(
         model: manifest.model.clone(),
         precision: variant.precision,
         kernels: variant.kernels,
-        clip: resolved(&plan),
+        clip: plan.request(),
         noise,
         priority: args.queue.priority,
         deadline: args.queue.deadline,
@@ -340,26 +339,4 @@ fn takes(
         ..request.clone()
     };
     Ok((0..count).map(take).collect())
-}
-
-/// The request with every setting of a plan filled in.
-pub(super) fn resolved(plan: &GenerationPlan) -> GenerateRequest {
-    GenerateRequest {
-        prompt: plan.prompt.clone(),
-        negative: Some(plan.negative.clone()),
-        size: Some(plan.size),
-        length: Some(Length::Frames(plan.frames.get())),
-        fps: Some(plan.rate),
-        steps: Some(plan.schedule.steps()),
-        guidance: Some(plan.guidance.clone()),
-        shift: plan.timesteps.is_none().then_some(plan.shift.0),
-        sampler: Some(plan.solver),
-        schedule: plan.timesteps.is_none().then_some(plan.schedule_kind),
-        timesteps: Some(plan.timesteps.clone().map_or(TimestepChoice::Grid, TimestepChoice::List)),
-        start: Some(plan.start),
-        guidance_until: Some(GuidanceUntil::Sigma(plan.guidance_until)),
-        step_cache: Some(plan.step_cache),
-        seed: plan.seed,
-        noise_scale: plan.noise_scale,
-    }
 }

@@ -46,7 +46,7 @@ pub(super) fn state(text: &str) -> Result<State, Error> {
 }
 
 /// The value of `--store-budget`.
-pub(super) fn store_budget(text: &str) -> Result<ByteCount, bundle::Error> {
+pub(in crate::cli) fn store_budget(text: &str) -> Result<ByteCount, bundle::Error> {
     text.parse().map_err(|_error: bundle::Error| {
         let rule = "it is not a number of bytes";
         bundle::Error::value(

@@ -1,0 +1,125 @@
+//! What each bundle of the server can do, so that a client need not try.
+
+use crate::access::Caller;
+use crate::app::App;
+use crate::clips::checked::boundary_of;
+use crate::fault::ErrorBody;
+use crate::models::ServedModel;
+use axum::Json;
+use axum::extract::State;
+use bundle::settings::{ScheduleKind, SolverKind};
+use serde::Serialize;
+use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// The route.
+pub(crate) fn router() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(get_capabilities))
+}
+
+/// What the server can do.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Capabilities {
+    /// The version of the program.
+    pub version: String,
+    /// The models. The first is used if a request names none.
+    pub models: Vec<Model>,
+    /// Other names of models, as patterns.
+    pub aliases: Vec<String>,
+    /// Bounds of a clip.
+    pub limits: ClipLimits,
+    /// Formats of files.
+    pub formats: Vec<&'static str>,
+    /// Samplers.
+    pub samplers: Vec<&'static str>,
+    /// Schedules.
+    pub schedules: Vec<&'static str>,
+}
+
+/// A model, with its defaults.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Model {
+    /// Its name.
+    pub name: String,
+    /// What it makes clips from: `text`.
+    pub inputs: Vec<&'static str>,
+    /// Size of a frame.
+    pub size: String,
+    /// Number of frames.
+    pub frames: usize,
+    /// Frames per second.
+    pub fps: f64,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale of each expert, from high to low noise.
+    pub guidance: Vec<f32>,
+    /// Shift of the sigma grid.
+    pub shift: f64,
+    /// Sampler.
+    pub sampler: &'static str,
+    /// The boundary between two experts, as a share of the timesteps.
+    pub boundary_ratio: Option<f64>,
+    /// Width and height of a frame are multiples of this.
+    pub size_step: usize,
+}
+
+/// Bounds of a clip.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ClipLimits {
+    /// The longest side in pixels.
+    pub side: usize,
+    /// Frames.
+    pub frames: usize,
+    /// Steps.
+    pub steps: usize,
+    /// Jobs that may wait or run.
+    pub queue: usize,
+}
+
+impl Model {
+    fn of(model: &ServedModel) -> Self {
+        let defaults = &model.manifest.defaults;
+        let stride = model.manifest.vae.stride();
+        Self {
+            name: model.name.clone(),
+            inputs: vec!["text"],
+            size: defaults.size.value.to_string(),
+            frames: defaults.frames.value,
+            fps: defaults.fps.value.per_second(),
+            steps: defaults.steps.value,
+            guidance: defaults.guidance.value.iter().map(|scale| scale.0).collect(),
+            shift: defaults.shift.value.0,
+            sampler: defaults.sampler.value.name(),
+            boundary_ratio: boundary_of(model),
+            size_step: stride.space * model.manifest.denoiser.patch.width,
+        }
+    }
+}
+
+/// Show what the models can do
+#[utoipa::path(
+    get, path = "/v1/capabilities", tag = "Rushes",
+    responses(
+        (status = 200, description = "The models, their defaults and the bounds of a clip", body = Capabilities),
+        (status = "4XX", description = "The request is refused", body = ErrorBody),
+    ),
+)]
+async fn get_capabilities(State(app): State<Arc<App>>, _caller: Caller) -> Json<Capabilities> {
+    let limits = &app.config.limits;
+    Json(Capabilities {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        models: app.models.all().iter().map(|model| Model::of(model)).collect(),
+        aliases: app.config.aliases.iter().map(ToString::to_string).collect(),
+        limits: ClipLimits {
+            side: limits.side,
+            frames: limits.frames,
+            steps: limits.steps,
+            queue: limits.queue,
+        },
+        formats: vec!["mp4", "webm", "mkv", "gif", "webp"],
+        samplers: SolverKind::ALL.map(SolverKind::name).to_vec(),
+        schedules: ScheduleKind::ALL.map(ScheduleKind::name).to_vec(),
+    })
+}

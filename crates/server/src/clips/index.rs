@@ -1,0 +1,366 @@
+//! All clips of the server and their states, in memory. The folders of the jobs are what it is made from.
+
+use super::ticket::Ticket;
+use crate::access::Caller;
+use crate::fault::Fault;
+use jobs::owner::JobStatus;
+use jobs::request::Request;
+use jobs::store::{JobRow, Outcome, Progress, State};
+use runtime::plan::Length;
+use runtime::scheduler::JobId;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// A clip.
+#[derive(Debug)]
+pub(crate) struct Clip {
+    /// The number of its job.
+    pub job: JobId,
+    /// What the server notes about it.
+    pub ticket: Ticket,
+    /// What was asked for.
+    pub request: Request,
+    /// When it was submitted, in seconds since 1970.
+    pub submitted: f64,
+    status: watch::Sender<Status>,
+}
+
+/// The state of a clip.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Status {
+    /// The state of its job.
+    pub state: State,
+    /// How far it is.
+    pub progress: Progress,
+    /// When it began to run, in seconds since 1970.
+    pub started: Option<f64>,
+    /// When it ended.
+    pub ended: Option<f64>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// True once the client has deleted it.
+    pub is_deleted: bool,
+}
+
+impl Status {
+    /// Returns true if the file of the clip is complete.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self.state, State::Done | State::Stopped)
+    }
+
+    fn of(row: &JobRow) -> Self {
+        Self {
+            state: row.state,
+            progress: row.progress.clone(),
+            started: row.started,
+            ended: row.ended,
+            outcome: row.outcome.clone(),
+            is_deleted: false,
+        }
+    }
+}
+
+impl Clip {
+    /// The state now.
+    pub(crate) fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Follows the state.
+    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Waits until nothing more happens with it, or it is deleted. Returns the state.
+    pub(crate) async fn ended(&self) -> Status {
+        let mut status = self.watch();
+        match status.wait_for(|status| status.state.has_ended() || status.is_deleted).await {
+            Ok(status) => status.clone(),
+            Err(_the_clip_is_gone) => self.status(),
+        }
+    }
+}
+
+/// All clips of the server.
+#[derive(Debug)]
+pub(crate) struct Clips {
+    folder: PathBuf,
+    state: Mutex<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    by_job: BTreeMap<JobId, Arc<Clip>>,
+    by_id: HashMap<String, JobId>,
+    /// The clip of an idempotency key, by owner and key.
+    by_key: HashMap<(Option<String>, String), JobId>,
+    /// Requests that are being stored, by owner and key.
+    keys_in_use: Vec<(Option<String>, String)>,
+    /// The jobs that wait or run, and those that are being stored, by owner.
+    open: BTreeMap<JobId, Option<String>>,
+    arriving: Vec<Option<String>>,
+    /// The ends of jobs that are not known yet: the owner may be faster than the thread that has added the job.
+    early: BTreeMap<JobId, Outcome>,
+}
+
+/// The most ends of jobs that are not known. Jobs of other programs never become known.
+const MOST_EARLY: usize = 256;
+
+/// A place in the queue for a job that is being stored. It is free again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    clips: Arc<Clips>,
+    owner: Option<String>,
+    key: Option<String>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut index = self.clips.lock();
+        if let Some(at) = index.arriving.iter().position(|owner| *owner == self.owner) {
+            index.arriving.swap_remove(at);
+        }
+        if let Some(key) = self.key.take() {
+            let used = (self.owner.clone(), key);
+            index.keys_in_use.retain(|other| *other != used);
+        }
+    }
+}
+
+impl Clips {
+    /// No clips, whose files will be in a folder.
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder, state: Mutex::default() }
+    }
+
+    /// The folder of the files.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        // Every change is complete in itself.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a clip that was stored.
+    pub(crate) fn add(&self, row: JobRow, ticket: Ticket) -> Arc<Clip> {
+        let status = Status::of(&row);
+        let is_open = !status.state.has_ended();
+        let clip = Arc::new(Clip {
+            job: row.id,
+            ticket,
+            request: row.request,
+            submitted: row.submitted,
+            status: watch::Sender::new(status),
+        });
+        let mut index = self.lock();
+        let early = index.early.remove(&clip.job);
+        let owner = clip.ticket.owner.clone();
+        index.by_id.insert(clip.ticket.id.clone(), clip.job);
+        if let Some(idempotency) = &clip.ticket.idempotency {
+            index.by_key.insert((owner.clone(), idempotency.key.clone()), clip.job);
+        }
+        if is_open {
+            index.open.insert(clip.job, owner);
+        }
+        index.by_job.insert(clip.job, Arc::clone(&clip));
+        drop(index);
+        if let Some(outcome) = early {
+            self.note_end(clip.job, outcome);
+        }
+        clip
+    }
+
+    /// Takes a place in the queue for a job that is going to be stored.
+    ///
+    /// # Errors
+    /// The queue, or what the token may have in it, is full, or a request with the same key is being stored.
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        caller: &Caller,
+        bound: usize,
+        key: Option<&str>,
+    ) -> Result<Place, Fault> {
+        let owner = caller.owner().map(str::to_owned);
+        let mut index = self.lock();
+        let own = |owners: &mut dyn Iterator<Item = &Option<String>>| {
+            owners.filter(|other| **other == owner).count()
+        };
+        if index.open.len() + index.arriving.len() >= bound {
+            let message = format!("the queue is full: {bound} jobs wait or run; try again later");
+            return Err(Fault::too_many(message, 30));
+        }
+        let mine = own(&mut index.open.values()) + own(&mut index.arriving.iter());
+        if let Some(most) = caller.most_jobs().filter(|most| mine >= *most) {
+            let message =
+                format!("{mine} jobs of this token wait or run, and it may have {most}; try again later");
+            return Err(Fault::too_many(message, 30));
+        }
+        if let Some(key) = key {
+            let used = (owner.clone(), key.to_owned());
+            if index.keys_in_use.contains(&used) {
+                let message = "a request with this idempotency key is being stored: try again in a moment";
+                return Err(Fault {
+                    retry_after: Some(1),
+                    ..Fault::conflict("idempotency_key_in_use", message)
+                });
+            }
+            index.keys_in_use.push(used);
+        }
+        index.arriving.push(owner.clone());
+        Ok(Place { clips: Arc::clone(self), owner, key: key.map(str::to_owned) })
+    }
+
+    /// The clip that an earlier request with this idempotency key has made.
+    ///
+    /// # Errors
+    /// That request was another one.
+    pub(crate) fn repeated(
+        &self,
+        caller: &Caller,
+        key: &str,
+        request: &str,
+    ) -> Result<Option<Arc<Clip>>, Fault> {
+        let index = self.lock();
+        let job = index.by_key.get(&(caller.owner().map(str::to_owned), key.to_owned()));
+        let Some(clip) = job.and_then(|job| index.by_job.get(job)) else { return Ok(None) };
+        let is_same = clip.ticket.idempotency.as_ref().is_some_and(|known| known.request == request);
+        if is_same {
+            return Ok(Some(Arc::clone(clip)));
+        }
+        let message = "another request had this idempotency key: use a new key for a new request";
+        Err(Fault::conflict("idempotency_key_reused", message))
+    }
+
+    /// The clip of a name, if the caller may see it.
+    ///
+    /// # Errors
+    /// There is none that the caller may see.
+    pub(crate) fn find(&self, caller: &Caller, id: &str) -> Result<Arc<Clip>, Fault> {
+        let clip = self.get(id).filter(|clip| caller.may_see(clip.ticket.owner.as_deref()));
+        clip.ok_or_else(|| Fault::not_found("video"))
+    }
+
+    /// The clip of a name.
+    pub(crate) fn get(&self, id: &str) -> Option<Arc<Clip>> {
+        let index = self.lock();
+        let clip = index.by_id.get(id).and_then(|job| index.by_job.get(job));
+        clip.filter(|clip| !clip.status.borrow().is_deleted).cloned()
+    }
+
+    /// The clip of a job.
+    pub(crate) fn of_job(&self, job: JobId) -> Option<Arc<Clip>> {
+        self.lock().by_job.get(&job).cloned()
+    }
+
+    /// The clips that a caller may see, oldest first.
+    pub(crate) fn list(&self, caller: &Caller) -> Vec<Arc<Clip>> {
+        let index = self.lock();
+        let is_seen = |clip: &&Arc<Clip>| {
+            caller.may_see(clip.ticket.owner.as_deref()) && !clip.status.borrow().is_deleted
+        };
+        index.by_job.values().filter(is_seen).cloned().collect()
+    }
+
+    /// Every clip.
+    pub(crate) fn all(&self) -> Vec<Arc<Clip>> {
+        self.lock().by_job.values().cloned().collect()
+    }
+
+    /// The number of jobs that wait or run.
+    pub(crate) fn open(&self) -> usize {
+        self.lock().open.len()
+    }
+
+    /// The numbers of jobs that wait and that run.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let index = self.lock();
+        let open = index.open.keys().filter_map(|job| index.by_job.get(job));
+        let running = open.filter(|clip| clip.status.borrow().state == State::Running).count();
+        (index.open.len() - running, running)
+    }
+
+    /// Takes what the owner tells about the jobs that wait or run.
+    pub(crate) fn note_progress(&self, jobs: &[JobStatus]) {
+        for job in jobs {
+            let Some(clip) = self.lock().by_job.get(&job.id).cloned() else { continue };
+            clip.status.send_if_modified(|status| {
+                if (status.state, &status.progress) == (job.state, &job.progress) {
+                    return false;
+                }
+                if job.state == State::Running && status.state != State::Running {
+                    status.started = Some(jobs::store::now());
+                }
+                (status.state, status.progress) = (job.state, job.progress.clone());
+                true
+            });
+            self.note_open(&clip, job.state);
+        }
+    }
+
+    /// Takes the end of a job. Returns its clip.
+    pub(crate) fn note_end(&self, job: JobId, outcome: Outcome) -> Option<Arc<Clip>> {
+        let mut index = self.lock();
+        let Some(clip) = index.by_job.get(&job).cloned() else {
+            index.early.insert(job, outcome);
+            while index.early.len() > MOST_EARLY {
+                index.early.pop_first();
+            }
+            return None;
+        };
+        drop(index);
+        let state = outcome.state;
+        clip.status.send_modify(|status| {
+            status.state = state;
+            status.ended = Some(outcome.ended);
+            status.progress.steps_done = outcome.steps_done;
+            // The last frames may be more recent than what the owner has told.
+            if state == State::Done
+                && let Some(Length::Frames(frames)) = clip.request.clip.length
+            {
+                (status.progress.frames, status.progress.frames_done) = (frames, frames);
+            }
+            status.outcome = Some(outcome);
+        });
+        self.note_open(&clip, state);
+        Some(clip)
+    }
+
+    /// Takes what the store says about a job.
+    pub(crate) fn note_row(&self, row: &JobRow) {
+        let Some(clip) = self.lock().by_job.get(&row.id).cloned() else { return };
+        clip.status.send_if_modified(|status| {
+            let found = Status { is_deleted: status.is_deleted, ..Status::of(row) };
+            let is_other = *status != found;
+            *status = found;
+            is_other
+        });
+        self.note_open(&clip, row.state);
+    }
+
+    fn note_open(&self, clip: &Clip, state: State) {
+        let mut index = self.lock();
+        if state.has_ended() {
+            index.open.remove(&clip.job);
+        } else {
+            index.open.insert(clip.job, clip.ticket.owner.clone());
+        }
+    }
+
+    /// Notes that the client has deleted a clip.
+    pub(crate) fn note_deleted(&self, clip: &Clip) {
+        clip.status.send_modify(|status| status.is_deleted = true);
+    }
+
+    /// Forgets a clip whose job is no longer in the store.
+    pub(crate) fn forget(&self, clip: &Clip) {
+        let mut index = self.lock();
+        index.by_job.remove(&clip.job);
+        index.by_id.remove(&clip.ticket.id);
+        index.open.remove(&clip.job);
+        index.by_key.retain(|_, job| *job != clip.job);
+    }
+}

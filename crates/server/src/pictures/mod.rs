@@ -1,0 +1,95 @@
+//! Pictures of clips while they are made and afterwards.
+//!
+//! The owner hands over the clean latent that each step predicts, which costs nothing, and it is drawn only when
+//! somebody asks for it. From the decoded frames a [`thumbnail`](files) and a sheet are kept beside the clip.
+
+pub(crate) mod files;
+pub(crate) mod preview;
+
+use crate::clips::index::{Clip, Clips};
+use files::Tiles;
+use jobs::owner::Follower;
+use ndarray::{Array4, Axis};
+use runtime::plan::Length;
+use runtime::scheduler::JobId;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// The clean latent that a step has predicted.
+#[derive(Debug, Clone)]
+pub(crate) struct Clean {
+    /// The number of the step, from 1.
+    pub(crate) step: usize,
+    /// The latent `[C,T,h,w]`.
+    pub(crate) latent: Arc<Array4<f32>>,
+}
+
+/// Pictures of the clips that are being made.
+#[derive(Debug)]
+pub(crate) struct Pictures {
+    clips: Arc<Clips>,
+    state: Mutex<HashMap<JobId, Shown>>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    clean: watch::Sender<Option<Clean>>,
+    tiles: Option<Tiles>,
+}
+
+impl Shown {
+    fn new() -> Self {
+        Self { clean: watch::Sender::new(None), tiles: None }
+    }
+}
+
+impl Pictures {
+    /// Pictures of the clips of a server.
+    pub(crate) fn new(clips: Arc<Clips>) -> Self {
+        Self { clips, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Shown>> {
+        // Every change is complete in itself.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest clean latent of a job, and those that follow. It ends with the job.
+    pub(crate) fn watch(&self, clip: &Clip) -> watch::Receiver<Option<Clean>> {
+        let mut shown = self.lock();
+        if clip.status().state.has_ended() {
+            // Nothing would remove it again.
+            return Shown::new().clean.subscribe();
+        }
+        shown.entry(clip.job).or_insert_with(Shown::new).clean.subscribe()
+    }
+
+    /// Forgets a job that has ended. Watches of it end.
+    pub(crate) fn forget(&self, job: JobId) {
+        self.lock().remove(&job);
+    }
+}
+
+impl Follower for Pictures {
+    fn on_step(&self, id: JobId, step: usize, clean: &Arc<Array4<f32>>) {
+        let clean = Clean { step, latent: Arc::clone(clean) };
+        self.lock().entry(id).or_insert_with(Shown::new).clean.send_replace(Some(clean));
+    }
+
+    fn on_frames(&self, id: JobId, first: usize, frames: &Array4<f32>) {
+        let Some(clip) = self.clips.of_job(id) else { return };
+        let Some(Length::Frames(count)) = clip.request.clip.length else { return };
+        // Out of the map while pictures are scaled and written.
+        let tiles = self.lock().entry(id).or_insert_with(Shown::new).tiles.take();
+        let mut tiles = tiles.filter(|_| first > 0).unwrap_or_else(|| Tiles::new(count));
+        for (number, frame) in (first..).zip(frames.axis_iter(Axis(0))) {
+            tiles.add(number, frame);
+        }
+        if first + frames.len_of(Axis(0)) < count {
+            self.lock().entry(id).or_insert_with(Shown::new).tiles = Some(tiles);
+        } else if let Err(error) = tiles.write(self.clips.folder(), &clip.ticket.id) {
+            tracing::warn!(clip = clip.ticket.id, "its thumbnail cannot be written: {error}");
+        }
+    }
+}
