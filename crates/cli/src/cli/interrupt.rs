@@ -11,8 +11,7 @@ use engines::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The signals that ask the program to end.
@@ -24,8 +23,9 @@ const SAME_REQUEST: Duration = Duration::from_millis(300);
 #[derive(Debug, Clone, Default)]
 pub struct Interrupts {
     cancel: Cancel,
-    /// True while the command ends itself on request.
-    is_graceful: Arc<AtomicBool>,
+    /// True while the command ends itself on request. Locked while a signal is handled, and from then on if it ends the
+    /// process: the command then cannot begin what would have to be cleaned up.
+    is_graceful: Arc<Mutex<bool>>,
     /// What a second signal leaves, if that is not nothing.
     left: Arc<OnceLock<Report>>,
 }
@@ -51,7 +51,7 @@ impl Interrupts {
 
     /// Returns the request that the next signal makes. From now on the command ends itself.
     pub(super) fn cancel(&self) -> Cancel {
-        self.is_graceful.store(true, Ordering::SeqCst);
+        *self.graceful() = true;
         self.cancel.clone()
     }
 
@@ -72,19 +72,23 @@ impl Interrupts {
     /// # Errors
     /// Returns an error if a signal was received before.
     pub(super) fn end_immediately(&self) -> Result<(), bundle::Error> {
-        self.is_graceful.store(false, Ordering::SeqCst);
+        *self.graceful() = false;
         self.cancel.stop().check()
+    }
+
+    fn graceful(&self) -> MutexGuard<'_, bool> {
+        self.is_graceful.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn handle(&self, signals: impl Iterator<Item = i32>, stream: Stream, as_json: bool) {
         let mut first: Option<Instant> = None;
         for _ in signals {
             let is_same = first.is_some_and(|first| first.elapsed() < SAME_REQUEST);
-            let is_graceful = self.is_graceful.load(Ordering::SeqCst);
-            if is_graceful && !is_same && first.is_none() {
+            let is_graceful = self.graceful();
+            if *is_graceful && !is_same && first.is_none() {
                 first = Some(Instant::now());
                 self.cancel.cancel();
-            } else if !(is_graceful && is_same) {
+            } else if !(*is_graceful && is_same) {
                 render::error(stream, as_json, &self.at_once());
                 // Other threads may be running in libraries, so their destructors are not run.
                 low_level::exit(i32::from(ErrorClass::Interrupted.exit_code()));
