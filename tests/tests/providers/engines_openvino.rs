@@ -141,8 +141,8 @@ fn compiled_graph(folder: &Path) -> PathBuf {
 /// The file that the compiled graph refers to.
 fn blob(folder: &Path) -> PathBuf {
     let record = record(folder);
-    let mut names = record.files.iter().map(|file| &file.name);
-    folder.join(names.find(|name| **name != record.model).unwrap())
+    let mut files = record.files.iter().map(|file| folder.join(&file.name));
+    files.find(|file| file.extension().is_some_and(|extension| extension == "bin")).unwrap()
 }
 
 /// The bytes of the files of the engine in a folder. The name of the engine, which is in names and files, is left out.
