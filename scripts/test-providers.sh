@@ -25,7 +25,8 @@ filter=()
 mkdir -p "$target"
 log=$target/test-providers.log
 failed=0
-cargo test --locked --workspace "$@" --test providers -- "${filter[@]}" 2>&1 | tee "$log" || failed=1
+# One test at a time: each provider uses all processors, and a software driver much memory.
+cargo test --locked --workspace "$@" --test providers -- --test-threads=1 "${filter[@]}" 2>&1 | tee "$log" || failed=1
 if grep -q 'skipped: ' "$log"; then
     echo 'These tests were skipped:'
     grep -o 'skipped: .*' "$log" | sort -u | sed 's/^skipped: /  /'
