@@ -201,7 +201,7 @@ impl Attaching<'_> {
             return Ok(None);
         }
         let bytes = shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
-        on_event(ExportEvent::Reading { component: binding.component.clone(), bytes });
+        on_event(ExportEvent::Reading { component: binding.component.clone(), bytes, converts: false });
         let scanned = scan(shards, Verify::Whole, &self.request.stop)?;
         self.check(binding, shards, Some(&scanned))?;
         Ok(Some(scanned))

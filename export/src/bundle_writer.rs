@@ -8,7 +8,8 @@ use crate::model::{
     text_encoder_graph, tiny_decoder_graph,
 };
 use crate::weights::merge::Merge;
-use crate::weights::scan::{Verify, scan};
+use crate::weights::pieces::ReadPieces;
+use crate::weights::scan::{Verify, scan_rest};
 use crate::weights::stored_formats::StoredFormats;
 use crate::weights::transform::Transforms;
 use crate::weights::{
@@ -122,6 +123,8 @@ pub enum ExportEvent {
         component: Component,
         /// The size of the weights.
         bytes: ByteCount,
+        /// True if they are converted as they are read.
+        converts: bool,
     },
     /// The weights of a component are stored in several number formats and are converted to one that holds all values.
     MixedFormats {
@@ -136,7 +139,7 @@ pub enum ExportEvent {
     Lora(LoraProof),
     /// The checkpoint's preview map was fitted for another decoder and is omitted.
     ForeignPreviewMap,
-    /// The weights and graphs of a component are being written.
+    /// The graphs of a component are being written.
     Writing {
         /// The component.
         component: Component,
@@ -284,15 +287,7 @@ fn write_components(
         if request.copy { Transfer::Copy } else { Transfer::Link { copy_limit: Some(COPY_LIMIT) } };
     let destination =
         |component| Destination { bundle: folder, component, transfer, stop: Some(&request.stop) };
-    let transforms: Vec<Transforms> = checkpoint
-        .sources
-        .iter()
-        .zip(&formats)
-        .map(|(source, format)| {
-            let merges = merges.iter().filter(|(component, _)| *component == source.component);
-            Transforms::conversion(*format).after(merges.map(|(_, merge)| merge.clone()))
-        })
-        .collect();
+    let transforms = all_transforms(checkpoint, &formats, &merges);
     // Refused links, and weights that cannot be left out, are reported before the long work.
     let mut linked = Vec::with_capacity(checkpoint.sources.len());
     for ((source, transforms), format) in checkpoint.sources.iter().zip(&transforms).zip(&formats) {
@@ -307,15 +302,19 @@ fn write_components(
     for (((source, transforms), weight_type), linked) in sources.zip(linked) {
         let component = &source.component;
         let bytes = source.shards.files().iter().map(|file| ByteCount(file.bytes())).sum();
-        on_event(ExportEvent::Reading { component: component.clone(), bytes });
-        let scanned = scan(&source.shards, verify, &request.stop)?;
+        let is_unchanged = linked.is_some();
+        on_event(ExportEvent::Reading { component: component.clone(), bytes, converts: !is_unchanged });
+        let (placed, read) = match linked {
+            Some(placed) => (placed, ReadPieces::default()),
+            None => {
+                let converted = place_converted(source, transforms, destination(component), verify)?;
+                all.known.extend(converted.known());
+                (converted.placed, converted.read)
+            }
+        };
+        let scanned = scan_rest(&source.shards, verify, &read, &request.stop)?;
         let digest = cut_digest(component, transforms.digest(&scanned.digest), request.layers);
         on_event(ExportEvent::Writing { component: component.clone() });
-        let is_unchanged = linked.is_some();
-        let placed = match linked {
-            Some(placed) => placed,
-            None => place_converted(source, transforms, destination(component))?,
-        };
         source.shards.check_unchanged()?;
         if request.graphs_only {
             all.bindings.push(bindings::bind(source, &scanned, &request.stop)?);
@@ -361,6 +360,19 @@ fn write_components(
         });
     }
     Ok(all)
+}
+
+/// Returns the changes of each component's weights.
+fn all_transforms(
+    checkpoint: &Checkpoint,
+    formats: &[WeightType],
+    merges: &[(Component, Merge)],
+) -> Vec<Transforms> {
+    let of_source = |(source, format): (&Source, &WeightType)| {
+        let merges = merges.iter().filter(|(component, _)| *component == source.component);
+        Transforms::conversion(*format).after(merges.map(|(_, merge)| merge.clone()))
+    };
+    checkpoint.sources.iter().zip(formats).map(of_source).collect()
 }
 
 /// Returns the digest of a component of which only so many layers are kept.

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::checkpoint::weight_file;
 use crate::file_data::{DataRanges, hash_of_zeros};
+use crate::weights::pieces::ReadPieces;
 use bundle::file_digest::{self, FileDigest, of_pieces, pieces};
 use bundle::layout;
 use bundle::manifest::{Bundle, Manifest};
@@ -67,8 +68,19 @@ pub(crate) fn check_whole(path: &Path, stated: &FileDigest) -> Result<(), Error>
     }
 }
 
+/// Computes the digest over every byte of a new file, whose pieces in `known` are not read.
+pub(crate) fn whole_of_new(path: &Path, known: &ReadPieces) -> Result<String, Error> {
+    let file = File::open(path).map_err(Error::file("read", path))?;
+    let bytes = file.metadata().map_err(Error::file("read", path))?.len();
+    whole_with(path, &file, bytes, known)
+}
+
 /// Computes the digest over every byte of a file, see [`of_pieces`]. Pieces that are holes are not read.
 fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
+    whole_with(path, file, bytes, &ReadPieces::default())
+}
+
+fn whole_with(path: &Path, file: &File, bytes: u64, known: &ReadPieces) -> Result<String, Error> {
     let parts = if weight_file::is_named(path) {
         weight_file::parts(&weight_file::read(path, file, bytes)?, bytes)
     } else {
@@ -77,6 +89,9 @@ fn whole(path: &Path, file: &File, bytes: u64) -> Result<String, Error> {
     let pieces: Vec<Range<u64>> = pieces(parts).collect();
     let data = DataRanges::of(file, bytes);
     let hash = |buffer: &mut Vec<u8>, piece: &Range<u64>| {
+        if let Some(known) = known.get(0, piece) {
+            return Ok(known.hash);
+        }
         let length = usize::try_from(piece.end - piece.start).unwrap_or_default();
         if data.is_hole(piece) {
             return Ok(hash_of_zeros(length));

@@ -2,7 +2,7 @@
 //!
 //! [`scan`] reads every byte once, for the digest and to detect damage, and [`stored_formats`] lists the number formats
 //! of a component, which it keeps by default. Then the weight files are [`linked`] into the
-//! bundle, or [`converted`] into a new file by a list of [`transform`]s. The result is the location of each weight, which
+//! bundle, or [`converted`] into a new file by a list of [`transform`]s, which scans them in the same pass. The result is the location of each weight, which
 //! is all that a graph contains. [`packed`] packs linear layers for Rushes kernels. `new_file` writes new files.
 //!
 //! The transforms are the conversion of [`number_format`]s, the [`merge`] of changes, whose forms are in [`delta`], and
@@ -16,6 +16,7 @@ pub mod merge;
 pub(crate) mod new_file;
 pub mod number_format;
 pub mod packed;
+pub mod pieces;
 pub mod row_quantization;
 mod row_segments;
 pub mod scan;
@@ -29,6 +30,8 @@ use bundle::layout;
 use bundle::manifest::{Component, WeightFile};
 use bundle::stop::Stop;
 use bundle::units::ByteCount;
+use converted::Converted;
+use scan::Verify;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use transform::Transforms;
@@ -190,8 +193,9 @@ pub fn place_converted(
     source: &Source,
     transforms: &Transforms,
     destination: Destination<'_>,
-) -> Result<PlacedWeights, Error> {
-    converted::place(&source.shards, &source.required, transforms, destination)
+    verify: Verify,
+) -> Result<Converted, Error> {
+    converted::place(&source.shards, &source.required, transforms, destination, verify)
 }
 
 /// Puts the weights of a component into the bundle, stored as `weights`: linked if all weights that its graphs read are
@@ -207,7 +211,7 @@ pub fn place(
     let transforms = Transforms::conversion(weights);
     match place_linked(source, &transforms, destination)? {
         Some(placed) => Ok(placed),
-        None => place_converted(source, &transforms, destination),
+        None => Ok(place_converted(source, &transforms, destination, Verify::Beginnings)?.placed),
     }
 }
 

@@ -13,11 +13,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 const PAGE: usize = 4096;
 const CACHE_LINE: usize = 64;
 /// Tensors of at least this size are always aligned to pages.
 const LARGE: usize = 1 << 20;
+/// Files of at least this size are flushed to the disk while they are being written. Without that the system keeps what
+/// is written until the flush at the end, and the disk is idle meanwhile.
+const FLUSHED_EARLY: usize = 64 << 20;
+/// The time between two such flushes.
+const FLUSHING: Duration = Duration::from_millis(200);
 
 /// The alignment of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +94,12 @@ pub(crate) fn write_new(
     file.set_len(bytes as u64).map_err(io())?;
     file.write_all_at(&header, 0).map_err(io())?;
     let new = NewFile { file, path: path.to_owned(), offsets };
-    fill(&new)?;
+    if bytes < FLUSHED_EARLY {
+        fill(&new)?;
+    } else {
+        let file = part.reopen().map_err(io())?;
+        flushing(&file, || fill(&new))?;
+    }
     atomic::publish(part, path).map_err(io())?;
     let offsets = new.offsets;
     let entry = |(tensor, offset): (&Stored, usize)| {
@@ -101,6 +113,24 @@ pub(crate) fn write_new(
         (tensor.name.clone(), external)
     };
     Ok(Written { tensors: tensors.iter().zip(offsets).map(entry).collect(), bytes: bytes as u64 })
+}
+
+/// Flushes a file again and again while `work` runs.
+fn flushing<T>(file: &File, work: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        let (running, ended) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while ended.recv_timeout(FLUSHING) == Err(RecvTimeoutError::Timeout) {
+                // The flush at the end reports the same error.
+                if file.sync_data().is_err() {
+                    return;
+                }
+            }
+        });
+        let result = work();
+        drop(running);
+        result
+    })
 }
 
 /// The layout of a file.

@@ -6,12 +6,14 @@
 //! number format, rank and extents, and the BLAKE3 hash of each [`file_digest::PIECE`] of its bytes. The digests of the
 //! files use the same hashes.
 //!
-//! Holes of sparse files are hashed as the zeros that they are, and not read.
+//! Holes of sparse files are hashed as the zeros that they are, and not read. Pieces that a conversion has already read
+//! are not read again.
 
 use crate::Error;
 use crate::checkpoint::shards::{ShardFile, Shards, StoredTensor};
 use crate::file_data::{DataRanges, hash_of_zeros, hash_zeros};
 use crate::weights::number_format::{element_at, first_non_finite};
+use crate::weights::pieces::{PieceResult, ReadPieces};
 use bundle::digest::Digest;
 use bundle::file_digest;
 use bundle::stop::Stop;
@@ -51,13 +53,24 @@ pub struct Scan {
 /// [`Error::NotFinite`] for the first bad element of the first bad weight in the order of names; I/O errors; an error
 /// if a file was changed during the scan, or if a stop was requested.
 pub fn scan(shards: &Shards, verify: Verify, stop: &Stop) -> Result<Scan, Error> {
+    scan_rest(shards, verify, &ReadPieces::default(), stop)
+}
+
+/// Does what [`scan`] does, without reading the pieces in `known` again.
+///
+/// # Errors
+/// Those of [`scan`].
+pub fn scan_rest(shards: &Shards, verify: Verify, known: &ReadPieces, stop: &Stop) -> Result<Scan, Error> {
     let tensors: Vec<StoredTensor<'_>> = shards.tensors().collect();
     // In file order, for sequential reads.
     let pieces = pieces(shards, &tensors, verify);
     let data: Vec<DataRanges> = shards.files().iter().map(ShardFile::data_ranges).collect();
     let read = |block: &mut Vec<u8>, piece: &Piece<'_>| {
         stop.check()?;
-        piece.read(block, &tensors, &data[piece.index])
+        match known.get(piece.index, &piece.range) {
+            Some(known) => Ok(known.clone()),
+            None => piece.read(block, &tensors, &data[piece.index]),
+        }
     };
     let results: Vec<PieceResult> =
         pieces.par_iter().map_init(Vec::new, read).collect::<Result<_, Error>>()?;
@@ -175,13 +188,6 @@ struct Piece<'a> {
     range: Range<u64>,
     /// The tensor that it belongs to, and its position in the tensor in bytes.
     tensor: Option<(usize, u64)>,
-}
-
-#[derive(Debug, Clone)]
-struct PieceResult {
-    hash: blake3::Hash,
-    /// Position in the tensor of the first element that is not finite.
-    bad: Option<usize>,
 }
 
 impl Piece<'_> {

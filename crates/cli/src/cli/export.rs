@@ -79,7 +79,10 @@ pub(super) fn print(
 pub(super) fn describe(event: &ExportEvent) -> String {
     match event {
         ExportEvent::Sampling { component, bytes } => format!("{component}: comparing samples of {bytes}"),
-        ExportEvent::Reading { component, bytes } => format!("{component}: reading {bytes}"),
+        ExportEvent::Reading { component, bytes, converts: false } => format!("{component}: reading {bytes}"),
+        ExportEvent::Reading { component, bytes, converts: true } => {
+            format!("{component}: reading and converting {bytes}")
+        }
         ExportEvent::MixedFormats { component, stored, weights } => {
             let stored: Vec<String> = stored.iter().map(|format| format.element().to_string()).collect();
             let (stored, weights) = (stored.join(" and "), weights.element());
@@ -93,6 +96,6 @@ pub(super) fn describe(event: &ExportEvent) -> String {
              fit it again with `rushes calibrate BUNDLE --preview`"
                 .into()
         }
-        ExportEvent::Writing { component } => format!("{component}: writing weights and graphs"),
+        ExportEvent::Writing { component } => format!("{component}: writing graphs"),
     }
 }
