@@ -5,6 +5,7 @@
 use bundle::units::ByteCount;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Memory of the machine, or of the control group of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,36 @@ pub fn return_freed_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Memory that changes by less than this between two readings is at rest.
+const AT_REST: u64 = 64 << 10;
+/// The time between two readings. Threads that have ended must run once more to give their memory back.
+const READING: Duration = Duration::from_millis(20);
+/// Readings in a row that must find memory at rest.
+const READINGS_AT_REST: usize = 3;
+/// The most readings that are made.
+const MOST_READINGS: usize = 50;
+
+/// Returns the resident anonymous memory of this process once freed memory has been returned to the system.
+///
+/// ONNX Runtime gives back some of a session's memory after it is closed, in threads that are ending: megabytes, and on
+/// a busy machine hundreds of milliseconds later. So this waits until memory is at rest: 60 ms, and a second at most.
+pub fn settled_anonymous() -> Option<ByteCount> {
+    let mut last = None;
+    let mut at_rest = 0;
+    for _ in 0..MOST_READINGS {
+        return_freed_memory();
+        let found = resident_anonymous()?;
+        let is_at_rest = last.is_some_and(|last: ByteCount| last.0.abs_diff(found.0) < AT_REST);
+        at_rest = if is_at_rest { at_rest + 1 } else { 0 };
+        last = Some(found);
+        if at_rest == READINGS_AT_REST {
+            break;
+        }
+        std::thread::sleep(READING);
+    }
+    last
 }
 
 /// The largest remainder of a block that ONNX Runtime's pool does not split off if the block is less than twice the

@@ -7,8 +7,8 @@ use crate::model::{
     Chunk, GraphWeights, Lowering, decoder_graph, decoder_trunk_graph, decoder_upsampler_graph, step_graph,
     text_encoder_graph, tiny_decoder_graph,
 };
+use crate::pieces::ReadPieces;
 use crate::weights::merge::Merge;
-use crate::weights::pieces::ReadPieces;
 use crate::weights::scan::{Verify, scan_rest};
 use crate::weights::stored_formats::StoredFormats;
 use crate::weights::transform::Transforms;

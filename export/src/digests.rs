@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::checkpoint::weight_file;
 use crate::file_data::{DataRanges, hash_of_zeros};
-use crate::weights::pieces::ReadPieces;
+use crate::pieces::ReadPieces;
 use bundle::file_digest::{self, FileDigest, of_pieces, pieces};
 use bundle::layout;
 use bundle::manifest::{Bundle, Manifest};

@@ -27,6 +27,7 @@ mod error;
 mod file_data;
 pub mod lora;
 pub mod model;
+pub mod pieces;
 mod pointer;
 pub mod preview_map;
 pub mod quantized;

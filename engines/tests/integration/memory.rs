@@ -1,7 +1,7 @@
 //! Memory of open graphs, measured in a process of its own.
 
 use crate::support::{copied, graph, in_own_process, onnx_runtime, signature};
-use engines::memory::{resident_anonymous, return_freed_memory};
+use engines::memory::settled_anonymous;
 use engines::{Cancel, Engine, OpenOptions, Value, WeightMemory};
 use ndarray::{Array2, array};
 use std::fs::File;
@@ -66,7 +66,6 @@ fn measure_mapped_and_prepacked_weights() {
 }
 
 fn anonymous() -> i64 {
-    return_freed_memory();
-    let bytes = resident_anonymous().expect("the kernel reports it").0;
+    let bytes = settled_anonymous().expect("the kernel reports it").0;
     i64::try_from(bytes).expect("a process is smaller than 8 EB")
 }

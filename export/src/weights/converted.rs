@@ -5,7 +5,6 @@
 
 use super::new_file::{Alignment, NewFile, Stored, write_new};
 use super::number_format::first_non_finite;
-use super::pieces::{Found, PieceHasher, ReadPieces};
 use super::scan::Verify;
 use super::transform::{Block, Transforms, Workspace};
 use super::{Destination, PlacedWeights, location};
@@ -14,6 +13,7 @@ use crate::checkpoint::inventory::Required;
 use crate::checkpoint::shards::{ShardFile, Shards, StoredTensor};
 use crate::digests;
 use crate::file_data::DataRanges;
+use crate::pieces::{Found, PieceHasher, ReadPieces};
 use bundle::dtype::ElementType;
 use bundle::file_digest::PIECE;
 use rayon::prelude::*;
@@ -295,6 +295,9 @@ mod tests {
         names.iter().map(|(name, shape)| Required { name: (*name).into(), shape: shape.to_vec() }).collect()
     }
 
+    /// Elements of several blocks.
+    const LARGE: usize = 4 * BLOCK;
+
     fn destination_in(bundle: &Path) -> Destination<'_> {
         let transfer = Transfer::Link { copy_limit: None };
         Destination { bundle, component: &Component::Decoder, transfer, stop: None }
@@ -450,9 +453,9 @@ mod tests {
             _ => f32::from(u16::try_from(index * 40_503 % 65_521).unwrap()) / 512.0 - 64.0,
         };
         let all: [(&str, &[usize], Dtype); 4] = [
-            ("a.weight", &[3, BLOCK / 2], Dtype::F32),
+            ("a.weight", &[3, LARGE / 2], Dtype::F32),
             ("b.weight", &[5, 7], Dtype::F16),
-            ("c.weight", &[BLOCK + 3, 1], Dtype::BF16),
+            ("c.weight", &[LARGE + 3, 1], Dtype::BF16),
             ("d.bias", &[3], Dtype::F32),
         ];
         let bytes = all.map(|(_, shape, dtype)| {
@@ -493,7 +496,7 @@ mod tests {
         let required = write_mixed(folder.path());
         let shards = Shards::open(folder.path(), Family::Denoiser).unwrap();
         let destination = destination_in(bundle.path());
-        let shape = [3, BLOCK / 2];
+        let shape = [3, LARGE / 2];
         let down: Vec<f32> = (0..shape[1]).map(|i| f32::from(u16::try_from(i % 1000).unwrap())).collect();
         let up = Factor { shape: [3, 1], values: [1.0, -2.0, 0.5].into() };
         let down = Factor { shape: [1, shape[1]], values: down.into() };

@@ -16,7 +16,6 @@ pub mod merge;
 pub(crate) mod new_file;
 pub mod number_format;
 pub mod packed;
-pub mod pieces;
 pub mod row_quantization;
 mod row_segments;
 pub mod scan;

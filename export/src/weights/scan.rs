@@ -12,8 +12,8 @@
 use crate::Error;
 use crate::checkpoint::shards::{ShardFile, Shards, StoredTensor};
 use crate::file_data::{DataRanges, hash_of_zeros, hash_zeros};
+use crate::pieces::{PieceResult, ReadPieces};
 use crate::weights::number_format::{element_at, first_non_finite};
-use crate::weights::pieces::{PieceResult, ReadPieces};
 use bundle::digest::Digest;
 use bundle::file_digest;
 use bundle::stop::Stop;

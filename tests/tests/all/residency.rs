@@ -4,7 +4,7 @@
 use bundle::dtype::WeightType;
 use bundle::manifest::Bundle;
 use bundle::units::{ByteCount, GuidanceScale, Seed};
-use engines::memory::resident_anonymous;
+use engines::memory::settled_anonymous;
 use engines::residency::Residency;
 use engines::sessions::Sessions;
 use engines::{Cancel, OnnxRuntime};
@@ -45,7 +45,7 @@ fn memory_at_last_step(model: &Model) -> u64 {
     let mut pipeline = Pipeline::new(model);
     job::generate(&mut pipeline, &plan, &Cancel::new(), &mut |event| {
         if let JobEvent::Step { done, .. } = event {
-            at_last_step = resident_anonymous().unwrap().0;
+            at_last_step = settled_anonymous().unwrap().0;
             assert_eq!(done.steps, 4);
         }
         Ok(())

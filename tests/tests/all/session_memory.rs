@@ -6,7 +6,7 @@ use bundle::manifest::{Bundle, Component, Part};
 use bundle::routing::ExpertName;
 use bundle::stop::Stop;
 use bundle::variant::{KernelLibrary, Precision};
-use engines::memory::{resident_anonymous, return_freed_memory};
+use engines::memory::settled_anonymous;
 use engines::{OnnxRuntime, WeightMemory};
 use export::ExportRequest;
 use export::synthetic::Form;
@@ -153,12 +153,10 @@ fn a_closed_component_leaves_no_memory_behind() {
     for (component, work) in work {
         measure(&model, component, work).unwrap();
     }
-    return_freed_memory();
-    let before = resident_anonymous().unwrap().0;
+    let before = settled_anonymous().unwrap().0;
     for (component, work) in work {
         let measured = measure(&model, component, work).unwrap();
-        return_freed_memory();
-        let after = resident_anonymous().unwrap().0;
+        let after = settled_anonymous().unwrap().0;
         let used = measured.total().0;
         assert!(used > 20_000_000, "{component} is too small to show it: {measured:?}");
         assert!(after <= before + used / 20, "{component}: {before} before, {after} after: {measured:?}");

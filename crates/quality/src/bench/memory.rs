@@ -8,7 +8,7 @@ use bundle::signature::{ROWS_INPUT, Signature};
 use bundle::spec::TEXT_ROWS;
 use bundle::units::ByteCount;
 use bundle::variant::KernelLibrary;
-use engines::memory::{resident_anonymous, resident_mapped, return_freed_memory};
+use engines::memory::{resident_anonymous, resident_mapped, settled_anonymous};
 use engines::residency::MemoryNeed;
 use engines::{Cancel, Engine, Outputs, Value};
 use ndarray::{Array1, Array2, Array3, ArrayD, IxDyn};
@@ -310,8 +310,7 @@ fn ones(shape: &[usize]) -> Value {
 
 /// Anonymous memory of the process, without what the allocator could return.
 fn settled() -> u64 {
-    return_freed_memory();
-    anonymous()
+    settled_anonymous().map_or(0, |bytes| bytes.0)
 }
 
 fn anonymous() -> u64 {
