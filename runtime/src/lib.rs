@@ -19,6 +19,7 @@ pub mod estimate;
 pub mod footprint;
 mod graph_use;
 pub mod job;
+mod known_faults;
 pub mod memory_plan;
 pub mod model;
 mod model_options;

@@ -6,6 +6,7 @@ pub use crate::model_options::{ModelOptions, choose_variant};
 use crate::Error;
 use crate::engine_command::EngineCommand;
 use crate::footprint::SessionSettings;
+use crate::known_faults;
 use bundle::Field;
 use bundle::digest::Digest;
 use bundle::lock::ReadLock;
@@ -237,7 +238,11 @@ impl Model {
         let entry = self.manifest().component(component)?;
         let target = self.sessions.backend().target(device)?;
         let precision = self.manifest().precision_of(entry, self.variant.precision);
-        Ok(entry.graph(part, Variant { target, precision, ..self.variant })?)
+        let variant = Variant { target, precision, ..self.variant };
+        if entry.variant(variant).is_some() {
+            known_faults::refuse(device.provider(), component, precision, entry.weight_type)?;
+        }
+        Ok(entry.graph(part, variant)?)
     }
 
     /// Checks that the bundle has every graph of a clip, so that a missing decoder is an error before denoising.
