@@ -1,6 +1,8 @@
 //! Linear layers: `y[l][n] = Σ x[l][k]·w[n][k] + b[n]`. The epilogue runs while the sums are in registers.
 
+mod branch;
 mod epilogue;
+mod plan;
 mod rows;
 mod stored;
 pub(crate) mod tile;
@@ -14,12 +16,14 @@ use crate::simd::tiles::SIDE;
 use crate::simd::{Operation, Simd};
 use crate::size::{SizeError, check, product};
 use crate::workers::Workers;
-use epilogue::Epilogue;
+use branch::BranchProduct;
+pub use branch::{Bf16Layer, Branch, Int8Layer};
+use epilogue::{Epilogue, SumsRow};
 pub use epilogue::{Gate, Output, Residual};
 use half::bf16;
 use rows::Rows;
 pub use stored::StoredBf16;
-use tile::{Bf16Dot, Dot, Int8Dot, PANEL, Sums, TileInput, floats, multiply};
+use tile::{Bf16Dot, Dot, Int8Dot, OutputLines, PANEL, Sums, TileInput, floats, multiply};
 
 /// Approximate rows per task: few enough for many cores, and enough to reuse a panel of weights.
 const TASK_ROWS: usize = 246;
@@ -58,28 +62,41 @@ impl Kernels {
         bias: &[f32],
         to: Output<'_>,
     ) -> Result<(), SizeError> {
+        self.layer_int8(workers, &Int8Layer::new(x, weights, bias), to)
+    }
+
+    /// Computes a linear layer on quantised activations and weights, with what is added to its values.
+    ///
+    /// # Errors
+    /// Returns an error if the lengths do not match.
+    pub fn layer_int8(
+        self,
+        workers: &dyn Workers,
+        layer: &Int8Layer<'_>,
+        to: Output<'_>,
+    ) -> Result<(), SizeError> {
+        let Int8Layer { x, weights, bias, branch, addend } = *layer;
         let shape = weights.shape();
         let (outputs, inputs, rows) = (shape.outputs(), shape.inputs(), x.scales.len());
         let size = product("quantised activations", &[rows, inputs])?;
         check("quantised activations", x.quantised.len(), size)?;
         check("bias", bias.len(), outputs)?;
-        let epilogue = Epilogue::new(to, rows, outputs)?;
-        let values = Int8Values { scales: x.scales, weights, bias };
+        let epilogue = &Epilogue::new(to, [rows, outputs], addend)?;
+        let values = &Int8Values { scales: x.scales, weights, bias: Some(bias) };
         let is_tiled = self.is_tiled(rows, shape);
+        let branch =
+            branch.map(|branch| BranchProduct::int8(branch, [rows, outputs], is_tiled)).transpose()?;
         let x = Rows::new(x.quantised, inputs, is_tiled)?;
         let operands = Operands {
             x: x.start(),
             stride: x.stride(),
+            depth: x.stride(),
             weights: weights.packed().as_ptr().cast(),
             steps: inputs.div_ceil(STEP),
             rows,
             outputs,
         };
-        if is_tiled {
-            self.each_tiled_task(workers, operands, &values, &epilogue);
-        } else {
-            self.each_panel(workers, operands, &values, &epilogue);
-        }
+        self.compute(workers, &Product { operands, values, branch: branch.as_ref(), epilogue }, is_tiled);
         Ok(())
     }
 
@@ -110,27 +127,42 @@ impl Kernels {
         bias: &[f32],
         to: Output<'_>,
     ) -> Result<(), SizeError> {
+        self.layer_bf16(workers, &Bf16Layer::new(x, weights, bias), to)
+    }
+
+    /// Computes a linear layer on bf16 activations and weights, with what is added to its values; the sums are f32.
+    ///
+    /// # Errors
+    /// Returns an error if the lengths do not match.
+    pub fn layer_bf16(
+        self,
+        workers: &dyn Workers,
+        layer: &Bf16Layer<'_>,
+        to: Output<'_>,
+    ) -> Result<(), SizeError> {
+        let Bf16Layer { x, weights, scales, bias, branch, addend } = *layer;
         let shape = weights.shape();
         let (outputs, inputs) = (shape.outputs(), shape.inputs());
         let rows = x.len().checked_div(inputs).unwrap_or(0);
         check("activations", x.len(), rows * inputs)?;
         check("bias", bias.len(), outputs)?;
-        let epilogue = Epilogue::new(to, rows, outputs)?;
+        check("scales of the outputs", scales.map_or(outputs, <[f32]>::len), outputs)?;
+        let epilogue = &Epilogue::new(to, [rows, outputs], addend)?;
         let is_tiled = self.is_tiled(rows, shape);
+        let branch =
+            branch.map(|branch| BranchProduct::bf16(branch, [rows, outputs], is_tiled)).transpose()?;
         let x = Rows::new(x, inputs, is_tiled)?;
         let operands = Operands {
             x: x.start(),
             stride: x.stride(),
+            depth: x.stride(),
             weights: weights.packed().as_ptr().cast(),
             steps: inputs.div_ceil(STEP / 2),
             rows,
             outputs,
         };
-        if is_tiled {
-            self.each_tiled_task(workers, operands, &Bf16Values { bias }, &epilogue);
-        } else {
-            self.each_panel(workers, operands, &Bf16Values { bias }, &epilogue);
-        }
+        let values = &Bf16Values { scales, bias: Some(bias) };
+        self.compute(workers, &Product { operands, values, branch: branch.as_ref(), epilogue }, is_tiled);
         Ok(())
     }
 
@@ -139,26 +171,37 @@ impl Kernels {
         self.has_tiles() && rows >= SIDE && shape.inputs() > 0
     }
 
-    fn each_panel<V: Values>(
-        self,
-        workers: &dyn Workers,
-        operands: Operands,
-        values: &V,
-        epilogue: &Epilogue<'_>,
-    ) {
+    fn compute<V: Values>(self, workers: &dyn Workers, product: &Product<'_, V>, is_tiled: bool) {
+        if is_tiled {
+            self.each_tiled_task(workers, product);
+        } else {
+            self.each_panel(workers, product);
+        }
+    }
+
+    fn each_panel<V: Values>(self, workers: &dyn Workers, product: &Product<'_, V>) {
         // All tasks but the last have whole register tiles, of six and of four rows.
         const MULTIPLE: usize = 12;
-        let parts = operands.rows.div_ceil(TASK_ROWS).max(1);
-        let size = operands.rows.div_ceil(parts).next_multiple_of(MULTIPLE);
-        let chunks = Chunks { rows: operands.rows, size };
-        let panels = operands.outputs.div_ceil(PANEL);
+        let Operands { rows, outputs, .. } = product.operands;
+        let parts = rows.div_ceil(TASK_ROWS).max(1);
+        let size = rows.div_ceil(parts).next_multiple_of(MULTIPLE);
+        let chunks = Chunks { rows, size };
+        let panels = outputs.div_ceil(PANEL);
         // Neighbouring tasks share a panel of weights, which is read from memory.
         workers.run(panels * chunks.count(), &|task| {
             let (panel, chunk) = (task / chunks.count(), task % chunks.count());
             let rows = chunks.range(chunk);
-            self.run(Panel { operands, values, epilogue, rows, first: panel * PANEL });
+            self.run(Panel { product, rows, first: panel * PANEL });
         });
     }
+}
+
+/// A product, what is added to its values, and what is done with them.
+struct Product<'a, V> {
+    operands: Operands,
+    values: &'a V,
+    branch: Option<&'a BranchProduct<V>>,
+    epilogue: &'a Epilogue<'a>,
 }
 
 /// Addresses and extents of the operands of a product, in any number format. Activations and weights consist of whole
@@ -169,6 +212,8 @@ struct Operands {
     x: *const u8,
     /// Bytes from one row of activations to the next.
     stride: usize,
+    /// Bytes of a row that the weights are multiplied with: whole steps.
+    depth: usize,
     weights: *const u8,
     /// Steps of four bytes of a group of weights.
     steps: usize,
@@ -261,7 +306,7 @@ impl VectorOffset {
 struct Int8Values<'a> {
     scales: &'a [RowScale],
     weights: Int8Weights<'a>,
-    bias: &'a [f32],
+    bias: Option<&'a [f32]>,
 }
 
 impl Values for Int8Values<'_> {
@@ -309,14 +354,21 @@ impl Values for Int8Values<'_> {
 }
 
 struct Bf16Values<'a> {
-    bias: &'a [f32],
+    /// Factors of the sums; 1 without them.
+    scales: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
 }
 
 impl Values for Bf16Values<'_> {
     type Product = Bf16Dot;
 
     fn columns(&self, range: std::ops::Range<usize>) -> Columns {
-        bias_columns(self.bias, range)
+        let mut columns = bias_columns(self.bias, range.clone());
+        match self.scales {
+            Some(scales) => columns.scales[..range.len()].copy_from_slice(&scales[range]),
+            None => columns.scales.fill(1.0),
+        }
+        columns
     }
 
     type Row<S: Simd> = ();
@@ -326,7 +378,7 @@ impl Values for Bf16Values<'_> {
 
     #[inline(always)]
     fn value<S: Simd>(s: S, (): (), columns: &Columns, sums: &[i32; PANEL], at: VectorOffset) -> S::F {
-        s.add(at.floats(s, floats(sums)), at.floats(s, &columns.bias))
+        s.mul_add(at.floats(s, floats(sums)), at.floats(s, &columns.scales), at.floats(s, &columns.bias))
     }
 
     #[inline(always)]
@@ -335,7 +387,7 @@ impl Values for Bf16Values<'_> {
     }
 }
 
-fn bias_columns(bias: &[f32], range: std::ops::Range<usize>) -> Columns {
+fn bias_columns(bias: Option<&[f32]>, range: std::ops::Range<usize>) -> Columns {
     let mut columns = Columns {
         range: range.clone(),
         scales: [0.0; PANEL],
@@ -343,15 +395,15 @@ fn bias_columns(bias: &[f32], range: std::ops::Range<usize>) -> Columns {
         gate: [0.0; PANEL],
         sums: [0; PANEL],
     };
-    columns.bias[..range.len()].copy_from_slice(&bias[range]);
+    if let Some(bias) = bias {
+        columns.bias[..range.len()].copy_from_slice(&bias[range]);
+    }
     columns
 }
 
 /// One task: up to 64 columns of some rows.
 struct Panel<'a, V> {
-    operands: Operands,
-    values: &'a V,
-    epilogue: &'a Epilogue<'a>,
+    product: &'a Product<'a, V>,
     rows: std::ops::Range<usize>,
     /// First column.
     first: usize,
@@ -362,40 +414,67 @@ impl<V: Values> Operation for Panel<'_, V> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Operands { x, stride, weights, outputs, .. } = self.operands;
-        let end = outputs.min(self.first + PANEL);
-        let groups = (end - self.first).div_ceil(GROUP);
-        let weights = weights.wrapping_add(self.first / GROUP * stride * GROUP);
-        let mut columns = self.values.columns(self.first..end);
-        self.epilogue.gate(self.first..end, &mut columns.gate);
-        let mut sums = Sums::new();
+        let Product { operands, values, branch, epilogue } = *self.product;
+        let end = operands.outputs.min(self.first + PANEL);
+        let mut columns = values.columns(self.first..end);
+        epilogue.gate(self.first..end, &mut columns.gate);
+        let branch = branch.map(|branch| branch.panel(self.first..end));
+        let (mut sums, mut branch_sums) = (Sums::new(), Sums::new());
         let mut row = self.rows.start;
         while row < self.rows.end {
             let rows = S::ROWS.min(self.rows.end - row);
-            let input = TileInput {
-                runs: &[x.wrapping_add(row * stride)],
-                stride,
-                weights,
-                group: stride * GROUP,
-                steps: stride / STEP,
-                begin: std::ptr::null(),
-                lines: self.epilogue.lines(row, self.first, end),
-            };
-            // SAFETY: `Rows` has `rows × stride` bytes of activations. Without tiles, the stride is `4 × steps`, so
-            // `Int8Weights::new` or `Bf16Weights::new` checked that each group has `16 × stride` bytes of weights. The
-            // sums have room for a tile of `MAX_TILE_ROWS` rows and a panel of columns.
-            #[expect(unsafe_code, reason = "the innermost loop reads through raw pointers")]
-            unsafe {
-                multiply::<S, V::Product>(s, input, rows, groups, sums.rows());
+            self.sums::<S>(s, &operands, row..row + rows, epilogue.lines(row, self.first, end), &mut sums);
+            if let Some(branch) = &branch {
+                self.sums::<S>(s, &branch.operands, row..row + rows, OutputLines::NONE, &mut branch_sums);
             }
             for in_tile in 0..rows {
-                self.epilogue.row(s, self.values, &columns, &sums.0[in_tile], row + in_tile);
+                let of_layer = SumsRow { values, columns: &columns, sums: &sums.0[in_tile] };
+                let of_branch = branch.as_ref().map(|branch| SumsRow {
+                    values: branch.values,
+                    columns: &branch.columns,
+                    sums: &branch_sums.0[in_tile],
+                });
+                epilogue.row(s, of_layer, of_branch, row + in_tile);
             }
             row += rows;
         }
     }
 }
 
+impl<V: Values> Panel<'_, V> {
+    /// Computes the sums of at most `S::ROWS` rows.
+    #[inline(always)]
+    fn sums<S: Simd>(
+        &self,
+        s: S,
+        operands: &Operands,
+        rows: std::ops::Range<usize>,
+        lines: OutputLines,
+        to: &mut Sums,
+    ) {
+        let end = operands.outputs.min(self.first + PANEL);
+        let input = TileInput {
+            runs: &[operands.x.wrapping_add(rows.start * operands.stride)],
+            stride: operands.stride,
+            weights: operands.weights_of(self.first),
+            group: operands.group(),
+            steps: operands.steps,
+            begin: std::ptr::null(),
+            lines,
+        };
+        let groups = (end - self.first).div_ceil(GROUP);
+        // SAFETY: `Rows` has `rows × stride` bytes of activations, of which `4 × steps` are read from `x` on.
+        // `Int8Weights::new` or `Bf16Weights::new` checked that each group has `16 × 4 × steps` bytes of weights. The
+        // sums have room for a tile of `MAX_TILE_ROWS` rows and a panel of columns.
+        #[expect(unsafe_code, reason = "the innermost loop reads through raw pointers")]
+        unsafe {
+            multiply::<S, V::Product>(s, input, rows.len(), groups, to.rows());
+        }
+    }
+}
+
+#[cfg(test)]
+mod branch_tests;
 #[cfg(test)]
 #[path = "../product_tests.rs"]
 mod tests;

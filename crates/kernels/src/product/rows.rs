@@ -8,7 +8,7 @@ use crate::size::{SizeError, padded, product};
 /// A cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; DEPTH]);
+pub(super) struct Line([u8; DEPTH]);
 
 /// Rows of whole steps; borrowed if the layout already matches, copied otherwise.
 pub(super) struct Rows {
@@ -16,7 +16,7 @@ pub(super) struct Rows {
     /// Bytes from one row to the next.
     stride: usize,
     /// The copy, with zeros at the end of each row.
-    _copied: Vec<Line>,
+    copied: Vec<Line>,
 }
 
 impl Rows {
@@ -32,7 +32,7 @@ impl Rows {
         let stride = if bytes == 0 { 0 } else { padded(WHAT, bytes, step)? };
         let start = x.as_ptr().cast::<u8>();
         if bytes == stride && (!for_tiles || start.addr().is_multiple_of(DEPTH)) {
-            return Ok(Self { start, stride, _copied: Vec::new() });
+            return Ok(Self { start, stride, copied: Vec::new() });
         }
         let rows = x.len().checked_div(width).unwrap_or(0);
         let mut copied = vec![Line([0; DEPTH]); product(WHAT, &[rows, stride])?.div_ceil(DEPTH)];
@@ -44,7 +44,7 @@ impl Rows {
                 std::ptr::copy_nonoverlapping(start.add(row * bytes), to.add(row * stride), bytes);
             }
         }
-        Ok(Self { start: copied.as_ptr().cast(), stride, _copied: copied })
+        Ok(Self { start: copied.as_ptr().cast(), stride, copied })
     }
 
     /// Returns the first byte of the first row.
@@ -55,5 +55,9 @@ impl Rows {
     /// Bytes from one row to the next.
     pub(super) fn stride(&self) -> usize {
         self.stride
+    }
+    /// Returns the copy, which has to be kept as long as the rows are read. It is empty if they are borrowed.
+    pub(super) fn into_copy(self) -> Vec<Line> {
+        self.copied
     }
 }

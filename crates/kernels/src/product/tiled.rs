@@ -10,9 +10,11 @@
     reason = "tiles are read and written through raw pointers; the bounds are checked here"
 )]
 
-use super::epilogue::Epilogue;
+use super::branch::{BranchPanel, BranchProduct};
+use super::epilogue::SumsRow;
+use super::plan::Plan;
 use super::tile::{Dot, OutputLines, PANEL, PanelSums, WeightTile};
-use super::{Columns, Operands, Values};
+use super::{Columns, Operands, Product, Values};
 use crate::Kernels;
 use crate::packing::GROUP;
 use crate::shared::Chunks;
@@ -22,84 +24,29 @@ use crate::workers::Workers;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Maximum bytes of K per part: a panel and the rows of a task have to fit in the L2 cache together with their sums.
-const MAX_DEPTH: usize = 4096;
-/// Bytes of rows that stay in the L2 cache while a task iterates over panels.
-const RESIDENT_ROW_BYTES: usize = 900_000;
-/// Maximum rows of a task whose sums are spilled to memory.
-const MAX_SPILLED_ROWS: usize = 256;
-/// Maximum columns of a task. A task prefetches the next panel of its own weights while it computes the current one.
-const MAX_COLUMNS: usize = 512;
 /// Prefetch distance in rows: the output lines of a row are prefetched this many rows before the row is written. A
 /// larger distance would evict operands from the L1 cache.
 const PREFETCH_DISTANCE: usize = 6;
-/// Minimum rows of a task. With fewer rows, loading the weights from the L3 cache takes longer than using them.
-const MIN_ROWS: usize = 64;
-
-/// The split of a product into tasks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Plan {
-    /// Rows of a task: whole blocks.
-    rows: usize,
-    /// Columns of a task: whole panels.
-    columns: usize,
-    /// Bytes of K per part: whole steps.
-    depth: usize,
-}
-
-impl Plan {
-    /// Plans a product of `rows` rows of `stride` bytes, with at least two tasks for each of `threads` threads if
-    /// there are enough rows and columns, and with eight if splitting the columns is sufficient.
-    pub(super) fn new(rows: usize, outputs: usize, stride: usize, threads: usize) -> Self {
-        let parts = stride.div_ceil(MAX_DEPTH).max(1);
-        let depth = stride.div_ceil(parts).next_multiple_of(DEPTH);
-        let max_rows = if parts == 1 { RESIDENT_ROW_BYTES / depth.max(1) } else { MAX_SPILLED_ROWS };
-        let mut columns = MAX_COLUMNS.min(outputs.next_multiple_of(PANEL));
-        let even = |most: usize| rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(SIDE);
-        let mut size = even(max_rows.max(MIN_ROWS));
-        let tasks = |size: usize, columns: usize| rows.div_ceil(size) * outputs.div_ceil(columns);
-        while columns > PANEL && tasks(size, columns) < threads.saturating_mul(8) {
-            columns = (columns / 2).next_multiple_of(PANEL);
-        }
-        while size > MIN_ROWS && tasks(size, columns) < threads.saturating_mul(2) {
-            size = even((size / 2).max(MIN_ROWS));
-        }
-        Self { rows: size, columns, depth }
-    }
-
-    /// Returns the number of tasks of `rows × outputs`.
-    pub(super) fn tasks(self, rows: usize, outputs: usize) -> usize {
-        rows.div_ceil(self.rows) * outputs.div_ceil(self.columns)
-    }
-}
 
 impl Kernels {
     /// Computes the product on tiles. Rows are whole steps of 64 bytes, and there are at least as many as in a block.
-    pub(super) fn each_tiled_task<V: Values>(
-        self,
-        workers: &dyn Workers,
-        operands: Operands,
-        values: &V,
-        epilogue: &Epilogue<'_>,
-    ) {
-        let Operands { stride, rows, outputs, .. } = operands;
-        let plan = Plan::new(rows, outputs, stride, workers.threads().get());
+    pub(super) fn each_tiled_task<V: Values>(self, workers: &dyn Workers, product: &Product<'_, V>) {
+        let Operands { depth, rows, outputs, .. } = product.operands;
+        let plan = Plan::new(rows, outputs, depth, workers.threads().get());
         let chunks = Chunks { rows, size: plan.rows };
         let across = Chunks { rows: outputs, size: plan.columns };
         // Neighbouring tasks share rows.
         workers.run(plan.tasks(rows, outputs), &|task| {
             let (chunk, part) = (task / across.count(), task % across.count());
             let (rows, columns) = (chunks.range(chunk), across.range(part));
-            self.run(Task { operands, values, epilogue, rows, columns, depth: plan.depth });
+            self.run(Task { product, rows, columns, depth: plan.depth });
         });
     }
 }
 
 /// One task: a range of rows times a range of columns.
 struct Task<'a, V> {
-    operands: Operands,
-    values: &'a V,
-    epilogue: &'a Epilogue<'a>,
+    product: &'a Product<'a, V>,
     /// The start is a multiple of 32.
     rows: Range<usize>,
     /// The start is a multiple of 64.
@@ -151,27 +98,30 @@ impl<V: Values> Operation for Task<'_, V> {
         let Some(mut tiles) = s.tiles() else {
             unreachable!("tile tasks run only on instruction sets with tiles")
         };
-        let stride = self.operands.stride;
-        let depths = Chunks { rows: stride, size: self.depth };
+        let depths = Chunks { rows: self.product.operands.depth, size: self.depth };
         let panels = self.columns.len().div_ceil(PANEL);
         let blocks = self.rows.len().div_ceil(SIDE);
         let mut spilled = Vec::<SpilledBlock>::new();
         if depths.count() > 1 {
             spilled.reserve_exact(panels * blocks * 2);
         }
-        let mut copied = Vec::new();
-        let mut sums = [PanelSums::new(), PanelSums::new()];
+        let (mut copied, mut copied_branch) = (Vec::new(), Vec::new());
+        let mut sums = TaskSums { layer: [PanelSums::new(), PanelSums::new()], branch: PanelSums::new() };
         for part in 0..depths.count() {
             let depth = depths.range(part);
             for panel in 0..panels {
                 let first = self.columns.start + panel * PANEL;
+                let columns = first..self.columns.end.min(first + PANEL);
+                let is_last = part + 1 == depths.count();
+                let branch = self.product.branch.filter(|_| is_last);
                 let pass = Pass {
                     task: &self,
-                    columns: first..self.columns.end.min(first + PANEL),
-                    weights: self.weights(first, depth.clone(), &mut copied),
+                    weights: self.weights(&self.product.operands, first, depth.clone(), &mut copied),
+                    branch: branch.map(|branch| self.branch(branch, columns.clone(), &mut copied_branch)),
+                    columns,
                     from: depth.start,
                     is_first: part == 0,
-                    is_last: part + 1 == depths.count(),
+                    is_last,
                     spilled: spilled.as_mut_ptr().wrapping_add(panel * blocks * 2).cast(),
                 };
                 pass.run(s, &mut tiles, &mut sums);
@@ -183,13 +133,18 @@ impl<V: Values> Operation for Task<'_, V> {
 impl<V: Values> Task<'_, V> {
     /// Returns the weights of a panel in one part of K; copied if they are not whole tiles aligned to cache lines.
     #[inline(always)]
-    fn weights(&self, first: usize, depth: Range<usize>, copied: &mut Vec<WeightTile>) -> Weights {
-        let Operands { stride, weights, outputs, steps, .. } = self.operands;
-        let group = steps * crate::packing::STEP * GROUP;
-        let groups = (outputs.min(first + PANEL) - first).div_ceil(GROUP);
-        let start = weights.wrapping_add(first / GROUP * group + depth.start * GROUP);
+    fn weights(
+        &self,
+        operands: &Operands,
+        first: usize,
+        depth: Range<usize>,
+        copied: &mut Vec<WeightTile>,
+    ) -> Weights {
+        let group = operands.group();
+        let groups = (operands.outputs.min(first + PANEL) - first).div_ceil(GROUP);
+        let start = operands.weights_of(first).wrapping_add(depth.start * GROUP);
         let steps = depth.len() / DEPTH;
-        if start.addr().is_multiple_of(DEPTH) && group == stride * GROUP {
+        if start.addr().is_multiple_of(DEPTH) && group == operands.depth * GROUP {
             let next = first + PANEL;
             let next = (next < self.columns.end).then(|| start.wrapping_add(PANEL / GROUP * group));
             return Weights { start, group, groups, steps, next };
@@ -206,6 +161,65 @@ impl<V: Values> Task<'_, V> {
         }
         Weights { start: copied.as_ptr().cast(), group: steps * TILE, groups, steps, next: None }
     }
+
+    /// Returns the branch of the columns of a panel.
+    #[inline(always)]
+    fn branch<'b>(
+        &self,
+        branch: &'b BranchProduct<V>,
+        columns: Range<usize>,
+        copied: &mut Vec<WeightTile>,
+    ) -> BranchPass<'b, V> {
+        let panel = branch.panel(columns.clone());
+        let weights = self.weights(&panel.operands, columns.start, 0..panel.operands.depth, copied);
+        BranchPass { panel, weights }
+    }
+}
+
+/// The sums of the blocks that a task works on.
+struct TaskSums {
+    /// Of the block that is computed, and of the one before.
+    layer: [PanelSums; 2],
+    /// Of the branch of the block before.
+    branch: PanelSums,
+}
+
+/// The branch of one panel.
+struct BranchPass<'a, V> {
+    panel: BranchPanel<'a, V>,
+    weights: Weights,
+}
+
+impl<V: Values> BranchPass<'_, V> {
+    /// Computes the sums of 32 rows from `begin`.
+    #[inline(always)]
+    fn run<T: Tiles>(&self, tiles: &mut T, begin: usize, to: &mut PanelSums) {
+        let Operands { x, stride, .. } = self.panel.operands;
+        let rows = x.wrapping_add(begin * stride);
+        for half in 0..self.weights.groups.div_ceil(2) {
+            let columns = self.weights.half(half);
+            // SAFETY: there are 32 rows from `begin`, each with whole steps from `x` on. The weights are whole tiles,
+            // and the sums have room for a panel of 32 rows.
+            unsafe {
+                tiles.zero();
+                for k in 0..self.weights.steps {
+                    let columns = columns.map(|column| column.wrapping_add(k * TILE));
+                    V::Product::step_tiles(
+                        tiles,
+                        Step { rows: rows.wrapping_add(k * DEPTH), stride, columns },
+                    );
+                }
+                let to = to.0.as_mut_ptr().cast::<i32>().wrapping_add(half * SIDE);
+                tiles.store(BlockSums::rows(to, PANEL * size_of::<i32>()));
+            }
+        }
+    }
+
+    /// Returns a row of the sums.
+    #[inline(always)]
+    fn row<'s>(&'s self, sums: &'s PanelSums, line: usize) -> SumsRow<'s, V> {
+        SumsRow { values: self.panel.values, columns: &self.panel.columns, sums: &sums.0[line] }
+    }
 }
 
 /// All rows of a task times one panel, in one part of K.
@@ -213,6 +227,8 @@ struct Pass<'a, 'b, V> {
     task: &'a Task<'b, V>,
     columns: Range<usize>,
     weights: Weights,
+    /// The branch, in the last part of K.
+    branch: Option<BranchPass<'a, V>>,
     /// First byte of K.
     from: usize,
     is_first: bool,
@@ -223,8 +239,8 @@ struct Pass<'a, 'b, V> {
 
 impl<V: Values> Pass<'_, '_, V> {
     #[inline(always)]
-    fn run<S: Simd>(&self, s: S, tiles: &mut S::Tiles, sums: &mut [PanelSums; 2]) {
-        let Task { operands, values, epilogue, rows, .. } = self.task;
+    fn run<S: Simd>(&self, s: S, tiles: &mut S::Tiles, sums: &mut TaskSums) {
+        let Task { product: Product { operands, values, epilogue, .. }, rows, .. } = self.task;
         let mut columns = values.columns(self.columns.clone());
         epilogue.gate(self.columns.clone(), &mut columns.gate);
         let halves = self.weights.groups.div_ceil(2);
@@ -236,12 +252,14 @@ impl<V: Values> Pass<'_, '_, V> {
             // The last block begins early enough to be whole; the overlapping rows are recomputed but written once.
             let begin = row.min(operands.rows - SIDE);
             let count = SIDE.min(rows.end - row);
-            let [one, two] = &mut *sums;
+            let [one, two] = &mut sums.layer;
             let (now, before) = if block % 2 == 0 { (one, two) } else { (two, one) };
+            self.run_branch(tiles, pending, &mut sums.branch);
             let mut interleaved = InterleavedWork {
                 pass: self,
                 columns: &columns,
                 sums: before,
+                branch_sums: &sums.branch,
                 pending,
                 done: 0,
                 lines,
@@ -277,9 +295,20 @@ impl<V: Values> Pass<'_, '_, V> {
                 pending = PendingRows { row, line: row - begin, count };
             }
         }
-        let last = &sums[(rows.len().div_ceil(SIDE) + 1) % 2];
-        for index in 0..pending.count {
-            epilogue.row(s, *values, &columns, &last.0[pending.line + index], pending.row + index);
+        self.run_branch(tiles, pending, &mut sums.branch);
+        let last = &sums.layer[(rows.len().div_ceil(SIDE) + 1) % 2];
+        for line in pending.line..pending.line + pending.count {
+            let of_layer = SumsRow { values: *values, columns: &columns, sums: &last.0[line] };
+            let of_branch = self.branch.as_ref().map(|branch| branch.row(&sums.branch, line));
+            epilogue.row(s, of_layer, of_branch, pending.row + line - pending.line);
+        }
+    }
+
+    /// Computes the sums of the branch for the rows whose epilogue is due.
+    #[inline(always)]
+    fn run_branch<T: Tiles>(&self, tiles: &mut T, pending: PendingRows, to: &mut PanelSums) {
+        if let Some(branch) = self.branch.as_ref().filter(|_| pending.count > 0) {
+            branch.run(tiles, pending.row - pending.line, to);
         }
     }
 
@@ -299,7 +328,7 @@ impl<V: Values> Pass<'_, '_, V> {
         interleaved: &mut InterleavedWork<'_, '_, V>,
         prefetch: &mut WeightPrefetch,
     ) {
-        let Operands { x, stride, .. } = self.task.operands;
+        let Operands { x, stride, .. } = self.task.product.operands;
         let columns = self.weights.half(half);
         let rows = x.wrapping_add(begin * stride + self.from);
         let steps = self.weights.steps;
@@ -369,6 +398,7 @@ struct InterleavedWork<'a, 'b, V> {
     pass: &'a Pass<'a, 'b, V>,
     columns: &'a Columns,
     sums: &'a PanelSums,
+    branch_sums: &'a PanelSums,
     pending: PendingRows,
     done: usize,
     /// The output lines of the first row of the task.
@@ -396,7 +426,7 @@ impl<V: Values> InterleavedWork<'_, '_, V> {
     fn row<S: Simd>(&mut self, s: S) {
         let PendingRows { row, line, count } = self.pending;
         if self.done < count {
-            let Task { values, epilogue, rows, .. } = self.pass.task;
+            let Task { product: Product { values, epilogue, .. }, rows, .. } = self.pass.task;
             let ahead = row + self.done + PREFETCH_DISTANCE;
             if ahead < rows.end {
                 let OutputLines { start, stride, width } = self.lines;
@@ -405,52 +435,13 @@ impl<V: Values> InterleavedWork<'_, '_, V> {
                     s.prefetch_to_write(start.wrapping_add(at));
                 }
             }
-            epilogue.row(s, *values, self.columns, &self.sums.0[line + self.done], row + self.done);
+            let line = line + self.done;
+            let of_layer = SumsRow { values: *values, columns: self.columns, sums: &self.sums.0[line] };
+            let of_branch = self.pass.branch.as_ref().map(|branch| branch.row(self.branch_sums, line));
+            epilogue.row(s, of_layer, of_branch, row + self.done);
             self.done += 1;
         }
     }
 }
 
 const _: () = assert!(SIDE == 2 * ROWS && PANEL == 2 * SIDE);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Shapes of the 1.3B, 5B and 14B models: inputs and outputs.
-    const SHAPES: [[usize; 2]; 9] = [
-        [1536, 1536],
-        [1536, 8960],
-        [8960, 1536],
-        [3072, 3072],
-        [3072, 14336],
-        [14336, 3072],
-        [5120, 5120],
-        [5120, 13824],
-        [13824, 5120],
-    ];
-
-    #[test]
-    fn ninety_six_threads_have_at_least_two_tasks_each_at_1950_rows() {
-        for [inputs, outputs] in SHAPES {
-            for bytes in [1, 2] {
-                let plan = Plan::new(1950, outputs, inputs * bytes, 96);
-                let tasks = plan.tasks(1950, outputs);
-                assert!(tasks >= 2 * 96, "{inputs} -> {outputs}, {bytes} bytes: {tasks} tasks, {plan:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn tasks_are_whole_blocks_that_fit_in_the_l2_cache() {
-        for [inputs, outputs] in SHAPES {
-            for (bytes, threads) in [(1, 1), (2, 1), (1, 64), (2, 64)] {
-                let plan = Plan::new(7800, outputs, inputs * bytes, threads);
-                assert!(plan.rows.is_multiple_of(SIDE) && plan.columns.is_multiple_of(PANEL), "{plan:?}");
-                assert!(plan.depth.is_multiple_of(DEPTH) && plan.depth <= MAX_DEPTH, "{plan:?}");
-                let sums = if plan.depth < inputs * bytes { plan.rows * plan.columns * 4 } else { 0 };
-                assert!(plan.rows * plan.depth + PANEL * plan.depth + sums < 2 << 20, "{plan:?}");
-            }
-        }
-    }
-}
