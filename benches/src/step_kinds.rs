@@ -1,14 +1,17 @@
-//! The same step with several kernels: ONNX Runtime kernels in f32 and INT8, Rushes kernels in INT8 and bf16.
+//! The same step with several kernels: ONNX Runtime kernels in f32 and INT8, Rushes kernels in INT8 and bf16, these also
+//! with a LoRA beside every linear layer of the blocks.
 
 use bundle::catalog::wan_denoiser;
 use bundle::geometry::LatentShape;
-use bundle::quantization::layers::fused;
+use bundle::quantization::layers::{FusedLayer, fused};
 use bundle::signature::Signature;
 use bundle::spec::{DenoiserSpec, TEXT_ROWS};
 use engines::{Cancel, Engine, OnnxRuntime, OpenOptions, Value};
+use export::branched;
 use export::checkpoint::inventory::{self, Required};
 use export::model::{GraphWeights, KernelLowering, kernel_step_graph, step_graph};
 use export::weights::PlacedWeights;
+use export::weights::merge::{Factor, Merge};
 use export::weights::packed::{PackedFormat, pack};
 use graph::Model;
 use graph::proto::{NodeProto, StringStringEntryProto, TensorProto};
@@ -28,6 +31,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// The standard deviation of the weights, which keeps activations of deep models finite.
 const SPREAD: f32 = 0.02;
+/// The rank of branches.
+const RANK: usize = 64;
 /// The number of text rows that are words; the other rows are equal.
 const WORDS: usize = 60;
 
@@ -44,16 +49,22 @@ pub enum StepKind {
     RushesInt8Bf16Values,
     /// Rushes kernels in bf16.
     RushesBf16,
+    /// Rushes kernels in INT8, with a branch of rank [`RANK`] beside every linear layer of the blocks.
+    RushesInt8Lora,
+    /// The same in bf16.
+    RushesBf16Lora,
 }
 
 impl StepKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::OnnxRuntimeF32,
         Self::OnnxRuntimeInt8,
         Self::RushesInt8,
         Self::RushesInt8Bf16Values,
         Self::RushesBf16,
+        Self::RushesInt8Lora,
+        Self::RushesBf16Lora,
     ];
 
     /// The name used in flags.
@@ -64,6 +75,17 @@ impl StepKind {
             Self::RushesInt8 => "rushes-int8",
             Self::RushesInt8Bf16Values => "rushes-int8-bf16-values",
             Self::RushesBf16 => "rushes-bf16",
+            Self::RushesInt8Lora => "rushes-int8-lora-64",
+            Self::RushesBf16Lora => "rushes-bf16-lora-64",
+        }
+    }
+
+    /// The kind without branches, for one that has them.
+    pub fn without_branches(self) -> Option<Self> {
+        match self {
+            Self::RushesInt8Lora => Some(Self::RushesInt8),
+            Self::RushesBf16Lora => Some(Self::RushesBf16),
+            _ => None,
         }
     }
 
@@ -129,16 +151,27 @@ impl Setting {
         let folder = self.folder.path();
         let standard_step = || step_graph(&self.spec, GraphWeights::new(&self.placed));
         let rushes_step = |format, values_as_bytes, name: &str| -> Outcome<Model> {
-            let placed = pack(folder, &self.placed, &fused(&self.spec), format, name)?;
+            let mut placed = pack(folder, &self.placed, &fused(&self.spec), format, name)?;
+            let mut branches = None;
+            if kind.without_branches().is_some() {
+                let (with_factors, of_layers) =
+                    branched::pack(folder, &placed, &self.spec, &self.lora()?, &format!("lora.{name}"))?;
+                (placed, branches) = (with_factors, Some(of_layers));
+            }
             let weights = GraphWeights::new(&placed);
-            Ok(kernel_step_graph(&self.spec, KernelLowering { weights, values_as_bytes })?)
+            let lowering = KernelLowering { weights, values_as_bytes, branches: branches.as_ref() };
+            Ok(kernel_step_graph(&self.spec, lowering)?)
         };
         let model = match kind {
             StepKind::OnnxRuntimeF32 => standard_step()?,
             StepKind::OnnxRuntimeInt8 => with_dynamic_int8(standard_step()?, folder)?,
-            StepKind::RushesInt8 => rushes_step(PackedFormat::Int8, true, "int8.safetensors")?,
+            StepKind::RushesInt8 | StepKind::RushesInt8Lora => {
+                rushes_step(PackedFormat::Int8, true, "int8.safetensors")?
+            }
             StepKind::RushesInt8Bf16Values => rushes_step(PackedFormat::Int8, false, "int8.safetensors")?,
-            StepKind::RushesBf16 => rushes_step(PackedFormat::Bf16, false, "bf16.safetensors")?,
+            StepKind::RushesBf16 | StepKind::RushesBf16Lora => {
+                rushes_step(PackedFormat::Bf16, false, "bf16.safetensors")?
+            }
         };
         let path = folder.join(format!("{}.onnx", kind.name()));
         model.write(&path)?;
@@ -149,6 +182,23 @@ impl Setting {
         };
         let engine = onnx.open(&path, &signature, options)?;
         Ok(Step { engine, inputs: self.inputs(kind.is_rushes()) })
+    }
+
+    /// Random changes of every linear layer of the blocks, about a tenth of the weights.
+    fn lora(&self) -> Outcome<Vec<Merge>> {
+        let mut random = Random::new(0x2545_F491_4F6C_DD1D);
+        let mut factor = |shape: [usize; 2]| Factor {
+            shape,
+            values: (0..shape[0] * shape[1]).map(|_| SPREAD * random.next_normal()).collect(),
+        };
+        let mut merges = Vec::new();
+        for FusedLayer { parts, shape: [outputs, inputs], .. } in fused(&self.spec) {
+            for part in parts {
+                let (up, down) = (factor([outputs, RANK]), factor([RANK, inputs]));
+                merges.push(Merge::new(format!("{part}.weight"), 0.6, up, down)?);
+            }
+        }
+        Ok(merges)
     }
 
     fn inputs(&self, merged: bool) -> Vec<(&'static str, Value)> {

@@ -3,6 +3,7 @@
 //! The tests themselves are modules of one binary, `tests/tests/all`: among them `golden` (parity with diffusers, and
 //! mutations that must break it), `checkpoint_faults`, `command_line`, `interruption`, `residency`, `mini` and `tidy`.
 
+pub mod branched;
 pub mod compare;
 pub mod cpu_paths;
 pub mod edit;

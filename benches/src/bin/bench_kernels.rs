@@ -7,6 +7,13 @@
 //! velocity: |kind - onnxruntime f32| / |onnxruntime f32 - a step without blocks|. The peak memory is that of the
 //! process: run one kind alone to compare memory.
 //!
+//! The kinds that end in `-lora-64` have a branch of rank 64 beside every linear layer of the blocks, and run only if
+//! they are named. Beside the same kind without branches, `cost_of_branch` is how much longer they take: the shortest
+//! steps, and the median of the rounds. They have no error, because they compute another model.
+//!
+//! `cpu_seconds` is the time that the process had a processor, over all its threads: on a busy machine it says more than
+//! the time on the clock, above all with `--threads 1`, because threads that wait for each other count too.
+//!
 //! With `--turns` the program loads and warms up, prints its first line, and then times one step of each kind for each
 //! line of standard input, so that a script can alternate it with other programs.
 
@@ -49,12 +56,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     if turns {
         return take_turns(&kinds, &mut steps);
     }
-    let mut seconds = vec![Vec::new(); kinds.len()];
+    let (mut seconds, mut cpu_seconds) = (vec![Vec::new(); kinds.len()], vec![Vec::new(); kinds.len()]);
     for _ in 0..runs {
-        for (step, seconds) in steps.iter_mut().zip(&mut seconds) {
-            let began = Instant::now();
+        for (step, (seconds, cpu_seconds)) in steps.iter_mut().zip(seconds.iter_mut().zip(&mut cpu_seconds)) {
+            let (began, had) = (Instant::now(), processor_seconds());
             step.run()?;
             seconds.push(began.elapsed().as_secs_f64());
+            cpu_seconds.extend(processor_seconds().zip(had).map(|(now, had)| now - had));
         }
     }
     let reference = kinds.iter().position(|kind| *kind == StepKind::OnnxRuntimeF32);
@@ -66,20 +74,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (index, kind) in kinds.iter().enumerate() {
         let peak = match kind {
             StepKind::OnnxRuntimeF32 => peaks.f32,
-            StepKind::RushesBf16 => peaks.bf16.unwrap_or(peaks.f32),
+            StepKind::RushesBf16 | StepKind::RushesBf16Lora => peaks.bf16.unwrap_or(peaks.f32),
             _ => peaks.int8,
         };
         let best = seconds[index].iter().copied().fold(f64::INFINITY, f64::min);
         let floor = setting.operations() / peak;
-        let error = reference.zip(without.as_ref()).map(|(reference, without)| {
+        let is_same_model = kind.without_branches().is_none();
+        let error = reference.zip(without.as_ref()).filter(|_| is_same_model).map(|(reference, without)| {
             let exact = &velocities[reference];
             distance(&velocities[index], exact) / distance(without, exact)
         });
         let line = serde_json::json!({
             "kind": kind.name(), "layers": layers, "tokens": setting.tokens(), "seconds": seconds[index],
-            "floor_seconds": floor, "share_of_floor": floor / best, "error": error, "peak_memory": peak_memory(),
+            "cpu_seconds": cpu_seconds[index], "floor_seconds": floor, "share_of_floor": floor / best, "error": error, "peak_memory": peak_memory(),
         });
         println!("{line}");
+        let without = kind.without_branches();
+        let without = without.and_then(|without| kinds.iter().position(|kind| *kind == without));
+        if let Some(without) = without {
+            let of = |all: &[Vec<f64>]| cost(&all[index], &all[without]);
+            let (cost, cpu) = (of(&seconds), of(&cpu_seconds));
+            println!("{}", serde_json::json!({ "kind": kind.name(), "cost_of_branch": cost, "of_cpu": cpu }));
+        }
     }
     Ok(())
 }
@@ -102,9 +118,28 @@ fn take_turns(kinds: &[StepKind], steps: &mut [Step]) -> Result<(), Box<dyn Erro
     Ok(())
 }
 
+/// How much longer the steps of a kind take than those of another one in the same rounds.
+fn cost(seconds: &[f64], of_other: &[f64]) -> Option<serde_json::Value> {
+    let shortest = |seconds: &[f64]| seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let mut ratios: Vec<f64> = seconds.iter().zip(of_other).map(|(a, b)| a / b - 1.0).collect();
+    ratios.sort_by(f64::total_cmp);
+    let median = *ratios.get(ratios.len() / 2)?;
+    Some(serde_json::json!({ "shortest": shortest(seconds) / shortest(of_other) - 1.0, "median": median }))
+}
+
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len(), "velocities of one size");
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+}
+
+/// The time that the threads of this process had a processor, as Linux counts it.
+fn processor_seconds() -> Option<f64> {
+    let threads = std::fs::read_dir("/proc/self/task").ok()?;
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Some(nanoseconds.sum::<u64>() as f64 / 1e9)
 }
 
 /// The peak resident memory of this process, as the system reports it.
@@ -120,7 +155,7 @@ fn parse() -> Result<Arguments, Box<dyn Error>> {
         grid: [5, 15, 26],
         threads: std::thread::available_parallelism()?,
         runs: 3,
-        kinds: StepKind::ALL.to_vec(),
+        kinds: StepKind::ALL.into_iter().filter(|kind| kind.without_branches().is_none()).collect(),
         kernels: Kernels::best(),
         turns: false,
     };

@@ -265,13 +265,13 @@ impl GraphBuilder {
         output
     }
 
-    /// Adds a node with two outputs.
-    pub(crate) fn node_of_two(
+    /// Adds a node with several outputs.
+    pub(crate) fn node_of<const N: usize>(
         &mut self,
         operator: Operator,
         inputs: &[Option<&Tensor>],
-        outputs: [(&str, ElementType, Vec<Dim>); 2],
-    ) -> [Tensor; 2] {
+        outputs: [(&str, ElementType, Vec<Dim>); N],
+    ) -> [Tensor; N] {
         let name = self.node_name(operator.op_type);
         let outputs =
             outputs.map(|(suffix, element, shape)| Tensor::new(&format!("{name}.{suffix}"), element, shape));

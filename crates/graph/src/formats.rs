@@ -102,7 +102,8 @@ fn outputs(node: &NodeProto, inputs: &[Option<ElementType>]) -> Result<Vec<Eleme
         }
         (MICROSOFT, "MatMulNBits") => expect(inputs, [F32, U8].into_iter().chain(all.skip(2).map(|_| F32)))?,
         (MICROSOFT, "QLinearConv") => expect(inputs, [U8, F32, U8, I8, F32, I8, F32, U8, I32])?,
-        (RUSHES, "NormQuant" | "RowQuant") => return Ok(vec![U8, F32]),
+        (RUSHES, "NormQuant") => return Ok(vec![U8, F32, Bf16]),
+        (RUSHES, "RowQuant") => return Ok(vec![U8, F32]),
         (RUSHES, "ChannelNormQuant") => U8,
         (RUSHES, "NormBf16" | "LinearQ" | "LinearBf16" | "SelfAttention" | "CrossAttention") => Bf16,
         (RUSHES, "LinearQResidual" | "LinearBf16Residual" | "CausalConvolution") => F32,

@@ -30,7 +30,8 @@ pub use op::attention::Attention;
 pub use op::decomposed::AttentionRanges;
 pub use op::frames::{PackedKernel, QuantizedFrames};
 pub use op::kernels::{
-    Activation, HeadAttention, LinearOperands, NormVectors, PackedBf16, PackedInt8, Quantized, RowGate,
+    Activation, Added, HeadAttention, LinearOperands, NormVectors, PackedBf16, PackedBranch, PackedInt8,
+    Quantized, RowGate,
 };
 pub use op::quantized::QuantizedRange;
 pub use tensor::Tensor;

@@ -2,8 +2,8 @@
 
 use super::OperatorContext;
 use super::tensors::{
-    SessionThreads, attribute, count, infer, input, optional, output, required_inputs, required_outputs,
-    size_error, token_rows,
+    SessionThreads, attribute, count, infer, input, optional, optional_output, output, required_inputs,
+    required_outputs, size_error, token_rows,
 };
 use half::bf16;
 use kernels::{Norm, QuantisedRowsMut, Range, RowScale};
@@ -12,8 +12,8 @@ use ort::operator::{
 };
 use ort::value::TensorElementType::{Bfloat16, Float32, Int64, Uint8};
 
-/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → quantised values u8 `[B,L,D]`, scales and zero points f32 `[B,L,2]`.
-/// With the optional input `rows` i64 `[1,M]`, `mul` and `add` are tables `[R,D]`, and token `l` uses row `rows[l]`, or
+/// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → quantised values u8 `[B,L,D]`, scales and zero points f32 `[B,L,2]`,
+/// and optionally the rows before they are quantised, bf16 `[B,L,D]`. With the optional input `rows` i64 `[1,M]`, `mul` and `add` are tables `[R,D]`, and token `l` uses row `rows[l]`, or
 /// the only entry.
 pub(super) struct NormQuant(pub(super) OperatorContext);
 /// `x` f32 `[B,L,D]`, `mul` and `add` f32 `[D]` → bf16 `[B,L,D]`. With `rows` as for [`NormQuant`].
@@ -34,7 +34,7 @@ fn infer_quantized(context: &mut ShapeInferenceContext) -> ort::Result<()> {
     infer(context, 1, Float32, 0, Some(2))
 }
 
-/// Runs `write` on the two outputs of a quantising operator.
+/// Runs `write` on the first two outputs of a quantising operator.
 fn with_quantized_outputs(
     context: &ComputeContext,
     shape: [usize; 3],
@@ -60,7 +60,7 @@ impl Operator for NormQuant {
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        required_outputs([Uint8, Float32])
+        required_outputs([Uint8, Float32]).into_iter().chain([OperatorOutput::optional(Bfloat16)])
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<NormKernel> {
@@ -68,7 +68,10 @@ impl Operator for NormQuant {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        infer_quantized(context)
+        infer_quantized(context)?;
+        // Fails if the node does not have this output, which is not stated here.
+        let _ = infer(context, 2, Bfloat16, 0, None);
+        Ok(())
     }
 }
 
@@ -113,7 +116,15 @@ impl Kernel for NormKernel {
         let (workers, kernels, x) =
             (SessionThreads { context, shared: &self.shared }, self.shared.kernels, x.slice()?);
         if self.quantizes {
-            return with_quantized_outputs(context, shape, |to| kernels.norm_quantise(&workers, x, norm, to));
+            let Some(mut rounded) = optional_output(context, 2, &shape)? else {
+                return with_quantized_outputs(context, shape, |to| {
+                    kernels.norm_quantise(&workers, x, norm, to)
+                });
+            };
+            let (_, rounded) = rounded.try_extract_tensor_mut::<bf16>()?;
+            return with_quantized_outputs(context, shape, |to| {
+                kernels.norm_quantise_and_round(&workers, x, norm, to, rounded)
+            });
         }
         let mut to = output(context, 0, &shape)?;
         let (_, to) = to.try_extract_tensor_mut::<bf16>()?;

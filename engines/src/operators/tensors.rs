@@ -106,10 +106,23 @@ pub(super) fn output<'a>(
     index: usize,
     shape: &[usize],
 ) -> ort::Result<ValueRefMut<'a>> {
+    optional_output(context, index, shape)?
+        .ok_or_else(|| operator_error(format!("output {index} is not used")))
+}
+
+/// An output of a running operator, or `None` if the node does not have it.
+pub(super) fn optional_output<'a>(
+    context: &'a ComputeContext,
+    index: usize,
+    shape: &[usize],
+) -> ort::Result<Option<ValueRefMut<'a>>> {
+    if index >= context.num_outputs()? {
+        return Ok(None);
+    }
     let sizes: Option<Vec<i64>> = shape.iter().map(|size| i64::try_from(*size).ok()).collect();
     let sizes =
         sizes.ok_or_else(|| operator_error(format!("the shape {shape:?} of output {index} is too large")))?;
-    context.output(index, sizes)?.ok_or_else(|| operator_error(format!("output {index} is not used")))
+    context.output(index, sizes)
 }
 
 /// ONNX Runtime's threads for one run of an operator.

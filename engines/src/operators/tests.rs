@@ -11,6 +11,7 @@ const F32: u64 = 1;
 const U8: u64 = 2;
 const I8: u64 = 3;
 const I32: u64 = 6;
+const I64: u64 = 7;
 const BF16: u64 = 16;
 
 /// Fields of a protocol buffer.
@@ -110,6 +111,7 @@ impl Case {
             .bytes(2, "case");
         for ((element, shape), name) in self.inputs.iter().zip(&names).skip(1) {
             let bytes = match *element {
+                I64 => 8,
                 F32 | I32 => 4,
                 BF16 => 2,
                 _ => 1,
@@ -154,24 +156,58 @@ impl Case {
     }
 }
 
-/// Operators with shapes that match.
-fn cases() -> Vec<Case> {
-    use Attribute::{Float, Number};
-    let case = |operator,
-                attributes: &[(&'static str, Attribute)],
-                inputs: &[(u64, &[usize])],
-                free: &[(usize, usize)]| Case {
+/// Creates a case.
+fn case(
+    operator: &'static str,
+    attributes: &[(&'static str, Attribute)],
+    inputs: &[(u64, &[usize])],
+    free: &[(usize, usize)],
+) -> Case {
+    Case {
         operator,
         attributes: attributes.to_vec(),
         inputs: inputs.iter().map(|(element, shape)| (*element, shape.to_vec())).collect(),
         free: free.to_vec(),
-        outputs: if operator == "NormQuant" { 2 } else { 1 },
+        outputs: if operator == "NormQuant" { 3 } else { 1 },
         rank: inputs[0].1.len(),
-    };
+    }
+}
+
+/// Linear layers with shapes that match, without and with a branch of rank 8 and an addend.
+fn linear_cases() -> Vec<Case> {
+    use Attribute::Number;
     let int8: [(u64, &[usize]); 6] =
         [(U8, &[1, 4, 8]), (F32, &[1, 4, 2]), (I8, &[2, 2, 64]), (I32, &[32]), (F32, &[32]), (F32, &[32])];
     let bf16: [(u64, &[usize]); 3] = [(BF16, &[1, 4, 8]), (BF16, &[2, 4, 32]), (F32, &[32])];
     let residual: [(u64, &[usize]); 2] = [(F32, &[1, 4, 32]), (F32, &[32])];
+    // The map of tokens to rows.
+    let map: [(u64, &[usize]); 1] = [(I64, &[1, 1])];
+    let int8_added: [(u64, &[usize]); 6] = [
+        (BF16, &[1, 4, 32]),
+        (U8, &[1, 4, 8]),
+        (F32, &[1, 4, 2]),
+        (I8, &[2, 2, 64]),
+        (I32, &[32]),
+        (F32, &[32]),
+    ];
+    let bf16_added: [(u64, &[usize]); 4] =
+        [(BF16, &[1, 4, 32]), (BF16, &[1, 4, 8]), (BF16, &[2, 4, 32]), (F32, &[32])];
+    let (gelu, no_gelu, parts) = (("gelu", Number(1)), ("gelu", Number(0)), ("parts", Number(1)));
+    vec![
+        case("LinearQ", &[gelu], &int8, &[]),
+        case("LinearBf16", &[no_gelu], &bf16, &[(0, 0), (0, 1)]),
+        case("LinearQResidual", &[], &[&int8[..], &residual].concat(), &[]),
+        case("LinearBf16Residual", &[], &[&bf16[..], &residual].concat(), &[]),
+        case("LinearQ", &[gelu, parts], &[&int8[..], &int8_added].concat(), &[]),
+        case("LinearBf16", &[no_gelu, parts], &[&bf16[..], &bf16_added].concat(), &[]),
+        case("LinearQResidual", &[parts], &[&int8[..], &residual, &map, &int8_added].concat(), &[]),
+        case("LinearBf16Residual", &[parts], &[&bf16[..], &residual, &map, &bf16_added].concat(), &[]),
+    ]
+}
+
+/// The other operators with shapes that match.
+fn other_cases() -> Vec<Case> {
+    use Attribute::{Float, Number};
     let epsilon = ("epsilon", Float(1e-6));
     let frames = [
         ("scale", Float(0.5)),
@@ -183,10 +219,6 @@ fn cases() -> Vec<Case> {
     vec![
         case("NormQuant", &[epsilon], &[(F32, &[1, 4, 8]), (F32, &[8]), (F32, &[8])], &[(0, 0), (0, 1)]),
         case("NormBf16", &[epsilon], &[(F32, &[1, 4, 8]), (F32, &[8]), (F32, &[8])], &[(0, 0), (0, 1)]),
-        case("LinearQ", &[("gelu", Number(1))], &int8, &[]),
-        case("LinearBf16", &[("gelu", Number(0))], &bf16, &[(0, 0), (0, 1)]),
-        case("LinearQResidual", &[], &[&int8[..], &residual].concat(), &[]),
-        case("LinearBf16Residual", &[], &[&bf16[..], &residual].concat(), &[]),
         case("LinearStored", &[], &[(F32, &[4, 8]), (BF16, &[5, 8]), (F32, &[5])], &[(0, 0)]),
         case(
             "SelfAttention",
@@ -221,6 +253,10 @@ fn cases() -> Vec<Case> {
             &[],
         ),
     ]
+}
+
+fn cases() -> Vec<Case> {
+    linear_cases().into_iter().chain(other_cases()).collect()
 }
 
 #[test]
@@ -263,9 +299,11 @@ fn operators_with_unsupported_attributes_return_errors() {
                 ("splits_frames", &[1]),
             ],
             "ChannelNormQuant" => &[("zero", &[256])],
+            "LinearQ" | "LinearQResidual" | "LinearBf16" | "LinearBf16Residual" => &[("parts", &[0, 2, 3])],
             _ => &[],
         };
-        for (name, values) in wrong {
+        let has = |name: &str| case.attributes.iter().any(|attribute| attribute.0 == name);
+        for (name, values) in wrong.iter().filter(|wrong| has(wrong.0)) {
             for value in huge.iter().chain(*values) {
                 let result = case.with_attribute(name, *value).run(&onnx);
                 assert!(result.is_err(), "{}: {name} is {value}", case.operator);

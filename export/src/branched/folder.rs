@@ -1,18 +1,18 @@
 //! A bundle with branches on disk.
 
-use super::layer::Private;
-use super::plan::{BranchPlan, Sources, plan};
+use super::layer::NewTensor;
+use super::packed::{PackedPlan, PackedSources, plan_packed};
+use super::plan::{BranchPlan, Sources, plan, read};
 use crate::Error;
 use crate::checkpoint::names::Family;
 use crate::checkpoint::shards::Shards;
 use crate::digests::{self, Known};
 use crate::lora::resolved::Resolved;
-use crate::model::{GraphWeights, Lowering, step_graph};
+use crate::model::{GraphWeights, KernelLowering, Lowering, kernel_step_graph, step_graph};
 use crate::weights::merge::Merge;
-use crate::weights::new_file::{Alignment, Stored, write_new};
+use crate::weights::new_file::{Alignment, write_new};
 use crate::weights::{COPY_LIMIT, ExternalTensor, PlacedWeights};
 use bundle::digest::Digest;
-use bundle::dtype::ElementType;
 use bundle::layout;
 use bundle::lora::AppliedLora;
 use bundle::manifest::{self, Bundle, Component, ComponentEntry, GraphEntry, WeightFile};
@@ -34,18 +34,20 @@ pub struct BranchedRequest<'a> {
     pub stop: &'a Stop,
 }
 
+/// The form of bundles with branches; another one for graphs that compute otherwise from the same changes.
+const FORM: &[u8] = b"branches 2";
+
 /// The digest of a bundle with branches: of the base bundle and of every change.
 pub fn digest(bundle: &Bundle, loras: &Resolved) -> Digest {
     let manifest = serde_json::to_vec(&bundle.manifest).unwrap_or_default();
     let merges = loras.merges.iter().flat_map(|(expert, merge)| [expert.0.clone(), merge.digest().blake3]);
-    let parts: Vec<Vec<u8>> = [manifest].into_iter().chain(merges.map(String::into_bytes)).collect();
+    let parts: Vec<Vec<u8>> =
+        [FORM.to_vec(), manifest].into_iter().chain(merges.map(String::into_bytes)).collect();
     Digest::of_parts(parts.iter().map(Vec::as_slice))
 }
 
 /// Writes the bundle into the existing, empty `folder`. Files of the base are linked; if the file system refuses links,
 /// up to 1 GB is copied.
-///
-/// Step graphs for Rushes kernels are left out: branches are products of ONNX Runtime.
 ///
 /// # Errors
 /// Returns an error if a file cannot be linked or written, or if a change cannot be a branch.
@@ -129,13 +131,10 @@ impl Branched<'_> {
             ..Digest::of_parts(parts.iter().map(|part| part.blake3.as_bytes()))
         };
         let mut changed = ComponentEntry { graphs: Vec::new(), digest, ..entry.clone() };
-        changed.variants.retain(|variant| variant.kernels == KernelLibrary::OnnxRuntime);
         if let Component::Expert(expert) = &entry.component {
             changed.loras.extend(self.records(expert));
         }
-        let of_onnx_runtime =
-            entry.graphs.iter().filter(|graph| graph.variant.kernels == KernelLibrary::OnnxRuntime);
-        for graph in of_onnx_runtime {
+        for graph in &entry.graphs {
             self.request.stop.check()?;
             let (file, weights) = self.graph(entry, &changed, graph)?;
             changed.graphs.push(GraphEntry { file, batch_invariant: None, ..graph.clone() });
@@ -173,8 +172,6 @@ impl Branched<'_> {
         let quantised = entry.variant(graph.variant);
         let numerics = quantised.map(|_| numerics(bundle, entry, graph)).transpose()?;
         let (exported, variant) = (open(&entry.weights)?, open(entry.weight_files_of(graph.variant))?);
-        let sources = Sources { variant: &variant, exported: &exported, numerics: numerics.as_ref() };
-        let BranchPlan { branches, tensors } = plan(self.merges, &sources)?;
         // Graphs that read the same weights share the tensors.
         let target = match quantised.map(|own| &own.targets[..]) {
             Some([Target::Plain]) => Target::Plain,
@@ -182,16 +179,39 @@ impl Branched<'_> {
         };
         let name = Variant { target, ..graph.variant }.name();
         let location = format!("{}/lora.{name}.{}.safetensors", layout::WEIGHTS, changed.digest.short());
-        let path = self.folder.join(&component_folder).join(&location);
-        let (own, bytes) = write_tensors(&path, &location, &tensors)?;
-        let mut placed = placed(&variant, &self.folder.join(&component_folder))?;
-        placed.tensors.extend(own);
-        let lowering = Lowering::new(graph.variant.target, entry.weight_type);
-        let weights = match &numerics {
-            Some(numerics) => GraphWeights::quantized(&placed, numerics),
-            None => GraphWeights::new(&placed),
+        let write = |tensors: &[NewTensor]| -> Result<(PlacedWeights, u64), Error> {
+            let path = self.folder.join(&component_folder).join(&location);
+            let (own, bytes) = write_tensors(&path, &location, tensors)?;
+            let mut placed = placed(&variant, &self.folder.join(&component_folder))?;
+            placed.tensors.extend(own);
+            Ok((placed, bytes))
         };
-        let model = step_graph(&bundle.manifest.denoiser, weights.lowered(lowering).branched(&branches))?;
+        let (merges, spec) = (self.merges, &bundle.manifest.denoiser);
+        let (model, bytes) = match graph.variant.kernels {
+            KernelLibrary::OnnxRuntime => {
+                let sources = Sources { variant: &variant, exported: &exported, numerics: numerics.as_ref() };
+                let BranchPlan { branches, tensors } = plan(merges, &sources)?;
+                let (placed, bytes) = write(&tensors)?;
+                let lowering = Lowering::new(graph.variant.target, entry.weight_type);
+                let weights = match &numerics {
+                    Some(numerics) => GraphWeights::quantized(&placed, numerics),
+                    None => GraphWeights::new(&placed),
+                };
+                (step_graph(spec, weights.lowered(lowering).branched(&branches))?, bytes)
+            }
+            KernelLibrary::Rushes => {
+                let sources = PackedSources {
+                    variant: &|name| read(&variant, name),
+                    exported: &|name| read(&exported, name),
+                    numerics: numerics.as_ref(),
+                };
+                let PackedPlan { branches, tensors } = plan_packed(merges, spec, &sources)?;
+                let (placed, bytes) = write(&tensors)?;
+                let weights = GraphWeights::new(&placed);
+                let lowering = KernelLowering { weights, values_as_bytes: true, branches: Some(&branches) };
+                (kernel_step_graph(spec, lowering)?, bytes)
+            }
+        };
         let file = layout::graph_file(&entry.component, graph.part, graph.variant, &changed.digest);
         model.write(&self.folder.join(&file))?;
         let weights = WeightFile { file: format!("{component_folder}/{location}"), bytes: ByteCount(bytes) };
@@ -218,25 +238,14 @@ fn numerics(bundle: &Bundle, entry: &ComponentEntry, graph: &GraphEntry) -> Resu
     Err(Error::config(&bundle.path(&graph.file), why.to_owned()))
 }
 
-fn write_tensors(
+pub(super) fn write_tensors(
     path: &Path,
     location: &str,
-    tensors: &[Private],
+    tensors: &[NewTensor],
 ) -> Result<(std::collections::BTreeMap<String, ExternalTensor>, u64), Error> {
-    let stored: Vec<Stored> = tensors
-        .iter()
-        .map(|tensor| Stored {
-            name: tensor.name.clone(),
-            element: ElementType::F32,
-            shape: tensor.shape.clone(),
-        })
-        .collect();
+    let stored: Vec<_> = tensors.iter().map(|tensor| tensor.stored.clone()).collect();
     let written = write_new(path, location, &stored, Alignment::LargeAtPages, |file| {
-        for (index, tensor) in tensors.iter().enumerate() {
-            let bytes: Vec<u8> = tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            file.write(index, 0, &bytes)?;
-        }
-        Ok(())
+        tensors.iter().enumerate().try_for_each(|(index, tensor)| file.write(index, 0, &tensor.bytes))
     })?;
     Ok((written.tensors, written.bytes))
 }

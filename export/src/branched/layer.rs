@@ -5,6 +5,8 @@ use crate::model::{BranchProduct, LayerBranch, branch_tensor_name};
 use crate::weights::delta::{Delta, Factor};
 use crate::weights::magnitudes::Magnitudes;
 use crate::weights::merge::Merge;
+use crate::weights::new_file::Stored;
+use bundle::dtype::ElementType;
 use bundle::quantization::{Fold, LayerNumerics};
 
 /// A tensor of a branch, or a private copy of a weight.
@@ -15,18 +17,32 @@ pub(super) struct Private {
     pub(super) values: Vec<f32>,
 }
 
+/// A tensor to write, in any number format.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct NewTensor {
+    pub(super) stored: Stored,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl From<Private> for NewTensor {
+    fn from(Private { name, shape, values }: Private) -> Self {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self { stored: Stored { name, element: ElementType::F32, shape }, bytes }
+    }
+}
+
 /// One product of a branch.
 #[derive(Debug, Clone)]
-enum Product {
+pub(super) enum Product {
     LowRank { up: Matrix, down: Matrix },
     Kronecker { left: Matrix, right: Matrix, before: Option<Vec<f32>>, after: Option<Vec<f32>> },
 }
 
 /// A matrix that is scaled in place.
 #[derive(Debug, Clone)]
-struct Matrix {
-    shape: [usize; 2],
-    values: Vec<f32>,
+pub(super) struct Matrix {
+    pub(super) shape: [usize; 2],
+    pub(super) values: Vec<f32>,
 }
 
 impl Matrix {
@@ -114,9 +130,11 @@ fn multiply(vector: &mut Option<Vec<f32>>, factors: &[f32]) {
 /// The branch of a layer, as its changes are added.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Building {
-    products: Vec<Product>,
-    outputs: Option<Vec<f32>>,
-    inputs: Option<Vec<f32>>,
+    pub(super) products: Vec<Product>,
+    /// Factors of the outputs of the layer.
+    pub(super) outputs: Option<Vec<f32>>,
+    /// Factors of its inputs.
+    pub(super) inputs: Option<Vec<f32>>,
 }
 
 impl Building {
@@ -147,34 +165,35 @@ impl Building {
         Ok(())
     }
 
+    /// Adjusts the products to inputs that are divided, and to outputs that are multiplied.
+    pub(super) fn adjust(&mut self, divisors: Option<&[f32]>, rows: Option<&[f32]>) {
+        for product in &mut self.products {
+            divisors.inspect(|divisors| product.scale_inputs(divisors));
+            rows.inspect(|rows| product.scale_outputs(rows));
+        }
+    }
+
     /// The branch and its tensors. `bias` is that of the layer with its changes, without quantisation.
     ///
     /// A quantised layer may expect divided inputs and return multiplied outputs. The products undo the former and do the
     /// latter.
     ///
     /// # Errors
-    /// Returns an error if inputs of a quantised layer would have to be scaled.
+    /// Returns an error if inputs would have to be scaled that are quantised with a fixed range.
     pub(super) fn finish(
         mut self,
         layer: &str,
         numbers: Option<&LayerNumerics>,
         bias: &[f32],
     ) -> Result<(LayerBranch, Vec<Private>), LoraError> {
-        if self.inputs.is_some() && numbers.is_some() {
+        if self.inputs.is_some() && numbers.is_some_and(|numbers| numbers.input.is_some()) {
             let why = "the file scales inputs of a quantised layer, whose range is fixed";
             return Err(LoraError::NoBranch { weight: format!("{layer}.weight"), why: why.into() });
         }
         let divided = numbers.and_then(|numbers| numbers.smoothing.as_ref());
         let divided = divided.filter(|smoothing| smoothing.fold == Fold::Upstream);
-        let rows = numbers.and_then(|numbers| numbers.row_factors.as_ref());
-        for product in &mut self.products {
-            if let Some(smoothing) = divided {
-                product.scale_inputs(&smoothing.divisors);
-            }
-            if let Some(rows) = rows {
-                product.scale_outputs(rows);
-            }
-        }
+        let rows = numbers.and_then(|numbers| numbers.row_factors.as_deref());
+        self.adjust(divided.map(|smoothing| &smoothing.divisors[..]), rows);
         let mut all = Vec::new();
         let mut put = |part: &str, shape: &[usize], values: Vec<f32>| {
             let name = branch_tensor_name(layer, part);
@@ -196,26 +215,36 @@ impl Building {
             put("inputs", &[inputs.len()], inputs);
         }
         for (number, product) in self.products.into_iter().enumerate() {
-            let part = |part: &str| format!("{number}.{part}");
-            match product {
-                Product::LowRank { up, down } => {
-                    put(&part("up"), &up.shape, up.values);
-                    put(&part("down"), &down.shape, down.values);
-                }
-                Product::Kronecker { left, right, before, after } => {
-                    put(&part("left"), &left.shape, left.values);
-                    put(&part("right"), &right.shape, right.values);
-                    before.into_iter().for_each(|vector| put(&part("before"), &[vector.len()], vector));
-                    after.into_iter().for_each(|vector| put(&part("after"), &[vector.len()], vector));
-                }
-            }
+            all.extend(product.tensors(layer, number));
         }
         Ok((branch, all))
     }
 }
 
 impl Product {
-    fn shape(&self) -> BranchProduct {
+    /// Its tensors, as product `number` of a layer.
+    pub(super) fn tensors(self, layer: &str, number: usize) -> Vec<Private> {
+        let named = |part: &str, shape: &[usize], values: Vec<f32>| Private {
+            name: branch_tensor_name(layer, &format!("{number}.{part}")),
+            shape: shape.to_vec(),
+            values,
+        };
+        match self {
+            Self::LowRank { up, down } => {
+                vec![named("up", &up.shape, up.values), named("down", &down.shape, down.values)]
+            }
+            Self::Kronecker { left, right, before, after } => {
+                let vectors = [("before", before), ("after", after)].into_iter();
+                let vectors = vectors.filter_map(|(part, vector)| Some((part, vector?)));
+                [named("left", &left.shape, left.values), named("right", &right.shape, right.values)]
+                    .into_iter()
+                    .chain(vectors.map(|(part, vector)| named(part, &[vector.len()], vector)))
+                    .collect()
+            }
+        }
+    }
+
+    pub(super) fn shape(&self) -> BranchProduct {
         match self {
             Self::LowRank { down, .. } => BranchProduct::LowRank { rank: down.shape[0] },
             Self::Kronecker { left, right, before, after } => BranchProduct::Kronecker {
@@ -225,5 +254,32 @@ impl Product {
                 has_after: after.is_some(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle::quantization::{Affine, WeightScales};
+
+    #[test]
+    fn inputs_are_scaled_unless_their_range_is_fixed() {
+        let factor = |shape: [usize; 2]| Factor { shape, values: vec![1.0; shape[0] * shape[1]].into() };
+        let magnitudes =
+            Magnitudes { of_rows: false, factors: vec![2.0, 0.5].into(), strength: 1.0, change: 1.0 };
+        let merge = Merge::new("layer.weight", 1.0, factor([3, 1]), factor([1, 2])).unwrap();
+        let mut building = Building::default();
+        building.add(&merge.with_magnitudes(magnitudes)).unwrap();
+        let finish = |input: Option<Affine>| {
+            let weights = WeightScales::Blocks { size: 2, scales: vec![1.0; 3] };
+            let numbers = LayerNumerics::plain(weights, input);
+            building.clone().finish("layer", Some(&numbers), &[0.0; 3])
+        };
+        let (branch, tensors) = finish(None).unwrap();
+        assert!(branch.scales_inputs);
+        let inputs = tensors.iter().find(|tensor| tensor.name == "layer.lora.inputs").unwrap();
+        assert_eq!(inputs.values, [2.0, 0.5]);
+        let refused = finish(Some(Affine { scale: 0.1, zero_point: 128 })).unwrap_err().to_string();
+        assert!(refused.contains("layer.weight") && refused.contains("range is fixed"), "{refused}");
     }
 }

@@ -8,10 +8,15 @@
 //! |---|---|
 //! | `layer` | the branch of one layer, from changes to tensors |
 //! | `plan` | branches and private copies of one expert in one variant |
+//! | `packed` | the same for Rushes kernels, whose layers are fused and packed |
+//! | `factors` | the factors of a fused layer's branch in the formats of these kernels |
 //! | `folder` | the bundle on disk |
 
+mod factors;
 mod folder;
 mod layer;
+mod packed;
 mod plan;
 
 pub use folder::{BranchedRequest, digest, write};
+pub use packed::pack;

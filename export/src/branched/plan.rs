@@ -1,6 +1,6 @@
 //! The branches and the private copies of one expert in one variant.
 
-use super::layer::{Building, Private};
+use super::layer::{Building, NewTensor, Private};
 use crate::Error;
 use crate::checkpoint::shards::Shards;
 use crate::model::Branches;
@@ -22,7 +22,7 @@ pub(super) struct Sources<'a> {
 #[derive(Debug, Default)]
 pub(super) struct BranchPlan {
     pub(super) branches: Branches,
-    pub(super) tensors: Vec<Private>,
+    pub(super) tensors: Vec<NewTensor>,
 }
 
 /// Plans the branches of an expert. Linear layers of blocks, and quantised layers, get branches; all other weights that
@@ -75,14 +75,14 @@ pub(super) fn plan(merges: &[Merge], sources: &Sources<'_>) -> Result<BranchPlan
         }
         let (branch, tensors) = building.finish(&layer, numbers, &bias)?;
         plan.branches.insert(layer, branch);
-        plan.tensors.extend(tensors);
+        plan.tensors.extend(tensors.into_iter().map(NewTensor::from));
     }
-    plan.tensors.extend(copies.into_values());
+    plan.tensors.extend(copies.into_values().map(NewTensor::from));
     Ok(plan)
 }
 
 /// Reads a weight that is stored in a floating-point format.
-fn read(shards: &Shards, name: &str) -> Result<(Vec<usize>, Vec<f32>), Error> {
+pub(super) fn read(shards: &Shards, name: &str) -> Result<(Vec<usize>, Vec<f32>), Error> {
     let tensor = shards.tensor(name)?;
     if !matches!(tensor.element, ElementType::F32 | ElementType::F16 | ElementType::Bf16) {
         return Err(Error::WrongType { name: name.to_owned(), found: tensor.element });

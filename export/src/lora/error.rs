@@ -87,13 +87,6 @@ pub enum LoraError {
         /// The reason.
         why: String,
     },
-    /// The bundle has no graphs in this precision that branches can be added to.
-    NoGraph {
-        /// The precision.
-        precision: String,
-        /// The precisions that branches can be added to.
-        available: Vec<String>,
-    },
     /// Nothing of the file applies to the model.
     Nothing {
         /// The file.
@@ -163,15 +156,6 @@ impl LoraError {
                 format!("the LoRA cannot be applied to {weight} without merging it"),
                 why.clone(),
                 "merge it into a bundle of its own with `rushes export` and `lora`, and generate with that bundle",
-            ),
-            Self::NoGraph { precision, available } => Report::bad_input(
-                format!("a LoRA cannot be applied to the {precision} graphs of this bundle"),
-                format!(
-                    "LoRAs are applied to graphs for ONNX Runtime kernels, and the bundle has them in {}",
-                    if available.is_empty() { "no precision".to_owned() } else { available.join(", ") }
-                ),
-                "use one of these with `precision`, or merge the LoRA with `rushes export` and `lora`, then run `rushes calibrate` \
-                 and `rushes quantize`",
             ),
             Self::Nothing { path } => Report::bad_input(
                 format!("the LoRA {} changes nothing", path.display()),

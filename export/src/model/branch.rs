@@ -78,34 +78,45 @@ pub(super) fn output(
         let scaled = g.multiply(&y, &factors)?;
         y = g.add(&scaled, &shift)?;
     }
-    for (number, product) in branch.products.iter().enumerate() {
-        let part = |part: &str| tensor_name(name, &format!("{number}.{part}"));
-        let change = match product {
-            BranchProduct::LowRank { rank } => {
-                let down = weights.load(g, &part("down"), &[*rank, width])?;
-                let up = weights.load(g, &part("up"), &[out, *rank])?;
-                let inner = g.linear(x, &down, None)?;
-                g.linear(&inner, &up, None)?
-            }
-            BranchProduct::Kronecker { left, right, has_before, has_after } => {
-                let mut x = x.clone();
-                if *has_before {
-                    let factors = weights.load(g, &part("before"), &[width])?;
-                    x = g.multiply(&x, &factors)?;
-                }
-                let left_weight = weights.load(g, &part("left"), left)?;
-                let right_weight = weights.load(g, &part("right"), right)?;
-                let mut change = kronecker(g, &x, (&left_weight, *left), (&right_weight, *right))?;
-                if *has_after {
-                    let factors = weights.load(g, &part("after"), &[out])?;
-                    change = g.multiply(&change, &factors)?;
-                }
-                change
-            }
-        };
+    for (number, change) in branch.products.iter().enumerate() {
+        let change = product(g, weights, (name, number), (change, [out, width]), x)?;
         y = g.add(&y, &change)?;
     }
     Ok(y)
+}
+
+/// Builds the product `number` of a layer `[out,in]` over `x`.
+pub(super) fn product(
+    g: &mut GraphBuilder,
+    weights: GraphWeights<'_>,
+    (layer, number): (&str, usize),
+    (product, [out, width]): (&BranchProduct, [usize; 2]),
+    x: &Tensor,
+) -> Result<Tensor, Error> {
+    let part = |part: &str| tensor_name(layer, &format!("{number}.{part}"));
+    match product {
+        BranchProduct::LowRank { rank } => {
+            let down = weights.load(g, &part("down"), &[*rank, width])?;
+            let up = weights.load(g, &part("up"), &[out, *rank])?;
+            let inner = g.linear(x, &down, None)?;
+            Ok(g.linear(&inner, &up, None)?)
+        }
+        BranchProduct::Kronecker { left, right, has_before, has_after } => {
+            let mut x = x.clone();
+            if *has_before {
+                let factors = weights.load(g, &part("before"), &[width])?;
+                x = g.multiply(&x, &factors)?;
+            }
+            let left_weight = weights.load(g, &part("left"), left)?;
+            let right_weight = weights.load(g, &part("right"), right)?;
+            let mut change = kronecker(g, &x, (&left_weight, *left), (&right_weight, *right))?;
+            if *has_after {
+                let factors = weights.load(g, &part("after"), &[out])?;
+                change = g.multiply(&change, &factors)?;
+            }
+            Ok(change)
+        }
+    }
 }
 
 /// `(left ⊗ right)·x` over the last axis of `x`: as a matrix `X [b,d]`, it is `left · X · rightᵀ`.

@@ -4,8 +4,10 @@
 //! fused with the operators after them, and attention as one node. Equal padding rows of the text are merged: the graph
 //! takes `text [B,T,D]` and `key_bias [B,T]`, the logarithm of the number of merged rows. Small layers are f32.
 
+use super::branch::tensor_name;
 use super::denoiser_block::Conditions;
 use super::graph_weights::GraphWeights;
+use super::kernel_branch::{AddedTensors, BranchedLayer, FusedBranch, FusedBranches};
 use super::modulation::Vectors;
 use super::step_ends::{StepInputs, StepStart, TextInput};
 use crate::Error;
@@ -15,8 +17,8 @@ use bundle::dtype::ElementType;
 use bundle::quantization::layers::{FusedLayer, fused};
 use bundle::spec::DenoiserSpec;
 use graph::{
-    Activation, GraphBuilder, HeadAttention, LinearOperands, Model, NormVectors, PackedBf16, PackedInt8,
-    Quantized, RowGate, Tensor,
+    Activation, Added, GraphBuilder, HeadAttention, LinearOperands, Model, NormVectors, PackedBf16,
+    PackedInt8, Quantized, RowGate, Tensor,
 };
 
 /// Options of a step graph with Rushes kernels.
@@ -27,11 +29,22 @@ pub struct KernelLowering<'a> {
     /// True to quantise the values of self-attention to 8 bits if its layers are int8. Otherwise they are bf16, which
     /// is 0.1 % more accurate and 7 % slower.
     pub values_as_bytes: bool,
+    /// The branches of the fused layers, if there are any.
+    pub branches: Option<&'a FusedBranches>,
 }
 
-/// Activations in the format of the matrix products.
+/// Activations of a layer.
 #[derive(Debug, Clone)]
-enum Rows {
+pub(super) struct Rows {
+    /// In the format of the layer's product.
+    pub(super) values: RowValues,
+    /// In bf16, if the branch of the layer reads them.
+    pub(super) rounded: Option<Tensor>,
+}
+
+/// Activations in the format of a matrix product.
+#[derive(Debug, Clone)]
+pub(super) enum RowValues {
     Int8(Quantized),
     Bf16(Tensor),
 }
@@ -174,10 +187,24 @@ impl Block<'_> {
         let epsilon = self.spec.epsilon;
         let vectors = [&scale, &shift];
         let vectors = rows.map_or(NormVectors::Same(vectors), |rows| NormVectors::ByRow(vectors, rows));
+        let needs_rounded = self.branch(next).is_some_and(FusedBranch::needs_rounded);
         Ok(match self.format(next) {
-            PackedFormat::Int8 => Rows::Int8(g.norm_quantized(x, vectors, epsilon)?),
-            PackedFormat::Bf16 => Rows::Bf16(g.norm_bf16(x, vectors, epsilon)?),
+            PackedFormat::Int8 if needs_rounded => {
+                let (quantized, rounded) = g.norm_quantized_and_rounded(x, vectors, epsilon)?;
+                Rows { values: RowValues::Int8(quantized), rounded: Some(rounded) }
+            }
+            PackedFormat::Int8 => {
+                Rows { values: RowValues::Int8(g.norm_quantized(x, vectors, epsilon)?), rounded: None }
+            }
+            PackedFormat::Bf16 => {
+                let rows = g.norm_bf16(x, vectors, epsilon)?;
+                Rows { values: RowValues::Bf16(rows.clone()), rounded: needs_rounded.then_some(rows) }
+            }
         })
+    }
+
+    fn branch(&self, layer: &FusedLayer) -> Option<&FusedBranch> {
+        self.lowering.branches?.get(&layer.name)
     }
 
     /// Converts bf16 or f32 rows to the input of the next layer.
@@ -188,10 +215,14 @@ impl Block<'_> {
         after: Activation,
         next: &FusedLayer,
     ) -> Result<Rows, Error> {
-        Ok(match self.format(next) {
-            PackedFormat::Int8 => Rows::Int8(g.rows_quantized(&x, after)?),
-            PackedFormat::Bf16 => Rows::Bf16(g.cast(&x, ElementType::Bf16)),
-        })
+        let needs_rounded = self.branch(next).is_some_and(FusedBranch::needs_rounded);
+        let rounded = needs_rounded.then(|| g.cast(&x, ElementType::Bf16));
+        let values = match (self.format(next), &rounded) {
+            (PackedFormat::Int8, _) => RowValues::Int8(g.rows_quantized(&x, after)?),
+            (PackedFormat::Bf16, Some(rounded)) => RowValues::Bf16(rounded.clone()),
+            (PackedFormat::Bf16, None) => RowValues::Bf16(g.cast(&x, ElementType::Bf16)),
+        };
+        Ok(Rows { values, rounded })
     }
 
     /// Returns the text rows as input of the layer that computes keys and values.
@@ -212,7 +243,14 @@ impl Block<'_> {
         match <[Tensor; 4]>::try_from(tensors) {
             Ok([packed, sums, scales, bias]) => Ok(Packed::Int8(PackedInt8 { packed, sums, scales, bias })),
             Err(two) => match <[Tensor; 2]>::try_from(two) {
-                Ok([packed, bias]) => Ok(Packed::Bf16(PackedBf16 { packed, bias })),
+                Ok([packed, bias]) => {
+                    let (name, outputs) =
+                        (tensor_name(&layer.name, "outputs"), layer.parts.len() * layer.shape[0]);
+                    let weights = self.lowering.weights;
+                    let factors =
+                        weights.has(&name).then(|| weights.load(g, &name, &[outputs])).transpose()?;
+                    Ok(Packed::Bf16(PackedBf16 { packed, bias, factors }))
+                }
                 Err(_) => unreachable!("packed layers are four tensors or two"),
             },
         }
@@ -223,11 +261,23 @@ impl Block<'_> {
         g: &mut GraphBuilder,
         x: &Rows,
         layer: &FusedLayer,
-        build: impl FnOnce(&mut GraphBuilder, LinearOperands<'_>) -> Result<T, graph::Error>,
+        build: impl FnOnce(&mut GraphBuilder, LinearOperands<'_>, Added<'_>) -> Result<T, graph::Error>,
     ) -> Result<T, Error> {
-        match (x, self.packed(g, layer)?) {
-            (Rows::Int8(x), Packed::Int8(w)) => Ok(build(g, LinearOperands::Int8(x, &w))?),
-            (Rows::Bf16(x), Packed::Bf16(w)) => Ok(build(g, LinearOperands::Bf16(x, &w))?),
+        let packed = self.packed(g, layer)?;
+        let bias = match &packed {
+            Packed::Int8(w) => &w.bias,
+            Packed::Bf16(w) => &w.bias,
+        };
+        let added = match self.branch(layer) {
+            Some(branch) => {
+                let branched = BranchedLayer { weights: self.lowering.weights, layer, branch };
+                g.scoped("lora", |g| branched.build(g, x, bias))?
+            }
+            None => AddedTensors::default(),
+        };
+        match (&x.values, &packed) {
+            (RowValues::Int8(x), Packed::Int8(w)) => Ok(build(g, LinearOperands::Int8(x, w), added.added())?),
+            (RowValues::Bf16(x), Packed::Bf16(w)) => Ok(build(g, LinearOperands::Bf16(x, w), added.added())?),
             _ => unreachable!("rows are made in the format of the layer that reads them"),
         }
     }
@@ -239,7 +289,7 @@ impl Block<'_> {
         layer: &FusedLayer,
         activation: Activation,
     ) -> Result<Tensor, Error> {
-        self.with_operands(g, x, layer, |g, operands| g.packed_linear(operands, activation))
+        self.with_operands(g, x, layer, |g, operands, added| g.packed_linear(operands, added, activation))
     }
 
     fn residual(
@@ -251,6 +301,8 @@ impl Block<'_> {
         gate: Option<&Tensor>,
     ) -> Result<Tensor, Error> {
         let gate = gate.map(|table| RowGate { table, rows: self.rows });
-        self.with_operands(g, x, layer, |g, operands| g.packed_linear_residual(operands, stream, gate))
+        self.with_operands(g, x, layer, |g, operands, added| {
+            g.packed_linear_residual(operands, added, stream, gate)
+        })
     }
 }

@@ -28,7 +28,8 @@ pub(super) fn build(
             vec![(Part::Whole, step_graph(&manifest.denoiser, weights)?)]
         }
         (Component::Expert(_), KernelLibrary::Rushes) => {
-            let lowering = KernelLowering { weights: GraphWeights::new(placed), values_as_bytes: true };
+            let lowering =
+                KernelLowering { weights: GraphWeights::new(placed), values_as_bytes: true, branches: None };
             vec![(Part::Whole, kernel_step_graph(&manifest.denoiser, lowering)?)]
         }
         (Component::Decoder, KernelLibrary::OnnxRuntime) if lowering.is_plain || is_e4m3(numerics) => {

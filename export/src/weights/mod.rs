@@ -139,7 +139,7 @@ fn file_entry(component: &Component, name: &str, bytes: u64) -> WeightFile {
 }
 
 /// Returns the path of a weight file, relative to the component's folder.
-fn location(name: &str) -> String {
+pub(crate) fn location(name: &str) -> String {
     format!("{}/{name}", layout::WEIGHTS)
 }
 

@@ -117,7 +117,8 @@ impl TestStep {
     fn rushes(&self, format: PackedFormat, kernels: Kernels, threads: usize) -> Vec<f32> {
         let layers = fused(&spec());
         let placed = pack(self.folder.path(), &self.placed, &layers, format, "packed.safetensors").unwrap();
-        let lowering = KernelLowering { weights: GraphWeights::new(&placed), values_as_bytes: true };
+        let lowering =
+            KernelLowering { weights: GraphWeights::new(&placed), values_as_bytes: true, branches: None };
         let model = kernel_step_graph(&spec(), lowering).unwrap();
         self.run(&model, &Signature::of_step_with_key_bias(&spec()), kernels, threads)
     }

@@ -36,6 +36,7 @@ mod kernels;
 mod kills;
 mod live;
 mod lora_branches;
+mod lora_kernels;
 mod loras;
 mod merged_weights;
 mod mini;

@@ -1,7 +1,7 @@
 //! `rushes quantize --target plain`: quantised graphs for accelerators, computed on the CPU.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use super::lora_branches::{branched, first_latent};
+use super::lora_branches::first_latent;
 use super::loras::{expert, file, on};
 use bundle::dtype::WeightType;
 use bundle::lora::LoraExpert;
@@ -12,6 +12,7 @@ use quality::quantize::report::{self, Quality};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use tests::branched::branched;
 use tests::compare::relative_difference;
 use tests::program::{event, rushes};
 use tests::{edit, golden};

@@ -106,7 +106,7 @@ impl Weights {
             Kind::Rushes(format) => {
                 let placed = self.packed(format);
                 let weights = GraphWeights::new(&placed);
-                kernel_step_graph(&spec(), KernelLowering { weights, values_as_bytes: true })
+                kernel_step_graph(&spec(), KernelLowering { weights, values_as_bytes: true, branches: None })
             }
         };
         let path = self.folder.path().join("step.onnx");

@@ -70,7 +70,7 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let mut options = model_options(&args.run.compute, None);
     let form = || mini_form(&args.run.compute.devices, global, options.precision);
     let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
-    let bundle = lora::open(&folder, &args.lora, options.precision, (global, cancel.stop()))?;
+    let bundle = lora::open(&folder, &args.lora, (global, cancel.stop()))?;
     let plan_of = |seed| {
         let request = with_settings(GenerateRequest::new(args.prompt.clone(), seed), &args.settings)?;
         Ok::<_, Error>(GenerationPlan::new(&bundle.manifest, &request)?)

@@ -38,7 +38,7 @@ pub(super) fn run(args: &VerifyArgs, global: &GlobalArgs) -> Result<ExitCode, Er
     let variant = record.spec.variant;
     let form = || Ok(MiniForm::new([variant.target], variant.precision)?);
     let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
-    let bundle = lora::open(&folder, &args.lora, Some(variant.precision), (global, cancel.stop()))?;
+    let bundle = lora::open(&folder, &args.lora, (global, cancel.stop()))?;
     lora::check(&record.spec, &bundle, false)?;
     let plan = record.spec.plan(&bundle.manifest)?;
     check_noise(&record.spec, args.noise.as_deref())?;

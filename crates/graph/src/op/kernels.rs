@@ -37,6 +37,8 @@ pub struct PackedBf16 {
     pub packed: Tensor,
     /// f32 `[N]`.
     pub bias: Tensor,
+    /// Factors of the sums of each output, f32 `[N]`; none are ones.
+    pub factors: Option<Tensor>,
 }
 
 /// The operands of a linear layer.
@@ -46,6 +48,61 @@ pub enum LinearOperands<'a> {
     Int8(&'a Quantized, &'a PackedInt8),
     /// bf16 `[B,L,K]`.
     Bf16(&'a Tensor, &'a PackedBf16),
+}
+
+/// What is added to the values of a linear layer, before its activation, gate and residual.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Added<'a> {
+    /// bf16 `[B,L,N]`.
+    pub addend: Option<&'a Tensor>,
+    /// The second product of a low-rank change.
+    pub branch: Option<PackedBranch<'a>>,
+}
+
+/// The second product of a low-rank change, in the format of the layer.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedBranch<'a> {
+    /// `[B,L,parts·R]`, and weights of N outputs and R inputs, whose bias is not read.
+    pub operands: LinearOperands<'a>,
+    /// The number of parts: each part of the outputs reads its own part of the rows.
+    pub parts: usize,
+}
+
+impl<'a> Added<'a> {
+    /// Checks the shapes for a layer with these operands and this result.
+    fn fits(&self, layer: LinearOperands<'_>, shape: &[Dim]) -> bool {
+        let has_shape = |tensor: &Tensor| tensor.shape() == shape && tensor.element() == ElementType::Bf16;
+        let of_branch = self.branch.is_none_or(|PackedBranch { operands, parts }| {
+            let is_alike = matches!(
+                (operands, layer),
+                (LinearOperands::Int8(..), LinearOperands::Int8(..))
+                    | (LinearOperands::Bf16(..), LinearOperands::Bf16(..))
+            );
+            is_alike
+                && operands.x().shape()[..2] == shape[..2]
+                && operands.outputs_with(parts).as_ref() == shape.get(2)
+        });
+        of_branch && self.addend.is_none_or(has_shape)
+    }
+
+    /// Returns the inputs of the node after all others, for a layer with these operands.
+    fn inputs(&self, layer: LinearOperands<'a>) -> Vec<Option<&'a Tensor>> {
+        let branch = self.branch.map(|branch| branch.operands);
+        let (branch, factors) = match layer {
+            LinearOperands::Int8(..) => (branch.map_or(vec![None; 5], |branch| branch.optional(5)), vec![]),
+            LinearOperands::Bf16(_, w) => {
+                (branch.map_or(vec![None; 2], |branch| branch.optional(2)), vec![w.factors.as_ref()])
+            }
+        };
+        [self.addend].into_iter().chain(branch).chain(factors).collect()
+    }
+
+    fn attribute(&self, operator: Operator) -> Operator {
+        match self.branch {
+            Some(branch) => operator.int("parts", branch.parts),
+            None => operator,
+        }
+    }
 }
 
 /// The activation after a linear layer.
@@ -70,16 +127,21 @@ pub struct HeadAttention<'a> {
     pub epsilon: f64,
 }
 
-impl LinearOperands<'_> {
+impl<'a> LinearOperands<'a> {
     /// Returns the inputs of the node, in the order of the operator.
-    fn inputs(&self) -> Vec<&Tensor> {
+    fn inputs(&self) -> Vec<&'a Tensor> {
         match self {
             Self::Int8(x, w) => vec![&x.values, &x.scales, &w.packed, &w.sums, &w.scales, &w.bias],
             Self::Bf16(x, w) => vec![x, &w.packed, &w.bias],
         }
     }
 
-    fn x(&self) -> &Tensor {
+    /// Returns the first `count` inputs.
+    fn optional(&self, count: usize) -> Vec<Option<&'a Tensor>> {
+        self.inputs().into_iter().take(count).map(Some).collect()
+    }
+
+    fn x(&self) -> &'a Tensor {
         match self {
             Self::Int8(x, _) => &x.values,
             Self::Bf16(x, _) => x,
@@ -88,11 +150,18 @@ impl LinearOperands<'_> {
 
     /// Returns the number of outputs if all shapes match.
     fn outputs(&self) -> Option<Dim> {
+        self.outputs_with(1)
+    }
+
+    /// Returns the number of outputs if all shapes match, where the weights have the width of one of `parts` parts of the
+    /// rows.
+    fn outputs_with(&self, parts: usize) -> Option<Dim> {
         let (packed, bias, step) = match self {
             Self::Int8(_, w) => (&w.packed, &w.bias, 4),
             Self::Bf16(_, w) => (&w.packed, &w.bias, 2),
         };
-        let (outputs, inputs) = (bias.from_last(1).fixed()?, self.x().from_last(1).fixed()?);
+        let (outputs, width) = (bias.from_last(1).fixed()?, self.x().from_last(1).fixed()?);
+        let inputs = width.checked_div(parts).filter(|inputs| inputs * parts == width)?;
         let shape: [Dim; 3] = [outputs.div_ceil(16).into(), inputs.div_ceil(step).into(), (16 * step).into()];
         let fits = packed.shape() == shape && bias.rank() == 1 && self.x().rank() == 3;
         fits.then(|| outputs.into())
@@ -143,6 +212,13 @@ impl NormVectors<'_> {
     }
 }
 
+/// The outputs of an operator that quantises rows of this shape. Their names are part of the names of values in graphs.
+fn quantized_outputs(shape: &[Dim]) -> [(&'static str, ElementType, Vec<Dim>); 2] {
+    let mut of_scales = shape.to_vec();
+    of_scales[2] = 2.into();
+    [("codes", ElementType::U8, shape.to_vec()), ("scales", ElementType::F32, of_scales)]
+}
+
 fn narrow(value: f64) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "the format of the attribute")]
     let value = value as f32;
@@ -163,6 +239,24 @@ impl GraphBuilder {
         let inputs = self.norm_inputs("NormQuant", x, &vectors)?;
         let operator = Operator::rushes("NormQuant").float("epsilon", narrow(epsilon));
         Ok(self.quantized(operator, &inputs, x.shape()))
+    }
+
+    /// The same, with the rows before they are quantised, as bf16.
+    ///
+    /// # Errors
+    /// Returns an error if the shapes do not match.
+    pub fn norm_quantized_and_rounded(
+        &mut self,
+        x: &Tensor,
+        vectors: NormVectors<'_>,
+        epsilon: f64,
+    ) -> Result<(Quantized, Tensor), Error> {
+        let inputs = self.norm_inputs("NormQuant", x, &vectors)?;
+        let operator = Operator::rushes("NormQuant").float("epsilon", narrow(epsilon));
+        let [values, scales] = quantized_outputs(x.shape());
+        let outputs = [values, scales, ("rounded", ElementType::Bf16, x.shape().to_vec())];
+        let [values, scales, rounded] = self.node_of(operator, &inputs, outputs);
+        Ok((Quantized { values, scales }, rounded))
     }
 
     /// Layer normalisation of `x [B,L,D]`, then `· scale + shift`, to bf16.
@@ -206,12 +300,7 @@ impl GraphBuilder {
     }
 
     fn quantized(&mut self, operator: Operator, inputs: &[Option<&Tensor>], shape: &[Dim]) -> Quantized {
-        let mut scales_shape = shape.to_vec();
-        scales_shape[2] = 2.into();
-        // These names are part of the names of values in graphs.
-        let outputs =
-            [("codes", ElementType::U8, shape.to_vec()), ("scales", ElementType::F32, scales_shape)];
-        let [values, scales] = self.node_of_two(operator, inputs, outputs);
+        let [values, scales] = self.node_of(operator, inputs, quantized_outputs(shape));
         Quantized { values, scales }
     }
 
@@ -222,12 +311,14 @@ impl GraphBuilder {
     pub fn packed_linear(
         &mut self,
         operands: LinearOperands<'_>,
+        added: Added<'_>,
         activation: Activation,
     ) -> Result<Tensor, Error> {
-        let shape = self.linear_shape(operands)?;
+        let shape = self.linear_shape(operands, added)?;
         let gelu = usize::from(activation == Activation::GeluTanh);
-        let operator = operands.name("LinearQ", "LinearBf16").int("gelu", gelu);
-        let inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
+        let operator = added.attribute(operands.name("LinearQ", "LinearBf16").int("gelu", gelu));
+        let mut inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
+        inputs.extend(added.inputs(operands));
         Ok(self.node(operator, &inputs, ElementType::Bf16, shape))
     }
 
@@ -238,10 +329,11 @@ impl GraphBuilder {
     pub fn packed_linear_residual(
         &mut self,
         operands: LinearOperands<'_>,
+        added: Added<'_>,
         stream: &Tensor,
         gate: Option<RowGate<'_>>,
     ) -> Result<Tensor, Error> {
-        let shape = self.linear_shape(operands)?;
+        let shape = self.linear_shape(operands, added)?;
         let gate_inputs = gate.map(|gate| [gate.table, gate.rows]);
         if stream.shape() != shape || gate.is_some_and(|gate| !is_table(gate.table, gate.rows, &shape[2])) {
             let mut found = vec![stream];
@@ -249,26 +341,27 @@ impl GraphBuilder {
             let expected = "a stream [B,L,N], a table of gates [R,N] and rows [1,M]";
             return Err(self.mismatch("LinearQResidual", expected, &found));
         }
-        let operator = operands.name("LinearQResidual", "LinearBf16Residual");
+        let operator = added.attribute(operands.name("LinearQResidual", "LinearBf16Residual"));
         let mut inputs: Vec<_> = operands.inputs().into_iter().map(Some).collect();
         inputs.push(Some(stream));
-        inputs.extend(gate_inputs.into_iter().flatten().map(Some));
+        inputs.extend(gate_inputs.map_or([None; 2], |inputs| inputs.map(Some)));
+        inputs.extend(added.inputs(operands));
         Ok(self.node(operator, &inputs, ElementType::F32, shape))
     }
 
-    fn linear_shape(&self, operands: LinearOperands<'_>) -> Result<Vec<Dim>, Error> {
-        match operands.outputs() {
-            Some(outputs) => {
-                let mut shape = operands.x().shape().to_vec();
-                shape[2] = outputs;
-                Ok(shape)
-            }
-            None => Err(self.mismatch(
-                "LinearQ",
-                "x [B,L,K], packed weights [N/16,K/4,64] or [N/16,K/2,32] and a bias [N]",
-                &operands.inputs(),
-            )),
+    fn linear_shape(&self, operands: LinearOperands<'_>, added: Added<'_>) -> Result<Vec<Dim>, Error> {
+        let Some(outputs) = operands.outputs() else {
+            let expected = "x [B,L,K], packed weights [N/16,K/4,64] or [N/16,K/2,32] and a bias [N]";
+            return Err(self.mismatch("LinearQ", expected, &operands.inputs()));
+        };
+        let mut shape = operands.x().shape().to_vec();
+        shape[2] = outputs;
+        if added.fits(operands, &shape) {
+            return Ok(shape);
         }
+        let expected = "an addend [B,L,N], and a branch with rows [B,L,parts·R] and weights of N outputs";
+        let found: Vec<_> = added.inputs(operands).into_iter().flatten().collect();
+        Err(self.mismatch("LinearQ", expected, &found))
     }
 
     /// Self-attention: `qkv` bf16 `[B,L,3D]` before norms and rotation, `cos` and `sin [L,head/2]`. Returns bf16

@@ -56,7 +56,7 @@ pub(super) fn run(args: &GenerateArgs, global: &GlobalArgs, stream: Stream) -> R
     let mut options = source.model_options(args);
     let form = || mini_form(&args.run.compute.devices, global, options.precision);
     let folder = global.bundle_or_mini(args.bundle.as_deref(), form, cancel.stop())?;
-    let bundle = lora::open(&folder, &args.lora, options.precision, (global, cancel.stop()))?;
+    let bundle = lora::open(&folder, &args.lora, (global, cancel.stop()))?;
     if let Some(spec) = source.spec() {
         lora::check(spec, &bundle, matches!(source, Source::Like(_)))?;
     }

@@ -210,7 +210,7 @@ fn request(
     let clip = request_like(spec, args.prompt.as_deref(), args.noise.seed, &args.settings)?;
     let folder = global.bundle_or_mini(args.bundle.as_deref(), || Ok(MiniForm::cpu()), cancel.stop())?;
     let variant = variant_like(args.variant, spec);
-    let bundle = lora::open(&folder, &args.lora, variant.precision, (global, cancel.stop()))?;
+    let bundle = lora::open(&folder, &args.lora, (global, cancel.stop()))?;
     if let Some(spec) = spec {
         lora::check(spec, &bundle, true)?;
     }

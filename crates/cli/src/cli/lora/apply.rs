@@ -10,9 +10,7 @@ use bundle::manifest::{Bundle, Component};
 use bundle::routing::ExpertName;
 use bundle::staging::Staging;
 use bundle::stop::Stop;
-use bundle::variant::{KernelLibrary, Precision};
 use export::branched::{self, BranchedRequest};
-use export::lora::LoraError;
 use export::lora::resolved::{BaseModel, Resolved};
 use export::quantized::BundleWeights;
 use runtime::job::{JobSpec, LoraSpec};
@@ -28,7 +26,6 @@ use std::path::{Path, PathBuf};
 pub(in crate::cli) fn open(
     folder: &Path,
     args: &LoraArgs,
-    precision: Option<Precision>,
     (global, stop): (&GlobalArgs, &Stop),
 ) -> Result<Bundle, Error> {
     let base = Bundle::open(folder)?;
@@ -41,11 +38,6 @@ pub(in crate::cli) fn open(
     }
     if resolved.merges.is_empty() {
         return Ok(base);
-    }
-    check_precision(&base, precision)?;
-    let runs = precision.unwrap_or_else(|| base.manifest.exported_precision());
-    if base.manifest.has_rushes_kernels(runs) && !global.json {
-        render::note("LoRAs are applied on ONNX Runtime kernels; the graphs for Rushes kernels are not used");
     }
     let name = branched::digest(&base, &resolved);
     let own = base.folder.join(layout::LORAS).join(name.short());
@@ -94,23 +86,6 @@ pub(in crate::cli) fn against(
     };
     let model = BaseModel { spec: &manifest.denoiser, routing: &manifest.routing, weights: Some(&read) };
     Ok(Resolved::new(loras, lenient, &model)?)
-}
-
-/// Refuses a precision whose only step graphs are for Rushes kernels.
-fn check_precision(base: &Bundle, precision: Option<Precision>) -> Result<(), Error> {
-    let Some(precision) = precision else { return Ok(()) };
-    let experts = base.manifest.components.iter();
-    let experts = experts.filter(|entry| matches!(entry.component, Component::Expert(_)));
-    let graphs = experts.flat_map(|entry| &entry.graphs).map(|graph| graph.variant);
-    let of_onnx_runtime = graphs.filter(|variant| variant.kernels == KernelLibrary::OnnxRuntime);
-    let available: Vec<Precision> = of_onnx_runtime.map(|variant| variant.precision).collect();
-    if available.contains(&precision) {
-        return Ok(());
-    }
-    let names = Precision::ALL.into_iter().filter(|precision| available.contains(precision));
-    let available = names.map(|precision| precision.name().to_owned()).collect();
-    let error = LoraError::NoGraph { precision: precision.name().to_owned(), available };
-    Err(export::Error::from(error).into())
 }
 
 /// Checks that a run that goes on, or that repeats a clip, has the LoRAs of the first one. Other LoRAs are allowed where

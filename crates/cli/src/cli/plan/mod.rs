@@ -58,7 +58,7 @@ pub(super) fn run(args: &PlanArgs, global: &GlobalArgs) -> Result<ExitCode, Erro
     let form = || planned_mini_form(&args.compute.devices, global, options.precision);
     let folder = global.bundle_or_mini(folder.as_deref(), form, global.interrupts.cancel().stop())?;
     let stop = global.interrupts.cancel();
-    let bundle = lora::open(&folder, &args.lora, options.precision, (global, stop.stop()))?;
+    let bundle = lora::open(&folder, &args.lora, (global, stop.stop()))?;
     if let Some(spec) = spec {
         lora::check(spec, &bundle, true)?;
     }

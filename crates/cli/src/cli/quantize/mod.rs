@@ -50,7 +50,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &GlobalArgs) -> Result<ExitCode, 
     let onnx = global.onnx_runtime()?;
     let budgets = args.budget.budgets_of_cpu()?;
     // The model that variants are compared with: as exported, with the LoRAs beside its weights.
-    let exported = lora::open(&args.bundle, &args.lora, None, (global, cancel.stop()))?;
+    let exported = lora::open(&args.bundle, &args.lora, (global, cancel.stop()))?;
     let loras = lora::against(&Bundle::open(&args.bundle)?, &args.lora.lora, args.lora.lora_lenient)?;
     let mut reference = None;
     for options in passes {
