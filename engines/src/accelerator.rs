@@ -160,7 +160,7 @@ fn wanted<'a>(
             architecture: facts.architecture_word(),
             precision: options.precision,
             shape: options.shape,
-            lora: None,
+            lora: options.lora,
         },
         device: options.device,
         subject: of_bundle.map_or_else(|| EngineSubject::of_file(&name), |found| found.subject),

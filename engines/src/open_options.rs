@@ -22,6 +22,9 @@ pub struct OpenOptions {
     /// The content of the graph and its weights, which compiled engines are found by; `None` if it is not known. No
     /// engine is used then.
     pub content: Option<GraphContent>,
+    /// A digest of the LoRAs that the graph or its weights contain, which is part of the key of compiled engines; `None`
+    /// without one.
+    pub lora: Option<[u8; 32]>,
     /// The shape of the clip, for providers whose engines run one shape ([`Compilation`](crate::Compilation)).
     pub shape: Option<EngineShape>,
     /// What happens if a provider that compiles graphs has no engine of this one.
@@ -38,6 +41,7 @@ impl OpenOptions {
             precision: Precision::F32,
             cpu_nodes: CpuNodes::Integers,
             content: None,
+            lora: None,
             shape: None,
             first_use: FirstUse::Compile,
         }

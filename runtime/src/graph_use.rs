@@ -3,6 +3,7 @@
 use bundle::digest::Digest;
 use bundle::file_digest::FileDigest;
 use bundle::geometry::LatentShape;
+use bundle::lora::AppliedLora;
 use bundle::manifest::{Component, ComponentEntry, GraphEntry, Manifest, Part};
 use bundle::signature::Signature;
 use engines::residency::MemoryNeed;
@@ -45,6 +46,18 @@ pub fn content_of(manifest: &Manifest, entry: &ComponentEntry, graph: &GraphEntr
     }
     let hash = Digest::of_parts(parts.iter().map(String::as_bytes)).bytes()?;
     Some(GraphContent(hash))
+}
+
+/// A digest of the LoRAs of a component, merged or as branches: of their files, strengths and order, not of their names;
+/// `None` without one.
+pub fn loras_of(entry: &ComponentEntry) -> Option<[u8; 32]> {
+    if entry.loras.is_empty() {
+        return None;
+    }
+    let part =
+        |lora: &AppliedLora| format!("{} {:08x} {}", lora.digest, lora.strength.to_bits(), lora.is_branch);
+    let parts: Vec<String> = entry.loras.iter().map(part).collect();
+    Digest::of_parts(parts.iter().map(String::as_bytes)).bytes()
 }
 
 #[cfg(test)]
@@ -99,6 +112,36 @@ mod tests {
             entry.weights = vec![WeightFile { file: "other.safetensors".into(), bytes }];
         }
         assert_ne!(content(&with_digests(shared), "high_noise", Precision::Fp8), content_of_shared);
+    }
+
+    #[test]
+    fn loras_are_known_by_file_strength_and_order() {
+        let lora = |name: &str, digest: char, strength| AppliedLora {
+            name: name.into(),
+            digest: digest.to_string().repeat(64),
+            strength,
+            pairs: 1,
+            deltas: 0,
+            skipped: 0,
+            change: 1.0,
+            is_branch: true,
+        };
+        let of = |loras: &[AppliedLora]| {
+            let entry = ComponentEntry { loras: loras.to_vec(), ..a14b().components[1].clone() };
+            loras_of(&entry)
+        };
+        let (one, other) = (lora("x", 'a', 1.0), lora("y", 'b', 1.0));
+        assert_eq!(of(&[]), None);
+        let known = of(std::slice::from_ref(&one));
+        assert!(known.is_some());
+        assert_eq!(of(&[lora("renamed", 'a', 1.0)]), known);
+        let merged = AppliedLora { is_branch: false, ..one.clone() };
+        let others =
+            [vec![other.clone()], vec![lora("x", 'a', 0.5)], vec![merged], vec![one.clone(), other.clone()]];
+        for loras in others {
+            assert_ne!(of(&loras), known, "{loras:?}");
+        }
+        assert_ne!(of(&[one.clone(), other.clone()]), of(&[other, one]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A bundle with its run options.
 
-pub use crate::graph_use::{GraphUse, content_of, engine_shape};
+pub use crate::graph_use::{GraphUse, content_of, engine_shape, loras_of};
 pub use crate::model_options::{ModelOptions, choose_variant};
 
 use crate::Error;
@@ -170,6 +170,7 @@ impl Model {
             compilation => OpenOptions {
                 precision: graph.variant.precision,
                 content: content_of(self.manifest(), entry, graph),
+                lora: loras_of(entry),
                 shape: shape.filter(|_| compilation == Compilation::FixedShape),
                 first_use: if entry.weights_of(graph.variant) < FIRST_USE_WEIGHTS {
                     FirstUse::Compile

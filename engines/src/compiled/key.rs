@@ -24,7 +24,8 @@ pub struct EngineKey {
     pub precision: Precision,
     /// The shape that it runs; `None` if it runs every shape.
     pub shape: Option<EngineShape>,
-    /// The digest of a LoRA that was merged on compilation; `None` without one.
+    /// A digest of the LoRAs in the graph or its weights; `None` without one. `content` differs with them too: this part
+    /// is what records name them by.
     pub lora: Option<[u8; 32]>,
 }
 

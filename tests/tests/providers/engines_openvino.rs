@@ -2,6 +2,7 @@
 
 use crate::support::with_provider;
 use bundle::digest::Digest;
+use bundle::lora::{LoraExpert, LoraUse};
 use bundle::manifest::Bundle;
 use bundle::signature::Signature;
 use engines::compiled::{EngineRecord, EngineStore, ListedEngine, list};
@@ -13,7 +14,7 @@ use ndarray::{Array1, Array3, Array5};
 use runtime::engine_builds::{EngineNeed, check_engines, clips_of, engines_needed};
 use runtime::model::{Model, ModelOptions};
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tests::branched::branched;
 use tests::compare::relative_difference;
 use tests::golden::{Case, Computed, case, compute};
 use tests::program::{event, rushes};
@@ -75,6 +77,10 @@ impl World {
     }
 
     fn model(&self, store: &EngineStore) -> Model {
+        self.model_of(Bundle::open(&self.bundle()).unwrap(), store)
+    }
+
+    fn model_of(&self, bundle: Bundle, store: &EngineStore) -> Model {
         let runtime = self.runtime.clone().with_engines(store.clone());
         let sessions = Sessions::in_available_memory(runtime, Residency::Auto);
         let options = ModelOptions {
@@ -82,7 +88,7 @@ impl World {
             threads: NonZeroUsize::new(1),
             ..ModelOptions::default()
         };
-        Model::with_sessions(Bundle::open(&self.bundle()).unwrap(), &sessions, options).unwrap()
+        Model::with_sessions(bundle, &sessions, options).unwrap()
     }
 
     /// What the first expert needs.
@@ -472,6 +478,36 @@ fn killed_builds_leave_nothing_that_looks_whole() {
     let engines = world.engines(&world.store());
     assert!(engines.iter().all(|engine| engine.state.name() == "usable"), "{engines:?}");
     assert_eq!(engines.len(), ENGINES as usize);
+}
+
+#[test]
+fn an_engine_belongs_to_the_loras_of_its_graph() {
+    let Some(world) = World::new("engines of a LoRA") else { return };
+    let store = world.store();
+    let plain = world.compute(&store);
+    let lora = |strength| LoraUse {
+        expert: Some(LoraExpert::HighNoise),
+        file: tests::golden::folder().join("lora/lightning.safetensors"),
+        strength,
+    };
+    let words = |store: &EngineStore| -> BTreeSet<String> {
+        let engines = world.engines(store).into_iter().filter_map(|engine| engine.record);
+        engines.map(|record| record.word("lora").to_owned()).collect()
+    };
+    assert_eq!(words(&store), BTreeSet::from(["none".to_owned()]));
+    let base = Bundle::open(&world.bundle()).unwrap();
+    for (number, strength) in [(1, 1.0), (2, 0.5)] {
+        let folder = world.folder.path().join(format!("with-lora-{number}"));
+        let found = branched(&base, &[lora(strength)], &folder).unwrap();
+        let store = world.store();
+        let noise = world.case.reference().latent("noise");
+        let computed = compute(&world.model_of(found, &store), &world.case, noise).unwrap();
+        // The other components have the graphs and weights of the base, and their engines.
+        assert_eq!((store.compiled(), store.opened()), (1, ENGINES - 1));
+        assert_eq!(words(&store).len(), 1 + number);
+        let last = |computed: &Computed| computed.latents.last().unwrap().clone();
+        assert!(relative_difference(last(&computed).view(), last(&plain).view()) > 100.0 * SAME);
+    }
 }
 
 #[test]
