@@ -37,6 +37,7 @@ mod kills;
 mod live;
 mod lora_branches;
 mod lora_kernels;
+mod lora_prune;
 mod loras;
 mod merged_weights;
 mod mini;

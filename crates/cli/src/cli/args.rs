@@ -60,7 +60,7 @@ pub(super) enum Command {
     Quantize(QuantizeArgs),
     /// Print the contents of a bundle
     Inspect(InspectArgs),
-    /// Print what a LoRA file contains, and what of it applies to a model
+    /// Print what a LoRA file contains, or remove what runs with LoRAs have kept
     Lora(super::lora::LoraCommandArgs),
     /// Compile the graphs of a bundle for a device that needs it: openvino, tensorrt or tensorrt-rtx
     Build(Box<super::build::BuildArgs>),

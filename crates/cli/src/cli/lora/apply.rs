@@ -1,6 +1,6 @@
 //! LoRAs of a run: the bundle whose graphs apply them, beside the weights of the base bundle.
 
-use super::LoraArgs;
+use super::{LoraArgs, kept};
 use crate::Error;
 use crate::cli::global::GlobalArgs;
 use crate::cli::render;
@@ -47,6 +47,7 @@ pub(in crate::cli) fn open(
     if let Some(found) =
         [Some(&own), cached.as_ref()].into_iter().flatten().find_map(|folder| Bundle::open(folder).ok())
     {
+        kept::note_use(&found.folder);
         return Ok(found);
     }
     let (staging, target) = match (Staging::replace(&own), cached) {
@@ -57,6 +58,7 @@ pub(in crate::cli) fn open(
     let request = BranchedRequest { bundle: &base, loras: &resolved, stop };
     branched::write(&request, &staging.folder())?;
     stop.check()?;
+    kept::write_record(&staging.folder(), &base)?;
     staging.publish(layout::MANIFEST)?;
     Ok(Bundle::open(&target)?)
 }

@@ -1,6 +1,8 @@
-//! `rushes lora`: what a LoRA file contains, and what of it applies to a model.
+//! `rushes lora`: what a LoRA file contains and what of it applies to a model; and the bundles that runs with LoRAs keep.
 
 mod apply;
+mod kept;
+mod prune;
 
 pub(super) use apply::{against, check, open};
 
@@ -46,6 +48,9 @@ enum LoraCommand {
     /// Print the key families, ranks, scales and number formats of a LoRA file, the experts that it is for, and what of it
     /// applies to a bundle or a checkpoint
     Inspect(InspectArgs),
+    /// Remove bundles with LoRAs that runs have kept and cannot use any more: those whose base bundle has changed or is
+    /// gone, damaged ones, and what ended runs have left
+    Prune(prune::PruneArgs),
 }
 
 #[derive(Debug, Args)]
@@ -63,7 +68,13 @@ struct InspectArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &LoraCommandArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
-    let LoraCommand::Inspect(args) = &args.command;
+    match &args.command {
+        LoraCommand::Inspect(args) => inspect(args, global),
+        LoraCommand::Prune(args) => prune::run(args, global),
+    }
+}
+
+fn inspect(args: &InspectArgs, global: &GlobalArgs) -> Result<ExitCode, Error> {
     let lora = Lora::open(&args.file.file)?;
     let summary = lora.summary()?;
     let (expert, reason) = expert(&args.file, &lora);
