@@ -165,26 +165,18 @@ pub(super) fn first_latent(bundle: Bundle, precision: Precision) -> Array4<f32> 
 fn quantised_models_with_a_branch_are_nearer_to_merged_weights() {
     let folder = tempfile::tempdir().unwrap();
     let base = Bundle::open(&BUNDLE.1).unwrap();
-    let plain = first_latent(base.clone(), Precision::F32);
-    let of_int8 = relative_difference(first_latent(base.clone(), Precision::Int8).view(), plain.view());
-    // Strengths at which the changes are larger than the error of quantisation.
-    for (name, strength) in
-        [("lightning.safetensors", 1.0), ("loha.safetensors", 2.0), ("loha.safetensors", 4.0)]
-    {
+    // The changes of LoHa are smaller than the error of quantisation at strength 1.
+    for (name, strength) in [("lightning.safetensors", 1.0), ("loha.safetensors", 4.0)] {
         let loras = [on(LoraExpert::HighNoise, file(name), strength)];
         // In f32 a branch equals merged weights, as another test shows.
-        let found = branched(&base, &loras, &folder.path().join(format!("{name}{strength}"))).unwrap();
+        let found = branched(&base, &loras, &folder.path().join(name)).unwrap();
         let reference = first_latent(found.clone(), Precision::F32);
         let error = |bundle: &Bundle| {
             relative_difference(first_latent(bundle.clone(), Precision::Int8).view(), reference.view())
         };
         let (with, without) = (error(&found), error(&base));
         let decibels = 20.0 * (without / with).log10();
-        println!("{name}: {with:e} with, {without:e} without, {decibels:.1} dB nearer; int8 {of_int8:e}");
-        // A change that is as small as the error of quantisation: then the branch adds no error.
-        let is_small = relative_difference(plain.view(), reference.view()) < 4.0 * of_int8;
-        let is_near = if is_small { with <= 1.1 * of_int8 && with < without } else { decibels >= 6.0 };
-        assert!(is_near, "{name}: {with:e} {without:e}, {decibels:.1} dB; int8 {of_int8:e}");
+        assert!(decibels >= 6.0, "{name}: {with:e} {without:e}, {decibels:.1} dB");
     }
 }
 
