@@ -1,22 +1,24 @@
 //! `rushes lora prune`: the bundles with LoRAs that runs keep.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use super::job_bundle::BUNDLE;
 use super::loras::file;
 use bundle::lock::ReadLock;
+use export::ExportRequest;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use tests::edit;
+use tests::golden::case;
 use tests::program::{event, rushes};
 
-/// A copy of the shared bundle in `FOLDER/bundle`.
+/// A bundle in `FOLDER/bundle`.
 struct World(tempfile::TempDir);
 
 impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        edit::copy_folder(&BUNDLE.1, &folder.path().join("bundle"));
+        let checkpoint = case("two-experts").checkpoint();
+        let request = ExportRequest::new(&checkpoint, &folder.path().join("bundle"));
+        export::export(&request, &mut |_| ()).unwrap();
         Self(folder)
     }
 
@@ -27,7 +29,8 @@ impl World {
     /// Plans a clip with a LoRA, which keeps a bundle.
     fn plan(&self, strength: &str) {
         let lora = format!("high={}@{strength}", file("lightning.safetensors").display());
-        let arguments = ["plan", "a boat", "--bundle", "bundle", "--lora", &lora];
+        let arguments =
+            ["plan", "a boat", "--bundle", "bundle", "--size", "32x32", "--frames", "5", "--lora", &lora];
         let output = rushes(self.path()).args(arguments).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }

@@ -2,7 +2,7 @@
 
 use crate::support::with_provider;
 use bundle::digest::Digest;
-use bundle::lora::{LoraExpert, LoraUse};
+use bundle::lora::LoraUse;
 use bundle::manifest::Bundle;
 use bundle::signature::Signature;
 use engines::compiled::{EngineRecord, EngineStore, ListedEngine, list};
@@ -485,28 +485,22 @@ fn an_engine_belongs_to_the_loras_of_its_graph() {
     let Some(world) = World::new("engines of a LoRA") else { return };
     let store = world.store();
     let plain = world.compute(&store);
-    let lora = |strength| LoraUse {
-        expert: Some(LoraExpert::HighNoise),
-        file: tests::golden::folder().join("lora/lightning.safetensors"),
-        strength,
-    };
+    let file = tests::golden::folder().join("lora/lightning.safetensors");
+    let lora = |strength: f32| format!("high={}@{strength}", file.display()).parse::<LoraUse>().unwrap();
     let words = |store: &EngineStore| -> BTreeSet<String> {
-        let engines = world.engines(store).into_iter().filter_map(|engine| engine.record);
-        engines.map(|record| record.word("lora").to_owned()).collect()
+        world.engines(store).iter().map(|engine| record(&engine.folder).word("lora").to_owned()).collect()
     };
     assert_eq!(words(&store), BTreeSet::from(["none".to_owned()]));
-    let base = Bundle::open(&world.bundle()).unwrap();
+    let (base, noise) = (Bundle::open(&world.bundle()).unwrap(), world.case.reference().latent("noise"));
     for (number, strength) in [(1, 1.0), (2, 0.5)] {
         let folder = world.folder.path().join(format!("with-lora-{number}"));
-        let found = branched(&base, &[lora(strength)], &folder).unwrap();
-        let store = world.store();
-        let noise = world.case.reference().latent("noise");
-        let computed = compute(&world.model_of(found, &store), &world.case, noise).unwrap();
-        // The other components have the graphs and weights of the base, and their engines.
+        let (found, store) = (branched(&base, &[lora(strength)], &folder).unwrap(), world.store());
+        let computed = compute(&world.model_of(found, &store), &world.case, noise.clone()).unwrap();
+        // All others have the graphs and weights of the base.
         assert_eq!((store.compiled(), store.opened()), (1, ENGINES - 1));
         assert_eq!(words(&store).len(), 1 + number);
-        let last = |computed: &Computed| computed.latents.last().unwrap().clone();
-        assert!(relative_difference(last(&computed).view(), last(&plain).view()) > 100.0 * SAME);
+        let [found, plain] = [&computed, &plain].map(|computed| computed.latents.last().unwrap().view());
+        assert!(relative_difference(found, plain) > 100.0 * SAME);
     }
 }
 
@@ -516,8 +510,7 @@ fn a_clip_is_made_without_a_folder_for_engines() {
     fs::create_dir(world.folder.path().join("cache")).unwrap();
     fs::write(world.folder.path().join("cache/engines"), "a file").unwrap();
     let store = world.store();
-    let computed = world.compute(&store);
-    assert_eq!(computed.latents.len(), world.case.steps);
+    assert_eq!(world.compute(&store).latents.len(), world.case.steps);
     assert_eq!((store.compiled(), store.opened()), (ENGINES, 0));
     assert_eq!(world.told().iter().filter(|name| **name == "not_stored").count(), ENGINES as usize);
 }
