@@ -2,7 +2,7 @@
 
 use crate::access::tokens::Tokens;
 use crate::fetch::FetchPolicy;
-use crate::screening::Screen;
+use crate::screening::{FrameClassifier, Screen};
 use axum::http::HeaderValue;
 use bundle::{Diagnose, Report};
 use std::net::{IpAddr, SocketAddr};
@@ -36,6 +36,8 @@ pub struct Config {
     pub limits: Limits,
     /// What can refuse texts.
     pub screen: Arc<dyn Screen>,
+    /// What can refuse frames.
+    pub classifier: Option<Arc<dyn FrameClassifier>>,
 }
 
 /// Bounds of a server.

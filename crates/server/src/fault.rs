@@ -205,7 +205,7 @@ fn dashscope_code(fault: &Fault) -> String {
         StatusCode::TOO_MANY_REQUESTS => "Throttling".to_owned(),
         StatusCode::INTERNAL_SERVER_ERROR => "InternalError".to_owned(),
         StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable".to_owned(),
-        _ if fault.code == "content_policy_violation" => "DataInspectionFailed".to_owned(),
+        _ if fault.code == crate::screening::POLICY => "DataInspectionFailed".to_owned(),
         _ => "InvalidParameter".to_owned(),
     }
 }

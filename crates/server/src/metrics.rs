@@ -3,11 +3,12 @@
 use crate::access::Caller;
 use crate::app::App;
 use crate::fault::{ErrorBody, Fault};
+use crate::screening::Refusal;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use jobs::store::State as JobState;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,8 @@ struct Counts {
     requests: BTreeMap<(String, String, u16), (u64, f64)>,
     /// Clips that have ended, by their state.
     ended: BTreeMap<JobState, u64>,
+    /// Clips that the content filter has refused, by category. A clip may have several.
+    refused: BTreeMap<String, u64>,
 }
 
 impl Metrics {
@@ -51,6 +54,15 @@ impl Metrics {
     pub(crate) fn ended(&self, state: JobState) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.ended.entry(state).or_default() += 1;
+    }
+
+    /// Counts a clip that was refused.
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let categories: BTreeSet<&String> = refusal.reasons.iter().map(|reason| &reason.category).collect();
+        for category in categories {
+            *counts.refused.entry(category.clone()).or_default() += 1;
+        }
     }
 
     /// The text of all, with the clips that wait and those that are made.
@@ -79,6 +91,11 @@ impl Metrics {
         for state in JobState::ALL.into_iter().filter(|state| state.has_ended()) {
             let count = counts.ended.get(&state).copied().unwrap_or(0);
             let _ = writeln!(text, "rushes_clips_ended_total{{state=\"{state}\"}} {count}");
+        }
+        head(&mut text, "rushes_refused_total", "counter", "Clips that the content filter has refused.");
+        for (category, count) in &counts.refused {
+            let category = category.replace(['"', '\\', '\n'], "");
+            let _ = writeln!(text, "rushes_refused_total{{category=\"{category}\"}} {count}");
         }
         head(&mut text, "rushes_clips", "gauge", "Clips that wait or are made.");
         for (state, count) in [(JobState::Queued, waiting), (JobState::Running, running)] {
@@ -119,6 +136,8 @@ mod tests {
         metrics.request("GET", "/v1/videos/{id}", 200, Duration::from_millis(250));
         metrics.request("GET", "/v1/videos/{id}", 200, Duration::from_millis(250));
         metrics.ended(JobState::Done);
+        let reason = crate::screening::Reason { category: "violence".into(), field: "prompt" };
+        metrics.refused(&Refusal { reasons: vec![reason] });
         insta::assert_snapshot!(metrics.text(3, 1, true));
     }
 }

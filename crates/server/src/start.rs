@@ -103,6 +103,8 @@ pub struct Started {
     pub models: Vec<String>,
     /// The clips that wait.
     pub waiting: usize,
+    /// What the content filter refuses; `None` if there is none.
+    pub screen: Option<String>,
 }
 
 /// Serves until `options.cancel` is requested. Jobs that had begun are in the queue then, and go on at the next start.
@@ -127,6 +129,10 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
     if !config.listen.ip().is_loopback() && !tokens.are_used() {
         return Err(Error::NoTokens { address: config.listen });
     }
+    match config.screen.describe() {
+        Some(what) => tracing::info!("the content filter is on: {what}"),
+        None => tracing::warn!("the content filter is off: clients may ask for anything"),
+    }
     let models = Models::open(&config)?;
     let listener = TcpListener::bind(config.listen);
     let listener = listener.await.map_err(|source| Error::Listen { address: config.listen, source })?;
@@ -136,7 +142,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
     let folder = make_folder(&config.data.join("clips"))?;
     let (queue, clips) = restored(&config.data.join("queue"), Clips::new(folder))?;
     let (made, ends) = mpsc::unbounded_channel();
-    let pictures = Arc::new(Pictures::new(Arc::clone(&clips)));
+    let pictures = Arc::new(Pictures::new(Arc::clone(&clips), queue.clone(), config.classifier.clone()));
     let follower: Arc<dyn Follower> = Arc::<Pictures>::clone(&pictures);
     let options = Options { follower: Some(follower), ..options };
     let maker = Maker::start(queue.folder(), options, Arc::clone(&clips), made).await?;
@@ -169,6 +175,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
         needs_token: !app.config.is_open(&app.tokens),
         models: app.models.all().iter().map(|model| model.name.clone()).collect(),
         waiting: app.clips.open(),
+        screen: app.config.screen.describe(),
     });
     connections::serve(listener, routes, &limits, ending).await;
     tokio::task::spawn_blocking(move || maker.join()).await.map_err(|error| Error::System(error.into()))
@@ -241,7 +248,11 @@ fn restored(folder: &Path, clips: Clips) -> Result<(Queue, Arc<Clips>), Error> {
     for row in rows {
         if let Some(ticket) = Ticket::read(&queue.job_folder(row.id)) {
             known.insert(ticket.id.clone());
-            clips.add(row, ticket);
+            let refusal = Ticket::refusal(&queue.job_folder(row.id));
+            let clip = clips.add(row, ticket);
+            if let Some(why) = refusal {
+                clips.note_refused(&clip, why);
+            }
         }
     }
     remove_unknown(clips.folder(), &known.iter().map(String::as_str).collect());

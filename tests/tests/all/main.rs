@@ -11,6 +11,7 @@ mod checkpoint_faults;
 mod checkpoint_settings;
 mod checkpoint_spellings;
 mod command_line;
+mod content_filter;
 mod cpu_record;
 mod cuda_target;
 mod damaged_bundles;

@@ -40,11 +40,7 @@ pub(crate) fn checked(app: &App, request: &ClipRequest) -> Result<Request, Fault
     let plan = GenerationPlan::new(&model.manifest, &generate_request(request, model)?)?;
     check_limits(&plan, &app.config.limits)?;
     check_boundary(request.boundary, model)?;
-    app.config.screen.check(&FinalTexts {
-        prompt: &prompt::clean(&plan.prompt),
-        negative: &prompt::clean(&plan.negative),
-        captions: &[],
-    })?;
+    screen(app, &plan.prompt, &plan.negative, &plan.guidance, &[])?;
     let noise = match &request.latents {
         Some(name) => {
             Some(latents::noise(&latents::find(app.config.latents.as_deref(), name)?, name, &plan)?)
@@ -74,6 +70,30 @@ pub(crate) fn checked(app: &App, request: &ClipRequest) -> Result<Request, Fault
         output_timeout: Seconds::try_new(OUTPUT_TIMEOUT)?,
         origin: None,
         take: None,
+    })
+}
+
+/// Hands texts to the screen as the model gets them.
+///
+/// # Errors
+/// They are refused.
+pub(crate) fn screen(
+    app: &App,
+    prompt: &str,
+    negative: &str,
+    guidance: &[GuidanceScale],
+    captions: &[String],
+) -> Result<(), Fault> {
+    let texts = FinalTexts {
+        prompt: &prompt::clean(prompt),
+        negative: &prompt::clean(negative),
+        // velocity = scale * that of the prompt + (1 - scale) * that of the negative prompt.
+        shows_negative: guidance.iter().any(|scale| scale.0 < 1.0),
+        captions,
+    };
+    app.config.screen.check(&texts).map_err(|refusal| {
+        app.metrics.refused(&refusal);
+        refusal.into()
     })
 }
 

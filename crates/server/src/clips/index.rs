@@ -42,12 +42,20 @@ pub(crate) struct Status {
     pub outcome: Option<Outcome>,
     /// True once the client has deleted it.
     pub is_deleted: bool,
+    /// Why its frames were refused, if they were.
+    pub refused: Option<String>,
 }
 
 impl Status {
-    /// Returns true if the file of the clip is complete.
+    /// Returns true if the file of the clip is complete, and may be seen.
     pub(crate) fn is_complete(&self) -> bool {
-        matches!(self.state, State::Done | State::Stopped)
+        matches!(self.state, State::Done | State::Stopped) && self.refused.is_none()
+    }
+
+    /// The state as clients see it: a clip that was refused has failed, also if it was complete before it could be
+    /// cancelled.
+    pub(crate) fn shown_state(&self) -> State {
+        if self.state.has_ended() && self.refused.is_some() { State::Failed } else { self.state }
     }
 
     fn of(row: &JobRow) -> Self {
@@ -58,6 +66,7 @@ impl Status {
             ended: row.ended,
             outcome: row.outcome.clone(),
             is_deleted: false,
+            refused: None,
         }
     }
 }
@@ -333,7 +342,8 @@ impl Clips {
     pub(crate) fn note_row(&self, row: &JobRow) {
         let Some(clip) = self.lock().by_job.get(&row.id).cloned() else { return };
         clip.status.send_if_modified(|status| {
-            let found = Status { is_deleted: status.is_deleted, ..Status::of(row) };
+            let (is_deleted, refused) = (status.is_deleted, status.refused.clone());
+            let found = Status { is_deleted, refused, ..Status::of(row) };
             let is_other = *status != found;
             *status = found;
             is_other
@@ -353,6 +363,11 @@ impl Clips {
     /// Notes that the client has deleted a clip.
     pub(crate) fn note_deleted(&self, clip: &Clip) {
         clip.status.send_modify(|status| status.is_deleted = true);
+    }
+
+    /// Notes that the frames of a clip were refused.
+    pub(crate) fn note_refused(&self, clip: &Clip, why: String) {
+        clip.status.send_modify(|status| status.refused = Some(why));
     }
 
     /// Forgets a clip whose job is no longer in the store.

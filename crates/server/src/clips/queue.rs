@@ -95,6 +95,14 @@ impl Queue {
         answer.await.unwrap_or_else(|_gone| Err(gone(&self.folder)))
     }
 
+    /// Orders that a job is cancelled, and does not wait for it.
+    pub(crate) fn cancel_soon(&self, id: JobId) {
+        let (sender, _nobody_waits) = oneshot::channel();
+        if let Err(error) = self.send(Command::Order(id, JobOrder::Cancel, sender)) {
+            tracing::error!("job {} is not cancelled: {error}", id.0);
+        }
+    }
+
     /// Gives an order about a job, and waits for its answer for a while.
     ///
     /// # Errors

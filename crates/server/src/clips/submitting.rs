@@ -93,6 +93,12 @@ pub(crate) async fn remix(
     // The prompt is checked as that of a new clip would be.
     let like = ClipRequest { model: Some(model.name.clone()), ..ClipRequest::new(prompt.clone()) };
     checked::checked(app, &like)?;
+    // The other texts are those of the other video. Its own prompt has made the steps before the fork.
+    let clip = &parent.request.clip;
+    for prompt in [&prompt, &clip.prompt] {
+        let negative = clip.negative.as_deref().unwrap_or_default();
+        checked::screen(app, prompt, negative, clip.guidance.as_deref().unwrap_or_default(), &[])?;
+    }
     let run = app.queue.job_folder(parent.job).join(RUN);
     let step = remix_step_of(&run, &parent.request)?;
     let ticket = Ticket {

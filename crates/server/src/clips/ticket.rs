@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 const FILE: &str = "http.json";
 /// A file that says that the client has deleted the clip.
 const DELETED: &str = "http-deleted";
+/// A file that says why the frames of the clip were refused.
+const REFUSED: &str = "http-refused";
 
 /// What the server notes about a clip.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,6 +91,21 @@ impl Ticket {
                 })
                 .ok(),
         }
+    }
+
+    /// Notes on disk why the frames of a clip were refused.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn refuse(folder: &Path, why: &str) -> Result<(), bundle::Error> {
+        bundle::atomic::write_atomic(&folder.join(REFUSED), why.as_bytes())
+    }
+
+    /// Why the frames of a clip were refused, if they were.
+    pub(crate) fn refusal(folder: &Path) -> Option<String> {
+        // A file that cannot be read refuses too.
+        let path = folder.join(REFUSED);
+        path.exists().then(|| std::fs::read_to_string(&path).unwrap_or_else(|error| error.to_string()))
     }
 
     /// Notes on disk that the client has deleted the clip.

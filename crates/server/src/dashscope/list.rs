@@ -77,7 +77,7 @@ impl ListedTask {
         Self {
             task_id: clip.ticket.id.clone(),
             model_name: clip.ticket.model.clone(),
-            status: TaskStatus::of(status.state),
+            status: TaskStatus::of(status.shown_state()),
             gmt_create: milliseconds(clip.submitted),
             start_time: status.started.map(milliseconds),
             end_time: status.ended.map(milliseconds),

@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::clips::checked::{seconds_of, size_of};
 use crate::clips::index::Clip;
 use crate::openai::types::error_of;
+use crate::screening::POLICY;
 use crate::{ids, times};
 use jobs::store::State;
 use serde::Serialize;
@@ -101,14 +102,17 @@ impl Task {
             request_id: ids::request_id(),
             output: TaskOutput {
                 task_id: clip.ticket.id.clone(),
-                task_status: TaskStatus::of(status.state),
+                task_status: TaskStatus::of(status.shown_state()),
                 submit_time: times::dashscope(clip.submitted),
                 scheduled_time: status.started.map(times::dashscope),
                 end_time: status.ended.map(times::dashscope),
                 video_url: is_complete.then(|| app.media_link(&clip.ticket.id, "video")),
                 orig_prompt: prompt.clone(),
                 actual_prompt: prompt,
-                code: error.as_ref().map(|_| "InternalError".to_owned()),
+                code: error.as_ref().map(|error| match &*error.code {
+                    POLICY => "DataInspectionFailed".to_owned(),
+                    _ => "InternalError".to_owned(),
+                }),
                 message: error.map(|error| error.message),
             },
             usage: is_complete.then(|| TaskUsage {

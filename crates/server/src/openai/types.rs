@@ -2,6 +2,7 @@
 
 use crate::clips::checked::{seconds_of, size_of};
 use crate::clips::index::{Clip, Status};
+use crate::screening::POLICY;
 use jobs::store::State;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -111,8 +112,8 @@ pub(crate) fn percent(status: &Status) -> u8 {
 }
 
 /// The state of a clip in the words of OpenAI.
-pub(crate) fn status_of(state: State) -> VideoStatus {
-    match state {
+pub(crate) fn status_of(status: &Status) -> VideoStatus {
+    match status.shown_state() {
         State::Queued => VideoStatus::Queued,
         State::Running => VideoStatus::InProgress,
         State::Done | State::Stopped => VideoStatus::Completed,
@@ -122,6 +123,9 @@ pub(crate) fn status_of(state: State) -> VideoStatus {
 
 /// Why a clip has no file, in words that say nothing of the machine.
 pub(crate) fn error_of(status: &Status) -> Option<VideoError> {
+    if let Some(message) = status.refused.clone().filter(|_| status.state.has_ended()) {
+        return Some(VideoError { code: POLICY.into(), message });
+    }
     match status.state {
         State::Cancelled => {
             Some(VideoError { code: "cancelled".into(), message: "the video was cancelled".into() })
@@ -143,7 +147,7 @@ impl Video {
             id: clip.ticket.id.clone(),
             object: "video",
             model: clip.ticket.model.clone(),
-            status: status_of(status.state),
+            status: status_of(&status),
             progress: percent(&status),
             created_at: whole(clip.submitted),
             completed_at: status.ended.filter(|_| status.is_complete()).map(whole),

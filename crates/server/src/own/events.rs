@@ -63,7 +63,7 @@ impl Progress {
     fn of(status: &Status, sigmas: Option<&[f32]>) -> Self {
         let progress = &status.progress;
         Self {
-            state: status.state.to_string(),
+            state: status.shown_state().to_string(),
             phase: Some(progress.phase.clone())
                 .filter(|phase| !phase.is_empty() && !status.state.has_ended()),
             progress: percent(status),

@@ -54,7 +54,7 @@ impl LinkedStatus {
         let status = clip.status();
         Self {
             task_id: clip.ticket.id.clone(),
-            status: status_of(status.state),
+            status: status_of(&status),
             progress: percent(&status),
             video_url: status.is_complete().then(|| app.media_link(&clip.ticket.id, "video")),
             error: error_of(&status),

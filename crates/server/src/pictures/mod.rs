@@ -7,6 +7,9 @@ pub(crate) mod files;
 pub(crate) mod preview;
 
 use crate::clips::index::{Clip, Clips};
+use crate::clips::queue::Queue;
+use crate::clips::ticket::Ticket;
+use crate::screening::FrameClassifier;
 use files::Tiles;
 use jobs::owner::Follower;
 use ndarray::{Array4, Axis};
@@ -29,6 +32,8 @@ pub(crate) struct Clean {
 #[derive(Debug)]
 pub(crate) struct Pictures {
     clips: Arc<Clips>,
+    queue: Queue,
+    classifier: Option<Arc<dyn FrameClassifier>>,
     state: Mutex<HashMap<JobId, Shown>>,
 }
 
@@ -45,9 +50,26 @@ impl Shown {
 }
 
 impl Pictures {
-    /// Pictures of the clips of a server.
-    pub(crate) fn new(clips: Arc<Clips>) -> Self {
-        Self { clips, state: Mutex::default() }
+    /// Pictures of the clips of a server. Those whose frames the classifier refuses are cancelled.
+    pub(crate) fn new(clips: Arc<Clips>, queue: Queue, classifier: Option<Arc<dyn FrameClassifier>>) -> Self {
+        Self { clips, queue, classifier, state: Mutex::default() }
+    }
+
+    /// Hands frames to the classifier. Returns false if the clip is refused.
+    fn may_show(&self, clip: &Clip, first: usize, frames: &Array4<f32>) -> bool {
+        let Some(classifier) = &self.classifier else { return true };
+        if clip.status().refused.is_some() {
+            return false;
+        }
+        let Err(refusal) = classifier.check(first, frames) else { return true };
+        let why = refusal.text();
+        tracing::warn!(clip = clip.ticket.id, "{why}");
+        if let Err(error) = Ticket::refuse(&self.queue.job_folder(clip.job), &why) {
+            tracing::error!(clip = clip.ticket.id, "that it is refused holds until the server ends: {error}");
+        }
+        self.clips.note_refused(clip, why);
+        self.queue.cancel_soon(clip.job);
+        false
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Shown>> {
@@ -80,6 +102,9 @@ impl Follower for Pictures {
     fn on_frames(&self, id: JobId, first: usize, frames: &Array4<f32>) {
         let Some(clip) = self.clips.of_job(id) else { return };
         let Some(Length::Frames(count)) = clip.request.clip.length else { return };
+        if !self.may_show(&clip, first, frames) {
+            return;
+        }
         // Out of the map while pictures are scaled and written.
         let tiles = self.lock().entry(id).or_insert_with(Shown::new).tiles.take();
         let mut tiles = tiles.filter(|_| first > 0).unwrap_or_else(|| Tiles::new(count));

@@ -1,7 +1,8 @@
 //! `rushes serve`: public video APIs over HTTP.
 //!
-//! [`token`] has the commands about tokens, [`models`] the bundles that are served.
+//! [`token`] has the commands about tokens, [`models`] the bundles that are served, [`filter`] what is refused.
 
+mod filter;
 mod models;
 mod token;
 
@@ -11,7 +12,6 @@ use super::owner::OwnerArgs;
 use super::render;
 use super::threads::Threads;
 use crate::Error;
-use ::server::screening::NoScreen;
 use ::server::{Alias, Config, FetchPolicy, Limits, PublicUrl, Started};
 use bundle::{ErrorClass, Field, Report};
 use clap::{Args, Subcommand};
@@ -19,7 +19,6 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// The arguments of `rushes serve`.
 #[derive(Debug, Args)]
@@ -107,6 +106,8 @@ struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = Limits::default().steps)]
     max_steps: usize,
     #[command(flatten)]
+    filter: filter::FilterArgs,
+    #[command(flatten)]
     owner: OwnerArgs,
 }
 
@@ -165,7 +166,8 @@ fn serve(args: &RunArgs, data: &DataArgs, global: &GlobalArgs) -> Result<ExitCod
             steps: args.max_steps,
             ..Limits::default()
         },
-        screen: Arc::new(NoScreen),
+        screen: args.filter.screen()?,
+        classifier: None,
     };
     config.check()?;
     let options = args.owner.options(global, false, left)?;
@@ -201,7 +203,7 @@ fn checked_origin(origin: &str) -> Result<String, Error> {
 
 /// Tells that the server answers.
 fn tell(started: &Started, as_json: bool) -> Result<(), Error> {
-    let Started { address, url, needs_token, models, waiting } = started;
+    let Started { address, url, needs_token, models, waiting, screen } = started;
     let value = json!({
         "event": "serving",
         "address": address.to_string(),
@@ -209,6 +211,7 @@ fn tell(started: &Started, as_json: bool) -> Result<(), Error> {
         "needs_token": needs_token,
         "models": models,
         "waiting": waiting,
+        "content_filter": screen,
     });
     let access = if *needs_token { "with a token" } else { "to this machine, without a token" };
     let left = match waiting {
@@ -216,7 +219,8 @@ fn tell(started: &Started, as_json: bool) -> Result<(), Error> {
         1 => "; 1 clip waits".to_owned(),
         count => format!("; {count} clips wait"),
     };
-    render::result(as_json, &value, &format!("serving {} at {url} {access}{left}", models.join(", ")))
+    let filter = if screen.is_some() { "" } else { "; the content filter is off" };
+    render::result(as_json, &value, &format!("serving {} at {url} {access}{left}{filter}", models.join(", ")))
 }
 
 /// The folder of the data that an argument names, for commands about it.
