@@ -10,6 +10,7 @@ use crate::links::{self, Grant};
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::pictures::Pictures;
+use crate::uploads::Uploads;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,6 +35,8 @@ pub(crate) struct App {
     pub queue: Queue,
     /// Pictures of clips.
     pub(crate) pictures: Arc<Pictures>,
+    /// Pictures that clients have uploaded.
+    pub(crate) uploads: Arc<Uploads>,
     /// Counts for monitoring.
     pub(crate) metrics: Metrics,
     /// Asks other servers.

@@ -63,6 +63,14 @@ pub struct Limits {
     pub side: usize,
     /// The most steps of a clip.
     pub steps: usize,
+    /// Bytes of an uploaded file.
+    pub upload: usize,
+    /// The longest side of an uploaded picture in pixels.
+    pub upload_side: u32,
+    /// Uploads that a token may have at a time.
+    pub uploads: usize,
+    /// Bytes that they may take.
+    pub upload_quota: u64,
 }
 
 impl Default for Limits {
@@ -78,6 +86,10 @@ impl Default for Limits {
             frames: 481,
             side: 2048,
             steps: 200,
+            upload: 64 << 20,
+            upload_side: 8192,
+            uploads: 100,
+            upload_quota: 1 << 30,
         }
     }
 }

@@ -132,6 +132,25 @@ impl Fetcher {
         headers: &[(&str, String)],
         body: &[u8],
     ) -> Result<Fetched, FetchError> {
+        self.ask("POST", url, headers, body)
+    }
+
+    /// Gets what is at an address.
+    ///
+    /// # Errors
+    /// The address may not be asked, there is no answer, or its status is not 200.
+    pub(crate) fn get(&self, url: &str) -> Result<Vec<u8>, FetchError> {
+        let Fetched { status, body } = self.ask("GET", url, &[], b"")?;
+        if status == 200 { Ok(body) } else { Err(FetchError::Failed(format!("it has answered {status}"))) }
+    }
+
+    fn ask(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&str, String)],
+        body: &[u8],
+    ) -> Result<Fetched, FetchError> {
         let uri = self.check(url)?;
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -141,11 +160,17 @@ impl Fetcher {
             .build();
         let resolver = Checked { inner: DefaultResolver::default(), is_local_allowed: self.is_local_allowed };
         let agent = ureq::Agent::with_parts(config, DefaultConnector::new(), resolver);
-        let mut request = agent.post(uri);
+        let mut request = ureq::http::Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        let mut response = request.send(body).map_err(|error| match error {
+        let request = request.body(body).map_err(|error| FetchError::Failed(error.to_string()))?;
+        let sent = match method {
+            // Without a body, and so without its length.
+            "GET" => agent.run(request.map(|_body| ())),
+            _ => agent.run(request),
+        };
+        let mut response = sent.map_err(|error| match error {
             ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 FetchError::Refused("its host has an address that is not public")
             }
@@ -341,6 +366,17 @@ mod tests {
             let _ = stream.write_all(answer);
         });
         url
+    }
+
+    #[test]
+    fn what_is_at_an_address_is_read_up_to_a_limit() {
+        let url = server(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello!");
+        assert_eq!(Fetcher::local().get(&url).unwrap(), b"hello!");
+        let gone = server(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+        assert!(matches!(Fetcher::local().get(&gone), Err(FetchError::Failed(why)) if why.contains("404")));
+        for url in ["http://127.0.0.1/", "http://localhost:80/", "file:///etc/passwd"] {
+            assert!(Fetcher::new(FetchPolicy::Public).get(url).is_err(), "{url}");
+        }
     }
 
     #[test]

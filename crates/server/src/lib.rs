@@ -3,7 +3,8 @@
 //! In reading order: [`Config`] and [`run`] (start and end), `routes` (all of them, and the checks around them),
 //! `access` (tokens, cookies, origins), `links` (media without a token), `clips` (the one model of a job behind all
 //! APIs), then the APIs: `openai`, `dashscope`, `plain`, `mlperf`, and `own` for what only Rushes has. `fault` is what
-//! is answered to a request that cannot be served. [`screening`] is where texts can be refused.
+//! is answered to a request that cannot be served. [`screening`] is where texts and frames can be refused. `uploads` keeps
+//! pictures of clients, and `post` puts them and captions on clips.
 //!
 //! A request passes `connections` (limits of a client), `routes` (its number and the log), `fault::styled`, the guard
 //! of `access`, and its route. A clip is stored by the thread of `clips::queue` before its client gets an answer; the
@@ -32,6 +33,7 @@ mod own;
 mod paths;
 mod pictures;
 mod plain;
+mod post;
 mod prefer;
 mod query;
 mod routes;
@@ -39,6 +41,7 @@ pub mod screening;
 mod sizes;
 mod start;
 mod times;
+mod uploads;
 mod variants;
 mod webhooks;
 

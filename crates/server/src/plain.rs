@@ -7,6 +7,7 @@ use crate::clips::request::ClipRequest;
 use crate::clips::submitting::{self, Sent};
 use crate::fault::{ErrorBody, Fault};
 use crate::openai::read_format;
+use crate::post::{Post, PostFields};
 use crate::sizes;
 use crate::webhooks::Callback;
 use axum::Json;
@@ -52,6 +53,8 @@ struct PlainRequest {
     callback_secret: Option<String>,
     /// The language of the prompt. The models read all that they were trained with.
     lang: Option<String>,
+    /// What is drawn on the frames.
+    post: Option<PostFields>,
     /// Tokens of the prompt that are read: 512.
     #[schema(minimum = 0)]
     max_length: Option<u64>,
@@ -88,6 +91,7 @@ fn read(mut fields: Fields) -> Result<ClipRequest, Fault> {
     }
     request.seed = fields.whole("seed")?;
     request.callback = Callback::read(&mut fields)?;
+    request.post = Post::read(&mut fields)?;
     fields.text("lang")?;
     fields.whole("max_length")?;
     fields.finish()?;

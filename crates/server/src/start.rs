@@ -14,6 +14,7 @@ use crate::links::keys::Keys;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::pictures::Pictures;
+use crate::uploads::Uploads;
 use crate::{routes, webhooks};
 use bundle::{Cancel, Diagnose, Report};
 use jobs::owner::{Follower, Options};
@@ -140,6 +141,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let keys = Keys::open(&config.data, now.as_secs())?;
     let folder = make_folder(&config.data.join("clips"))?;
+    let uploads = Arc::new(Uploads::open(config.data.join("uploads"), config.limits.clone())?);
     let (queue, clips) = restored(&config.data.join("queue"), Clips::new(folder))?;
     let (made, ends) = mpsc::unbounded_channel();
     let pictures = Arc::new(Pictures::new(Arc::clone(&clips), queue.clone(), config.classifier.clone()));
@@ -158,6 +160,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
         clips,
         queue,
         pictures,
+        uploads,
         metrics: Metrics::default(),
         fetcher: Fetcher::new(fetch),
         is_making: maker.running(),
@@ -213,6 +216,7 @@ async fn sweep(app: Arc<App>) {
         }
         let swept = Arc::clone(&app);
         let sweep = move || {
+            swept.uploads.sweep(swept.now());
             for clip in swept.clips.all() {
                 let is_gone = !swept.queue.job_folder(clip.job).exists();
                 if is_gone && clip.status().state.has_ended() {

@@ -8,6 +8,7 @@ mod previews;
 mod security;
 mod starting;
 mod survival;
+mod uploads;
 
 use serde_json::{Value, json};
 

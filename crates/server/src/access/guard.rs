@@ -10,9 +10,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
-/// Routes without a caller: signs of life, and links, which carry their own right.
+/// Routes without a caller: signs of life, and links and upload policies, which carry their own right.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz") || path.starts_with("/media/")
+    matches!(path, "/healthz" | "/readyz" | "/uploads") || path.starts_with("/media/")
 }
 
 /// Refuses requests that may not be served, and gives the others their [`Caller`].

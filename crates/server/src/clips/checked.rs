@@ -5,6 +5,7 @@ use crate::app::App;
 use crate::config::Limits;
 use crate::fault::{Fault, parameter_of};
 use crate::models::ServedModel;
+use crate::post::Post;
 use crate::screening::FinalTexts;
 use crate::{ids, latents};
 use bundle::units::{GuidanceScale, Seed};
@@ -40,7 +41,8 @@ pub(crate) fn checked(app: &App, request: &ClipRequest) -> Result<Request, Fault
     let plan = GenerationPlan::new(&model.manifest, &generate_request(request, model)?)?;
     check_limits(&plan, &app.config.limits)?;
     check_boundary(request.boundary, model)?;
-    screen(app, &plan.prompt, &plan.negative, &plan.guidance, &[])?;
+    let captions = request.post.as_ref().map(Post::texts).unwrap_or_default();
+    screen(app, &plan.prompt, &plan.negative, &plan.guidance, &captions)?;
     let noise = match &request.latents {
         Some(name) => {
             Some(latents::noise(&latents::find(app.config.latents.as_deref(), name)?, name, &plan)?)

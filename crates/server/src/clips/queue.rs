@@ -29,8 +29,8 @@ pub(crate) struct NewJob {
     pub request: Request,
     /// What the server notes about it.
     pub ticket: Ticket,
-    /// What else goes into its folder.
-    pub prepare: Option<Prepare>,
+    /// Puts what else is needed into its folder.
+    pub prepare: Prepare,
 }
 
 impl std::fmt::Debug for NewJob {
@@ -207,9 +207,7 @@ fn add(store: &mut Store, jobs: &mut [NewJob]) -> Result<Vec<JobRow>, Error> {
     let mut left = jobs.iter_mut();
     let ids = store.submit(requests, &mut |id, request, folder| {
         let Some(job) = left.next() else { unreachable!("called once for each request, in order") };
-        if let Some(prepare) = &mut job.prepare {
-            prepare(id, request, folder)?;
-        }
+        (job.prepare)(id, request, folder)?;
         Ok(job.ticket.write(folder)?)
     })?;
     ids.into_iter().map(|id| store.job(id)).collect()

@@ -1,5 +1,6 @@
 //! What an API was asked for, in words that all of them share.
 
+use crate::post::Post;
 use crate::webhooks::Callback;
 use bundle::geometry::PixelSize;
 use bundle::settings::{ScheduleKind, SolverKind};
@@ -45,6 +46,8 @@ pub(crate) struct ClipRequest {
     pub latents: Option<String>,
     /// Whom to tell when the clip has ended.
     pub(crate) callback: Option<Callback>,
+    /// What is drawn on its frames.
+    pub(crate) post: Option<Post>,
     /// Format of the file.
     pub format: FileFormat,
     /// How soon it is wanted.
@@ -74,6 +77,7 @@ impl ClipRequest {
             noise_scale: None,
             latents: None,
             callback: None,
+            post: None,
             format: FileFormat::Mp4,
             priority: Priority::Normal,
             deadline: None,

@@ -9,6 +9,7 @@ use crate::access::Caller;
 use crate::app::App;
 use crate::fault::Fault;
 use crate::ids;
+use crate::post;
 use jobs::fork;
 use jobs::request::{Origin, Request};
 use jobs::store::{JobOrder, ORIGIN, RUN};
@@ -56,7 +57,10 @@ pub(crate) async fn submit(
     if let Some(clip) = sent.repeated(app, caller)? {
         return Ok(clip);
     }
-    let job = checked::checked(app, &request)?;
+    let mut job = checked::checked(app, &request)?;
+    if let Some(post) = &request.post {
+        post.apply(app, caller, &mut job).await?;
+    }
     if let Some(callback) = &request.callback {
         callback.check(&app.fetcher)?;
     }
@@ -69,7 +73,10 @@ pub(crate) async fn submit(
     if let Some(clip) = sent.repeated(app, caller)? {
         return Ok(clip);
     }
-    add(app, job, ticket, None, place).await
+    let queue = app.queue.clone();
+    let prepare: Prepare =
+        Box::new(move |id, request, folder| post::keep_logo(request, folder, &queue.job_folder(id)));
+    add(app, job, ticket, prepare, place).await
 }
 
 /// Adds a clip that goes on from a step of another one, with another prompt.
@@ -97,7 +104,9 @@ pub(crate) async fn remix(
     let clip = &parent.request.clip;
     for prompt in [&prompt, &clip.prompt] {
         let negative = clip.negative.as_deref().unwrap_or_default();
-        checked::screen(app, prompt, negative, clip.guidance.as_deref().unwrap_or_default(), &[])?;
+        let guidance = clip.guidance.as_deref().unwrap_or_default();
+        let captions = post::texts(&parent.request.post_process.captions);
+        checked::screen(app, prompt, negative, guidance, &captions)?;
     }
     let run = app.queue.job_folder(parent.job).join(RUN);
     let step = remix_step_of(&run, &parent.request)?;
@@ -115,7 +124,9 @@ pub(crate) async fn remix(
         ..parent.request.clone()
     };
     let job = parent.job;
-    let prepare: Prepare = Box::new(move |_id, request, folder| {
+    let queue = app.queue.clone();
+    let prepare: Prepare = Box::new(move |id, request, folder| {
+        post::keep_logo(request, folder, &queue.job_folder(id))?;
         let origin = folder.join(ORIGIN);
         JobFolder::make_origin(&run, step, &origin)?;
         let changed = fork::changed(&origin, step, &|_spec, _applied| {
@@ -126,7 +137,7 @@ pub(crate) async fn remix(
         Ok(())
     });
     let place = place(app, caller, sent)?;
-    add(app, request, ticket, Some(prepare), place).await
+    add(app, request, ticket, prepare, place).await
 }
 
 /// The step that a remix of a clip goes on from.
@@ -174,7 +185,7 @@ async fn add(
     app: &App,
     mut request: Request,
     ticket: Ticket,
-    prepare: Option<Prepare>,
+    prepare: Prepare,
     place: Place,
 ) -> Result<Arc<Clip>, Fault> {
     request.outputs = vec![checked::output(app.clips.folder(), &ticket.id, ticket.format())];

@@ -24,6 +24,7 @@ pub(crate) fn router() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(list::list_tasks))
         .routes(routes!(get_task))
         .routes(routes!(cancel_task))
+        .merge(crate::uploads::policy_router())
 }
 
 /// Queue a video

@@ -3,6 +3,7 @@
 use crate::body::Fields;
 use crate::clips::request::ClipRequest;
 use crate::fault::Fault;
+use crate::post::{Post, PostFields};
 use crate::webhooks::Callback;
 use bundle::geometry::PixelSize;
 use media::FileFormat;
@@ -59,6 +60,8 @@ pub(super) struct CreateVideo {
     pub(super) callback_secret: Option<String>,
     /// Format of the file: mp4, webm, mkv, gif or webp.
     pub(super) output_format: Option<String>,
+    /// What is drawn on the frames.
+    pub(super) post: Option<PostFields>,
 }
 
 const TEXT_ONLY: &str = "the models of this server make clips from text alone";
@@ -81,6 +84,7 @@ pub(super) fn read(mut fields: Fields) -> Result<ClipRequest, Fault> {
         fields.refuse(name, TEXT_ONLY)?;
     }
     request.callback = Callback::read(&mut fields)?;
+    request.post = Post::read(&mut fields)?;
     for name in ["lora", "loras"] {
         fields.refuse(name, "LoRAs are merged into a model when it is exported")?;
     }
