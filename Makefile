@@ -21,7 +21,7 @@ help:
 	@echo 'make test-long also runs the long forms of the tests, which make test skips'
 	@echo 'make test-providers runs the tests that need execution providers; with SMOKE=1 only the short ones, and with'
 	@echo '               REQUIRE=openvino,webgpu those providers must be there'
-	@echo 'make test-clients runs the packages openai, dashscope and litellm against the server'
+	@echo 'make test-clients runs the packages openai, dashscope, litellm and schemathesis against the server'
 	@echo 'make bench     times the three graphs of a model on this machine'
 	@echo 'make bench-gpu times CUDA and TensorRT on an NVIDIA GPU, in 15 minutes (ARGS=...)'
 	@echo 'make package   packages every crate and builds each, the program too, from its archive'
@@ -58,11 +58,13 @@ test-long:
 test-providers:
 	$(call timed,provider tests,REQUIRE=$(REQUIRE) SMOKE=$(SMOKE) scripts/test-providers.sh $(cargo_features))
 
-# Python packages, unchanged, as clients of the server. The program is that of the tests.
+# Python packages, unchanged, as clients of the server, and requests that are made from its description. The program is
+# that of the tests.
 test-clients:
 	@scripts/setup.sh tests
 	$(call timed,build,cargo build --locked --workspace $(cargo_features) --bin rushes-under-test)
 	$(call timed,clients,scripts/test-clients.sh $(target)/debug/rushes-under-test)
+	$(call timed,schema,scripts/test-schema.sh $(target)/debug/rushes-under-test)
 
 bench: setup
 	cargo bench --locked --package benches

@@ -28,8 +28,10 @@ pub(super) struct ListQuery {
     #[param(minimum = 1, maximum = 100)]
     page_size: Option<usize>,
     /// Tasks queued from this time on: `20261129000000`, in UTC.
+    #[param(pattern = "^[0-9]{14}$")]
     start_time: Option<String>,
     /// Tasks queued before this time.
+    #[param(pattern = "^[0-9]{14}$")]
     end_time: Option<String>,
     /// Tasks of this model.
     model_name: Option<String>,

@@ -96,6 +96,7 @@ struct ListQuery {
     #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// `desc`, newest first, or `asc`.
+    #[param(inline)]
     order: Option<ListOrder>,
 }
 
@@ -187,6 +188,7 @@ async fn delete_video(
 #[into_params(parameter_in = Query)]
 struct ContentQuery {
     /// Which file: the video, a picture of it, or a sheet of pictures.
+    #[param(inline)]
     variant: Option<Variant>,
 }
 
