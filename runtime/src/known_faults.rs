@@ -27,7 +27,7 @@ pub(crate) fn refuse(
         return Ok(());
     }
     let rule = "OpenVINO computes convolutions of INT8 graphs in bf16 wrongly, and the decoder has them";
-    let fix = "export with `--weights f32` and quantise that, or quantise again with `--components text_encoder,experts`";
+    let fix = "export the checkpoint in f32 and quantise that, or quantise only text encoder and experts of this bundle";
     Err(bundle::Error::value(Field::Precision, "int8", rule, fix).into())
 }
 
