@@ -49,7 +49,7 @@ pub enum StepKind {
     RushesInt8Bf16Values,
     /// Rushes kernels in bf16.
     RushesBf16,
-    /// Rushes kernels in INT8, with a branch of rank [`RANK`] beside every linear layer of the blocks.
+    /// Rushes kernels in INT8, with a branch of rank 64 beside every linear layer of the blocks.
     RushesInt8Lora,
     /// The same in bf16.
     RushesBf16Lora,
