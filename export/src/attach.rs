@@ -4,14 +4,13 @@
 //! checkpoint may be cut otherwise, so each graph is written again with the places that the weights have there.
 
 use crate::bindings;
-use crate::bundle_writer::{ExportEvent, ExportReport};
 use crate::checkpoint::names::Family;
 use crate::checkpoint::shards::Shards;
 use crate::checkpoint::{UNUSED_BY_DECODER, UNUSED_BY_TEXT_ENCODER, tiny_decoder};
 use crate::digests::{self, Known};
 use crate::weights::scan::{Scan, Verify, scan};
 use crate::weights::{COPY_LIMIT, Destination, PlacedWeights, Transfer, linked};
-use crate::{Error, preview_map};
+use crate::{Error, ExportEvent, ExportReport, preview_map};
 use bundle::graph_set::{Binding, GraphSet};
 use bundle::layout;
 use bundle::manifest::{self, Component, ComponentEntry, Manifest};

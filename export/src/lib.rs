@@ -9,7 +9,7 @@
 //! | [`defaults`] | default settings |
 //! | [`preview_map`] | the linear map of previews |
 //! | [`digests`], `file_data` | digests of files, without reading holes |
-//! | [`export`] | puts the bundle together |
+//! | [`export`], `export_request` | puts the bundle together; what it is asked for and what it tells |
 //! | [`attach`](attach()), `bindings` | a bundle from graphs without weights and the weights that they are for |
 //! | [`branched`] | bundles whose experts have LoRAs as branches |
 //! | [`quantized`] | quantised variants of an existing bundle |
@@ -24,6 +24,7 @@ pub mod defaults;
 mod differences;
 pub mod digests;
 mod error;
+mod export_request;
 mod file_data;
 pub mod lora;
 pub mod model;
@@ -35,6 +36,7 @@ pub mod synthetic;
 pub mod weights;
 
 pub use attach::{AttachRequest, attach};
-pub use bundle_writer::{ExportEvent, ExportReport, ExportRequest, export, export_into};
+pub use bundle_writer::{export, export_into};
 pub use differences::Differences;
 pub use error::Error;
+pub use export_request::{ExportEvent, ExportReport, ExportRequest};

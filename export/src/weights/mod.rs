@@ -1,9 +1,10 @@
 //! Weights: from a checkpoint into a bundle.
 //!
 //! [`scan`] reads every byte once, for the digest and to detect damage, and [`stored_formats`] lists the number formats
-//! of a component, which it keeps by default. Then the weight files are [`linked`] into the
-//! bundle, or [`converted`] into a new file by a list of [`transform`]s, which scans them in the same pass. The result is the location of each weight, which
-//! is all that a graph contains. [`packed`] packs linear layers for Rushes kernels. `new_file` writes new files.
+//! of a component, which it keeps by default. Then the weight files are [`linked`] into the bundle, or [`converted`]
+//! into a new file by a list of [`transform`]s, which hashes them in the same pass. The result is the location of each
+//! weight, which is all that a graph contains. [`packed`] packs linear layers for Rushes kernels. `new_file` writes new
+//! files.
 //!
 //! The transforms are the conversion of [`number_format`]s, the [`merge`] of changes, whose forms are in [`delta`], and
 //! [`row_quantization`].
