@@ -8,7 +8,6 @@ use crate::engine_command::EngineCommand;
 use crate::footprint::SessionSettings;
 use crate::known_faults;
 use bundle::Field;
-use bundle::digest::Digest;
 use bundle::lock::ReadLock;
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part};
 use bundle::routing::ExpertName;
@@ -79,7 +78,7 @@ impl Model {
         let read_lock = Arc::new(ReadLock::acquire(&bundle.folder));
         Ok(Self {
             folder: bundle.folder.as_path().into(),
-            digest: digest_of(&bundle.manifest).into(),
+            digest: bundle.manifest.digest().blake3.into(),
             bundle: Arc::new(bundle),
             sessions: sessions.clone(),
             variant,
@@ -482,12 +481,6 @@ pub struct PlacedGraph {
     pub device: Device,
     /// Where its nodes run.
     pub nodes: NodePlacement,
-}
-
-/// A digest of everything that a manifest states.
-fn digest_of(manifest: &Manifest) -> String {
-    let json = serde_json::to_vec(manifest).unwrap_or_else(|_| unreachable!("it was read from JSON"));
-    Digest::of_parts([&*json]).blake3
 }
 
 /// The signature of a step's graph for these kernels.

@@ -35,15 +35,14 @@ pub struct BranchedRequest<'a> {
 }
 
 /// The form of bundles with branches; another one for graphs that compute otherwise from the same changes.
-const FORM: &[u8] = b"branches 2";
+const FORM: &str = "branches 2";
 
 /// The digest of a bundle with branches: of the base bundle and of every change.
 pub fn digest(bundle: &Bundle, loras: &Resolved) -> Digest {
-    let manifest = serde_json::to_vec(&bundle.manifest).unwrap_or_default();
+    let manifest = bundle.manifest.digest().blake3;
     let merges = loras.merges.iter().flat_map(|(expert, merge)| [expert.0.clone(), merge.digest().blake3]);
-    let parts: Vec<Vec<u8>> =
-        [FORM.to_vec(), manifest].into_iter().chain(merges.map(String::into_bytes)).collect();
-    Digest::of_parts(parts.iter().map(Vec::as_slice))
+    let parts: Vec<String> = [FORM.to_owned(), manifest].into_iter().chain(merges).collect();
+    Digest::of_parts(parts.iter().map(String::as_bytes))
 }
 
 /// Writes the bundle into the existing, empty `folder`. Files of the base are linked; if the file system refuses links,

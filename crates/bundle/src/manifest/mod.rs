@@ -223,6 +223,12 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Returns a digest of everything that it states.
+    pub fn digest(&self) -> Digest {
+        let json = serde_json::to_vec(self).unwrap_or_else(|_| unreachable!("it was read from JSON"));
+        Digest::of_parts([&*json])
+    }
+
     /// Reads and checks the content of `bundle.json`. `path` is its name in errors.
     ///
     /// # Errors

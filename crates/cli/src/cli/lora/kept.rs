@@ -1,7 +1,6 @@
 //! The bundles with LoRAs that runs keep, in the folder `loras` of their base or of the cache.
 
 use bundle::Error;
-use bundle::digest::Digest;
 use bundle::layout;
 use bundle::lock::{Locked, Refusal};
 use bundle::manifest::Bundle;
@@ -67,7 +66,7 @@ pub(super) struct Kept {
 pub(super) fn write_record(folder: &Path, base: &Bundle) -> Result<(), Error> {
     let path = folder.join(RECORD);
     let absolute = fs::canonicalize(&base.folder).map_err(Error::file("read", &base.folder))?;
-    let record = json!({ "base": absolute.to_string_lossy(), "manifest": digest_of(base) });
+    let record = json!({ "base": absolute.to_string_lossy(), "manifest": base.manifest.digest().blake3 });
     fs::write(&path, record.to_string()).map_err(Error::file("write", &path))
 }
 
@@ -78,11 +77,6 @@ pub(super) fn note_use(folder: &Path) {
     if let Err(error) = noted {
         tracing::debug!(%error, folder = %folder.display(), "the use of a bundle with LoRAs is not noted");
     }
-}
-
-fn digest_of(bundle: &Bundle) -> String {
-    let manifest = serde_json::to_vec(&bundle.manifest).unwrap_or_default();
-    Digest::of_parts([manifest.as_slice()]).blake3
 }
 
 /// The kept bundles in a folder `loras`; none if there is no such folder.
@@ -155,7 +149,7 @@ fn uselessness(folder: &Path) -> Option<Uselessness> {
     };
     match Bundle::read(Path::new(base)) {
         Err(_) => Some(Uselessness::BaseGone),
-        Ok(base) => (digest_of(&base) != manifest).then_some(Uselessness::BaseChanged),
+        Ok(base) => (base.manifest.digest().blake3 != manifest).then_some(Uselessness::BaseChanged),
     }
 }
 
