@@ -10,41 +10,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 program=$1
 examples=${2:-20}
-target=${CARGO_TARGET_DIR:-target}
-folder=$(realpath --canonicalize-missing "$target")/clients/schemathesis
-packages=tests/clients/schemathesis.txt
+# shellcheck source=scripts/server-for-clients.sh
+source scripts/server-for-clients.sh
 
-if ! cmp --silent "$packages" "$folder/installed.txt"; then
-    rm -rf "$folder"
-    python3 -m venv "$folder"
-    "$folder/bin/pip" install --quiet --disable-pip-version-check --requirement "$packages"
-    cp "$packages" "$folder/installed.txt"
-fi
-
-data=$(mktemp --directory)
-server=
-# Ends the server that this script has started, by its number.
-finish() {
-    if [[ -n $server ]]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    fi
-    rm -rf "$data"
-}
-trap finish EXIT
-
-token=$("$program" serve token add schemathesis --data-dir "$data")
-: >"$data/started"
+environment schemathesis
+st=$(realpath "$clients/schemathesis/bin/st")
+mkdir "$data/asked"
+token=$("$program" serve token add schemathesis --data-dir "$data/asked")
 # Small clips, and so many that the queue is full at times.
-"$program" serve --json --listen 127.0.0.1:0 --data-dir "$data" --model-alias '*=mini' \
-    --max-frames 17 --max-side 112 --max-steps 20 --max-queue 20 >"$data/started" 2>"$data/log" &
-server=$!
-for _ in $(seq 600); do
-    [[ ! -s $data/started ]] || break
-    kill -0 "$server" || { cat "$data/log" >&2; exit 1; }
-    sleep 0.1
-done
-address=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["url"])' <"$data/started")
+start asked --model-alias '*=mini' --max-frames 17 --max-side 112 --max-steps 20 --max-queue 20
 
 # Not asked: events and websockets, whose answers end with their clips; the route of MLPerf, which answers when the clip
 # is complete; those that are always refused. That every valid request is accepted is not checked: what a clip may be
@@ -53,20 +27,20 @@ began=$SECONDS
 # It leaves a folder where it runs.
 (
     cd "$data"
-    "$folder/bin/st" run "$address/openapi.json" --header "Authorization: Bearer $token" \
+    "$st" run "$RUSHES_ADDRESS/openapi.json" --header "Authorization: Bearer $token" \
         --checks all --exclude-checks positive_data_acceptance --phases examples,coverage,fuzzing \
         --max-examples "$examples" --seed 1 --generation-database :memory: --warnings off --no-color \
         --exclude-path-regex '/(events|ws|live)|/v1/videos/(generations|extensions|characters)|image2video' \
     >report
 ) || {
     sed -n '/FAILURES/,$p' "$data/report" >&2
-    tail -20 "$data/log" >&2
+    tail -20 "$data/asked.log" >&2
     exit 1
 }
 tail -3 "$data/report"
 # A server that has failed says so in its log, also where the answer was as described.
-if grep --quiet '"level":"ERROR"' "$data/log"; then
-    grep '"level":"ERROR"' "$data/log" >&2
+if grep --quiet '"level":"ERROR"' "$data/asked.log"; then
+    grep '"level":"ERROR"' "$data/asked.log" >&2
     exit 1
 fi
 echo "    schemathesis with $examples examples: $((SECONDS - began)) s"
