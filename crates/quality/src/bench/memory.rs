@@ -8,7 +8,7 @@ use bundle::signature::{ROWS_INPUT, Signature};
 use bundle::spec::TEXT_ROWS;
 use bundle::units::ByteCount;
 use bundle::variant::KernelLibrary;
-use engines::memory::{resident_anonymous, resident_mapped, settled_anonymous};
+use engines::memory::{resident_anonymous, resident_mapped, return_freed_memory, settled_anonymous};
 use engines::residency::MemoryNeed;
 use engines::{Cancel, Engine, Outputs, Value};
 use ndarray::{Array1, Array2, Array3, ArrayD, IxDyn};
@@ -108,14 +108,14 @@ pub fn measure(model: &Model, component: &Component, work: Work) -> Result<Measu
     })?;
     let opening_time = start.elapsed();
     let mut engine = opened.unwrap_or_else(|| unreachable!("it was just set"))?;
-    let open = settled();
+    let open = trimmed();
     let mut times = Vec::new();
     let ran = peak_while(|| {
         engine.reserve(predicted.activations);
         times = prepared.run(&mut engine)?;
         Ok(())
     })?;
-    let ran = ran.max(settled());
+    let ran = ran.max(trimmed());
     let mapped = mapped().saturating_sub(mapped_before);
     drop(engine);
     let closed = settled();
@@ -308,7 +308,13 @@ fn ones(shape: &[usize]) -> Value {
     Value::from_f32(ArrayD::from_elem(IxDyn(shape), 1.0_f32))
 }
 
-/// Anonymous memory of the process, without what the allocator could return.
+/// Anonymous memory of the process, without what the allocator could return at once.
+fn trimmed() -> u64 {
+    return_freed_memory();
+    anonymous()
+}
+
+/// Anonymous memory of the process at rest.
 fn settled() -> u64 {
     settled_anonymous().map_or(0, |bytes| bytes.0)
 }
