@@ -4,7 +4,7 @@ use super::{Access, DeviceFacts, Found, Machine, TEXT_PROFILE, preload};
 use crate::compiled::EngineStore;
 use crate::error::ProviderError;
 use crate::{Device, Error, OnnxRuntime, OpenOptions, Provider, ort_error};
-use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider};
+use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy};
 use ort::session::builder::SessionBuilder;
 use std::path::Path;
 
@@ -165,11 +165,15 @@ impl BuiltIn {
                     .fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value));
                 provider.build()
             }
-            _ => ep::CUDA::default().with_device_id(index).build(),
+            // Products in f32 would be in TF32 otherwise, which has the precision of f16. The pool would double with
+            // each extension otherwise.
+            _ => ep::CUDA::default()
+                .with_device_id(index)
+                .with_tf32(false)
+                .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+                .build(),
         };
-        let appended = builder.with_execution_providers([provider.error_on_failure()]);
-        Ok(appended.map_err(|error| {
-            let error = ort::Error::from(error);
+        Ok(with_provider(builder, provider.error_on_failure()).map_err(|error| {
             let explained = runtime.machine().explain(self.provider, error.message());
             explained.unwrap_or_else(|| ProviderError::Refused {
                 device: options.device,
@@ -177,6 +181,15 @@ impl BuiltIn {
             })
         })?)
     }
+}
+
+fn with_provider(
+    builder: SessionBuilder,
+    provider: ep::ExecutionProviderDispatch,
+) -> ort::Result<SessionBuilder> {
+    // Weights are as large as they are, and stay: the pool would round them up.
+    let builder = builder.with_config_entry("session.use_device_allocator_for_initializers", "1")?;
+    Ok(builder.with_execution_providers([provider])?)
 }
 
 #[cfg(test)]
