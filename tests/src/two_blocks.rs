@@ -11,13 +11,13 @@ use runtime::model::step_contract;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-/// Exports two blocks of a checkpoint in `folder` in f32, for the CPU and as plain graphs.
+/// Exports two blocks of a checkpoint in `folder` in f32, for the CPU and another target.
 ///
 /// # Panics
 /// Panics if a file cannot be written or the export fails.
-pub fn exported(folder: &Path, layout: Layout) -> Bundle {
+pub fn exported(folder: &Path, layout: Layout, other: Target) -> Bundle {
     let request = ExportRequest {
-        targets: vec![Target::Cpu, Target::Plain],
+        targets: vec![Target::Cpu, other],
         weights: Some(WeightType::F32),
         verify: false,
         layers: NonZeroUsize::new(2),

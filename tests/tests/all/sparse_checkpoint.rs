@@ -182,7 +182,7 @@ fn two_blocks_of_a14b_run_on_the_cpu() {
     let mut results = Vec::new();
     for layout in Layout::ALL {
         let folder = tempfile::tempdir().unwrap();
-        let bundle = two_blocks::exported(folder.path(), layout);
+        let bundle = two_blocks::exported(folder.path(), layout, Target::Plain);
         let manifest = &bundle.manifest;
         assert_eq!((manifest.denoiser.layers, manifest.text_encoder.layers), (2, 2));
         assert_eq!((manifest.denoiser.width(), manifest.model.as_str()), (5120, "Wan2.2-T2V-A14B, 2 layers"));

@@ -28,9 +28,18 @@ pub(crate) struct Exported {
 impl Exported {
     /// Exports the checkpoint of a case for the CPU and for providers that read plain graphs.
     pub(crate) fn new(case: &Case, weights: WeightType) -> Self {
+        Self::for_target(case, weights, Target::Plain)
+    }
+
+    /// Exports the checkpoint of a case for the CPU and for a device.
+    pub(crate) fn for_device(case: &Case, weights: WeightType, device: Device) -> Self {
+        Self::for_target(case, weights, device.target())
+    }
+
+    fn for_target(case: &Case, weights: WeightType, target: Target) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let request = ExportRequest {
-            targets: vec![Target::Cpu, Target::Plain],
+            targets: vec![Target::Cpu, target],
             weights: Some(weights),
             ..ExportRequest::new(&case.checkpoint(), &folder.path().join("bundle"))
         };

@@ -2,11 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use crate::bundles::{ENDLESS, Exported, model_in};
+use crate::parity::{self, PROMPT, clip_of_mini, runs_alone};
 use crate::support::with_provider;
 use bundle::dtype::WeightType;
-use bundle::manifest::{Bundle, Component};
+use bundle::manifest::Bundle;
 use bundle::units::ByteCount;
-use bundle::variant::{Precision, Target};
+use bundle::variant::Precision;
 use bundle::{Diagnose, ErrorClass};
 use engines::residency::Residency;
 use engines::sessions::Sessions;
@@ -15,27 +16,17 @@ use engines::{
     Value, WeightMemory,
 };
 use graph::proto::OperatorSetIdProto;
-use ndarray::{Array, Array2, Array4, aview1};
+use ndarray::Array;
 use quality::quantize::metrics::psnr;
-use runtime::job::{Job, JobEvent, JobStart};
 use runtime::model::{Model, ModelOptions};
-use runtime::pipeline::{Pipeline, seeded_noise};
-use runtime::plan::{GenerateRequest, GenerationPlan};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tests::compare::{largest_difference, relative_difference};
-use tests::golden::{Case, Computed, case, cases, compute};
+use tests::golden::{case, cases, compute};
 use tests::program::{event, rushes};
-use tests::sparse::{self, Layout};
-use tests::two_blocks;
 
 /// ONNX Runtime's name of the provider.
 const OPENVINO: &str = "OpenVINOExecutionProvider";
-/// The prompt of the clips of mini.
-const PROMPT: &str = "A red ball bounces on the beach";
-/// The bound of every difference from the results of diffusers, in f32.
-const BOUND: f64 = 5e-3;
 
 fn openvino(test: &str) -> Option<(OnnxRuntime, Device)> {
     with_provider(test, Provider::OpenVino)
@@ -80,133 +71,30 @@ fn a_node_of_the_domain_rushes_is_refused_by_name() {
     );
 }
 
-/// The largest difference of each kind from the results of diffusers.
-#[derive(Debug)]
-struct Differences {
-    text: f64,
-    latents: f64,
-    frames: f64,
-}
-
-impl Differences {
-    fn of(computed: &Computed, case: &Case) -> Self {
-        let reference = case.reference();
-        let text = |found: &Array2<f32>, name: &str| {
-            largest_difference(found.view().into_dyn(), reference.expect(name).view())
-        };
-        let negative = computed.negative.as_ref().map_or(0.0, |found| text(found, "negative_prompt_embeds"));
-        let latents = computed.latents.iter().enumerate().map(|(step, latent)| {
-            relative_difference(latent.view(), reference.latent(&format!("latents.{step:03}")).view())
-        });
-        Self {
-            text: text(&computed.prompt, "prompt_embeds").max(negative),
-            latents: latents.fold(0.0, f64::max),
-            frames: largest_difference(computed.frames.view(), reference.latent("frames").view()),
-        }
-    }
-
-    fn hold(&self) -> bool {
-        [self.text, self.latents, self.frames].iter().all(|difference| *difference <= BOUND)
-    }
-}
-
-fn equals_diffusers(runtime: &OnnxRuntime, device: Device, case: &Case) {
-    let model = Exported::new(case, WeightType::F32);
-    let model = model.model(runtime.clone(), device, "");
-    let computed = compute(&model, case, case.reference().latent("noise")).unwrap();
-    assert_eq!(computed.latents.len(), case.steps);
-    let differences = Differences::of(&computed, case);
-    assert!(differences.hold(), "{}: {differences:?}", case.name);
-    runs_on_openvino_alone(&model, device);
-}
-
-/// Every graph of a clip ran on OpenVINO, with all its nodes.
-fn runs_on_openvino_alone(model: &Model, device: Device) {
-    let placed = model.placed_graphs();
-    let components: BTreeSet<String> = placed.iter().map(|graph| graph.component.to_string()).collect();
-    let expected = model.manifest().components.iter().map(|entry| &entry.component);
-    let expected = expected.filter(|component| **component != Component::Preview);
-    assert_eq!(components, expected.map(ToString::to_string).collect());
-    for graph in placed {
-        assert_eq!(graph.device, device);
-        assert!(!graph.nodes.has_cpu_nodes(), "{graph:?}");
-        assert_eq!(graph.nodes.nodes.keys().collect::<Vec<_>>(), [OPENVINO], "{graph:?}");
-        assert!(graph.nodes.nodes[OPENVINO] > 0, "{graph:?}");
-    }
-}
-
 #[test]
 fn smoke_a_golden_case_equals_diffusers() {
     let Some((runtime, device)) = openvino("a golden case on OpenVINO") else { return };
-    equals_diffusers(&runtime, device, &case("two-experts"));
+    parity::equals_diffusers(&runtime, device, &case("two-experts"));
 }
 
 #[test]
 fn two_blocks_of_a14b_equal_those_on_the_cpu() {
     let Some((runtime, device)) = openvino("two blocks of A14B on OpenVINO") else { return };
-    let folder = tempfile::tempdir().unwrap();
-    if !sparse::has_holes(folder.path()) {
-        eprintln!("skipped: temporary files cannot have holes");
-        return;
-    }
-    let bundle = two_blocks::exported(folder.path(), Layout::Official);
-    let found = two_blocks::velocities(&bundle, Target::Plain, &runtime, &options(device));
-    let cpu = OpenOptions::cpu(None, WeightMemory::Mapped);
-    let expected = two_blocks::velocities(&bundle, Target::Cpu, &runtime, &cpu);
-    for (found, expected) in found.iter().zip(&expected) {
-        let difference = relative_difference(aview1(found).into_dyn(), aview1(expected).into_dyn());
-        assert!(difference <= BOUND, "{difference}");
-    }
+    parity::two_blocks_equal_those_of_the_cpu(&runtime, device);
 }
 
 #[test]
 fn every_golden_case_equals_diffusers() {
     let Some((runtime, device)) = openvino("the golden cases on OpenVINO") else { return };
     for case in cases() {
-        equals_diffusers(&runtime, device, &case);
+        parity::equals_diffusers(&runtime, device, &case);
     }
-}
-
-/// The frames `[F,H,W,3]` of a clip of mini with its own settings.
-fn clip_of_mini(model: &Model) -> Array4<f32> {
-    clip_with_seed(model, 1)
-}
-
-fn clip_with_seed(model: &Model, seed: u64) -> Array4<f32> {
-    let request = GenerateRequest::new(PROMPT, bundle::units::Seed(seed));
-    let plan = GenerationPlan::new(model.manifest(), &request).unwrap();
-    let noise = seeded_noise(&plan);
-    let mut pipeline = Pipeline::new(model);
-    let (mut job, _) = Job::new(&pipeline, JobStart::new(&pipeline, plan, noise).unwrap());
-    let mut chunks = Vec::new();
-    job.run(&mut pipeline, &mut |event| {
-        if let JobEvent::Frames(frames) = event {
-            chunks.push(runtime::decode::pictures(frames.view()));
-        }
-        Ok(())
-    })
-    .unwrap();
-    let nodes = job.report(None).nodes;
-    assert_eq!(nodes.is_empty(), *model.placement() == engines::Placement::on(Device::CPU), "{nodes:?}");
-    let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
-    ndarray::concatenate(ndarray::Axis(0), &views).unwrap()
 }
 
 #[test]
 fn a_clip_of_mini_is_the_clip_of_the_cpu() {
     let Some((runtime, device)) = openvino("a clip of mini on OpenVINO") else { return };
-    let mini = case("mini");
-    let f32 = Exported::new(&mini, WeightType::F32);
-    let expected = clip_of_mini(&f32.model(runtime.clone(), Device::CPU, ""));
-    for (exported, decibels) in [(f32, 40.0), (Exported::new(&mini, WeightType::Bf16), 35.0)] {
-        let model = exported.model(runtime.clone(), device, "");
-        let clip = clip_of_mini(&model);
-        assert_eq!(clip.shape(), expected.shape());
-        let found = psnr(clip.view(), expected.view());
-        println!("mini on OpenVINO in {}: {found:.1} dB to the CPU's f32", model.variant().precision);
-        assert!(found >= decibels, "{}: {found:.1} dB", model.variant().precision);
-        runs_on_openvino_alone(&model, device);
-    }
+    parity::clips_of_mini_are_those_of_the_cpu(&runtime, device);
 }
 
 /// The loss that the report predicts from the CPU is that of OpenVINO, which computes the products in 8 bits.
@@ -237,12 +125,12 @@ fn quantised_clips_of_mini_are_within_the_loss_of_their_report() {
                 Sessions::new(Arc::new(runtime.clone()), MemoryBudgets::common(ENDLESS), Residency::Auto);
             Model::with_sessions(Bundle::open(&exported.path()).unwrap(), &sessions, options).unwrap()
         };
-        let expected = clip_with_seed(&model(Device::CPU, None), quality.clips[0].seed);
+        let expected = clip_of_mini(&model(Device::CPU, None), quality.clips[0].seed);
         let quantised = model(device, Some(Precision::Int8));
-        let found = psnr(clip_with_seed(&quantised, quality.clips[0].seed).view(), expected.view());
+        let found = psnr(clip_of_mini(&quantised, quality.clips[0].seed).view(), expected.view());
         println!("mini in INT8 on OpenVINO: {found:.1} dB, {:.1} dB in the report, {weights}", quality.psnr);
         assert!(found >= quality.psnr - 3.0, "{found} dB, {} dB in the report", quality.psnr);
-        runs_on_openvino_alone(&quantised, device);
+        runs_alone(&quantised, device);
     }
 }
 

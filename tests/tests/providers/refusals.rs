@@ -24,6 +24,12 @@ fn devices_that_webgpu_does_not_have_are_refused() {
     refuses_further_devices(&runtime, Provider::WebGpu);
 }
 
+#[test]
+fn devices_that_cuda_does_not_have_are_refused() {
+    let Some((runtime, _)) = with_provider("devices beyond CUDA's", Provider::Cuda) else { return };
+    refuses_further_devices(&runtime, Provider::Cuda);
+}
+
 /// Every device has a name, and OpenVINO's facts name its version, which compiled engines depend on.
 #[test]
 fn smoke_devices_of_openvino_are_described() {

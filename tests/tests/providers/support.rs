@@ -1,6 +1,6 @@
 //! What these tests share: the provider that is needed, or the reason why a test is skipped.
 
-use engines::{Device, OnnxRuntime, Provider};
+use engines::{Device, LoadRequest, OnnxRuntime, Provider};
 use std::io::Write;
 
 /// The variable with the providers that must be there, separated by commas.
@@ -11,7 +11,9 @@ const REQUIRE: &str = "RUSHES_REQUIRE_PROVIDERS";
 /// # Panics
 /// The provider cannot be used, and it is required.
 pub(crate) fn with_provider(test: &str, provider: Provider) -> Option<(OnnxRuntime, Device)> {
-    let runtime = OnnxRuntime::load(None).unwrap_or_else(|error| panic!("{error}"));
+    // A process has one library. The build for GPUs, where it is installed, has the other providers too.
+    let request = LoadRequest { gpu_build: true, ..LoadRequest::new(None) };
+    let runtime = OnnxRuntime::load_with(&request).unwrap_or_else(|error| panic!("{error}"));
     let device = Device::try_new(provider, 0).unwrap();
     match runtime.use_provider(device) {
         Ok(()) => Some((runtime, device)),
