@@ -33,6 +33,8 @@ pub(crate) struct App {
     pub clips: Arc<Clips>,
     /// The queue.
     pub queue: Queue,
+    /// Held while a bundle with LoRAs is made.
+    pub(crate) lora_turn: Arc<tokio::sync::Mutex<()>>,
     /// Pictures of clips.
     pub(crate) pictures: Arc<Pictures>,
     /// Pictures that clients have uploaded.

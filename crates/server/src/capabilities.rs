@@ -4,6 +4,7 @@ use crate::access::Caller;
 use crate::app::App;
 use crate::clips::checked::boundary_of;
 use crate::fault::ErrorBody;
+use crate::loras;
 use crate::models::ServedModel;
 use axum::Json;
 use axum::extract::State;
@@ -36,6 +37,8 @@ pub(crate) struct Capabilities {
     pub samplers: Vec<&'static str>,
     /// Schedules.
     pub schedules: Vec<&'static str>,
+    /// LoRAs that requests may name. Which model one is for is found when it is used.
+    pub loras: Vec<String>,
 }
 
 /// A model, with its defaults.
@@ -121,5 +124,6 @@ async fn get_capabilities(State(app): State<Arc<App>>, _caller: Caller) -> Json<
         formats: vec!["mp4", "webm", "mkv", "gif", "webp"],
         samplers: SolverKind::ALL.map(SolverKind::name).to_vec(),
         schedules: ScheduleKind::ALL.map(ScheduleKind::name).to_vec(),
+        loras: app.config.loras.as_ref().map(|served| loras::names(&served.folder)).unwrap_or_default(),
     })
 }

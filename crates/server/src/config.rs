@@ -2,6 +2,7 @@
 
 use crate::access::tokens::Tokens;
 use crate::fetch::FetchPolicy;
+use crate::loras::ServedLoras;
 use crate::screening::{FrameClassifier, Screen};
 use axum::http::HeaderValue;
 use bundle::{Diagnose, Report};
@@ -28,6 +29,8 @@ pub struct Config {
     pub cors: Vec<String>,
     /// The folder of files of initial noise that clients may name.
     pub latents: Option<PathBuf>,
+    /// The LoRAs that clients may name.
+    pub loras: Option<ServedLoras>,
     /// True if answers may name paths of this machine.
     pub allow_paths: bool,
     /// Which other servers may be asked.
@@ -71,6 +74,8 @@ pub struct Limits {
     pub uploads: usize,
     /// Bytes that they may take.
     pub upload_quota: u64,
+    /// Bundles with LoRAs that are kept of each bundle.
+    pub lora_bundles: usize,
 }
 
 impl Default for Limits {
@@ -90,6 +95,7 @@ impl Default for Limits {
             upload_side: 8192,
             uploads: 100,
             upload_quota: 1 << 30,
+            lora_bundles: 16,
         }
     }
 }

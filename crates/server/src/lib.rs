@@ -4,7 +4,7 @@
 //! `access` (tokens, cookies, origins), `links` (media without a token), `clips` (the one model of a job behind all
 //! APIs), then the APIs: `openai`, `dashscope`, `plain`, `mlperf`, and `own` for what only Rushes has. `fault` is what
 //! is answered to a request that cannot be served. [`screening`] is where texts and frames can be refused. `uploads` keeps
-//! pictures of clients, and `post` puts them and captions on clips.
+//! pictures of clients, and `post` puts them and captions on clips. `loras` finds the LoRAs that requests name.
 //!
 //! A request passes `connections` (limits of a client), `routes` (its number and the log), `fault::styled`, the guard
 //! of `access`, and its route. A clip is stored by the thread of `clips::queue` before its client gets an answer; the
@@ -24,6 +24,7 @@ mod health;
 mod ids;
 mod latents;
 mod links;
+mod loras;
 mod media_files;
 mod metrics;
 mod mlperf;
@@ -48,5 +49,6 @@ mod webhooks;
 pub use access::tokens;
 pub use config::{Alias, Config, ConfigError, Limits, PublicUrl};
 pub use fetch::FetchPolicy;
+pub use loras::{LoraBundles, Room, ServedLoras};
 pub use routes::description;
 pub use start::{Error, Started, run};

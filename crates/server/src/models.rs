@@ -1,5 +1,6 @@
 //! The bundles that are served, by the names that clients use.
 
+use crate::clips::index::Clip;
 use crate::config::{Alias, Config};
 use crate::fault::Fault;
 use axum::http::StatusCode;
@@ -42,6 +43,12 @@ impl Models {
     /// All, the default first.
     pub(crate) fn all(&self) -> &[Arc<ServedModel>] {
         &self.models
+    }
+
+    /// The model that a clip was made with, if it is still served.
+    pub(crate) fn of_clip(&self, clip: &Clip) -> Option<&Arc<ServedModel>> {
+        let base = clip.ticket.base.as_ref().unwrap_or(&clip.request.bundle);
+        self.models.iter().find(|model| model.folder == *base)
     }
 
     /// The model that a client names, by its name or an alias; the first one if it names none.

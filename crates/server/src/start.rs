@@ -159,6 +159,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
         keys,
         clips,
         queue,
+        lora_turn: Arc::default(),
         pictures,
         uploads,
         metrics: Metrics::default(),

@@ -46,6 +46,7 @@ fn config(data: &Path, bundle: &Path, classifier: Arc<dyn FrameClassifier>) -> C
         public_url: None,
         cors: Vec::new(),
         latents: None,
+        loras: None,
         allow_paths: false,
         fetch: FetchPolicy::default(),
         limits: Limits::default(),

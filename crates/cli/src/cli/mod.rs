@@ -196,7 +196,9 @@ fn report_of_clap(error: &clap::Error) -> Report {
 fn start_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
     let is_server = matches!(cli.command, Command::Serve(_));
-    let usual = if is_server { "error,server=info" } else { "error" };
+    // A server also says what its LoRAs change.
+    let of_server = "error,server=info,rushes::cli::serve=info";
+    let usual = if is_server { of_server } else { "error" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Fails only if a log was started before, for example by a test that runs two commands.

@@ -279,6 +279,12 @@ impl Clips {
         self.lock().by_job.values().cloned().collect()
     }
 
+    /// Returns true if a job that waits or runs needs a bundle.
+    pub(crate) fn is_needed(&self, bundle: &Path) -> bool {
+        let index = self.lock();
+        index.open.keys().filter_map(|job| index.by_job.get(job)).any(|clip| clip.request.bundle == bundle)
+    }
+
     /// The number of jobs that wait or run.
     pub(crate) fn open(&self) -> usize {
         self.lock().open.len()

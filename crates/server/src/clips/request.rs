@@ -1,5 +1,6 @@
 //! What an API was asked for, in words that all of them share.
 
+use crate::loras::request::ClipLora;
 use crate::post::Post;
 use crate::webhooks::Callback;
 use bundle::geometry::PixelSize;
@@ -44,6 +45,8 @@ pub(crate) struct ClipRequest {
     pub noise_scale: Option<f32>,
     /// The name of a file with the initial noise, instead of the seed.
     pub latents: Option<String>,
+    /// LoRAs, which change the model.
+    pub loras: Vec<ClipLora>,
     /// Whom to tell when the clip has ended.
     pub(crate) callback: Option<Callback>,
     /// What is drawn on its frames.
@@ -76,6 +79,7 @@ impl ClipRequest {
             seed: None,
             noise_scale: None,
             latents: None,
+            loras: Vec::new(),
             callback: None,
             post: None,
             format: FileFormat::Mp4,

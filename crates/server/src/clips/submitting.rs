@@ -8,8 +8,9 @@ use super::ticket::{Idempotency, Ticket};
 use crate::access::Caller;
 use crate::app::App;
 use crate::fault::Fault;
-use crate::ids;
-use crate::post;
+use crate::loras::apply as loras;
+use crate::{ids, post};
+use bundle::lock::ReadLock;
 use jobs::fork;
 use jobs::request::{Origin, Request};
 use jobs::store::{JobOrder, ORIGIN, RUN};
@@ -64,19 +65,22 @@ pub(crate) async fn submit(
     if let Some(callback) = &request.callback {
         callback.check(&app.fetcher)?;
     }
-    let ticket = Ticket {
+    let mut ticket = Ticket {
         callback: request.callback.clone(),
         ..ticket(app, caller, request.model.as_deref(), request.format, sent)?
     };
+    let model = app.models.find(request.model.as_deref())?;
     let place = place(app, caller, sent)?;
     // Another request with the key may have been stored since.
     if let Some(clip) = sent.repeated(app, caller)? {
         return Ok(clip);
     }
+    // Making a bundle takes time and disk space, so the request has its place in the queue by now.
+    let bundle = loras::apply(app, model, &request.loras, &mut job, &mut ticket).await?;
     let queue = app.queue.clone();
     let prepare: Prepare =
         Box::new(move |id, request, folder| post::keep_logo(request, folder, &queue.job_folder(id)));
-    add(app, job, ticket, prepare, place).await
+    add(app, job, ticket, prepare, (place, bundle)).await
 }
 
 /// Adds a clip that goes on from a step of another one, with another prompt.
@@ -94,8 +98,9 @@ pub(crate) async fn remix(
     if let Some(clip) = sent.repeated(app, caller)? {
         return Ok(clip);
     }
-    let model = app.models.all().iter().find(|model| model.folder == parent.request.bundle);
-    let model = model
+    let model = app
+        .models
+        .of_clip(parent)
         .ok_or_else(|| Fault::conflict("model_not_served", "the model of that video is no longer served"))?;
     // The prompt is checked as that of a new clip would be.
     let like = ClipRequest { model: Some(model.name.clone()), ..ClipRequest::new(prompt.clone()) };
@@ -110,7 +115,7 @@ pub(crate) async fn remix(
     }
     let run = app.queue.job_folder(parent.job).join(RUN);
     let step = remix_step_of(&run, &parent.request)?;
-    let ticket = Ticket {
+    let mut ticket = Ticket {
         remixed_from: Some(parent.ticket.id.clone()),
         model: parent.ticket.model.clone(),
         ..ticket(app, caller, Some(&model.name), parent.ticket.format(), sent)?
@@ -137,7 +142,8 @@ pub(crate) async fn remix(
         Ok(())
     });
     let place = place(app, caller, sent)?;
-    add(app, request, ticket, prepare, place).await
+    let bundle = loras::again(app, model, &mut ticket, (&parent.ticket, &parent.request.bundle)).await?;
+    add(app, request, ticket, prepare, (place, bundle)).await
 }
 
 /// The step that a remix of a clip goes on from.
@@ -169,6 +175,8 @@ fn ticket(
         model: model.unwrap_or(&served.name).to_owned(),
         extension: format.extension().to_owned(),
         remixed_from: None,
+        loras: Vec::new(),
+        base: None,
         callback: None,
         idempotency,
     })
@@ -186,7 +194,7 @@ async fn add(
     mut request: Request,
     ticket: Ticket,
     prepare: Prepare,
-    place: Place,
+    held: (Place, Option<ReadLock>),
 ) -> Result<Arc<Clip>, Fault> {
     request.outputs = vec![checked::output(app.clips.folder(), &ticket.id, ticket.format())];
     let (queue, clips) = (app.queue.clone(), Arc::clone(&app.clips));
@@ -194,7 +202,8 @@ async fn add(
     let added = tokio::spawn(async move {
         let row = queue.submit(NewJob { request, ticket: ticket.clone(), prepare }).await?;
         let clip = clips.add(row, ticket);
-        drop(place);
+        // From now on the index says that they are taken.
+        drop(held);
         Ok::<_, Fault>(clip)
     });
     added.await.map_err(Fault::internal)?

@@ -3,6 +3,7 @@
 //! The folder of a job is written whole before the client gets an answer, so a ticket is never lost without its job,
 //! nor a job without its ticket.
 
+use crate::loras::request::ClipLora;
 use crate::webhooks::Callback;
 use media::FileFormat;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,12 @@ pub(crate) struct Ticket {
     /// The clip that it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remixed_from: Option<String>,
+    /// The LoRAs of the clip, as the client named them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<ClipLora>,
+    /// The bundle that they are applied to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
     /// Whom to tell when the clip has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) callback: Option<Callback>,

@@ -3,6 +3,7 @@
 use crate::body::Fields;
 use crate::clips::request::ClipRequest;
 use crate::fault::Fault;
+use crate::loras::request::{ClipLora, LoraField};
 use crate::post::{Post, PostFields};
 use crate::webhooks::Callback;
 use bundle::geometry::PixelSize;
@@ -54,6 +55,11 @@ pub(super) struct CreateVideo {
     /// Seed of the noise; a random one if absent.
     #[schema(minimum = 0)]
     pub(super) seed: Option<u64>,
+    /// A LoRA of the server, as vLLM-Omni spells it.
+    pub(super) lora: Option<LoraField>,
+    /// LoRAs of the server, as sglang spells them; at most eight. Their changes add up.
+    #[schema(max_items = 8)]
+    pub(super) loras: Option<Vec<LoraField>>,
     /// Address that is told when the clip has ended, if the operator allows it.
     pub(super) callback_url: Option<String>,
     /// The secret that this is signed with after Standard Webhooks: `whsec_` and 24 to 64 bytes in base64.
@@ -77,17 +83,16 @@ pub(super) fn read(mut fields: Fields) -> Result<ClipRequest, Fault> {
     let mut request = ClipRequest { model: fields.text("model")?, ..ClipRequest::new(prompt) };
     if let Some(mut extra) = fields.object("extra_params")? {
         read_settings(&mut extra, &mut request)?;
+        request.loras = ClipLora::read(&mut extra)?;
         extra.finish()?;
     }
     read_settings(&mut fields, &mut request)?;
+    request.loras.extend(ClipLora::read(&mut fields)?);
     for name in ["input_reference", "image_reference", "video_reference", "reference_url", "audio_url"] {
         fields.refuse(name, TEXT_ONLY)?;
     }
     request.callback = Callback::read(&mut fields)?;
     request.post = Post::read(&mut fields)?;
-    for name in ["lora", "loras"] {
-        fields.refuse(name, "LoRAs are merged into a model when it is exported")?;
-    }
     fields.ignore(&["user", "metadata"]);
     fields.finish()?;
     Ok(request)
@@ -210,7 +215,7 @@ mod tests {
                 "input_reference",
                 "unsupported_parameter",
             ),
-            (json!({"prompt": "a", "lora": "{\"a\": 1}"}), "lora", "unsupported_parameter"),
+            (json!({"prompt": "a", "lora": "{\"a\": 1}"}), "lora", "invalid_value"),
             (json!({"prompt": "a", "n": 2}), "n", "unsupported_parameter"),
             (json!({"prompt": "a", "size": "big"}), "size", "invalid_value"),
             (json!({"prompt": "a", "size": "64x32", "width": 65, "height": 32}), "size", "invalid_value"),

@@ -2,6 +2,7 @@
 
 use crate::clips::checked::{seconds_of, size_of};
 use crate::clips::index::{Clip, Status};
+use crate::loras::request::ClipLora;
 use crate::screening::POLICY;
 use jobs::store::State;
 use serde::Serialize;
@@ -41,6 +42,10 @@ pub(crate) struct Video {
     /// The seed of its noise.
     #[schema(minimum = 0)]
     pub seed: u64,
+    /// Its LoRAs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub loras: Vec<ClipLora>,
 }
 
 /// The states of a video.
@@ -158,6 +163,7 @@ impl Video {
             seconds: seconds_of(&clip.request).to_string(),
             size: size_of(&clip.request),
             seed: clip.request.clip.seed.0,
+            loras: clip.ticket.loras.clone(),
         }
     }
 }

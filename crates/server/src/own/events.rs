@@ -92,8 +92,7 @@ pub(crate) struct Follower {
 impl Follower {
     /// Follows a clip.
     pub(crate) fn new(app: &Arc<App>, clip: &Clip) -> Self {
-        let model = app.models.all().iter().find(|model| model.folder == clip.request.bundle);
-        let sigmas = model.and_then(|model| sigmas(&clip.request, model));
+        let sigmas = app.models.of_clip(clip).and_then(|model| sigmas(&clip.request, model));
         Self { app: Arc::clone(app), status: clip.watch(), sigmas, sent: None, has_ended: false }
     }
 

@@ -39,26 +39,53 @@ pub(in crate::cli) fn open(
     if resolved.merges.is_empty() {
         return Ok(base);
     }
-    let name = branched::digest(&base, &resolved);
-    let own = base.folder.join(layout::LORAS).join(name.short());
-    let cached = crate::mini::cache_folder(global.cache_dir.as_deref());
-    let cached = cached.map(|cache| cache.join(layout::LORAS).join(name.short()));
-    // Files may be left of a run that was ended, or of a bundle whose files were replaced.
-    if let Some(found) =
-        [Some(&own), cached.as_ref()].into_iter().flatten().find_map(|folder| Bundle::open(folder).ok())
-    {
-        kept::note_use(&found.folder);
-        return Ok(found);
+    let cache = crate::mini::cache_folder(global.cache_dir.as_deref());
+    match kept_bundle(&base, &resolved, cache.as_deref()) {
+        Some(found) => Ok(found),
+        None => make(&base, &resolved, cache.as_deref(), stop),
     }
+}
+
+/// Where a bundle with LoRAs is kept: in the folder of its base, and in the cache.
+fn places(base: &Bundle, resolved: &Resolved, cache: Option<&Path>) -> (PathBuf, Option<PathBuf>) {
+    let name = branched::digest(base, resolved);
+    let below = |folder: &Path| folder.join(layout::LORAS).join(name.short());
+    (below(&base.folder), cache.map(below))
+}
+
+/// The bundle with these LoRAs that an earlier run has kept.
+pub(in crate::cli) fn kept_bundle(
+    base: &Bundle,
+    resolved: &Resolved,
+    cache: Option<&Path>,
+) -> Option<Bundle> {
+    let (own, cached) = places(base, resolved, cache);
+    // Files may be left of a run that was ended, or of a bundle whose files were replaced.
+    let found = [Some(own), cached].into_iter().flatten().find_map(|folder| Bundle::open(&folder).ok())?;
+    kept::note_use(&found.folder);
+    Some(found)
+}
+
+/// Makes the bundle with these LoRAs, and keeps it.
+///
+/// # Errors
+/// Returns an error if a change cannot be a branch, or if the bundle cannot be written.
+pub(in crate::cli) fn make(
+    base: &Bundle,
+    resolved: &Resolved,
+    cache: Option<&Path>,
+    stop: &Stop,
+) -> Result<Bundle, Error> {
+    let (own, cached) = places(base, resolved, cache);
     let (staging, target) = match (Staging::replace(&own), cached) {
         (Ok(staging), _) => (staging, own),
         (Err(bundle::Error::File { .. }), Some(cached)) => (Staging::replace(&cached)?, cached),
         (Err(error), _) => return Err(error.into()),
     };
-    let request = BranchedRequest { bundle: &base, loras: &resolved, stop };
+    let request = BranchedRequest { bundle: base, loras: resolved, stop };
     branched::write(&request, &staging.folder())?;
     stop.check()?;
-    kept::write_record(&staging.folder(), &base)?;
+    kept::write_record(&staging.folder(), base)?;
     staging.publish(layout::MANIFEST)?;
     Ok(Bundle::open(&target)?)
 }

@@ -21,7 +21,7 @@ const PART: &str = ".part";
 
 /// Why a kept bundle is of no use any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Uselessness {
+pub(in crate::cli) enum Uselessness {
     /// A run was ended while it made the bundle.
     Unfinished,
     /// A file of the bundle is missing or cannot be read.
@@ -49,14 +49,14 @@ impl Uselessness {
 
 /// A kept bundle.
 #[derive(Debug)]
-pub(super) struct Kept {
-    pub(super) folder: PathBuf,
+pub(in crate::cli) struct Kept {
+    pub(in crate::cli) folder: PathBuf,
     /// The size of the files that it does not share with its base.
     pub(super) bytes: ByteCount,
     /// None if a run may use it.
     pub(super) useless: Option<Uselessness>,
     /// The time since its last use.
-    pub(super) unused_for: Duration,
+    pub(in crate::cli) unused_for: Duration,
 }
 
 /// Writes the record of a bundle that is about to be kept in `folder`.
@@ -83,7 +83,7 @@ pub(super) fn note_use(folder: &Path) {
 ///
 /// # Errors
 /// I/O errors.
-pub(super) fn list(loras: &Path) -> Result<Vec<Kept>, Error> {
+pub(in crate::cli) fn list(loras: &Path) -> Result<Vec<Kept>, Error> {
     let entries = match fs::read_dir(loras) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::file("read", loras))?,
@@ -108,11 +108,18 @@ impl Kept {
         Ok(Self { bytes, useless: uselessness(&folder), unused_for, folder })
     }
 
+    /// Returns true if it was made of this base.
+    pub(in crate::cli) fn is_of(&self, base: &Bundle) -> bool {
+        let made_of = fs::canonicalize(&base.folder).ok();
+        let recorded = record(&self.folder)["base"].as_str().map(PathBuf::from);
+        made_of.is_some() && made_of == recorded
+    }
+
     /// Removes it. Returns false if a run uses or makes it.
     ///
     /// # Errors
     /// I/O errors.
-    pub(super) fn remove(&self) -> Result<bool, Error> {
+    pub(in crate::cli) fn remove(&self) -> Result<bool, Error> {
         let folder = &self.folder;
         let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if let Some(target) = name.strip_suffix(PART) {
@@ -135,6 +142,12 @@ impl Kept {
     }
 }
 
+/// What a kept bundle says that it was made of; null if it says nothing.
+fn record(folder: &Path) -> Value {
+    let record = fs::read(folder.join(RECORD)).ok();
+    record.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
 fn uselessness(folder: &Path) -> Option<Uselessness> {
     if folder.extension().is_some_and(|extension| extension == "part") {
         return Some(Uselessness::Unfinished);
@@ -142,8 +155,7 @@ fn uselessness(folder: &Path) -> Option<Uselessness> {
     if !folder.join(layout::MANIFEST).is_file() || Bundle::open(folder).is_err() {
         return Some(Uselessness::Damaged);
     }
-    let record = fs::read(folder.join(RECORD)).ok();
-    let record = record.and_then(|text| serde_json::from_slice::<Value>(&text).ok()).unwrap_or_default();
+    let record = record(folder);
     let (Some(base), Some(manifest)) = (record["base"].as_str(), record["manifest"].as_str()) else {
         return Some(Uselessness::NoRecord);
     };

@@ -4,7 +4,8 @@ mod apply;
 mod kept;
 mod prune;
 
-pub(super) use apply::{against, check, open};
+pub(super) use apply::{against, check, kept_bundle, make, open};
+pub(super) use kept::list as list_kept;
 
 use super::global::GlobalArgs;
 use super::render;

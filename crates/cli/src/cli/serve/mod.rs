@@ -1,8 +1,10 @@
 //! `rushes serve`: public video APIs over HTTP.
 //!
-//! [`token`] has the commands about tokens, [`models`] the bundles that are served, [`filter`] what is refused.
+//! [`token`] has the commands about tokens, [`models`] the bundles that are served, [`filter`] what is refused,
+//! [`loras`] the LoRAs that requests may name.
 
 mod filter;
+mod loras;
 mod models;
 mod token;
 
@@ -17,7 +19,7 @@ use bundle::{ErrorClass, Field, Report};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The arguments of `rushes serve`.
@@ -90,6 +92,9 @@ struct RunArgs {
     /// Let clients name files of initial noise in this folder, by their plain names
     #[arg(long, value_name = "DIR")]
     latents: Option<PathBuf>,
+    /// Let clients name LoRAs in this folder, by their plain names
+    #[arg(long, value_name = "DIR")]
+    lora_dir: Option<PathBuf>,
     /// Let answers name the paths of clips on this machine, to clients that run on it
     #[arg(long)]
     allow_paths: bool,
@@ -156,7 +161,8 @@ fn serve(args: &RunArgs, data: &DataArgs, global: &GlobalArgs) -> Result<ExitCod
         aliases: args.model_alias.clone(),
         public_url: args.public_url.clone(),
         cors: args.cors.iter().map(|origin| checked_origin(origin)).collect::<Result<_, _>>()?,
-        latents: args.latents.as_deref().map(latents).transpose()?,
+        latents: args.latents.as_deref().map(|path| folder("--latents", path)).transpose()?,
+        loras: args.lora_dir.as_deref().map(|path| loras::served(path, global)).transpose()?,
         allow_paths: args.allow_paths,
         fetch: args.allow_fetch.clone().unwrap_or_default(),
         limits: Limits {
@@ -181,10 +187,9 @@ fn serve(args: &RunArgs, data: &DataArgs, global: &GlobalArgs) -> Result<ExitCod
     }
 }
 
-/// The absolute path of the folder of latents.
-fn latents(folder: &std::path::Path) -> Result<PathBuf, Error> {
-    let refused =
-        |rule: &str| Error::argument("--latents", folder.display(), rule, "name a folder that exists");
+/// The absolute path of a folder that a flag names.
+fn folder(flag: &'static str, folder: &Path) -> Result<PathBuf, Error> {
+    let refused = |rule: &str| Error::argument(flag, folder.display(), rule, "name a folder that exists");
     if !folder.is_dir() {
         return Err(refused("it is not a folder"));
     }
