@@ -92,6 +92,7 @@ pub fn stored(queue: &MiniQueue, clips: &[Clip], folder: &Path) -> Result<(), Bo
         store_budget: ByteCount(20_000_000_000),
         order: Order::Waves,
         bounds: Bounds::default(),
+        texts: None,
         follower: None,
         until_idle: true,
         cancel: Cancel::new(),

@@ -7,7 +7,7 @@
 //!
 //! Supporting modules: [`sampler`] (schedules, solvers, guidance, noise; pure), [`preview`] (frames during denoising),
 //! [`trace`] (files for parity checks), [`footprint`] (predicted memory), [`memory_plan`] (decides how a clip fits, or
-//! refuses it), [`estimate`] (predicted time).
+//! refuses it), [`estimate`] (predicted time), [`text_store`] (text states on disk).
 
 pub mod decode;
 pub mod denoise;
@@ -32,6 +32,7 @@ pub mod simulation;
 mod steps;
 mod text_cache;
 pub mod text_encoder;
+pub mod text_store;
 mod tiling;
 pub mod trace;
 

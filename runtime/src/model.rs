@@ -7,6 +7,7 @@ use crate::Error;
 use crate::engine_command::EngineCommand;
 use crate::footprint::SessionSettings;
 use crate::known_faults;
+use crate::text_store::TextStore;
 use bundle::Field;
 use bundle::lock::ReadLock;
 use bundle::manifest::{Bundle, Component, ComponentEntry, GraphEntry, Manifest, Part};
@@ -51,6 +52,7 @@ pub struct Model {
     purpose: Purpose,
     opening: Arc<AtomicU64>,
     placed: Arc<Mutex<Vec<PlacedGraph>>>,
+    texts: Option<Arc<TextStore>>,
     /// Keeps other processes from removing files of the bundle.
     _read_lock: Arc<ReadLock>,
 }
@@ -91,6 +93,7 @@ impl Model {
             purpose: Purpose::Clip,
             opening: Arc::default(),
             placed: Arc::default(),
+            texts: None,
             _read_lock: read_lock,
         })
     }
@@ -105,6 +108,17 @@ impl Model {
             self.sessions.backend().target(device)?;
         }
         Ok(Self { placement: Arc::new(placement), ..self })
+    }
+
+    /// Keeps text states in a store, and takes them from there.
+    #[must_use]
+    pub fn with_text_store(self, texts: Option<Arc<TextStore>>) -> Self {
+        Self { texts, ..self }
+    }
+
+    /// Where text states are kept, if they are.
+    pub fn text_store(&self) -> Option<&TextStore> {
+        self.texts.as_deref()
     }
 
     /// The device of each component.

@@ -7,7 +7,7 @@ use crate::model::Model;
 use crate::plan::GenerationPlan;
 use crate::sampler::torch_normal;
 use crate::text_cache::TextCache;
-use crate::text_encoder::{TextEncoder, TextStates};
+use crate::text_encoder::{self, TextEncoder, TextStates};
 use bundle::geometry::LatentShape;
 use engines::Cancel;
 use ndarray::{Array3, Array4, ArrayView4, Axis};
@@ -83,11 +83,18 @@ impl Pipeline {
         if let Some(states) = self.texts.get(text) {
             return Ok(states);
         }
-        let encoder = match &self.encoder {
-            Some(open) => open,
-            None => self.encoder.insert(TextEncoder::open(&self.model)?),
+        let states = match text_encoder::stored(&self.model, text)? {
+            Some(stored) => Arc::new(stored),
+            None => {
+                let encoder = match &self.encoder {
+                    Some(open) => open,
+                    None => self.encoder.insert(TextEncoder::open(&self.model)?),
+                };
+                let states = encoder.encode(text, cancel)?;
+                text_encoder::store(&self.model, text, &states)?;
+                Arc::new(states)
+            }
         };
-        let states = Arc::new(encoder.encode(text, cancel)?);
         self.texts.insert(text, &states);
         Ok(states)
     }

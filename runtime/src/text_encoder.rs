@@ -3,13 +3,16 @@
 use crate::Error;
 use crate::footprint::text_encoder_need;
 use crate::model::{GraphUse, Model, check_shape};
+use crate::text_store::TextKey;
+use bundle::layout;
 use bundle::manifest::{Component, Part};
 use bundle::signature::Signature;
 use bundle::spec::TEXT_ROWS;
 use engines::sessions::Lease;
-use engines::{Cancel, Value};
+use engines::{Cancel, Value, WeightMemory};
 use ndarray::{Array2, s};
 use prompt::{Cut, PromptTokenizer};
+use std::num::NonZeroUsize;
 
 /// The text conditioning of one prompt.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,6 +112,73 @@ impl TextEncoder {
         rows.slice_mut(s![..tokens, ..]).assign(&states.slice(s![0, .., ..]));
         TextStates::try_new(rows, tokens, prompt.cut)
     }
+}
+
+/// Returns true if the store of a model has the states of a text.
+///
+/// # Errors
+/// The bundle has no text encoder that the model can run.
+pub fn is_stored(model: &Model, text: &str) -> Result<bool, Error> {
+    let Some(store) = model.text_store() else { return Ok(false) };
+    Ok(store.has(&key(model, text)?))
+}
+
+/// The states of a text from the store of a model, if it has one and they are there.
+///
+/// # Errors
+/// The bundle has no text encoder that the model can run.
+pub(crate) fn stored(model: &Model, text: &str) -> Result<Option<TextStates>, Error> {
+    let Some(store) = model.text_store() else { return Ok(None) };
+    let Some(states) = store.get(&key(model, text)?) else { return Ok(None) };
+    let (tokens, width) = states.dim();
+    if tokens > TEXT_ROWS || width != model.manifest().text_encoder.width {
+        return Ok(None);
+    }
+    let mut rows = Array2::zeros((TEXT_ROWS, width));
+    rows.slice_mut(s![..tokens, ..]).assign(&states);
+    TextStates::try_new(rows, tokens, None).map(Some)
+}
+
+/// Keeps the states of a text in the store of a model, if it has one. Texts that were truncated are left out: whoever
+/// uses their states is told where.
+///
+/// # Errors
+/// The bundle has no text encoder that the model can run.
+pub(crate) fn store(model: &Model, text: &str, states: &TextStates) -> Result<(), Error> {
+    let Some(store) = model.text_store().filter(|_| states.cut.is_none()) else { return Ok(()) };
+    store.insert(&key(model, text)?, states.rows.slice(s![..states.tokens, ..]));
+    Ok(())
+}
+
+/// What decides the bits of the states of a text: the text as the tokenizer gets it, the tokenizer, graph and weights,
+/// and what runs the graph.
+fn key(model: &Model, text: &str) -> Result<TextKey, Error> {
+    let (manifest, component) = (model.manifest(), Component::TextEncoder);
+    let entry = manifest.component(&component)?;
+    let device = model.placement().device_of(&component);
+    let graph = model.graph_on(device, &component, Part::Whole)?;
+    let quantised = entry.variant(graph.variant).map(|variant| &variant.weights);
+    let weights = quantised.unwrap_or(&entry.weights).iter().map(|weights| &*weights.file);
+    let files = [layout::TOKENIZER, &*graph.file].into_iter().chain(weights);
+    let digest = |file: &str| manifest.digests.get(file).map_or("", |digest| &*digest.sampled).to_owned();
+    let (backend, cpu) = (model.sessions().backend(), engines::cpu::Cpu::detect());
+    let (info, options) = (backend.info(), model.engine_options());
+    let mut parts = vec![
+        env!("CARGO_PKG_VERSION").to_owned(),
+        entry.digest.blake3.clone(),
+        device.to_string(),
+        info.version,
+        info.cpu_path.name().to_owned(),
+        cpu.full_name(),
+        options.threads.map_or(cpu.threads, NonZeroUsize::get).to_string(),
+        (options.weights == WeightMemory::Mapped).to_string(),
+    ];
+    if let Some(facts) = backend.facts(device) {
+        parts.extend([facts.name, facts.architecture, facts.version.unwrap_or_default()]);
+    }
+    parts.extend(files.flat_map(|file| [file.to_owned(), digest(file)]));
+    parts.push(prompt::clean(text));
+    Ok(TextKey::of(parts.iter().map(String::as_bytes)))
 }
 
 /// Borrows the session of a model's text encoder.

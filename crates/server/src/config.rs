@@ -5,6 +5,7 @@ use crate::fetch::FetchPolicy;
 use crate::loras::ServedLoras;
 use crate::screening::{FrameClassifier, Screen};
 use axum::http::HeaderValue;
+use bundle::units::ByteCount;
 use bundle::{Diagnose, Report};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub struct Config {
     pub allow_paths: bool,
     /// Which other servers may be asked.
     pub fetch: FetchPolicy,
+    /// Disk space for the text states of prompts that were encoded; nothing is kept if it is 0.
+    pub text_cache: ByteCount,
     /// Bounds.
     pub limits: Limits,
     /// What can refuse texts.

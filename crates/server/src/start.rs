@@ -19,6 +19,7 @@ use crate::{routes, webhooks};
 use bundle::{Cancel, Diagnose, Report};
 use jobs::owner::{Follower, Options};
 use jobs::store::OwnedStore;
+use runtime::text_store::TextStore;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -146,7 +147,8 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
     let (made, ends) = mpsc::unbounded_channel();
     let pictures = Arc::new(Pictures::new(Arc::clone(&clips), queue.clone(), config.classifier.clone()));
     let follower: Arc<dyn Follower> = Arc::<Pictures>::clone(&pictures);
-    let options = Options { follower: Some(follower), ..options };
+    let texts = text_store(&config)?;
+    let options = Options { follower: Some(follower), texts, ..options };
     let maker = Maker::start(queue.folder(), options, Arc::clone(&clips), made).await?;
     let (end, ending) = watch::channel(false);
     let url = config.public_url.clone().unwrap_or_else(|| PublicUrl::of_listener(address));
@@ -230,6 +232,15 @@ async fn sweep(app: Arc<App>) {
             tracing::error!("clips whose jobs are gone could not be removed");
         }
     }
+}
+
+/// Where the text states of prompts are kept, if they are.
+fn text_store(config: &Config) -> Result<Option<Arc<TextStore>>, bundle::Error> {
+    if config.text_cache.0 == 0 {
+        return Ok(None);
+    }
+    let folder = make_folder(&config.data.join("texts"))?;
+    Ok(Some(Arc::new(TextStore::open(&folder, config.text_cache)?)))
 }
 
 /// Creates a folder that only its user can read.

@@ -10,6 +10,7 @@ mod previews;
 mod security;
 mod starting;
 mod survival;
+mod texts;
 mod uploads;
 
 use serde_json::{Value, json};

@@ -196,8 +196,8 @@ fn report_of_clap(error: &clap::Error) -> Report {
 fn start_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
     let is_server = matches!(cli.command, Command::Serve(_));
-    // A server also says what its LoRAs change.
-    let of_server = "error,server=info,rushes::cli::serve=info";
+    // A server also says what its LoRAs change, and which files of its caches are damaged.
+    let of_server = "error,server=info,rushes::cli::serve=info,runtime::text_store=warn";
     let usual = if is_server { of_server } else { "error" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

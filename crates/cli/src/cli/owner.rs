@@ -82,6 +82,7 @@ impl OwnerArgs {
             store_budget: self.store_budget,
             order: self.order,
             bounds: Bounds::default(),
+            texts: None,
             follower: None,
             until_idle,
             cancel,

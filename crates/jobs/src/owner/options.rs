@@ -11,6 +11,7 @@ use media::OutputSpec;
 use runtime::decode::Tiles;
 use runtime::driver::Activity;
 use runtime::scheduler::{Bounds, Counts, DeviceName, JobId, Order, Priority};
+use runtime::text_store::TextStore;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub struct Options {
     pub order: Order,
     /// Limits of waves.
     pub bounds: Bounds,
+    /// Where text states are kept for later jobs.
+    pub texts: Option<Arc<TextStore>>,
     /// Sees the pictures of clips while they are made.
     pub follower: Option<Arc<dyn Follower>>,
     /// True to end when no job is left.

@@ -71,5 +71,6 @@ pub(super) fn prepare(
     let memory = MemoryPlan::new(manifest, &plan, &memory)?;
     model_options.weights = memory.weights;
     let model = Model::with_sessions(bundle, sessions, model_options)?.placed(&options.placement)?;
+    let model = model.with_text_store(options.texts.clone());
     Ok(Prepared { model, plan, memory })
 }

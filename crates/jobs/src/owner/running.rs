@@ -16,7 +16,10 @@ use engines::residency::Residency;
 use engines::sessions::Sessions;
 use engines::{Device, MemoryBudgets};
 use runtime::driver::{self, Driver, JobSpan, QueuedJob};
+use runtime::model::Model;
+use runtime::plan::GenerationPlan;
 use runtime::scheduler::{Bounds, DeviceBudget, DeviceName, JobId, Seconds, Settings};
+use runtime::text_encoder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -306,7 +309,8 @@ impl Owner {
         };
         let Position { steps_done, has_text, forks, plan: base } = starting.position(model.manifest());
         clip.set_steps_done(steps_done);
-        let span = JobSpan { steps_done, stop_after: request.stop_after, encode: !has_text, forks: &forks };
+        let encode = !has_text && !has_texts(&model, &plan)?;
+        let span = JobSpan { steps_done, stop_after: request.stop_after, encode, forks: &forks };
         let mut work = driver::work_of(base.as_ref().unwrap_or(&plan), &model.manifest().routing, &span);
         if is_open_take {
             work.chunks = work.chunks.min(1);
@@ -340,6 +344,13 @@ impl Owner {
     fn left_of(&self, deadline: Seconds, submitted: f64) -> Seconds {
         Seconds::try_new(deadline.get() - (now() - submitted)).unwrap_or(Seconds::ZERO)
     }
+}
+
+/// Returns true if the text encoder is not needed: the states of the prompts are stored. They may be gone when the job
+/// runs; then it encodes them within its first step.
+fn has_texts(model: &Model, plan: &GenerationPlan) -> Result<bool, runtime::Error> {
+    let is_stored = |text: &str| text_encoder::is_stored(model, text);
+    Ok(is_stored(&plan.prompt)? && (!plan.is_guided() || is_stored(&plan.negative)?))
 }
 
 /// The memory of each device that may be used: what was asked for, or what is free.

@@ -15,6 +15,7 @@ use super::render;
 use super::threads::Threads;
 use crate::Error;
 use ::server::{Alias, Config, FetchPolicy, Limits, PublicUrl, Started};
+use bundle::units::ByteCount;
 use bundle::{ErrorClass, Field, Report};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -98,6 +99,10 @@ struct RunArgs {
     /// Let answers name the paths of clips on this machine, to clients that run on it
     #[arg(long)]
     allow_paths: bool,
+    /// Keep the text states of prompts, so that the text encoder is not needed for them again, in at most so much disk
+    /// space; 0 keeps none
+    #[arg(long, value_name = "BYTES", default_value = "1GB", value_parser = text_cache)]
+    text_cache: ByteCount,
     /// Refuse requests beyond this many jobs that wait or run
     #[arg(long, value_name = "N", default_value_t = Limits::default().queue)]
     max_queue: usize,
@@ -129,6 +134,13 @@ fn alias(text: &str) -> Result<Alias, Error> {
 
 fn fetch_policy(text: &str) -> Result<FetchPolicy, Error> {
     Ok(text.parse::<FetchPolicy>()?)
+}
+
+fn text_cache(text: &str) -> Result<ByteCount, Error> {
+    text.parse().map_err(|_error: bundle::Error| {
+        let rule = "it is not a number of bytes";
+        Error::argument("--text-cache", format!("`{text}`"), rule, "write it like 1GB, or 0 to keep none")
+    })
 }
 
 fn public_url(text: &str) -> Result<PublicUrl, Error> {
@@ -165,6 +177,7 @@ fn serve(args: &RunArgs, data: &DataArgs, global: &GlobalArgs) -> Result<ExitCod
         loras: args.lora_dir.as_deref().map(|path| loras::served(path, global)).transpose()?,
         allow_paths: args.allow_paths,
         fetch: args.allow_fetch.clone().unwrap_or_default(),
+        text_cache: args.text_cache,
         limits: Limits {
             queue: args.max_queue,
             frames: args.max_frames,
