@@ -38,6 +38,8 @@ pub struct Config {
     pub fetch: FetchPolicy,
     /// Disk space for the text states of prompts that were encoded; nothing is kept if it is 0.
     pub text_cache: ByteCount,
+    /// True if a request that asks for a finished clip again is answered with that clip.
+    pub result_cache: bool,
     /// Bounds.
     pub limits: Limits,
     /// What can refuse texts.

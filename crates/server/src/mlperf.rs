@@ -156,7 +156,8 @@ async fn generate(
         let message = "`response_format` cannot be video_path: the operator has not allowed paths in answers";
         return Err(Fault::unsupported("response_format", message));
     }
-    let clip = submitting::submit(&app, &caller, request, &sent).await?;
+    let submitted = submitting::submit(&app, &caller, request, &sent).await?;
+    let clip = Arc::clone(&submitted.clip);
     // A client with an idempotency key may come back for it.
     let mut abandoned =
         Abandoned { app: Arc::clone(&app), clip: sent.key.is_none().then(|| Arc::clone(&clip)) };
@@ -182,7 +183,7 @@ async fn generate(
             Made::Bytes { video_id, video_bytes: STANDARD.encode(bytes) }
         }
     };
-    Ok(Json(made).into_response())
+    Ok(submitted.marked(Json(made).into_response()))
 }
 
 #[cfg(test)]

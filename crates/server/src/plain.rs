@@ -13,6 +13,7 @@ use crate::webhooks::Callback;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use runtime::plan::Length;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -113,12 +114,13 @@ async fn generate(
     caller: Caller,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<PlainTask>, Fault> {
+) -> Result<Response, Fault> {
     let sent = Sent { key: idempotency_key(&headers)?, digest: body.digest };
-    let clip = submitting::submit(&app, &caller, read(body.fields)?, &sent).await?;
-    let id = clip.ticket.id.clone();
-    let (status_url, video_url) = (app.media_link(&id, "status"), app.media_link(&id, "video"));
-    Ok(Json(PlainTask { task_id: id, status_url, video_url }))
+    let made = submitting::submit(&app, &caller, read(body.fields)?, &sent).await?;
+    let id = made.clip.ticket.id.clone();
+    let [status_url, video_url] = ["status", "video"].map(|variant| app.media_link(&id, variant));
+    let task = PlainTask { task_id: id, status_url, video_url };
+    Ok(made.marked(Json(task).into_response()))
 }
 
 #[cfg(test)]

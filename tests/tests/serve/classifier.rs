@@ -50,6 +50,7 @@ fn config(data: &Path, bundle: &Path, classifier: Arc<dyn FrameClassifier>) -> C
         allow_paths: false,
         fetch: FetchPolicy::default(),
         text_cache: ByteCount(0),
+        result_cache: false,
         limits: Limits::default(),
         screen: Arc::new(NoScreen),
         classifier: Some(classifier),

@@ -7,6 +7,7 @@ mod loras;
 mod openai;
 mod other_apis;
 mod previews;
+mod results;
 mod security;
 mod starting;
 mod survival;

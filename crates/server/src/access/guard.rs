@@ -41,7 +41,7 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     }
     if let Some(origin) = origin.filter(|_| is_allowed) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        let exposed = "openai-poll-after-ms, retry-after, content-range, x-request-id";
+        let exposed = "openai-poll-after-ms, retry-after, content-range, rushes-result, x-request-id";
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
         headers.insert(
             header::ACCESS_CONTROL_ALLOW_METHODS,

@@ -279,6 +279,20 @@ impl Clips {
         self.lock().by_job.values().cloned().collect()
     }
 
+    /// The newest complete clip of a caller that is made of what this digest stands for.
+    pub(crate) fn made(&self, caller: &Caller, result: &str) -> Option<Arc<Clip>> {
+        let index = self.lock();
+        let is_meant = |clip: &&Arc<Clip>| {
+            let status = clip.status.borrow();
+            clip.ticket.owner.as_deref() == caller.owner()
+                && clip.ticket.result.as_deref() == Some(result)
+                && status.state == State::Done
+                && status.is_complete()
+                && !status.is_deleted
+        };
+        index.by_job.values().rev().find(is_meant).cloned()
+    }
+
     /// Returns true if a job that waits or runs needs a bundle.
     pub(crate) fn is_needed(&self, bundle: &Path) -> bool {
         let index = self.lock();

@@ -4,6 +4,7 @@ use super::checked;
 use super::index::{Clip, Place};
 use super::queue::{NewJob, Prepare};
 use super::request::ClipRequest;
+use super::result::{self, Submitted};
 use super::ticket::{Idempotency, Ticket};
 use crate::access::Caller;
 use crate::app::App;
@@ -54,9 +55,9 @@ pub(crate) async fn submit(
     caller: &Caller,
     request: ClipRequest,
     sent: &Sent,
-) -> Result<Arc<Clip>, Fault> {
+) -> Result<Submitted, Fault> {
     if let Some(clip) = sent.repeated(app, caller)? {
-        return Ok(clip);
+        return Ok(Submitted::own(clip));
     }
     let mut job = checked::checked(app, &request)?;
     if let Some(post) = &request.post {
@@ -70,17 +71,29 @@ pub(crate) async fn submit(
         ..ticket(app, caller, request.model.as_deref(), request.format, sent)?
     };
     let model = app.models.find(request.model.as_deref())?;
+    let cached = |digest: &str| result::cached(app, caller, &request, sent, digest);
+    // The bundle of LoRAs is not known yet. Without any, a full queue is no reason to refuse what is there.
+    if request.loras.is_empty()
+        && let Some(found) = cached(&result::digest(&job, model))
+    {
+        return Ok(found);
+    }
     let place = place(app, caller, sent)?;
     // Another request with the key may have been stored since.
     if let Some(clip) = sent.repeated(app, caller)? {
-        return Ok(clip);
+        return Ok(Submitted::own(clip));
     }
     // Making a bundle takes time and disk space, so the request has its place in the queue by now.
     let bundle = loras::apply(app, model, &request.loras, &mut job, &mut ticket).await?;
+    let digest = result::digest(&job, model);
+    if let Some(found) = cached(&digest) {
+        return Ok(found);
+    }
+    ticket.result = Some(digest);
     let queue = app.queue.clone();
     let prepare: Prepare =
         Box::new(move |id, request, folder| post::keep_logo(request, folder, &queue.job_folder(id)));
-    add(app, job, ticket, prepare, (place, bundle)).await
+    add(app, job, ticket, prepare, (place, bundle)).await.map(Submitted::own)
 }
 
 /// Adds a clip that goes on from a step of another one, with another prompt.
@@ -177,6 +190,7 @@ fn ticket(
         remixed_from: None,
         loras: Vec::new(),
         base: None,
+        result: None,
         callback: None,
         idempotency,
     })

@@ -39,6 +39,9 @@ pub(crate) struct Ticket {
     /// The bundle that they are applied to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
+    /// A digest of what the clip is made of; absent if it goes on from another clip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
     /// Whom to tell when the clip has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) callback: Option<Callback>,

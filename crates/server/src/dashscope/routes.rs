@@ -12,6 +12,7 @@ use crate::query::Path;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -42,10 +43,10 @@ async fn create_task(
     caller: Caller,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Task>, Fault> {
+) -> Result<Response, Fault> {
     let sent = Sent { key: idempotency_key(&headers)?, digest: body.digest };
-    let clip = submitting::submit(&app, &caller, create::read(body.fields)?, &sent).await?;
-    Ok(Json(Task::of(&app, &clip)))
+    let made = submitting::submit(&app, &caller, create::read(body.fields)?, &sent).await?;
+    Ok(made.marked(Json(Task::of(&app, &made.clip)).into_response()))
 }
 
 /// Refused: the models of this server make clips from text alone

@@ -50,7 +50,7 @@ pub(crate) fn router() -> OpenApiRouter<Arc<App>> {
     )),
     params(("idempotency-key" = Option<String>, Header, description = "A request with the key of another one is that one again", max_length = 255, pattern = "^[!-~]+$")),
     responses(
-        (status = 200, description = "The video, which waits", body = Video),
+        (status = 200, description = "The video, which waits; one that was made before if the header `rushes-result` says `cached`", body = Video),
         (status = "4XX", description = "The request is refused", body = ErrorBody),
         (status = 503, description = "The server ends, or its disk is full", body = ErrorBody),
     ),
@@ -62,8 +62,8 @@ async fn create_video(
     body: Body,
 ) -> Result<Response, Fault> {
     let sent = Sent { key: idempotency_key(&headers)?, digest: body.digest };
-    let clip = submitting::submit(&app, &caller, create::read(body.fields)?, &sent).await?;
-    Ok(shown(&clip))
+    let made = submitting::submit(&app, &caller, create::read(body.fields)?, &sent).await?;
+    Ok(made.marked(shown(&made.clip)))
 }
 
 /// A video, and when to ask again.

@@ -103,6 +103,9 @@ struct RunArgs {
     /// space; 0 keeps none
     #[arg(long, value_name = "BYTES", default_value = "1GB", value_parser = text_cache)]
     text_cache: ByteCount,
+    /// Answer a request that asks for a finished clip again, with the same seed, with that clip
+    #[arg(long)]
+    result_cache: bool,
     /// Refuse requests beyond this many jobs that wait or run
     #[arg(long, value_name = "N", default_value_t = Limits::default().queue)]
     max_queue: usize,
@@ -178,6 +181,7 @@ fn serve(args: &RunArgs, data: &DataArgs, global: &GlobalArgs) -> Result<ExitCod
         allow_paths: args.allow_paths,
         fetch: args.allow_fetch.clone().unwrap_or_default(),
         text_cache: args.text_cache,
+        result_cache: args.result_cache,
         limits: Limits {
             queue: args.max_queue,
             frames: args.max_frames,
