@@ -40,6 +40,12 @@ impl<T: Clone> Playlist<T> {
         self.complete = true;
     }
 
+    /// Returns true if the clip is complete and its last frame is shown.
+    pub fn is_at_end(&self) -> bool {
+        let shown = self.frame.map_or(0, |frame| frame + 1);
+        self.complete && shown == self.clip.len()
+    }
+
     /// Returns true if the clip has started and previews are no longer shown.
     pub fn clip_has_started(&self) -> bool {
         !self.clip.is_empty()
@@ -83,8 +89,15 @@ mod tests {
         playlist.add(3);
         playlist.show(vec![12], 1);
         assert_eq!(ticks(&mut playlist, 5), [2, 3, 3, 3, 3]);
+        assert!(!playlist.is_at_end());
+        let mut unseen = Playlist::new(0);
+        unseen.add(1);
+        unseen.complete();
+        assert!(!unseen.is_at_end());
         playlist.complete();
+        assert!(playlist.is_at_end());
         assert_eq!(ticks(&mut playlist, 5), [1, 2, 3, 1, 2]);
+        assert!(!playlist.is_at_end());
     }
 
     #[test]

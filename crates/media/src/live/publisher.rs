@@ -58,6 +58,8 @@ struct State {
     broadcast: Broadcast<SharedFrame>,
     /// Ends the output when it is requested.
     until: Option<Cancel>,
+    /// True if the output ends with the clip.
+    ends_after_clip: bool,
 }
 
 impl PublisherState {
@@ -88,7 +90,7 @@ impl LivePublisher {
         let output = Output::start(target, &options)?;
         let name = output.spec().to_string();
         let first = frame(noise_colours(noise)?.view(), size)?;
-        let state = State { broadcast: Broadcast::new(first, rate), until: None };
+        let state = State { broadcast: Broadcast::new(first, rate), until: None, ends_after_clip: false };
         let shared = Arc::new(PublisherState { state: Mutex::new(state), changed: Condvar::new() });
         let state = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("live".into()).spawn(move || run(output, &state));
@@ -134,6 +136,14 @@ impl LivePublisher {
         self.join()
     }
 
+    /// Ends the output after the last frame of the clip, which is complete now. Does not wait for it. Without frames it
+    /// ends now.
+    pub fn end_after_clip(&self) {
+        let mut state = self.shared.lock();
+        state.broadcast.playlist().complete();
+        state.ends_after_clip = true;
+    }
+
     /// Ends the output now.
     ///
     /// # Errors
@@ -177,7 +187,8 @@ fn run(mut output: Output, shared: &PublisherState) -> Result<Sent, Error> {
     loop {
         let mut state = shared.lock();
         let picture = loop {
-            if state.until.as_ref().is_some_and(Cancel::is_cancelled) {
+            let is_over = state.ends_after_clip && state.broadcast.playlist().is_at_end();
+            if is_over || state.until.as_ref().is_some_and(Cancel::is_cancelled) {
                 let sent = state.broadcast.sent();
                 drop(state);
                 return output.finish().map(|_clip| sent).map_err(|failure| failure.0);
