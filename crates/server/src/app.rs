@@ -7,6 +7,7 @@ use crate::config::{Config, PublicUrl};
 use crate::fetch::Fetcher;
 use crate::links::keys::Keys;
 use crate::links::{self, Grant};
+use crate::live::LiveClips;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::pictures::Pictures;
@@ -35,6 +36,8 @@ pub(crate) struct App {
     pub queue: Queue,
     /// Held while a bundle with LoRAs is made.
     pub(crate) lora_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Clips that are watched while they are made.
+    pub(crate) live: Arc<LiveClips>,
     /// Pictures of clips.
     pub(crate) pictures: Arc<Pictures>,
     /// Pictures that clients have uploaded.

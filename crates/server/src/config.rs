@@ -79,6 +79,8 @@ pub struct Limits {
     pub uploads: usize,
     /// Bytes that they may take.
     pub upload_quota: u64,
+    /// Clips that may be watched live at a time.
+    pub live: usize,
     /// Bundles with LoRAs that are kept of each bundle.
     pub lora_bundles: usize,
 }
@@ -100,6 +102,7 @@ impl Default for Limits {
             upload_side: 8192,
             uploads: 100,
             upload_quota: 1 << 30,
+            live: 4,
             lora_bundles: 16,
         }
     }

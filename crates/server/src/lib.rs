@@ -5,6 +5,7 @@
 //! APIs), then the APIs: `openai`, `dashscope`, `plain`, `mlperf`, and `own` for what only Rushes has. `fault` is what
 //! is answered to a request that cannot be served. [`screening`] is where texts and frames can be refused. `uploads` keeps
 //! pictures of clients, and `post` puts them and captions on clips. `loras` finds the LoRAs that requests name.
+//! `live` encodes clips that somebody watches while they are made.
 //!
 //! A request passes `connections` (limits of a client), `routes` (its number and the log), `fault::styled`, the guard
 //! of `access`, and its route. A clip is stored by the thread of `clips::queue` before its client gets an answer; the
@@ -24,6 +25,7 @@ mod health;
 mod ids;
 mod latents;
 mod links;
+mod live;
 mod loras;
 mod media_files;
 mod metrics;

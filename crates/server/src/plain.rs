@@ -70,6 +70,8 @@ struct PlainTask {
     status_url: String,
     /// A link to its file, for 24 hours. Until it is complete the answer is 202, or waits with `Prefer: wait`.
     video_url: String,
+    /// A link to its playlist, for 24 hours: HLS that can be watched while the clip is made.
+    live_url: String,
 }
 
 fn read(mut fields: Fields) -> Result<ClipRequest, Fault> {
@@ -118,8 +120,9 @@ async fn generate(
     let sent = Sent { key: idempotency_key(&headers)?, digest: body.digest };
     let made = submitting::submit(&app, &caller, read(body.fields)?, &sent).await?;
     let id = made.clip.ticket.id.clone();
-    let [status_url, video_url] = ["status", "video"].map(|variant| app.media_link(&id, variant));
-    let task = PlainTask { task_id: id, status_url, video_url };
+    let [status_url, video_url, live_url] =
+        ["status", "video", "live.m3u8"].map(|variant| app.media_link(&id, variant));
+    let task = PlainTask { task_id: id, status_url, video_url, live_url };
     Ok(made.marked(Json(task).into_response()))
 }
 

@@ -11,6 +11,7 @@ use crate::config::{Config, ConfigError, PublicUrl};
 use crate::connections;
 use crate::fetch::Fetcher;
 use crate::links::keys::Keys;
+use crate::live::LiveClips;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::pictures::Pictures;
@@ -32,6 +33,8 @@ use tokio::sync::{mpsc, watch};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often clips whose jobs are gone are removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How often clips that nobody watches any more are looked for.
+const SWEEP_LIVE_EVERY: Duration = Duration::from_secs(5);
 /// The threads that answer requests. Nearly everything else waits for the network or the disk.
 const THREADS: usize = 2;
 
@@ -145,7 +148,9 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
     let uploads = Arc::new(Uploads::open(config.data.join("uploads"), config.limits.clone())?);
     let (queue, clips) = restored(&config.data.join("queue"), Clips::new(folder))?;
     let (made, ends) = mpsc::unbounded_channel();
-    let pictures = Arc::new(Pictures::new(Arc::clone(&clips), queue.clone(), config.classifier.clone()));
+    let live = Arc::new(LiveClips::new(config.data.join("live"), config.limits.live));
+    let watching = (Arc::clone(&clips), Arc::clone(&live));
+    let pictures = Arc::new(Pictures::new(watching, queue.clone(), config.classifier.clone()));
     let follower: Arc<dyn Follower> = Arc::<Pictures>::clone(&pictures);
     let texts = text_store(&config)?;
     let options = Options { follower: Some(follower), texts, ..options };
@@ -162,6 +167,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
         clips,
         queue,
         lora_turn: Arc::default(),
+        live,
         pictures,
         uploads,
         metrics: Metrics::default(),
@@ -174,6 +180,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
     // Those that an earlier server could not tell.
     app.clips.all().iter().for_each(|clip| webhooks::begin(&app, clip));
     tokio::spawn(sweep(Arc::clone(&app)));
+    tokio::spawn(sweep_live(Arc::clone(&app)));
     tokio::spawn(watch_cancel(cancel, end));
     started(&Started {
         address,
@@ -203,6 +210,7 @@ async fn follow_ends(app: Arc<App>, mut ends: mpsc::UnboundedReceiver<Made>) {
         tracing::info!(clip = clip.ticket.id, job = clip.job.0, state = %status.state, "a clip has ended");
         app.metrics.ended(status.state);
         app.pictures.forget(clip.job);
+        app.live.end(clip.job, status.is_complete() && !status.is_deleted);
         if status.is_deleted || !status.is_complete() {
             remove_files(app.clips.folder(), &clip.ticket.id);
         }
@@ -241,6 +249,16 @@ fn text_store(config: &Config) -> Result<Option<Arc<TextStore>>, bundle::Error> 
     }
     let folder = make_folder(&config.data.join("texts"))?;
     Ok(Some(Arc::new(TextStore::open(&folder, config.text_cache)?)))
+}
+
+/// Ends, again and again, what nobody watches any more.
+async fn sweep_live(app: Arc<App>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_LIVE_EVERY) => app.live.sweep(),
+            () = app.ended() => return,
+        }
+    }
 }
 
 /// Creates a folder that only its user can read.

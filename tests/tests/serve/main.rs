@@ -3,6 +3,7 @@
 
 mod classifier;
 mod filter;
+mod live;
 mod loras;
 mod openai;
 mod other_apis;

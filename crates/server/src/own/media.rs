@@ -1,5 +1,6 @@
 //! Files of clips by signed links, which need no token.
 
+use super::live;
 use crate::app::App;
 use crate::clips::index::Clip;
 use crate::fault::{ErrorBody, Fault};
@@ -45,6 +46,8 @@ struct LinkedStatus {
     progress: u8,
     /// A link to the file, once it is complete.
     video_url: Option<String>,
+    /// A link to the playlist of the clip, while it is being made.
+    live_url: Option<String>,
     /// Why it failed.
     error: Option<VideoError>,
 }
@@ -56,6 +59,8 @@ impl LinkedStatus {
             task_id: clip.ticket.id.clone(),
             status: status_of(&status),
             progress: percent(&status),
+            live_url: (status.state == jobs::store::State::Running)
+                .then(|| app.media_link(&clip.ticket.id, live::PLAYLIST)),
             video_url: status.is_complete().then(|| app.media_link(&clip.ticket.id, "video")),
             error: error_of(&status),
         }
@@ -67,7 +72,7 @@ impl LinkedStatus {
     get, path = "/media/{id}/{variant}", tag = "Rushes", security(()),
     params(
         ("id" = String, Path, description = "The name of the video"),
-        ("variant" = String, Path, description = "`video`, or `status` for its state as JSON"),
+        ("variant" = String, Path, description = "`video`; `status` for its state as JSON, `live.m3u8` and the names in it while it is made"),
         ("expires" = u64, Query, description = "When the link expires"),
         ("key" = String, Query, description = "The id of the key"),
         ("signature" = String, Query, description = "The code"),
@@ -91,6 +96,12 @@ async fn get_media(
         return Err(Fault::forbidden("the link is not valid, or has expired: ask for a new one"));
     }
     let clip = app.clips.get(&id).ok_or_else(|| Fault::not_found("video"))?;
+    if name == live::PLAYLIST {
+        return live::playlist(&app, &clip).await;
+    }
+    if let Some(sent) = live::file(&app, &clip, &name, &request).await {
+        return sent;
+    }
     if name == "status" {
         return Ok(Json(LinkedStatus::of(&app, &clip)).into_response());
     }

@@ -1,6 +1,8 @@
-//! The routes of Rushes itself: signing in, media by link, progress, previews.
+//! The routes of Rushes itself: signing in, media by link, progress, previews, clips while
+//! they are made.
 
 mod events;
+mod live;
 mod media;
 mod preview;
 mod session;
@@ -16,5 +18,6 @@ pub(crate) fn router() -> OpenApiRouter<Arc<App>> {
         .merge(media::router())
         .merge(events::router())
         .merge(preview::router())
+        .merge(live::router())
         .merge(socket::router())
 }

@@ -9,6 +9,7 @@ pub(crate) mod preview;
 use crate::clips::index::{Clip, Clips};
 use crate::clips::queue::Queue;
 use crate::clips::ticket::Ticket;
+use crate::live::LiveClips;
 use crate::screening::FrameClassifier;
 use files::Tiles;
 use jobs::owner::Follower;
@@ -32,6 +33,7 @@ pub(crate) struct Clean {
 #[derive(Debug)]
 pub(crate) struct Pictures {
     clips: Arc<Clips>,
+    live: Arc<LiveClips>,
     queue: Queue,
     classifier: Option<Arc<dyn FrameClassifier>>,
     state: Mutex<HashMap<JobId, Shown>>,
@@ -51,8 +53,13 @@ impl Shown {
 
 impl Pictures {
     /// Pictures of the clips of a server. Those whose frames the classifier refuses are cancelled.
-    pub(crate) fn new(clips: Arc<Clips>, queue: Queue, classifier: Option<Arc<dyn FrameClassifier>>) -> Self {
-        Self { clips, queue, classifier, state: Mutex::default() }
+    /// Those that somebody watches are handed on.
+    pub(crate) fn new(
+        (clips, live): (Arc<Clips>, Arc<LiveClips>),
+        queue: Queue,
+        classifier: Option<Arc<dyn FrameClassifier>>,
+    ) -> Self {
+        Self { clips, live, queue, classifier, state: Mutex::default() }
     }
 
     /// Hands frames to the classifier. Returns false if the clip is refused.
@@ -95,6 +102,7 @@ impl Pictures {
 
 impl Follower for Pictures {
     fn on_step(&self, id: JobId, step: usize, clean: &Arc<Array4<f32>>) {
+        self.live.show(id, clean);
         let clean = Clean { step, latent: Arc::clone(clean) };
         self.lock().entry(id).or_insert_with(Shown::new).clean.send_replace(Some(clean));
     }
@@ -105,6 +113,7 @@ impl Follower for Pictures {
         if !self.may_show(&clip, first, frames) {
             return;
         }
+        self.live.add(id, first, frames);
         // Out of the map while pictures are scaled and written.
         let tiles = self.lock().entry(id).or_insert_with(Shown::new).tiles.take();
         let mut tiles = tiles.filter(|_| first > 0).unwrap_or_else(|| Tiles::new(count));
