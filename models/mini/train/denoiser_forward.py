@@ -1,6 +1,6 @@
 """WanTransformer3DModel's forward as training computes it: diffusers' modules and parameters, bf16 activations, fused operators.
 
-- Scores are a plain matrix product. PyTorch's fused attention has a slow backward pass on CPUs, and clips here are 140 tokens.
+- On a CPU, scores are a plain matrix product: PyTorch's fused attention has a slow backward pass there, and clips are 140 tokens.
 - In use the text states are padded with zero rows to 512, and the denoiser attends to all of them. Equal rows give equal keys
   and values, so `n` of them weigh exactly as much as one of them whose score is raised by ln(n).
 
@@ -30,6 +30,17 @@ def linear(module, x):
     return F.linear(x, module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype))
 
 
+def plain_attention(query, key, value, bias):
+    """Attention of `[B,heads,L,C]` without a factor; `bias` f32 `[B,keys]` or None."""
+    return kernels.softmax(query @ key.transpose(2, 3), bias) @ value
+
+
+def fused_attention(query, key, value, bias):
+    """The same in one kernel, which wants its bias in the type of the scores."""
+    raised = None if bias is None else bias[:, None, None].to(query.dtype).expand(*query.shape[:3], -1)
+    return F.scaled_dot_product_attention(query, key, value, raised, scale=1.0)
+
+
 class Forward:
     """Computes velocities with the parameters of a denoiser, whose weights stay f32. It is no module: it owns no parameters."""
 
@@ -54,8 +65,8 @@ class Forward:
         factor = 1 / math.sqrt(x.shape[-1] // self.heads)
         query = kernels.rms_rotate(linear(module.to_q, x), module.norm_q.weight, rotation, factor)
         key = kernels.rms_rotate(linear(module.to_k, source), module.norm_k.weight, rotation, 1.0)
-        weights = kernels.softmax(split(query) @ split(key).transpose(2, 3), bias)
-        mixed = weights @ split(linear(module.to_v, source))
+        mix = fused_attention if x.is_cuda else plain_attention
+        mixed = mix(split(query), split(key), split(linear(module.to_v, source)), bias)
         return linear(module.to_out[0], mixed.transpose(1, 2).flatten(2))
 
     def block(self, module, x, condition, text, bias, rotation):

@@ -19,7 +19,9 @@ LONGEST_ROW = 1024
 
 
 def compiled():
-    """The library, or None where there is no compiler; kept under `__pycache__` by the hash of source, flags and machine."""
+    """The library, kept under `__pycache__` by the hash of source, flags and machine; None with a GPU, or without a compiler."""
+    if torch.cuda.is_available():
+        return None
     flags = ["-O3", "-march=native", "-ffast-math", "-fno-trapping-math", "-shared", "-fPIC"]
     if platform.machine() == "x86_64":
         flags.append("-mprefer-vector-width=512")

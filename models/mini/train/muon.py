@@ -15,7 +15,7 @@ def orthogonal(matrices, steps=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters of at least two dimensions, which are matrices with the first dimension as rows."""
+    """For parameters of at least two dimensions, which are matrices with the first dimension as rows. `lr` may be a tensor."""
 
     def __init__(self, parameters, lr=1e-3, momentum=0.9):
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum})
@@ -38,4 +38,4 @@ class Muon(torch.optim.Optimizer):
                 for (parameter, _), step in zip(stack, orthogonal(torch.stack([matrix for _, matrix in stack]))):
                     step = step.T if tall else step
                     # The size of AdamW's steps, whose root mean square is about 0.2.
-                    parameter.add_(step.reshape(parameter.shape), alpha=-0.2 * group["lr"] * columns**0.5)
+                    parameter.sub_(step.reshape(parameter.shape) * (0.2 * columns**0.5 * group["lr"]))

@@ -44,6 +44,14 @@ class Forward(unittest.TestCase):
     def test_bf16(self):
         self.check(torch.bfloat16, 0.02, 0.1)
 
+    def test_fused_attention(self):
+        query, key, value = torch.randn(2, 2, 5, 8), *torch.randn(2, 2, 2, 6, 8)
+        bias = torch.tensor([[0.0, 0, 0, -torch.inf, -torch.inf, 2], [0, 0, 0, 0, 0, 1]])
+        for added in (None, bias):
+            plain = denoiser_forward.plain_attention(query, key, value, added)
+            fused = denoiser_forward.fused_attention(query, key, value, added)
+            self.assertLess((plain - fused).abs().max(), 1e-5)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -26,6 +26,16 @@ class Steps(unittest.TestCase):
             rows, columns = sorted((shape[0], parameter[0].numel()))
             self.assertLess(abs(parameter.norm() / (0.002 * columns**0.5 * rows**0.5) - 1), 0.3)
 
+    def test_the_rate_may_be_a_tensor(self):
+        rate, parameters = torch.zeros(()), [torch.nn.Parameter(torch.zeros(4, 6)) for _ in range(2)]
+        for parameter in parameters:
+            parameter.grad = torch.arange(24.0).view(4, 6)
+        told, given = Muon(parameters[:1], lr=rate), Muon(parameters[1:], lr=0.1)
+        rate.fill_(0.1)
+        told.step()
+        given.step()
+        self.assertLess((parameters[0] - parameters[1]).abs().max(), 1e-6)
+
 
 if __name__ == "__main__":
     unittest.main()

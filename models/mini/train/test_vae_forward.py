@@ -3,6 +3,7 @@
 import unittest
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
 import vae_forward
@@ -45,6 +46,13 @@ class OnePass(unittest.TestCase):
         for conv in vae_forward.flat_convolutions(self.vae):
             self.assertEqual(conv.weight.grad[:, :, :-1].abs().max().item(), 0)
             self.assertGreater(conv.weight.grad[:, :, -1].abs().max().item(), 0)
+
+    def test_channels_in_eights(self):
+        frames, weight, bias = torch.randn(2, 3, 5, 6), torch.randn(10, 3, 3, 3), torch.randn(10)
+        filled = vae_forward.in_eights(frames, weight, bias)
+        self.assertEqual([tensor.shape[:2] for tensor in filled[:2]], [(2, 8), (16, 8)])
+        found = F.conv2d(*filled, padding=1)[:, :10]
+        self.assertLess((found - F.conv2d(frames, weight, bias, padding=1)).abs().max(), 1e-5)
 
 
 if __name__ == "__main__":

@@ -45,15 +45,31 @@ def with_past(x):
     return torch.cat([past[:, :-2], past[:, 1:-1], x], -1)
 
 
+def in_eights(frames, weight, bias):
+    """The same convolution with zeros as further channels, up to multiples of eight."""
+    outer, inner = weight.shape[:2]
+    frames = F.pad(frames, (0, 0, 0, 0, 0, -inner % 8))
+    weight = F.pad(weight, (0, 0, 0, 0, 0, -inner % 8, 0, -outer % 8))
+    return frames, weight, F.pad(bias, (0, -outer % 8))
+
+
+def convolution(frames, weight, bias):
+    """A 3x3 convolution. The matrix units of GPUs need channels in eights."""
+    outer, inner = weight.shape[:2]
+    if frames.is_cuda and (outer % 8 or inner % 8):
+        frames, weight, bias = in_eights(frames, weight, bias)
+    return F.conv2d(frames, weight.contiguous(memory_format=CHANNELS_LAST), bias, padding=1)[:, :outer]
+
+
 def causal(conv, frames, batch, flat):
     """A causal 3-D convolution."""
     if conv.kernel_size == (1, 1, 1):
         return F.conv2d(frames, conv.weight[:, :, 0], conv.bias)
     if flat or len(frames) == batch:
         # Of a single frame's past there is nothing to see.
-        return F.conv2d(frames, conv.weight[:, :, -1].contiguous(memory_format=CHANNELS_LAST), conv.bias, padding=1)
-    weight = conv.weight.permute(0, 2, 1, 3, 4).flatten(1, 2).contiguous(memory_format=CHANNELS_LAST)
-    return F.conv2d(together(with_past(apart(frames, batch))), weight, conv.bias, padding=1)
+        return convolution(frames, conv.weight[:, :, -1], conv.bias)
+    weight = conv.weight.permute(0, 2, 1, 3, 4).flatten(1, 2)
+    return convolution(together(with_past(apart(frames, batch))), weight, conv.bias)
 
 
 def residual(block, frames, batch, flat):
