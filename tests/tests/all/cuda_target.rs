@@ -193,8 +193,10 @@ fn compare<const N: usize>(
             let (cpu, other): (ArrayD<f32>, ArrayD<f32>) = (cpu.to_f32().unwrap(), other.to_f32().unwrap());
             let largest = cpu.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             let apart = largest_difference(cpu.view(), other.view());
+            // The last caches of a decoder are some thirty convolutions deep. Without AVX-512, ONNX Runtime sums them in
+            // another order in each form: 1.2e-5 was seen.
             assert!(
-                apart <= f64::from(1e-5 * largest.max(1.0)),
+                apart <= f64::from(5e-5 * largest.max(1.0)),
                 "{name}: {apart} apart, values up to {largest}"
             );
         }
