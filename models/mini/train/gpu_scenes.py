@@ -52,7 +52,7 @@ def jobs():
         later.append(job)
         if i % 5 == 0 and stills:
             later.append(stills.pop(0))
-    return early + later
+    return early + later + stills
 
 
 def render(job):
