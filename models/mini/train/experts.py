@@ -11,7 +11,7 @@ from pathlib import Path
 import denoiser
 from export import BOUNDARY
 
-PEAK = 3e-4
+PEAK = 6e-4
 RANGES = {"high": (BOUNDARY, 1.0), "low": (0.0, BOUNDARY)}
 
 
