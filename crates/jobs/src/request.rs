@@ -177,7 +177,7 @@ impl Request {
         let PostProcessSpec { logo, key, audio, .. } = &self.post_process;
         let logo = logo.iter().map(|(path, _)| (Field::Logo, &**path));
         let key = key.iter().map(|(_, path)| (Field::Background, &**path));
-        logo.chain(key).chain(audio.iter().map(|path| (Field::Audio, &**path)))
+        logo.chain(key).chain(audio.iter().map(|source| (Field::Audio, source.path())))
     }
 
     /// The JSON of the request.
@@ -255,7 +255,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub(crate) mod tests {
     use super::*;
     use bundle::units::Seed;
-    use media::post_process::Corner;
+    use media::post_process::{AudioSource, Corner};
     use proptest::prelude::*;
 
     /// A request with eight steps and one output.
@@ -335,7 +335,10 @@ pub(crate) mod tests {
         let key = || SigningKey { certificate: "/chain.pem".into(), key: "key.pem".into() };
         assert!(refused(&|request| request.sign = Some(key())).contains("`key.pem`"));
         assert!(
-            refused(&|request| request.post_process.audio = Some("song.ogg".into())).starts_with("audio")
+            refused(&|request| {
+                request.post_process.audio = Some(AudioSource::File("song.ogg".into()));
+            })
+            .starts_with("audio")
         );
         let logo = || Some(("logo.png".into(), Corner::TopLeft));
         assert!(refused(&|request| request.post_process.logo = logo()).starts_with("logo"));

@@ -12,7 +12,7 @@
 //!
 //! * Names and claims: `spec`, `standard_output`, `target`, `part_folder`, `folder_lock`, `pipe_lock`.
 //! * Frames: [`frames`] (f32 to RGB and I420), `shared_frame`, `sound`, `buffers` (with timestamps).
-//! * [`post_process`]: captions, logo, chroma key, another rate, audio.
+//! * [`post_process`]: captions, logo, chroma key, another rate, audio; [`wav`]: sounds of strangers, without GStreamer.
 //! * Pipelines: [`encoder`] (encoders and their settings), [`plugins`] (installed elements and Debian packages),
 //!   [`tags`] (AI mark, model, seed), `pipeline` (the elements), `collect` (writers without a GStreamer element),
 //!   `whip` (a feature), `monitor` (bounded queue and stall detection), `stopping` (a bounded stop), `mp4` (audio sync, index before the frames).
@@ -77,6 +77,7 @@ pub mod still;
 mod stopping;
 pub mod tags;
 mod target;
+pub mod wav;
 #[cfg(feature = "whip")]
 mod whip;
 mod xmp_box;

@@ -3,12 +3,15 @@
 use crate::access::Caller;
 use crate::app::App;
 use crate::clips::checked::boundary_of;
+use crate::config::Limits;
 use crate::fault::ErrorBody;
 use crate::loras;
 use crate::models::ServedModel;
+use crate::post;
 use axum::Json;
 use axum::extract::State;
 use bundle::settings::{ScheduleKind, SolverKind};
+use media::wav::{HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS};
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -33,6 +36,10 @@ pub(crate) struct Capabilities {
     pub limits: ClipLimits,
     /// Formats of files.
     pub formats: Vec<&'static str>,
+    /// Those of them that carry sound.
+    pub sound_formats: Vec<&'static str>,
+    /// What can be uploaded.
+    pub uploads: UploadLimits,
     /// Samplers.
     pub samplers: Vec<&'static str>,
     /// Schedules.
@@ -81,6 +88,39 @@ pub(crate) struct ClipLimits {
     pub queue: usize,
 }
 
+/// What can be uploaded.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct UploadLimits {
+    /// Formats of pictures.
+    pub pictures: Vec<&'static str>,
+    /// The longest side of a picture in pixels.
+    pub picture_side: u32,
+    /// Formats of sounds.
+    pub sounds: Vec<&'static str>,
+    /// The longest time of a sound in seconds.
+    pub sound_seconds: u64,
+    /// The least and the most samples per second of a sound.
+    pub sound_rates: [u32; 2],
+    /// The most channels of a sound.
+    pub sound_channels: u16,
+    /// Bytes of a file.
+    pub bytes: usize,
+}
+
+impl UploadLimits {
+    fn of(limits: &Limits) -> Self {
+        Self {
+            pictures: vec!["png", "jpeg", "webp"],
+            picture_side: limits.upload_side,
+            sounds: vec!["wav"],
+            sound_seconds: limits.upload_sound.as_secs(),
+            sound_rates: [LOWEST_RATE, HIGHEST_RATE],
+            sound_channels: MOST_CHANNELS,
+            bytes: limits.upload,
+        }
+    }
+}
+
 impl Model {
     fn of(model: &ServedModel) -> Self {
         let defaults = &model.manifest.defaults;
@@ -122,6 +162,8 @@ async fn get_capabilities(State(app): State<Arc<App>>, _caller: Caller) -> Json<
             queue: limits.queue,
         },
         formats: vec!["mp4", "webm", "mkv", "gif", "webp"],
+        sound_formats: post::formats_with_sound(),
+        uploads: UploadLimits::of(limits),
         samplers: SolverKind::ALL.map(SolverKind::name).to_vec(),
         schedules: ScheduleKind::ALL.map(ScheduleKind::name).to_vec(),
         loras: app.config.loras.as_ref().map(|served| loras::names(&served.folder)).unwrap_or_default(),

@@ -75,6 +75,8 @@ pub struct Limits {
     pub upload: usize,
     /// The longest side of an uploaded picture in pixels.
     pub upload_side: u32,
+    /// The longest time of an uploaded sound.
+    pub upload_sound: Duration,
     /// Uploads that a token may have at a time.
     pub uploads: usize,
     /// Bytes that they may take.
@@ -100,6 +102,7 @@ impl Default for Limits {
             steps: 200,
             upload: 64 << 20,
             upload_side: 8192,
+            upload_sound: Duration::from_secs(600),
             uploads: 100,
             upload_quota: 1 << 30,
             live: 4,

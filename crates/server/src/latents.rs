@@ -1,6 +1,7 @@
 //! Files of initial noise that clients name: plain names in a folder of the operator, and nothing else.
 
 use crate::fault::Fault;
+use crate::named_files;
 use bundle::digest::Digest;
 use jobs::request::NoiseFile;
 use runtime::job::InputFile;
@@ -18,18 +19,10 @@ pub(crate) fn find(folder: Option<&Path>, name: &str) -> Result<PathBuf, Fault> 
     let Some(folder) = folder else {
         return refused("the operator has named no folder of latents".to_owned());
     };
-    let is_plain = !name.is_empty()
-        && !name.starts_with('.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if !is_plain {
+    if !named_files::is_plain(name) {
         return refused("it must be the plain name of a file, without a folder".to_owned());
     }
-    let path = folder.join(name);
-    // A link could lead anywhere.
-    match path.symlink_metadata() {
-        Ok(found) if found.is_file() => Ok(path),
-        _ => refused(format!("there is no file {name}")),
-    }
+    named_files::find(folder, name).map_or_else(|| refused(format!("there is no file {name}")), Ok)
 }
 
 /// The noise of a clip from a file, which must have the shape of its latent.

@@ -4,8 +4,8 @@
 //! `access` (tokens, cookies, origins), `links` (media without a token), `clips` (the one model of a job behind all
 //! APIs), then the APIs: `openai`, `dashscope`, `plain`, `mlperf`, and `own` for what only Rushes has. `fault` is what
 //! is answered to a request that cannot be served. [`screening`] is where texts and frames can be refused. `uploads` keeps
-//! pictures of clients, and `post` puts them and captions on clips. `loras` finds the LoRAs that requests name.
-//! `live` encodes clips that somebody watches while they are made.
+//! pictures and sounds of clients, and `post` puts them and captions on clips. `loras` and `latents` find what requests
+//! name, with `named_files`. `live` encodes clips that somebody watches while they are made.
 //!
 //! A request passes `connections` (limits of a client), `routes` (its number and the log), `fault::styled`, the guard
 //! of `access`, and its route. A clip is stored by the thread of `clips::queue` before its client gets an answer; the
@@ -31,6 +31,7 @@ mod media_files;
 mod metrics;
 mod mlperf;
 mod models;
+mod named_files;
 mod openai;
 mod own;
 mod paths;

@@ -10,6 +10,7 @@ mod other_apis;
 mod previews;
 mod results;
 mod security;
+mod sound;
 mod starting;
 mod survival;
 mod texts;

@@ -17,7 +17,7 @@ fn png(width: u32, height: u32) -> Vec<u8> {
 type Texts<'a> = Vec<(&'a str, String)>;
 
 /// Posts a form with texts and then a file.
-fn post_file(
+pub(super) fn post_file(
     server: &Server,
     path: &str,
     token: Option<&str>,
@@ -52,8 +52,8 @@ fn pictures_are_kept_for_their_token_and_other_files_are_refused_by_name() {
     post_file(&server, "/v1/uploads", None, &[], "a.png", &png(8, 8)).with(401);
     let made = post_file(&server, "/v1/uploads", Some(&alice), &[], "dir/a.png", &png(8, 6)).with(200).json();
     assert_eq!(
-        (&made["object"], &made["filename"], &made["width"], &made["height"]),
-        (&json!("upload"), &json!("a.png"), &json!(8), &json!(6))
+        (&made["object"], &made["kind"], &made["filename"], &made["width"], &made["height"]),
+        (&json!("upload"), &json!("picture"), &json!("a.png"), &json!(8), &json!(6))
     );
     assert_eq!(made["expires_at"].as_u64(), made["created_at"].as_u64().map(|created| created + 86_400));
     let path = format!("/v1/uploads/{}", made["id"].as_str().unwrap());
@@ -63,7 +63,8 @@ fn pictures_are_kept_for_their_token_and_other_files_are_refused_by_name() {
     assert_eq!(get(&server, &bob, "/v1/uploads").json()["data"], json!([]));
     for (file, status, word) in [
         (&b"\0\0\0\x18ftypmp42"[..], 415, "videos cannot be uploaded"),
-        (b"RIFF....WAVEfmt ", 415, "sounds cannot be uploaded"),
+        (b"RIFF....WAVEfmt ", 400, "the sound cannot be read"),
+        (b"ID3\x04", 415, "MP3 sounds are not read: convert it to WAV"),
         (b"<svg/>", 415, "PNG, JPEG or WebP"),
         (&png(8, 8)[..40], 400, "cannot be read"),
         (&png(8193, 1), 400, "8192 pixels a side"),

@@ -10,7 +10,7 @@ use bundle::units::FrameRate;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use media::SigningKey;
-use media::post_process::{Caption, Interpolation, KeyColour, PostProcessSpec, SrtError};
+use media::post_process::{AudioSource, Caption, Interpolation, KeyColour, PostProcessSpec, SrtError};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -73,7 +73,7 @@ impl PostProcessArgs {
             captions: self.caption.as_deref().map(captions).transpose()?.unwrap_or_default(),
             logo: self.logo.clone().map(|logo| (logo.path, logo.corner)),
             key: self.key.zip(self.background.clone()),
-            audio: self.audio.clone(),
+            audio: self.audio.clone().map(AudioSource::File),
             rate: self.output_fps.map(|rate| (rate, self.output_fps_by)),
         })
     }

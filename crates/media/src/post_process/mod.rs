@@ -4,6 +4,7 @@
 //! before they are converted, so that all outputs show the same.
 
 mod animation;
+mod audio;
 mod captions;
 mod gapless;
 mod integrity;
@@ -14,6 +15,7 @@ mod resample;
 mod srt;
 mod text;
 
+pub use audio::AudioSource;
 pub use overlay::{Corner, KeyColour};
 pub use resample::Interpolation;
 pub use srt::{Caption, SrtError};
@@ -61,8 +63,8 @@ pub struct PostProcessSpec {
     pub logo: Option<(PathBuf, Corner)>,
     /// The key colour, and the picture or video that replaces it.
     pub key: Option<(KeyColour, PathBuf)>,
-    /// A file with the audio of the clip.
-    pub audio: Option<PathBuf>,
+    /// The audio of the clip.
+    pub audio: Option<AudioSource>,
     /// The output rate, and the interpolation of its frames.
     pub rate: Option<(FrameRate, Interpolation)>,
 }
@@ -111,13 +113,13 @@ impl PostProcessSpec {
                 .map(|video| (*colour, None, video))
         });
         let key = key.transpose()?;
-        let sound = self.audio.as_ref().zip(frames).map(|(path, frames)| {
+        let sound = self.audio.as_ref().zip(frames).map(|(source, frames)| {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let seconds = frames as f64 / rate.per_second();
-            let samples = load::samples(Field::Audio, path, seconds)?;
+            let samples = source.samples(Field::Audio, seconds)?;
             Sound::fit(&samples, frames, rate).ok_or_else(|| Error::PostProcess {
                 field: Field::Audio,
-                value: path.display().to_string(),
+                value: source.path().display().to_string(),
                 why: "it contains no sound".into(),
             })
         });

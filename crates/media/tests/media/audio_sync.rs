@@ -2,7 +2,7 @@
 
 use crate::clip::{claim, finish, format, names, options};
 use crate::tools::{probe, run_silent, seconds};
-use media::post_process::{PostProcess, PostProcessSpec};
+use media::post_process::{AudioSource, PostProcess, PostProcessSpec};
 use media::{OutputOptions, Outputs, Remainder};
 use ndarray::{Array3, Array4};
 use std::path::{Path, PathBuf};
@@ -65,7 +65,8 @@ fn onsets(path: &Path) -> (Vec<f64>, f64) {
 }
 
 fn post_process(audio: &Path) -> PostProcess {
-    let spec = PostProcessSpec { audio: Some(audio.to_owned()), ..PostProcessSpec::default() };
+    let spec =
+        PostProcessSpec { audio: Some(AudioSource::File(audio.to_owned())), ..PostProcessSpec::default() };
     spec.open(format("32x32", 16, FRAMES)).unwrap()
 }
 

@@ -3,7 +3,7 @@
 use crate::clip::{claim, finish, format, options};
 use crate::tools::generated;
 use bundle::{Diagnose, ErrorClass};
-use media::post_process::{Corner, KeyColour, PostProcess, PostProcessSpec};
+use media::post_process::{AudioSource, Corner, KeyColour, PostProcess, PostProcessSpec};
 use media::{Error, Outputs};
 use ndarray::Array3;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,10 @@ fn logo(path: &Path) -> Result<PostProcess, Error> {
 }
 
 fn audio(path: &Path, frames: usize) -> Result<PostProcess, Error> {
-    open(PostProcessSpec { audio: Some(path.to_owned()), ..PostProcessSpec::default() }, frames)
+    open(
+        PostProcessSpec { audio: Some(AudioSource::File(path.to_owned())), ..PostProcessSpec::default() },
+        frames,
+    )
 }
 
 /// A copy of a file with changed bytes.

@@ -4,7 +4,7 @@ use crate::clip::{claim, finish, format, options};
 use crate::tools::{generated, probe, run, seconds};
 use bundle::Field;
 use bundle::units::FrameRate;
-use media::post_process::{Caption, Corner, Interpolation, KeyColour, PostProcessSpec};
+use media::post_process::{AudioSource, Caption, Corner, Interpolation, KeyColour, PostProcessSpec};
 use media::{ClipFormat, Error, OutputOptions, Outputs, Tags, check_sound};
 use ndarray::{Array3, Array4, s};
 use std::process::Command;
@@ -101,7 +101,7 @@ fn audio_is_as_long_as_the_clip_and_the_metadata_names_another_rate() {
     let source = "sine=frequency=440:duration=1";
     let audio = generated(folder.path(), "tone.wav", source, &[]);
     let spec = PostProcessSpec {
-        audio: Some(audio),
+        audio: Some(AudioSource::File(audio)),
         rate: Some((FrameRate::try_new(24).unwrap(), Interpolation::Blend)),
         ..PostProcessSpec::default()
     };

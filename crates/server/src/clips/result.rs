@@ -44,9 +44,12 @@ impl Submitted {
 /// model, and the program. Files are in it by their digests.
 pub(crate) fn digest(job: &Request, model: &ServedModel) -> String {
     let mut job = Request { outputs: Vec::new(), priority: Priority::Normal, deadline: None, ..job.clone() };
-    // The extras of the request have the digest of the logo.
+    // The extras of the request have the digests of logo and sound.
     if let Some((path, _)) = &mut job.post_process.logo {
         *path = PathBuf::new();
+    }
+    if let Some(source) = &mut job.post_process.audio {
+        *source = source.with_path(PathBuf::new());
     }
     job.noise = job.noise.map(|noise| NoiseFile { path: PathBuf::new(), ..noise });
     let json = serde_json::to_string(&job).unwrap_or_else(|_| unreachable!("keys are strings"));

@@ -61,7 +61,7 @@ pub(crate) async fn submit(
     }
     let mut job = checked::checked(app, &request)?;
     if let Some(post) = &request.post {
-        post.apply(app, caller, &mut job).await?;
+        post.apply(app, caller, &mut job, request.format).await?;
     }
     if let Some(callback) = &request.callback {
         callback.check(&app.fetcher)?;
@@ -92,7 +92,7 @@ pub(crate) async fn submit(
     ticket.result = Some(digest);
     let queue = app.queue.clone();
     let prepare: Prepare =
-        Box::new(move |id, request, folder| post::keep_logo(request, folder, &queue.job_folder(id)));
+        Box::new(move |id, request, folder| post::keep(request, folder, &queue.job_folder(id)));
     add(app, job, ticket, prepare, (place, bundle)).await.map(Submitted::own)
 }
 
@@ -144,7 +144,7 @@ pub(crate) async fn remix(
     let job = parent.job;
     let queue = app.queue.clone();
     let prepare: Prepare = Box::new(move |id, request, folder| {
-        post::keep_logo(request, folder, &queue.job_folder(id))?;
+        post::keep(request, folder, &queue.job_folder(id))?;
         let origin = folder.join(ORIGIN);
         JobFolder::make_origin(&run, step, &origin)?;
         let changed = fork::changed(&origin, step, &|_spec, _applied| {

@@ -1,6 +1,7 @@
 //! The files in a folder of LoRAs.
 
 use crate::fault::Fault;
+use crate::named_files;
 use std::path::{Path, PathBuf};
 
 /// The end of the name of a file.
@@ -13,25 +14,13 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
     files(folder).into_iter().map(|file| file.trim_end_matches(EXTENSION).to_owned()).collect()
 }
 
-/// The names of the files, sorted. Links that lead out of the folder are left out.
+/// The names of the files, sorted.
 fn files(folder: &Path) -> Vec<String> {
-    let entries = match folder.read_dir() {
-        Ok(entries) => entries,
-        Err(error) => {
-            tracing::error!("the folder of LoRAs cannot be read: {error}");
-            return Vec::new();
-        }
-    };
-    let Ok(root) = folder.canonicalize() else { return Vec::new() };
-    let is_inside = |name: &str| {
-        let found = root.join(name).canonicalize();
-        found.is_ok_and(|path| path.starts_with(&root) && path.is_file())
-    };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> =
-        names.filter(|name| name.ends_with(EXTENSION) && !name.starts_with('.') && is_inside(name)).collect();
-    names.sort();
-    names
+    let names = named_files::names(folder).unwrap_or_else(|error| {
+        tracing::error!("the folder of LoRAs cannot be read: {error}");
+        Vec::new()
+    });
+    names.into_iter().filter(|name| name.ends_with(EXTENSION)).collect()
 }
 
 /// The file of a plain name, with or without its extension. `field` is the parameter that has the name.
@@ -39,21 +28,19 @@ fn files(folder: &Path) -> Vec<String> {
 /// # Errors
 /// The name is not plain, or there is no such file.
 pub(super) fn find(folder: &Path, name: &str, field: &'static str) -> Result<PathBuf, Fault> {
-    let is_plain = !name.is_empty()
-        && !name.starts_with('.')
-        && !name.contains(['/', '\\'])
-        && !name.chars().any(char::is_control);
-    if !is_plain {
-        let message =
-            format!("`{field}` cannot be used: a LoRA is named by its plain name, without a folder");
+    if !named_files::is_plain(name) {
+        let message = format!(
+            "`{field}` cannot be used: a LoRA is named by its plain name, without a folder: letters from a to z, digits \
+             and `._-`"
+        );
         return Err(Fault::unsupported(field, message));
     }
-    let files = files(folder);
     let with_extension = format!("{name}{EXTENSION}");
-    let found = [name, &with_extension].into_iter().find(|name| files.iter().any(|file| file == name));
-    if let Some(file) = found {
-        return Ok(folder.join(file));
+    let mut named = [name, &with_extension].into_iter().filter(|name| name.ends_with(EXTENSION));
+    if let Some(path) = named.find_map(|name| named_files::find(folder, name)) {
+        return Ok(path);
     }
+    let files = files(folder);
     let listed: Vec<&str> =
         files.iter().take(MOST_LISTED).map(|file| file.trim_end_matches(EXTENSION)).collect();
     let known = match (listed.is_empty(), files.len() > MOST_LISTED) {
@@ -77,14 +64,20 @@ mod tests {
         let loras = path.join("loras");
         std::fs::create_dir_all(loras.join("folder.safetensors")).unwrap();
         std::fs::write(path.join("secret.safetensors"), "x").unwrap();
-        for name in ["style.safetensors", "Ünïcode 2.safetensors", "notes.txt", ".hidden.safetensors"] {
+        for name in [
+            "style.safetensors",
+            "v2.0-b_1.safetensors",
+            "Ünïcode 2.safetensors",
+            "notes.txt",
+            ".hidden.safetensors",
+        ] {
             std::fs::write(loras.join(name), "x").unwrap();
         }
         symlink(path.join("secret.safetensors"), loras.join("out.safetensors")).unwrap();
         symlink("style.safetensors", loras.join("alias.safetensors")).unwrap();
         symlink("nowhere", loras.join("broken.safetensors")).unwrap();
-        assert_eq!(names(&loras), ["alias", "style", "Ünïcode 2"]);
-        for name in ["style", "style.safetensors", "alias", "Ünïcode 2"] {
+        assert_eq!(names(&loras), ["style", "v2.0-b_1"]);
+        for name in ["style", "style.safetensors", "v2.0-b_1"] {
             assert!(find(&loras, name, "lora").unwrap().starts_with(&loras), "{name}");
         }
         let absolute = path.join("secret.safetensors");
@@ -98,6 +91,7 @@ mod tests {
             "style\0",
             "a\\b",
             ".hidden",
+            "Ünïcode 2",
         ] {
             let fault = find(&loras, name, "loras").unwrap_err();
             assert_eq!(
@@ -106,9 +100,9 @@ mod tests {
                 "{name}"
             );
         }
-        for name in ["out", "broken", "folder", "notes.txt", "notes", "other"] {
+        for name in ["out", "alias", "broken", "folder", "notes.txt", "notes", "other"] {
             let message = find(&loras, name, "lora").unwrap_err().message;
-            assert!(message.ends_with("this server has alias, style, Ünïcode 2"), "{message}");
+            assert!(message.ends_with("this server has style, v2.0-b_1"), "{message}");
         }
         assert!(find(&path.join("none"), "style", "lora").unwrap_err().message.contains("has none"));
     }

@@ -100,8 +100,10 @@ fn one(field: &'static str, value: Value) -> Result<ClipLora, Fault> {
     let about = |fault: Fault| fault.about(field);
     let mut values = Fields::new(Map::from_iter(values), Vec::new());
     // sglang and vLLM-Omni have names for what is loaded beside the file that it is loaded from.
-    let files = first(&mut values, &["path", "local_path", "lora_path", "lora_local_path"], Fields::text)?;
-    let named = first(&mut values, &["name", "lora_name", "adapter", "nickname"], Fields::text)?;
+    let files = first(&mut values, &["path", "local_path", "lora_path", "lora_local_path"], Fields::text)
+        .map_err(about)?;
+    let named =
+        first(&mut values, &["name", "lora_name", "adapter", "nickname"], Fields::text).map_err(about)?;
     let missing = || Fault::parameter(field, format!("`{field}` has no name"));
     let name = files.or(named).ok_or_else(missing)?;
     let strength = first(&mut values, &["strength", "scale", "lora_scale"], Fields::number).map_err(about)?;
@@ -194,7 +196,10 @@ mod tests {
         for (value, param) in [
             (json!({"lora": 3}), "lora"),
             (json!({"lora": {}}), "lora"),
-            (json!({"lora": {"name": 3}}), "name"),
+            (json!({"lora": {"name": 3}}), "lora"),
+            (json!({"lora": {"name": "a", "local_path": []}}), "lora"),
+            (json!({"loras": [{"nickname": {}}]}), "loras"),
+            (json!({"loras": [{"path": true, "name": "a"}]}), "loras"),
             (json!({"loras": [3]}), "loras"),
             (json!({"loras": [[]]}), "loras"),
             (json!({"loras": [{"name": "a", "strength": "much"}]}), "loras"),

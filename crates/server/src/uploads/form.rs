@@ -61,7 +61,7 @@ async fn read<T>(
         texts.insert(name, text);
     }
     decide(&texts)?;
-    Err(Fault::parameter("file", "`file` is missing: send the picture as a part of a form"))
+    Err(Fault::parameter("file", "`file` is missing: send the picture or the sound as a part of a form"))
 }
 
 /// The bytes of a part, if there are at most so many.

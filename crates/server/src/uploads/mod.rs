@@ -1,14 +1,20 @@
-//! Pictures that clients upload: for a day, within a quota of their token.
+//! Pictures and sounds that clients upload: for a day, within a quota of their token.
 //!
-//! An upload is decoded at once, by decoders in Rust, and only its pixels are kept ([`picture`]). What post-processing
-//! reads later is a file that this server has written. [`policy`] is the right to upload one file without a token, as
-//! the SDK of DashScope does it; [`form`] reads the body, and [`routes`] has the routes.
+//! An upload is decoded at once, by decoders in Rust, and only its pixels or samples are kept ([`decoding`],
+//! [`picture`], [`sound`]). What post-processing reads later is a file that this server has written. Other files are
+//! refused by name ([`foreign`]). [`policy`] is the right to upload one file without a token, as the SDK of DashScope
+//! does it; [`form`] reads the body, and [`routes`] has the routes.
 
+mod content;
+mod decoding;
+mod foreign;
 mod form;
 mod picture;
 mod policy;
 mod routes;
+mod sound;
 
+use content::Content;
 pub(crate) use routes::{policy_router, router};
 
 use crate::access::Caller;
@@ -16,15 +22,13 @@ use crate::config::Limits;
 use crate::fault::Fault;
 use crate::ids;
 use bundle::atomic;
-use picture::Decoded;
+use content::Decoded;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
-/// The file of the pixels in the folder of an upload: WebP without loss.
-const PICTURE: &str = "picture.webp";
-/// What is known of it.
+/// What is known of an upload, in its folder.
 const ABOUT: &str = "upload.json";
 /// How long an upload is kept, in seconds.
 pub(crate) const LIFE: u64 = 24 * 3600;
@@ -48,9 +52,8 @@ pub(crate) struct Uploads {
     decoding: Semaphore,
 }
 
-/// A picture that a client has uploaded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A picture or a sound that a client has uploaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Upload {
     /// Its name on this server.
     pub(crate) id: String,
@@ -62,12 +65,11 @@ pub(crate) struct Upload {
     pub(crate) created: u64,
     /// When it is removed.
     pub(crate) expires: u64,
-    /// Bytes of the stored picture.
+    /// Bytes of the stored file.
     pub(crate) bytes: u64,
-    /// Its width in pixels.
-    pub(crate) width: u32,
-    /// Its height in pixels.
-    pub(crate) height: u32,
+    /// What it is.
+    #[serde(flatten)]
+    pub(crate) content: Content,
 }
 
 impl Uploads {
@@ -89,35 +91,27 @@ impl Uploads {
         format!("upload_{}", ids::hex(&ids::random::<16>()))
     }
 
-    /// Decodes a file and keeps its picture under a name that was not used before. Takes a while: not for a thread that
+    /// Decodes a file and keeps its content under a name that was not used before. Takes a while: not for a thread that
     /// answers requests.
     ///
     /// # Errors
-    /// The file is no picture within the limits, the name was used, the quota is exceeded, or the disk is full.
+    /// The file is no picture or sound within the limits, the name was used, the quota is exceeded, or the disk is full.
     pub(crate) fn add(
         &self,
         id: &str,
         owner: Option<&str>,
         name: &str,
-        content: &[u8],
+        sent: &[u8],
         now: u64,
     ) -> Result<Upload, Fault> {
-        let Decoded { webp, width, height } = picture::decoded(content, self.limits.upload_side)?;
-        let bytes = webp.len() as u64;
+        let Decoded { file, content } = decoding::decoded(sent, &self.limits)?;
+        let bytes = file.len() as u64;
         let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_quota(owner, bytes, now)?;
-        let name = plain_name(name);
+        let name = plain_name(name, content.kind());
         let owner = owner.map(str::to_owned);
-        let upload = Upload {
-            id: id.to_owned(),
-            owner,
-            name,
-            created: now,
-            expires: now + LIFE,
-            bytes,
-            width,
-            height,
-        };
+        let upload =
+            Upload { id: id.to_owned(), owner, name, created: now, expires: now + LIFE, bytes, content };
         let folder = self.folder.join(id);
         match std::fs::create_dir(&folder) {
             Ok(()) => {}
@@ -128,7 +122,7 @@ impl Uploads {
             Err(error) => return Err(full_or_internal(&error)),
         }
         let about = serde_json::to_vec_pretty(&upload).map_err(Fault::internal)?;
-        let written = atomic::write_atomic(&folder.join(PICTURE), &webp)
+        let written = atomic::write_atomic(&self.file(&upload), &file)
             .and_then(|()| atomic::write_atomic(&folder.join(ABOUT), &about));
         if let Err(error) = written {
             // Without what is known of it, it is not an upload.
@@ -157,7 +151,7 @@ impl Uploads {
         Err(Fault::too_many(message, u32::try_from(free.max(1)).unwrap_or(u32::MAX)))
     }
 
-    /// Every upload that has a picture.
+    /// Every upload that has its file.
     fn all(&self) -> impl Iterator<Item = Upload> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok);
         entries.filter_map(|entry| read(&entry.path()))
@@ -188,9 +182,9 @@ impl Uploads {
         found.ok_or_else(|| Fault::not_found("upload"))
     }
 
-    /// The file of the picture of an upload.
-    pub(crate) fn picture(&self, upload: &Upload) -> PathBuf {
-        self.folder.join(&upload.id).join(PICTURE)
+    /// The file of the pixels or samples of an upload.
+    pub(crate) fn file(&self, upload: &Upload) -> PathBuf {
+        self.folder.join(&upload.id).join(upload.content.file())
     }
 
     /// Deletes an upload. Its name stays used, so that its policy cannot make it again.
@@ -198,7 +192,7 @@ impl Uploads {
     /// # Errors
     /// The file cannot be removed.
     pub(crate) fn delete(&self, upload: &Upload) -> Result<(), Fault> {
-        std::fs::remove_file(self.picture(upload)).map_err(Fault::internal)
+        std::fs::remove_file(self.file(upload)).map_err(Fault::internal)
     }
 
     /// Removes what has expired.
@@ -218,11 +212,11 @@ impl Uploads {
     }
 }
 
-/// The upload in a folder, if it has a picture.
+/// The upload in a folder, if it has its file.
 fn read(folder: &Path) -> Option<Upload> {
     let about = std::fs::read(folder.join(ABOUT)).ok()?;
     let upload: Upload = serde_json::from_slice(&about).ok()?;
-    folder.join(PICTURE).is_file().then_some(upload)
+    folder.join(upload.content.file()).is_file().then_some(upload)
 }
 
 /// Returns true if a text has the form of the name of an upload.
@@ -231,11 +225,11 @@ fn is_id(text: &str) -> bool {
     digits.len() == 32 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The last part of a name, without what cannot be seen.
-fn plain_name(name: &str) -> String {
+/// The last part of a name, without what cannot be seen; `without` if nothing is left.
+fn plain_name(name: &str, without: &str) -> String {
     let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let name: String = name.chars().filter(|character| !character.is_control()).take(LONGEST_NAME).collect();
-    if name.is_empty() { "picture".to_owned() } else { name }
+    if name.is_empty() { without.to_owned() } else { name }
 }
 
 fn full_or_internal(error: &std::io::Error) -> Fault {
@@ -250,6 +244,7 @@ fn full_or_internal(error: &std::io::Error) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::picture::tests::png;
+    use super::sound::tests::wav;
     use super::*;
 
     fn uploads(folder: &Path) -> Uploads {
@@ -263,7 +258,7 @@ mod tests {
         let uploads = uploads(folder.path());
         let id = Uploads::new_id();
         let upload = uploads.add(&id, None, "../a/logo.png", &png(8, 4), 100).unwrap();
-        assert_eq!((&*upload.name, upload.width, upload.height), ("logo.png", 8, 4));
+        assert_eq!((&*upload.name, &upload.content), ("logo.png", &Content::Picture { width: 8, height: 4 }));
         assert_eq!(uploads.list(&Caller::Local, 100), std::slice::from_ref(&upload));
         let key = format!("oss://uploads/{id}/logo.png");
         for given in [&id, &key] {
@@ -277,6 +272,22 @@ mod tests {
         for wrong in ["", "..", "upload_", "../uploads", "oss://uploads/../x", "oss://other/x"] {
             assert_eq!(uploads.find(&Caller::Local, wrong, 100).unwrap_err().code, "not_found");
         }
+    }
+
+    #[test]
+    fn a_sound_is_kept_as_a_picture_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        let id = Uploads::new_id();
+        let upload = uploads.add(&id, None, "/", &wav(8000, 1, 800), 100).unwrap();
+        assert_eq!((&*upload.name, upload.bytes), ("sound", 1644));
+        assert_eq!(uploads.find(&Caller::Local, &id, 100).unwrap(), upload);
+        assert!(uploads.file(&upload).ends_with("sound.wav"));
+        // The quota counts what is stored.
+        let full = uploads.add(&Uploads::new_id(), None, "a", &wav(8000, 2, 2100), 100).unwrap_err();
+        assert_eq!(full.code, "rate_limit_exceeded");
+        uploads.delete(&upload).unwrap();
+        assert!(uploads.find(&Caller::Local, &id, 100).is_err());
     }
 
     #[test]

@@ -1,31 +1,23 @@
-//! Decoding of uploads: PNG, JPEG and WebP, within limits, to pixels that are stored as WebP without loss.
+//! Decoding of uploaded pictures: PNG, JPEG and WebP, within limits, to pixels that are stored as WebP without loss:
+//! upright, and without anything else.
 
+use super::content::{Content, Decoded};
 use crate::fault::Fault;
-use axum::http::StatusCode;
 use image::codecs::webp::WebPEncoder;
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, Limits};
 use std::io::Cursor;
 
-/// A decoded upload.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Decoded {
-    /// Its pixels as a WebP file without loss, upright, and without anything else.
-    pub(super) webp: Vec<u8>,
-    /// Its width in pixels.
-    pub(super) width: u32,
-    /// Its height in pixels.
-    pub(super) height: u32,
+/// The format of a picture that is read.
+pub(super) fn format(sent: &[u8]) -> Option<ImageFormat> {
+    let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
+    image::guess_format(sent).ok().filter(|format| known.contains(format))
 }
 
-/// Decodes a file. Of an animation, the first picture is taken.
+/// Decodes a file of a format. Of an animation, the first picture is taken.
 ///
 /// # Errors
-/// It is no PNG, JPEG or WebP file, it is damaged, or a side is longer than `side` pixels.
-pub(super) fn decoded(content: &[u8], side: u32) -> Result<Decoded, Fault> {
-    let format = match image::guess_format(content) {
-        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => format,
-        _ => return Err(other_format(content)),
-    };
+/// It is damaged, or a side is longer than `side` pixels.
+pub(super) fn decoded(content: &[u8], format: ImageFormat, side: u32) -> Result<Decoded, Fault> {
     let damaged =
         |error: image::ImageError| Fault::parameter("file", format!("the picture cannot be read: {error}"));
     let mut limits = Limits::default();
@@ -54,54 +46,18 @@ pub(super) fn decoded(content: &[u8], side: u32) -> Result<Decoded, Fault> {
     let mut webp = Vec::new();
     let encoder = WebPEncoder::new_lossless(&mut webp);
     encoder.write_image(pixels.as_raw(), width, height, ExtendedColorType::Rgba8).map_err(Fault::internal)?;
-    Ok(Decoded { webp, width, height })
-}
-
-/// The refusal of a file in another format, by its name where it is known.
-fn other_format(content: &[u8]) -> Fault {
-    let message = match content {
-        _ if is_video(content) => "videos cannot be uploaded: no model of this server reads them",
-        _ if is_sound(content) => "sounds cannot be uploaded: this server adds none to clips",
-        [] => "the file is empty",
-        _ => "the file is no picture that this server reads: upload PNG, JPEG or WebP",
-    };
-    Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message).about("file")
-}
-
-fn is_video(content: &[u8]) -> bool {
-    match content {
-        // MP4, MOV and their like, but not pictures in the same container.
-        [_, _, _, _, b'f', b't', b'y', b'p', a, b, c, d, ..] => {
-            ![*b"heic", *b"avif", *b"mif1", *b"M4A "].contains(&[*a, *b, *c, *d])
-        }
-        // Matroska and WebM, AVI, MPEG, FLV, GIF.
-        [0x1A, 0x45, 0xDF, 0xA3, ..]
-        | [0, 0, 1, 0xBA | 0xB3, ..]
-        | [b'F', b'L', b'V', ..]
-        | [b'G', b'I', b'F', b'8', ..] => true,
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'A', b'V', b'I', b' ', ..] => true,
-        // MPEG transport stream.
-        [0x47, ..] => content.get(188) == Some(&0x47),
-        _ => false,
-    }
-}
-
-fn is_sound(content: &[u8]) -> bool {
-    matches!(
-        content,
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'A', b'V', b'E', ..]
-            | [b'I', b'D', b'3', ..]
-            | [0xFF, 0xFB | 0xF3 | 0xF2 | 0xF1 | 0xF9, ..]
-            | [b'f', b'L', b'a', b'C', ..]
-            | [b'O', b'g', b'g', b'S', ..]
-            | [_, _, _, _, b'f', b't', b'y', b'p', b'M', b'4', b'A', b' ', ..]
-    )
+    Ok(Decoded { file: webp, content: Content::Picture { width, height } })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use axum::http::StatusCode;
     use image::{Rgba, RgbaImage};
+
+    fn decoded(sent: &[u8], side: u32) -> Result<Decoded, Fault> {
+        super::decoded(sent, format(sent).unwrap(), side)
+    }
 
     fn encoded(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
         let picture = RgbaImage::from_fn(width, height, |x, y| Rgba([x as u8, y as u8, 7, 255]));
@@ -125,33 +81,12 @@ pub(super) mod tests {
     fn pixels_are_kept_and_nothing_else() {
         for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Jpeg] {
             let found = decoded(&encoded(20, 10, format), 64).unwrap();
-            assert_eq!((found.width, found.height), (20, 10), "{format:?}");
-            let stored = image::load_from_memory(&found.webp).unwrap().into_rgba8();
+            assert_eq!(found.content, Content::Picture { width: 20, height: 10 }, "{format:?}");
+            let stored = image::load_from_memory(&found.file).unwrap().into_rgba8();
             assert_eq!(stored.dimensions(), (20, 10));
             if format != ImageFormat::Jpeg {
                 assert_eq!(stored.get_pixel(3, 5).0, [3, 5, 7, 255], "{format:?}");
             }
-        }
-    }
-
-    #[test]
-    fn other_files_are_refused_by_name() {
-        let code = |content: &[u8]| decoded(content, 64).unwrap_err();
-        for (content, word) in [
-            (&b"\0\0\0\x18ftypmp42"[..], "videos"),
-            (b"\x1A\x45\xDF\xA3 webm", "videos"),
-            (b"RIFF....AVI LIST", "videos"),
-            (b"GIF89a..", "videos"),
-            (b"RIFF....WAVEfmt ", "sounds"),
-            (b"ID3\x04", "sounds"),
-            (b"\0\0\0\x18ftypM4A ", "sounds"),
-            (b"", "empty"),
-            (b"<svg/>", "no picture"),
-            (b"%PDF-1.7", "no picture"),
-        ] {
-            let fault = code(content);
-            assert_eq!(fault.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
-            assert!(fault.message.contains(word), "{}", fault.message);
         }
     }
 

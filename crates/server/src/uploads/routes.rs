@@ -2,7 +2,7 @@
 
 use super::form::{self, File};
 use super::policy::{Policy, PolicyData};
-use super::{Upload, Uploads};
+use super::{Content, Upload, Uploads};
 use crate::access::Caller;
 use crate::app::App;
 use crate::body::{Body, Fields};
@@ -33,10 +33,10 @@ pub(crate) fn policy_router() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(get_policy))
 }
 
-/// A picture that was uploaded.
+/// A picture or a sound that was uploaded.
 #[derive(Debug, Serialize, ToSchema)]
 struct UploadObject {
-    /// Its name, for `post.logo`.
+    /// Its name, for `post.logo` or `post.sound`.
     id: String,
     /// Always `upload`.
     #[schema(pattern = "^upload$")]
@@ -45,10 +45,12 @@ struct UploadObject {
     filename: String,
     /// Bytes that it takes of the quota.
     bytes: u64,
-    /// Its width in pixels.
-    width: u32,
-    /// Its height in pixels.
-    height: u32,
+    /// `picture` or `sound`.
+    #[schema(pattern = "^(picture|sound)$")]
+    kind: &'static str,
+    /// What it is.
+    #[serde(flatten)]
+    content: Content,
     /// When it was uploaded, in seconds since 1970.
     created_at: u64,
     /// When it is removed.
@@ -57,9 +59,9 @@ struct UploadObject {
 
 impl From<Upload> for UploadObject {
     fn from(upload: Upload) -> Self {
-        let Upload { id, name, bytes, width, height, created, expires, owner: _ } = upload;
-        let (created_at, expires_at) = (created, expires);
-        Self { id, object: "upload", filename: name, bytes, width, height, created_at, expires_at }
+        let Upload { id, name, bytes, content, created, expires, owner: _ } = upload;
+        let (kind, created_at, expires_at) = (content.kind(), created, expires);
+        Self { id, object: "upload", filename: name, bytes, kind, content, created_at, expires_at }
     }
 }
 
@@ -67,12 +69,12 @@ impl From<Upload> for UploadObject {
 #[derive(Debug, Deserialize, ToSchema)]
 #[expect(dead_code, reason = "describes what `form` reads")]
 struct UploadForm {
-    /// A PNG, JPEG or WebP file.
+    /// A PNG, JPEG, WebP or WAV file.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
 }
 
-/// A picture on another server.
+/// A picture or a sound on another server.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "describes what `Body` reads")]
@@ -95,7 +97,7 @@ struct PolicyForm {
     policy: String,
     /// The directory of the policy, a slash and the name of the file.
     key: String,
-    /// A PNG, JPEG or WebP file.
+    /// A PNG, JPEG, WebP or WAV file.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
 }
@@ -122,7 +124,7 @@ struct DeletedUpload {
     deleted: bool,
 }
 
-/// Reads a file, and keeps its picture.
+/// Reads a file, and keeps its content.
 async fn keep<T>(
     app: &Arc<App>,
     request: Request,
@@ -140,10 +142,10 @@ async fn keep<T>(
     added.await.map_err(Fault::internal)?
 }
 
-/// Gets a picture from another server, if the operator allows it, and keeps it.
+/// Gets a file from another server, if the operator allows it, and keeps it.
 async fn fetched(app: &Arc<App>, owner: Option<String>, mut fields: Fields) -> Result<Upload, Fault> {
     let url = fields.text("url")?;
-    let url = url.ok_or_else(|| Fault::parameter("url", "`url` is missing: name the picture"))?;
+    let url = url.ok_or_else(|| Fault::parameter("url", "`url` is missing: name the file"))?;
     fields.finish()?;
     let Ok(_reading) = app.uploads.reading.try_acquire() else {
         return Err(Fault::too_many("other files are being uploaded: try again in a moment", 2));
@@ -153,7 +155,7 @@ async fn fetched(app: &Arc<App>, owner: Option<String>, mut fields: Fields) -> R
     let fetcher = app.fetcher.clone();
     let content = tokio::task::spawn_blocking(move || fetcher.get(&url)).await.map_err(Fault::internal)?;
     let content =
-        content.map_err(|why| Fault::unsupported("url", format!("the picture cannot be fetched: {why}")))?;
+        content.map_err(|why| Fault::unsupported("url", format!("the file cannot be fetched: {why}")))?;
     let _decoding = app.uploads.decoding.acquire().await.map_err(Fault::internal)?;
     let (uploads, now) = (Arc::clone(&app.uploads), app.now());
     let added = tokio::task::spawn_blocking(move || {
@@ -163,7 +165,7 @@ async fn fetched(app: &Arc<App>, owner: Option<String>, mut fields: Fields) -> R
     added.map_err(|fault| if fault.param.is_some() { fault.about("url") } else { fault })
 }
 
-/// Upload a picture, for a day, as a file or by its address
+/// Upload a picture or a sound, for a day, as a file or by its address
 #[utoipa::path(
     post, path = "/v1/uploads", tag = "Rushes",
     request_body(content((UploadForm = "multipart/form-data"), (UploadUrl = "application/json"))),
@@ -188,7 +190,7 @@ async fn create_upload(
     Ok(Json(upload.into()))
 }
 
-/// Upload a picture with a policy instead of a token, as the SDK of DashScope does
+/// Upload a picture or a sound with a policy instead of a token, as the SDK of DashScope does
 #[utoipa::path(
     post, path = "/uploads", tag = "DashScope tasks", security(()),
     request_body(content((PolicyForm = "multipart/form-data"))),

@@ -79,7 +79,10 @@ pub(super) fn absolute_post_process(spec: PostProcessSpec) -> Result<PostProcess
         Some((colour, path)) => Some((colour, absolute(Field::Background, &path)?)),
         None => None,
     };
-    let audio = audio.map(|path| absolute(Field::Audio, &path)).transpose()?;
+    let audio = match audio {
+        Some(source) => Some(source.with_path(absolute(Field::Audio, source.path())?)),
+        None => None,
+    };
     Ok(PostProcessSpec { captions, logo, key, audio, rate })
 }
 

@@ -170,7 +170,7 @@ fn post_processing(request: &Request) -> Vec<(&'static str, String)> {
         }
     }
     lines.extend(logo.iter().map(|(path, corner)| ("logo", format!("{}, {corner}", path.display()))));
-    lines.extend(audio.iter().map(|path| ("audio", path.display().to_string())));
+    lines.extend(audio.iter().map(|source| ("audio", source.path().display().to_string())));
     lines.extend(
         key.iter().map(|(colour, path)| ("key", format!("{colour}, replaced by {}", path.display()))),
     );
@@ -268,7 +268,7 @@ mod tests {
     use bundle::settings::{ScheduleKind, SolverKind};
     use bundle::units::GuidanceScale;
     use media::SigningKey;
-    use media::post_process::{Caption, Corner, Interpolation, KeyColour};
+    use media::post_process::{AudioSource, Caption, Corner, Interpolation, KeyColour};
     use runtime::job::ForkSpec;
     use runtime::scheduler::{Priority, Seconds};
 
@@ -316,7 +316,7 @@ mod tests {
             captions: vec![Caption::always("a fox"), Caption::always("runs"), Caption::always("on")],
             logo: Some(("/logo.png".into(), Corner::TopLeft)),
             key: Some((KeyColour::Green, "/beach.mp4".into())),
-            audio: Some("/song.ogg".into()),
+            audio: Some(AudioSource::File("/song.ogg".into())),
             rate: Some(("24".parse().unwrap(), Interpolation::Blend)),
         };
         (request.mark, request.metadata) = (false, false);

@@ -1,20 +1,23 @@
-//! What is drawn on the frames of a clip after it is made: captions, and a logo that was uploaded.
+//! What a clip gets after it is made: captions, and a logo and a sound that were uploaded.
+
+mod uploaded;
+
+pub(crate) use uploaded::{formats_with_sound, keep};
 
 use crate::access::Caller;
 use crate::app::App;
 use crate::body::Fields;
 use crate::fault::Fault;
 use bundle::Diagnose;
-use bundle::digest::Digest;
 use jobs::request::Request;
-use media::ClipFormat;
 use media::post_process::{Caption, Corner};
+use media::{ClipFormat, FileFormat};
 use runtime::job::{Extra, InputFile};
 use runtime::plan::Length;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::path::Path;
 use std::time::Duration;
+use uploaded::{LogoField, SoundField};
 use utoipa::ToSchema;
 
 /// The most captions of a clip, and the most bytes of one.
@@ -22,19 +25,19 @@ const MOST_CAPTIONS: usize = 100;
 const LONGEST_CAPTION: usize = 1000;
 /// The longest time of a caption, in seconds.
 const LATEST: f64 = 24.0 * 3600.0;
-/// The copy of a logo in the folder of its job.
-const LOGO: &str = "logo.webp";
 
-/// What is drawn on the frames.
+/// What a clip gets.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Post {
     /// Texts and their times.
     captions: Vec<Caption>,
     /// An upload, by its name, and where it is drawn.
     logo: Option<(String, Corner)>,
+    /// An upload, by its name.
+    sound: Option<String>,
 }
 
-/// What is drawn on the frames of a clip.
+/// What is drawn on the frames of a clip, and its sound.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "describes what `Body` reads")]
@@ -43,6 +46,8 @@ pub(crate) struct PostFields {
     captions: Option<CaptionsField>,
     /// A picture in a corner.
     logo: Option<LogoField>,
+    /// A sound, for mp4, webm and mkv.
+    sound: Option<SoundField>,
 }
 
 /// A text, or texts with their times.
@@ -72,17 +77,6 @@ struct CaptionField {
     end: Option<f64>,
 }
 
-/// A picture in a corner.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "describes what `Body` reads")]
-struct LogoField {
-    /// The name of an upload, not larger than the clip.
-    upload: String,
-    /// `top-left`, `top-right`, `bottom-left` or `bottom-right`, which is the default.
-    corner: Option<String>,
-}
-
 impl Post {
     /// Takes `post`.
     ///
@@ -91,31 +85,11 @@ impl Post {
     pub(crate) fn read(fields: &mut Fields) -> Result<Option<Self>, Fault> {
         let Some(mut post) = fields.object("post")? else { return Ok(None) };
         let captions = post.value("captions").map(captions).transpose()?.unwrap_or_default();
-        let logo = match post.object("logo")? {
-            Some(mut logo) => {
-                let upload = logo.text("upload")?;
-                let missing =
-                    || Fault::parameter("post.logo", "`post.logo.upload` is missing: name an upload");
-                let corner = match logo.text("corner")? {
-                    Some(corner) => {
-                        let known = Corner::ALL.into_iter().find(|known| known.name() == corner);
-                        known.ok_or_else(|| {
-                            let names = Corner::ALL.map(Corner::name).join(", ");
-                            Fault::parameter("post.logo", format!("`post.logo.corner` is one of {names}"))
-                        })?
-                    }
-                    None => Corner::BottomRight,
-                };
-                logo.finish()?;
-                Some((upload.ok_or_else(missing)?, corner))
-            }
-            None => None,
-        };
-        for name in ["audio", "sound", "background"] {
-            post.refuse(name, "this server takes pictures and texts alone")?;
-        }
+        let (logo, sound) = (uploaded::logo(&mut post)?, uploaded::sound(&mut post)?);
+        post.refuse("audio", "a sound is an upload, named by `post.sound`")?;
+        post.refuse("background", "this server replaces none")?;
         post.finish()?;
-        Ok(Some(Self { captions, logo }))
+        Ok(Some(Self { captions, logo, sound }))
     }
 
     /// The texts of the captions.
@@ -123,11 +97,18 @@ impl Post {
         texts(&self.captions)
     }
 
-    /// Puts the settings into the request of a job, and checks that the captions and the logo fit into its clip.
+    /// Puts the settings into the request of a job, and checks that the captions and the logo fit into its clip, and
+    /// that its format has sound if there is one.
     ///
     /// # Errors
     /// The caller has no such upload, or something does not fit.
-    pub(crate) async fn apply(&self, app: &App, caller: &Caller, job: &mut Request) -> Result<(), Fault> {
+    pub(crate) async fn apply(
+        &self,
+        app: &App,
+        caller: &Caller,
+        job: &mut Request,
+        format: FileFormat,
+    ) -> Result<(), Fault> {
         job.post_process.captions.clone_from(&self.captions);
         match &*self.captions {
             [] => {}
@@ -141,41 +122,24 @@ impl Post {
             }
         }
         if let Some((name, corner)) = &self.logo {
-            let upload = app.uploads.find(caller, name, app.now());
-            let upload = upload
-                .map_err(|_unknown| Fault::parameter("post.logo", "`post.logo`: there is no such upload"))?;
-            let picture = app.uploads.picture(&upload);
-            let digest = Digest::of_file(&picture).map_err(Fault::internal)?.blake3;
-            let file = InputFile { name: upload.name, digest };
-            job.extras.insert("logo".into(), Extra::File { file, with: corner.to_string() });
-            job.post_process.logo = Some((picture, *corner));
+            uploaded::add_logo((app, caller), job, name, *corner)?;
+        }
+        if let Some(name) = &self.sound {
+            uploaded::add_sound((app, caller), job, name, format)?;
         }
         let (Some(size), Some(rate), Some(Length::Frames(frames))) =
             (job.clip.size, job.clip.fps, job.clip.length)
         else {
             return Err(Fault::internal("a plan without size, rate or length"));
         };
-        let format = ClipFormat { size, rate, frames: Some(frames) };
+        let made = ClipFormat { size, rate, frames: Some(frames) };
         let spec = job.post_process.clone();
-        let opened = tokio::task::spawn_blocking(move || spec.open(format).map(drop));
+        let opened = tokio::task::spawn_blocking(move || spec.open(made).map(drop));
         opened.await.map_err(Fault::internal)?.map_err(|error| {
             let fault = Fault::of_report(&error.report());
             Fault { message: crate::paths::without(&fault.message), ..fault }.about("post")
         })
     }
-}
-
-/// Copies the logo of a request into the folder of its job, which is still under another name, so that the job does not
-/// depend on the upload or on another job.
-///
-/// # Errors
-/// The file cannot be copied.
-pub(crate) fn keep_logo(request: &mut Request, being_made: &Path, folder: &Path) -> Result<(), jobs::Error> {
-    let Some((path, _)) = &mut request.post_process.logo else { return Ok(()) };
-    let copied = std::fs::copy(&*path, being_made.join(LOGO));
-    copied.map_err(bundle::Error::file("copy", &*path))?;
-    *path = folder.join(LOGO);
-    Ok(())
 }
 
 /// The texts of captions.
@@ -282,6 +246,17 @@ mod tests {
     }
 
     #[test]
+    fn a_logo_and_a_sound_are_uploads() {
+        let post = json!({"logo": {"upload": "a", "corner": "top-left"}, "sound": {"upload": "b"}});
+        for post in [post.clone(), json!(post.to_string())] {
+            let post = read(post).unwrap().unwrap();
+            assert_eq!(post.logo, Some(("a".to_owned(), Corner::TopLeft)));
+            assert_eq!(post.sound.as_deref(), Some("b"));
+        }
+        assert_eq!(formats_with_sound(), ["mp4", "webm", "mkv"]);
+    }
+
+    #[test]
     fn what_is_wrong_is_refused_by_name() {
         for (post, param) in [
             (json!("x"), "post"),
@@ -296,7 +271,11 @@ mod tests {
             (json!({"logo": {}}), "post.logo"),
             (json!({"logo": {"upload": "x", "corner": "middle"}}), "post.logo"),
             (json!({"logo": {"upload": "x", "path": "/etc/passwd"}}), "path"),
+            (json!({"sound": "upload_1"}), "sound"),
+            (json!({"sound": {}}), "post.sound"),
+            (json!({"sound": {"upload": "x", "path": "/etc/passwd"}}), "path"),
             (json!({"audio": "upload_1"}), "audio"),
+            (json!({"background": "upload_1"}), "background"),
             (json!({"path": "/etc/passwd"}), "path"),
         ] {
             assert_eq!(read(post.clone()).unwrap_err().param.as_deref(), Some(param), "{post}");
