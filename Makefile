@@ -11,7 +11,7 @@ software_driver = $(if $(filter webgpu,$(provider)),test ! -e $(webgpu_environme
 # Clippy and all tests have the same features, so that nothing is built twice.
 cargo_features := --features rushes/whip
 
-.PHONY: help setup preview test test-long test-providers test-clients bench bench-gpu package golden
+.PHONY: help setup preview test test-long test-providers test-clients test-proxies bench bench-gpu package golden
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,8 @@ help:
 	@echo 'make test-providers runs the tests that need execution providers; with SMOKE=1 only the short ones, and with'
 	@echo '               REQUIRE=openvino,webgpu those providers must be there'
 	@echo 'make test-clients runs the packages openai, dashscope, litellm and schemathesis against the server'
+	@echo 'make test-proxies runs the examples for nginx and Caddy in docs/serve.md in front of the server; both must be'
+	@echo '               installed, and WAIT=SECONDS sets the longest wait'
 	@echo 'make bench     times the three graphs of a model on this machine'
 	@echo 'make bench-gpu times CUDA and TensorRT on an NVIDIA GPU, in 15 minutes (ARGS=...)'
 	@echo 'make package   packages every crate and builds each, the program too, from its archive'
@@ -65,6 +67,12 @@ test-clients:
 	$(call timed,build,cargo build --locked --workspace $(cargo_features) --bin rushes-under-test)
 	$(call timed,clients,scripts/test-clients.sh $(target)/debug/rushes-under-test)
 	$(call timed,schema,scripts/test-schema.sh $(target)/debug/rushes-under-test)
+
+# Needs nginx, Caddy, curl and openssl, which it does not install. The program is that of the tests.
+test-proxies:
+	@scripts/setup.sh tests
+	$(call timed,build,cargo build --locked --workspace $(cargo_features) --bin rushes-under-test)
+	$(call timed,proxies,WAIT=$(WAIT) scripts/test-proxies.sh $(target)/debug/rushes-under-test)
 
 bench: setup
 	cargo bench --locked --package benches
