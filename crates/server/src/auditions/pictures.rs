@@ -96,7 +96,7 @@ fn png(file: Vec<u8>) -> Response {
 struct Cell {
     number: usize,
     seed: u64,
-    /// The state of a take whose picture is not complete.
+    /// What its label says of its state: nothing if it is complete, and nobody has kept it.
     state: Option<String>,
     complete: Option<PathBuf>,
     predicted: Option<Clean>,
