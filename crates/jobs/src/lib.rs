@@ -1,9 +1,10 @@
 //! Durable jobs: clips that are queued in a [`store`], survive their process, and are made by its [`owner`].
 //!
 //! In reading order: [`request`] (what a job was asked for), [`store`] (where jobs are kept; many processes read it and
-//! add to it), [`owner`] (the one process that makes them); [`fork`] (a job that goes on from another one), [`tags`]
-//! (what the outputs of a job carry).
+//! add to it), [`owner`] (the one process that makes them); [`fork`] (a job that goes on from another one),
+//! [`audition`] (jobs that differ in their seeds), [`tags`] (what the outputs of a job carry).
 
+pub mod audition;
 mod error;
 pub mod fork;
 pub mod owner;

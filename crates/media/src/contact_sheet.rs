@@ -6,7 +6,7 @@ use bundle::geometry::PixelSize;
 use bundle::{Diagnose, Report, atomic};
 use ndarray::{Array3, ArrayView3};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The start of the PNG comment of every sheet.
 const COMMENT: &str = "AI-generated contact sheet";
@@ -61,8 +61,6 @@ pub enum ContactSheetError {
     Text(#[from] crate::Error),
     /// The PNG cannot be encoded.
     Encoding {
-        /// The file.
-        path: PathBuf,
         /// The reason.
         why: String,
     },
@@ -99,11 +97,9 @@ impl Diagnose for ContactSheetError {
                 "make it shorter",
             ),
             Self::Text(error) => error.report(),
-            Self::Encoding { path, why } => Report::failed(
-                format!("the contact sheet {} cannot be encoded", path.display()),
-                why.clone(),
-                "report this as a bug",
-            ),
+            Self::Encoding { why } => {
+                Report::failed("the contact sheet cannot be encoded", why.clone(), "report this as a bug")
+            }
             Self::File(error) => error.report(),
         }
     }
@@ -211,11 +207,22 @@ impl ContactSheet {
         pictures: &[ArrayView3<'_, f32>],
         texts: &[(&str, &str)],
     ) -> Result<(), ContactSheetError> {
+        Ok(atomic::write_atomic(path, &self.png(pictures, texts)?)?)
+    }
+
+    /// Draws the pictures like [`Self::draw`] and returns a PNG like that of [`Self::write`].
+    ///
+    /// # Errors
+    /// The errors of [`Self::draw`]. Returns an error if a keyword is invalid.
+    pub fn png(
+        &self,
+        pictures: &[ArrayView3<'_, f32>],
+        texts: &[(&str, &str)],
+    ) -> Result<Vec<u8>, ContactSheetError> {
         let sheet = self.draw(pictures)?;
         let comment = format!("{COMMENT} of {} takes", pictures.len());
-        let file = encoded(&sheet, self.grid.size, &comment, texts)
-            .map_err(|error| ContactSheetError::Encoding { path: path.to_owned(), why: error.to_string() })?;
-        Ok(atomic::write_atomic(path, &file)?)
+        encoded(&sheet, self.grid.size, &comment, texts)
+            .map_err(|error| ContactSheetError::Encoding { why: error.to_string() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What every request can reach.
 
 use crate::access::tokens::Tokens;
+use crate::auditions::index::Auditions;
 use crate::clips::index::Clips;
 use crate::clips::queue::Queue;
 use crate::config::{Config, PublicUrl};
@@ -32,6 +33,8 @@ pub(crate) struct App {
     pub keys: Keys,
     /// The clips of this server.
     pub clips: Arc<Clips>,
+    /// The auditions that some of them are takes of.
+    pub(crate) auditions: Auditions,
     /// The queue.
     pub queue: Queue,
     /// Held while a bundle with LoRAs is made.

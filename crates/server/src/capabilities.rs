@@ -5,12 +5,12 @@ use crate::app::App;
 use crate::clips::checked::boundary_of;
 use crate::config::Limits;
 use crate::fault::ErrorBody;
-use crate::loras;
 use crate::models::ServedModel;
-use crate::post;
+use crate::{auditions, loras, post};
 use axum::Json;
 use axum::extract::State;
 use bundle::settings::{ScheduleKind, SolverKind};
+use jobs::audition::{MAX_TAKES, TAKE_STEPS};
 use media::wav::{HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS};
 use serde::Serialize;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub(crate) struct Capabilities {
     pub aliases: Vec<String>,
     /// Bounds of a clip.
     pub limits: ClipLimits,
+    /// Auditions, which every model can do.
+    pub auditions: AuditionLimits,
     /// Formats of files.
     pub formats: Vec<&'static str>,
     /// Those of them that carry sound.
@@ -121,6 +123,17 @@ impl UploadLimits {
     }
 }
 
+/// How many takes auditions have.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AuditionLimits {
+    /// Takes, unless asked for otherwise.
+    pub takes: usize,
+    /// The most takes.
+    pub most_takes: usize,
+    /// Steps of a take, unless asked for otherwise. They are fewer if the first expert makes fewer.
+    pub steps_of: usize,
+}
+
 impl Model {
     fn of(model: &ServedModel) -> Self {
         let defaults = &model.manifest.defaults;
@@ -160,6 +173,11 @@ async fn get_capabilities(State(app): State<Arc<App>>, _caller: Caller) -> Json<
             frames: limits.frames,
             steps: limits.steps,
             queue: limits.queue,
+        },
+        auditions: AuditionLimits {
+            takes: auditions::TAKES,
+            most_takes: MAX_TAKES.min(limits.queue),
+            steps_of: TAKE_STEPS,
         },
         formats: vec!["mp4", "webm", "mkv", "gif", "webp"],
         sound_formats: post::formats_with_sound(),

@@ -27,6 +27,11 @@ pub(crate) fn clip_id() -> String {
     format!("video_{}", hex(&random::<16>()))
 }
 
+/// The public name of a new audition, which nobody can guess.
+pub(crate) fn audition_id() -> String {
+    format!("audition_{}", hex(&random::<16>()))
+}
+
 /// Returns true if a text has the form of the name of a clip.
 pub(crate) fn is_clip_id(text: &str) -> bool {
     let digits = text.strip_prefix("video_").unwrap_or_default();

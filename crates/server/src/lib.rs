@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`Config`] and [`run`] (start and end), `routes` (all of them, and the checks around them),
 //! `access` (tokens, cookies, origins), `links` (media without a token), `clips` (the one model of a job behind all
-//! APIs), then the APIs: `openai`, `dashscope`, `plain`, `mlperf`, and `own` for what only Rushes has. `fault` is what
+//! APIs), then the APIs: `openai`, `dashscope`, `plain`, `mlperf`, and `own` and `auditions` for what only Rushes has. `fault` is what
 //! is answered to a request that cannot be served. [`screening`] is where texts and frames can be refused. `uploads` keeps
 //! pictures and sounds of clients, and `post` puts them and captions on clips. `loras` and `latents` find what requests
 //! name, with `named_files`. `live` encodes clips that somebody watches while they are made.
@@ -13,6 +13,7 @@
 
 mod access;
 mod app;
+mod auditions;
 mod body;
 mod capabilities;
 mod clips;
@@ -34,6 +35,7 @@ mod models;
 mod named_files;
 mod openai;
 mod own;
+mod page;
 mod paths;
 mod pictures;
 mod plain;

@@ -3,7 +3,7 @@
 use crate::access::guard::guard;
 use crate::app::App;
 use crate::fault::{Fault, styled};
-use crate::{capabilities, dashscope, health, metrics, mlperf, openai, own, plain, uploads};
+use crate::{auditions, capabilities, dashscope, health, metrics, mlperf, openai, own, plain, uploads};
 use axum::extract::{MatchedPath, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -25,6 +25,7 @@ fn apis() -> OpenApiRouter<Arc<App>> {
         .merge(plain::router())
         .merge(mlperf::router())
         .merge(own::router())
+        .merge(auditions::router())
         .merge(uploads::router())
         .merge(capabilities::router())
         .merge(health::router())

@@ -2,6 +2,8 @@
 
 use crate::access::tokens::{self, Tokens};
 use crate::app::App;
+use crate::auditions::ending::give_up_old;
+use crate::auditions::index::Auditions;
 use crate::clips::deleting::{remove_files, remove_unknown};
 use crate::clips::index::Clips;
 use crate::clips::maker::{Made, Maker};
@@ -164,6 +166,7 @@ async fn serve(config: Config, options: Options, started: &mut dyn FnMut(&Starte
         models,
         tokens,
         keys,
+        auditions: Auditions::of(&clips),
         clips,
         queue,
         lora_turn: Arc::default(),
@@ -207,6 +210,10 @@ async fn watch_cancel(cancel: Cancel, end: watch::Sender<bool>) {
 async fn follow_ends(app: Arc<App>, mut ends: mpsc::UnboundedReceiver<Made>) {
     while let Some(Made::Ended(clip)) = ends.recv().await {
         let status = clip.status();
+        if !status.state.has_ended() {
+            // A take that was cancelled to be kept is queued again by now.
+            continue;
+        }
         tracing::info!(clip = clip.ticket.id, job = clip.job.0, state = %status.state, "a clip has ended");
         app.metrics.ended(status.state);
         app.pictures.forget(clip.job);
@@ -235,10 +242,12 @@ async fn sweep(app: Arc<App>) {
                     swept.clips.forget(&clip);
                 }
             }
+            swept.auditions.sweep(&swept.clips);
         };
         if tokio::task::spawn_blocking(sweep).await.is_err() {
             tracing::error!("clips whose jobs are gone could not be removed");
         }
+        give_up_old(&app).await;
     }
 }
 

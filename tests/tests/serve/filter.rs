@@ -26,6 +26,7 @@ fn every_api_refuses_texts_and_says_why() {
     );
     assert!(error["message"].as_str().unwrap().contains("category sexual"), "{error}");
     for (path, body) in [
+        ("/v1/auditions", json!({"prompt": REFUSED})),
         ("/wan2.2/t2v/generate", json!({"prompt": REFUSED})),
         ("/v1/videos/generations", json!({"prompt": REFUSED})),
         ("/proxy/openai/v1/videos", short(REFUSED)),

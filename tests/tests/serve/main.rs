@@ -1,6 +1,7 @@
 //! The server, over HTTP: one module per API or promise.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod auditions;
 mod classifier;
 mod filter;
 mod live;

@@ -10,6 +10,7 @@ use super::progress::Progress;
 use super::render;
 use super::seed::SeedChoice;
 use crate::Error;
+use ::jobs::audition::{MAX_TAKES, consecutive, steps_of};
 use bundle::preview::PreviewKind;
 use bundle::units::Seed;
 use bundle::{Diagnose, Field};
@@ -28,10 +29,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// Steps of a take without `--steps-of`.
-const STEPS: usize = 8;
-/// The most takes.
-pub(super) const MAX_TAKES: usize = 100;
 /// The contact sheet in the folder of the takes.
 const SHEET: &str = "sheet.png";
 
@@ -49,11 +46,9 @@ pub(super) fn run(args: &AuditionArgs, global: &GlobalArgs) -> Result<ExitCode, 
     }
     let cancel = global.interrupts.cancel();
     let Seed(first) = args.seed.unwrap_or(SeedChoice::Any).seed();
-    let takes: Vec<Take> = (0..args.seeds)
-        .map(|index| Take {
-            folder: args.out.join(format!("take-{}", index + 1)),
-            seed: Seed(first.wrapping_add(index as u64)),
-        })
+    let takes: Vec<Take> = (1..)
+        .zip(consecutive(Seed(first), args.seeds))
+        .map(|(number, seed)| Take { folder: args.out.join(format!("take-{number}")), seed })
         .collect();
     for take in &takes {
         JobFolder::check_new(&take.folder).map_err(|error| {
@@ -176,24 +171,6 @@ fn stopped(error: Error, whole: usize, take: &Path) -> Error {
     let go_on = format!("rushes generate --resume {}", take.display());
     let kept = format!("{whole} takes are whole, and {} can go on", take.display());
     Error::Interrupted { phase: "making takes", kept, go_on: Some(go_on) }
-}
-
-/// The number of steps that a take makes.
-///
-/// # Errors
-/// Returns an error if the clip does not have as many.
-pub(super) fn steps_of(given: Option<usize>, plan: &GenerationPlan) -> Result<usize, Error> {
-    let all = plan.schedule.steps();
-    let of_first_expert = plan.expert_steps.iter().map(|(_, steps)| *steps).find(|steps| *steps > 0);
-    match given {
-        None => Ok(STEPS.min(of_first_expert.unwrap_or(all))),
-        Some(steps) if (1..=all).contains(&steps) => Ok(steps),
-        Some(steps) => {
-            let rule = format!("a take makes 1 to {all} of the {all} steps");
-            let fix = format!("use {}, or leave it out", STEPS.min(all));
-            Err(bundle::Error::value(Field::StepsOf, steps, rule, fix).into())
-        }
-    }
 }
 
 fn report(

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 pub const RUN: &str = "run";
 /// The job folder that a fork goes on from, in the folder of a job.
 pub const ORIGIN: &str = "origin";
+/// The picture of a take, in the folder of its job.
+pub const PICTURE: &str = "take.png";
 
 /// The largest number of a job. Numbers are exact in JSON and fit in SQLite.
 const LARGEST_NUMBER: u64 = 1 << 53;

@@ -46,7 +46,7 @@ mod tests;
 
 pub use clock::now;
 pub use giving::{Given, give};
-pub use layout::{ORIGIN, RUN};
+pub use layout::{ORIGIN, PICTURE, RUN};
 pub use outputs::check_free;
 pub use owned::OwnedStore;
 pub use types::{Answer, JobOrder, JobRow, Lease, Outcome, PendingOrder, Progress, State};
@@ -96,7 +96,7 @@ impl Store {
 
     /// The picture of a take.
     pub fn take_picture(&self, id: JobId) -> PathBuf {
-        self.job_folder(id).join("take.png")
+        self.job_folder(id).join(PICTURE)
     }
 
     /// The contact sheet of an audition.

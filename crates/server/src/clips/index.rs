@@ -40,6 +40,8 @@ pub(crate) struct Status {
     pub ended: Option<f64>,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// False as long as it is a take of an audition that nobody has kept.
+    pub is_kept: bool,
     /// True once the client has deleted it.
     pub is_deleted: bool,
     /// Why its frames were refused, if they were.
@@ -47,7 +49,12 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// Returns true if the file of the clip is complete, and may be seen.
+    /// Returns true if it is a video for clients: neither deleted nor a take that nobody has kept.
+    pub(crate) fn is_video(&self) -> bool {
+        self.is_kept && !self.is_deleted
+    }
+
+    /// Returns true if the file of the clip is complete, and may be seen. Of a take it is the picture.
     pub(crate) fn is_complete(&self) -> bool {
         matches!(self.state, State::Done | State::Stopped) && self.refused.is_none()
     }
@@ -65,6 +72,8 @@ impl Status {
             started: row.started,
             ended: row.ended,
             outcome: row.outcome.clone(),
+            // A take has no output until it is kept.
+            is_kept: row.request.take.is_none() || !row.request.outputs.is_empty(),
             is_deleted: false,
             refused: None,
         }
@@ -117,19 +126,22 @@ struct Index {
 /// The most ends of jobs that are not known. Jobs of other programs never become known.
 const MOST_EARLY: usize = 256;
 
-/// A place in the queue for a job that is being stored. It is free again when this is dropped.
+/// Places in the queue for jobs that are being stored. They are free again when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     clips: Arc<Clips>,
     owner: Option<String>,
+    count: usize,
     key: Option<String>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut index = self.clips.lock();
-        if let Some(at) = index.arriving.iter().position(|owner| *owner == self.owner) {
-            index.arriving.swap_remove(at);
+        for _place in 0..self.count {
+            if let Some(at) = index.arriving.iter().position(|owner| *owner == self.owner) {
+                index.arriving.swap_remove(at);
+            }
         }
         if let Some(key) = self.key.take() {
             let used = (self.owner.clone(), key);
@@ -183,14 +195,14 @@ impl Clips {
         clip
     }
 
-    /// Takes a place in the queue for a job that is going to be stored.
+    /// Takes places in the queue for `count` jobs that are going to be stored together.
     ///
     /// # Errors
-    /// The queue, or what the token may have in it, is full, or a request with the same key is being stored.
+    /// The queue, or what the token may have in it, has not as many, or a request with the same key is being stored.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         caller: &Caller,
-        bound: usize,
+        (bound, count): (usize, usize),
         key: Option<&str>,
     ) -> Result<Place, Fault> {
         let owner = caller.owner().map(str::to_owned);
@@ -198,14 +210,21 @@ impl Clips {
         let own = |owners: &mut dyn Iterator<Item = &Option<String>>| {
             owners.filter(|other| **other == owner).count()
         };
-        if index.open.len() + index.arriving.len() >= bound {
-            let message = format!("the queue is full: {bound} jobs wait or run; try again later");
+        let more = if count == 1 { String::new() } else { format!(", and these are {count} more") };
+        let taken = index.open.len() + index.arriving.len();
+        if taken + count > bound {
+            let message = if taken >= bound {
+                format!("the queue is full: {bound} jobs wait or run; try again later")
+            } else {
+                format!("the queue has places for {bound} jobs: {taken} wait or run{more}; try again later")
+            };
             return Err(Fault::too_many(message, 30));
         }
         let mine = own(&mut index.open.values()) + own(&mut index.arriving.iter());
-        if let Some(most) = caller.most_jobs().filter(|most| mine >= *most) {
-            let message =
-                format!("{mine} jobs of this token wait or run, and it may have {most}; try again later");
+        if let Some(most) = caller.most_jobs().filter(|most| mine + count > *most) {
+            let message = format!(
+                "{mine} jobs of this token wait or run{more}, and it may have {most}; try again later"
+            );
             return Err(Fault::too_many(message, 30));
         }
         if let Some(key) = key {
@@ -219,8 +238,8 @@ impl Clips {
             }
             index.keys_in_use.push(used);
         }
-        index.arriving.push(owner.clone());
-        Ok(Place { clips: Arc::clone(self), owner, key: key.map(str::to_owned) })
+        index.arriving.extend(std::iter::repeat_n(owner.clone(), count));
+        Ok(Place { clips: Arc::clone(self), owner, count, key: key.map(str::to_owned) })
     }
 
     /// The clip that an earlier request with this idempotency key has made.
@@ -244,7 +263,7 @@ impl Clips {
         Err(Fault::conflict("idempotency_key_reused", message))
     }
 
-    /// The clip of a name, if the caller may see it.
+    /// The video of a name, if the caller may see it.
     ///
     /// # Errors
     /// There is none that the caller may see.
@@ -253,11 +272,11 @@ impl Clips {
         clip.ok_or_else(|| Fault::not_found("video"))
     }
 
-    /// The clip of a name.
+    /// The video of a name.
     pub(crate) fn get(&self, id: &str) -> Option<Arc<Clip>> {
         let index = self.lock();
         let clip = index.by_id.get(id).and_then(|job| index.by_job.get(job));
-        clip.filter(|clip| !clip.status.borrow().is_deleted).cloned()
+        clip.filter(|clip| clip.status.borrow().is_video()).cloned()
     }
 
     /// The clip of a job.
@@ -265,11 +284,11 @@ impl Clips {
         self.lock().by_job.get(&job).cloned()
     }
 
-    /// The clips that a caller may see, oldest first.
+    /// The videos that a caller may see, oldest first.
     pub(crate) fn list(&self, caller: &Caller) -> Vec<Arc<Clip>> {
         let index = self.lock();
         let is_seen = |clip: &&Arc<Clip>| {
-            caller.may_see(clip.ticket.owner.as_deref()) && !clip.status.borrow().is_deleted
+            caller.may_see(clip.ticket.owner.as_deref()) && clip.status.borrow().is_video()
         };
         index.by_job.values().filter(is_seen).cloned().collect()
     }
@@ -363,7 +382,7 @@ impl Clips {
         let Some(clip) = self.lock().by_job.get(&row.id).cloned() else { return };
         clip.status.send_if_modified(|status| {
             let (is_deleted, refused) = (status.is_deleted, status.refused.clone());
-            let found = Status { is_deleted, refused, ..Status::of(row) };
+            let found = Status { is_kept: status.is_kept, is_deleted, refused, ..Status::of(row) };
             let is_other = *status != found;
             *status = found;
             is_other
@@ -378,6 +397,28 @@ impl Clips {
         } else {
             index.open.insert(clip.job, clip.ticket.owner.clone());
         }
+    }
+
+    /// Notes that the client keeps a take, which is a video that waits from now on. Returns its state before.
+    ///
+    /// This comes before the order: the owner may have made the whole clip before its answer is read.
+    pub(crate) fn note_kept(&self, clip: &Clip) -> Status {
+        let before = clip.status();
+        clip.status.send_modify(|status| {
+            let Progress { steps_done, steps, frames, .. } = status.progress;
+            status.progress = Progress { steps_done, steps, frames, ..Progress::default() };
+            (status.state, status.is_kept) = (State::Queued, true);
+            (status.ended, status.outcome) = (None, None);
+        });
+        self.note_open(clip, State::Queued);
+        before
+    }
+
+    /// Takes back that a take is kept, because its order was refused.
+    pub(crate) fn note_not_kept(&self, clip: &Clip, before: Status) {
+        let state = before.state;
+        clip.status.send_replace(before);
+        self.note_open(clip, state);
     }
 
     /// Notes that the client has deleted a clip.
@@ -397,5 +438,29 @@ impl Clips {
         index.by_id.remove(&clip.ticket.id);
         index.open.remove(&clip.job);
         index.by_key.retain(|_, job| *job != clip.job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_taken_together_and_given_back() {
+        let clips = Arc::new(Clips::new(PathBuf::new()));
+        let reserve = |count| clips.reserve(&Caller::Local, (4, count), None);
+        let three = reserve(3).unwrap();
+        let message = reserve(2).unwrap_err().message;
+        assert_eq!(
+            message,
+            "the queue has places for 4 jobs: 3 wait or run, and these are 2 more; try again later"
+        );
+        let one = reserve(1).unwrap();
+        assert_eq!(reserve(1).unwrap_err().message, "the queue is full: 4 jobs wait or run; try again later");
+        drop(three);
+        let others = reserve(3).unwrap();
+        assert!(reserve(1).is_err());
+        drop((one, others));
+        assert!(reserve(4).is_ok());
     }
 }

@@ -39,8 +39,11 @@ impl std::fmt::Debug for NewJob {
     }
 }
 
+/// Who waits for the jobs of one submission.
+type Waiter = oneshot::Sender<Result<Vec<JobRow>, Error>>;
+
 enum Command {
-    Submit(Box<NewJob>, oneshot::Sender<Result<JobRow, Error>>),
+    Submit(Vec<NewJob>, Waiter),
     Order(JobId, JobOrder, oneshot::Sender<Result<Ordered, Error>>),
 }
 
@@ -90,8 +93,17 @@ impl Queue {
     /// # Errors
     /// See [`Store::submit`].
     pub(crate) async fn submit(&self, job: NewJob) -> Result<JobRow, Error> {
+        let rows = self.submit_all(vec![job]).await?;
+        rows.into_iter().next().ok_or_else(|| gone(&self.folder))
+    }
+
+    /// Adds jobs that belong together, all or none. When this returns, they survive a power cut.
+    ///
+    /// # Errors
+    /// See [`Store::submit`].
+    pub(crate) async fn submit_all(&self, jobs: Vec<NewJob>) -> Result<Vec<JobRow>, Error> {
         let (sender, answer) = oneshot::channel();
-        self.send(Command::Submit(Box::new(job), sender))?;
+        self.send(Command::Submit(jobs, sender))?;
         answer.await.unwrap_or_else(|_gone| Err(gone(&self.folder)))
     }
 
@@ -147,7 +159,7 @@ fn run(mut store: Store, commands: &Receiver<Command>) {
         let mut batch = Vec::new();
         for command in next.into_iter().chain(commands.try_iter().take(MOST_AT_ONCE)) {
             match command {
-                Command::Submit(job, answer) => batch.push((*job, answer)),
+                Command::Submit(jobs, answer) => batch.push((jobs, answer)),
                 Command::Order(job, order, answer) => match store.order(job, &order) {
                     Ok(number) => {
                         waiting.push(Waiting { number, job, until: Instant::now() + ORDER_TIME, answer })
@@ -173,42 +185,122 @@ fn answered(store: &Store, order: Waiting) -> Option<Waiting> {
     None
 }
 
-type Waiter = oneshot::Sender<Result<JobRow, Error>>;
-
-fn submit(store: &mut Store, batch: Vec<(NewJob, Waiter)>) {
+/// Adds what was submitted. Each submission is added whole or not at all.
+fn submit(store: &mut Store, batch: Vec<(Vec<NewJob>, Waiter)>) {
     if batch.is_empty() {
         return;
     }
-    let (mut jobs, waiters): (Vec<NewJob>, Vec<Waiter>) = batch.into_iter().unzip();
-    match add(store, &mut jobs) {
+    let (mut submissions, waiters): (Vec<Vec<NewJob>>, Vec<Waiter>) = batch.into_iter().unzip();
+    match add(store, &mut submissions) {
         Ok(rows) => {
-            for (row, waiter) in rows.into_iter().zip(waiters) {
-                drop(waiter.send(Ok(row)));
+            for (rows, waiter) in rows.into_iter().zip(waiters) {
+                drop(waiter.send(Ok(rows)));
             }
         }
-        Err(error) if jobs.len() == 1 => {
+        Err(error) if submissions.len() == 1 => {
             if let Some(waiter) = waiters.into_iter().next() {
                 drop(waiter.send(Err(error)));
             }
         }
         // None was added. One of them was refused, and the others are not to suffer from it.
         Err(_one) => {
-            for (job, waiter) in jobs.into_iter().zip(waiters) {
-                let added = add(store, &mut [job]);
-                drop(waiter.send(added.map(|mut rows| rows.remove(0))));
+            for (jobs, waiter) in submissions.into_iter().zip(waiters) {
+                let added = add(store, &mut [jobs]);
+                drop(waiter.send(added.map(|rows| rows.into_iter().flatten().collect())));
             }
         }
     }
 }
 
-/// Adds jobs, all or none.
-fn add(store: &mut Store, jobs: &mut [NewJob]) -> Result<Vec<JobRow>, Error> {
-    let requests = jobs.iter().map(|job| job.request.clone()).collect();
-    let mut left = jobs.iter_mut();
+/// Adds jobs, all or none. Returns those of each submission.
+fn add(store: &mut Store, submissions: &mut [Vec<NewJob>]) -> Result<Vec<Vec<JobRow>>, Error> {
+    let requests = submissions.iter().flatten().map(|job| job.request.clone()).collect();
+    let mut left = submissions.iter_mut().flatten();
     let ids = store.submit(requests, &mut |id, request, folder| {
         let Some(job) = left.next() else { unreachable!("called once for each request, in order") };
         (job.prepare)(id, request, folder)?;
         Ok(job.ticket.write(folder)?)
     })?;
-    ids.into_iter().map(|id| store.job(id)).collect()
+    let mut ids = ids.into_iter();
+    let mut rows = Vec::new();
+    for jobs in submissions {
+        let rows_of = ids.by_ref().take(jobs.len()).map(|id| store.job(id));
+        rows.push(rows_of.collect::<Result<Vec<_>, _>>()?);
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jobs::audition::{consecutive, takes};
+    use jobs::request::REQUEST_VERSION;
+    use media::post_process::PostProcessSpec;
+    use runtime::job::KeepSteps;
+    use runtime::plan::GenerateRequest;
+    use runtime::scheduler::{Priority, Seconds};
+    use std::collections::BTreeMap;
+
+    fn request() -> Request {
+        Request {
+            version: REQUEST_VERSION,
+            bundle: "/bundle".into(),
+            model: "mini".into(),
+            precision: None,
+            kernels: None,
+            clip: GenerateRequest::new("a boat", bundle::units::Seed(7)),
+            noise: None,
+            priority: Priority::Normal,
+            deadline: None,
+            stop_after: None,
+            keep_steps: KeepSteps::None,
+            outputs: Vec::new(),
+            post_process: PostProcessSpec::default(),
+            extras: BTreeMap::new(),
+            metadata: true,
+            mark: true,
+            sign: None,
+            output_timeout: Seconds::try_new(1.0).unwrap(),
+            origin: None,
+            take: None,
+        }
+    }
+
+    /// A submission of three takes, of which one is refused or none.
+    fn submission(prefix: &str, refused: Option<usize>) -> Vec<NewJob> {
+        let requests = takes(&request(), &consecutive(bundle::units::Seed(1), 3), 2);
+        let job = |(index, request): (usize, Request)| NewJob {
+            request,
+            ticket: Ticket { id: format!("{prefix}{index}"), ..Ticket::default() },
+            prepare: Box::new(move |_, _, _| {
+                if refused == Some(index) {
+                    Err(Error::Request { why: "refused by the test".into() })
+                } else {
+                    Ok(())
+                }
+            }),
+        };
+        requests.into_iter().enumerate().map(job).collect()
+    }
+
+    #[test]
+    fn a_submission_is_added_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        let (mut batch, mut answers) = (Vec::new(), Vec::new());
+        for (prefix, refused) in [("a", None), ("b", Some(2)), ("c", None)] {
+            let (sender, answer) = oneshot::channel();
+            batch.push((submission(prefix, refused), sender));
+            answers.push(answer);
+        }
+        submit(&mut store, batch);
+        let answers: Vec<_> = answers.into_iter().map(|mut answer| answer.try_recv().unwrap()).collect();
+        let lengths: Vec<_> = answers.iter().map(|rows| rows.as_ref().ok().map(Vec::len)).collect();
+        assert_eq!(lengths, [Some(3), None, Some(3)]);
+        let tickets = |row: &JobRow| Ticket::read(&store.job_folder(row.id)).unwrap().id;
+        let stored: Vec<_> = store.list().unwrap().iter().map(tickets).collect();
+        assert_eq!(stored, ["a0", "a1", "a2", "c0", "c1", "c2"]);
+        let last = answers.last().unwrap().as_ref().unwrap();
+        assert_eq!(last.iter().map(tickets).collect::<Vec<_>>(), ["c0", "c1", "c2"]);
+    }
 }

@@ -78,7 +78,7 @@ pub(crate) async fn submit(
     {
         return Ok(found);
     }
-    let place = place(app, caller, sent)?;
+    let place = places(app, caller, 1, sent)?;
     // Another request with the key may have been stored since.
     if let Some(clip) = sent.repeated(app, caller)? {
         return Ok(Submitted::own(clip));
@@ -154,7 +154,7 @@ pub(crate) async fn remix(
         request.origin = Some(Origin { job, step, steps: changed.steps, fork: changed.fork });
         Ok(())
     });
-    let place = place(app, caller, sent)?;
+    let place = places(app, caller, 1, sent)?;
     let bundle = loras::again(app, model, &mut ticket, (&parent.ticket, &parent.request.bundle)).await?;
     add(app, request, ticket, prepare, (place, bundle)).await
 }
@@ -173,7 +173,11 @@ fn remix_step_of(run: &std::path::Path, request: &Request) -> Result<usize, Faul
     })
 }
 
-fn ticket(
+/// The ticket of a new clip.
+///
+/// # Errors
+/// There is no such model.
+pub(crate) fn ticket(
     app: &App,
     caller: &Caller,
     model: Option<&str>,
@@ -188,6 +192,7 @@ fn ticket(
         model: model.unwrap_or(&served.name).to_owned(),
         extension: format.extension().to_owned(),
         remixed_from: None,
+        audition: None,
         loras: Vec::new(),
         base: None,
         result: None,
@@ -196,11 +201,15 @@ fn ticket(
     })
 }
 
-fn place(app: &App, caller: &Caller, sent: &Sent) -> Result<Place, Fault> {
+/// Takes places in the queue for `count` jobs.
+///
+/// # Errors
+/// The server ends, there are not as many places, or a request with the same key is being stored.
+pub(crate) fn places(app: &App, caller: &Caller, count: usize, sent: &Sent) -> Result<Place, Fault> {
     if *app.ending.borrow() {
         return Err(Fault::unavailable("the server is ending"));
     }
-    app.clips.reserve(caller, app.config.limits.queue, sent.key.as_deref())
+    app.clips.reserve(caller, (app.config.limits.queue, count), sent.key.as_deref())
 }
 
 async fn add(

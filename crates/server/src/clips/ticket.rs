@@ -14,11 +14,13 @@ use std::path::{Path, PathBuf};
 const FILE: &str = "http.json";
 /// A file that says that the client has deleted the clip.
 const DELETED: &str = "http-deleted";
+/// A file that says that the client has deleted the audition of the clip, which was kept.
+const DELETED_AUDITION: &str = "http-audition-deleted";
 /// A file that says why the frames of the clip were refused.
 const REFUSED: &str = "http-refused";
 
 /// What the server notes about a clip.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ticket {
     /// The public name of the clip.
@@ -33,6 +35,9 @@ pub(crate) struct Ticket {
     /// The clip that it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remixed_from: Option<String>,
+    /// The public name of the audition that it is a take of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audition: Option<String>,
     /// The LoRAs of the clip, as the client named them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<ClipLora>,
@@ -95,7 +100,8 @@ impl Ticket {
                 tracing::error!("{} cannot be read, so its clip is not shown: {error}", path.display());
                 None
             }
-            Ok(bytes) => serde_json::from_slice(&bytes)
+            Ok(bytes) => serde_json::from_slice::<Self>(&bytes)
+                .map(|ticket| ticket.without_deleted(folder))
                 .inspect_err(|error| {
                     tracing::error!("{} is damaged, so its clip is not shown: {error}", path.display());
                 })
@@ -118,14 +124,53 @@ impl Ticket {
         path.exists().then(|| std::fs::read_to_string(&path).unwrap_or_else(|error| error.to_string()))
     }
 
+    /// The ticket without an audition that the client has deleted.
+    fn without_deleted(mut self, folder: &Path) -> Self {
+        if self.audition.is_some() && folder.join(DELETED_AUDITION).exists() {
+            self.audition = None;
+        }
+        self
+    }
+
+    /// Notes on disk that the client has deleted the audition of the clip, and not the clip.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn delete_audition(folder: &Path) -> Result<(), bundle::Error> {
+        mark(folder, DELETED_AUDITION)
+    }
+
     /// Notes on disk that the client has deleted the clip.
     ///
     /// # Errors
     /// The file cannot be written.
     pub(crate) fn delete(folder: &Path) -> Result<(), bundle::Error> {
-        let path = folder.join(DELETED);
-        bundle::atomic::write_atomic(&path, b"")?;
-        let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(bundle::Error::file("write", &path))
+        mark(folder, DELETED)
+    }
+}
+
+/// Puts an empty file into the folder of a job, which survives a power cut.
+fn mark(folder: &Path, name: &str) -> Result<(), bundle::Error> {
+    let path = folder.join(name);
+    bundle::atomic::write_atomic(&path, b"")?;
+    let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(bundle::Error::file("write", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deleted_audition_leaves_the_clip_that_was_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let audition = Some("audition_1".to_owned());
+        let ticket = Ticket { id: "video_1".into(), extension: "mp4".into(), audition, ..Ticket::default() };
+        ticket.write(folder.path()).unwrap();
+        assert_eq!(Ticket::read(folder.path()), Some(ticket.clone()));
+        Ticket::delete_audition(folder.path()).unwrap();
+        assert_eq!(Ticket::read(folder.path()), Some(Ticket { audition: None, ..ticket }));
+        Ticket::delete(folder.path()).unwrap();
+        assert_eq!(Ticket::read(folder.path()), None);
     }
 }

@@ -77,6 +77,17 @@ const TEXT_ONLY: &str = "the models of this server make clips from text alone";
 /// # Errors
 /// Names the first parameter that is wrong, unknown, or asks for what this server cannot do.
 pub(super) fn read(mut fields: Fields) -> Result<ClipRequest, Fault> {
+    let mut request = read_clip(&mut fields)?;
+    request.callback = Callback::read(&mut fields)?;
+    fields.finish()?;
+    Ok(request)
+}
+
+/// Takes what makes a clip, and leaves what the client is told about it.
+///
+/// # Errors
+/// Names the first parameter that is wrong, or asks for what this server cannot do.
+pub(crate) fn read_clip(fields: &mut Fields) -> Result<ClipRequest, Fault> {
     let prompt = fields.text("prompt")?;
     let prompt =
         prompt.ok_or_else(|| Fault::parameter("prompt", "`prompt` is missing: describe the clip"))?;
@@ -86,15 +97,13 @@ pub(super) fn read(mut fields: Fields) -> Result<ClipRequest, Fault> {
         request.loras = ClipLora::read(&mut extra)?;
         extra.finish()?;
     }
-    read_settings(&mut fields, &mut request)?;
-    request.loras.extend(ClipLora::read(&mut fields)?);
+    read_settings(fields, &mut request)?;
+    request.loras.extend(ClipLora::read(fields)?);
     for name in ["input_reference", "image_reference", "video_reference", "reference_url", "audio_url"] {
         fields.refuse(name, TEXT_ONLY)?;
     }
-    request.callback = Callback::read(&mut fields)?;
-    request.post = Post::read(&mut fields)?;
+    request.post = Post::read(fields)?;
     fields.ignore(&["user", "metadata"]);
-    fields.finish()?;
     Ok(request)
 }
 

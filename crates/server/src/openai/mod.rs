@@ -6,6 +6,6 @@ mod create;
 mod routes;
 pub(crate) mod types;
 
-pub(crate) use create::{read_format, read_settings};
-pub(crate) use routes::router;
+pub(crate) use create::{read_clip, read_format, read_settings};
+pub(crate) use routes::{router, shown};
 pub(crate) use types::error_of;

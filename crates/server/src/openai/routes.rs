@@ -9,6 +9,7 @@ use crate::clips::deleting::delete;
 use crate::clips::index::{Clip, Status};
 use crate::clips::submitting::{self, Sent};
 use crate::fault::{ErrorBody, Fault};
+use crate::page::{ListQuery, page};
 use crate::query::{Path, Query};
 use crate::variants::{self, Variant};
 use axum::Json;
@@ -24,9 +25,6 @@ use utoipa_axum::routes;
 
 /// When a client that polls is to ask again, in milliseconds.
 static POLL_AFTER: HeaderName = HeaderName::from_static("openai-poll-after-ms");
-/// Videos of a page, unless asked for otherwise, and at most.
-const PAGE: usize = 20;
-const MOST_OF_PAGE: usize = 100;
 
 /// The routes.
 pub(crate) fn router() -> OpenApiRouter<Arc<App>> {
@@ -67,7 +65,7 @@ async fn create_video(
 }
 
 /// A video, and when to ask again.
-fn shown(clip: &Clip) -> Response {
+pub(crate) fn shown(clip: &Clip) -> Response {
     let mut response = Json(Video::of(clip)).into_response();
     if let Some(after) = poll_after(&clip.status()) {
         response.headers_mut().insert(POLL_AFTER.clone(), HeaderValue::from(after));
@@ -86,27 +84,6 @@ fn poll_after(status: &Status) -> Option<u32> {
     Some(after.clamp(250, 5000))
 }
 
-/// How videos are listed.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-struct ListQuery {
-    /// The video after which the page begins.
-    after: Option<String>,
-    /// Videos of the page.
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<usize>,
-    /// `desc`, newest first, or `asc`.
-    #[param(inline)]
-    order: Option<ListOrder>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-enum ListOrder {
-    Asc,
-    Desc,
-}
-
 /// List the videos of the token
 #[utoipa::path(
     get, path = "/v1/videos", tag = "OpenAI videos", params(ListQuery),
@@ -120,28 +97,13 @@ async fn list_videos(
     caller: Caller,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<VideoList>, Fault> {
-    let limit = query.limit.unwrap_or(PAGE);
-    if !(1..=MOST_OF_PAGE).contains(&limit) {
-        return Err(Fault::parameter("limit", format!("`limit` is a number from 1 to {MOST_OF_PAGE}")));
-    }
-    let mut clips = app.clips.list(&caller);
-    if query.order != Some(ListOrder::Asc) {
-        clips.reverse();
-    }
-    let start = match &query.after {
-        None => 0,
-        Some(after) => {
-            let at = clips.iter().position(|clip| clip.ticket.id == *after);
-            at.ok_or_else(|| Fault::not_found("video").about("after"))? + 1
-        }
-    };
-    let page = clips.get(start..).unwrap_or_default();
-    let data: Vec<Video> = page.iter().take(limit).map(|clip| Video::of(clip)).collect();
+    let (clips, has_more) = page(app.clips.list(&caller), &query, "video", |clip| &clip.ticket.id)?;
+    let data: Vec<Video> = clips.iter().map(|clip| Video::of(clip)).collect();
     Ok(Json(VideoList {
         object: "list",
         first_id: data.first().map(|video| video.id.clone()),
         last_id: data.last().map(|video| video.id.clone()),
-        has_more: page.len() > limit,
+        has_more,
         data,
     }))
 }

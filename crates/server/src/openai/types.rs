@@ -99,8 +99,9 @@ pub(crate) struct DeletedVideo {
     pub deleted: bool,
 }
 
+/// Seconds since 1970 as a whole number.
 #[expect(clippy::cast_possible_truncation, reason = "seconds since 1970")]
-fn whole(seconds: f64) -> i64 {
+pub(crate) fn whole(seconds: f64) -> i64 {
     seconds as i64
 }
 

@@ -2,6 +2,7 @@
 
 use super::live;
 use crate::app::App;
+use crate::auditions::pictures as auditions;
 use crate::clips::index::Clip;
 use crate::fault::{ErrorBody, Fault};
 use crate::links::{Grant, Signature};
@@ -71,17 +72,17 @@ impl LinkedStatus {
 #[utoipa::path(
     get, path = "/media/{id}/{variant}", tag = "Rushes", security(()),
     params(
-        ("id" = String, Path, description = "The name of the video"),
-        ("variant" = String, Path, description = "`video`; `status` for its state as JSON, `live.m3u8` and the names in it while it is made"),
+        ("id" = String, Path, description = "The name of the video or audition"),
+        ("variant" = String, Path, description = "`video`; `status` for its state as JSON, `live.m3u8` and the names in it while it is made; `sheet.png` and `take-NUMBER.png` of an audition"),
         ("expires" = u64, Query, description = "When the link expires"),
         ("key" = String, Query, description = "The id of the key"),
         ("signature" = String, Query, description = "The code"),
         ("prefer" = Option<String>, Header, description = "`wait`, or `wait=SECONDS`"),
     ),
     responses(
-        (status = 200, description = "The file", content((Vec<u8> = "video/mp4"), (Vec<u8> = "video/webm"), (Vec<u8> = "video/x-matroska"), (Vec<u8> = "image/gif"), (Vec<u8> = "image/webp"), (Vec<u8> = "image/jpeg"))),
+        (status = 200, description = "The file", content((Vec<u8> = "video/mp4"), (Vec<u8> = "video/webm"), (Vec<u8> = "video/x-matroska"), (Vec<u8> = "image/gif"), (Vec<u8> = "image/webp"), (Vec<u8> = "image/jpeg"), (Vec<u8> = "image/png"))),
         (status = 202, description = "The video is not complete yet", body = NotYet),
-        (status = 206, description = "A part of the file", content((Vec<u8> = "video/mp4"), (Vec<u8> = "video/webm"), (Vec<u8> = "video/x-matroska"), (Vec<u8> = "image/gif"), (Vec<u8> = "image/webp"), (Vec<u8> = "image/jpeg"))),
+        (status = 206, description = "A part of the file", content((Vec<u8> = "video/mp4"), (Vec<u8> = "video/webm"), (Vec<u8> = "video/x-matroska"), (Vec<u8> = "image/gif"), (Vec<u8> = "image/webp"), (Vec<u8> = "image/jpeg"), (Vec<u8> = "image/png"))),
         (status = "4XX", description = "The link is not valid", body = ErrorBody),
     ),
 )]
@@ -94,6 +95,9 @@ async fn get_media(
     let grant = Grant { method: "GET", id: &id, variant: &name };
     if !grant.allows(&signature, &app.keys, app.now()) {
         return Err(Fault::forbidden("the link is not valid, or has expired: ask for a new one"));
+    }
+    if let Some(picture) = auditions::by_link(&app, &id, &name, &request).await {
+        return picture;
     }
     let clip = app.clips.get(&id).ok_or_else(|| Fault::not_found("video"))?;
     if name == live::PLAYLIST {

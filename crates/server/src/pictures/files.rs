@@ -93,7 +93,7 @@ impl Tiles {
 }
 
 /// A frame whose longer side has at most so many pixels.
-fn small(frame: ArrayView3<'_, f32>, longest: usize) -> Option<Array3<f32>> {
+pub(crate) fn small(frame: ArrayView3<'_, f32>, longest: usize) -> Option<Array3<f32>> {
     let (_, height, width) = frame.dim();
     let larger = height.max(width);
     let scaled = |side: usize| if larger <= longest { side } else { (side * longest / larger).max(1) };

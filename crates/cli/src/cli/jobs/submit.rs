@@ -7,7 +7,6 @@ use super::store::StoreArgs;
 use super::values;
 use crate::Error;
 use crate::cli::args::{ClipArgs, NoiseArgs, VariantArgs, WritingArgs};
-use crate::cli::audition::{MAX_TAKES, steps_of};
 use crate::cli::generate::{
     check_noise, extras_of, forks_left, input_file, missing_extras, record_of, request_like, variant_like,
 };
@@ -15,11 +14,11 @@ use crate::cli::global::GlobalArgs;
 use crate::cli::lora::{self, LoraArgs};
 use crate::cli::render;
 use crate::mini::MiniForm;
-use ::jobs::request::{NoiseFile, REQUEST_VERSION, Request, Take};
+use ::jobs::audition::{MAX_TAKES, consecutive, steps_of};
+use ::jobs::request::{NoiseFile, REQUEST_VERSION, Request};
 use ::jobs::store::{JobRow, Store, check_free};
 use bundle::Field;
 use bundle::manifest::Manifest;
-use bundle::units::Seed;
 use bundle::variant::Target;
 use clap::Args;
 use engines::{Cancel, Device, Placement};
@@ -27,8 +26,8 @@ use media::OutputSpec;
 use runtime::job::{JobSpec, KeepSteps};
 use runtime::memory_plan::{MemoryPlan, MemoryRequest};
 use runtime::model::{ModelOptions, choose_variant};
-use runtime::plan::{GenerateRequest, GenerationPlan};
-use runtime::scheduler::{JobId, Priority, Seconds};
+use runtime::plan::GenerationPlan;
+use runtime::scheduler::{Priority, Seconds};
 use runtime::trace::read_noise;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -129,7 +128,7 @@ pub(super) fn run(args: &SubmitArgs, store: &StoreArgs, global: &GlobalArgs) -> 
     let (request, plan) = request(args, global, &cancel, &mut notes)?;
     let requests = match args.takes {
         None => vec![request],
-        Some(count) => takes(request, count, args.steps_of, &plan)?,
+        Some(count) => takes(&request, count, args.steps_of, &plan)?,
     };
     let first = &requests[0];
     // The default output is known when the job has its number.
@@ -318,7 +317,7 @@ fn check_variant(
 
 /// The takes of an audition: the request with consecutive seeds. They have no outputs until they are kept.
 fn takes(
-    request: Request,
+    request: &Request,
     count: usize,
     steps: Option<usize>,
     plan: &GenerationPlan,
@@ -328,15 +327,6 @@ fn takes(
         return Err(Error::argument("--takes", count, rule, "use 9"));
     }
     let steps = steps_of(steps, plan)?;
-    let take = |index: usize| Request {
-        clip: GenerateRequest {
-            seed: Seed(request.clip.seed.0.wrapping_add(index as u64)),
-            ..request.clip.clone()
-        },
-        stop_after: Some(steps),
-        // The number of the first job is known when it is stored.
-        take: Some(Take { audition: JobId(0), number: index + 1, of: count }),
-        ..request.clone()
-    };
-    Ok((0..count).map(take).collect())
+    let seeds = consecutive(request.clip.seed, count);
+    Ok(::jobs::audition::takes(request, &seeds, steps))
 }
