@@ -117,7 +117,7 @@ fn new_jobs(app: &App, requests: Vec<Request>, first: Ticket) -> Vec<NewJob> {
                 }
                 take.audition = JobId(number.load(Ordering::Relaxed));
             }
-            post::keep_logo(request, folder, &queue.job_folder(JobId(id)))
+            post::keep(request, folder, &queue.job_folder(JobId(id)))
         });
         NewJob { request, ticket, prepare }
     };
