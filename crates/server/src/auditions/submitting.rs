@@ -35,7 +35,7 @@ pub(super) async fn submit(
     check_count(app, caller, &takes)?;
     let mut job = checked(app, &clip)?;
     if let Some(post) = &clip.post {
-        post.apply(app, caller, &mut job).await?;
+        post.apply(app, caller, &mut job, clip.format).await?;
     }
     let model = app.models.find(clip.model.as_deref())?;
     let steps = audition::steps_of(steps_of, &GenerationPlan::new(&model.manifest, &job.clip)?)?;
