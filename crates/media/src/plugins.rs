@@ -71,11 +71,16 @@ const MP3: SoundEncoder =
 /// Matroska and WebM have a field for the delay, which GStreamer writes.
 const OPUS: SoundEncoder = SoundEncoder { elements: &["opusenc"], delay: 0, package: BASE };
 
+fn initialize() -> Result<(), Error> {
+    gst::init().map_err(|error| Error::NoGStreamer { why: error.to_string() })
+}
+
 /// The audio encoder of an output. Returns `None` if the output carries no audio.
 ///
 /// # Errors
-/// Returns an error if no encoder is installed.
+/// Returns an error if no encoder is installed, or if GStreamer cannot be initialized.
 pub fn sound_encoder(spec: &OutputSpec) -> Result<Option<SoundEncoder>, Error> {
+    initialize()?;
     let known: &[SoundEncoder] = match spec {
         // Many players do not support Opus in mp4.
         OutputSpec::File { format: FileFormat::Mp4, .. } => &[AAC, MP3],
@@ -149,7 +154,7 @@ impl Survey {
 /// # Errors
 /// Returns an error if GStreamer cannot be initialized.
 pub fn survey() -> Result<Survey, Error> {
-    gst::init().map_err(|error| Error::NoGStreamer { why: error.to_string() })?;
+    initialize()?;
     let ranks = std::env::var(RANKS).unwrap_or_default();
     let mut encoders = H264Encoder::installed(installed);
     encoders.retain(|encoder| !is_hidden(&ranks, encoder.element()) && accepts_its_settings(*encoder));

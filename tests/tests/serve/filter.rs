@@ -60,7 +60,7 @@ fn every_api_refuses_texts_and_says_why() {
     }
     server.post(&format!("/v1/videos/{id}/remix"), &json!({"prompt": "a blue ball"})).with(200);
     let metrics = String::from_utf8(server.get("/metrics").with(200).body).unwrap();
-    assert!(metrics.contains("rushes_refused_total{category=\"sexual\"} 10"), "{metrics}");
+    assert!(metrics.contains("rushes_refused_total{category=\"sexual\"} 11"), "{metrics}");
     // The log says that there is a filter and which rule applied, and repeats no text of a client.
     let log = server.log();
     assert!(log.contains("the content filter is on") && log.contains("has refused a text"), "{log}");
