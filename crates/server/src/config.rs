@@ -63,6 +63,8 @@ pub struct Limits {
     pub body_time: Duration,
     /// How long a client may take no byte of an answer.
     pub stalled: Duration,
+    /// How long the rest of a body is awaited whose request was answered before it was read.
+    pub rest: Duration,
     /// How long requests may go on after the server was asked to end.
     pub drain: Duration,
     /// The most frames of a clip.
@@ -96,6 +98,7 @@ impl Default for Limits {
             headers: Duration::from_secs(15),
             body_time: Duration::from_secs(30),
             stalled: Duration::from_secs(30),
+            rest: Duration::from_secs(10),
             drain: Duration::from_secs(10),
             frames: 481,
             side: 2048,

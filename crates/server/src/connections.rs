@@ -1,10 +1,13 @@
 //! Accepting connections, with limits on what a client may keep busy.
 
 use crate::config::Limits;
+use crate::lingering::{Lingering, Unread, Watching};
 use axum::Router;
+use hyper::server::conn::http1::UpgradeableConnection;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::io::ErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -81,9 +84,9 @@ async fn until(ending: &mut watch::Receiver<bool>) {
     let _ = ending.wait_for(|is_ending| *is_ending).await;
 }
 
-type Served = hyper::server::conn::http1::UpgradeableConnection<
-    TokioIo<std::pin::Pin<Box<TimeoutStream<TcpStream>>>>,
-    TowerToHyperService<Router>,
+type Served = UpgradeableConnection<
+    TokioIo<Lingering<Pin<Box<TimeoutStream<TcpStream>>>>>,
+    TowerToHyperService<Watching>,
 >;
 
 fn connection(stream: TcpStream, routes: Router, limits: &Limits) -> Served {
@@ -91,10 +94,12 @@ fn connection(stream: TcpStream, routes: Router, limits: &Limits) -> Served {
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limits.stalled));
+    let unread = Unread::default();
+    let stream = Lingering::new(Box::pin(stream), unread.clone(), limits.rest);
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.headers)
         .max_buf_size(MOST_HEADERS)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(routes))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(Watching { routes, unread }))
         .with_upgrades()
 }

@@ -25,6 +25,7 @@ mod fetch;
 mod health;
 mod ids;
 mod latents;
+mod lingering;
 mod links;
 mod live;
 mod loras;

@@ -242,7 +242,23 @@ fn bodies_headers_and_slow_clients_have_limits() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let large = json!({"prompt": "x".repeat(2 << 20)}).to_string();
-    server.send("POST", "/v1/videos", &[JSON], large.as_bytes()).with(413);
+    let text = ("content-type", "text/plain");
+    // What is refused before it has been read is answered all the same.
+    for _ in 0..8 {
+        server.send("POST", "/v1/videos", &[JSON], large.as_bytes()).with(413);
+        server.send("POST", "/v1/videos", &[text], large.as_bytes()).with(415);
+        server.send("POST", "/v1/nothing", &[JSON], large.as_bytes()).with(404);
+        server.send("PUT", "/v1/videos", &[JSON], large.as_bytes()).with(405);
+        server
+            .send("POST", "/v1/videos", &[JSON, ("origin", "http://elsewhere")], large.as_bytes())
+            .with(403);
+    }
+    // A client that never sends the rest keeps its connection for a while, not for ever.
+    let began = Instant::now();
+    let head = "POST /v1/nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n";
+    let answer = server.raw(head.as_bytes());
+    assert!(answer.starts_with(b"HTTP/1.1 404"), "{}", String::from_utf8_lossy(&answer));
+    assert!(began.elapsed() < Duration::from_secs(59), "it was not dropped");
     let long_header =
         format!("GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(100_000));
     let answer = server.raw(long_header.as_bytes());
