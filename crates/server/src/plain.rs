@@ -54,7 +54,7 @@ struct PlainRequest {
     callback_secret: Option<String>,
     /// The language of the prompt. The models read all that they were trained with.
     lang: Option<String>,
-    /// What is drawn on the frames.
+    /// What is drawn on the frames, and the sound of the clip.
     post: Option<PostFields>,
     /// Tokens of the prompt that are read: 512.
     #[schema(minimum = 0)]

@@ -73,7 +73,7 @@ pub(super) struct CreateAudition {
     loras: Option<Vec<LoraField>>,
     /// Format of the file of a take that is kept: mp4, webm, mkv, gif or webp.
     output_format: Option<String>,
-    /// What is drawn on the frames of a take that is kept.
+    /// What is drawn on the frames of a take that is kept, and its sound.
     post: Option<PostFields>,
 }
 

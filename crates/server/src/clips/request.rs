@@ -49,7 +49,7 @@ pub(crate) struct ClipRequest {
     pub loras: Vec<ClipLora>,
     /// Whom to tell when the clip has ended.
     pub(crate) callback: Option<Callback>,
-    /// What is drawn on its frames.
+    /// What is drawn on its frames, and its sound.
     pub(crate) post: Option<Post>,
     /// Format of the file.
     pub format: FileFormat,

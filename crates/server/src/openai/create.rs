@@ -66,7 +66,7 @@ pub(super) struct CreateVideo {
     pub(super) callback_secret: Option<String>,
     /// Format of the file: mp4, webm, mkv, gif or webp.
     pub(super) output_format: Option<String>,
-    /// What is drawn on the frames.
+    /// What is drawn on the frames, and the sound of the clip.
     pub(super) post: Option<PostFields>,
 }
 
