@@ -21,7 +21,8 @@ help:
 	@echo 'make test-long also runs the long forms of the tests, which make test skips'
 	@echo 'make test-providers runs the tests that need execution providers; with SMOKE=1 only the short ones, and with'
 	@echo '               REQUIRE=openvino,webgpu those providers must be there'
-	@echo 'make test-clients runs the packages openai, dashscope, litellm and schemathesis against the server'
+	@echo 'make test-clients runs the packages openai, dashscope, litellm and schemathesis against the server; with SMOKE=1'
+	@echo '               only the newest openai and dashscope, and few requests of schemathesis'
 	@echo 'make test-proxies runs the examples for nginx and Caddy in docs/serve.md in front of the server; both must be'
 	@echo '               installed, and WAIT=SECONDS sets the longest wait'
 	@echo 'make bench     times the three graphs of a model on this machine'
@@ -60,18 +61,20 @@ test-long:
 test-providers:
 	$(call timed,provider tests,REQUIRE=$(REQUIRE) SMOKE=$(SMOKE) scripts/test-providers.sh $(cargo_features))
 
-# Python packages, unchanged, as clients of the server, and requests that are made from its description. The program is
-# that of the tests.
+# Exactly what `make test` builds: with other targets, cargo chooses other features, and builds everything again.
+build_program := cargo test --locked --workspace $(cargo_features) --no-run
+
+# Python packages, unchanged, as clients of the server, and requests that are made from its description.
 test-clients:
 	@scripts/setup.sh tests
-	$(call timed,build,cargo build --locked --workspace $(cargo_features) --bin rushes-under-test)
-	$(call timed,clients,scripts/test-clients.sh $(target)/debug/rushes-under-test)
-	$(call timed,schema,scripts/test-schema.sh $(target)/debug/rushes-under-test)
+	$(call timed,build,$(build_program))
+	$(call timed,clients,SMOKE=$(SMOKE) scripts/test-clients.sh $(target)/debug/rushes-under-test)
+	$(call timed,schema,scripts/test-schema.sh $(target)/debug/rushes-under-test $(if $(SMOKE),2))
 
-# Needs nginx, Caddy, curl and openssl, which it does not install. The program is that of the tests.
+# Needs nginx, Caddy, curl and openssl, which it does not install.
 test-proxies:
 	@scripts/setup.sh tests
-	$(call timed,build,cargo build --locked --workspace $(cargo_features) --bin rushes-under-test)
+	$(call timed,build,$(build_program))
 	$(call timed,proxies,WAIT=$(WAIT) scripts/test-proxies.sh $(target)/debug/rushes-under-test)
 
 bench: setup

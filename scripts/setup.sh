@@ -71,6 +71,8 @@ missing_packages() {
     { have webpinfo && have webpmux; } || echo webp
     have gst-launch-1.0 || echo gstreamer1.0-tools
     have openssl || echo openssl
+    # The virtual environments of the clients of the server.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
 install_packages() {
