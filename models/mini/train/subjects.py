@@ -72,14 +72,19 @@ def draw_ball(body, color, dark, _time):
 
 
 def draw_bird(body, color, dark, time):
-    body.polygon([(-0.5, 0.05), (-1.2, -0.3), (-1.15, 0.3)], dark)
-    body.disc(0, 0.1, 0.72, 0.48, color)
-    body.disc(0.62, -0.28, 0.38, 0.36, color)
-    body.polygon([(0.92, -0.42), (1.35, -0.22), (0.92, -0.06)], (240, 165, 30))
-    body.disc(0.7, -0.34, 0.13, 0.13, (250, 250, 250), 12)
-    body.disc(0.73, -0.34, 0.08, 0.08, BLACK, 8)
-    wing = 0.95 * math.sin(time * 4)
-    body.polygon([(-0.42, 0.05), (0.32, 0.05), (-0.15, 0.05 - wing)], dark)
+    """On two legs, with wings that are always above the back: what has neither is read as a fish."""
+    orange = (240, 150, 30)
+    for u in (-0.12, 0.26):
+        body.box(u - 0.07, 0.45, u + 0.07, 1.0, orange)
+        body.box(u - 0.07, 0.88, u + 0.27, 1.0, orange)
+    body.polygon([(-0.45, -0.1), (-1.3, -0.12), (-1.3, 0.2), (-0.4, 0.35)], dark)
+    body.disc(0.02, 0.14, 0.66, 0.44, color)
+    body.disc(0.6, -0.3, 0.38, 0.36, color)
+    body.polygon([(0.9, -0.48), (1.4, -0.22), (0.9, -0.04)], orange)
+    body.disc(0.68, -0.36, 0.14, 0.14, (250, 250, 250), 12)
+    body.disc(0.71, -0.36, 0.09, 0.09, BLACK, 8)
+    tip = -0.65 + 0.35 * math.sin(time * 4)
+    body.polygon([(-0.5, 0.1), (0.3, 0.1), (-0.05, tip - 0.1), (-0.75, tip)], dark)
 
 
 def draw_boat(body, color, dark, _time):

@@ -17,6 +17,16 @@ class Scenes(unittest.TestCase):
             # It is more than a patch of one colour.
             self.assertGreater(clip[0][mask[0] > 250].std(), 10, subject)
 
+    def test_bounces_are_seen_in_every_fourth_frame(self):
+        plain = {"camera": "static", "weather": "clear", "time": "day", "setting": "forest", "color": "blue"}
+        for seed in range(4):
+            _, masks = world.render({**plain, "subject": "ball", "action": "bounce", "seed": seed})
+            rows = np.arange(world.HEIGHT)
+            middles = [(mask.sum(1) * rows).sum() / mask.sum() for mask in masks[::4].astype(float)]
+            moves = np.diff(middles)
+            self.assertGreater(np.abs(moves).min(), 0.2 * world.HEIGHT, middles)
+            self.assertTrue((moves[1:] * moves[:-1] < 0).all(), middles)
+
     def test_held_out_combinations_are_never_trained_on(self):
         rng = random.Random(0)
         for held in (False, True):
